@@ -1,0 +1,40 @@
+# One virtual environment, made on demand from the pinned versions; every target may be the first one called.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+GENERATED := clients
+
+.PHONY: demo test check lint protos bench clean
+demo: $(STAMP)
+	$(BIN)/adjourn demo
+
+test: check
+	$(BIN)/pytest
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf format --diff --exit-code
+
+lint: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	cd protos && ../$(BIN)/buf format --write
+
+protos: $(STAMP)
+	$(BIN)/python protos/generate.py $(GENERATED)
+
+bench: $(STAMP)
+	@echo "no benchmarks yet"
+
+# torch comes first and alone: exactly this version installs without the CUDA packages where a CPU build is at hand.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[local,examples,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,1 @@
+"""The control plane: decides what runs where, and keeps nothing itself."""

@@ -1,0 +1,206 @@
+"""What the control plane asks of its store; `redis_store.py` and the tests' memory store both pass one contract test.
+
+A job is one record with a version. Every change is one compare-and-set that writes the record, moves its index
+entries, appends what happened and wakes whoever listens, or does nothing at all. Nothing else writes jobs.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import NewType, Protocol
+
+from adjourn.v1.checkpoint_pb2 import Checkpoint
+from adjourn.v1.job_pb2 import Job
+from adjourn.v1.job_service_pb2 import JobEvent
+from adjourn.v1.record_pb2 import JobRecord
+from adjourn.v1.usage_pb2 import EpochMetrics
+from adjourn.v1.worker_pb2 import Worker
+
+JobName = NewType("JobName", str)
+"""`jobs/{job}`."""
+WorkerName = NewType("WorkerName", str)
+"""`workers/{worker}`."""
+
+REQUEST_MEMORY = timedelta(days=1)
+"""How long a request_id is remembered."""
+
+
+class Conflict(Exception):
+    """The record, or the worker's occupancy, is no longer the one that was read: read again, decide again."""
+
+
+class RequestSeen(Exception):
+    """The request_id is known; `digest` tells for which request, `answer` is the Job returned then."""
+
+    def __init__(self, digest: str, answer: Job) -> None:
+        super().__init__(digest)
+        self.digest = digest
+        self.answer = answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """A record as it was read."""
+
+    record: JobRecord
+    version: int
+    """From 1; grows with every change."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """The call that a change answers; remembered with its answer for REQUEST_MEMORY."""
+
+    id: str
+    digest: str
+    """Tells the request from another with the same id."""
+    answer: Job
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Occupancy:
+    """The jobs that a worker holds, and the version of that set."""
+
+    worker: WorkerName
+    version: int
+    """Changes whenever a job comes to the worker, leaves it, or releases its slot."""
+    jobs: Sequence[Stored] = field(default=(), compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One atomic change of one job."""
+
+    job: JobName
+    expected: int
+    """Version that was read; 0: the job must not exist."""
+    record: JobRecord | None
+    """What to store; None deletes the job with all its series, and remembers to purge its objects."""
+    events: Sequence[JobEvent] = ()
+    epochs: Sequence[EpochMetrics] = ()
+    """One value for each epoch: a later one replaces it."""
+    checkpoints: Sequence[Checkpoint] = ()
+    """Registered by this change; the same name again replaces."""
+    request: Request | None = None
+    occupancy: Occupancy | None = None
+    """If set, the worker's occupancy must still have this version."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """A worker as the store knows it."""
+
+    worker: Worker
+    """As its agent last described it; state, jobs and report_time are not kept here."""
+    session: str
+    """Of the agent process."""
+    stream: str
+    """Of its newest stream: only that one may speak."""
+    connected: bool
+    """A stream is open, as far as known."""
+    lost: bool
+    """Not heard from for a lease."""
+    beat: int
+    """Grows with every message of the agent."""
+    report_time_ns: int
+    """When the agent last spoke, by the store's clock, in nanoseconds since 1970. For display."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changed:
+    """An entry of the stream of all changes."""
+
+    token: str
+    """Position in the stream; resume after it."""
+    job: JobName
+
+
+class TokenTooOld(Exception):
+    """The stream no longer holds the entry of this token: start again from the current states."""
+
+
+class JobStore(Protocol):
+    """Jobs, their series, and workers. Every method raises StoreUnavailableError when the store cannot be reached."""
+
+    async def get(self, job: JobName) -> Stored | None: ...
+
+    async def commit(self, change: Change) -> int:
+        """Carries the change out and returns the new version (0 after a deletion).
+
+        Gives a new record its `number`. Repeating a change whose answer was lost succeeds. Raises Conflict or
+        RequestSeen, having changed nothing.
+        """
+        ...
+
+    async def answered(self, request_id: str) -> tuple[str, Job] | None:
+        """Returns digest and answer of a remembered request."""
+        ...
+
+    async def page(
+        self, *, states: Sequence[Job.State.ValueType], labels: dict[str, str], size: int, before: int | None
+    ) -> tuple[list[Stored], int | None]:
+        """Returns up to `size` matching jobs, newest first, of a `number` below `before`; and where to go on."""
+        ...
+
+    async def queued(self) -> list[Stored]:
+        """Returns every job in QUEUED, oldest first."""
+        ...
+
+    async def occupancy(self, worker: WorkerName) -> Occupancy: ...
+
+    async def epochs(self, job: JobName, *, after: int, size: int) -> list[EpochMetrics]:
+        """Returns up to `size` epochs after epoch `after`, in order."""
+        ...
+
+    async def checkpoints(self, job: JobName, *, size: int, skip: int) -> list[Checkpoint]:
+        """Returns up to `size` checkpoints, newest first, leaving out the first `skip`."""
+        ...
+
+    async def checkpoint(self, job: JobName, name: str) -> Checkpoint | None:
+        """Returns the checkpoint of full name `name`."""
+        ...
+
+    async def latest_token(self) -> str:
+        """Returns the token of the newest change."""
+        ...
+
+    async def changes(self, after: str, *, size: int) -> list[Changed]:
+        """Returns up to `size` changes after a token, oldest first; raises TokenTooOld. Does not wait."""
+        ...
+
+    def hints(self) -> AsyncIterator[tuple[JobName, WorkerName]]:
+        """Yields the job (and its worker, or "") of each change as it happens; may miss some, never ends.
+
+        Yields ("", "") after a reconnect: anything may have happened.
+        """
+        ...
+
+    async def attach(self, worker: Worker, session: str, stream: str) -> None:
+        """Makes `stream` the one that speaks for the worker."""
+        ...
+
+    async def beat(self, worker: Worker, stream: str) -> bool:
+        """Notes a sign of life, and the worker's description; False if another stream speaks for it by now."""
+        ...
+
+    async def detach(self, worker: WorkerName, stream: str) -> None:
+        """Notes that the stream ended; nothing, if another speaks for the worker by now."""
+        ...
+
+    async def lose(self, worker: WorkerName, beat: int) -> bool:
+        """Marks the worker lost, unless it spoke after `beat`; True if it is lost now."""
+        ...
+
+    async def sessions(self) -> list[Session]:
+        """Returns every worker, by name."""
+        ...
+
+    async def session(self, worker: WorkerName) -> Session | None: ...
+
+    async def purges(self) -> list[JobName]:
+        """Returns deleted jobs whose objects are not yet gone; their ids cannot be taken again before."""
+        ...
+
+    async def purged(self, job: JobName) -> None: ...
+
+    async def aclose(self) -> None: ...

@@ -1,0 +1,1 @@
+"""The worker agent, its launcher, and what they share."""
