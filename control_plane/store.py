@@ -4,10 +4,11 @@ A job is one record with a version. Every change is one compare-and-set that wri
 entries, appends what happened and wakes whoever listens, or does nothing at all. Nothing else writes jobs.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import NewType, Protocol
+from uuid import uuid4
 
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job
@@ -29,6 +30,10 @@ class Conflict(Exception):
     """The record, or the worker's occupancy, is no longer the one that was read: read again, decide again."""
 
 
+class NotYetPurged(Conflict):
+    """The id belongs to a deleted job whose objects are not yet gone."""
+
+
 class RequestSeen(Exception):
     """The request_id is known; `digest` tells for which request, `answer` is the Job returned then."""
 
@@ -44,7 +49,8 @@ class Stored:
 
     record: JobRecord
     version: int
-    """From 1; grows with every change."""
+    """From 1; grows with every change, though not by one: no two changes of any jobs have the same version, so an id
+    that was deleted and taken again cannot be mistaken for the job that was read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +77,8 @@ class Occupancy:
 class Change:
     """One atomic change of one job."""
 
+    id: str = field(default_factory=lambda: uuid4().hex, compare=False)
+    """Tells a repeat of this change from another; for the store alone."""
     job: JobName
     expected: int
     """Version that was read; 0: the job must not exist."""
@@ -84,6 +92,12 @@ class Change:
     request: Request | None = None
     occupancy: Occupancy | None = None
     """If set, the worker's occupancy must still have this version."""
+
+    def __post_init__(self) -> None:
+        if self.record is None and self.expected == 0:
+            raise ValueError(f"{self.job}: a deletion names the version that it deletes")
+        if self.record is not None and self.record.job.name != self.job:
+            raise ValueError(f"{self.job}: the record is of {self.record.job.name!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,8 +141,8 @@ class JobStore(Protocol):
     async def commit(self, change: Change) -> int:
         """Carries the change out and returns the new version (0 after a deletion).
 
-        Gives a new record its `number`. Repeating a change whose answer was lost succeeds. Raises Conflict or
-        RequestSeen, having changed nothing.
+        Gives a new record its `number`. A change whose answer was lost can be repeated, as the same Change and within
+        a minute: it is carried out once. Raises Conflict or RequestSeen, having changed nothing.
         """
         ...
 
@@ -139,7 +153,10 @@ class JobStore(Protocol):
     async def page(
         self, *, states: Sequence[Job.State.ValueType], labels: dict[str, str], size: int, before: int | None
     ) -> tuple[list[Stored], int | None]:
-        """Returns up to `size` matching jobs, newest first, of a `number` below `before`; and where to go on."""
+        """Returns up to `size` matching jobs, newest first, of a `number` below `before`; and where to go on.
+
+        No states: in any state. Labels: with all of them. Nowhere to go on (None): that was all.
+        """
         ...
 
     async def queued(self) -> list[Stored]:
@@ -147,6 +164,10 @@ class JobStore(Protocol):
         ...
 
     async def occupancy(self, worker: WorkerName) -> Occupancy: ...
+
+    async def events(self, job: JobName, *, after: int, size: int) -> list[JobEvent]:
+        """Returns up to `size` events after sequence `after`, in order."""
+        ...
 
     async def epochs(self, job: JobName, *, after: int, size: int) -> list[EpochMetrics]:
         """Returns up to `size` epochs after epoch `after`, in order."""
@@ -165,22 +186,29 @@ class JobStore(Protocol):
         ...
 
     async def changes(self, after: str, *, size: int) -> list[Changed]:
-        """Returns up to `size` changes after a token, oldest first; raises TokenTooOld. Does not wait."""
+        """Returns up to `size` changes after a token, oldest first. Does not wait.
+
+        Raises TokenTooOld, and ValueError for what never was a token.
+        """
         ...
 
-    def hints(self) -> AsyncIterator[tuple[JobName, WorkerName]]:
-        """Yields the job (and its worker, or "") of each change as it happens; may miss some, never ends.
+    def hints(self) -> AsyncGenerator[tuple[JobName, WorkerName], None]:
+        """Yields the job (and its worker, or "") of each change as it happens; may miss some, ends with the store only.
 
-        Yields ("", "") after a reconnect: anything may have happened.
+        A job that goes from one worker to another is yielded with each. Yields ("", "") when it begins to listen, at
+        first and after a reconnect: before that, anything may have happened.
         """
         ...
 
     async def attach(self, worker: Worker, session: str, stream: str) -> None:
-        """Makes `stream` the one that speaks for the worker."""
+        """Makes `stream`, never used before, the one that speaks for the worker."""
         ...
 
     async def beat(self, worker: Worker, stream: str) -> bool:
-        """Notes a sign of life, and the worker's description; False if another stream speaks for it by now."""
+        """Notes a sign of life, and the worker's description.
+
+        False if another stream speaks for it by now, or none is known: attach again.
+        """
         ...
 
     async def detach(self, worker: WorkerName, stream: str) -> None:

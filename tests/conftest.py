@@ -1,0 +1,96 @@
+"""What tests share: a real Valkey and a real S3 server, started when first asked for."""
+
+import asyncio
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from adjourn.local import access, leftovers, seaweed, valkey
+from adjourn.local.child import Child, Program
+from adjourn.local.ports import free_ports
+from tests.memory_store import MemoryStore
+
+GUARD = (
+    "import asyncio, pathlib, sys; from adjourn.local import leftovers; sys.stdin.read();"
+    "asyncio.run(leftovers.end(pathlib.Path(sys.argv[1])))"
+)
+"""Ends what carries the marker when its standard input closes: when the tests are over, however they ended."""
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory for servers; what is started with it as its marker does not outlive the tests."""
+    directory = tmp_path_factory.mktemp("servers")
+    argv = (sys.executable, "-c", GUARD, str(directory))
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True) as guard:
+        yield directory
+        assert guard.stdin
+        guard.stdin.close()
+
+
+@contextmanager
+def running(program: Program) -> Iterator[None]:
+    child = Child(program)
+    child.start()
+    try:
+        asyncio.run(child.until_ready())
+        yield
+    finally:
+        asyncio.run(child.stop())
+
+
+@pytest.fixture(scope="session")
+def redis_url(servers: Path) -> Iterator[str]:
+    """A Valkey that keeps what it acknowledges; shared, so use a namespace of your own."""
+    (port,) = free_ports(1)
+    password = secrets.token_urlsafe(24)
+    program = valkey.program(
+        directory=servers / "valkey",
+        logs=servers,
+        port=port,
+        password=password,
+        environment={leftovers.MARKER: str(servers)},
+    )
+    with running(program):
+        yield valkey.url(port=port, password=password)
+
+
+@pytest.fixture(scope="session")
+def s3_environment(servers: Path) -> Iterator[dict[str, str]]:
+    """An S3 server, as the variables that control plane and agents read; shared, so use keys of your own."""
+    ports = free_ports(seaweed.PORT_COUNT)
+    settings = seaweed.access_to(ports=ports, access_key=secrets.token_hex(10), secret_key=secrets.token_urlsafe(30))
+    program = seaweed.program(
+        directory=servers / "s3",
+        logs=servers,
+        ports=ports,
+        access=settings,
+        environment={leftovers.MARKER: str(servers)},
+    )
+    with running(program):
+        yield access.environment(settings)
+
+
+@pytest.fixture
+def memory_store() -> MemoryStore:
+    """A control plane's store that needs no server; `tests.memory_store` makes more of them."""
+    return MemoryStore()
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[..., Awaitable[None]]:
+    """Waits until a condition holds; fails when it does not within `seconds`."""
+
+    async def wait(condition: Callable[[], object], *, seconds: float = 30) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"not within {seconds:g} s"
+            await asyncio.sleep(0.02)
+
+    return wait

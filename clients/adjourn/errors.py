@@ -6,7 +6,7 @@ these errors.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar, Self
+from typing import Self
 
 from google.protobuf import any_pb2
 from google.protobuf.message import Message
@@ -16,10 +16,14 @@ DOMAIN = "adjourn.v1"
 
 
 class AdjournError(Exception):
-    """A call that was answered with an error; subclasses name the situation."""
+    """A call that was answered with an error; subclasses name the situation.
 
-    code: ClassVar[int] = code_pb2.UNKNOWN
-    reason: ClassVar[str] = "UNKNOWN"
+    `code` and `reason` are the class's own, except in an answer whose reason this version does not know: there they
+    are what was answered.
+    """
+
+    code: int = code_pb2.UNKNOWN
+    reason: str = "UNKNOWN"
 
     def __init__(self, message: str, **metadata: str) -> None:
         super().__init__(message)
@@ -215,21 +219,25 @@ def subclasses(kind: type[AdjournError]) -> Iterable[type[AdjournError]]:
 BY_REASON: Mapping[str, type[AdjournError]] = {kind.reason: kind for kind in subclasses(AdjournError)}
 BY_CODE: Mapping[int, type[AdjournError]] = {
     code_pb2.NOT_FOUND: NotFoundError,
+    code_pb2.FAILED_PRECONDITION: PreconditionError,
     code_pb2.UNAVAILABLE: ControlPlaneUnreachableError,
     code_pb2.DEADLINE_EXCEEDED: DeadlineError,
     code_pb2.UNIMPLEMENTED: NotImplementedYetError,
 }
-"""For answers without our details: they come from gRPC itself."""
+"""For answers without our details (they come from gRPC itself), or with a reason of a newer version."""
 
 
 def from_status(status: status_pb2.Status) -> AdjournError:
     """Returns the error that `status` describes, of the class that its reason names."""
     info = error_details_pb2.ErrorInfo()
     if unpacked(status.details, info) and info.domain == DOMAIN:
-        kind = BY_REASON.get(info.reason, AdjournError)
-        return kind.rebuild(status, dict(info.metadata))
+        kind = BY_REASON.get(info.reason) or BY_CODE.get(status.code, AdjournError)
+        error = kind.rebuild(status, dict(info.metadata))
+        error.code, error.reason = status.code, info.reason
+        return error
     return BY_CODE.get(status.code, AdjournError).rebuild(status, {})
 
 
 def unpacked(details: Iterable[any_pb2.Any], into: Message) -> bool:
-    return any(detail.Unpack(into) for detail in details if detail.Is(into.DESCRIPTOR))
+    """Fills `into` from the first detail of its type; False if there is none."""
+    return any(detail.Unpack(into) for detail in details)  # Unpack leaves other types alone

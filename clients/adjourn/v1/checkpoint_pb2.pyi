@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -121,6 +122,7 @@ class Checkpoint(_message.Message):
     RETAINED_FOR_FIELD_NUMBER: _builtins.int
     CORRUPT_FIELD_NUMBER: _builtins.int
     COMPONENT_DIGESTS_FIELD_NUMBER: _builtins.int
+    ACTIVE_DURATION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `jobs/{job}/checkpoints/{checkpoint}`."""
     attempt: _builtins.int
@@ -159,6 +161,10 @@ class Checkpoint(_message.Message):
         `random.torch`...). Equal digests mean equal bits.
         """
 
+    @_builtins.property
+    def active_duration(self) -> _duration_pb2.Duration:
+        """Training time up to it, as Progress.active_duration."""
+
     def __init__(
         self,
         *,
@@ -176,10 +182,11 @@ class Checkpoint(_message.Message):
         retained_for: _abc.Iterable[Global___Checkpoint.Retention.ValueType] | None = ...,
         corrupt: _builtins.bool = ...,
         component_digests: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        active_duration: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["active_duration", b"active_duration", "create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "component_digests", b"component_digests", "corrupt", b"corrupt", "create_time", b"create_time", "epoch", b"epoch", "manifest_digest", b"manifest_digest", "metrics", b"metrics", "name", b"name", "retained_for", b"retained_for", "size_bytes", b"size_bytes", "state_digest", b"state_digest", "step", b"step", "uploaded_bytes", b"uploaded_bytes", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_duration", b"active_duration", "attempt", b"attempt", "component_digests", b"component_digests", "corrupt", b"corrupt", "create_time", b"create_time", "epoch", b"epoch", "manifest_digest", b"manifest_digest", "metrics", b"metrics", "name", b"name", "retained_for", b"retained_for", "size_bytes", b"size_bytes", "state_digest", b"state_digest", "step", b"step", "uploaded_bytes", b"uploaded_bytes", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -630,6 +630,7 @@ class Pause(_message.Message):
     TO_WORKER_FIELD_NUMBER: _builtins.int
     VERDICT_FIELD_NUMBER: _builtins.int
     SAVED_GPU_SECONDS_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
     cause: Global___Pause.Cause.ValueType
     """Why the job left its worker."""
     mode: Global___PauseMode.ValueType
@@ -654,6 +655,8 @@ class Pause(_message.Message):
     """Outcome of comparing the restored state with the checkpoint's digests."""
     saved_gpu_seconds: _builtins.float
     """GPU time not used while paused, in GPU-seconds."""
+    note: _builtins.str
+    """What became of it, if it never came to rest: "the run finished first", "resumed before the boundary"..."""
     @_builtins.property
     def request_time(self) -> _timestamp_pb2.Timestamp:
         """When it was asked for."""
@@ -724,10 +727,11 @@ class Pause(_message.Message):
         to_worker: _builtins.str = ...,
         verdict: Global___Pause.Verdict.ValueType = ...,
         saved_gpu_seconds: _builtins.float = ...,
+        note: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_released_gpu_memory_bytes", b"_released_gpu_memory_bytes", "boundary_time", b"boundary_time", "lost_duration", b"lost_duration", "pause_time", b"pause_time", "predicted_boundary_time", b"predicted_boundary_time", "predicted_release_time", b"predicted_release_time", "release_time", b"release_time", "released_gpu_memory_bytes", b"released_gpu_memory_bytes", "request_time", b"request_time", "resume_request_time", b"resume_request_time", "resume_time", b"resume_time", "snapshot_time", b"snapshot_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_released_gpu_memory_bytes", b"_released_gpu_memory_bytes", "actor", b"actor", "boundary_time", b"boundary_time", "cause", b"cause", "checkpoint", b"checkpoint", "epoch", b"epoch", "from_worker", b"from_worker", "lost_duration", b"lost_duration", "mode", b"mode", "pause_time", b"pause_time", "predicted_boundary_time", b"predicted_boundary_time", "predicted_release_time", b"predicted_release_time", "reason", b"reason", "release_time", b"release_time", "released_gpu_memory_bytes", b"released_gpu_memory_bytes", "request_time", b"request_time", "resume_request_time", b"resume_request_time", "resume_time", b"resume_time", "saved_gpu_seconds", b"saved_gpu_seconds", "snapshot_time", b"snapshot_time", "step", b"step", "to_worker", b"to_worker", "usage", b"usage", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_released_gpu_memory_bytes", b"_released_gpu_memory_bytes", "actor", b"actor", "boundary_time", b"boundary_time", "cause", b"cause", "checkpoint", b"checkpoint", "epoch", b"epoch", "from_worker", b"from_worker", "lost_duration", b"lost_duration", "mode", b"mode", "note", b"note", "pause_time", b"pause_time", "predicted_boundary_time", b"predicted_boundary_time", "predicted_release_time", b"predicted_release_time", "reason", b"reason", "release_time", b"release_time", "released_gpu_memory_bytes", b"released_gpu_memory_bytes", "request_time", b"request_time", "resume_request_time", b"resume_request_time", "resume_time", b"resume_time", "saved_gpu_seconds", b"saved_gpu_seconds", "snapshot_time", b"snapshot_time", "step", b"step", "to_worker", b"to_worker", "usage", b"usage", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__released_gpu_memory_bytes: _TypeAlias = _typing.Literal["released_gpu_memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__released_gpu_memory_bytes: _TypeAlias = _typing.Literal["_released_gpu_memory_bytes", b"_released_gpu_memory_bytes"]  # noqa: Y015

@@ -28,7 +28,7 @@ from adjourn.v1 import job_pb2 as adjourn_dot_v1_dot_job__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61\x64journ/v1/record.proto\x12\nadjourn.v1\x1a\x1e\x61\x64journ/v1/agent_service.proto\x1a\x1b\x61\x64journ/v1/checkpoint.proto\x1a\x14\x61\x64journ/v1/job.proto\x1a\x1egoogle/protobuf/duration.proto\"\x92\x04\n\tJobRecord\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.adjourn.v1.Job\x12\x0e\n\x06number\x18\x02 \x01(\x03\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\'\n\x05token\x18\x04 \x01(\x0b\x32\x18.adjourn.v1.FencingToken\x12-\n\x06target\x18\x05 \x01(\x0e\x32\x1d.adjourn.v1.Assignment.Target\x12\x12\n\ngeneration\x18\x06 \x01(\x05\x12\x1b\n\x13observed_generation\x18\x07 \x01(\x05\x12)\n\npause_mode\x18\x08 \x01(\x0e\x32\x15.adjourn.v1.PauseMode\x12\x14\n\x0c\x64\x65vice_uuids\x18\t \x03(\t\x12\x10\n\x08released\x18\n \x01(\x08\x12*\n\ncheckpoint\x18\x0b \x01(\x0b\x32\x16.adjourn.v1.Checkpoint\x12\x16\n\x0e\x61pplied_report\x18\x0c \x01(\x03\x12\x15\n\rallow_inexact\x18\r \x01(\x08\x12\x16\n\x0e\x65vent_sequence\x18\x0e \x01(\x05\x12-\n\x0cpast_failure\x18\x0f \x01(\x0b\x32\x17.adjourn.v1.PastFailure\x12\x31\n\x0e\x65poch_duration\x18\x10 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0ctimed_epochs\x18\x11 \x01(\x05\"A\n\x0bPastFailure\x12$\n\x07\x66\x61ilure\x18\x01 \x01(\x0b\x32\x13.adjourn.v1.Failure\x12\x0c\n\x04step\x18\x02 \x01(\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61\x64journ/v1/record.proto\x12\nadjourn.v1\x1a\x1e\x61\x64journ/v1/agent_service.proto\x1a\x1b\x61\x64journ/v1/checkpoint.proto\x1a\x14\x61\x64journ/v1/job.proto\x1a\x1egoogle/protobuf/duration.proto\"\xa1\x04\n\tJobRecord\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.adjourn.v1.Job\x12\x0e\n\x06number\x18\x02 \x01(\x03\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\'\n\x05token\x18\x04 \x01(\x0b\x32\x18.adjourn.v1.FencingToken\x12-\n\x06target\x18\x05 \x01(\x0e\x32\x1d.adjourn.v1.Assignment.Target\x12\x12\n\ngeneration\x18\x06 \x01(\x05\x12\x1b\n\x13observed_generation\x18\x07 \x01(\x05\x12)\n\npause_mode\x18\x08 \x01(\x0e\x32\x15.adjourn.v1.PauseMode\x12\x14\n\x0c\x64\x65vice_uuids\x18\t \x03(\t\x12\x10\n\x08released\x18\n \x01(\x08\x12*\n\ncheckpoint\x18\x0b \x01(\x0b\x32\x16.adjourn.v1.Checkpoint\x12\x16\n\x0e\x61pplied_report\x18\x0c \x01(\x03\x12\x15\n\rallow_inexact\x18\r \x01(\x08\x12\x16\n\x0e\x65vent_sequence\x18\x0e \x01(\x05\x12-\n\x0cpast_failure\x18\x0f \x01(\x0b\x32\x17.adjourn.v1.PastFailure\x12\x31\n\x0e\x65poch_duration\x18\x10 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0ctimed_epochs\x18\x11 \x01(\x05\x12\r\n\x05\x62\x65gan\x18\x12 \x01(\x08\"A\n\x0bPastFailure\x12$\n\x07\x66\x61ilure\x18\x01 \x01(\x0b\x32\x13.adjourn.v1.Failure\x12\x0c\n\x04step\x18\x02 \x01(\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,7 +36,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'adjourn.v1.record_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_JOBRECORD']._serialized_start=155
-  _globals['_JOBRECORD']._serialized_end=685
-  _globals['_PASTFAILURE']._serialized_start=687
-  _globals['_PASTFAILURE']._serialized_end=752
+  _globals['_JOBRECORD']._serialized_end=700
+  _globals['_PASTFAILURE']._serialized_start=702
+  _globals['_PASTFAILURE']._serialized_end=767
 # @@protoc_insertion_point(module_scope)

@@ -42,6 +42,8 @@ class Worker(_message.Message):
         """Connected and empty; takes nothing new."""
         LOST: Worker._State.ValueType  # 4
         """Not heard from for a lease."""
+        DISCONNECTED: Worker._State.ValueType  # 5
+        """Its stream has broken, its lease has not run out: its jobs go on, it takes nothing new."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """Whether a worker takes jobs."""
@@ -56,6 +58,8 @@ class Worker(_message.Message):
     """Connected and empty; takes nothing new."""
     LOST: Worker.State.ValueType  # 4
     """Not heard from for a lease."""
+    DISCONNECTED: Worker.State.ValueType  # 5
+    """Its stream has broken, its lease has not run out: its jobs go on, it takes nothing new."""
 
     @_typing.final
     class LabelsEntry(_message.Message):

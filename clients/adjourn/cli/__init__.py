@@ -1,0 +1,98 @@
+"""The command `adjourn`.
+
+`--help` and bad usage load neither grpc nor torch: each command imports what it needs when it runs.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any, Final
+
+import typer
+
+from adjourn import __version__
+from adjourn.channel import DEFAULT_ADDRESS
+from adjourn.cli import arguments, failures, following, reading, submit, verbs
+
+SETTINGS: Final[dict[str, Any]] = {"help_option_names": ["--help", "-h"]}
+
+app = typer.Typer(
+    cls=failures.Commands,
+    help="Pause a training job at any moment and resume it later, on any worker, bit for bit.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings=SETTINGS,
+)
+
+app.command("submit")(submit.submit)
+app.command("list")(reading.list_jobs)
+app.command("get")(reading.get)
+app.command("watch")(following.watch)
+app.command("pause")(verbs.pause)
+app.command("resume")(verbs.resume)
+app.command("cancel")(verbs.cancel)
+app.command("delete")(verbs.delete)
+app.command("metrics")(reading.metrics)
+app.command("checkpoints")(reading.checkpoints)
+app.command("workers")(reading.workers)
+
+
+PASSED_ON: Final[dict[str, Any]] = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.command("up", context_settings=PASSED_ON)
+def up(ctx: typer.Context) -> None:
+    """Run Adjourn on this machine: Valkey, S3, control plane and workers. Ctrl-C ends all of it."""
+    from adjourn.cli.up import up as command
+
+    pass_on(ctx, command)
+
+
+@app.command("demo", context_settings=PASSED_ON)
+def demo(ctx: typer.Context) -> None:
+    """Watch a training be paused, lose its worker, and end as if nothing had happened."""
+    from adjourn.cli.demo import demo as command
+
+    pass_on(ctx, command)
+
+
+def pass_on(ctx: typer.Context, command: Callable[..., None]) -> None:
+    """Runs a command whose module, options included, is loaded only now."""
+    inner = typer.Typer(add_completion=False, pretty_exceptions_enable=False, context_settings=SETTINGS)
+    inner.command()(command)
+    if status := inner(args=ctx.args, prog_name=f"adjourn {ctx.info_name}", standalone_mode=False):
+        raise typer.Exit(status)
+
+
+def print_version(*, asked: bool) -> None:
+    if asked:
+        typer.echo(f"adjourn {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    ctx: typer.Context,
+    address: Annotated[
+        str, typer.Option(help="The control plane, host:port.", envvar="ADJOURN_ADDRESS")
+    ] = DEFAULT_ADDRESS,
+    *,
+    version: Annotated[  # noqa: ARG001 - its callback does all
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the version and leave.",
+            is_eager=True,
+            callback=lambda value: print_version(asked=value),
+        ),
+    ] = False,
+) -> None:
+    ctx.obj = arguments.address(address)
+
+
+def main() -> None:
+    """Runs the command line; every failure is a line on standard error and an exit status."""
+    try:
+        app()
+    except Exception as error:  # noqa: BLE001 - the last resort: told in a line, with its traceback on request
+        sys.exit(failures.unexpected(error))

@@ -1,0 +1,118 @@
+"""What is typed on the command line, read into what the contract wants; bad input is a usage error (exit code 2)."""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NoReturn
+
+import typer
+
+from adjourn import bundles
+from adjourn.v1.job_pb2 import Job, PauseMode
+
+EXACT_INTEGERS = 1 << 53
+"""Arguments travel as JSON numbers, which are exact up to here."""
+
+
+def entry_point(target: str) -> tuple[Path | None, str]:
+    """Returns the script, if `target` names one, and `module:function`."""
+    place, colon, function = target.rpartition(":")
+    if not (colon and place and function.isidentifier()):
+        wrong("TARGET", f"{target!r} should be script.py:function or package.module:function")
+    if not place.endswith(".py"):
+        if not all(part.isidentifier() for part in place.split(".")):
+            wrong("TARGET", f"{place!r} is neither a file ending in .py nor a package.module")
+        return None, target
+    script = Path(place)
+    if not script.is_file():
+        wrong("TARGET", f"there is no file {place}")
+    try:
+        return script, f"{bundles.module_name(script)}:{function}"
+    except bundles.BundleInvalid as error:
+        wrong("TARGET", error.reason)
+
+
+def pairs(option: str, values: Iterable[str]) -> dict[str, str]:
+    """Reads repeated `key=value`."""
+    found: dict[str, str] = {}
+    for given in values:
+        key, equals, value = given.partition("=")
+        if not (equals and key):
+            wrong(option, f"{given!r} should be key=value")
+        if key in found:
+            wrong(option, f"{key!r} is given twice")
+        found[key] = value
+    return found
+
+
+def training_arguments(single: Iterable[str], together: str) -> dict[str, object]:
+    """Reads `--arg key=value`, each value JSON if it can be and text otherwise, on top of `--args {...}`."""
+    found: dict[str, object] = {}
+    if together:
+        try:
+            parsed = strict_json(together)
+        except ValueError as error:
+            wrong("--args", f"is not JSON: {error}")
+        if not isinstance(parsed, dict):
+            wrong("--args", 'should be a JSON object, such as {"lr": 0.001}')
+        found.update(parsed)
+    for key, text in pairs("--arg", single).items():
+        try:
+            found[key] = strict_json(text)
+        except ValueError:
+            found[key] = text
+    refuse_inexact(found)
+    return found
+
+
+def strict_json(text: str) -> object:
+    """Reads JSON proper: NaN and Infinity are not in it. Raises ValueError."""
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is not in JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def refuse_inexact(value: object) -> None:
+    match value:
+        case dict():
+            for each in value.values():
+                refuse_inexact(each)
+        case list():
+            for each in value:
+                refuse_inexact(each)
+        case int() if abs(value) > EXACT_INTEGERS:
+            wrong("--arg", f"{value} does not fit a JSON number exactly; pass it as text: '\"{value}\"'")
+        case float() if value in (float("inf"), float("-inf")):
+            wrong("--arg", "a number is too large; pass it as text")
+
+
+def states(values: Iterable[str]) -> list[Job.State.ValueType]:
+    """Reads `--state`, in any case."""
+    known = [name for name in Job.State.keys() if name != "STATE_UNSPECIFIED"]  # noqa: SIM118 - an enum, not a dict
+    found = []
+    for given in values:
+        if given.upper() not in known:
+            wrong("--state", f"{given!r} is none of {', '.join(name.lower() for name in known)}")
+        found.append(Job.State.Value(given.upper()))
+    return found
+
+
+def pause_mode(given: str) -> PauseMode.ValueType:
+    modes = {"epoch": PauseMode.EPOCH, "step": PauseMode.STEP, "latest": PauseMode.LATEST}
+    if given.lower() not in modes:
+        wrong("--mode", f"{given!r} is none of {', '.join(modes)}")
+    return modes[given.lower()]
+
+
+def address(given: str) -> str:
+    """Checks `host:port`."""
+    if not re.fullmatch(r"(?!https?:)\S+:\S+", given):
+        wrong("--address", f"{given!r} should be host:port, such as 127.0.0.1:7400")
+    return given
+
+
+def wrong(option: str, why: str) -> NoReturn:
+    raise typer.BadParameter(why, param_hint=option)

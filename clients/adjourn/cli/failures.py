@@ -1,0 +1,77 @@
+"""A failure as one line for people: what is wrong, and what to do about it."""
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any, Final
+
+import typer
+from typer.core import TyperGroup
+
+from adjourn import errors
+from adjourn.bundles import BundleInvalid
+from adjourn.cli.formatting import printable
+
+TRACEBACK_VARIABLE: Final = "ADJOURN_TRACEBACK"
+INTERRUPTED: Final = 130
+
+ADVICE: Final[Mapping[type[errors.AdjournError], str]] = {
+    errors.ControlPlaneUnreachableError: "start one with `adjourn up`, or name it by --address or ADJOURN_ADDRESS",
+    errors.NotFoundError: "`adjourn list` shows what there is",
+    errors.AlreadyExistsError: "choose another --job-id, or leave it out",
+    errors.InvalidRequestError: "nothing was stored",
+    errors.JobFinishedError: "`adjourn get` tells how it ended",
+    errors.JobNotPausableError: "`adjourn cancel` stops it",
+    errors.JobNotPausedError: "`adjourn get` shows where it stands",
+    errors.NoCheckpointError: "submit it again",
+    errors.JobNotFinishedError: "`adjourn cancel` it first",
+    errors.StaleEtagError: "look at the job again, then repeat",
+    errors.ContentionError: "try again",
+    errors.StoreUnavailableError: "running trainings go on; try again in a moment",
+    errors.ObjectStoreUnavailableError: "try again in a moment",
+    errors.ShuttingDownError: "try again in a moment",
+    errors.DeadlineError: "see with `adjourn get` what became of it before you repeat it",
+}
+
+
+class Commands(TyperGroup):
+    """Commands whose failures are told in one line on standard error, without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+        except typer.Abort as abort:  # what an inner command makes of Ctrl-C
+            if isinstance(abort.__cause__, KeyboardInterrupt):
+                raise typer.Exit(INTERRUPTED) from None
+            raise
+        except errors.AdjournError as error:
+            tell(sentence(error))
+        except BundleInvalid as error:
+            tell(f"cannot make a bundle: {error.reason}")
+        raise typer.Exit(1)
+
+
+def sentence(error: errors.AdjournError) -> str:
+    """Returns what is wrong and what to do next."""
+    if isinstance(error, errors.InternalError) and "error_id" in error.metadata:
+        advice = f"the control plane's log has the story under error_id {error.metadata['error_id']}"
+    else:
+        advice = next((ADVICE[kind] for kind in type(error).__mro__ if kind in ADVICE), "")
+    message = " ".join(error.message.split()) or error.reason
+    return f"{message}; {advice}" if advice and advice not in message else message
+
+
+def tell(text: str) -> None:
+    typer.echo(f"adjourn: {printable(text)}", err=True)
+
+
+def unexpected(error: Exception) -> int:
+    """Tells of a fault of ours; returns the exit code."""
+    if os.environ.get(TRACEBACK_VARIABLE):
+        sys.excepthook(type(error), error, error.__traceback__)
+    else:
+        said = " ".join(str(error).split())
+        tell(f"internal error, {type(error).__name__}: {said}; {TRACEBACK_VARIABLE}=1 shows where")
+    return 1

@@ -1,0 +1,90 @@
+"""`adjourn watch`, and following a job to its end: a live table on a terminal, a line a change elsewhere."""
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.live import Live
+
+from adjourn.cli import arguments, formatting, output, phrases
+from adjourn.cli.session import connect
+from adjourn.cli.tables import job_table
+from adjourn.v1.job_pb2 import Job
+from adjourn.v1.job_service_pb2 import WatchJobsResponse
+
+if TYPE_CHECKING:
+    from adjourn.client import Client
+
+ENDED = frozenset({Job.SUCCEEDED, Job.FAILED, Job.CANCELLED})
+
+
+def watch(
+    ctx: typer.Context,
+    jobs: Annotated[
+        list[str] | None, typer.Argument(metavar="[JOB]...", help="Which jobs; none: all.", show_default=False)
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only jobs that carry it. Repeat it.")
+    ] = None,
+    *,
+    json: Annotated[bool, typer.Option("--json", help="Each change as one JSON object on a line.")] = False,
+) -> None:
+    """Watch jobs change, live; ends when every named job has ended, else with Ctrl-C."""
+    labels = arguments.pairs("--label", label or ())
+    with connect(ctx) as client:
+        names = [client.get_job(name).name for name in jobs or ()]
+        if not names:
+            next(client.list_jobs(labels=labels), None)  # a control plane that is away is told at once
+        if not json:
+            follow(client, names, labels=labels, live=sys.stdout.isatty())
+            return
+        for change in until_ended(client, names, labels):
+            output.emit(change)
+
+
+def follow(
+    client: "Client", names: Iterable[str], *, labels: Mapping[str, str] | None = None, live: bool
+) -> Mapping[str, Job]:
+    """Shows changes until every named job has ended or is gone; returns the newest of each."""
+    jobs: dict[str, Job] = {}
+    if live:
+        with Live(job_table([]), console=output.console(), auto_refresh=False) as screen:
+            for change in until_ended(client, names, labels or {}):
+                note(jobs, change)
+                screen.update(job_table(jobs[name] for name in sorted(jobs)), refresh=True)
+        return jobs
+    told: dict[str, tuple[object, ...]] = {}
+    for change in until_ended(client, names, labels or {}):
+        note(jobs, change)
+        job = change.job
+        news = (job.state, job.progress.epoch, job.worker)
+        if change.deleted:
+            output.say(f"{formatting.short(change.deleted)} was deleted")
+        elif told.get(job.name) != news:  # not every step: it scrolls
+            told[job.name] = news
+            output.say(phrases.line(job))
+    return jobs
+
+
+def note(jobs: dict[str, Job], change: WatchJobsResponse) -> None:
+    if change.deleted:
+        jobs.pop(change.deleted, None)
+    else:
+        jobs[change.job.name] = change.job
+
+
+def until_ended(client: "Client", names: Iterable[str], labels: Mapping[str, str]) -> Iterator[WatchJobsResponse]:
+    """Yields changes until every named job has ended or is gone; for ever if none is named."""
+    names = list(names)
+    live = {name if "/" in name else f"jobs/{name}" for name in names}
+    with closing(client.watch_jobs(names=names, labels=labels)) as changes:
+        for change in changes:
+            yield change
+            if change.deleted or change.job.state in ENDED:
+                live.discard(change.deleted or change.job.name)
+            else:
+                live.update({change.job.name} if names else ())  # a failed job can be resumed
+            if names and not live:
+                return

@@ -1,0 +1,103 @@
+"""What a job's state means, in a sentence: what happens next, and what one may do. Pure: Job to text."""
+
+from datetime import UTC, datetime, timedelta
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from adjourn.cli import formatting
+from adjourn.v1.job_pb2 import Hold, Job, PauseMode
+
+
+def situation(job: Job, now: datetime) -> str:  # noqa: C901 - a case for each state
+    """Returns a sentence on where the job stands."""
+    name, epoch, worker = formatting.short(job.name), job.progress.epoch, formatting.short(job.worker)
+    resumable = f"`adjourn resume {name}` goes on from its checkpoint" if job.latest_checkpoint else "no checkpoint"
+    match job.state:
+        case Job.QUEUED:
+            return f"waits for a worker, to go on after epoch {epoch}" if epoch else "waits for a worker"
+        case Job.STARTING:
+            return f"{worker} loads code, data and checkpoint" if epoch else f"{worker} loads code and data"
+        case Job.RUNNING:
+            left = remaining(job)
+            return f"trains on {worker}" + (f", {left}" if left else "")
+        case Job.PAUSING if job.pause.HasField("boundary_time"):
+            return "has stopped; its checkpoint is being made durable"
+        case Job.PAUSING:
+            return prediction(job, now)
+        case Job.PAUSED:
+            where = f"after epoch {epoch}" if epoch else "before its first epoch ended"
+            return f"rests {where}, on no worker; {release(job)}"
+        case Job.CANCELLING:
+            return "is being stopped for good"
+        case Job.CANCELLED:
+            return f"was stopped after epoch {epoch}; {resumable}"
+        case Job.SUCCEEDED:
+            return f"trained to its end, {epoch} epochs"
+        case Job.FAILED:
+            return f"gave up ({formatting.printable(job.failure.reason)}); {resumable}"
+        case _:
+            return "is in a state that this version does not know"
+
+
+def release(job: Job) -> str:
+    """Says what would let a paused job go on."""
+    others = [hold for hold in job.holds if hold.kind != Hold.USER]
+    if others:
+        return "held by " + ", ".join(holder(hold) for hold in others)
+    return f"`adjourn resume {formatting.short(job.name)}` goes on with epoch {job.progress.epoch + 1}"
+
+
+def holder(hold: Hold) -> str:
+    kind = formatting.name_of(Hold.Kind.Name, hold.kind)
+    words = f"{kind} {hold.actor}".strip() + (f": {hold.reason}" if hold.reason else "")
+    return formatting.printable(words)
+
+
+def prediction(job: Job, now: datetime) -> str:
+    """Says when a pausing job will pause."""
+    progress, pause = job.progress, job.pause
+    if pause.mode in (PauseMode.EPOCH, PauseMode.PAUSE_MODE_UNSPECIFIED):
+        if progress.epoch + 1 >= job.spec.total_epochs:
+            return f"is in epoch {progress.epoch + 1}, its last: it will finish rather than pause"
+        words = f"will pause after epoch {progress.epoch + 1}"
+    else:
+        words = "will pause after this step" if pause.mode == PauseMode.STEP else "will pause now"
+    left = ahead(pause.request_time, pause.predicted_boundary_time, now)
+    return words if left is None else f"{words}, in about {formatting.duration(left)}"
+
+
+def ahead(asked: Timestamp, predicted: Timestamp, now: datetime) -> timedelta | None:
+    """Returns the time left to a predicted moment; never over what was predicted, whatever the local clock says."""
+    if not predicted.ByteSize():
+        return None
+    end = predicted.ToDatetime(tzinfo=UTC)
+    return max(min(end - now, end - asked.ToDatetime(tzinfo=UTC)), timedelta())
+
+
+def remaining(job: Job) -> str:
+    """Says how much training is left; empty if there is no estimate."""
+    if not job.progress.HasField("remaining_duration"):
+        return ""
+    return f"about {formatting.duration(job.progress.remaining_duration.ToTimedelta())} of training left"
+
+
+def line(job: Job) -> str:
+    """Returns the job on one line, for output that scrolls."""
+    parts = [formatting.clock(job.progress.report_time if job.progress.HasField("report_time") else job.state_time)]
+    parts += [formatting.short(job.name), f"{state(job):<10}", epochs(job)]
+    if job.progress.HasField("loss"):
+        parts.append(f"loss {formatting.figure(job.progress.loss)}")
+    if job.state == Job.RUNNING and remaining(job):
+        parts.append(remaining(job))
+    if job.worker:
+        parts.append(f"on {formatting.short(job.worker)}")
+    return "  ".join(parts)
+
+
+def state(job: Job) -> str:
+    return formatting.name_of(Job.State.Name, job.state).upper()
+
+
+def epochs(job: Job) -> str:
+    total = job.spec.total_epochs
+    return f"epoch {job.progress.epoch}/{total}" if total else "no epochs"

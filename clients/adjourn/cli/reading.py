@@ -1,0 +1,78 @@
+"""`adjourn list`, `get`, `metrics`, `checkpoints`, `workers`."""
+
+from itertools import islice
+from typing import Annotated
+
+import typer
+
+from adjourn.cli import arguments, output, tables, views
+from adjourn.cli.session import connect
+from adjourn.cli.verbs import JobName
+
+Json = Annotated[bool, typer.Option("--json", help="As JSON, one object on a line.")]
+
+
+def list_jobs(
+    ctx: typer.Context,
+    state: Annotated[
+        list[str] | None, typer.Option(metavar="STATE", help="Only jobs in this state. Repeat it.")
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only jobs that carry it. Repeat it.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="At most this many, newest first.", min=1)] = None,
+    *,
+    json: Json = False,
+) -> None:
+    """List jobs, newest first."""
+    states, labels = arguments.states(state or ()), arguments.pairs("--label", label or ())
+    with connect(ctx) as client:
+        jobs = list(islice(client.list_jobs(states=states, labels=labels), limit))
+    if json:
+        output.emit_all(jobs)
+    elif jobs:
+        output.show(tables.job_table(jobs))
+    else:
+        output.say(
+            "no such jobs" if states or labels else "no jobs yet; `adjourn submit --help` tells how to queue one"
+        )
+
+
+def get(ctx: typer.Context, job: JobName, *, json: Json = False) -> None:
+    """Show all there is to know of a job: progress, times, its pause with phases and resources, earlier pauses."""
+    with connect(ctx) as client:
+        found = client.get_job(job)
+    if json:
+        output.emit(found)
+    else:
+        output.show(views.paused_run(found))
+
+
+def metrics(ctx: typer.Context, job: JobName, *, json: Json = False) -> None:
+    """Show what each epoch of a job came to."""
+    with connect(ctx) as client:
+        epochs = list(client.list_epoch_metrics(job))
+    if json:
+        output.emit_all(epochs)
+    else:
+        output.show(tables.epoch_table(epochs) if epochs else "no epoch has ended yet")
+
+
+def checkpoints(ctx: typer.Context, job: JobName, *, json: Json = False) -> None:
+    """List a job's checkpoints, newest first."""
+    with connect(ctx) as client:
+        found = list(client.list_checkpoints(job))
+    if json:
+        output.emit_all(found)
+    else:
+        output.show(tables.checkpoint_table(found) if found else "no checkpoint yet")
+
+
+def workers(ctx: typer.Context, *, json: Json = False) -> None:
+    """List workers."""
+    with connect(ctx) as client:
+        found = list(client.list_workers())
+    if json:
+        output.emit_all(found)
+    else:
+        output.show(tables.worker_table(found) if found else "no worker has ever connected")

@@ -1,0 +1,15 @@
+"""The client of one command."""
+
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from adjourn.client import Client
+
+
+def connect(ctx: typer.Context) -> "Client":
+    """Returns a client of the control plane that --address or ADJOURN_ADDRESS names."""
+    from adjourn.client import Client  # grpc: not needed for --help
+
+    return Client(str(ctx.obj))

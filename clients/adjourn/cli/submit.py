@@ -1,0 +1,76 @@
+"""`adjourn submit`: packs a user's code, uploads it and queues a job."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from google.protobuf.json_format import ParseDict
+
+from adjourn import bundles
+from adjourn.cli import arguments, formatting, output
+from adjourn.cli.following import follow
+from adjourn.cli.session import connect
+from adjourn.v1.job_pb2 import Job, JobSpec
+
+
+def submit(
+    ctx: typer.Context,
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="script.py:function, or package.module:function on the workers.")
+    ],
+    *,
+    epochs: Annotated[int, typer.Option(help="Epochs in all; 0 for a task without boundaries, which cannot pause.")],
+    job_id: Annotated[str, typer.Option("--job-id", "--name", help="a-z, 0-9 and '-'; left out: chosen.")] = "",
+    arg: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="JSON if it can be, else text. Repeat it.")
+    ] = None,
+    args: Annotated[str, typer.Option(metavar="JSON", help="All arguments as one JSON object.")] = "",
+    include: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PATH", help="A further file or package, importable by its own name. Repeat it."),
+    ] = None,
+    gpus: Annotated[int, typer.Option(help="GPUs on one worker; 0 takes a CPU slot.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Of every random stream; left out: chosen and kept.")] = None,
+    checkpoint_epochs: Annotated[
+        int | None, typer.Option(help="Epochs between checkpoints; 0: only when pausing; 1 if left out.")
+    ] = None,
+    max_restarts: Annotated[int | None, typer.Option(help="Restarts after failures; 3 if left out.")] = None,
+    label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="To find the job by. Repeat it.")] = None,
+    worker_selector: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="What a worker must carry. Repeat it.")
+    ] = None,
+    model_name: Annotated[str, typer.Option(help="For people: the model.")] = "",
+    dataset_uri: Annotated[str, typer.Option(help="For people: the data.")] = "",
+    wait: Annotated[bool, typer.Option("--wait", help="Return when it has ended; print each epoch.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Like --wait, as a live table.")] = False,
+) -> None:
+    """Queue a training job: your own script, or code that is installed on the workers.
+
+    With --wait or --watch the exit status is 0 only if the job SUCCEEDED.
+    """
+    script, entry_point = arguments.entry_point(target)
+    spec = JobSpec(
+        entry_point=entry_point,
+        total_epochs=epochs,
+        gpu_count=gpus,
+        worker_selector=arguments.pairs("--worker-selector", worker_selector or ()),
+        seed=seed,
+        checkpoint_epochs=checkpoint_epochs,
+        max_restarts=max_restarts,
+        model_name=model_name,
+        dataset_uri=dataset_uri,
+    )
+    ParseDict(arguments.training_arguments(arg or (), args), spec.args)
+    labels = arguments.pairs("--label", label or ())
+    packed = bundles.pack(script, include or ()) if script or include else b""
+    with connect(ctx) as client:
+        if packed:
+            spec.bundle = client.upload_bundle(packed)
+        job = client.create_job(spec, job_id=job_id, labels=labels)
+        name = formatting.short(job.name)
+        code = f", with {formatting.size(len(packed))} of code" if packed else ""
+        output.say(f"{job.name} is queued: {spec.entry_point}, {epochs} epochs{code}")
+        if not (wait or watch):
+            output.say(f"follow it with `adjourn watch {name}`")
+        elif follow(client, [name], live=watch)[job.name].state != Job.SUCCEEDED:
+            raise typer.Exit(1)

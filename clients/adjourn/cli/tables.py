@@ -1,0 +1,105 @@
+"""Lists as tables: jobs, epochs, checkpoints, workers. Pure functions to rich tables."""
+
+from collections.abc import Iterable, Sequence
+
+from google.protobuf.duration_pb2 import Duration
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from adjourn.cli import formatting
+from adjourn.cli.views import badge
+from adjourn.v1.checkpoint_pb2 import Checkpoint
+from adjourn.v1.job_pb2 import Job
+from adjourn.v1.usage_pb2 import EpochMetrics
+from adjourn.v1.worker_pb2 import Device, Worker
+
+
+def job_table(jobs: Iterable[Job]) -> Table:
+    """Returns one row a job, with what a glance should tell."""
+    table = headed("job", "state", ">epoch", ">loss", "best", ">trained", ">left", "worker", "model")
+    for job in jobs:
+        progress = job.progress
+        best = f"{progress.best.metric} {formatting.figure(progress.best.value)}" if progress.HasField("best") else "-"
+        ended = job.state in (Job.SUCCEEDED, Job.FAILED, Job.CANCELLED)
+        table.add_row(
+            formatting.short(job.name),
+            badge(job),
+            f"{progress.epoch}/{job.spec.total_epochs}" if job.spec.total_epochs else "-",
+            formatting.figure(progress.loss) if progress.HasField("loss") else "-",
+            plain(best),
+            span(progress.active_duration) if progress.HasField("active_duration") else "-",
+            span(progress.remaining_duration) if progress.HasField("remaining_duration") and not ended else "-",
+            formatting.short(job.worker) or "-",
+            plain(job.spec.model_name or "-"),
+        )
+    return table
+
+
+def span(duration: Duration) -> str:
+    return formatting.duration(duration.ToTimedelta())
+
+
+def epoch_table(epochs: Sequence[EpochMetrics]) -> Table:
+    """Returns one row an epoch, one column a metric; the best epochs so far are starred."""
+    names = sorted({name for epoch in epochs for name in epoch.values})
+    table = headed(">epoch", "", ">step", ">time", *(f">{formatting.printable(name)}" for name in names), ">attempt")
+    for epoch in epochs:
+        values = (formatting.figure(epoch.values[name]) if name in epoch.values else "-" for name in names)
+        star = Text("*" if epoch.best else "", style="green")
+        took = formatting.duration(epoch.active_seconds)
+        table.add_row(str(epoch.epoch), star, str(epoch.step), took, *values, str(epoch.attempt))
+    return table
+
+
+def checkpoint_table(checkpoints: Iterable[Checkpoint]) -> Table:
+    table = headed("checkpoint", ">epoch", ">step", ">size", ">uploaded", "registered", "kept as", "state digest")
+    for checkpoint in checkpoints:
+        reasons = (formatting.name_of(Checkpoint.Retention.Name, each) for each in checkpoint.retained_for)
+        kept = Text("damaged", style="bold red") if checkpoint.corrupt else Text(", ".join(reasons) or "-")
+        table.add_row(
+            formatting.short(checkpoint.name),
+            str(checkpoint.epoch),
+            str(checkpoint.step),
+            formatting.size(checkpoint.size_bytes),
+            formatting.size(checkpoint.uploaded_bytes),
+            formatting.moment(checkpoint.create_time),
+            kept,
+            checkpoint.state_digest[:12] or "-",
+        )
+    return table
+
+
+def worker_table(workers: Iterable[Worker]) -> Table:
+    table = headed("worker", "state", "GPUs", ">CPU slots", "jobs", "labels", "last heard", "version")
+    for worker in workers:
+        state = formatting.name_of(Worker.State.Name, worker.state).upper()
+        table.add_row(
+            formatting.short(worker.name),
+            Text(state, style="green" if worker.state == Worker.ACTIVE else "yellow"),
+            plain(", ".join(device(each) for each in worker.devices) or "none"),
+            str(worker.cpu_slots),
+            plain(", ".join(formatting.short(job) for job in worker.jobs) or "-"),
+            plain(formatting.pairs(worker.labels) or "-"),
+            formatting.moment(worker.report_time),
+            plain(worker.agent_version or "-"),
+        )
+    return table
+
+
+def device(each: Device) -> str:
+    words = f"{each.index}: {each.model} ({formatting.size(each.memory_bytes)})"
+    return f"{words}, quarantined" if each.quarantined else words
+
+
+def headed(*titles: str) -> Table:
+    """Returns a table with these columns; `>` aligns one to the right. Figures and the first two are never wrapped."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for place, title in enumerate(titles):
+        right = title.startswith(">")
+        table.add_column(title.removeprefix(">"), justify="right" if right else "left", no_wrap=right or place < 2)
+    return table
+
+
+def plain(text: str) -> Text:
+    return Text(formatting.printable(text))

@@ -1,0 +1,80 @@
+"""`adjourn up`: the embedded stack in the foreground."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from adjourn.cli import failures, output
+from adjourn.local import access, interruption
+from adjourn.local.child import ChildError, MissingServerError
+from adjourn.local.directory import DirectoryInUseError
+from adjourn.local.stack import Options, PortTakenError, Stack
+from adjourn.objects import S3Settings
+
+
+def parse_s3(url: str) -> S3Settings:
+    try:
+        return access.parse(url)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def up(
+    data: Annotated[Path, typer.Option(help="Where everything is kept.", file_okay=False)] = Path(".adjourn"),
+    port: Annotated[
+        int | None,
+        typer.Option(help="Port of the control plane. [default: 7400, or another if that is taken]", min=1, max=65535),
+    ] = None,
+    workers: Annotated[int, typer.Option(help="How many workers.", min=1, max=64)] = 2,
+    redis: Annotated[
+        str | None,
+        typer.Option(help="External Redis, redis://[:password@]host:port/0.", envvar="ADJOURN_REDIS_URL"),
+    ] = None,
+    s3: Annotated[
+        S3Settings | None,
+        typer.Option(
+            help="External S3, http(s)://key:secret@host:port/bucket.", envvar="ADJOURN_S3_URL", parser=parse_s3
+        ),
+    ] = None,
+) -> None:
+    """Run Adjourn on this machine: Valkey, S3, control plane and workers. Ctrl-C ends all of it."""
+    options = Options(data=data, workers=workers, port=port, redis=redis, s3=s3)
+    try:
+        interruption.run(serve(options))
+    except (ChildError, DirectoryInUseError, MissingServerError, PortTakenError) as error:
+        failures.tell(str(error))
+        raise typer.Exit(1) from None
+
+
+async def serve(options: Options) -> None:
+    """Runs a stack until cancelled."""
+    stack = Stack(options, report=report)
+    report(f"starting in {stack.directory.path}")
+    try:
+        async with stack:
+            output.show(overview(stack))
+            await stack.serve()
+    finally:
+        report("stopped")
+
+
+def report(text: str) -> None:
+    output.console().print(text, style="dim", soft_wrap=True)
+
+
+def overview(stack: Stack) -> Panel:
+    """Returns what is where, and what to do next."""
+    places = Table.grid(padding=(0, 2))
+    places.add_row("control plane", stack.address)
+    places.add_row("workers", ", ".join(stack.workers))
+    for name, place in stack.places().items():
+        places.add_row(name, place)
+    places.add_row("data, logs", f"{stack.directory.path}, {stack.directory.logs}")
+    places.add_row()
+    places.add_row("in another shell", Text(f"export ADJOURN_ADDRESS={stack.address}", style="bold"))
+    places.add_row("", Text("adjourn submit adjourn.examples.digits:main --epochs 12", style="bold"))
+    return Panel.fit(places, title="Adjourn is ready; Ctrl-C ends it", title_align="left")

@@ -1,0 +1,151 @@
+"""`adjourn pause`, `resume`, `cancel`, `delete`.
+
+Pausing and resuming can be taken back, so they are not asked about twice. Cancelling and deleting are, on a terminal.
+"""
+
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from adjourn.cli import arguments, formatting, output, phrases
+from adjourn.cli.following import ENDED
+from adjourn.cli.session import connect
+from adjourn.v1.job_pb2 import Hold, Job, Pause
+
+if TYPE_CHECKING:
+    from adjourn.client import Client
+
+JobName = Annotated[str, typer.Argument(metavar="JOB", help="The job, `x` or `jobs/x`.", show_default=False)]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask. Without a terminal nothing is asked anyway.")]
+
+
+def pause(
+    ctx: typer.Context,
+    job: JobName,
+    mode: Annotated[str, typer.Option(help="Where to interrupt: epoch, step or latest.")] = "epoch",
+    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+    *,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when it is paused.")] = False,
+) -> None:
+    """Pause a job at the next boundary: its worker is free, its state is kept, `adjourn resume` takes it up.
+
+    Asks nothing, for a resume takes it back.
+    """
+    boundary = arguments.pause_mode(mode)
+    with connect(ctx) as client:
+        found = client.pause_job(job, mode=boundary, reason=reason)
+        output.say(told(found))
+        if not wait or found.state == Job.PAUSED:
+            return
+        found = client.wait_job(found.name, until=pause_settled)
+        output.say(told(found) if found.state != Job.PAUSED else f"{told(found)}\n{phases(found.pause)}")
+        if found.state not in (Job.PAUSED, Job.SUCCEEDED):  # it may finish first; nothing is left to pause then
+            raise typer.Exit(1)
+
+
+def resume(
+    ctx: typer.Context,
+    job: JobName,
+    *,
+    allow_inexact: Annotated[
+        bool, typer.Option("--allow-inexact", help="Accept an environment in which the last bits may differ.")
+    ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when it trains again.")] = False,
+) -> None:
+    """Resume a paused job, on any worker, exactly where it was; or one that failed or was cancelled.
+
+    Asks nothing, for a pause takes it back.
+    """
+    with connect(ctx) as client:
+        found = client.resume_job(job, allow_inexact=allow_inexact)
+        output.say(f"{formatting.short(found.name)} {resumption(client, found)}")
+        if not wait or found.state == Job.RUNNING:
+            return
+        attempt = found.attempt
+        found = client.wait_job(found.name, until=lambda now: trains_again(now, attempt))
+        output.say(told(found))
+        if found.state not in (Job.RUNNING, Job.SUCCEEDED):
+            raise typer.Exit(1)
+        if found.pause.verdict:
+            output.say(f"restored state: {Pause.Verdict.Name(found.pause.verdict)}")
+
+
+def cancel(
+    ctx: typer.Context,
+    job: JobName,
+    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+    *,
+    yes: Yes = False,
+) -> None:
+    """Stop a job for good, now. Its newest checkpoint stays, so `adjourn resume` could still take it up from there."""
+    with connect(ctx) as client:
+        found = client.get_job(job)
+        kept = "what it did since its newest checkpoint" if found.latest_checkpoint else "all it did"
+        confirm(f"Stop {formatting.short(found.name)} for good? It loses {kept}.", yes=yes)
+        output.say(told(client.cancel_job(found.name, reason=reason)))
+
+
+def delete(ctx: typer.Context, job: JobName, *, yes: Yes = False) -> None:
+    """Delete a job that has ended, with its checkpoints and metrics. This cannot be taken back."""
+    with connect(ctx) as client:
+        found = client.get_job(job)
+        confirm(f"Delete {formatting.short(found.name)} with all its checkpoints and metrics, for ever?", yes=yes)
+        client.delete_job(found.name)
+        output.say(f"{formatting.short(found.name)} is deleted")
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Asks on a terminal; a script that calls means what it says."""
+    if not yes and interactive():
+        typer.confirm(question, abort=True)
+
+
+def interactive() -> bool:
+    return sys.stdin.isatty()
+
+
+def told(job: Job) -> str:
+    return f"{formatting.short(job.name)} {phrases.situation(job, datetime.now(UTC))}"
+
+
+def phases(pause: Pause) -> str:
+    """Says how long the pause took, phase by phase."""
+    spans = (
+        ("boundary reached", pause.request_time, pause.boundary_time),
+        ("snapshot taken", pause.boundary_time, pause.snapshot_time),
+        ("worker free", pause.snapshot_time, pause.release_time),
+        ("checkpoint durable", pause.release_time, pause.pause_time),
+    )
+    return ", ".join(
+        f"{what} after {formatting.duration(end.ToDatetime() - start.ToDatetime())}"
+        for what, start, end in spans
+        if start.ByteSize() and end.ByteSize()
+    )
+
+
+def pause_settled(job: Job) -> bool:
+    """Tells whether a pause has come to its end: at rest, ended, or taken back by somebody."""
+    return job.state in (Job.PAUSED, *ENDED) or not any(hold.kind == Hold.USER for hold in job.holds)
+
+
+def trains_again(job: Job, attempt: int) -> bool:
+    """Tells whether a resume has come to its end: a step was taken, or none will be for now."""
+    if job.state == Job.RUNNING:
+        return job.attempt > attempt or job.pause.HasField("resume_time")
+    return job.state in (Job.PAUSED, *ENDED)
+
+
+def resumption(client: "Client", job: Job) -> str:
+    """Says from where a job goes on."""
+    if job.state == Job.PAUSED:
+        return f"is still {phrases.release(job)}"
+    if job.state == Job.PAUSING:
+        return "had left its worker already; it goes on as soon as its checkpoint is durable"
+    if job.state in (Job.RUNNING, Job.STARTING):
+        return "had not left its worker yet; it goes on there"
+    if not job.latest_checkpoint:
+        return "starts from the beginning: it has no checkpoint yet"
+    checkpoint = client.get_checkpoint(job.latest_checkpoint)
+    return f"resumes from epoch {checkpoint.epoch}, step {checkpoint.step}, as soon as a worker is free"

@@ -1,0 +1,210 @@
+"""What people see of one job: pure functions from Job to rich renderables.
+
+`paused_run` tells everything a paused run has to tell; it serves for every other state as well.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.timestamp_pb2 import Timestamp
+from rich import box
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from adjourn.cli import formatting, phrases
+from adjourn.cli.resources import usage_table
+from adjourn.v1.job_pb2 import Job, Pause, PauseMode, Progress
+
+COLOURS = {
+    Job.QUEUED: "cyan", Job.STARTING: "cyan", Job.RUNNING: "green", Job.PAUSING: "yellow", Job.PAUSED: "magenta",
+    Job.CANCELLING: "yellow", Job.CANCELLED: "bright_black", Job.SUCCEEDED: "bold green", Job.FAILED: "bold red",
+}  # fmt: skip
+VERDICTS = {Pause.EXACT: "green", Pause.WITHIN_TOLERANCE: "yellow", Pause.DIVERGED: "bold red"}
+
+Row = tuple[str, RenderableType]
+
+
+def paused_run(job: Job, *, now: datetime | None = None) -> RenderableType:
+    """Returns the whole of a job: state, progress, the pause with its phases and resources, earlier pauses."""
+    now = now or datetime.now(UTC)
+    colour = COLOURS.get(job.state, "white")
+    banner = Text.assemble(badge(job), "  ", (formatting.short(job.name), "bold"), " ", phrases.situation(job, now))
+    parts: list[RenderableType] = [Panel(banner, border_style=colour, box=box.ROUNDED)]
+    parts += section("Run", run_rows(job))
+    parts += section("Progress", progress_rows(job, now))
+    if job.failure.reason:
+        parts += section("Failure", failure_rows(job))
+    if job.HasField("pause"):
+        parts += section("Pause", pause_rows(job.pause))
+        if job.pause.HasField("usage"):
+            parts += [heading("Resources at the pause"), usage_table(job.pause.usage)]
+        parts += [heading("Phases"), phase_table([job.pause], first=len(job.past_pauses) + 1)]
+    if job.past_pauses:
+        parts += [heading("Earlier pauses"), phase_table(job.past_pauses)]
+    return Group(*parts)
+
+
+def badge(job: Job) -> Text:
+    return Text(phrases.state(job), style=COLOURS.get(job.state, "white"))
+
+
+def section(title: str, rows: Iterable[Row]) -> list[RenderableType]:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bright_black", no_wrap=True, min_width=16)
+    grid.add_column(overflow="fold")
+    for label, value in rows:
+        grid.add_row(f"  {label}", value if not isinstance(value, str) else Text(formatting.printable(value)))
+    return [heading(title), grid]
+
+
+def heading(title: str) -> Text:
+    return Text(f"\n{title}", style="bold")
+
+
+def run_rows(job: Job) -> Iterator[Row]:
+    spec = job.spec
+    yield "job", job.name
+    yield "entry point", spec.entry_point
+    if spec.model_name:
+        yield "model", spec.model_name
+    if spec.dataset_uri:
+        yield "data", spec.dataset_uri
+    if spec.args.fields:
+        yield "arguments", formatting.pairs(MessageToDict(spec.args))
+    if spec.HasField("seed"):
+        yield "seed", str(spec.seed)
+    if job.labels:
+        yield "labels", formatting.pairs(job.labels)
+    if job.worker:
+        yield "worker", job.worker
+    yield "created", formatting.moment(job.create_time)
+    if job.HasField("start_time"):
+        yield "started", formatting.moment(job.start_time)
+    if job.HasField("end_time"):
+        yield "ended", formatting.moment(job.end_time)
+
+
+def progress_rows(job: Job, now: datetime) -> Iterator[Row]:
+    progress, total = job.progress, job.spec.total_epochs
+    yield "epochs", epoch_bar(job) if total else "a task without epochs"
+    yield "steps", steps(progress)
+    if progress.HasField("loss"):
+        yield "loss", formatting.figure(progress.loss)
+    if progress.metrics:
+        yield (
+            "metrics",
+            ", ".join(f"{key} {formatting.figure(progress.metrics[key])}" for key in sorted(progress.metrics)),
+        )
+    if progress.HasField("best"):
+        best = progress.best
+        since = f", {best.stale_epochs} epochs without improvement since" if best.stale_epochs else ""
+        yield "best", f"{best.metric} {formatting.figure(best.value)} in epoch {best.epoch}{since}"
+    if progress.HasField("active_duration"):
+        yield "training time", formatting.duration(progress.active_duration.ToTimedelta()) + ", pauses left out"
+    if job.HasField("start_time"):
+        end = job.end_time.ToDatetime(tzinfo=UTC) if job.HasField("end_time") else now
+        yield "wall clock", formatting.duration(end - job.start_time.ToDatetime(tzinfo=UTC)) + " since the start"
+    if progress.HasField("remaining_duration"):
+        yield "remaining", f"about {formatting.duration(progress.remaining_duration.ToTimedelta())} of training"
+    if job.latest_checkpoint:
+        yield "checkpoint", job.latest_checkpoint
+    yield "attempts", f"{job.attempt}, of which {job.restart_count} after a failure"
+
+
+def epoch_bar(job: Job) -> RenderableType:
+    done, total = job.progress.epoch, job.spec.total_epochs
+    bar = Table.grid(padding=(0, 1))
+    bar.add_row(
+        f"{done} of {total}", ProgressBar(total=total, completed=done, width=24), formatting.percent(100 * done / total)
+    )
+    return bar
+
+
+def steps(progress: Progress) -> str:
+    if not progress.epoch_step:
+        return str(progress.step)
+    of = f" of {progress.steps_per_epoch}" if progress.HasField("steps_per_epoch") else ""
+    return f"{progress.step}, {progress.epoch_step}{of} in the running epoch"
+
+
+def failure_rows(job: Job) -> Iterator[Row]:
+    yield "reason", job.failure.reason
+    yield "message", job.failure.message
+    yield "attempt", str(job.failure.attempt)
+    if job.failure.HasField("time"):
+        yield "at", formatting.moment(job.failure.time)
+
+
+def pause_rows(pause: Pause) -> Iterator[Row]:
+    yield "asked for", formatting.moment(pause.request_time) + (f" by {pause.actor}" if pause.actor else "")
+    yield "reason", pause.reason or "none given"
+    yield (
+        "cause, mode",
+        f"{formatting.name_of(Pause.Cause.Name, pause.cause)}, {formatting.name_of(PauseMode.Name, pause.mode)}",
+    )
+    if pause.HasField("pause_time"):
+        yield "paused", f"{formatting.moment(pause.pause_time)}, at epoch {pause.epoch}, step {pause.step}"
+    if pause.checkpoint:
+        yield "rests on", pause.checkpoint
+    if pause.HasField("lost_duration"):
+        yield "work given up", formatting.duration(pause.lost_duration.ToTimedelta())
+    if pause.HasField("released_gpu_memory_bytes"):
+        yield "GPU memory freed", formatting.size(pause.released_gpu_memory_bytes)
+    if pause.saved_gpu_seconds:
+        yield "GPU time saved", formatting.duration(pause.saved_gpu_seconds)
+    if pause.HasField("resume_time"):
+        yield "resumed", formatting.moment(pause.resume_time)
+    if pause.from_worker or pause.to_worker:
+        yield "worker", journey(pause)
+    if pause.verdict:
+        yield "restored state", verdict(pause)
+    if pause.note:
+        yield "note", pause.note
+
+
+def phase_table(pauses: Sequence[Pause], *, first: int = 1) -> Table:
+    """Returns one row a pause: how long each phase took, from the request to the first step afterwards.
+
+    To the boundary, to take the snapshot, to free the worker, to make the checkpoint durable; at rest; from the
+    request to resume to the first step. A phase that was not reached is a dash. `first` numbers the first row.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)  # it is to fit 80 columns
+    for title in ("#", "epoch", "boundary", "snapshot", "free", "durable", "rest", "restart"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("worker")
+    table.add_column("restored")
+    for number, pause in enumerate(pauses, start=first):
+        table.add_row(
+            str(number),
+            str(pause.epoch) if pause.HasField("pause_time") else "-",
+            between(pause.request_time, pause.boundary_time),
+            between(pause.boundary_time, pause.snapshot_time),
+            between(pause.snapshot_time, pause.release_time),
+            between(pause.release_time, pause.pause_time),
+            between(pause.pause_time, pause.resume_request_time),
+            between(pause.resume_request_time, pause.resume_time),
+            journey(pause),
+            verdict(pause) if pause.verdict or not pause.note else Text(formatting.printable(pause.note)),
+        )
+    return table
+
+
+def between(start: Timestamp, end: Timestamp) -> str:
+    if not (start.ByteSize() and end.ByteSize()):  # phases not reached are unset
+        return "-"
+    return formatting.duration(end.ToDatetime() - start.ToDatetime())
+
+
+def journey(pause: Pause) -> str:
+    before, after = formatting.short(pause.from_worker), formatting.short(pause.to_worker)
+    return f"{before or '-'} → {after}" if after else before or "-"
+
+
+def verdict(pause: Pause) -> Text:
+    if not pause.verdict:
+        return Text("-")
+    return Text(formatting.name_of(Pause.Verdict.Name, pause.verdict).upper(), style=VERDICTS.get(pause.verdict, ""))

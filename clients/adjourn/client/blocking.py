@@ -1,0 +1,202 @@
+"""The client for programs without an event loop."""
+
+import random
+import time
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing, suppress
+from types import TracebackType
+from typing import Self, TypeVar
+
+import grpc
+
+from adjourn.channel import CLIENT_OPTIONS, DEFAULT_ADDRESS
+from adjourn.client import calls, requests
+from adjourn.client.watching import ENDED, Until, Wait, Watch
+from adjourn.errors import AdjournError, DeadlineError
+from adjourn.v1.checkpoint_pb2 import Checkpoint
+from adjourn.v1.checkpoint_service_pb2_grpc import CheckpointServiceStub
+from adjourn.v1.job_pb2 import Job, JobSpec, PauseMode
+from adjourn.v1.job_service_pb2 import WatchJobsResponse
+from adjourn.v1.job_service_pb2_grpc import JobServiceStub
+from adjourn.v1.usage_pb2 import EpochMetrics
+from adjourn.v1.worker_pb2 import Worker
+from adjourn.v1.worker_service_pb2_grpc import WorkerServiceStub
+
+Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
+Asking = TypeVar("Asking", bound=calls.Paged)
+Listed = TypeVar("Listed", bound=calls.Page)
+
+
+class Client:
+    """Talks to a control plane; blocks until it answers. Safe to share between threads.
+
+    Every method raises a class of `adjourn.errors`. Close it, or use it in a `with` statement.
+    """
+
+    def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout: float = calls.CALL_SECONDS) -> None:
+        """Connects when first used; `timeout` is for each call that is answered once, in seconds."""
+        self.address = address
+        self._timeout = timeout
+        self._caller = calls.caller()
+        self._channel = grpc.insecure_channel(address, options=CLIENT_OPTIONS)
+        self._jobs = JobServiceStub(self._channel)
+        self._checkpoints = CheckpointServiceStub(self._channel)
+        self._workers = WorkerServiceStub(self._channel)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def create_job(
+        self, spec: JobSpec, *, job_id: str = "", labels: Mapping[str, str] | None = None, request_id: str = ""
+    ) -> Job:
+        """Queues a new job; an empty `job_id` is filled in. Raises InvalidRequestError, AlreadyExistsError."""
+        request = requests.create_job(spec, job_id=job_id, labels=labels, request_id=request_id)
+        return self._call(self._jobs.CreateJob, request)
+
+    def get_job(self, name: str) -> Job:
+        return self._call(self._jobs.GetJob, requests.get_job(name))
+
+    def list_jobs(
+        self, *, states: Iterable[Job.State.ValueType] = (), labels: Mapping[str, str] | None = None
+    ) -> Iterator[Job]:
+        """Yields every matching job, newest first, fetching pages as they are needed."""
+        for page in self._pages(self._jobs.ListJobs, requests.list_jobs(states, labels)):
+            yield from page.jobs
+
+    def pause_job(
+        self,
+        name: str,
+        *,
+        mode: PauseMode.ValueType = PauseMode.EPOCH,
+        reason: str = "",
+        etag: str = "",
+        request_id: str = "",
+    ) -> Job:
+        """Asks for a pause at the next boundary of `mode`; the job comes back with the predicted times in `pause`.
+
+        Raises JobFinishedError, JobNotPausableError.
+        """
+        request = requests.pause_job(name, mode=mode, reason=reason, etag=etag, request_id=request_id)
+        return self._call(self._jobs.PauseJob, request)
+
+    def resume_job(self, name: str, *, allow_inexact: bool = False, etag: str = "", request_id: str = "") -> Job:
+        """Lets a paused job go on, or takes back a pause.
+
+        Raises JobNotPausedError, JobFinishedError, NoCheckpointError.
+        """
+        request = requests.resume_job(name, allow_inexact=allow_inexact, etag=etag, request_id=request_id)
+        return self._call(self._jobs.ResumeJob, request)
+
+    def cancel_job(
+        self,
+        name: str,
+        *,
+        save: PauseMode.ValueType | None = None,
+        reason: str = "",
+        etag: str = "",
+        request_id: str = "",
+    ) -> Job:
+        """Stops a job for good: now, or with `save` at the next boundary, keeping its state.
+
+        Raises JobFinishedError.
+        """
+        request = requests.cancel_job(name, save=save, reason=reason, etag=etag, request_id=request_id)
+        return self._call(self._jobs.CancelJob, request)
+
+    def delete_job(self, name: str, *, etag: str = "", request_id: str = "") -> None:
+        """Deletes a job that has ended, with its checkpoints. Raises JobNotFinishedError."""
+        self._call(self._jobs.DeleteJob, requests.delete_job(name, etag=etag, request_id=request_id))
+
+    def watch_jobs(
+        self,
+        *,
+        names: Iterable[str] = (),
+        labels: Mapping[str, str] | None = None,
+        resume_token: str = "",
+        patience: float = calls.PATIENCE_SECONDS,
+    ) -> Generator[WatchJobsResponse, None, None]:
+        """Yields each matching job once, then every change, for ever; `deleted` names a job that is gone.
+
+        Reconnects by itself and misses nothing; raises when the control plane is away for `patience` seconds.
+        """
+        return self._changes(Watch(requests.watch_jobs(names, labels, resume_token), patience=patience))
+
+    def wait_job(self, name: str, *, until: Until = ENDED, timeout: float | None = None) -> Job:
+        """Returns the job as soon as it is in one of the states `until`, or as that predicate accepts it.
+
+        Raises JobFinishedError if it ends otherwise, DeadlineError after `timeout` seconds.
+        """
+        wait = Wait(requests.job_name(name), until, timeout)
+        watch = Watch(requests.watch_jobs([name], None, ""), patience=calls.PATIENCE_SECONDS, timeout=timeout)
+        job = self.get_job(name)  # an unknown name is an error now, not a long wait
+        if wait.met(job):
+            return job
+        with suppress(DeadlineError), closing(self._changes(watch)) as changes:
+            for change in changes:
+                if wait.changed(change):
+                    return change.job
+        raise wait.expired()
+
+    def list_epoch_metrics(self, job: str) -> Iterator[EpochMetrics]:
+        """Yields what each epoch came to, oldest first."""
+        for page in self._pages(self._jobs.ListEpochMetrics, requests.list_epoch_metrics(job)):
+            yield from page.epochs
+
+    def upload_bundle(self, data: bytes) -> str:
+        """Stores code for jobs (see `adjourn.bundles.pack`) and returns its name, `bundles/{sha256}`."""
+        chunks = requests.upload_bundle(data)
+        try:
+            return self._jobs.UploadBundle(chunks, timeout=calls.UPLOAD_SECONDS, metadata=self._caller).bundle
+        except grpc.RpcError as error:
+            raise calls.typed(error, self.address) from error
+
+    def get_checkpoint(self, name: str) -> Checkpoint:
+        return self._call(self._checkpoints.GetCheckpoint, requests.get_checkpoint(name))
+
+    def list_checkpoints(self, job: str) -> Iterator[Checkpoint]:
+        """Yields a job's checkpoints, newest first."""
+        for page in self._pages(self._checkpoints.ListCheckpoints, requests.list_checkpoints(job)):
+            yield from page.checkpoints
+
+    def get_worker(self, name: str) -> Worker:
+        return self._call(self._workers.GetWorker, requests.get_worker(name))
+
+    def list_workers(self) -> Iterator[Worker]:
+        """Yields every worker, by name."""
+        for page in self._pages(self._workers.ListWorkers, requests.list_workers()):
+            yield from page.workers
+
+    def _call(self, method: "grpc.UnaryUnaryMultiCallable[Asked, Answer]", request: Asked) -> Answer:
+        try:
+            return method(request, timeout=self._timeout, metadata=self._caller)
+        except grpc.RpcError as error:
+            raise calls.typed(error, self.address) from error
+
+    def _pages(self, method: "grpc.UnaryUnaryMultiCallable[Asking, Listed]", request: Asking) -> Iterator[Listed]:
+        while True:
+            page = self._call(method, request)
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def _changes(self, watch: Watch) -> Generator[WatchJobsResponse, None, None]:
+        while True:
+            failure: AdjournError | None = None
+            stream = self._jobs.WatchJobs(watch.request, timeout=watch.remaining, metadata=self._caller)
+            try:
+                yield from filter(watch.accept, stream)
+            except grpc.RpcError as error:
+                failure = calls.typed(error, self.address)
+            finally:
+                stream.cancel()
+            time.sleep(watch.broken(failure, random.random()))  # noqa: S311 - spreads reconnects, guards nothing

@@ -1,0 +1,120 @@
+"""What a client's arguments become on the wire; shared by the blocking and the asynchronous client.
+
+Names may be given short (`digits`) or in full (`jobs/digits`). Every request that changes something carries a fresh
+`request_id` unless the caller brings one: that is what makes gRPC's own retries safe.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+from uuid import uuid4
+
+from adjourn.channel import BUNDLE_LIMIT_BYTES, CHUNK_BYTES
+from adjourn.errors import InvalidRequestError
+from adjourn.v1.checkpoint_service_pb2 import GetCheckpointRequest, ListCheckpointsRequest
+from adjourn.v1.job_pb2 import Job, JobSpec, PauseMode
+from adjourn.v1.job_service_pb2 import (
+    CancelJobRequest,
+    CreateJobRequest,
+    DeleteJobRequest,
+    GetJobRequest,
+    ListEpochMetricsRequest,
+    ListJobsRequest,
+    PauseJobRequest,
+    ResumeJobRequest,
+    UploadBundleRequest,
+    WatchJobsRequest,
+)
+from adjourn.v1.worker_service_pb2 import GetWorkerRequest, ListWorkersRequest
+
+JOB_PAGE: Final = 50
+"""Jobs a page: with a hundred past pauses each, a page still fits a message many times over."""
+SERIES_PAGE: Final = 500
+
+
+def job_name(name: str) -> str:
+    """Returns `jobs/{job}` for either form."""
+    return name if "/" in name else f"jobs/{name}"
+
+
+def worker_name(name: str) -> str:
+    """Returns `workers/{worker}` for either form."""
+    return name if "/" in name else f"workers/{name}"
+
+
+def checkpoint_name(name: str) -> str:
+    """Returns `jobs/{job}/checkpoints/{checkpoint}`, also for `{job}/{checkpoint}`."""
+    job, _, checkpoint = name.partition("/")
+    return f"jobs/{job}/checkpoints/{checkpoint}" if checkpoint and "/" not in checkpoint else name
+
+
+def create_job(spec: JobSpec, *, job_id: str, labels: Mapping[str, str] | None, request_id: str) -> CreateJobRequest:
+    job = Job(spec=spec, labels=labels or {})
+    return CreateJobRequest(job_id=job_id, job=job, request_id=request_id or fresh_id())
+
+
+def get_job(name: str) -> GetJobRequest:
+    return GetJobRequest(name=job_name(name))
+
+
+def list_jobs(states: Iterable[Job.State.ValueType], labels: Mapping[str, str] | None) -> ListJobsRequest:
+    return ListJobsRequest(page_size=JOB_PAGE, states=states, labels=labels or {})
+
+
+def pause_job(name: str, *, mode: PauseMode.ValueType, reason: str, etag: str, request_id: str) -> PauseJobRequest:
+    return PauseJobRequest(
+        name=job_name(name), mode=mode, reason=reason, etag=etag, request_id=request_id or fresh_id()
+    )
+
+
+def resume_job(name: str, *, allow_inexact: bool, etag: str, request_id: str) -> ResumeJobRequest:
+    return ResumeJobRequest(
+        name=job_name(name), allow_inexact=allow_inexact, etag=etag, request_id=request_id or fresh_id()
+    )
+
+
+def cancel_job(
+    name: str, *, save: PauseMode.ValueType | None, reason: str, etag: str, request_id: str
+) -> CancelJobRequest:
+    return CancelJobRequest(
+        name=job_name(name), save=save, reason=reason, etag=etag, request_id=request_id or fresh_id()
+    )
+
+
+def delete_job(name: str, *, etag: str, request_id: str) -> DeleteJobRequest:
+    return DeleteJobRequest(name=job_name(name), etag=etag, request_id=request_id or fresh_id())
+
+
+def watch_jobs(names: Iterable[str], labels: Mapping[str, str] | None, resume_token: str) -> WatchJobsRequest:
+    return WatchJobsRequest(names=[job_name(name) for name in names], labels=labels or {}, resume_token=resume_token)
+
+
+def list_epoch_metrics(job: str) -> ListEpochMetricsRequest:
+    return ListEpochMetricsRequest(parent=job_name(job), page_size=SERIES_PAGE)
+
+
+def upload_bundle(data: bytes) -> Iterator[UploadBundleRequest]:
+    """Cuts a bundle into messages; raises InvalidRequestError if it is too large to be accepted."""
+    if len(data) > BUNDLE_LIMIT_BYTES:
+        raise InvalidRequestError({"chunk": f"{len(data)} bytes in all; at most {BUNDLE_LIMIT_BYTES} are accepted"})
+    offsets = range(0, len(data), CHUNK_BYTES)
+    return (UploadBundleRequest(chunk=data[offset : offset + CHUNK_BYTES]) for offset in offsets)
+
+
+def get_checkpoint(name: str) -> GetCheckpointRequest:
+    return GetCheckpointRequest(name=checkpoint_name(name))
+
+
+def list_checkpoints(job: str) -> ListCheckpointsRequest:
+    return ListCheckpointsRequest(parent=job_name(job), page_size=SERIES_PAGE)
+
+
+def get_worker(name: str) -> GetWorkerRequest:
+    return GetWorkerRequest(name=worker_name(name))
+
+
+def list_workers() -> ListWorkersRequest:
+    return ListWorkersRequest(page_size=SERIES_PAGE)
+
+
+def fresh_id() -> str:
+    return str(uuid4())

@@ -1,0 +1,106 @@
+"""How a watch survives broken streams, and when waiting for a job is over; shared by both clients, without IO.
+
+A watch remembers the token of the last message it was given and begins each new stream there, so no change is missed
+and none is told twice.
+"""
+
+from collections.abc import Callable, Collection
+from time import monotonic
+from typing import Final
+
+from adjourn.errors import (
+    AdjournError,
+    ControlPlaneUnreachableError,
+    DeadlineError,
+    JobFinishedError,
+    NotFoundError,
+    ShuttingDownError,
+    StoreUnavailableError,
+)
+from adjourn.v1.job_pb2 import Job
+from adjourn.v1.job_service_pb2 import WatchJobsRequest, WatchJobsResponse
+
+Until = Callable[[Job], bool] | Collection[Job.State.ValueType]
+"""What to wait for: a question about the job, or the states that answer it."""
+
+ENDED: Final = frozenset({Job.SUCCEEDED, Job.FAILED, Job.CANCELLED})
+PASSING: Final = (ControlPlaneUnreachableError, ShuttingDownError, StoreUnavailableError)
+"""A stream that broke with one of these is opened again."""
+
+FIRST_DELAY: Final = 0.1
+LAST_DELAY: Final = 2.0
+"""Between two attempts to reconnect, in seconds; doubled from the first to the last."""
+
+
+class Watch:
+    """Where a watch stands: what to ask for next, and for how long to go on trying."""
+
+    def __init__(self, request: WatchJobsRequest, *, patience: float, timeout: float | None = None) -> None:
+        self.request = request
+        self._patience = patience
+        self._ends = None if timeout is None else monotonic() + timeout
+        self._failing_since: float | None = None
+        self._delay = FIRST_DELAY
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds left of the caller's timeout; None without one."""
+        return None if self._ends is None else max(self._ends - monotonic(), 0.0)
+
+    def accept(self, message: WatchJobsResponse) -> bool:
+        """Takes note of a message; True if it tells a change, False for a keep-alive."""
+        self._failing_since, self._delay = None, FIRST_DELAY
+        if message.resume_token:
+            self.request.resume_token = message.resume_token
+        return message.HasField("job") or bool(message.deleted)
+
+    def broken(self, failure: AdjournError | None, chance: float) -> float:
+        """Returns how many seconds to wait before the next stream; raises `failure` when there should be none.
+
+        `failure` is None for a stream that the server ended in order; `chance`, from 0 to 1, spreads the clients of
+        a control plane that went away.
+        """
+        if failure is not None and not isinstance(failure, PASSING):
+            raise failure
+        now = monotonic()
+        self._failing_since = now if self._failing_since is None else self._failing_since
+        if failure is not None and now - self._failing_since >= self._patience:
+            raise failure
+        delay, self._delay = self._delay * chance, min(self._delay * 2, LAST_DELAY)
+        return delay if self.remaining is None else min(delay, self.remaining)
+
+
+class Wait:
+    """One wait for one job."""
+
+    def __init__(self, name: str, until: Until, timeout: float | None) -> None:
+        self._name = name
+        self._until = until
+        self._timeout = timeout
+        self._state = "unknown"
+
+    def met(self, job: Job) -> bool:
+        """Tells whether the wait is over; raises JobFinishedError when it cannot be any more."""
+        self._state = Job.State.Name(job.state)
+        if self._until(job) if callable(self._until) else job.state in self._until:
+            return True
+        if job.state in ENDED:
+            message = f"{self._name} ended {self._state} while {self._what} was waited for"
+            raise JobFinishedError(message, job=self._name, state=self._state)
+        return False
+
+    def changed(self, message: WatchJobsResponse) -> bool:
+        """Tells whether the wait is over with this change; raises NotFoundError when the job is gone."""
+        if message.deleted:
+            raise NotFoundError(f"{self._name} was deleted while {self._what} was waited for", job=self._name)
+        return self.met(message.job)
+
+    def expired(self) -> DeadlineError:
+        message = f"{self._name} is {self._state}; {self._what} did not come within {self._timeout:g} s"
+        return DeadlineError(message, job=self._name, state=self._state)
+
+    @property
+    def _what(self) -> str:
+        if callable(self._until):
+            return "the condition"
+        return " or ".join(Job.State.Name(state) for state in self._until)

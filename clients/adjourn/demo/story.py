@@ -1,0 +1,137 @@
+"""What the demonstration does, step by step; every wait has a deadline, and every step is said as it happens."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from google.protobuf.struct_pb2 import Struct
+
+from adjourn.client import AsyncClient
+from adjourn.demo.narrator import Narrator
+from adjourn.demo.verdict import Run, Verdict, compare
+from adjourn.errors import DeadlineError, JobFinishedError
+from adjourn.local.stack import Stack
+from adjourn.v1.checkpoint_pb2 import Checkpoint
+from adjourn.v1.job_pb2 import Job, JobSpec
+
+ENTRY_POINT: Final = "adjourn.examples.digits:main"
+EPOCHS: Final = 12
+PAUSE_IN: Final = (3, 6, 9)
+"""Epochs during which a pause is asked for."""
+SEED: Final = 20260
+WAIT_SECONDS: Final = 60.0
+"""Longest time without anything new."""
+
+
+class DemoError(Exception):
+    """Something went otherwise than the demonstration needs it."""
+
+
+@dataclass(slots=True)
+class Story:
+    """One demonstration on a running stack."""
+
+    stack: Stack
+    client: AsyncClient
+    narrator: Narrator
+    _shown: dict[str, int] = field(default_factory=dict, init=False)
+    """Epochs already printed, by job."""
+
+    async def tell(self) -> Verdict:
+        """Raises DemoError, AdjournError, ChildError."""
+        self.narrator.chapter(f"Reference: {EPOCHS} epochs of {ENTRY_POINT}, not interrupted")
+        reference = await self._finish(await self._create("reference"))
+        self.narrator.chapter(f"The same with the same seed, paused in epochs {', '.join(map(str, PAUSE_IN))}")
+        name = await self._create("interrupted")
+        for number, epoch in enumerate(PAUSE_IN, start=1):
+            paused = await self._pause(name, epoch)
+            if number == 1:
+                self.narrator.view(paused)
+                await self._resume_elsewhere(paused)
+            else:
+                await self._resume(paused)
+        interrupted = await self._finish(name)
+        self.narrator.phases(interrupted.pauses)
+        verdict = compare(reference, interrupted)
+        self.narrator.comparison(verdict)
+        if verdict.pauses != len(PAUSE_IN) or verdict.workers < 2 or verdict.epochs != EPOCHS:
+            raise DemoError(f"this was to be {EPOCHS} epochs, {len(PAUSE_IN)} pauses and 2 workers: {verdict}")
+        return verdict
+
+    async def _create(self, job_id: str) -> str:
+        spec = JobSpec(entry_point=ENTRY_POINT, total_epochs=EPOCHS, seed=SEED, args=Struct())
+        job = await self.client.create_job(spec, job_id=job_id)
+        self.narrator.step(f"{job.name} created: {Job.State.Name(job.state)}")
+        return job.name
+
+    async def _finish(self, name: str) -> Run:
+        job = await self._follow(name, "its end", lambda job: job.state == Job.SUCCEEDED)
+        self.narrator.step(f"{name} SUCCEEDED")
+        history = [measured async for measured in self.client.list_epoch_metrics(name)]
+        return Run(job=job, checkpoint=await self._checkpoint(job), history=history)
+
+    async def _checkpoint(self, job: Job) -> Checkpoint:
+        if not job.latest_checkpoint:
+            raise DemoError(f"{job.name} ended without a checkpoint")
+        checkpoint = await self.client.get_checkpoint(job.latest_checkpoint)
+        if checkpoint.epoch != job.progress.epoch:
+            raise DemoError(f"{checkpoint.name} is of epoch {checkpoint.epoch}, not of the last, {job.progress.epoch}")
+        return checkpoint
+
+    async def _pause(self, name: str, epoch: int) -> Job:
+        """Asks for a pause while `epoch` runs and returns the paused job."""
+        await self._follow(
+            name, f"epoch {epoch}", lambda job: job.state == Job.RUNNING and job.progress.epoch >= epoch - 1
+        )
+        job = await self.client.pause_job(name, reason=f"demonstration, in epoch {epoch}")
+        self.narrator.situation("pause asked for", job)
+        job = await self._follow(name, "the pause", lambda job: job.state == Job.PAUSED)
+        self.narrator.situation("paused", job)
+        self.narrator.step(f"it rests on {job.pause.checkpoint}")
+        return job
+
+    async def _resume(self, paused: Job) -> Job:
+        asked = await self.client.resume_job(paused.name)
+        self.narrator.situation("resume asked for", asked)
+        job = await self._follow(
+            paused.name, "the resume", lambda job: job.state == Job.RUNNING and job.pause.HasField("resume_time")
+        )
+        self.narrator.situation(f"resumed from epoch {paused.progress.epoch}", job)
+        return job
+
+    async def _resume_elsewhere(self, paused: Job) -> None:
+        """Resumes after the worker that held the job was killed, and brings that worker back afterwards."""
+        worker = paused.pause.from_worker.removeprefix("workers/")
+        if worker not in self.stack.workers:
+            raise DemoError(f"the pause does not say which worker held the job: {paused.pause.from_worker!r}")
+        killed = await self.stack.kill(worker)
+        self.narrator.step(f"{worker} killed with SIGKILL, {len(killed)} processes: {', '.join(map(str, killed))}")
+        job = await self._resume(paused)
+        if job.worker == paused.pause.from_worker:
+            raise DemoError(f"{job.name} was resumed on {job.worker}, which is dead")
+        await self.stack.revive(worker)
+        self.narrator.step(f"{worker} is back")
+
+    async def _follow(self, name: str, what: str, done: Callable[[Job], bool]) -> Job:
+        """Prints the job's epochs as they end, and returns it when it is `done`; `what` says what that is."""
+        while True:
+            job = await self._news(name, what, done)
+            shown = self._shown.get(name, 0)
+            if job.progress.epoch > shown:
+                async for measured in self.client.list_epoch_metrics(name):
+                    if shown < measured.epoch:
+                        self.narrator.epoch(job, measured)
+                        self._shown[name] = measured.epoch
+            if done(job):
+                return job
+
+    async def _news(self, name: str, what: str, done: Callable[[Job], bool]) -> Job:
+        shown = self._shown.get(name, 0)
+        try:
+            return await self.client.wait_job(
+                name, until=lambda job: done(job) or job.progress.epoch > shown, timeout=WAIT_SECONDS
+            )
+        except (DeadlineError, JobFinishedError):
+            job = await self.client.get_job(name)
+            why = f", {job.failure.reason}: {job.failure.message}" if job.failure.reason else ""
+            raise DemoError(f"{name} is {Job.State.Name(job.state)}{why}; {what} was waited for") from None

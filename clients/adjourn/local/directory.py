@@ -1,0 +1,88 @@
+"""The data directory of a stack: who uses it, and what has to be the same at its next start."""
+
+import fcntl
+import json
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from adjourn.local.ports import free_ports, is_free
+
+
+class DirectoryInUseError(Exception):
+    """Another stack runs on the data directory."""
+
+    def __init__(self, path: Path, pid: str) -> None:
+        super().__init__(f"{path} is in use by another stack (pid {pid}); stop that one, or choose another --data")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Chosen at the first start, kept for every later one."""
+
+    redis_password: str
+    s3_access_key: str
+    s3_secret_key: str
+    threads: int
+    """Of one training process. Another number would give other bits."""
+    ports: Sequence[int]
+    """Of the servers; changed if someone else has taken one."""
+
+
+class Directory:
+    """A data directory that is ours while `held`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        self.logs = self.path / "logs"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps others out; raises DirectoryInUseError. The lock goes with our process, however it ends."""
+        for directory in (self.path, self.logs):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (self.path / "lock").open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                raise DirectoryInUseError(self.path, lock.read().strip() or "unknown") from None
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            yield
+            lock.truncate(0)
+
+    def settings(self, *, threads: int, ports: int) -> Settings:
+        """Returns the settings of the first start, or of this one if it is the first."""
+        file = self.path / "stack.json"
+        if file.exists():
+            known = Settings(**json.loads(file.read_text()))
+            if len(known.ports) == ports and all(map(is_free, known.ports)):
+                return known
+            settings = Settings(**{**asdict(known), "ports": free_ports(ports)})
+        else:
+            settings = Settings(
+                redis_password=secrets.token_urlsafe(24),
+                s3_access_key=secrets.token_hex(10),
+                s3_secret_key=secrets.token_urlsafe(30),
+                threads=threads,
+                ports=free_ports(ports),
+            )
+        write_private(file, json.dumps(asdict(settings)))
+        return settings
+
+
+def write_private(file: Path, text: str) -> None:
+    """Replaces `file` as a whole; nobody else can read it at any moment."""
+    draft = file.with_suffix(".new")
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    draft.replace(file)

@@ -1,0 +1,35 @@
+"""Signals as cancellation, so that what was started is ended by the same `async with` in every case."""
+
+import asyncio
+import signal
+from collections.abc import Coroutine
+from typing import Final, TypeVar
+
+T = TypeVar("T")
+
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def run(work: Coroutine[None, None, T]) -> T | None:
+    """Runs `work`, which each SIGINT, SIGTERM or SIGHUP cancels once more; returns None if that ended it."""
+    return asyncio.run(_interruptible(work))
+
+
+async def _interruptible(work: Coroutine[None, None, T]) -> T | None:
+    task = asyncio.current_task()
+    assert task
+    told = False
+
+    def tell() -> None:
+        nonlocal told
+        told = True
+        task.cancel()
+
+    for number in SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(number, tell)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if told:
+            return None
+        raise

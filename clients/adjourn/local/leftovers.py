@@ -1,0 +1,96 @@
+"""Finds and ends the processes of a stack, whoever started them: all carry its data directory in ADJOURN_STACK."""
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator, Sequence
+from enum import IntEnum
+from itertools import pairwise
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from adjourn.local.child import POLL_SECONDS
+
+MARKER: Final = "ADJOURN_STACK"
+
+
+class Role(IntEnum):
+    """What a process is to the stack, in the order in which they are ended."""
+
+    AGENT = 0
+    TRAINING = 1
+    CONTROL_PLANE = 2
+    S3 = 3
+    VALKEY = 4
+
+
+GRACE: Final = {Role.AGENT: 4.0, Role.TRAINING: 2.0, Role.CONTROL_PLANE: 3.0, Role.S3: 1.0, Role.VALKEY: 3.0}
+"""From SIGTERM to SIGKILL, in seconds. Valkey's is for its file to be whole."""
+
+
+def role(argv: Sequence[str]) -> Role:
+    """Returns the role of a process by its command line; TRAINING includes launchers and what user code started."""
+    if argv and Path(argv[0]).name == "weed":
+        return Role.S3
+    if argv and Path(argv[0]).name.startswith("valkey-server"):
+        return Role.VALKEY
+    modules = {"worker": Role.AGENT, "control_plane": Role.CONTROL_PLANE}
+    named = [after for before, after in pairwise(argv) if before == "-m"]
+    return modules.get(named[0], Role.TRAINING) if named else Role.TRAINING
+
+
+def find(stack: Path) -> Iterator[tuple[Role, psutil.Process]]:
+    """Yields the live processes of the stack; never ourselves, nor an ancestor."""
+    ours = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    for process in psutil.process_iter():
+        try:
+            if process.pid in ours or process.uids().effective != os.geteuid():
+                continue
+            if process.environ().get(MARKER) == str(stack) and process.status() != psutil.STATUS_ZOMBIE:
+                yield role(process.cmdline()), process
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+
+
+async def end(stack: Path, *, hurry: asyncio.Event | None = None) -> int:
+    """Ends every process of the stack, role by role, and returns how many there were."""
+    ended = set()
+    for kind in Role:
+        deadline = time.monotonic() + GRACE[kind]
+        told: set[int] = set()
+        # Looked for again each time: a launcher may have forked meanwhile.
+        while processes := [process for found, process in find(stack) if found is kind]:
+            late = time.monotonic() > deadline or (hurry is not None and hurry.is_set())
+            for process in processes:
+                ended.add(process.pid)
+                try:
+                    if late:
+                        process.kill()
+                    elif process.pid not in told:
+                        told.add(process.pid)
+                        process.terminate()
+                except psutil.NoSuchProcess:
+                    continue
+            await asyncio.sleep(POLL_SECONDS)
+    return len(ended)
+
+
+async def kill(stack: Path, worker: str, directory: Path) -> list[int]:
+    """Ends every process of one worker with SIGKILL and returns their ids."""
+    killed: list[int] = []
+    while processes := [process for _, process in find(stack) if belongs(process, worker, directory)]:
+        for process in processes:
+            killed.append(process.pid)
+            process.kill()
+        await asyncio.sleep(POLL_SECONDS)
+    return sorted(set(killed))
+
+
+def belongs(process: psutil.Process, worker: str, directory: Path) -> bool:
+    """Whether it is the worker's agent, or its launcher, or was forked by that one (and has its command line)."""
+    try:
+        return process.environ().get("ADJOURN_WORKER") == worker or str(directory) in process.cmdline()
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False

@@ -1,0 +1,33 @@
+"""Free TCP ports of this machine."""
+
+import contextlib
+import random
+import socket
+from collections.abc import Sequence
+from typing import Final
+
+HOST: Final = "127.0.0.1"
+RANGE: Final = range(20_000, 32_000)
+"""Below the ports that kernels give to outgoing connections, one of which could take a port before its server does."""
+
+
+def is_free(port: int) -> bool:
+    with contextlib.closing(socket.socket()) as probe:
+        # As servers do: a port whose last connections are still in TIME_WAIT is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+        return True
+
+
+def free_ports(count: int) -> Sequence[int]:
+    """Returns `count` different ports on which nothing listens; raises OSError if there are not as many."""
+    found = []
+    for port in random.sample(RANGE, len(RANGE)):
+        if is_free(port):
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise OSError(f"fewer than {count} free ports in {RANGE.start}-{RANGE.stop}")

@@ -1,0 +1,91 @@
+"""The embedded S3 server: SeaweedFS, all of its parts in one process."""
+
+import asyncio
+import json
+import sysconfig
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from adjourn.errors import ObjectStoreUnavailableError
+from adjourn.local.child import MissingServerError, Program
+from adjourn.local.ports import HOST
+from adjourn.objects import ObjectMissing, S3Objects, S3Settings
+
+NAME: Final = "s3"
+BUCKET: Final = "models"
+PROBE: Final = "adjourn-ready"
+PARTS: Final = ("master", "volume", "filer", "s3")
+SOCKETS: Final = Path("/tmp")  # noqa: S108
+"""Where it insists on making its sockets."""
+PORT_COUNT: Final = 2 * len(PARTS)
+"""Every part listens for HTTP and for gRPC."""
+
+
+def access_to(*, ports: Sequence[int], access_key: str, secret_key: str) -> S3Settings:
+    endpoint = f"http://{HOST}:{ports[2 * PARTS.index('s3')]}"
+    return S3Settings(endpoint=endpoint, bucket=BUCKET, access_key=access_key, secret_key=secret_key)
+
+
+def program(
+    *, directory: Path, logs: Path, ports: Sequence[int], access: S3Settings, environment: Mapping[str, str]
+) -> Program:
+    """Returns a server whose data is in `directory` and whose only user has `access`; raises MissingServerError."""
+    weed = Path(sysconfig.get_path("scripts")) / "weed"
+    if not weed.exists():
+        raise MissingServerError("SeaweedFS", "--s3")
+    directory.mkdir(parents=True, exist_ok=True)
+    config = directory / "identities.json"
+    config.touch(mode=0o600)
+    credentials = [{"accessKey": access.access_key, "secretKey": access.secret_key}]
+    identity = {"name": "adjourn", "credentials": credentials, "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
+    config.write_text(json.dumps({"identities": [identity]}))
+    listen = [
+        f"-{part}.port{suffix}={port}"
+        for part, pair in zip(PARTS, zip(ports[::2], ports[1::2], strict=True), strict=True)
+        for suffix, port in zip(("", ".grpc"), pair, strict=True)
+    ]
+    return Program(
+        name=NAME,
+        argv=(
+            *(str(weed), "-logtostderr=true", "server", "-filer", "-s3", *listen),
+            *(f"-ip={HOST}", f"-ip.bind={HOST}", f"-dir={directory}", f"-s3.config={config}"),
+            *("-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.iam=false", "-filer.disableHttp"),
+            # Relative, as a socket's path has to be short.
+            *("-filer.localSocket=filer.sock", "-s3.localSocket=s3.sock"),
+            "-master.telemetry=false",
+            # Volumes grow as they fill, and there is room for many: every bucket has its own.
+            *("-master.volumeSizeLimitMB=1024", "-volume.max=1000", "-volume.preStopSeconds=0"),
+        ),
+        environment={**environment, "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"},
+        directory=directory,
+        log=logs / "s3.log",
+        ready=lambda: stores(access),
+        patience=60,
+        # When told to end it waits 15 s for connections of its own parts. Nothing is lost by not waiting: what it
+        # has acknowledged is with the kernel.
+        grace=1,
+        sockets=[SOCKETS / f"seaweedfs-{part}-grpc-{port}.sock" for part, port in zip(PARTS, ports[1::2], strict=True)],
+    )
+
+
+async def stores(access: S3Settings) -> bool:
+    """Whether the server takes an object and gives it back; its parts need some seconds to find one another."""
+    if not await listens(int(access.endpoint.rpartition(":")[2])):
+        return False
+    try:
+        async with S3Objects(access) as objects:
+            await objects.ensure_bucket()
+            await objects.put(PROBE, b"ready")
+            return await objects.get(PROBE, limit=8) == b"ready"
+    except (ObjectStoreUnavailableError, ObjectMissing):
+        return False
+
+
+async def listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection(HOST, port)
+    except OSError:
+        return False
+    writer.close()
+    return True

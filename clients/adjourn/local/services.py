@@ -1,0 +1,75 @@
+"""Our own processes as the stack runs them: the control plane and the agents."""
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from adjourn import channel
+from adjourn.client import AsyncClient
+from adjourn.errors import AdjournError
+from adjourn.local.child import Program
+from adjourn.v1.worker_pb2 import Worker
+
+CONTROL_PLANE: Final = "control-plane"
+ANSWER_SECONDS: Final = 2.0
+
+
+def control_plane(*, directory: Path, logs: Path, address: str, environment: Mapping[str, str]) -> Program:
+    return Program(
+        name=CONTROL_PLANE,
+        # -P: what lies in the working directory cannot take the module's place.
+        argv=(sys.executable, "-P", "-m", "control_plane"),
+        environment={"ADJOURN_LISTEN": address, **environment},
+        directory=directory,
+        log=logs / f"{CONTROL_PLANE}.log",
+        ready=lambda: serves(address),
+        patience=60,
+        grace=3,
+    )
+
+
+def agent(*, name: str, directory: Path, logs: Path, address: str, environment: Mapping[str, str]) -> Program:
+    directory.mkdir(parents=True, exist_ok=True)
+    begun = time.time()
+    return Program(
+        name=name,
+        argv=(sys.executable, "-P", "-m", "worker"),
+        environment={
+            "ADJOURN_CONTROL_PLANE": address,
+            "ADJOURN_WORKER": name,
+            "ADJOURN_DATA": str(directory),
+            "ADJOURN_CPU_SLOTS": "1",
+            "ADJOURN_ON_TERM": "stop",
+            **environment,
+        },
+        directory=directory,
+        log=logs / f"{name}.log",
+        ready=lambda: is_active(address, name, since=begun),
+        patience=120,  # several import torch at once
+        grace=5,
+    )
+
+
+async def serves(address: str) -> bool:
+    async with grpc.aio.insecure_channel(address, channel.CLIENT_OPTIONS) as link:
+        stub = health_pb2_grpc.HealthStub(link)
+        try:
+            answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=ANSWER_SECONDS)
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+async def is_active(address: str, name: str, *, since: float) -> bool:
+    """Whether the control plane has heard from the worker after `since` (seconds since 1970) and gives it jobs."""
+    try:
+        async with AsyncClient(address, timeout=ANSWER_SECONDS) as client:
+            worker = await client.get_worker(f"workers/{name}")
+    except AdjournError:
+        return False
+    return worker.state == Worker.ACTIVE and worker.report_time.ToNanoseconds() > since * 1e9

@@ -1,0 +1,45 @@
+"""Why attempts end: the vocabulary of `Failure.reason` that training, worker and control plane share."""
+
+from typing import Final
+
+ENTRY_POINT_NOT_IMPORTABLE: Final = "ENTRY_POINT_NOT_IMPORTABLE"
+ENTRY_POINT_NOT_FOUND: Final = "ENTRY_POINT_NOT_FOUND"
+TRAINING_RAISED: Final = "TRAINING_RAISED"
+TRAINING_WITHOUT_EPOCHS: Final = "TRAINING_WITHOUT_EPOCHS"
+STATE_NOT_ENCODABLE: Final = "STATE_NOT_ENCODABLE"
+STATE_MISMATCH: Final = "STATE_MISMATCH"
+SNAPSHOT_FAILED: Final = "SNAPSHOT_FAILED"
+ENVIRONMENT_DIFFERS: Final = "ENVIRONMENT_DIFFERS"
+RESTORE_DIVERGED: Final = "RESTORE_DIVERGED"
+
+PROCESS_KILLED: Final = "PROCESS_KILLED"
+"""The training process ended by a signal that nobody here sent."""
+PROCESS_ENDED: Final = "PROCESS_ENDED"
+"""The training process left without saying why."""
+PROCESS_LOST: Final = "PROCESS_LOST"
+"""The training process is gone and nobody saw it end: launcher or machine died."""
+LAUNCH_FAILED: Final = "LAUNCH_FAILED"
+BUNDLE_UNUSABLE: Final = "BUNDLE_UNUSABLE"
+CHECKPOINT_CORRUPT: Final = "CHECKPOINT_CORRUPT"
+CHECKPOINT_NOT_REGISTERED: Final = "CHECKPOINT_NOT_REGISTERED"
+"""An attempt says that it rests on a checkpoint which was never registered."""
+WORKER_LOST: Final = "WORKER_LOST"
+ATTEMPT_UNKNOWN: Final = "ATTEMPT_UNKNOWN"
+"""The worker that should run the attempt knows nothing of it."""
+WORKER_STOPPED: Final = "WORKER_STOPPED"
+"""The worker was told to stop with all it runs; costs the job no restart."""
+
+DETERMINISTIC: Final = frozenset(
+    {
+        ENTRY_POINT_NOT_IMPORTABLE,
+        ENTRY_POINT_NOT_FOUND,
+        TRAINING_WITHOUT_EPOCHS,
+        STATE_NOT_ENCODABLE,
+        STATE_MISMATCH,
+        ENVIRONMENT_DIFFERS,
+        RESTORE_DIVERGED,
+        BUNDLE_UNUSABLE,
+        CHECKPOINT_CORRUPT,
+    }
+)
+"""Trying again would end the same way: the job fails at once."""

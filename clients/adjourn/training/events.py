@@ -1,0 +1,43 @@
+"""What a training process tells its agent: frames appended to a file, and a byte that says "look"."""
+
+import contextlib
+import os
+import socket
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from adjourn import frames
+from adjourn.v1.trainer_pb2 import TrainingEvent
+
+
+class EventLog:
+    """File `events`, which is the truth, and the agent's doorbell, which may be lost."""
+
+    def __init__(self, path: Path, doorbell: str) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._doorbell = doorbell
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+
+    def append(self, event: TrainingEvent) -> None:
+        """Writes the event, with the time; raises OSError if the whole of it cannot be written, and writes none."""
+        event.time.GetCurrentTime()
+        frame = frames.encode(event)
+        before = os.fstat(self._file).st_size
+        if os.write(self._file, frame) != len(frame):  # a frame cut short would garble all that follow
+            os.ftruncate(self._file, before)
+            raise OSError("no space for an event")
+        with contextlib.suppress(OSError):  # nobody listens, or its queue is full: it will look by itself
+            self._socket.sendto(b"!", self._doorbell)
+
+    def close(self) -> None:
+        self._socket.close()
+        os.close(self._file)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

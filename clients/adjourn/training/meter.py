@@ -1,0 +1,98 @@
+"""How far a training has got, and how well: steps, losses, metrics, time."""
+
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import SupportsFloat
+
+import torch
+
+from adjourn.v1.job_pb2 import Best, Progress
+
+
+class Meter:
+    """Counts of completed things, and the newest values."""
+
+    def __init__(self, restored: Progress | None) -> None:
+        before = restored or Progress()
+        self.epoch = 0
+        self.step = 0
+        self.epoch_step = 0
+        self.steps_per_epoch: int | None = before.steps_per_epoch if before.HasField("steps_per_epoch") else None
+        self.loss: float | None = before.loss if before.HasField("loss") else None
+        self.metrics: dict[str, float] = dict(before.metrics)
+        """Newest value of each."""
+        self.values: dict[str, float] = {}
+        """Values of the running epoch."""
+        self.losses: list[float | torch.Tensor] = []
+        """Of the steps since `settle`; those on a GPU are copies there, so that nothing waits for it."""
+        self._sum = 0.0
+        self._count = 0
+        self._active_before = before.active_duration.ToTimedelta().total_seconds()
+        self._start: float | None = None
+        self._epoch_start = 0.0
+
+    @property
+    def active_seconds(self) -> float:
+        """Training time of this attempt and those before."""
+        return self._active_before + (0.0 if self._start is None else time.monotonic() - self._start)
+
+    @property
+    def epoch_seconds(self) -> float:
+        return time.monotonic() - self._epoch_start
+
+    def start(self) -> None:
+        """Starts the clock."""
+        self._start = time.monotonic()
+
+    def begin_epoch(self) -> None:
+        self._epoch_start = time.monotonic()
+        self.epoch_step = 0
+        self.values = {}
+        self._sum, self._count = 0.0, 0
+
+    def end_epoch(self) -> None:
+        """Counts the epoch, and completes its values by `train_loss`, the mean over its steps."""
+        self.settle()
+        if self._count:
+            self.values.setdefault("train_loss", self._sum / self._count)
+        self.metrics |= self.values
+        self.steps_per_epoch = self.epoch_step or self.steps_per_epoch
+        self.epoch += 1
+        self.epoch_step = 0
+
+    def record(self, values: Mapping[str, SupportsFloat], *, in_epoch: bool) -> None:
+        numbers = {name: float(value) for name, value in values.items()}
+        self.metrics |= numbers
+        if in_epoch:
+            self.values |= numbers
+
+    def settle(self) -> None:
+        """Adds up the losses since the last call, in their order: the mean does not depend on when this is called."""
+        for loss in self.losses:
+            self.loss = float(loss)
+            self._sum += self.loss
+            self._count += 1
+        self.losses.clear()
+
+    def progress(self, best: Best | None) -> Progress:
+        self.settle()
+        progress = Progress(
+            epoch=self.epoch,
+            step=self.step,
+            epoch_step=self.epoch_step,
+            steps_per_epoch=self.steps_per_epoch,
+            loss=self.loss,
+            metrics=self.metrics,
+            best=best,
+        )
+        progress.active_duration.FromTimedelta(timedelta(seconds=self.active_seconds))
+        progress.report_time.GetCurrentTime()
+        return progress
+
+
+def held(loss: torch.Tensor | SupportsFloat) -> float | torch.Tensor:
+    """Returns the loss as a number if that costs nothing, else a copy on its device: its memory may be used again."""
+    if isinstance(loss, torch.Tensor):
+        return loss.item() if loss.is_cpu else loss.detach().clone()
+    return float(loss)

@@ -1,0 +1,155 @@
+"""A training process, from its start file to its exit code."""
+
+import faulthandler
+import importlib
+import io
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any, cast
+
+import torch._dynamo  # noqa: F401  (two seconds that any optimizer's constructor takes; here they precede the fork)
+from google.protobuf.struct_pb2 import ListValue, Struct
+
+from adjourn.mailbox import Control, ProgressBoard
+from adjourn.training.environment import differences, fingerprint, prepare
+from adjourn.training.errors import EntryPointNotFound, EntryPointNotImportable, EnvironmentDiffers, TrainingError
+from adjourn.training.events import EventLog
+from adjourn.training.randomness import seed_generators
+from adjourn.training.restored import Restored
+from adjourn.training.run import Run
+from adjourn.training.session import Leaving, Session
+from adjourn.v1.job_pb2 import Failure
+from adjourn.v1.trainer_pb2 import TrainingEvent, TrainingStart
+
+EntryPoint = Callable[[Run], object]
+
+FAILED = 1
+TRACEBACK_LINES = 5
+"""Of a failure's message; the log has them all."""
+MESSAGE_LIMIT = 4000
+
+
+def main(directory: Path) -> int:
+    """Trains as file `start` of the attempt's directory says; returns the exit code, 0 if paused or finished.
+
+    Everything that can go wrong is told in file `events` as a Failure before it returns.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
+    faulthandler.enable(sys.__stderr__ or 2)
+    start = TrainingStart.FromString((directory / "start").read_bytes())
+    with (
+        EventLog(directory / "events", start.doorbell) as events,
+        closing(Control(directory / "control")) as control,
+        closing(ProgressBoard(directory / "progress")) as board,
+    ):
+        session = None
+        try:
+            session = prepared(start, events, control, board)
+            return trained(session)
+        except Leaving as leaving:
+            traceback.clear_frames(leaving.__traceback__)  # ends the workers of a loader that is still iterated over
+            return leaving.code
+        except BaseException as error:  # noqa: BLE001  (user code may raise anything; the job's owner is told)
+            traceback.print_exc()
+            (session or events).append(TrainingEvent(failed=failure(start, error)))
+            traceback.clear_frames(error.__traceback__)
+            return FAILED
+
+
+def prepared(start: TrainingStart, events: EventLog, control: Control, board: ProgressBoard) -> Session:
+    """Sets up device, threads and seeds; raises EnvironmentDiffers or SnapshotUnreadable."""
+    device = prepare(start.device_uuids, start.threads)
+    restored = Restored(Path(start.restore_directory), device) if start.restore_directory else None
+    different = {}
+    if restored:
+        # The bits of a sum depend on the number of threads: a resumed run keeps the one that it began with.
+        prepare(start.device_uuids, int(restored.environment.get("threads", 0)))
+        different = differences(restored.environment, fingerprint(device))
+        if different and not start.allow_inexact:
+            raise EnvironmentDiffers(different)
+    seed_generators(start.spec.seed)
+    return Session(
+        start, events=events, control=control, board=board, device=device, restored=restored, exact=not different
+    )
+
+
+def trained(session: Session) -> int:
+    """Runs user code to its end, or to the boundary where it is paused; returns the exit code."""
+    start = session.start
+    entry_point = imported(start.spec.entry_point, start.code_directory)
+    if start.spec.total_epochs == 0:
+        session.begin_task()
+    call(entry_point, Run(session, arguments(start.spec.args)))
+    return session.finish()
+
+
+def call(entry_point: EntryPoint, run: Run) -> None:
+    try:
+        entry_point(run)
+    except SystemExit as leaving:
+        if leaving.code not in (None, 0):
+            raise
+
+
+def imported(entry_point: str, code_directory: str) -> EntryPoint:
+    """Returns the function named `package.module:function`; raises EntryPointNotImportable, EntryPointNotFound."""
+    module_name, _, name = entry_point.partition(":")
+    if code_directory:
+        forget(module_name.partition(".")[0], Path(code_directory))
+        sys.path.insert(0, code_directory)
+        importlib.invalidate_caches()
+    try:
+        module = importlib.import_module(module_name)
+    except BaseException as error:
+        raise EntryPointNotImportable(f"{module_name} cannot be imported\n{last_lines(error)}") from error
+    function: Any = module
+    for part in name.split("."):
+        function = getattr(function, part, None)
+    if not callable(function):
+        raise EntryPointNotFound(f"{module_name} has no function {name!r}")
+    return cast("EntryPoint", function)
+
+
+def forget(package: str, code_directory: Path) -> None:
+    """Lets a module of the user's come before one of the same name that this process was forked with."""
+    if (code_directory / package).is_dir() or (code_directory / f"{package}.py").exists():
+        for name in list(sys.modules):
+            if name == package or name.startswith(f"{package}."):
+                del sys.modules[name]
+
+
+def arguments(args: Struct) -> dict[str, Any]:
+    """Returns the arguments as Python values; a Struct knows doubles only, so whole numbers become ints."""
+    return {name: plain(value) for name, value in args.items()}
+
+
+def plain(value: Any) -> Any:
+    match value:
+        case Struct():
+            return arguments(value)
+        case ListValue():
+            return [plain(item) for item in value]
+        case float() if value.is_integer() and abs(value) < 2**53:
+            return int(value)
+        case _:
+            return value
+
+
+def failure(start: TrainingStart, error: BaseException) -> Failure:
+    if isinstance(error, TrainingError):
+        reason, message = error.reason, str(error)
+    else:
+        reason, message = TrainingError.reason, last_lines(error)
+    told = Failure(reason=reason, message=message, attempt=start.attempt)
+    told.time.GetCurrentTime()
+    return told
+
+
+def last_lines(error: BaseException) -> str:
+    lines = "".join(traceback.format_exception(error)).strip().splitlines()
+    return "\n".join(lines[-TRACEBACK_LINES:])[-MESSAGE_LIMIT:]

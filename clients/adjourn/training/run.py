@@ -1,0 +1,95 @@
+"""What user code sees of its training: the one argument of an entry point."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, SupportsFloat
+
+import torch
+from torch.utils.data import Dataset
+
+from adjourn.training.loader import Collate, Loader
+from adjourn.training.session import Session
+
+
+class Run:
+    """A training that can be paused at the end of each epoch and resumed to the same bits."""
+
+    def __init__(self, session: Session, args: Mapping[str, Any]) -> None:
+        self._session = session
+        self.args = dict(args)
+        """Arguments of the job; a number without a fraction is an int."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of the job; all global random generators were seeded with it before user code was imported."""
+        return self._session.start.spec.seed
+
+    @property
+    def device(self) -> torch.device:
+        """Where to train: the GPU the job was given, or the CPU."""
+        return self._session.device
+
+    @property
+    def total_epochs(self) -> int:
+        return self._session.start.spec.total_epochs
+
+    @property
+    def epoch(self) -> int:
+        """Epochs completed, those before a pause included."""
+        return self._session.meter.epoch
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps completed, over all epochs."""
+        return self._session.meter.step
+
+    def track(self, **objects: Any) -> None:
+        """Makes objects part of every snapshot, and, in a resumed run, loads them from it now.
+
+        Each is a module, an optimizer, a random generator, or anything with `state_dict` and `load_state_dict`. Build
+        them all as in a new run, then track them, before the first epoch. Raises StateNotEncodable for a state that
+        cannot be stored exactly, StateMismatch if it is not the one that was saved.
+        """
+        self._session.track(objects)
+
+    def loader(
+        self,
+        dataset: Dataset[Any],
+        *,
+        batch_size: int = 1,
+        shuffle: bool = False,
+        num_workers: int = 0,
+        drop_last: bool = False,
+        collate_fn: Collate | None = None,
+        pin_memory: bool = False,
+    ) -> Loader:
+        """Returns batches whose order and random draws depend on seed, epoch and batch alone.
+
+        As `torch.utils.data.DataLoader`, for datasets with `__len__`; `random`, `numpy.random` and `torch` are seeded
+        for each batch while its samples are fetched, and put back afterwards.
+        """
+        return self._session.add_loader(
+            dataset=dataset,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            num_workers=num_workers,
+            drop_last=drop_last,
+            collate=collate_fn,
+            pin_memory=pin_memory,
+        )
+
+    def epochs(self) -> Iterator[int]:
+        """Yields the number, from 1, of each epoch that is left to train.
+
+        Asking for the next one ends the running epoch: then snapshots are taken and pauses happen. Leaving the loop
+        by `break` ends the training after the running epoch. Raises RestoreDiverged if a restored state is not equal
+        to the one that was saved.
+        """
+        return self._session.epochs()
+
+    def step(self, loss: torch.Tensor | SupportsFloat | None = None) -> None:
+        """Counts an optimizer step; call it after `optimizer.step()`. Takes under a microsecond beside the loss."""
+        self._session.step(loss)
+
+    def log(self, **values: SupportsFloat) -> None:
+        """Adds values to the metrics of the running epoch."""
+        self._session.log(values)

@@ -1,0 +1,258 @@
+"""One attempt at a training, from the first line of user code to its last word: what stands behind `Run`.
+
+The boundary of an epoch is the moment at which the next one is asked for. Validation, scheduler and early stopping
+have been done, nothing of the next epoch has: the one point at which all that matters is in `State`.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, SupportsFloat, TypeVar
+
+import torch
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from adjourn import snapshots
+from adjourn.mailbox import Control, ProgressBoard
+from adjourn.training.early_stopping import EarlyStopping
+from adjourn.training.errors import SnapshotFailed, TrainingWithoutEpochs
+from adjourn.training.events import EventLog
+from adjourn.training.loader import Loader, Loaders
+from adjourn.training.meter import Meter, held
+from adjourn.training.restored import Restored
+from adjourn.training.saving import Saver
+from adjourn.training.state import DATA, State
+from adjourn.v1.agent_service_pb2 import Assignment
+from adjourn.v1.job_pb2 import Best, Pause, Progress
+from adjourn.v1.trainer_pb2 import (
+    TrainingBegan,
+    TrainingEvent,
+    TrainingFinished,
+    TrainingPaused,
+    TrainingStart,
+)
+from adjourn.v1.usage_pb2 import EpochMetrics
+
+T = TypeVar("T")
+
+PUBLISH_SECONDS = 0.5
+ABANDONED = 75
+"""Exit code of a process whose launcher is gone; EX_TEMPFAIL."""
+
+
+class Leaving(BaseException):
+    """Ends user code at a boundary; not an Exception, so that `except Exception` there does not hold it up."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+        """Exit code of the process."""
+
+
+class Session:
+    """Carries a `Run` from boundary to boundary, and tells the agent."""
+
+    def __init__(
+        self,
+        start: TrainingStart,
+        *,
+        events: EventLog,
+        control: Control,
+        board: ProgressBoard,
+        device: torch.device,
+        restored: Restored | None = None,
+        exact: bool = True,
+    ) -> None:
+        """`exact`: the environment is that of the snapshot."""
+        self.start = start
+        self.device = device
+        self.meter = Meter(restored.progress if restored else None)
+        self._events = events
+        self._control = control
+        self._board = board
+        self._restored = restored
+        self._exact = exact
+        self._state = State(self._data, restored)
+        self._saver = Saver(Path(start.snapshot_directory), device)
+        self._loaders = Loaders(start.spec.seed)
+        self._open = False
+        self._begun = False
+        self._announced = False
+        self._left: int | None = None
+        self._launcher = os.getppid()
+        self._order = control.word
+        self._publish_time = 0.0
+        self._verdict = Pause.Verdict.VERDICT_UNSPECIFIED
+        if restored:
+            data = restored.value(DATA)
+            self.meter.epoch, self.meter.step = data["epoch"], data["step"]
+        self._restored_epoch, self._restored_step = self.meter.epoch, self.meter.step
+
+    # What user code calls, through `Run`.
+
+    def track(self, subjects: Mapping[str, Any]) -> None:
+        if self._begun:
+            raise RuntimeError("track everything before the first epoch: a resumed run has to find it all")
+        self._state.add(subjects)
+        for item in self._state.tracked.values():
+            if isinstance(item.subject, EarlyStopping):
+                item.subject.follow(lambda: self._loaders.epoch)
+
+    def add_loader(self, **options: Any) -> Loader:
+        return self._loaders.add(**options)
+
+    def epochs(self) -> Iterator[int]:
+        if self._begun:
+            raise RuntimeError("run.epochs() was iterated over before")
+        self._begin()
+        while self.meter.epoch < self.start.spec.total_epochs:
+            self._open_epoch()
+            yield self.meter.epoch + 1
+            self._end_epoch()
+            self._boundary()
+
+    def step(self, loss: torch.Tensor | SupportsFloat | None) -> None:
+        meter = self.meter
+        meter.step += 1
+        meter.epoch_step += 1
+        if loss is not None:
+            meter.losses.append(held(loss))
+        if time.monotonic() >= self._publish_time or self._control.word != self._order:
+            self._publish()
+
+    def log(self, values: Mapping[str, SupportsFloat]) -> None:
+        self.meter.record(values, in_epoch=self._open)
+
+    # What the process calls.
+
+    def begin_task(self) -> None:
+        """Begins what has no epochs."""
+        self.meter.start()
+        self.announce()
+
+    def announce(self) -> None:
+        """Says, once, that training has begun."""
+        if not self._announced:
+            self._announced = True
+            began = TrainingBegan(
+                verdict=self._verdict, restored_epoch=self._restored_epoch, restored_step=self._restored_step
+            )
+            self.append(TrainingEvent(began=began))
+
+    def finish(self) -> int:
+        """Ends the attempt after user code has returned; returns the exit code; raises TrainingError."""
+        if self._left is not None:  # user code caught what should have ended it
+            return self._left
+        if self.start.spec.total_epochs > 0:
+            if not self._begun:
+                raise TrainingWithoutEpochs
+            if self._open:
+                self._end_epoch()
+            self.announce()
+            self._save(last=True)
+        self.append(TrainingEvent(finished=TrainingFinished()))
+        return 0
+
+    def append(self, event: TrainingEvent) -> None:
+        """Tells the agent, with the progress at this moment."""
+        event.progress.CopyFrom(self._progress())
+        self._events.append(event)
+
+    # The course of an epoch.
+
+    def _begin(self) -> None:
+        self._begun = True
+        if self._restored is not None:
+            self._state.complete()
+            if self._exact:
+                directory = Path(self.start.restore_directory)
+                self._state.compare(self.start.restore_digests or snapshots.component_digests(directory))
+            self._verdict = Pause.Verdict.EXACT if self._exact else Pause.Verdict.WITHIN_TOLERANCE
+            self._restored = None
+        self.meter.start()
+        self._board.write(self._progress())
+
+    def _open_epoch(self) -> None:
+        self._loaders.epoch = self.meter.epoch + 1
+        self._open = True
+        self.meter.begin_epoch()
+        if (rate := self._learning_rate()) is not None:
+            self.meter.record({"learning_rate": rate}, in_epoch=True)
+        if self.meter.steps_per_epoch is None and self._loaders.first:
+            self.meter.steps_per_epoch = len(self._loaders.first)
+
+    def _end_epoch(self) -> None:
+        self._open = False
+        self.meter.end_epoch()
+        self._publish()
+        best = self._best()
+        metrics = EpochMetrics(
+            epoch=self.meter.epoch,
+            attempt=self.start.attempt,
+            step=self.meter.step,
+            active_seconds=self.meter.epoch_seconds,
+            values=self.meter.values,
+            best=best is not None and best.epoch == self.meter.epoch,
+        )
+        metrics.time.GetCurrentTime()
+        self.append(TrainingEvent(epoch=metrics))
+
+    def _boundary(self) -> None:
+        spec = self.start.spec
+        if self.meter.epoch == spec.total_epochs:
+            return  # `finish` follows
+        reached = Timestamp()
+        reached.GetCurrentTime()
+        if os.getppid() != self._launcher:
+            self._save(last=True)
+            self._leave(ABANDONED)
+        if self._control.read().target == Assignment.PAUSE:
+            self._save(last=True)
+            self.append(TrainingEvent(paused=TrainingPaused(boundary_time=reached)))
+            self._leave(0)
+        interval = spec.checkpoint_epochs if spec.HasField("checkpoint_epochs") else 1
+        if interval > 0 and self.meter.epoch % interval == 0:
+            self._save(last=False)
+
+    def _leave(self, code: int) -> None:
+        self._left = code
+        raise Leaving(code)
+
+    def _save(self, *, last: bool) -> None:
+        try:
+            snapshot = self._saver.save(self._state, self._progress(), self.meter.values, last=last)
+        except SnapshotFailed as error:
+            if last:
+                raise
+            print(f"adjourn: training goes on without a snapshot: {error}", file=sys.stderr, flush=True)  # noqa: T201
+            return
+        if snapshot:
+            self.append(TrainingEvent(snapshot=snapshot))
+
+    def _publish(self) -> None:
+        self._order = self._control.word
+        self._publish_time = time.monotonic() + PUBLISH_SECONDS
+        self._board.write(self._progress())
+        self.announce()
+
+    def _progress(self) -> Progress:
+        return self.meter.progress(self._best())
+
+    def _data(self) -> dict[str, Any]:
+        return {"epoch": self.meter.epoch, "step": self.meter.step, "loaders": self._loaders.identities()}
+
+    def _of_kind(self, kind: type[T]) -> T | None:
+        subjects = (item.subject for item in self._state.tracked.values())
+        return next((subject for subject in subjects if isinstance(subject, kind)), None)
+
+    def _best(self) -> Best | None:
+        stopping = self._of_kind(EarlyStopping)
+        if stopping is None or stopping.best is None:
+            return None
+        return Best(metric=stopping.metric, value=stopping.best, epoch=stopping.best_epoch, stale_epochs=stopping.stale)
+
+    def _learning_rate(self) -> float | None:
+        optimizer = self._of_kind(torch.optim.Optimizer)
+        return None if optimizer is None else float(optimizer.param_groups[0]["lr"])

@@ -1,0 +1,152 @@
+"""AgentService.Synchronize: one reader and one writer a stream; decisions are made elsewhere."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+from uuid import uuid4
+
+import grpc
+import structlog
+
+from adjourn import errors
+from adjourn.v1 import agent_service_pb2_grpc
+from adjourn.v1.agent_service_pb2 import AssignmentStatus, SynchronizeRequest, SynchronizeResponse
+from adjourn.v1.record_pb2 import JobRecord
+from adjourn.v1.worker_pb2 import Worker
+from control_plane import assignments, validation
+from control_plane.ledger import Ledger
+from control_plane.settings import Settings
+from control_plane.store import JobName, JobStore, WorkerName
+from control_plane.wakeups import Wakeups
+
+log = structlog.get_logger()
+
+Requests = AsyncIterator[SynchronizeRequest]
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
+    """Holds the streams of the agents that this replica serves."""
+
+    def __init__(self, store: JobStore, ledger: Ledger, wakeups: Wakeups, settings: Settings) -> None:
+        self.store = store
+        self.ledger = ledger
+        self.wakeups = wakeups
+        self.settings = settings
+
+    async def Synchronize(self, requests: Requests, context: Context) -> AsyncIterator[SynchronizeResponse]:
+        first = await anext(aiter(requests), None)
+        if first is None:
+            return
+        bad = validation.name("worker.name", first.worker.name, "workers")
+        if not first.session_id:
+            bad["session_id"] = "must be given: a UUID of the agent process"
+        if bad:
+            raise errors.InvalidRequestError(bad)
+        stream = Stream(self, first)
+        await self.store.attach(stream.described(first), first.session_id, stream.id)
+        log.info("agent_connected", worker=stream.worker, session=first.session_id, peer=context.peer())
+        with self.wakeups.bell(stream.worker) as bell:
+            reader = asyncio.create_task(stream.read(first, requests, bell))
+            try:
+                async for response in stream.responses(reader, bell):
+                    yield response
+            finally:
+                reader.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await reader
+                await asyncio.shield(self.store.detach(stream.worker, stream.id))
+                log.info("agent_disconnected", worker=stream.worker, session=first.session_id)
+                self.wakeups.ring("")
+
+
+class Stream:
+    """One agent's stream."""
+
+    def __init__(self, service: AgentService, first: SynchronizeRequest) -> None:
+        self.service = service
+        self.id = uuid4().hex
+        self.session = first.session_id
+        self.worker = WorkerName(first.worker.name)
+        self.reported: list[AssignmentStatus] = []
+        self.acknowledged = 0
+        self.orphans: set[str] = set()
+
+    def described(self, request: SynchronizeRequest) -> Worker:
+        """Returns the worker as it describes itself, and whether it wants new work."""
+        worker = Worker()
+        worker.CopyFrom(request.worker)
+        worker.state = Worker.DRAINING if request.draining else Worker.ACTIVE
+        return worker
+
+    async def read(self, first: SynchronizeRequest, requests: Requests, bell: asyncio.Event) -> None:
+        """Takes in what the agent says, message by message, until its end of the stream closes."""
+        await self.take_in(first)
+        bell.set()
+        async for request in requests:
+            if not await self.service.store.beat(self.described(request), self.id):
+                await self.superseded()
+            await self.take_in(request)
+            bell.set()
+
+    async def take_in(self, request: SynchronizeRequest) -> None:
+        """Applies reports first, then compares what the worker holds with what it should hold."""
+        ledger = self.service.ledger
+        for report in request.reports:
+            await ledger.report(report, self.worker)
+            self.acknowledged = max(self.acknowledged, report.sequence)
+        self.reported = list(request.assignments)
+        held = await self.held()
+        for job, event in assignments.reconcile(self.worker, held, self.reported, await self.others(held)):
+            with contextlib.suppress(errors.NotFoundError):  # deleted meanwhile: nothing to keep in step
+                await ledger.apply(JobName(job), event)
+
+    async def held(self) -> list[JobRecord]:
+        occupancy = await self.service.store.occupancy(self.worker)
+        return [stored.record for stored in occupancy.jobs]
+
+    async def others(self, held: list[JobRecord]) -> Mapping[str, JobRecord]:
+        """Returns the records of jobs that the worker reports and should not hold."""
+        mine = {record.job.name for record in held}
+        found: dict[str, JobRecord] = {}
+        for status in self.reported:
+            if status.job in mine or status.job in found:
+                continue
+            stored = await self.service.store.get(JobName(status.job))
+            if stored is not None:
+                found[status.job] = stored.record
+            elif status.phase not in assignments.OVER and status.job not in self.orphans:
+                self.orphans.add(status.job)
+                log.warning("orphan_left_alone", worker=self.worker, job=status.job, attempt=status.token.attempt)
+        return found
+
+    async def responses(self, reader: asyncio.Task[None], bell: asyncio.Event) -> AsyncIterator[SynchronizeResponse]:
+        """Yields what the worker should have: after each of its messages, each change, and every interval."""
+        interval = self.service.settings.sync_interval
+        reader.add_done_callback(lambda _: bell.set())
+        while True:
+            await self.service.wakeups.wait(bell, interval.total_seconds())
+            if reader.done():
+                reader.result()  # raises what ended it
+                return
+            session = await self.service.store.session(self.worker)
+            if session is None or session.stream != self.id:
+                await self.superseded()
+            held = await self.held()
+            response = SynchronizeResponse(
+                assignments=assignments.respond(held, self.reported, await self.others(held)),
+                acknowledged_report=self.acknowledged,
+            )
+            response.sync_interval.FromTimedelta(interval)
+            response.lease_duration.FromTimedelta(self.service.settings.lease_duration)
+            yield response
+
+    async def superseded(self) -> None:
+        """Ends the stream; a newer agent of this worker speaks now, or this one does, over a newer stream."""
+        session = await self.service.store.session(self.worker)
+        if session is not None and session.session == self.session:
+            raise errors.ShuttingDownError(f"{self.worker} has opened a newer stream")
+        raise errors.SessionSupersededError(
+            f"another agent speaks for {self.worker} now; is its name used twice?", worker=self.worker
+        )

@@ -1,0 +1,111 @@
+-- One change of one job: all of it, or nothing. Every check stands before the first write, because what a script has
+-- written stays written when it fails later. All keys of a namespace live in one slot (its hash tag), so the script
+-- may name those that it only finds out about.
+local prefix = KEYS[1]
+local id, job, expected, record = ARGV[1], ARGV[2], ARGV[3], ARGV[4] -- an empty record deletes the job
+local state, worker, released = ARGV[5], ARGV[6], ARGV[7]
+local guarded, occupancy = ARGV[8], ARGV[9]
+local request, digest, answer, request_memory = ARGV[10], ARGV[11], ARGV[12], ARGV[13]
+local repeat_memory, changes_kept = ARGV[14], ARGV[15]
+local events, epochs, checkpoints = tonumber(ARGV[16]), tonumber(ARGV[17]), tonumber(ARGV[18])
+local next_item = 19
+
+local function key(name)
+  return prefix .. ':' .. name
+end
+
+local function item()
+  next_item = next_item + 1
+  return ARGV[next_item - 1]
+end
+
+local done = redis.call('GET', key('done:' .. id))
+if done then
+  return {'DONE', done}
+end
+if request ~= '' then
+  local seen = redis.call('HMGET', key('request:' .. request), 'digest', 'answer')
+  if seen[1] then
+    return {'SEEN', seen[1], seen[2]}
+  end
+end
+local old = redis.call('HMGET', key(job), 'version', 'number', 'state', 'worker', 'released')
+local old_state, old_worker, old_released = old[3] or '', old[4] or '', old[5] or '0'
+if (old[1] or '0') ~= expected then
+  return {'CONFLICT', job .. ' has version ' .. (old[1] or '0') .. ', not ' .. expected}
+end
+if expected == '0' and redis.call('SISMEMBER', key('purge'), job) == 1 then
+  return {'PURGE', job .. ' was deleted, its objects are not yet gone'}
+end
+if guarded ~= '' then
+  local current = redis.call('GET', key(guarded .. ':occupancy')) or '0'
+  if current ~= occupancy then
+    return {'CONFLICT', 'occupancy of ' .. guarded .. ' has version ' .. current .. ', not ' .. occupancy}
+  end
+end
+
+-- One counter gives versions and, to new jobs, their number.
+local version = string.format('%.0f', redis.call('INCR', key('version')))
+local number = old[2] or version
+
+if old_state ~= state then
+  if old_state ~= '' then
+    redis.call('ZREM', key('state:' .. old_state), job)
+  end
+  if state ~= '' then
+    redis.call('ZADD', key('state:' .. state), number, job)
+  end
+end
+if old_worker ~= worker then
+  if old_worker ~= '' then
+    redis.call('SREM', key(old_worker .. ':jobs'), job)
+    redis.call('INCR', key(old_worker .. ':occupancy'))
+  end
+  if worker ~= '' then
+    redis.call('SADD', key(worker .. ':jobs'), job)
+    redis.call('INCR', key(worker .. ':occupancy'))
+  end
+elseif worker ~= '' and old_released ~= released then
+  redis.call('INCR', key(worker .. ':occupancy'))
+end
+
+if record == '' then
+  redis.call('DEL', key(job), key(job .. ':events'), key(job .. ':epochs'), key(job .. ':checkpoints'),
+    key(job .. ':registered'))
+  redis.call('ZREM', key('jobs'), job)
+  redis.call('SADD', key('purge'), job)
+else
+  redis.call('HSET', key(job), 'record', record, 'version', version, 'number', number, 'state', state,
+    'worker', worker, 'released', released)
+  redis.call('ZADD', key('jobs'), number, job)
+  for _ = 1, events do
+    redis.call('RPUSH', key(job .. ':events'), item())
+  end
+  for _ = 1, epochs do
+    local epoch, metrics = item(), item()
+    redis.call('ZREMRANGEBYSCORE', key(job .. ':epochs'), epoch, epoch)
+    redis.call('ZADD', key(job .. ':epochs'), epoch, metrics)
+  end
+  for _ = 1, checkpoints do
+    local name, checkpoint = item(), item()
+    redis.call('HSET', key(job .. ':checkpoints'), name, checkpoint)
+    if not redis.call('ZSCORE', key(job .. ':registered'), name) then
+      redis.call('ZADD', key(job .. ':registered'), redis.call('HINCRBY', key(job), 'registered', 1), name)
+    end
+  end
+end
+
+local result = record == '' and '0' or version
+redis.call('SET', key('done:' .. id), result, 'EX', repeat_memory)
+if request ~= '' then
+  redis.call('HSET', key('request:' .. request), 'digest', digest, 'answer', answer)
+  redis.call('EXPIRE', key('request:' .. request), request_memory)
+end
+redis.call('XADD', key('changes'), 'MAXLEN', '~', changes_kept, '*', 'job', job, 'version', version)
+if old_worker ~= '' and old_worker ~= worker then
+  redis.call('PUBLISH', key('hints'), job .. ' ' .. old_worker)
+end
+if worker ~= '' or old_worker == '' then
+  redis.call('PUBLISH', key('hints'), job .. ' ' .. worker)
+end
+return {'DONE', result}

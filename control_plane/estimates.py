@@ -1,0 +1,44 @@
+"""PURE. How long things will take, judged by what this job has done so far; None while there is nothing to judge by."""
+
+from datetime import timedelta
+
+from adjourn.v1.job_pb2 import Pause
+from adjourn.v1.record_pb2 import JobRecord
+from adjourn.v1.usage_pb2 import EpochMetrics
+
+
+def count_epoch(record: JobRecord, metrics: EpochMetrics) -> None:
+    """Takes one more epoch into the record's mean epoch time."""
+    mean = record.epoch_duration.ToTimedelta().total_seconds()
+    record.timed_epochs += 1
+    mean += (metrics.active_seconds - mean) / record.timed_epochs
+    record.epoch_duration.FromTimedelta(timedelta(seconds=mean))
+
+
+def to_boundary(record: JobRecord) -> timedelta | None:
+    """Returns the training time until the running epoch ends, its validation included."""
+    if not record.timed_epochs:
+        return None
+    progress = record.job.progress
+    left = 1.0
+    if progress.steps_per_epoch:
+        left -= min(progress.epoch_step / progress.steps_per_epoch, 1.0)
+    return record.epoch_duration.ToTimedelta() * left
+
+
+def remaining(record: JobRecord) -> timedelta | None:
+    """Returns the training time until the job ends, if it runs all its epochs."""
+    boundary = to_boundary(record)
+    if boundary is None:
+        return None
+    later = max(record.job.spec.total_epochs - record.job.progress.epoch - 1, 0)
+    if record.job.progress.epoch >= record.job.spec.total_epochs:
+        return timedelta()
+    return boundary + later * record.epoch_duration.ToTimedelta()
+
+
+def release_after_boundary(past: Pause) -> timedelta | None:
+    """Returns how long an earlier pause took from the boundary to free GPUs."""
+    if not past.HasField("boundary_time") or not past.HasField("release_time"):
+        return None
+    return past.release_time.ToDatetime() - past.boundary_time.ToDatetime()

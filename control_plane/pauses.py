@@ -1,0 +1,58 @@
+"""PURE. The record of one cycle of pause and resume, filled in as its phases are reached."""
+
+from datetime import datetime, timedelta
+from typing import Final
+
+from adjourn.v1.checkpoint_pb2 import Checkpoint
+from adjourn.v1.job_pb2 import Job, Pause, PauseMode
+from adjourn.v1.record_pb2 import JobRecord
+from control_plane import estimates
+
+KEPT: Final = 100
+"""Earlier pauses kept in the job; all of them are in its events."""
+
+
+def request(record: JobRecord, *, mode: PauseMode.ValueType, actor: str, reason: str, now: datetime) -> None:
+    """Opens the record of a new pause; the one before it moves to the past."""
+    job = record.job
+    past = file_away(job)
+    pause = Pause(cause=Pause.HELD, mode=mode or PauseMode.EPOCH, actor=actor, reason=reason, from_worker=job.worker)
+    pause.request_time.FromDatetime(now)
+    boundary = estimates.to_boundary(record) if job.worker else None
+    if boundary is not None:
+        pause.predicted_boundary_time.FromDatetime(now + boundary)
+        release = estimates.release_after_boundary(past)
+        if release is not None:
+            pause.predicted_release_time.FromDatetime(now + boundary + release)
+    job.pause.CopyFrom(pause)
+
+
+def file_away(job: Job) -> Pause:
+    """Moves the last pause, if there was one, to the past and returns it."""
+    past = Pause()
+    if job.HasField("pause"):
+        past.CopyFrom(job.pause)
+        job.past_pauses.append(past)
+        del job.past_pauses[:-KEPT]
+        job.ClearField("pause")
+    return past
+
+
+def rest(job: Job, checkpoint: Checkpoint, now: datetime) -> None:
+    """Notes that the job is at rest, on `checkpoint` if it has one."""
+    pause = job.pause
+    pause.pause_time.FromDatetime(now)
+    if not pause.HasField("release_time"):
+        pause.release_time.FromDatetime(now)
+    pause.checkpoint, pause.epoch, pause.step = checkpoint.name, checkpoint.epoch, checkpoint.step
+
+
+def merge(job: Job, news: Pause) -> None:
+    """Takes over the phases that a worker reports, and what follows from them."""
+    if not job.HasField("pause"):
+        return
+    pause = job.pause
+    pause.MergeFrom(news)
+    if news.HasField("resume_time") and pause.HasField("release_time"):
+        idle = pause.resume_time.ToDatetime() - pause.release_time.ToDatetime()
+        pause.saved_gpu_seconds = max(idle, timedelta()).total_seconds() * job.spec.gpu_count

@@ -1,0 +1,82 @@
+"""What the control plane is told by its environment; everything wrong with it is reported at once."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Self
+
+from adjourn.channel import DEFAULT_ADDRESS
+from adjourn.environment import Reader, address
+from adjourn.objects import S3Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Settings of one replica."""
+
+    redis_url: str = field(repr=False)
+    """`redis://[:password@]host:port/0`."""
+    s3: S3Settings
+    listen: str = DEFAULT_ADDRESS
+    """`host:port` to serve at."""
+    namespace: str = "adjourn"
+    """Prefix of all keys in the store."""
+    sync_interval: timedelta = timedelta(seconds=2)
+    """Agents speak at least this often, and streams look again."""
+    lease_duration: timedelta = timedelta(seconds=15)
+    """Silence after which a worker is taken for lost."""
+    log_format: str = "json"
+    """`json` or `console`."""
+
+    def __post_init__(self) -> None:
+        if self.lease_duration < 2 * self.sync_interval:
+            raise ValueError("a lease must outlast two sync intervals, or one late message loses a worker")
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Self:
+        """Reads ADJOURN_*; raises InvalidSettings (a ValueError) naming everything that is wrong."""
+        reader = Reader(environment)
+        values = {
+            "redis_url": reader.take("ADJOURN_REDIS_URL", redis_url),
+            "s3": reader.nested(S3Settings.from_environment),
+            "listen": reader.take("ADJOURN_LISTEN", address, DEFAULT_ADDRESS),
+            "namespace": reader.take("ADJOURN_NAMESPACE", namespace, "adjourn"),
+            "sync_interval": reader.take("ADJOURN_SYNC_INTERVAL", seconds(0.05, 3600), timedelta(seconds=2)),
+            "lease_duration": reader.take("ADJOURN_LEASE_DURATION", seconds(0.1, 86400), timedelta(seconds=15)),
+            "log_format": reader.take("ADJOURN_LOG_FORMAT", log_format, "json"),
+        }
+        reader.check()
+        return cls(**values)  # type: ignore[arg-type]  # each parser returns its field's type
+
+
+def redis_url(text: str) -> str:
+    if not text.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("must be redis://[:password@]host:port/0")
+    return text
+
+
+def namespace(text: str) -> str:
+    if not text.replace("-", "").replace("_", "").isalnum():
+        raise ValueError("must be letters, digits, '-' and '_'")
+    return text
+
+
+def log_format(text: str) -> str:
+    if text not in ("json", "console"):
+        raise ValueError("must be json or console")
+    return text
+
+
+def seconds(low: float, high: float) -> Callable[[str], timedelta]:
+    """Returns a parser of seconds from `low` to `high`."""
+
+    def parse(text: str) -> timedelta:
+        try:
+            value = float(text)
+        except ValueError:
+            raise ValueError("must be a number of seconds") from None
+        if not low <= value <= high:
+            raise ValueError(f"must be from {low:g} to {high:g} seconds")
+        return timedelta(seconds=value)
+
+    return parse

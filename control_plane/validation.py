@@ -1,0 +1,123 @@
+"""PURE. What is wrong with a request, field by field; an empty answer means nothing."""
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from adjourn.v1.job_pb2 import Job, JobSpec
+from adjourn.v1.job_service_pb2 import CreateJobRequest
+
+ID: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+ID_RULE: Final = "1 to 63 of a-z, 0-9 and '-', with a letter or digit at both ends"
+ENTRY_POINT: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+BUNDLE: Final = re.compile(r"bundles/[0-9a-f]{64}")
+LABEL: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
+MAX_LABELS: Final = 64
+MAX_LABEL_VALUE: Final = 256
+MAX_ARGS_BYTES: Final = 256 << 10
+MAX_TEXT: Final = 1024
+DEFAULT_PAGE: Final = 50
+MAX_PAGE: Final = 500
+
+Violations = dict[str, str]
+
+RANGES: Final = (
+    ("total_epochs", 0, 10_000_000),
+    ("gpu_count", 0, 1024),
+    ("checkpoint_epochs", 0, 10_000_000),
+    ("max_restarts", 0, 1_000_000),
+    ("hang_factor", 2, 1_000_000),
+    ("seed", 0, (1 << 63) - 1),
+)
+"""Fields of JobSpec, with the least and the greatest value that is accepted."""
+
+
+def create_job(request: CreateJobRequest) -> Violations:
+    """Returns the fields of a CreateJobRequest that cannot be accepted, and why."""
+    found: Violations = {}
+    if request.job_id and not ID.fullmatch(request.job_id):
+        found["job_id"] = f"must be {ID_RULE}; is {request.job_id!r}"
+    if not request.HasField("job") or not request.job.HasField("spec"):
+        found["job.spec"] = "must be given"
+        return found
+    found.update(spec(request.job.spec))
+    found.update(labels("job.labels", request.job.labels))
+    found.update(short_id("request_id", request.request_id))
+    return found
+
+
+def spec(spec: JobSpec) -> Violations:
+    found: Violations = {}
+    if not ENTRY_POINT.fullmatch(spec.entry_point):
+        found["job.spec.entry_point"] = f"must be 'package.module:function'; is {spec.entry_point!r}"
+    if spec.bundle and not BUNDLE.fullmatch(spec.bundle):
+        found["job.spec.bundle"] = "must be 'bundles/{sha256}', as UploadBundle returns it, or empty"
+    given = {field.name for field, _ in spec.ListFields()}
+    for field, low, high in RANGES:
+        value = getattr(spec, field)
+        if field in given and not low <= value <= high:
+            found[f"job.spec.{field}"] = f"must be {low} to {high}; is {value}"
+    if spec.args.ByteSize() > MAX_ARGS_BYTES:
+        found["job.spec.args"] = f"must take {MAX_ARGS_BYTES} bytes at most; takes {spec.args.ByteSize()}"
+    for text in ("model_name", "dataset_uri"):
+        if len(getattr(spec, text)) > MAX_TEXT:
+            found[f"job.spec.{text}"] = f"must have {MAX_TEXT} characters at most"
+    found.update(labels("job.spec.worker_selector", spec.worker_selector))
+    return found
+
+
+def labels(field: str, given: Mapping[str, str]) -> Violations:
+    if len(given) > MAX_LABELS:
+        return {field: f"must be {MAX_LABELS} at most; are {len(given)}"}
+    for key, value in given.items():
+        if not LABEL.fullmatch(key):
+            return {f"{field}[{key!r}]": "a key must be 1 to 63 letters, digits, '.', '_', '/' and '-'"}
+        if len(value) > MAX_LABEL_VALUE:
+            return {f"{field}[{key!r}]": f"a value must have {MAX_LABEL_VALUE} characters at most"}
+    return {}
+
+
+def short_id(field: str, value: str) -> Violations:
+    return {field: "must have 128 characters at most; use a UUID"} if len(value) > 128 else {}
+
+
+def name(field: str, value: str, collection: str = "jobs") -> Violations:
+    """Checks a resource name, `{collection}/{id}`."""
+    head, _, tail = value.partition("/")
+    if head == collection and ID.fullmatch(tail):
+        return {}
+    return {field: f"must be '{collection}/{{id}}', the id {ID_RULE}; is {value!r}"}
+
+
+def checkpoint_name(field: str, value: str) -> Violations:
+    if re.fullmatch(rf"jobs/{ID.pattern}/checkpoints/[0-9a-z-]{{1,100}}", value):
+        return {}
+    return {field: f"must be 'jobs/{{job}}/checkpoints/{{checkpoint}}'; is {value!r}"}
+
+
+def verb(job: str, request_id: str, reason: str = "") -> Violations:
+    """Checks what every verb on a job carries."""
+    found = {**name("name", job), **short_id("request_id", request_id)}
+    if len(reason) > MAX_TEXT:
+        found["reason"] = f"must have {MAX_TEXT} characters at most"
+    return found
+
+
+def page_size(value: int) -> int:
+    """Returns the size of page to serve: the default for 0, the ceiling for more than that."""
+    return min(value, MAX_PAGE) if value > 0 else DEFAULT_PAGE
+
+
+def page(size: int, page_token: str) -> Violations:
+    found: Violations = {}
+    if size < 0:
+        found["page_size"] = f"must be 0 or more; is {size}"
+    if page_token and not re.fullmatch(r"[0-9]{1,18}", page_token):
+        found |= {"page_token": "must be the next_page_token of the page before"}
+    return found
+
+
+def states(given: list[int]) -> Violations:
+    known = set(Job.State.values()) - {Job.STATE_UNSPECIFIED}
+    unknown = [value for value in given if value not in known]
+    return {"states": f"unknown: {', '.join(map(str, unknown))}"} if unknown else {}

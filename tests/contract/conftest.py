@@ -1,0 +1,39 @@
+"""Every test of the contract runs against the store in memory and against the one on Valkey."""
+
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+import pytest
+
+from control_plane.redis_store import RedisStore
+from control_plane.store import JobStore
+from tests.memory_store import MemoryStore
+
+SHORT = 100
+"""Changes that a store with a short memory keeps at least."""
+
+
+@pytest.fixture
+def namespace() -> str:
+    return f"test-{uuid4().hex}"
+
+
+def opened(kind: str, url: str, namespace: str, changes_kept: int) -> JobStore:
+    if kind == "memory":
+        return MemoryStore(changes_kept=changes_kept)
+    return RedisStore(url, namespace, changes_kept=changes_kept)
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def store(request: pytest.FixtureRequest, redis_url: str, namespace: str) -> AsyncIterator[JobStore]:
+    store = opened(request.param, redis_url, namespace, 100_000)
+    yield store
+    await store.aclose()
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def forgetful_store(request: pytest.FixtureRequest, redis_url: str, namespace: str) -> AsyncIterator[JobStore]:
+    """Keeps about SHORT changes."""
+    store = opened(request.param, redis_url, namespace, SHORT)
+    yield store
+    await store.aclose()

@@ -1,0 +1,124 @@
+"""The stream of changes, and hints of them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+import pytest
+
+from adjourn.v1.job_pb2 import Job
+from control_plane.store import Change, Conflict, JobName, JobStore, TokenTooOld, WorkerName
+from tests.contract.making import change, created, creation, deletion, record, there
+
+A, B = JobName("jobs/a"), JobName("jobs/b")
+ONE, TWO = WorkerName("workers/one"), WorkerName("workers/two")
+MANY = 350
+"""Enough for a store that keeps about 100 changes to forget the first ones."""
+
+
+async def follow(store: JobStore, token: str, size: int) -> tuple[list[str], str]:
+    """Reads on from a token to the end, `size` at a time."""
+    jobs: list[str] = []
+    while changes := await store.changes(token, size=size):
+        assert len(changes) <= size
+        jobs += [each.job for each in changes]
+        token = changes[-1].token
+    return jobs, token
+
+
+async def test_changes_come_in_order_from_any_token(store: JobStore) -> None:
+    start = await store.latest_token()
+    assert await store.changes(start, size=9) == []
+    await created(store, "jobs/a")
+    middle = await store.latest_token()
+    await created(store, "jobs/b")
+    await store.commit(change(await there(store, A), state=Job.RUNNING))
+    await store.commit(deletion(await there(store, B)))
+    for size in (1, 2, 9):
+        assert await follow(store, start, size) == ([A, B, A, B], await store.latest_token())
+        assert await follow(store, middle, size) == ([B, A, B], await store.latest_token())
+
+
+async def test_what_was_refused_or_repeated_is_no_change(store: JobStore) -> None:
+    birth = creation(A)
+    await store.commit(birth)
+    token = await store.latest_token()
+    await store.commit(birth)
+    with pytest.raises(Conflict):
+        await store.commit(creation(A))
+    assert await store.changes(token, size=9) == []
+
+
+async def test_token_that_was_trimmed_is_too_old(forgetful_store: JobStore) -> None:
+    store = forgetful_store
+    start = await store.latest_token()
+    await created(store, "jobs/a")
+    first = await store.latest_token()
+    version = 1
+    for _ in range(MANY):
+        version = await store.commit(Change(job=A, expected=version, record=record(A)))
+    latest = await store.latest_token()
+    for token in (start, first):
+        with pytest.raises(TokenTooOld):
+            await store.changes(token, size=9)
+    assert await store.changes(latest, size=9) == []
+    await created(store, "jobs/b")
+    assert await follow(store, latest, 9) == ([B], await store.latest_token())
+
+
+@pytest.mark.parametrize("token", ["1000-7", "18446744073709551615-0"])
+async def test_token_of_another_time_line_is_too_old(store: JobStore, token: str) -> None:
+    with pytest.raises(TokenTooOld):
+        await store.changes(token, size=9)
+    await created(store, "jobs/a")
+    with pytest.raises(TokenTooOld):
+        await store.changes(token, size=9)
+
+
+NO_TOKENS = ["", "x", "1", "-", "+", "$", "1-", "1-2-3", "-1-0", "01-0", "1-18446744073709551616"]
+
+
+@pytest.mark.parametrize("token", NO_TOKENS)
+async def test_what_is_no_token_is_refused(store: JobStore, token: str) -> None:
+    with pytest.raises(ValueError, match="token"):
+        await store.changes(token, size=9)
+
+
+async def heard(hints: AsyncIterator[tuple[JobName, WorkerName]], count: int) -> list[tuple[str, str]]:
+    async with asyncio.timeout(10):
+        return [await anext(hints) for _ in range(count)]
+
+
+async def test_hints_tell_of_the_job_and_of_each_worker(store: JobStore) -> None:
+    hints = store.hints()
+    async with aclosing(hints):
+        assert await heard(hints, 1) == [("", "")]
+        await created(store, "jobs/a")
+        await store.commit(change(await there(store, A), worker=ONE))
+        await store.commit(change(await there(store, A), released=True))
+        await store.commit(change(await there(store, A), worker=TWO))
+        await store.commit(change(await there(store, A), worker=""))
+        await store.commit(deletion(await there(store, A)))
+        told = await heard(hints, 7)
+    assert told[:3] == [(A, ""), (A, ONE), (A, ONE)]
+    assert sorted(told[3:5]) == [(A, ONE), (A, TWO)]
+    assert told[5:] == [(A, TWO), (A, "")]
+
+
+async def test_hints_reach_everybody_and_end_with_the_store(store: JobStore) -> None:
+    listeners = [store.hints() for _ in range(3)]
+    for hints in listeners:
+        assert await heard(hints, 1) == [("", "")]
+    await created(store, "jobs/a")
+    for hints in listeners:
+        assert await heard(hints, 1) == [(A, "")]
+
+    async def rest(hints: AsyncIterator[tuple[JobName, WorkerName]]) -> list[tuple[JobName, WorkerName]]:
+        return [hint async for hint in hints]
+
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        waiting = [group.create_task(rest(hints)) for hints in listeners[:2]]
+        await asyncio.sleep(0)
+        await store.aclose()
+    assert [task.result() for task in waiting] == [[], []]
+    assert await rest(listeners[2]) == []

@@ -1,0 +1,201 @@
+"""Compare-and-set: one winner, all or nothing, once."""
+
+import asyncio
+
+import pytest
+
+from adjourn.v1.checkpoint_pb2 import Checkpoint
+from adjourn.v1.job_pb2 import Job
+from adjourn.v1.job_service_pb2 import JobEvent
+from adjourn.v1.usage_pb2 import EpochMetrics
+from control_plane.store import Change, Conflict, JobName, JobStore, NotYetPurged, Request, RequestSeen, WorkerName
+from tests.contract.making import change, created, creation, deletion, record, there
+
+A = JobName("jobs/a")
+WORKER = WorkerName("workers/w")
+
+
+async def attempt(store: JobStore, wanted: Change) -> bool:
+    try:
+        await store.commit(wanted)
+    except Conflict:
+        return False
+    return True
+
+
+async def test_what_was_stored_is_read_back(store: JobStore) -> None:
+    assert await store.get(A) is None
+    new = record(A, state=Job.RUNNING, worker="workers/w", labels={"team": "vision"})
+    version = await store.commit(Change(job=A, expected=0, record=new))
+    stored = await there(store, A)
+    assert stored.version == version == 1
+    assert stored.record.number == 1
+    new.number = 1
+    assert stored.record == new
+
+
+async def test_number_stays_and_version_grows(store: JobStore) -> None:
+    first = await created(store, "jobs/a")
+    other = await created(store, "jobs/b")
+    assert other.record.number > first.record.number
+    assert await store.commit(change(first, state=Job.STARTING)) > other.version
+    assert (await there(store, A)).record.number == first.record.number
+
+
+async def test_what_is_read_is_a_copy(store: JobStore) -> None:
+    stored = await created(store, "jobs/a")
+    stored.record.job.state = Job.FAILED
+    assert (await there(store, A)).record.job.state == Job.QUEUED
+
+
+async def test_conflict_changes_nothing(store: JobStore) -> None:
+    old = await created(store, "jobs/a")
+    await store.commit(change(old, state=Job.STARTING, worker="workers/w"))
+    before = await there(store, A)
+    token = await store.latest_token()
+    occupancy = await store.occupancy(WORKER)
+    stale = change(
+        old,
+        state=Job.FAILED,
+        worker="",
+        events=[JobEvent(sequence=1)],
+        epochs=[EpochMetrics(epoch=1)],
+        checkpoints=[Checkpoint(name="jobs/a/checkpoints/1")],
+        request=Request(id="r", digest="d", answer=Job()),
+    )
+    with pytest.raises(Conflict):
+        await store.commit(stale)
+    with pytest.raises(Conflict):
+        await store.commit(creation(A))
+    with pytest.raises(Conflict):
+        await store.commit(deletion(old))
+    assert await there(store, A) == before
+    assert await store.latest_token() == token
+    assert await store.occupancy(occupancy.worker) == occupancy
+    assert not await store.events(A, after=0, size=9)
+    assert not await store.epochs(A, after=0, size=9)
+    assert not await store.checkpoints(A, size=9, skip=0)
+    assert await store.answered("r") is None
+    assert [stored.version for stored in (await store.page(states=[], labels={}, size=9, before=None))[0]] == [
+        before.version
+    ]
+
+
+async def test_of_many_commits_on_one_version_one_wins(store: JobStore) -> None:
+    old = await created(store, "jobs/a")
+    won = await asyncio.gather(*(attempt(store, change(old, worker=f"workers/{i}")) for i in range(20)))
+    assert won.count(True) == 1
+    assert (await there(store, A)).record.job.worker == f"workers/{won.index(True)}"
+
+
+async def test_of_many_creators_one_wins(store: JobStore) -> None:
+    won = await asyncio.gather(*(attempt(store, creation(A, labels={"by": str(i)})) for i in range(20)))
+    assert won.count(True) == 1
+    assert (await there(store, A)).record.job.labels["by"] == str(won.index(True))
+
+
+async def test_no_update_is_lost(store: JobStore) -> None:
+    await created(store, "jobs/a")
+
+    async def advance(times: int) -> None:
+        while times:
+            times -= await attempt(store, change(await there(store, A)))
+
+    await asyncio.gather(*(advance(5) for _ in range(8)))
+    assert (await there(store, A)).record.revision == 40
+
+
+async def test_repeated_change_happens_once(store: JobStore) -> None:
+    old = await created(store, "jobs/a")
+    wanted = change(
+        old,
+        state=Job.STARTING,
+        worker="workers/w",
+        events=[JobEvent(sequence=1)],
+        request=Request(id="r", digest="d", answer=Job()),
+    )
+    versions = [await store.commit(wanted), await store.commit(wanted)]
+    later = change(await there(store, A), state=Job.RUNNING)
+    await store.commit(later)
+    versions.append(await store.commit(wanted))  # its answer came late: others went on already
+    assert len(set(versions)) == 1
+    assert (await there(store, A)).record.job.state == Job.RUNNING
+    assert len(await store.events(A, after=0, size=9)) == 1
+
+
+async def test_repeated_creation_and_deletion_happen_once(store: JobStore) -> None:
+    birth = creation(A)
+    assert await store.commit(birth) == await store.commit(birth)
+    death = deletion(await there(store, A))
+    assert [await store.commit(death), await store.commit(death)] == [0, 0]
+    await store.purged(A)
+    await created(store, "jobs/a")
+    assert await store.commit(death) == 0
+    assert await store.get(A) is not None
+
+
+async def test_request_is_remembered_with_its_answer(store: JobStore) -> None:
+    assert await store.answered("r") is None
+    answer = Job(name=A, etag="1")
+    await store.commit(creation(A, request=Request(id="r", digest="d", answer=answer)))
+    assert await store.answered("r") == ("d", answer)
+    again = change(await there(store, A), request=Request(id="r", digest="other", answer=Job()))
+    with pytest.raises(RequestSeen) as seen:
+        await store.commit(again)
+    assert (seen.value.digest, seen.value.answer) == ("d", answer)
+    assert (await there(store, A)).version == 1
+
+
+async def test_request_has_one_effect_though_sent_twice_at_once(store: JobStore) -> None:
+    changes = [creation(JobName(f"jobs/{i}"), request=Request(id="r", digest="d", answer=Job())) for i in range(10)]
+    outcomes = await asyncio.gather(*(store.commit(each) for each in changes), return_exceptions=True)
+    assert sum(isinstance(outcome, RequestSeen) for outcome in outcomes) == 9
+    assert len((await store.page(states=[], labels={}, size=99, before=None))[0]) == 1
+
+
+async def test_deletion_takes_everything_with_it(store: JobStore) -> None:
+    old = await created(store, "jobs/a", state=Job.RUNNING, worker="workers/w")
+    await store.commit(
+        change(
+            old,
+            events=[JobEvent(sequence=1)],
+            epochs=[EpochMetrics(epoch=1)],
+            checkpoints=[Checkpoint(name="jobs/a/checkpoints/1")],
+        )
+    )
+    old = await there(store, A)
+    occupancy = await store.occupancy(WORKER)
+    assert await store.commit(deletion(old)) == 0
+    assert await store.get(A) is None
+    assert not await store.events(A, after=0, size=9)
+    assert not await store.epochs(A, after=0, size=9)
+    assert not await store.checkpoints(A, size=9, skip=0)
+    assert await store.checkpoint(A, "jobs/a/checkpoints/1") is None
+    assert await store.page(states=[], labels={}, size=9, before=None) == ([], None)
+    assert await store.page(states=[Job.RUNNING], labels={}, size=9, before=None) == ([], None)
+    after = await store.occupancy(occupancy.worker)
+    assert not after.jobs
+    assert after.version > occupancy.version
+
+
+async def test_id_can_be_taken_again_when_its_objects_are_gone(store: JobStore) -> None:
+    old = await created(store, "jobs/a")
+    await store.commit(deletion(old))
+    assert await store.purges() == [A]
+    with pytest.raises(NotYetPurged):
+        await store.commit(creation(A))
+    await store.purged(A)
+    await store.purged(A)
+    assert await store.purges() == []
+    new = await created(store, "jobs/a")
+    assert new.record.number > old.record.number
+    assert new.version > old.version
+    with pytest.raises(Conflict):  # whoever read the deleted job cannot change the new one
+        await store.commit(change(old, state=Job.FAILED))
+
+
+def test_change_that_makes_no_sense_is_refused() -> None:
+    with pytest.raises(ValueError, match="names the version"):
+        Change(job=A, expected=0, record=None)
+    with pytest.raises(ValueError, match="jobs/b"):
+        Change(job=A, expected=0, record=record(JobName("jobs/b")))

@@ -1,0 +1,159 @@
+"""Pages, the queue, and what a worker holds."""
+
+import asyncio
+
+import pytest
+
+from adjourn.v1.job_pb2 import Job
+from control_plane import redis_store
+from control_plane.store import Conflict, JobName, JobStore, Occupancy, Stored, WorkerName
+from tests.contract.making import change, created, creation, deletion, there
+
+ONE, TWO = WorkerName("workers/one"), WorkerName("workers/two")
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a few jobs be read in several parts."""
+    monkeypatch.setattr(redis_store, "BATCH", 3)
+
+
+def names(jobs: list[Stored]) -> list[str]:
+    return [stored.record.job.name.removeprefix("jobs/") for stored in jobs]
+
+
+async def listed(
+    store: JobStore, size: int, states: list[Job.State.ValueType] | None = None, labels: dict[str, str] | None = None
+) -> list[list[str]]:
+    pages, before = [], None
+    while True:
+        page, before = await store.page(states=states or [], labels=labels or {}, size=size, before=before)
+        pages.append(names(page))
+        if before is None:
+            return pages
+
+
+async def test_pages_run_from_the_newest_to_the_oldest(store: JobStore) -> None:
+    assert await listed(store, 2) == [[]]
+    for name in "abcde":
+        await created(store, f"jobs/{name}")
+    assert await listed(store, 2) == [["e", "d"], ["c", "b"], ["a"]]
+    assert await listed(store, 5) == [["e", "d", "c", "b", "a"]]
+    assert await listed(store, 4) == [["e", "d", "c", "b"], ["a"]]
+
+
+async def test_pages_of_several_states_are_in_one_order(store: JobStore) -> None:
+    states = [Job.QUEUED, Job.RUNNING, Job.PAUSED]
+    for i, name in enumerate("abcdefg"):
+        await created(store, f"jobs/{name}", state=states[i % 3])
+    assert await listed(store, 2, [Job.QUEUED, Job.PAUSED, Job.QUEUED]) == [["g", "f"], ["d", "c"], ["a"]]
+    assert await listed(store, 9, [Job.RUNNING]) == [["e", "b"]]
+    assert await listed(store, 9, [Job.FAILED]) == [[]]
+
+
+async def test_pages_of_labels_are_full(store: JobStore) -> None:
+    for i in range(12):
+        await created(store, f"jobs/{i}", labels={"odd": str(i % 2), "third": str(i % 3)})
+    assert await listed(store, 2, labels={"odd": "1"}) == [["11", "9"], ["7", "5"], ["3", "1"]]
+    assert await listed(store, 9, labels={"odd": "0", "third": "0"}) == [["6", "0"]]
+    assert await listed(store, 9, labels={"odd": "2"}) == [[]]
+
+
+async def test_change_of_state_moves_a_job_between_lists(store: JobStore) -> None:
+    old = await created(store, "jobs/a")
+    for state in (Job.STARTING, Job.RUNNING, Job.PAUSING, Job.PAUSED, Job.QUEUED):
+        await store.commit(change(old, state=state))
+        old = await there(store, JobName("jobs/a"))
+        for other in Job.State.values():
+            assert await listed(store, 9, [other]) == [["a"] if other == state else []]
+
+
+async def test_jobs_that_stay_are_on_exactly_one_page_while_others_change(store: JobStore) -> None:
+    for i in range(20):
+        await created(store, f"jobs/{i}", state=Job.QUEUED if i % 2 else Job.RUNNING)
+    seen, before, turn = [], None, 0
+    while True:
+        page, before = await store.page(states=[Job.RUNNING], labels={}, size=2, before=before)
+        seen += names(page)
+        if before is None:
+            break
+        turn += 1
+        await created(store, f"jobs/new-{turn}", state=Job.RUNNING)
+        await store.commit(change(await there(store, JobName(f"jobs/{19 - 2 * turn}")), state=Job.RUNNING))
+    stayed = [str(i) for i in range(18, -1, -2)]
+    assert [name for name in seen if name in stayed] == stayed
+    assert len(set(seen)) == len(seen)
+
+
+async def test_queue_has_the_oldest_first(store: JobStore) -> None:
+    for name in "abcdefgh":
+        await created(store, f"jobs/{name}")
+    await store.commit(change(await there(store, JobName("jobs/b")), state=Job.RUNNING))
+    await store.commit(change(await there(store, JobName("jobs/c")), state=Job.RUNNING))
+    await store.commit(change(await there(store, JobName("jobs/c")), state=Job.QUEUED))  # has its old place again
+    await store.commit(deletion(await there(store, JobName("jobs/d"))))
+    assert names(await store.queued()) == ["a", "c", "e", "f", "g", "h"]
+
+
+async def test_occupancy_changes_when_a_job_comes_leaves_or_releases(store: JobStore) -> None:
+    empty = await store.occupancy(ONE)
+    assert (empty.version, list(empty.jobs)) == (0, [])
+
+    seen = [empty.version]
+
+    async def step(wanted: Stored, **what: object) -> Stored:
+        await store.commit(change(wanted, **what))  # type: ignore[arg-type]
+        seen.append((await store.occupancy(ONE)).version)
+        return await there(store, JobName("jobs/a"))
+
+    job = await created(store, "jobs/a")
+    job = await step(job, worker=ONE)
+    job = await step(job, released=True)
+    job = await step(job, state=Job.PAUSING)
+    job = await step(job, worker=TWO)
+    job = await step(job, worker="")
+    job = await step(job, released=False)
+    come, released, same_1, left, same_2, same_3 = seen[1:]
+    assert 0 < come < released < left
+    assert same_1 == released
+    assert same_2 == same_3 == left
+    assert not (await store.occupancy(ONE)).jobs
+    assert not (await store.occupancy(TWO)).jobs
+
+
+async def test_occupancy_has_the_jobs_of_the_worker(store: JobStore) -> None:
+    for name, worker in {"a": ONE, "b": TWO, "c": ONE}.items():
+        await created(store, f"jobs/{name}", worker=worker)
+    assert names(list((await store.occupancy(ONE)).jobs)) == ["a", "c"]
+    jobs = list((await store.occupancy(TWO)).jobs)
+    assert jobs == [await there(store, JobName("jobs/b"))]
+
+
+async def test_of_two_that_give_away_the_last_slot_one_wins(store: JobStore) -> None:
+    queued = [await created(store, f"jobs/{i}") for i in range(10)]
+    free = await store.occupancy(ONE)
+    placements = [change(job, state=Job.STARTING, worker=ONE, occupancy=free) for job in queued]
+    outcomes = await asyncio.gather(*(store.commit(each) for each in placements), return_exceptions=True)
+    assert sum(isinstance(outcome, Conflict) for outcome in outcomes) == 9
+    assert len((await store.occupancy(ONE)).jobs) == 1
+    assert len(await store.queued()) == 9
+
+
+async def test_guard_speaks_of_its_worker_alone(store: JobStore) -> None:
+    job = await created(store, "jobs/a")
+    free = await store.occupancy(ONE)
+    await created(store, "jobs/b", worker=TWO)
+    await store.commit(change(job, worker=ONE, occupancy=free))
+    with pytest.raises(Conflict):
+        await store.commit(change(await there(store, JobName("jobs/a")), worker="", occupancy=free))
+    current = await store.occupancy(ONE)
+    await store.commit(change(await there(store, JobName("jobs/a")), worker="", occupancy=current))
+    assert not (await store.occupancy(ONE)).jobs
+
+
+async def test_guard_of_another_store_is_refused(store: JobStore) -> None:
+    guarded = creation(JobName("jobs/a"), worker=ONE)
+    job = await created(store, "jobs/b")
+    with pytest.raises(Conflict):
+        await store.commit(change(job, worker=ONE, occupancy=Occupancy(worker=ONE, version=7)))
+    await store.commit(guarded)

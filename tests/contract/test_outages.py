@@ -1,0 +1,249 @@
+"""The store on a server that restarts, hangs, refuses, or loses answers."""
+
+import asyncio
+import secrets
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from adjourn.errors import StoreUnavailableError
+from adjourn.local import leftovers, valkey
+from adjourn.local.child import Child
+from adjourn.local.ports import free_ports
+from adjourn.v1.job_pb2 import Job
+from adjourn.v1.job_service_pb2 import JobEvent
+from adjourn.v1.worker_pb2 import Worker
+from control_plane import redis_store
+from control_plane.redis_store import RedisStore
+from control_plane.store import JobName, Request, WorkerName
+from tests.contract.making import change, created, creation, there
+
+A = JobName("jobs/a")
+WORKER = WorkerName("workers/w")
+
+
+@dataclass
+class Server:
+    """A Valkey of the test's own, to be killed."""
+
+    child: Child
+    url: str
+
+    async def start(self) -> None:
+        self.child.start()
+        await self.child.until_ready()
+
+    def kill(self) -> None:
+        process = self.child.process
+        assert process is not None
+        process.kill()
+        process.wait()
+
+    def send(self, number: signal.Signals) -> None:
+        assert self.child.process is not None
+        self.child.process.send_signal(number)
+
+
+@pytest.fixture
+async def server(servers: Path, tmp_path: Path) -> AsyncIterator[Server]:
+    (port,) = free_ports(1)
+    password = secrets.token_hex(8)
+    marker = {leftovers.MARKER: str(servers)}
+    program = valkey.program(directory=tmp_path, logs=tmp_path, port=port, password=password, environment=marker)
+    server = Server(child=Child(program), url=valkey.url(port=port, password=password))
+    await server.start()
+    yield server
+    server.send(signal.SIGCONT)
+    await server.child.stop()
+
+
+@pytest.fixture
+async def store(server: Server) -> AsyncIterator[RedisStore]:
+    async with RedisStore.connect(server.url, "test") as store:
+        yield store
+
+
+@asynccontextmanager
+async def operator(url: str) -> AsyncIterator[Redis]:
+    async with Redis.from_url(url, decode_responses=True) as client:
+        yield client
+
+
+async def test_restarted_server_has_everything(server: Server, store: RedisStore) -> None:
+    await store.attach(Worker(name=WORKER), "session", "stream")
+    request = Request(id="r", digest="d", answer=Job(name=A))
+    await store.commit(creation(A, worker=WORKER, request=request))
+    await store.commit(change(await there(store, A), events=[JobEvent(sequence=1)]))
+    last = change(await there(store, A), state=Job.RUNNING)
+    version = await store.commit(last)
+
+    async def everything() -> list[object]:
+        occupancy = await store.occupancy(WORKER)
+        return [
+            await store.get(A),
+            await store.events(A, after=0, size=9),
+            await store.answered("r"),
+            await store.page(states=[Job.RUNNING], labels={}, size=9, before=None),
+            await store.sessions(),
+            await store.latest_token(),
+            await store.changes("0-0", size=9),
+            (occupancy, list(occupancy.jobs)),
+        ]
+
+    before = await everything()
+    server.kill()
+    await server.start()
+    assert await everything() == before
+    assert await store.commit(last) == version  # scripts are loaded anew, repeats still recognised
+    assert (await created(store, "jobs/b")).version > version
+
+
+async def test_server_that_is_gone_is_reported_soon_and_found_again(server: Server, store: RedisStore) -> None:
+    old = await created(store, "jobs/a")
+    server.kill()
+    began = time.monotonic()
+    for call in (store.get(A), store.commit(change(old)), store.queued(), store.ping(), store.durability()):
+        with pytest.raises(StoreUnavailableError) as unavailable:
+            await call
+    assert time.monotonic() - began < 10
+    address = server.url.split("@")[1].removesuffix("/0")
+    assert unavailable.value.metadata["store"] == address
+    assert address in str(unavailable.value)
+    assert server.url.split(":")[2].split("@")[0] not in str(unavailable.value)
+    await server.start()
+    assert await store.get(A) == old
+
+
+async def test_server_that_hangs_is_not_waited_for(
+    server: Server, store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = await created(store, "jobs/a")
+    monkeypatch.setattr(redis_store, "LONGEST_WAIT", 0.3)
+    server.send(signal.SIGSTOP)
+    for call in (store.get(A), store.commit(change(old, state=Job.FAILED))):
+        with pytest.raises(StoreUnavailableError, match="no answer in time"):
+            await call
+    server.send(signal.SIGCONT)
+    monkeypatch.undo()
+    # Each later call gets its own answer, not the late one of a call that was given up.
+    for name in "bcdef":
+        assert (await created(store, f"jobs/{name}")).record.job.name == f"jobs/{name}"
+
+
+async def test_full_server_refuses_the_whole_change(server: Server, store: RedisStore) -> None:
+    old = await created(store, "jobs/a")
+    async with operator(server.url) as client:
+        await client.config_set("maxmemory", "1mb")
+        with pytest.raises(StoreUnavailableError, match="maxmemory"):
+            await store.commit(change(old, state=Job.RUNNING, worker=WORKER, events=[JobEvent(sequence=1)]))
+        assert await there(store, A) == old
+        assert (await store.occupancy(WORKER)).version == 0
+        await client.config_set("maxmemory", "0")
+    await store.commit(change(old, state=Job.RUNNING))
+
+
+async def test_replica_refuses_changes(server: Server, store: RedisStore) -> None:
+    old = await created(store, "jobs/a")
+    async with operator(server.url) as client:
+        await client.replicaof("127.0.0.1", "1")
+        with pytest.raises(StoreUnavailableError):
+            await store.commit(change(old))
+        await client.replicaof("NO", "ONE")
+    await store.commit(change(old))
+
+
+async def test_server_held_up_by_a_script_is_unavailable(server: Server, store: RedisStore) -> None:
+    await created(store, "jobs/a")
+
+    async def read_for_ever() -> None:
+        while True:
+            await store.get(A)
+
+    async with operator(server.url) as client, operator(server.url) as other:
+        await client.config_set("busy-reply-threshold", 50)
+        endless = asyncio.create_task(other.execute_command("EVAL", "while true do end", 0))  # type: ignore[no-untyped-call]
+        try:
+            async with asyncio.timeout(10):
+                with pytest.raises(StoreUnavailableError, match="BUSY"):
+                    await read_for_ever()
+        finally:
+            await client.script_kill()
+            await asyncio.gather(endless, return_exceptions=True)
+    assert await store.get(A) is not None
+
+
+async def test_wrong_password_is_reported(server: Server) -> None:
+    async with RedisStore.connect(server.url.replace("//:", "//:not"), "test") as store:
+        with pytest.raises(StoreUnavailableError):
+            await store.get(A)
+
+
+async def told(store: RedisStore, hints: AsyncIterator[tuple[JobName, WorkerName]]) -> None:
+    """Returns when a hint of the job has come: changes it until one does."""
+    async with asyncio.timeout(20):
+        pending = asyncio.ensure_future(anext(hints))
+        while True:
+            await store.commit(change(await there(store, A)))
+            await asyncio.wait([pending], timeout=0.1)
+            if pending.done():
+                if pending.result() == (A, ""):
+                    return
+                pending = asyncio.ensure_future(anext(hints))
+
+
+async def test_hints_go_on_after_the_connection_broke(server: Server, store: RedisStore) -> None:
+    await created(store, "jobs/a")
+    async with aclosing(store.hints()) as hints:
+        assert await anext(hints) == ("", "")
+        await told(store, hints)
+        async with operator(server.url) as client, asyncio.timeout(20):
+            assert await client.execute_command("CLIENT", "KILL", "TYPE", "pubsub") == 1  # type: ignore[no-untyped-call]
+            while await anext(hints) != ("", ""):
+                pass
+        await told(store, hints)
+        server.kill()
+        await server.start()
+        async with asyncio.timeout(20):
+            while await anext(hints) != ("", ""):
+                pass
+        await told(store, hints)
+
+
+async def test_hints_notice_a_server_that_hangs(
+    server: Server, store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_store, "SOCKET_WAIT", 0.25)
+    async with aclosing(store.hints()) as hints, asyncio.timeout(20):
+        assert await anext(hints) == ("", "")
+        following = asyncio.ensure_future(anext(hints))
+        await asyncio.wait([following], timeout=0.8)
+        assert not following.done()  # silence is no reason to reconnect while pings are answered
+        server.send(signal.SIGSTOP)
+        await asyncio.wait([following], timeout=0.8)
+        server.send(signal.SIGCONT)
+        assert await following == ("", "")
+
+
+async def test_weak_settings_are_told(server: Server, store: RedisStore) -> None:
+    assert await store.durability() == []
+    async with operator(server.url) as client:
+        await client.config_set("appendfsync", "everysec")
+        await client.config_set("maxmemory-policy", "allkeys-lru")
+        assert len(await store.durability()) == 2
+        await client.config_set("appendonly", "no")
+        assert len(await store.durability()) == 2
+
+
+async def test_settings_that_may_not_be_read_are_told(server: Server) -> None:
+    async with operator(server.url) as client:
+        await client.execute_command("ACL", "SETUSER", "adjourn", "on", ">secret", "~*", "&*", "+@all", "-config")  # type: ignore[no-untyped-call]
+    async with RedisStore.connect(f"redis://adjourn:secret@{server.url.split('@')[1]}", "test") as store:
+        (sentence,) = await store.durability()
+        assert "cannot be checked" in sentence
+        await created(store, "jobs/a")

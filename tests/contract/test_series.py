@@ -1,0 +1,78 @@
+"""Events, epochs and checkpoints of a job."""
+
+from adjourn.v1.checkpoint_pb2 import Checkpoint
+from adjourn.v1.job_service_pb2 import JobEvent
+from adjourn.v1.usage_pb2 import EpochMetrics
+from control_plane.store import JobName, JobStore
+from tests.contract.making import change, created, there
+
+A = JobName("jobs/a")
+
+
+async def test_job_without_series_has_none(store: JobStore) -> None:
+    for job in (A, JobName((await created(store, "jobs/b")).record.job.name)):
+        assert await store.events(job, after=0, size=9) == []
+        assert await store.epochs(job, after=0, size=9) == []
+        assert await store.checkpoints(job, size=9, skip=0) == []
+        assert await store.checkpoint(job, f"{job}/checkpoints/1") is None
+
+
+async def test_events_are_in_order(store: JobStore) -> None:
+    await created(store, "jobs/a")
+    events = [JobEvent(sequence=i, type=f"TYPE_{i}") for i in range(1, 6)]
+    await store.commit(change(await there(store, A), events=events[:2]))
+    await store.commit(change(await there(store, A)))
+    await store.commit(change(await there(store, A), events=events[2:]))
+    assert await store.events(A, after=0, size=9) == events
+    assert await store.events(A, after=2, size=2) == events[2:4]
+    assert await store.events(A, after=5, size=2) == []
+
+
+async def test_later_value_of_an_epoch_replaces_the_earlier(store: JobStore) -> None:
+    await created(store, "jobs/a")
+    first = [EpochMetrics(epoch=epoch, attempt=1, values={"loss": 1 / epoch}) for epoch in range(1, 12)]
+    again = [EpochMetrics(epoch=epoch, attempt=2, values={"loss": 2 / epoch}) for epoch in (10, 11, 12)]
+    await store.commit(change(await there(store, A), epochs=first))
+    await store.commit(change(await there(store, A), epochs=again[:1]))
+    await store.commit(change(await there(store, A), epochs=again[1:]))
+    expected = first[:9] + again
+    assert await store.epochs(A, after=0, size=99) == expected
+    assert await store.epochs(A, after=8, size=2) == expected[8:10]
+    assert await store.epochs(A, after=12, size=2) == []
+
+
+async def test_same_metrics_in_two_epochs_are_two(store: JobStore) -> None:
+    await created(store, "jobs/a")
+    epochs = [EpochMetrics(epoch=epoch, values={"loss": 0.5}) for epoch in (1, 2)]
+    await store.commit(change(await there(store, A), epochs=epochs))
+    assert await store.epochs(A, after=0, size=9) == epochs
+
+
+async def test_checkpoints_have_the_newest_first(store: JobStore) -> None:
+    await created(store, "jobs/a")
+    checkpoints = [Checkpoint(name=f"jobs/a/checkpoints/{name}", step=i) for i, name in enumerate("zyxab")]
+    await store.commit(change(await there(store, A), checkpoints=checkpoints[:2]))
+    for checkpoint in checkpoints[2:]:
+        await store.commit(change(await there(store, A), checkpoints=[checkpoint]))
+    assert await store.checkpoints(A, size=9, skip=0) == checkpoints[::-1]
+    assert await store.checkpoints(A, size=2, skip=1) == checkpoints[3:1:-1]
+    assert await store.checkpoints(A, size=2, skip=5) == []
+    assert await store.checkpoint(A, "jobs/a/checkpoints/x") == checkpoints[2]
+
+
+async def test_checkpoint_registered_again_keeps_its_place(store: JobStore) -> None:
+    await created(store, "jobs/a")
+    one, two = (Checkpoint(name=f"jobs/a/checkpoints/{name}") for name in ("one", "two"))
+    await store.commit(change(await there(store, A), checkpoints=[one, two]))
+    one.retained_for.append(Checkpoint.PINNED)
+    await store.commit(change(await there(store, A), checkpoints=[one]))
+    assert await store.checkpoints(A, size=9, skip=0) == [two, one]
+    assert await store.checkpoint(A, one.name) == one
+
+
+async def test_series_of_jobs_do_not_mix(store: JobStore) -> None:
+    for name in ("jobs/a", "jobs/b"):
+        job = await created(store, name)
+        await store.commit(change(job, events=[JobEvent(sequence=1, type=name)], epochs=[EpochMetrics(epoch=1)]))
+    assert await store.events(A, after=0, size=9) == [JobEvent(sequence=1, type="jobs/a")]
+    assert len(await store.epochs(A, after=0, size=9)) == 1

@@ -1,0 +1,115 @@
+"""`adjourn demo`, as people run it, and where it keeps its data."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from adjourn.demo.place import place
+from adjourn.local import leftovers
+from adjourn.local.directory import Directory
+
+Eventually = Callable[..., Awaitable[None]]
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+async def test_its_directory_goes_with_it_unless_it_is_kept(temporary: Path) -> None:
+    async with place(keep=False) as gone, place(keep=True) as kept:
+        (gone / "something").touch()
+    async with place(keep=False):
+        assert within(temporary) > {kept}
+    assert within(temporary) == {kept}
+
+
+def within(directory: Path) -> set[Path]:
+    return set(directory.iterdir())
+
+
+async def test_what_a_killed_demonstration_left_is_removed(temporary: Path) -> None:
+    async with place(keep=False) as running:
+        with Directory(running).held():
+            left = temporary / "adjourn-demo-killed"
+            with Directory(left).held():
+                pass
+            process = await asyncio.create_subprocess_exec("sleep", "600", env={leftovers.MARKER: str(left)})
+            async with place(keep=False):
+                assert await process.wait() == -signal.SIGTERM
+                assert not left.exists()
+                assert running.exists(), "that one is in use"
+
+
+class Demo:
+    """An `adjourn demo` in the background."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.output = directory / "output"
+        with self.output.open("w") as output:
+            self.process = subprocess.Popen(
+                [str(Path(sys.executable).parent / "adjourn"), "demo"],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, "TMPDIR": str(directory), "COLUMNS": "160"},
+            )
+
+    def printed(self) -> str:
+        return self.output.read_text()
+
+    def has_printed(self, text: str) -> bool:
+        assert self.process.poll() is None, self.printed()
+        return text in self.printed()
+
+    def left(self) -> list[Path]:
+        return [path for path in self.directory.iterdir() if path != self.output]
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Iterator[Demo]:
+    one = Demo(tmp_path)
+    yield one
+    if one.process.poll() is None:
+        one.process.terminate()
+        one.process.wait(60)
+
+
+def test_it_ends_with_the_exact_line(demo: Demo) -> None:
+    assert demo.process.wait(200) == 0, demo.printed()
+    printed = demo.printed()
+    assert printed.splitlines()[-1].startswith("EXACT: 12 epochs, 3 pauses, 2 workers, weights sha256 ")
+    assert printed.splitlines()[-1].endswith(" equal to the uninterrupted run")
+    for said in (
+        "epoch 12/12",
+        "killed with SIGKILL",
+        "pause asked for",
+        "Resources at the pause",
+        "no process is left",
+    ):
+        assert said in printed
+    assert demo.left() == []
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(signal.SIGTERM, "starting Valkey"), (signal.SIGINT, "epoch  1/12")],
+)
+async def test_a_signal_leaves_nothing_behind(
+    demo: Demo, eventually: Eventually, number: signal.Signals, said: str
+) -> None:
+    await eventually(lambda: demo.has_printed(said), seconds=90)
+    (data,) = demo.left()
+    demo.process.send_signal(number)
+    assert demo.process.wait(20) == 130, demo.printed()
+    assert list(leftovers.find(data)) == []
+    assert demo.left() == []

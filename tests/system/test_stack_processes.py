@@ -1,0 +1,246 @@
+"""The parts of the stack that deal with processes and files, with small programs in place of servers."""
+
+import asyncio
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from adjourn.local import leftovers
+from adjourn.local.child import Child, ChildError, Program
+from adjourn.local.directory import Directory, DirectoryInUseError
+from adjourn.local.leftovers import Role
+from adjourn.local.ports import HOST, free_ports, is_free
+from adjourn.local.supervision import Supervisor, together
+
+STUBBORN = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+)
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Callable[..., Program]:
+    def make(code: str, name: str = "probe", *, patience: float = 20, grace: float = 20) -> Program:
+        log = tmp_path / f"{name}.log"
+
+        async def ready() -> bool:
+            return log.exists() and "up" in log.read_text()
+
+        return Program(
+            name=name,
+            argv=(sys.executable, "-c", code),
+            environment={leftovers.MARKER: str(tmp_path)},
+            directory=tmp_path,
+            log=log,
+            ready=ready,
+            patience=patience,
+            grace=grace,
+        )
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+async def nothing_left(tmp_path: Path) -> AsyncIterator[None]:
+    yield
+    await leftovers.end(tmp_path)
+
+
+@pytest.fixture
+def marked(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(code: str = STUBBORN, *more: str, stack: Path = tmp_path, **environment: str) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *more],
+            env={**os.environ, leftovers.MARKER: str(stack), **environment},
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        started.append(process)
+        assert process.stdout
+        assert process.stdout.readline() == b"up\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        assert process.stdout
+        process.stdout.close()
+
+
+async def test_a_child_that_ends_before_it_is_ready_tells_its_last_words(program: Callable[..., Program]) -> None:
+    child = Child(program("print('one'); print('two'); raise SystemExit(3)"))
+    child.start()
+    with pytest.raises(ChildError, match=r"(?s)probe ended with status 3.*\| one\n.*\| two"):
+        await child.until_ready()
+
+
+async def test_a_child_that_is_never_ready_is_given_up(program: Callable[..., Program]) -> None:
+    child = Child(program("import time; time.sleep(600)", patience=0.3))
+    child.start()
+    with pytest.raises(ChildError, match="not ready after"):
+        await child.until_ready()
+    await child.stop()
+    assert child.pid is None
+
+
+async def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(program: Callable[..., Program]) -> None:
+    child = Child(program(STUBBORN, grace=0.2))
+    child.start()
+    await child.until_ready()
+    await child.stop()
+    assert child.ending() == "was ended by SIGKILL"
+
+
+async def test_a_hurry_takes_the_grace_away(program: Callable[..., Program]) -> None:
+    child = Child(program(STUBBORN, grace=600))
+    child.start()
+    await child.until_ready()
+    hurry = asyncio.Event()
+    hurry.set()
+    async with asyncio.timeout(10):
+        await child.stop(hurry)
+    assert child.ending() == "was ended by SIGKILL"
+
+
+async def test_a_child_does_not_get_our_settings(
+    program: Callable[..., Program], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ADJOURN_ADDRESS", "elsewhere:1")
+    child = Child(program("import os; print([n for n in os.environ if n.startswith('ADJOURN')], 'up')"))
+    child.start()
+    assert child.process
+    child.process.wait()
+    assert child.program.log.read_text() == f"['{leftovers.MARKER}'] up\n"
+
+
+async def test_a_child_that_ends_is_started_again_and_said_so(
+    program: Callable[..., Program], eventually: Callable[..., Awaitable[None]]
+) -> None:
+    said: list[str] = []
+    supervisor = Supervisor(said.append)
+    await supervisor.start(program(STUBBORN))
+    first = supervisor.children["probe"].pid
+    assert first
+    watch = asyncio.create_task(supervisor.watch())
+    try:
+        os.kill(first, signal.SIGKILL)
+        await eventually(lambda: supervisor.children["probe"].pid not in (None, first))
+        again = supervisor.children["probe"].pid
+        assert again
+        assert said == ["probe was ended by SIGKILL, starts again in 0.5 s"]
+        supervisor.release("probe")
+        os.kill(again, signal.SIGKILL)
+        await eventually(lambda: supervisor.children["probe"].pid is None)
+        assert len(said) == 1, "what was released may end"
+    finally:
+        watch.cancel()
+
+
+async def test_of_several_starts_the_first_error_is_raised_as_it_is(program: Callable[..., Program]) -> None:
+    supervisor = Supervisor(print)
+    slow = program("import time; time.sleep(600)", "slow", patience=600)
+    with pytest.raises(ChildError, match="broken ended with status 1"):
+        await together(supervisor.start(slow), supervisor.start(program("raise SystemExit(1)", "broken")))
+    await supervisor.stop({"slow", "broken"}, asyncio.Event())
+    assert supervisor.children["slow"].pid is None
+
+
+@pytest.mark.parametrize(
+    ("argv", "role"),
+    [
+        (["python", "-P", "-m", "worker"], Role.AGENT),
+        (["python", "-m", "worker.launcher", "/data"], Role.TRAINING),
+        (["python", "-m", "control_plane"], Role.CONTROL_PLANE),
+        (["/venv/bin/weed", "server", "-dir=/m"], Role.S3),
+        (["/x/valkey-server", "/data/valkey.conf"], Role.VALKEY),
+        (["sh", "-c", "true"], Role.TRAINING),
+        ([], Role.TRAINING),
+    ],
+)
+def test_a_process_is_known_by_its_command_line(argv: list[str], role: Role) -> None:
+    assert leftovers.role(argv) is role
+
+
+async def test_leftovers_are_those_with_exactly_our_marker(
+    tmp_path: Path, marked: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    ours, other = marked(), marked(stack=tmp_path / "other")
+    assert [process.pid for _, process in leftovers.find(tmp_path)] == [ours.pid]
+    hurry = asyncio.Event()
+    hurry.set()
+    assert await leftovers.end(tmp_path, hurry=hurry) == 1
+    assert ours.wait() == -signal.SIGKILL
+    assert other.poll() is None
+
+
+def test_we_and_our_ancestors_are_no_leftovers(tmp_path: Path) -> None:
+    code = (
+        "import pathlib, subprocess, sys; from adjourn.local import leftovers\n"
+        "if sys.argv[1] == 'parent': sys.exit(subprocess.call([sys.executable, *sys.orig_argv[1:3], 'child']))\n"
+        f"sys.exit(len(list(leftovers.find(pathlib.Path({str(tmp_path)!r})))))"
+    )
+    environment = {**os.environ, leftovers.MARKER: str(tmp_path)}
+    assert subprocess.run([sys.executable, "-c", code, "parent"], env=environment, check=False).returncode == 0
+
+
+async def test_one_worker_is_killed_and_the_other_is_not(
+    tmp_path: Path, marked: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    agent = marked(ADJOURN_WORKER="worker-1")
+    launcher = marked(STUBBORN, str(tmp_path / "worker-1"))
+    other = marked(STUBBORN, str(tmp_path / "worker-2"), ADJOURN_WORKER="worker-2")
+    killed = await leftovers.kill(tmp_path, "worker-1", tmp_path / "worker-1")
+    assert killed == sorted([agent.pid, launcher.pid])
+    assert (agent.wait(), launcher.wait()) == (-signal.SIGKILL, -signal.SIGKILL)
+    assert other.poll() is None
+    assert psutil.pid_exists(other.pid)
+
+
+def test_a_directory_has_one_user_at_a_time(tmp_path: Path) -> None:
+    code = (
+        "import pathlib, sys; from adjourn.local.directory import Directory\n"
+        "with Directory(pathlib.Path(sys.argv[1])).held(): print('up', flush=True); sys.stdin.read()"
+    )
+    argv = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == b"up\n"
+        with pytest.raises(DirectoryInUseError, match=f"pid {holder.pid}"), Directory(tmp_path).held():
+            pass
+        holder.kill()
+    with Directory(tmp_path).held():
+        assert (tmp_path / "lock").read_text() == str(os.getpid())
+
+
+def test_the_first_start_decides_for_later_ones(tmp_path: Path) -> None:
+    directory = Directory(tmp_path)
+    first = directory.settings(threads=3, ports=2)
+    assert Directory(tmp_path).settings(threads=1, ports=2) == first
+    assert stat.S_IMODE((tmp_path / "stack.json").stat().st_mode) == 0o600
+
+
+async def test_a_port_that_someone_took_is_replaced_and_no_secret_changes(tmp_path: Path) -> None:
+    directory = Directory(tmp_path)
+    first = directory.settings(threads=1, ports=2)
+    async with await asyncio.start_server(lambda _reader, writer: writer.close(), HOST, first.ports[0]):
+        second = directory.settings(threads=1, ports=2)
+    assert set(second.ports).isdisjoint({first.ports[0]})
+    assert (second.redis_password, second.s3_secret_key) == (first.redis_password, first.s3_secret_key)
+
+
+async def test_free_ports_are_free_and_different() -> None:
+    begun = time.monotonic()
+    ports = free_ports(20)
+    assert len(set(ports)) == 20
+    assert all(map(is_free, ports))
+    assert time.monotonic() - begun < 5

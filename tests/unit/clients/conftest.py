@@ -1,0 +1,177 @@
+# ruff: noqa: N802 - methods are named as in the contract
+"""A control plane of a few lines: it answers from a dict, fails on request, and plays watches from a script."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import empty_pb2
+from google.protobuf.message import Message
+
+from adjourn import errors
+from adjourn.v1 import checkpoint_service_pb2 as checkpoints_pb
+from adjourn.v1 import job_service_pb2 as jobs_pb
+from adjourn.v1 import worker_service_pb2 as workers_pb
+from adjourn.v1.checkpoint_pb2 import Checkpoint
+from adjourn.v1.checkpoint_service_pb2_grpc import (
+    CheckpointServiceServicer,
+    add_CheckpointServiceServicer_to_server,
+)
+from adjourn.v1.job_pb2 import Job
+from adjourn.v1.job_service_pb2_grpc import JobServiceServicer, add_JobServiceServicer_to_server
+from adjourn.v1.usage_pb2 import EpochMetrics
+from adjourn.v1.worker_pb2 import Worker
+from adjourn.v1.worker_service_pb2_grpc import WorkerServiceServicer, add_WorkerServiceServicer_to_server
+
+Context = Any
+PAGE = 2
+
+
+class Plane(JobServiceServicer, CheckpointServiceServicer, WorkerServiceServicer):
+    def __init__(self) -> None:
+        self.address = ""
+        self.jobs: dict[str, Job] = {}
+        self.epochs: list[EpochMetrics] = []
+        self.checkpoints: list[Checkpoint] = []
+        self.workers: list[Worker] = []
+        self.failures: dict[str, list[errors.AdjournError]] = {}
+        """Errors to answer with, by method, before answering properly."""
+        self.streams: list[Sequence[jobs_pb.WatchJobsResponse | errors.AdjournError]] = []
+        """What each WatchJobs sends; the stream ends in order after its last message. When all are used up, a stream
+        stays open and silent."""
+        self.silent = False
+        """Do not answer GetJob at all."""
+        self.asked: list[tuple[str, Any]] = []
+        self.actors: list[str] = []
+        self.watched = threading.Event()
+        self.closing = threading.Event()
+
+    def add(self, name: str, state: Job.State.ValueType = Job.RUNNING, **fields: Any) -> Job:
+        job = Job(name=f"jobs/{name}", state=state, **fields)
+        self.jobs[job.name] = job
+        return job
+
+    def note(self, method: str, request: Message, context: Context) -> None:
+        self.asked.append((method, request))
+        self.actors += [str(value) for key, value in context.invocation_metadata() if key == "adjourn-actor"]
+        if self.failures.get(method):
+            fail(context, self.failures[method].pop(0))
+
+    def found(self, name: str, context: Context) -> Job:
+        if name not in self.jobs:
+            fail(context, errors.NotFoundError(f"there is no {name}", job=name))
+        return self.jobs[name]
+
+    def CreateJob(self, request: jobs_pb.CreateJobRequest, context: Context) -> Job:
+        self.note("CreateJob", request, context)
+        return self.add(request.job_id or "made-up", Job.QUEUED, spec=request.job.spec, labels=request.job.labels)
+
+    def GetJob(self, request: jobs_pb.GetJobRequest, context: Context) -> Job:
+        self.note("GetJob", request, context)
+        if self.silent:
+            self.closing.wait()
+        return self.found(request.name, context)
+
+    def ListJobs(self, request: jobs_pb.ListJobsRequest, context: Context) -> jobs_pb.ListJobsResponse:
+        self.note("ListJobs", request, context)
+        matching = [job for job in self.jobs.values() if not request.states or job.state in request.states]
+        page, token = paged(matching, request.page_token)
+        return jobs_pb.ListJobsResponse(jobs=page, next_page_token=token)
+
+    def PauseJob(self, request: jobs_pb.PauseJobRequest, context: Context) -> Job:
+        self.note("PauseJob", request, context)
+        return self.found(request.name, context)
+
+    def ResumeJob(self, request: jobs_pb.ResumeJobRequest, context: Context) -> Job:
+        self.note("ResumeJob", request, context)
+        return self.found(request.name, context)
+
+    def CancelJob(self, request: jobs_pb.CancelJobRequest, context: Context) -> Job:
+        self.note("CancelJob", request, context)
+        job = self.found(request.name, context)
+        job.state = Job.CANCELLING
+        return job
+
+    def DeleteJob(self, request: jobs_pb.DeleteJobRequest, context: Context) -> empty_pb2.Empty:
+        self.note("DeleteJob", request, context)
+        del self.jobs[request.name]
+        return empty_pb2.Empty()
+
+    def WatchJobs(self, request: jobs_pb.WatchJobsRequest, context: Context) -> Iterator[jobs_pb.WatchJobsResponse]:
+        self.note("WatchJobs", request, context)
+        self.watched.set()
+        if not self.streams:
+            context.send_initial_metadata(())
+            self.closing.wait()
+            return
+        for message in self.streams.pop(0):
+            if isinstance(message, errors.AdjournError):
+                fail(context, message)
+            else:
+                yield message
+
+    def ListEpochMetrics(
+        self, request: jobs_pb.ListEpochMetricsRequest, context: Context
+    ) -> jobs_pb.ListEpochMetricsResponse:
+        self.note("ListEpochMetrics", request, context)
+        page, token = paged(self.epochs, request.page_token)
+        return jobs_pb.ListEpochMetricsResponse(epochs=page, next_page_token=token)
+
+    def UploadBundle(
+        self, request_iterator: Iterator[jobs_pb.UploadBundleRequest], context: Context
+    ) -> jobs_pb.UploadBundleResponse:
+        chunks = [request.chunk for request in request_iterator]
+        self.asked.append(("UploadBundle", chunks))
+        if self.failures.get("UploadBundle"):
+            fail(context, self.failures["UploadBundle"].pop(0))
+        return jobs_pb.UploadBundleResponse(bundle=f"bundles/{len(b''.join(chunks)):064x}")
+
+    def GetCheckpoint(self, request: checkpoints_pb.GetCheckpointRequest, context: Context) -> Checkpoint:
+        self.note("GetCheckpoint", request, context)
+        return next(each for each in self.checkpoints if each.name == request.name)
+
+    def ListCheckpoints(
+        self, request: checkpoints_pb.ListCheckpointsRequest, context: Context
+    ) -> checkpoints_pb.ListCheckpointsResponse:
+        self.note("ListCheckpoints", request, context)
+        page, token = paged(self.checkpoints, request.page_token)
+        return checkpoints_pb.ListCheckpointsResponse(checkpoints=page, next_page_token=token)
+
+    def GetWorker(self, request: workers_pb.GetWorkerRequest, context: Context) -> Worker:
+        self.note("GetWorker", request, context)
+        return next(each for each in self.workers if each.name == request.name)
+
+    def ListWorkers(self, request: workers_pb.ListWorkersRequest, context: Context) -> workers_pb.ListWorkersResponse:
+        self.note("ListWorkers", request, context)
+        page, token = paged(self.workers, request.page_token)
+        return workers_pb.ListWorkersResponse(workers=page, next_page_token=token)
+
+
+def paged(items: Sequence[Any], token: str) -> tuple[Sequence[Any], str]:
+    start = int(token or 0)
+    rest = start + PAGE < len(items)
+    return items[start : start + PAGE], str(start + PAGE) if rest else ""
+
+
+def fail(context: Context, error: errors.AdjournError) -> None:
+    status = error.to_status()
+    context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+    context.abort(next(code for code in grpc.StatusCode if code.value[0] == status.code), status.message)
+
+
+@pytest.fixture
+def plane() -> Iterator[Plane]:
+    plane = Plane()  # type: ignore[abstract]  # what no test calls answers UNIMPLEMENTED
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        server = grpc.server(pool)
+        add_JobServiceServicer_to_server(plane, server)
+        add_CheckpointServiceServicer_to_server(plane, server)
+        add_WorkerServiceServicer_to_server(plane, server)
+        plane.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        server.start()
+        yield plane
+        plane.closing.set()
+        server.stop(grace=None).wait()

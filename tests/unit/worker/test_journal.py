@@ -1,0 +1,149 @@
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, FencingToken, Report
+from adjourn.v1.trainer_pb2 import HeldAssignment
+from adjourn.v1.usage_pb2 import EpochMetrics
+from worker.journal import Journal, JournalDamaged, JournalTaken, JournalUnwritable
+from worker.places import Places
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Iterator[Places]:
+    made = Places.prepare(tmp_path / "data", {}, tmp_path)
+    yield made
+    made.remove_volatile()
+
+
+def held(job: str = "jobs/a", attempt: int = 1, nonce: str = "n", phase: str = "RUNNING") -> HeldAssignment:
+    token = FencingToken(attempt=attempt, nonce=nonce)
+    status = AssignmentStatus(job=job, token=token, phase=AssignmentStatus.Phase.Value(phase))
+    return HeldAssignment(assignment=Assignment(job=job, token=token), status=status)
+
+
+def epoch(number: int) -> Report:
+    return Report(job="jobs/a", epoch=EpochMetrics(epoch=number))
+
+
+def test_what_was_recorded_is_there_after_a_restart(places: Places) -> None:
+    with Journal(places) as journal:
+        journal.record(held(), [])
+        numbered = journal.record(held(phase="PAUSING"), [epoch(1), epoch(2)])
+        assert [report.sequence for report in numbered] == [1, 2]
+    with Journal(places) as journal:
+        assert journal.held() == [held(phase="PAUSING")]
+        assert journal.reports() == numbered
+
+
+def test_an_assignment_is_known_by_its_whole_token(places: Places) -> None:
+    with Journal(places) as journal:
+        for item in (held(attempt=2), held(nonce="m"), held(), held(job="jobs/0")):
+            journal.record(item, [])
+        assert journal.held() == [held(job="jobs/0"), held(nonce="m"), held(), held(attempt=2)]
+        journal.forget("jobs/a", FencingToken(attempt=1, nonce="n"))
+        assert journal.held() == [held(job="jobs/0"), held(nonce="m"), held(attempt=2)]
+
+
+def test_reports_outlive_their_assignment_until_acknowledged(places: Places) -> None:
+    with Journal(places) as journal:
+        journal.record(held(), [epoch(1), epoch(2), epoch(3)])
+        journal.forget("jobs/a", FencingToken(attempt=1, nonce="n"))
+        journal.acknowledge(2)
+        assert [report.epoch.epoch for report in journal.reports()] == [3]
+
+
+def test_no_sequence_is_given_twice(places: Places) -> None:
+    with Journal(places) as journal:
+        journal.record(held(), [epoch(1), epoch(2)])
+        journal.acknowledge(2)
+    with Journal(places) as journal:
+        assert [report.sequence for report in journal.record(held(), [epoch(3)])] == [3]
+
+
+def test_state_and_reports_are_stored_together_or_not_at_all(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Journal(places) as journal:
+        journal.record(held(), [])
+        broken = epoch(2)
+        monkeypatch.setattr("worker.journal.Report", FailsAfterOne())
+        with pytest.raises(RuntimeError, match="enough"):
+            journal.record(held(phase="PAUSED"), [epoch(1), broken])
+        monkeypatch.undo()
+        assert journal.held() == [held()]
+        assert journal.reports() == []
+
+
+class FailsAfterOne:
+    def __init__(self) -> None:
+        self.made = 0
+
+    def __call__(self) -> Report:
+        self.made += 1
+        if self.made > 1:
+            raise RuntimeError("enough")
+        return Report()
+
+
+def test_a_second_agent_is_refused(places: Places) -> None:
+    with Journal(places), pytest.raises(JournalTaken, match=r"agent \d+ already works in"):
+        Journal(places)
+    Journal(places).close()
+
+
+def test_an_agent_that_was_killed_leaves_what_it_recorded_and_no_lock(places: Places) -> None:
+    script = """if True:
+        import os, pathlib, signal, sys
+        from adjourn.v1.agent_service_pb2 import Report
+        from adjourn.v1.trainer_pb2 import HeldAssignment
+        from worker.journal import Journal
+        from worker.places import Places
+        journal = Journal(Places.prepare(pathlib.Path(sys.argv[1]), {}))
+        held = HeldAssignment()
+        held.assignment.job = "jobs/a"
+        journal.record(held, [Report(job="jobs/a")])
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    done = subprocess.run([sys.executable, "-c", script, str(places.data)], check=False)
+    assert done.returncode == -9
+    with Journal(places) as journal:
+        assert [item.assignment.job for item in journal.held()] == ["jobs/a"]
+        assert [report.sequence for report in journal.reports()] == [1]
+
+
+@pytest.mark.parametrize("content", [b"no database at all" * 1000, b"SQLite format 3\0" + b"\xff" * 8192])
+def test_a_damaged_journal_is_not_guessed_at(places: Places, content: bytes) -> None:
+    places.journal.write_bytes(content)
+    with pytest.raises(JournalDamaged, match=r"journal\.sqlite"):
+        Journal(places)
+    places.journal.unlink()
+    Journal(places).close()
+
+
+def test_an_entry_that_is_no_message_is_damage(places: Places) -> None:
+    with Journal(places) as journal:
+        journal._database.execute("INSERT INTO held VALUES ('jobs/a', 1, 'n', x'ffff')")
+        with pytest.raises(JournalDamaged):
+            journal.held()
+
+
+def test_a_journal_of_a_newer_version_is_left_alone(places: Places) -> None:
+    with Journal(places) as journal:
+        journal._database.execute("PRAGMA user_version = 99")
+    with pytest.raises(JournalDamaged, match="version 99"):
+        Journal(places)
+
+
+def test_a_full_disk_changes_nothing(places: Places) -> None:
+    with Journal(places) as journal:
+        journal.record(held(), [])
+        (pages,) = journal._database.execute("PRAGMA page_count").fetchone()
+        journal._database.execute(f"PRAGMA max_page_count = {pages}")
+        large = held(phase="PAUSED")
+        large.status.failure.message = "x" * 100_000
+        with pytest.raises(JournalUnwritable, match="full"):
+            journal.record(large, [epoch(1)])
+        assert journal.held() == [held()]
+        assert journal.reports() == []

@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import pytest
+
+from adjourn.channel import DEFAULT_ADDRESS
+from adjourn.environment import InvalidSettings
+from worker.settings import LogFormat, OnTerm, Settings
+
+ENOUGH = {
+    "ADJOURN_WORKER": "worker-1",
+    "ADJOURN_DATA": "/srv/adjourn",
+    "ADJOURN_S3_ENDPOINT": "http://127.0.0.1:9000",
+    "ADJOURN_S3_BUCKET": "models",
+    "ADJOURN_S3_ACCESS_KEY": "someone",
+    "ADJOURN_S3_SECRET_KEY": "hush-hush",
+}
+
+
+def test_what_is_not_said_has_a_default() -> None:
+    settings = Settings.from_environment(ENOUGH)
+    assert settings.control_plane == DEFAULT_ADDRESS
+    assert settings.data == Path("/srv/adjourn")
+    assert settings.cpu_slots == 1
+    assert settings.labels == {}
+    assert settings.threads >= 1
+    assert settings.on_term is OnTerm.LEAVE
+    assert settings.log_format is LogFormat.JSON
+    assert settings.s3.region == "us-east-1"
+
+
+def test_everything_can_be_said() -> None:
+    said = {
+        "ADJOURN_CONTROL_PLANE": "plane.example:7400",
+        "ADJOURN_CPU_SLOTS": "4",
+        "ADJOURN_LABELS": "zone=a, disk = nvme",
+        "ADJOURN_THREADS": "3",
+        "ADJOURN_ON_TERM": "stop",
+        "ADJOURN_LOG_FORMAT": "console",
+        "ADJOURN_S3_REGION": "eu-central-1",
+    }
+    settings = Settings.from_environment({**ENOUGH, **said})
+    assert settings.control_plane == "plane.example:7400"
+    assert settings.cpu_slots == 4
+    assert settings.labels == {"zone": "a", "disk": "nvme"}
+    assert settings.threads == 3
+    assert settings.on_term is OnTerm.STOP
+    assert settings.log_format is LogFormat.CONSOLE
+    assert settings.s3.region == "eu-central-1"
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    wrong = {
+        "ADJOURN_CONTROL_PLANE": "plane",
+        "ADJOURN_WORKER": "Worker_1",
+        "ADJOURN_DATA": "here",
+        "ADJOURN_CPU_SLOTS": "-1",
+        "ADJOURN_LABELS": "a=1,a=2",
+        "ADJOURN_THREADS": "many",
+        "ADJOURN_ON_TERM": "panic",
+        "ADJOURN_LOG_FORMAT": "xml",
+        "ADJOURN_S3_ENDPOINT": "127.0.0.1:9000",
+        "ADJOURN_S3_BUCKET": "No",
+        "ADJOURN_S3_ACCESS_KEY": "someone",
+    }
+    with pytest.raises(InvalidSettings) as caught:
+        Settings.from_environment(wrong)
+    assert caught.value.problems == {
+        "ADJOURN_CONTROL_PLANE": "must be host:port",
+        "ADJOURN_WORKER": "must be 1 to 63 of a-z, 0-9 and -",
+        "ADJOURN_DATA": "must be an absolute path",
+        "ADJOURN_CPU_SLOTS": "must be from 0 to 1024",
+        "ADJOURN_LABELS": "has the key a twice",
+        "ADJOURN_THREADS": "must be a whole number",
+        "ADJOURN_ON_TERM": "must be leave or stop",
+        "ADJOURN_LOG_FORMAT": "must be json or console",
+        "ADJOURN_S3_ENDPOINT": "must be http://host:port or https://host:port",
+        "ADJOURN_S3_BUCKET": "must be 3 to 63 of a-z, 0-9, . and -",
+        "ADJOURN_S3_SECRET_KEY": "is not set",
+    }
+
+
+@pytest.mark.parametrize("endpoint", ["http://me:hush-hush@host", "http://host/path", "http://host:99999", "http://"])
+def test_an_endpoint_is_a_server_and_nothing_more(endpoint: str) -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        Settings.from_environment({**ENOUGH, "ADJOURN_S3_ENDPOINT": endpoint})
+    assert list(caught.value.problems) == ["ADJOURN_S3_ENDPOINT"]
+    assert "hush-hush" not in str(caught.value)
+
+
+def test_secrets_are_not_shown() -> None:
+    shown = repr(Settings.from_environment(ENOUGH))
+    assert "hush-hush" not in shown
+    assert "someone" not in shown
+
+
+def test_labels_need_both_sides() -> None:
+    with pytest.raises(InvalidSettings, match="must be key=value,key=value"):
+        Settings.from_environment({**ENOUGH, "ADJOURN_LABELS": "zone"})

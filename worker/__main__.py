@@ -1,0 +1,61 @@
+"""The agent's process: settings, places, journal, launcher, stream; and how it ends."""
+
+import asyncio
+import os
+import signal
+import sys
+
+import structlog
+
+from adjourn.environment import InvalidSettings
+from adjourn.logs import configure
+from adjourn.objects import S3Objects
+from worker.agent import Agent
+from worker.devices import find_gpus
+from worker.journal import Journal, JournalDamaged, JournalTaken, JournalUnwritable
+from worker.launching import LauncherFailed
+from worker.places import Places, UnsafePlace
+from worker.settings import Settings
+from worker.stream import Superseded
+from worker.supervisor import Supervisor
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+UNUSABLE = (JournalTaken, JournalDamaged, JournalUnwritable, LauncherFailed, UnsafePlace)
+
+
+async def serve(settings: Settings) -> None:
+    """Works until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    places = Places.prepare(settings.data, os.environ)
+    with Journal(places) as journal:
+        async with S3Objects(settings.s3) as objects, Supervisor(places, os.environ) as supervisor:
+            gpus = await asyncio.to_thread(find_gpus)
+            await Agent(settings, places, journal, supervisor, objects, gpus).run(stop)
+
+
+def main() -> int:
+    """Returns the exit status: 3 if another agent speaks for this worker."""
+    try:
+        settings = Settings.from_environment(os.environ)
+    except InvalidSettings as error:
+        for name, why in error.problems.items():
+            sys.stderr.write(f"{name} {why}\n")
+        return 2
+    configure(settings.log_format, service="worker")
+    status = 0
+    try:
+        asyncio.run(serve(settings))
+    except* UNUSABLE as group:
+        log.critical("cannot_work", errors=[str(error) for error in group.exceptions])
+        status = 1
+    except* Superseded as group:
+        log.critical("superseded", errors=[str(error) for error in group.exceptions])
+        status = 3
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

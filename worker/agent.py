@@ -1,0 +1,198 @@
+"""The agent: holds what the control plane hands out, says how it stands, and outlives neither more nor less.
+
+Its process may be killed at any moment: what it held is in the journal, training runs under the launcher, and its
+successor goes on where it was.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from typing import Final
+from uuid import uuid4
+
+import structlog
+
+from adjourn import __version__
+from adjourn.objects import ObjectStore
+from adjourn.v1.agent_service_pb2 import Assignment, FencingToken, Report, SynchronizeRequest, SynchronizeResponse
+from adjourn.v1.trainer_pb2 import HeldAssignment
+from adjourn.v1.worker_pb2 import Worker
+from worker.chores import Chores
+from worker.devices import Gpus, Meter
+from worker.doorbell import Doorbell
+from worker.holder import Holder
+from worker.journal import Journal
+from worker.places import Places
+from worker.settings import OnTerm, Settings
+from worker.stream import Stream
+from worker.supervisor import Supervisor
+from worker.words import Measured, Ordered, WorkerStopping
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+LOOK_SECONDS: Final = 0.5
+"""How often to look at training without being rung for."""
+STOP_SECONDS: Final = 5.0
+"""How long a stopping worker waits for its last reports to be heard."""
+
+Key = tuple[str, int, str]
+
+
+def key(job: str, token: FencingToken) -> Key:
+    return job, token.attempt, token.nonce
+
+
+class Agent:
+    """One worker's agent."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        places: Places,
+        journal: Journal,
+        supervisor: Supervisor,
+        objects: ObjectStore,
+        gpus: Gpus,
+    ) -> None:
+        self.settings = settings
+        self.places = places
+        self.journal = journal
+        self.supervisor = supervisor
+        self.chores = Chores(objects, places, settings.threads)
+        self.worker = Worker(
+            name=f"workers/{settings.worker}",
+            devices=gpus.inventory(),
+            cpu_slots=settings.cpu_slots,
+            labels=settings.labels,
+            agent_version=__version__,
+        )
+        self.gpus = gpus
+        self.session_id = str(uuid4())
+        self.stream = Stream(settings.control_plane, self.say, self.hear)
+        self.holders: dict[Key, Holder] = {}
+        self.tasks: dict[Key, asyncio.Task[None]] = {}
+        self.reports: list[Report] = []
+        self.draining = False
+        self.group: asyncio.TaskGroup
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Works until `stop` is set, then leaves as the settings say; raises Superseded, JournalDamaged."""
+        self.reports = self.journal.reports()
+        found = self.journal.held()
+        self.places.tidy([self.places.attempt(held.assignment.job, held.assignment.token) for held in found])
+        async with Doorbell(self.places.doorbell) as doorbell, asyncio.TaskGroup() as self.group:
+            for held in found:
+                self.hold(self.holder(held))
+            service = [
+                self.group.create_task(self.stream.run()),
+                self.group.create_task(self.supervisor.keep()),
+                self.group.create_task(self.look(doorbell)),
+                self.group.create_task(self.sample()),
+            ]
+            log.info("agent_started", worker=self.worker.name, session=self.session_id, held=len(found))
+            await stop.wait()
+            if self.settings.on_term is OnTerm.STOP:
+                await self.stop_all()
+            for task in (*service, *self.tasks.values()):
+                task.cancel()
+        if self.settings.on_term is OnTerm.STOP:
+            await self.supervisor.shutdown()
+        log.info("agent_ended", worker=self.worker.name)
+
+    def say(self) -> SynchronizeRequest:
+        """Returns the worker's whole state."""
+        return SynchronizeRequest(
+            worker=self.worker,
+            session_id=self.session_id,
+            assignments=[holder.status for holder in self.holders.values()],
+            draining=self.draining,
+            reports=self.reports,
+        )
+
+    async def hear(self, response: SynchronizeResponse) -> None:
+        """Takes on what is new, passes on what has changed, forgets what is over and no longer asked for."""
+        if self.reports and self.reports[0].sequence <= response.acknowledged_report:
+            await asyncio.to_thread(self.journal.acknowledge, response.acknowledged_report)
+            self.reports = [report for report in self.reports if report.sequence > response.acknowledged_report]
+        wanted = {key(assignment.job, assignment.token) for assignment in response.assignments}
+        for assignment in response.assignments:
+            holder = self.holders.get(key(assignment.job, assignment.token))
+            if holder is None:
+                await self.take_on(assignment)
+            elif assignment.generation > holder.status.observed_generation:
+                holder.inbox.put_nowait(Ordered(assignment=assignment))
+        for name, holder in list(self.holders.items()):
+            if name not in wanted and holder.over and not self.unheard(name):
+                await self.forget(name)
+
+    def unheard(self, name: Key) -> bool:
+        """Returns whether a report of the assignment is not yet acknowledged."""
+        return any(key(report.job, report.token) == name for report in self.reports)
+
+    async def take_on(self, assignment: Assignment) -> None:
+        if self.draining:
+            return  # the control plane hears of it, and places the job elsewhere
+        directory = self.places.attempt(assignment.job, assignment.token)
+        holder = self.holder(HeldAssignment(assignment=assignment, directory=str(directory)))
+        await holder.begin(assignment)
+        self.hold(holder)
+
+    def holder(self, held: HeldAssignment) -> Holder:
+        return Holder(held, journal=self.journal, supervisor=self.supervisor, chores=self.chores, tell=self.note)
+
+    def hold(self, holder: Holder) -> None:
+        name = key(holder.held.assignment.job, holder.held.assignment.token)
+        self.holders[name] = holder
+        self.tasks[name] = self.group.create_task(holder.run())
+        self.stream.changed.set()
+
+    def note(self, reports: Sequence[Report]) -> None:
+        """Has news said soon."""
+        self.reports.extend(reports)
+        self.stream.changed.set()
+
+    async def forget(self, name: Key) -> None:
+        """Lets go of an assignment that is over; its log stays."""
+        holder = self.holders.pop(name)
+        task = self.tasks.pop(name)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        assignment = holder.held.assignment
+        log_file = self.places.log(assignment.job, assignment.token.attempt)
+        await asyncio.to_thread(self.places.retire, holder.directory, log_file)
+        await asyncio.to_thread(self.journal.forget, assignment.job, assignment.token)
+
+    async def look(self, doorbell: Doorbell) -> None:
+        """Has each holder look at its training process when it rings, and twice a second."""
+        while True:
+            await doorbell.wait(LOOK_SECONDS)
+            for holder in self.holders.values():
+                if holder.alive:
+                    holder.measure()
+                    holder.inbox.put_nowait(None)
+
+    async def sample(self) -> None:
+        """Samples what each training process uses, once an interval."""
+        meters: dict[Key, Meter] = {}
+        while True:
+            await asyncio.sleep(self.stream.interval)
+            busy = {name: holder for name, holder in self.holders.items() if holder.alive}
+            meters = {name: meters.get(name) or Meter(self.gpus) for name in busy}
+            for name, holder in busy.items():
+                pid, uuids = holder.held.process.pid, holder.held.assignment.device_uuids
+                usage = await asyncio.to_thread(meters[name].sample, pid, uuids)
+                holder.inbox.put_nowait(Measured(progress=None, usage=usage))
+
+    async def stop_all(self) -> None:
+        """Ends what runs and waits until the control plane has heard of it, for a little while."""
+        self.draining = True
+        self.stream.changed.set()
+        for holder in self.holders.values():
+            holder.inbox.put_nowait(WorkerStopping())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_SECONDS):
+                while any(holder.alive for holder in self.holders.values()) or (  # noqa: ASYNC110  # many conditions
+                    self.reports and self.stream.connected
+                ):
+                    await asyncio.sleep(0.02)  # holders and stream change, for a short while

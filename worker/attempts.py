@@ -1,0 +1,111 @@
+"""The files of an attempt's directory that agent and launcher share; see trainer.proto for who writes what."""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from adjourn import frames
+from adjourn.v1.trainer_pb2 import ProcessExit, TrainingEvent, TrainingProcess, TrainingStart
+
+M = TypeVar("M", bound=Message)
+
+START, PROCESS, EXIT, EVENTS, LOG, WORK = "start", "process", "exit", "events", "log", "work"
+
+
+class AttemptDamaged(Exception):
+    """A file of an attempt cannot be understood: training code can write there too."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path}: {why}")
+        self.path = path
+
+
+def write_start(directory: Path, start: TrainingStart) -> None:
+    """Makes the directory of an attempt, with all that its training process is told."""
+    directory.mkdir(mode=0o700, exist_ok=True)
+    write(directory / START, start.SerializeToString())
+
+
+def read_start(directory: Path) -> TrainingStart | None:
+    return read(TrainingStart, directory / START)
+
+
+def write_process(directory: Path, process: TrainingProcess) -> None:
+    write(directory / PROCESS, process.SerializeToString())
+
+
+def read_process(directory: Path) -> TrainingProcess | None:
+    """Returns the process that was launched; it may long be gone."""
+    return read(TrainingProcess, directory / PROCESS)
+
+
+def write_exit(directory: Path, *, code: int, killed: bool) -> None:
+    exit_ = ProcessExit(code=code, killed=killed)
+    exit_.time.GetCurrentTime()
+    write(directory / EXIT, exit_.SerializeToString())
+
+
+def read_exit(directory: Path) -> ProcessExit | None:
+    return read(ProcessExit, directory / EXIT)
+
+
+def read_events(directory: Path, offset: int) -> list[tuple[TrainingEvent, int]]:
+    """Returns the events that are complete from a byte offset on, each with the offset after it.
+
+    At most 16 MiB are looked at: call again from the last offset until nothing comes. Raises AttemptDamaged.
+    """
+    path = directory / EVENTS
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read(frames.LIMIT + 4)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise AttemptDamaged(path, str(error)) from error
+    try:
+        return [(event, offset + end) for event, end in frames.decode(TrainingEvent, data)]
+    except (frames.FrameTooLong, DecodeError) as error:
+        raise AttemptDamaged(path, str(error)) from error
+
+
+def tail(path: Path, size: int = 4096) -> str:
+    """Returns the end of a text file, whole lines of at most `size` bytes; empty if there is none."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        length = file.seek(0, os.SEEK_END)
+        file.seek(max(0, length - size))
+        text = file.read().decode(errors="replace")
+        return text if length <= size else text.partition("\n")[2] or text
+    return ""
+
+
+def read(kind: type[M], path: Path) -> M | None:
+    try:
+        return kind.FromString(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, DecodeError) as error:
+        raise AttemptDamaged(path, str(error)) from error
+
+
+def write(path: Path, data: bytes) -> None:
+    """Replaces a file as a whole, durably: a reader sees the old content or the new, also after a power failure."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    with fresh.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+    sync(path.parent)
+
+
+def sync(directory: Path) -> None:
+    """Makes what was renamed in a directory last."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

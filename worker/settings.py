@@ -1,0 +1,106 @@
+"""What a worker agent is told by its environment."""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Self, TypeVar
+
+from adjourn.channel import DEFAULT_ADDRESS
+from adjourn.environment import Reader, address, within
+from adjourn.objects import S3Settings
+
+
+class OnTerm(StrEnum):
+    """What becomes of training when the agent gets SIGTERM."""
+
+    LEAVE = "leave"
+    """It goes on; the next agent adopts it."""
+    STOP = "stop"
+    """It ends, and so does the launcher."""
+
+
+class LogFormat(StrEnum):
+    JSON = "json"
+    CONSOLE = "console"
+
+
+Choice = TypeVar("Choice", bound=StrEnum)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All that an agent is told."""
+
+    control_plane: str
+    """`host:port`."""
+    worker: str
+    """Name of the worker, without `workers/`."""
+    data: Path
+    """Directory, absolute."""
+    cpu_slots: int
+    """Jobs without a GPU that run at a time."""
+    labels: Mapping[str, str]
+    threads: int
+    """Threads of a training process; by default the cores we may use, shared among the slots."""
+    on_term: OnTerm
+    log_format: LogFormat
+    s3: S3Settings
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Self:
+        """Reads ADJOURN_*; raises InvalidSettings naming everything that is wrong."""
+        reader = Reader(environment)
+        slots = reader.take("ADJOURN_CPU_SLOTS", within(0, 1024), 1)
+        share = len(os.sched_getaffinity(0)) // max(1, slots)
+        settings = cls(
+            control_plane=reader.take("ADJOURN_CONTROL_PLANE", address, DEFAULT_ADDRESS),
+            worker=reader.take("ADJOURN_WORKER", worker_name),
+            data=reader.take("ADJOURN_DATA", directory),
+            cpu_slots=slots,
+            labels=reader.take("ADJOURN_LABELS", labels, {}),
+            threads=reader.take("ADJOURN_THREADS", within(1, 4096), max(1, share)),
+            on_term=reader.take("ADJOURN_ON_TERM", one_of(OnTerm), OnTerm.LEAVE),
+            log_format=reader.take("ADJOURN_LOG_FORMAT", one_of(LogFormat), LogFormat.JSON),
+            s3=reader.nested(S3Settings.from_environment),
+        )
+        reader.check()
+        return settings
+
+
+def worker_name(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9-]{1,63}", text):
+        raise ValueError("must be 1 to 63 of a-z, 0-9 and -")
+    return text
+
+
+def directory(text: str) -> Path:
+    path = Path(text)
+    if not path.is_absolute():
+        raise ValueError("must be an absolute path")
+    return path
+
+
+def labels(text: str) -> Mapping[str, str]:
+    """Parses `key=value,key=value`."""
+    found: dict[str, str] = {}
+    for item in text.split(","):
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if not key or not equals:
+            raise ValueError("must be key=value,key=value")
+        if key in found:
+            raise ValueError(f"has the key {key} twice")
+        found[key] = value
+    return found
+
+
+def one_of(kind: type[Choice]) -> Callable[[str], Choice]:
+    def parse(text: str) -> Choice:
+        try:
+            return kind(text)
+        except ValueError:
+            raise ValueError(f"must be {' or '.join(kind)}") from None
+
+    return parse
