@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 GENERATED := clients
 
-.PHONY: demo test check lint protos bench clean
+.PHONY: demo test check lint protos docs bench clean
 demo: $(STAMP)
 	$(BIN)/adjourn demo
 
@@ -25,6 +25,9 @@ lint: $(STAMP)
 
 protos: $(STAMP)
 	$(BIN)/python protos/generate.py $(GENERATED)
+
+docs: $(STAMP)
+	$(BIN)/python docs/state_diagram.py
 
 bench: $(STAMP)
 	@echo "no benchmarks yet"

@@ -1,5 +1,6 @@
-"""PURE. Whether an attempt that went wrong is followed by another."""
+"""PURE. Whether an attempt that went wrong is followed by another, and when."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from adjourn import reasons
@@ -7,6 +8,21 @@ from adjourn.v1.job_pb2 import Failure
 from adjourn.v1.record_pb2 import JobRecord
 
 DEFAULT_MAX_RESTARTS: Final = 3
+
+
+FIRST_DELAY: Final = timedelta(seconds=1)
+LONGEST_DELAY: Final = timedelta(minutes=1)
+
+
+def ready_time(record: JobRecord) -> datetime:
+    """Returns when a queued job may be placed: at once, or, after a failure, a little later with each one (UTC)."""
+    queued = record.job.state_time.ToDatetime(UTC)
+    restarts = record.job.restart_count
+    failed = record.job.HasField("failure") and record.job.failure.time == record.job.state_time
+    if not restarts or not failed:
+        return queued
+    doublings: int = min(restarts - 1, 16)
+    return queued + min(LONGEST_DELAY, FIRST_DELAY * (1 << doublings))
 
 
 def may_restart(record: JobRecord, failure: Failure) -> bool:

@@ -22,7 +22,7 @@ from control_plane.callers import actor
 from control_plane.drafts import Decision
 from control_plane.events import CancelAsked, PauseAsked, ResumeAsked
 from control_plane.ledger import Call, Ledger, now, shown
-from control_plane.store import Change, Conflict, JobName, JobStore, Request, RequestSeen
+from control_plane.store import Change, Conflict, JobName, JobStore, NotYetPurged, Request, RequestSeen
 from control_plane.watch import Watch
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -60,10 +60,10 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
             await self.store.commit(change)
         except RequestSeen as seen:
             return self.ledger.same(call, seen.digest, seen.answer)
+        except NotYetPurged:
+            raise errors.AlreadyExistsError(f"{name} is still being deleted; try again in a moment", job=name) from None
         except Conflict:
-            deleting = name in await self.store.purges()
-            why = "is still being deleted; try again in a moment" if deleting else "is taken; choose another id"
-            raise errors.AlreadyExistsError(f"{name} {why}", job=name) from None
+            raise errors.AlreadyExistsError(f"{name} is taken; choose another id", job=name) from None
         return answer
 
     async def GetJob(self, request: pb.GetJobRequest, context: Context) -> Job:

@@ -169,7 +169,8 @@ def failed(draft: Draft, event: Failed) -> None:
 def lost(draft: Draft, event: Lost) -> None:
     if draft.job.state == Job.PAUSING:
         draft.job.pause.cause = Pause.WORKER_LOST
-    go_on(draft, event.failure, counts=True)
+    # An attempt that its worker never acknowledged has cost nobody anything.
+    go_on(draft, event.failure, counts=draft.record.observed_generation > 0)
 
 
 def go_on(draft: Draft, failure: Failure | None, *, counts: bool) -> None:

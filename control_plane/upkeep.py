@@ -16,6 +16,7 @@ from adjourn.objects import ObjectStore
 from adjourn.v1.job_pb2 import Failure
 from adjourn.v1.worker_pb2 import Worker
 from control_plane import placement
+from control_plane.budget import ready_time
 from control_plane.events import Lost, Placed
 from control_plane.leases import Leases
 from control_plane.ledger import Ledger
@@ -75,7 +76,7 @@ class Upkeep:
 
     async def place(self) -> None:
         """Hands queued jobs to workers with room, oldest first."""
-        queued = await self.store.queued()
+        queued = [stored for stored in await self.store.queued() if ready_time(stored.record) <= datetime.now(UTC)]
         if not queued:
             return
         occupancies: dict[str, Occupancy] = {}

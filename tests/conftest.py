@@ -2,8 +2,6 @@
 
 import asyncio
 import secrets
-import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -14,24 +12,15 @@ import pytest
 from adjourn.local import access, leftovers, seaweed, valkey
 from adjourn.local.child import Child, Program
 from adjourn.local.ports import free_ports
+from tests.guard import guarded
 from tests.memory_store import MemoryStore
-
-GUARD = (
-    "import asyncio, pathlib, sys; from adjourn.local import leftovers; sys.stdin.read();"
-    "asyncio.run(leftovers.end(pathlib.Path(sys.argv[1])))"
-)
-"""Ends what carries the marker when its standard input closes: when the tests are over, however they ended."""
-
 
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A directory for servers; what is started with it as its marker does not outlive the tests."""
     directory = tmp_path_factory.mktemp("servers")
-    argv = (sys.executable, "-c", GUARD, str(directory))
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True) as guard:
+    with guarded(directory):
         yield directory
-        assert guard.stdin
-        guard.stdin.close()
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from adjourn import frames, snapshots
-from adjourn.mailbox import Control, Order
+from adjourn.mailbox import Control
+from adjourn.orders import Order
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.job_pb2 import PauseMode
 from adjourn.v1.trainer_pb2 import Snapshot, TrainingEvent, TrainingStart
@@ -33,6 +34,7 @@ for line in sys.stdin:
         log = os.open(directory / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        os.chdir(directory)
         os._exit(process.main(directory))
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from adjourn.mailbox import Order
+from adjourn.orders import Order
 from adjourn.v1.agent_service_pb2 import AssignmentStatus, Exit, Report
 from adjourn.v1.job_pb2 import Failure
 from adjourn.v1.trainer_pb2 import HeldAssignment

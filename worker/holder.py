@@ -14,7 +14,8 @@ from typing import Any, Final
 import structlog
 
 from adjourn import reasons
-from adjourn.mailbox import Control, Order, ProgressBoard
+from adjourn.mailbox import Control, ProgressBoard
+from adjourn.orders import Order
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, Report
 from adjourn.v1.job_pb2 import Failure
 from adjourn.v1.trainer_pb2 import HeldAssignment, Snapshot

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -21,7 +21,7 @@ LONGEST_SOCKET_NAME: Final = "/doorbell"
 SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108
 TEMPORARY: Final = Path("/tmp")  # noqa: S108 - TMPDIR is often too long for a socket
 OWNER_FILE: Final = "data-directory"
-"""Names, within a snapshot area, the data directory that it belongs to."""
+"""Names, within a place elsewhere, the data directory that it belongs to."""
 
 
 class UnsafePlace(Exception):
@@ -44,11 +44,12 @@ class Places:
         """Makes what is not there, and finds what an earlier process chose; raises UnsafePlace, OSError."""
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
         data = data.resolve()
-        digest = hashlib.sha256(os.fsencode(data)).hexdigest()[:12]
+        digest = fingerprint(data)
         runtime = remembered(data / "runtime", digest) or runtime_directory(environment, digest)
         snapshots = remembered(data / "snapshots", digest) or snapshot_area(data, shared_memory, digest)
         places = cls(data=data, runtime=own(runtime), snapshots=own(snapshots))
-        (snapshots / OWNER_FILE).write_bytes(os.fsencode(data))
+        for place in (runtime, snapshots):
+            (place / OWNER_FILE).write_bytes(os.fsencode(data))
         for path in (places.attempts, places.bundles, places.logs, places.scratch):
             path.mkdir(mode=0o700, exist_ok=True)
         remember(data / "runtime", runtime)
@@ -128,14 +129,14 @@ class Places:
     def tidy(self, keep: Collection[Path]) -> None:
         """Removes what no one will ask for: things half made, attempts and snapshots of attempts not in `keep`.
 
-        Also the snapshots of workers whose data directory is gone. For the agent only, before it begins anything.
+        Also the places of workers whose data directory is gone. For the agent only, before it begins anything.
         """
         names = {path.name for path in keep}
         for path in (*self.scratch.iterdir(), *self.attempts.iterdir(), *self.snapshots.iterdir()):
             if path.name not in names and path.name != OWNER_FILE:
                 remove(path)
-        for area in abandoned(self.snapshots.parent):
-            remove(area)
+        for place in (*abandoned(self.snapshots.parent), *abandoned(self.runtime.parent)):
+            remove(place)
 
     def remove_volatile(self) -> None:
         """Removes sockets and snapshots: the worker is not coming back."""
@@ -196,11 +197,19 @@ def own(path: Path) -> Path:
     return path
 
 
-def abandoned(shared_memory: Path) -> Iterator[Path]:
-    """Yields our snapshot areas whose data directory no longer exists."""
-    for owner in shared_memory.glob(f"adjourn-{os.getuid()}-*/{OWNER_FILE}"):
-        if not Path(os.fsdecode(owner.read_bytes())).is_dir():
-            yield owner.parent
+def fingerprint(data: Path) -> str:
+    return hashlib.sha256(os.fsencode(data)).hexdigest()[:12]
+
+
+def abandoned(parent: Path) -> list[Path]:
+    """Returns our places whose data directory no longer exists."""
+    found = []
+    for owner in parent.glob(f"*/{OWNER_FILE}"):
+        if owner.parent.lstat().st_uid == os.getuid():
+            data = Path(os.fsdecode(owner.read_bytes()))
+            if owner.parent.name.endswith(fingerprint(data)) and not data.is_dir():
+                found.append(owner.parent)
+    return found
 
 
 def remove(path: Path) -> None:

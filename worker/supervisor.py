@@ -52,6 +52,7 @@ class Supervisor:
         self._link: Link | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._turn = asyncio.Lock()
+        self._over = False
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -66,6 +67,8 @@ class Supervisor:
     async def start(self) -> None:
         """Makes sure that a launcher is there, and that nothing runs which it does not know; raises LauncherFailed."""
         async with self._turn:
+            if self._over:
+                raise LauncherFailed("the launcher was shut down")
             if self._link and not self._link.lost.is_set():
                 return
             link, child = await find_or_start(self._places, self._environment, self._entry, self._patience)
@@ -77,12 +80,16 @@ class Supervisor:
             self._link = link
 
     async def keep(self) -> None:
-        """Replaces the launcher whenever it dies, for as long as this is awaited; raises LauncherFailed."""
-        while True:
-            with contextlib.suppress(LauncherGone):  # it died while it was greeted
+        """Replaces the launcher whenever it dies; returns after `shutdown`. Raises LauncherFailed."""
+        while not self._over:
+            try:
                 link = await self._living()
                 await link.lost.wait()
-            log.warning("launcher_lost")
+            except LauncherGone as error:  # it died while it was greeted
+                log.warning("launcher_lost", error=str(error))
+            except LauncherFailed:
+                if not self._over:
+                    raise
 
     async def launch(self, directory: Path, nonce: str) -> TrainingProcess:
         """Starts the training process of an attempt, or returns the one it has or had; raises LaunchRefused."""
@@ -108,15 +115,17 @@ class Supervisor:
 
     async def shutdown(self) -> None:
         """Ends all training, and the launcher; returns when it is gone. Starts none to do so."""
+        self._over = True
         async with self._turn:
-            link = await find(self._places)
-            if link:
+            if link := await find(self._places):
                 try:
                     await link.ask(LauncherRequest(shutdown=Shutdown()))
                 except LauncherGone as error:
                     log.warning("launcher_lost", error=str(error))
                 link.close()
             await until_gone(self._places)
+            if self._child:
+                self._child.wait()
             await asyncio.to_thread(end_strays, self._places, [])
 
     async def _end_strays(self, link: Link) -> None:

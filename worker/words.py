@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from adjourn.mailbox import Order
+from adjourn.orders import Order
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Failure, Progress

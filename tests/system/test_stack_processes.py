@@ -47,6 +47,12 @@ def program(tmp_path: Path) -> Callable[..., Program]:
     return make
 
 
+def hurried() -> asyncio.Event:
+    hurry = asyncio.Event()
+    hurry.set()
+    return hurry
+
+
 @pytest.fixture(autouse=True)
 async def nothing_left(tmp_path: Path) -> AsyncIterator[None]:
     yield
@@ -105,10 +111,8 @@ async def test_a_hurry_takes_the_grace_away(program: Callable[..., Program]) -> 
     child = Child(program(STUBBORN, grace=600))
     child.start()
     await child.until_ready()
-    hurry = asyncio.Event()
-    hurry.set()
     async with asyncio.timeout(10):
-        await child.stop(hurry)
+        await child.stop(hurried())
     assert child.ending() == "was ended by SIGKILL"
 
 
@@ -142,8 +146,11 @@ async def test_a_child_that_ends_is_started_again_and_said_so(
         os.kill(again, signal.SIGKILL)
         await eventually(lambda: supervisor.children["probe"].pid is None)
         assert len(said) == 1, "what was released may end"
+        supervisor.revive("probe")
+        await eventually(lambda: supervisor.children["probe"].pid)
     finally:
         watch.cancel()
+        await supervisor.stop({"probe"}, hurried())
 
 
 async def test_of_several_starts_the_first_error_is_raised_as_it_is(program: Callable[..., Program]) -> None:
@@ -176,9 +183,7 @@ async def test_leftovers_are_those_with_exactly_our_marker(
 ) -> None:
     ours, other = marked(), marked(stack=tmp_path / "other")
     assert [process.pid for _, process in leftovers.find(tmp_path)] == [ours.pid]
-    hurry = asyncio.Event()
-    hurry.set()
-    assert await leftovers.end(tmp_path, hurry=hurry) == 1
+    assert await leftovers.end(tmp_path, hurry=hurried()) == 1
     assert ours.wait() == -signal.SIGKILL
     assert other.poll() is None
 

@@ -174,7 +174,10 @@ def test_a_part_that_does_not_start_shows_its_last_words(up: Callable[..., Up]) 
     (port,) = free_ports(1)
     failing = up("--redis", f"redis://127.0.0.1:{port}/0")
     assert failing.process.wait(60) == 1
-    assert re.search(r"control-plane ended with status 1.*\n  \| .*STORE_UNAVAILABLE|cannot_serve", failing.printed())
+    assert re.search(
+        r"control-plane ended with status 1; the end of .*control-plane.log:\n(.*\n)*  \| .*cannot_serve",
+        failing.printed(),
+    )
     assert failing.members() == []
 
 

@@ -2,6 +2,8 @@
 draws in the dataset and around it, early stopping."""
 
 import random
+from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,6 +12,10 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from adjourn import training
+from adjourn.mailbox import Control
+from adjourn.orders import Order
+from adjourn.v1.agent_service_pb2 import Assignment
+from adjourn.v1.job_pb2 import PauseMode
 
 
 class Noisy(Dataset[tuple[torch.Tensor, torch.Tensor]]):
@@ -21,6 +27,13 @@ class Noisy(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return torch.full((6,), index / 22) + 0.1 * draws.repeat(2), torch.tensor(index % 3)
 
 
+def ask_for_pause() -> None:
+    """Does what the agent does, at a moment that a test can choose."""
+    attempt = Path.cwd()
+    with closing(Control(attempt / "control")) as control:
+        control.write(Order(generation=1, target=Assignment.PAUSE, mode=PauseMode.EPOCH))
+
+
 def main(run: training.Run) -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -28,8 +41,10 @@ def main(run: training.Run) -> None:
     stopping = training.EarlyStopping(patience=100)
     run.track(model=model, optimizer=optimizer, scheduler=scheduler, stopping=stopping)
     loader = run.loader(Noisy(), batch_size=4, shuffle=True, drop_last=True, num_workers=run.args["workers"])
-    for _ in run.epochs():
+    for epoch in run.epochs():
         model.train()
+        if epoch == run.args.get("pause_in"):
+            ask_for_pause()
         for inputs, targets in loader:
             optimizer.zero_grad()
             jitter = 1 + 0.01 * (random.random() + float(np.random.random()))

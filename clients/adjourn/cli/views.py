@@ -172,11 +172,11 @@ def phase_table(pauses: Sequence[Pause], *, first: int = 1) -> Table:
     To the boundary, to take the snapshot, to free the worker, to make the checkpoint durable; at rest; from the
     request to resume to the first step. A phase that was not reached is a dash. `first` numbers the first row.
     """
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)  # it is to fit 80 columns
+    table = Table(box=box.SIMPLE_HEAD, padding=0)  # it is to fit 80 columns
     for title in ("#", "epoch", "boundary", "snapshot", "free", "durable", "rest", "restart"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("worker")
-    table.add_column("restored")
+    table.add_column("verdict", min_width=len("verdict"))
     for number, pause in enumerate(pauses, start=first):
         table.add_row(
             str(number),

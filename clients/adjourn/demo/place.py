@@ -24,7 +24,7 @@ async def place(*, keep: bool) -> AsyncIterator[Path]:
         yield path
     finally:
         if not keep:
-            shutil.rmtree(path, ignore_errors=True)
+            remove(path)
 
 
 async def tidy() -> None:
@@ -33,7 +33,7 @@ async def tidy() -> None:
         try:
             with Directory(path).held():
                 await leftovers.end(path)
-                shutil.rmtree(path, ignore_errors=True)
+                remove(path)
         except DirectoryInUseError:
             continue
 
@@ -42,3 +42,11 @@ def earlier() -> list[Path]:
     """Returns the directories of other demonstrations of ours; those that run hold theirs."""
     found = Path(tempfile.gettempdir()).resolve().glob(f"{PREFIX}*/lock")
     return [lock.parent for lock in found if not lock.parent.is_symlink() and lock.stat().st_uid == os.getuid()]
+
+
+def remove(path: Path) -> None:
+    """Removes a data directory, and what its workers keep elsewhere: one that was killed could not."""
+    for link in (*path.glob("workers/*/runtime"), *path.glob("workers/*/snapshots")):
+        if link.is_symlink():
+            shutil.rmtree(link.readlink(), ignore_errors=True)
+    shutil.rmtree(path, ignore_errors=True)

@@ -1,5 +1,7 @@
 """What the demonstration does, step by step; every wait has a deadline, and every step is said as it happens."""
 
+import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -21,6 +23,7 @@ PAUSE_IN: Final = (3, 6, 9)
 SEED: Final = 20260
 WAIT_SECONDS: Final = 60.0
 """Longest time without anything new."""
+POLL_SECONDS: Final = 0.05
 
 
 class DemoError(Exception):
@@ -109,21 +112,28 @@ class Story:
         job = await self._resume(paused)
         if job.worker == paused.pause.from_worker:
             raise DemoError(f"{job.name} was resumed on {job.worker}, which is dead")
-        await self.stack.revive(worker)
-        self.narrator.step(f"{worker} is back")
+        self.stack.revive(worker)
+        self.narrator.step(f"{worker} may come back")
 
     async def _follow(self, name: str, what: str, done: Callable[[Job], bool]) -> Job:
         """Prints the job's epochs as they end, and returns it when it is `done`; `what` says what that is."""
         while True:
             job = await self._news(name, what, done)
-            shown = self._shown.get(name, 0)
-            if job.progress.epoch > shown:
-                async for measured in self.client.list_epoch_metrics(name):
-                    if shown < measured.epoch:
-                        self.narrator.epoch(job, measured)
-                        self._shown[name] = measured.epoch
+            await self._show(job)
             if done(job):
                 return job
+
+    async def _show(self, job: Job) -> None:
+        """Prints what the epochs came to that have ended since; progress may be told a moment before them."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        while (shown := self._shown.get(job.name, 0)) < job.progress.epoch:
+            async for measured in self.client.list_epoch_metrics(job.name):
+                if shown < measured.epoch:
+                    self.narrator.epoch(job, measured)
+                    self._shown[job.name] = measured.epoch
+            if time.monotonic() > deadline:
+                raise DemoError(f"{job.name} has no metrics of epoch {job.progress.epoch}")
+            await asyncio.sleep(POLL_SECONDS)
 
     async def _news(self, name: str, what: str, done: Callable[[Job], bool]) -> Job:
         shown = self._shown.get(name, 0)

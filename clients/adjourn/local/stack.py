@@ -40,6 +40,15 @@ class Options:
     """An external server instead of ours, `redis://[:password@]host:port/0`."""
     s3: S3Settings | None = None
     """An external server instead of ours."""
+    sync_interval: float | None = None
+    """Seconds between what agents say; None: as the control plane chooses."""
+    lease_duration: float | None = None
+    """Seconds of silence after which a worker is taken for lost; None: as the control plane chooses."""
+
+    def timing(self) -> dict[str, str]:
+        """Returns the settings of the control plane that were chosen here."""
+        chosen = {"ADJOURN_SYNC_INTERVAL": self.sync_interval, "ADJOURN_LEASE_DURATION": self.lease_duration}
+        return {name: f"{seconds:g}" for name, seconds in chosen.items() if seconds is not None}
 
 
 class Stack:
@@ -94,9 +103,9 @@ class Stack:
         self._supervisor.release(worker)
         return await leftovers.kill(self.directory.path, worker, self._worker_directory(worker))
 
-    async def revive(self, worker: str) -> None:
-        """Starts a worker that was killed."""
-        await self._supervisor.start(self._supervisor.children[worker].program)
+    def revive(self, worker: str) -> None:
+        """Lets a worker that was killed come back; does not wait for it."""
+        self._supervisor.revive(worker)
 
     async def _start(self) -> None:
         if count := await leftovers.end(self.directory.path):
@@ -111,7 +120,12 @@ class Stack:
             directory=self.directory.path,
             logs=self.directory.logs,
             address=self.address,
-            environment={**shared, "ADJOURN_REDIS_URL": self.redis, "ADJOURN_NAMESPACE": NAMESPACE},
+            environment={
+                **shared,
+                **self.options.timing(),
+                "ADJOURN_REDIS_URL": self.redis,
+                "ADJOURN_NAMESPACE": NAMESPACE,
+            },
         )
         agents = [
             services.agent(

@@ -44,6 +44,10 @@ class Supervisor:
         """Lets the child end."""
         self._watched.pop(name, None)
 
+    def revive(self, name: str) -> None:
+        """Has a child that was released started again."""
+        self._watched[name] = Watched(self.children[name], due=time.monotonic())
+
     async def watch(self) -> None:
         """Never returns."""
         while True:

@@ -66,6 +66,10 @@ def dtype_named(name: str) -> torch.dtype:
     return dtype
 
 
+def unbase64(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Atom:
     """How a value without parts is written: `{"$": name, "value": text}`."""
@@ -87,11 +91,11 @@ ATOMS: Mapping[type, Atom] = {
         write=lambda value: struct.pack(">dd", value.real, value.imag).hex(),
         read=lambda text: complex(*struct.unpack(">dd", bytes.fromhex(text))),
     ),
-    bytes: Atom(name="bytes", write=lambda value: base64.b64encode(value).decode(), read=base64.b64decode),
+    bytes: Atom(name="bytes", write=lambda value: base64.b64encode(value).decode(), read=unbase64),
     bytearray: Atom(
         name="bytearray",
         write=lambda value: base64.b64encode(value).decode(),
-        read=lambda text: bytearray(base64.b64decode(text)),
+        read=lambda text: bytearray(unbase64(text)),
     ),
     torch.dtype: Atom(
         name="dtype",

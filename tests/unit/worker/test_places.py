@@ -131,5 +131,6 @@ def test_tidying_removes_all_but_what_is_held(places: Places, memory: Path, tmp_
     assert not places.snapshot_directory(forgotten).exists()
     assert list(places.scratch.iterdir()) == []
     assert not gone.snapshots.exists()
+    assert not gone.runtime.exists()
     assert (places.snapshots / module.OWNER_FILE).exists()
-    module.remove(gone.runtime)
+    assert (places.runtime / module.OWNER_FILE).exists()

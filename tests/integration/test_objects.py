@@ -1,0 +1,227 @@
+"""Every object store keeps to the same contract; and what a real S3 server or the network may do to us."""
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from adjourn import objects as module
+from adjourn.errors import ObjectStoreUnavailableError
+from adjourn.objects import MemoryObjects, ObjectMissing, ObjectStore, ObjectTooLong, S3Objects, S3Settings
+
+
+@pytest.fixture(params=["memory", "s3"])
+def settings(request: pytest.FixtureRequest) -> S3Settings | None:
+    """Where to keep objects; None: in memory."""
+    return None if request.param == "memory" else S3Settings.from_environment(request.getfixturevalue("s3_environment"))
+
+
+@pytest.fixture
+async def store(settings: S3Settings | None) -> AsyncIterator[ObjectStore]:
+    if settings is None:
+        yield MemoryObjects()
+        return
+    async with S3Objects(settings) as objects:
+        await objects.ensure_bucket()
+        yield objects
+
+
+@pytest.fixture
+def prefix() -> str:
+    return f"tests/{secrets.token_hex(8)}/"
+
+
+async def test_what_was_put_is_there(store: ObjectStore, prefix: str) -> None:
+    key = f"{prefix}a"
+    await store.put(key, b"first")
+    assert await store.get(key, limit=5) == b"first"
+    assert await store.size(key) == 5
+    await store.put(key, b"")
+    assert await store.get(key, limit=0) == b""
+    assert await store.size(key) == 0
+
+
+async def test_more_than_one_part_of_a_multipart_upload_is_one_object(store: ObjectStore, prefix: str) -> None:
+    data = secrets.token_bytes(11 << 20)
+    await store.put(f"{prefix}large", data)
+    assert await store.get(f"{prefix}large", limit=len(data)) == data
+
+
+async def test_what_is_not_there(store: ObjectStore, prefix: str) -> None:
+    assert await store.size(f"{prefix}a") is None
+    with pytest.raises(ObjectMissing) as caught:
+        await store.get(f"{prefix}a", limit=1)
+    assert caught.value.key == f"{prefix}a"
+
+
+async def test_what_is_longer_than_expected_is_not_read(store: ObjectStore, prefix: str) -> None:
+    await store.put(f"{prefix}a", b"12345")
+    with pytest.raises(ObjectTooLong) as caught:
+        await store.get(f"{prefix}a", limit=4)
+    assert caught.value.limit == 4
+
+
+async def test_listing_and_deleting_below_a_prefix(store: ObjectStore, prefix: str) -> None:
+    keys = {f"{prefix}x/{number}/y": number for number in range(3)}
+    for key, size in keys.items():
+        await store.put(key, b"." * size)
+    await store.put(f"{prefix}xy", b"stays")
+    assert await store.list(f"{prefix}x/") == keys
+    assert await store.delete_prefix(f"{prefix}x/") == 3
+    assert await store.delete_prefix(f"{prefix}x/") == 0
+    assert await store.list(prefix) == {f"{prefix}xy": 5}
+
+
+async def test_the_bucket_may_be_there_already(store: ObjectStore) -> None:
+    await store.ensure_bucket()
+    await store.ensure_bucket()
+
+
+async def test_a_new_bucket_is_made(s3_environment: dict[str, str], prefix: str) -> None:
+    bucket = f"tests-{secrets.token_hex(6)}"
+    async with S3Objects(S3Settings.from_environment({**s3_environment, "ADJOURN_S3_BUCKET": bucket})) as store:
+        with pytest.raises(ObjectStoreUnavailableError, match="NoSuchBucket"):
+            await store.get("a", limit=1)
+        await store.ensure_bucket()
+        await store.put("a", b"1")
+        assert store.bucket == bucket
+        assert await store.size("a") == 1
+
+
+async def test_a_wrong_key_is_said_and_not_shown(s3_environment: dict[str, str]) -> None:
+    wrong = {**s3_environment, "ADJOURN_S3_SECRET_KEY": "not-the-secret"}
+    async with S3Objects(S3Settings.from_environment(wrong)) as store:
+        with pytest.raises(ObjectStoreUnavailableError, match="SignatureDoesNotMatch") as caught:
+            await store.put("a", b"1")
+    assert "not-the-secret" not in f"{caught.value} {caught.value.metadata}"
+    assert s3_environment["ADJOURN_S3_ACCESS_KEY"] not in str(caught.value)
+
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter, int], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class FaultyServer:
+    """Answers each request by a handler, which is told how many came before it."""
+
+    handler: Handler
+    requests: int = 0
+    url: str = field(default="", init=False)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            self.requests += 1
+            await self.handler(reader, writer, self.requests - 1)
+        writer.close()
+
+
+@contextlib.asynccontextmanager
+async def faulty(handler: Handler) -> AsyncIterator[tuple[S3Objects, FaultyServer]]:
+    server = FaultyServer(handler)
+    listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    settings = S3Settings(endpoint=f"http://127.0.0.1:{port}", bucket="models", access_key="a", secret_key="s")
+    async with listening, S3Objects(settings) as store:
+        yield store, server
+
+
+def answer(status: str, body: bytes = b"", *, length: int | None = None) -> bytes:
+    head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body) if length is None else length}\r\nETag: x\r\n\r\n"
+    return head.encode() + body
+
+
+async def test_a_server_that_is_busy_is_asked_again() -> None:
+    async def busy(_: asyncio.StreamReader, writer: asyncio.StreamWriter, before: int) -> None:
+        writer.write(answer("503 Slow Down") if before < 2 else answer("200 OK", b"data"))
+        await writer.drain()
+
+    async with faulty(busy) as (store, server):
+        assert await store.get("a", limit=10) == b"data"
+        assert server.requests == 3
+
+
+async def test_a_server_that_stays_broken_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RETRIES", module.RETRIES.new(backoff_factor=0))
+
+    async def broken(_: asyncio.StreamReader, writer: asyncio.StreamWriter, before: int) -> None:
+        writer.write(answer("500 No"))
+        await writer.drain()
+
+    async with faulty(broken) as (store, server):
+        with pytest.raises(ObjectStoreUnavailableError, match="bucket models"):
+            await store.size("a")
+        assert 2 <= server.requests <= 7
+
+
+async def test_an_answer_that_breaks_off_is_read_again() -> None:
+    async def breaks(_: asyncio.StreamReader, writer: asyncio.StreamWriter, before: int) -> None:
+        writer.write(answer("200 OK", b"da", length=4) if before < 2 else answer("200 OK", b"data"))
+        await writer.drain()
+
+    async with faulty(breaks) as (store, server):
+        assert await store.get("a", limit=10) == b"data"
+        assert server.requests == 3
+
+
+async def test_an_answer_that_always_breaks_off_is_never_taken_for_the_whole() -> None:
+    async def breaks(_: asyncio.StreamReader, writer: asyncio.StreamWriter, before: int) -> None:
+        writer.write(answer("200 OK", b"da", length=4))
+        await writer.drain()
+
+    async with faulty(breaks) as (store, _):
+        with pytest.raises(ObjectStoreUnavailableError):
+            await store.get("a", limit=10)
+
+
+async def test_a_slow_link_may_take_longer_to_send_a_body_than_to_connect(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CONNECT_SECONDS", 0.2)
+    data = b"." * (16 << 20)  # more than the kernel's buffers hold
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, before: int) -> None:
+        await asyncio.sleep(0.5)  # the slow link
+        await reader.readexactly(len(data))
+        writer.write(answer("200 OK"))
+        await writer.drain()
+
+    async with faulty(slow) as (store, server):
+        await store.put("a", data)
+        assert server.requests == 1
+
+
+async def test_a_server_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "READ_SECONDS", 0.1)
+    closing = asyncio.Event()
+
+    async def mute(_: asyncio.StreamReader, writer: asyncio.StreamWriter, before: int) -> None:
+        await closing.wait()
+
+    async with faulty(mute) as (store, server):
+        with pytest.raises(ObjectStoreUnavailableError, match="bucket models"):
+            await store.get("a", limit=1)
+        assert server.requests == 3
+        closing.set()
+
+
+async def test_a_server_that_is_not_there_is_given_up_soon() -> None:
+    settings = S3Settings(endpoint="http://127.0.0.1:1", bucket="models", access_key="a", secret_key="hush")
+    began = time.monotonic()
+    async with S3Objects(settings) as store:
+        with pytest.raises(ObjectStoreUnavailableError, match="refused") as caught:
+            await store.put("a", b"1")
+    assert time.monotonic() - began < 10
+    assert "hush" not in f"{caught.value!r} {settings!r}"
+
+
+async def test_a_page_of_a_proxy_is_not_an_answer() -> None:
+    async def page(_: asyncio.StreamReader, writer: asyncio.StreamWriter, before: int) -> None:
+        writer.write(answer("403 Forbidden", b"<html>go away</html>"))
+        await writer.drain()
+
+    async with faulty(page) as (store, _):
+        with pytest.raises(ObjectStoreUnavailableError, match="403"):
+            await store.get("a", limit=1)

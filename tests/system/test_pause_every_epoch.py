@@ -1,0 +1,36 @@
+"""Pauses change nothing: neither where a training ends, nor what its epochs came to (R3, R4, R8)."""
+
+import pytest
+
+from adjourn.v1.job_pb2 import Job, Pause
+from tests.trials import EPOCHS, Outcome, Trials
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+async def test_a_pause_in_every_epoch_changes_nothing(trials: Trials, uninterrupted: Outcome) -> None:
+    trial = await trials.start("every-epoch")
+    for epoch in range(1, EPOCHS):
+        await trial.inside(epoch)
+        paused = await trial.pause(epoch)
+        assert not paused.worker
+        await trial.client.resume_job(trial.name)
+    await trial.inside(EPOCHS)
+    assert (await trial.client.pause_job(trial.name)).state == Job.PAUSING
+
+    job = await trial.finish()
+    assert (job.attempt, job.restart_count) == (EPOCHS, 0)
+    assert job.pause.note == "the run finished first"
+    assert not job.holds
+    assert [pause.epoch for pause in job.past_pauses] == list(range(1, EPOCHS))
+    assert {pause.verdict for pause in job.past_pauses} == {Pause.EXACT}
+    for pause in job.past_pauses:
+        phases = (
+            *(pause.request_time, pause.boundary_time, pause.snapshot_time, pause.release_time, pause.pause_time),
+            *(pause.resume_request_time, pause.resume_time),
+        )
+        moments = [phase.ToNanoseconds() for phase in phases]
+        assert moments == sorted(moments)
+    assert await trial.outcome() == uninterrupted
+
+

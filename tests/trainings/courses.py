@@ -1,0 +1,90 @@
+"""Trainings that take an unusual, but good, course."""
+
+import os
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from adjourn import training
+
+
+def stops_early(run: training.Run) -> None:
+    """Stops in the epoch that its arguments say."""
+    for epoch in run.epochs():
+        run.step(loss=epoch)
+        run.log(val_loss=1 / epoch)
+        if epoch == run.args["stop"]:
+            break
+    run.log(test_loss=0.25)
+
+
+def catches_everything(run: training.Run) -> None:
+    try:
+        for _ in run.epochs():
+            run.step()
+    except BaseException as error:  # noqa: BLE001
+        print("caught", type(error).__name__)
+
+
+def without_steps(run: training.Run) -> None:
+    for epoch in run.epochs():
+        run.log(number=epoch)
+
+
+def task(run: training.Run) -> None:
+    """Has no epochs: it makes data."""
+    assert list(run.epochs()) == []
+    for _ in range(3):
+        run.step()
+    run.log(rows=100)
+
+
+def shows_arguments(run: training.Run) -> None:
+    print(run.args, run.seed, run.device, run.total_epochs)
+    for _ in run.epochs():
+        print(torch.get_num_threads(), os.environ.get("CUDA_VISIBLE_DEVICES"), torch.rand(()).item())
+
+
+def frees_slots(run: training.Run) -> None:
+    """Does what the agent does: gives each slot back, once its snapshot is durable."""
+    for _ in run.epochs():
+        run.step()
+        for taken in Path("snapshots").glob("*/taken"):
+            taken.unlink()
+
+
+def accumulates(run: training.Run) -> None:
+    """Takes an optimizer step every second batch, of which an epoch has three; thaws a layer on the way."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    model[0].requires_grad_(requires_grad=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    run.track(optimizer=optimizer)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    count = torch.zeros((), dtype=torch.int64)
+    counter = nn.Module()
+    counter.register_buffer("count", count)
+    run.track(model=model, scheduler=scheduler, counter=counter)
+    loader = run.loader([torch.full((2,), float(index)) for index in range(3)], shuffle=True)  # type: ignore[arg-type]
+    for epoch in run.epochs():
+        if epoch == 2:
+            model.requires_grad_()
+        for batch in loader:
+            loss = model(batch).square().mean() / 2
+            loss.backward()
+            count += 1
+            if count % 2 == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+                run.step(loss=loss)
+        scheduler.step()
+
+
+def outlives_its_launcher(run: training.Run) -> None:
+    launcher = os.getppid()
+    deadline = time.monotonic() + 60
+    for _ in run.epochs():
+        run.step()
+        while os.getppid() == launcher and time.monotonic() < deadline:
+            time.sleep(0.01)

@@ -1,0 +1,3 @@
+"""Fails while it is imported."""
+
+import no_such_module_anywhere  # type: ignore[import-not-found]  # noqa: F401

@@ -1,0 +1,127 @@
+"""Keeps the rules of docs/architecture.md: who imports whom, what is pure, how long a file may be."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+GENERATED = ROOT / "clients" / "adjourn" / "v1"
+PACKAGES = {"adjourn": ROOT / "clients" / "adjourn", "control_plane": ROOT / "control_plane", "worker": ROOT / "worker"}
+SOURCES = sorted(
+    path for folder in PACKAGES.values() for path in folder.rglob("*.py") if not path.is_relative_to(GENERATED)
+)
+PURE = [path for path in SOURCES if path.read_text().startswith('"""PURE.')]
+IMPURE_MODULES = {
+    *("asyncio", "concurrent", "glob", "http", "io", "mmap", "multiprocessing", "os", "pathlib", "platform", "random"),
+    *("secrets", "select", "selectors", "shutil", "socket", "sqlite3", "subprocess", "sys", "tempfile", "threading"),
+    *("time", "urllib", "uuid"),
+    *("grpc", "minio", "numpy", "psutil", "pynvml", "redis", "structlog", "torch", "urllib3"),
+}
+CLOCKS = re.compile(r"\b(now|today|utcnow|GetCurrentTime|token_hex|uuid4|randbits|open|print|input)\(")
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def importers(package: str, *, below: Path = ROOT) -> set[str]:
+    return {
+        name(path)
+        for path in SOURCES
+        if path.is_relative_to(below) and any(item.split(".")[0] == package for item in imports(path))
+    }
+
+
+def test_packages_import_one_way_only() -> None:
+    assert importers("worker", below=PACKAGES["control_plane"]) == set()
+    assert importers("control_plane", below=PACKAGES["worker"]) == set()
+    assert importers("worker", below=PACKAGES["adjourn"]) == set()
+    assert importers("control_plane", below=PACKAGES["adjourn"]) == set()
+
+
+def test_each_store_has_one_door() -> None:
+    assert importers("redis") == {"control_plane/redis_store.py"}
+    assert importers("minio") == {"clients/adjourn/objects.py"}
+    assert importers("pynvml") == {"worker/devices.py"}
+    assert importers("sqlite3") == {"worker/journal.py"}
+
+
+def test_there_are_pure_modules() -> None:
+    expected = {"jobs", "wishes", "outcomes", "events", "assignments", "placement", "estimates", "validation", "leases"}
+    assert {path.stem for path in PURE if path.is_relative_to(PACKAGES["control_plane"])} >= expected
+    assert {path.stem for path in PURE if path.is_relative_to(PACKAGES["worker"])} >= {"assignment", "words", "drafts"}
+
+
+@pytest.mark.parametrize("path", PURE, ids=name)
+def test_a_pure_module_has_no_io_no_clock_and_no_chance(path: Path) -> None:
+    assert {item for item in imports(path) if item.split(".")[0] in IMPURE_MODULES} == set()
+    calls = [line.strip() for line in path.read_text().splitlines() if CLOCKS.search(line) and "def " not in line]
+    assert calls == []
+
+
+@pytest.mark.parametrize("path", PURE, ids=name)
+def test_a_pure_module_imports_pure_modules_only(path: Path) -> None:
+    allowed = {"adjourn", "adjourn.v1", "adjourn.errors", "adjourn.reasons", "control_plane", "control_plane.store"}
+    pure = {".".join(other.relative_to(root.parent).with_suffix("").parts) for other in PURE for root in roots(other)}
+    own = {item for item in imports(path) if item.split(".")[0] in PACKAGES}
+    modules = {item if module(item) else item.rpartition(".")[0] for item in own}
+    assert {each for each in modules if each not in pure | allowed and not each.startswith("adjourn.v1.")} == set()
+
+
+def roots(path: Path) -> list[Path]:
+    return [folder for folder in PACKAGES.values() if path.is_relative_to(folder)]
+
+
+def module(dotted: str) -> bool:
+    """Tells whether a dotted name is a module of ours, rather than something in one."""
+    head, *rest = dotted.split(".")
+    path = PACKAGES[head].joinpath(*rest)
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("wanted", ["adjourn", "adjourn.training.process", "worker.launcher", "worker.child"])
+def test_what_forks_or_trains_never_loads_grpc(wanted: str) -> None:
+    script = f"import sys, {wanted}; sys.exit('grpc' in sys.modules or 'minio' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+def test_importing_the_client_package_loads_nothing() -> None:
+    script = "import sys, adjourn; print(*(name for name in sys.modules if name.split('.')[0] in {'adjourn', 'grpc'}))"
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["adjourn"]
+
+
+def test_the_agent_never_loads_torch() -> None:
+    script = "import sys, worker.__main__; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_files_are_short_and_well_named(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 300
+    assert path.stem not in {"utils", "util", "common", "base", "helpers", "helper", "manager", "misc"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_nothing_pickles_and_nothing_hooks_a_fork(path: Path) -> None:
+    text = path.read_text()
+    assert not {item for item in imports(path) if item.split(".")[0] in {"pickle", "cloudpickle", "dill", "shelve"}}
+    assert not re.search(r"torch\.(load|save)\(|preexec_fn|weights_only", text)
+
+
+def test_composition_roots_are_short() -> None:
+    for package in ("control_plane", "worker"):
+        assert len((PACKAGES[package] / "__main__.py").read_text().splitlines()) < 80

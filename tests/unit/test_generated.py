@@ -1,0 +1,22 @@
+"""The generated code is what the sources give."""
+
+import filecmp
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_generated_code_is_current(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, ROOT / "protos" / "generate.py", tmp_path], check=True, timeout=120)
+    fresh, committed = tmp_path / "adjourn" / "v1", ROOT / "clients" / "adjourn" / "v1"
+    names = sorted(path.name for path in fresh.iterdir())
+    assert sorted(path.name for path in committed.glob("*_pb2*")) == names, "run `make protos`"
+    _, differing, missing = filecmp.cmpfiles(fresh, committed, names, shallow=False)
+    assert (differing, missing) == ([], []), "run `make protos`"
+
+
+def test_the_state_diagram_of_the_readme_is_current() -> None:
+    done = subprocess.run([sys.executable, ROOT / "docs" / "state_diagram.py", "--check"], check=False, timeout=120)
+    assert done.returncode == 0, "run `make docs`"

@@ -1,0 +1,322 @@
+"""Whole training processes: every way one can go, and what the agent is told of it."""
+
+import json
+import socket
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adjourn.mailbox import ProgressBoard
+from adjourn.snapshots import STATE
+from adjourn.v1.job_pb2 import JobSpec, Pause
+from tests.nursery import PAUSE, Attempt, Nursery, read_events, until
+
+
+def failed(attempt: Attempt, reason: str) -> str:
+    """Checks that the attempt failed for that reason; returns the message."""
+    assert attempt.code == 1
+    assert attempt.kinds[-1] == "failed"
+    failure = attempt.last.failed
+    assert failure.reason == reason
+    assert failure.attempt == int(attempt.directory.name)
+    assert failure.HasField("time")
+    return failure.message
+
+
+@pytest.mark.parametrize(
+    ("entry_point", "reason", "message"),
+    [
+        ("nowhere:main", "ENTRY_POINT_NOT_IMPORTABLE", "No module named 'nowhere'"),
+        ("unimportable:main", "ENTRY_POINT_NOT_IMPORTABLE", "No module named 'no_such_module_anywhere'"),
+        ("broken:nothing", "ENTRY_POINT_NOT_FOUND", "broken has no function 'nothing'"),
+        ("broken:not_a_function", "ENTRY_POINT_NOT_FOUND", "broken has no function 'not_a_function'"),
+        ("broken:raises", "TRAINING_RAISED", "ValueError: the loss is made of cheese"),
+        ("broken:never_asks", "TRAINING_WITHOUT_EPOCHS", r"run.epochs()"),
+        ("broken:tracks_a_function", "STATE_NOT_ENCODABLE", "ema['decay'][1]: a builtins.function"),
+        ("broken:becomes_a_function", "STATE_NOT_ENCODABLE", "ema['decay']: a builtins.builtin_function"),
+        ("broken:tracks_late", "TRAINING_RAISED", "before the first epoch"),
+        ("broken:tracks_twice", "TRAINING_RAISED", "'model' is taken"),
+        ("broken:loops_twice", "TRAINING_RAISED", "iterated over before"),
+    ],
+)
+def test_failures_are_told(nursery: Nursery, entry_point: str, reason: str, message: str) -> None:
+    attempt = nursery.run(entry_point)
+    assert message in failed(attempt, reason)
+    assert message in attempt.log
+    assert "Traceback" in attempt.log
+
+
+def test_message_is_the_end_of_the_traceback(nursery: Nursery) -> None:
+    attempt = nursery.run("broken:raises")
+    message = failed(attempt, "TRAINING_RAISED")
+    assert "raise ValueError" in message
+    assert len(message.splitlines()) <= 5
+    assert attempt.last.progress.step == 1
+    assert len(failed(nursery.run("broken:says_a_lot"), "TRAINING_RAISED")) <= 4000
+
+
+def test_exit_with_an_error_is_a_failure(nursery: Nursery) -> None:
+    assert "SystemExit: 3" in failed(nursery.run("broken:exits", args={"code": 3}), "TRAINING_RAISED")
+
+
+def test_exit_without_one_ends_the_training(nursery: Nursery) -> None:
+    attempt = nursery.run("broken:exits", args={"code": 0})
+    assert attempt.code == 0
+    assert attempt.kinds == ["began", "epoch", "snapshot", "finished"]
+
+
+def test_training_is_told_step_by_step(nursery: Nursery) -> None:
+    attempt = nursery.run("tiny:main", epochs=2, args={"workers": 0})
+    assert attempt.code == 0
+    assert attempt.kinds == ["began", "epoch", "snapshot", "epoch", "snapshot", "finished"]
+    began, epoch, snapshot = attempt.events[:3]
+    assert (began.progress.epoch, began.progress.step, began.progress.steps_per_epoch) == (0, 1, 5)
+    assert began.began.verdict == Pause.Verdict.VERDICT_UNSPECIFIED
+    metrics = epoch.epoch
+    assert (metrics.epoch, metrics.attempt, metrics.step) == (1, int(attempt.directory.name), 5)
+    assert set(metrics.values) == {"train_loss", "val_loss", "learning_rate"}
+    assert metrics.values["learning_rate"] == 0.1
+    assert metrics.best
+    assert metrics.active_seconds > 0
+    assert (epoch.progress.epoch, epoch.progress.step, epoch.progress.epoch_step) == (1, 5, 0)
+    assert epoch.progress.best.metric == "val_loss"
+    assert epoch.progress.best.value == metrics.values["val_loss"]
+    assert not snapshot.snapshot.last
+    assert snapshot.snapshot.metrics == metrics.values
+    assert attempt.snapshots[-1].last
+    assert [snapshot.sequence for snapshot in attempt.snapshots] == [1, 2]
+    size = sum(file.stat().st_size for file in Path(attempt.snapshots[-1].directory).iterdir())
+    assert attempt.snapshots[-1].size_bytes == size
+    with closing(ProgressBoard(attempt.directory / "progress")) as board:
+        progress = board.read()
+    assert progress
+    assert (progress.epoch, progress.step) == (2, 10)
+
+
+def test_doorbell_rings_for_each_event(nursery: Nursery, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as doorbell:
+        doorbell.bind(str(tmp_path / "bell"))
+        attempt = nursery.run("courses:without_steps", epochs=1, doorbell=str(tmp_path / "bell"))
+        doorbell.setblocking(False)
+        assert [doorbell.recv(8) for _ in attempt.events] == [b"!"] * len(attempt.events)
+
+
+def test_training_without_steps_begins_with_its_first_epoch(nursery: Nursery) -> None:
+    attempt = nursery.run("courses:without_steps", epochs=2)
+    assert attempt.kinds == ["began", "epoch", "snapshot", "epoch", "snapshot", "finished"]
+    assert attempt.values == {1: {"number": 1}, 2: {"number": 2}}
+
+
+def test_task_without_epochs(nursery: Nursery) -> None:
+    attempt = nursery.run("courses:task", epochs=0, order=PAUSE)
+    assert attempt.code == 0
+    assert attempt.kinds == ["began", "finished"]
+    assert attempt.last.progress.step == 3
+    assert attempt.last.progress.metrics == {"rows": 100}
+    assert attempt.last.progress.active_duration.ToNanoseconds() > 0
+
+
+def test_arguments_seed_and_threads(nursery: Nursery) -> None:
+    args = {"lr": 0.5, "width": 64, "deep": {"list": [1, 2.5, "x", None, True]}}
+    attempt = nursery.run("courses:shows_arguments", epochs=1, args=args)
+    first, second = attempt.log.splitlines()
+    shown, rest = first.rsplit("}", 1)
+    assert eval(shown + "}") == args
+    assert "64," in first
+    assert "64.0" not in first
+    assert rest == " 7 cpu 1"
+    assert second.startswith("1  ")
+    assert attempt.log == nursery.run("courses:shows_arguments", epochs=1, args=args).log
+
+
+def test_users_module_comes_before_one_that_was_imported(nursery: Nursery) -> None:
+    assert "the user's own worker" in nursery.run("worker:main").log
+
+
+def test_early_stop_ends_the_training_after_its_epoch(nursery: Nursery) -> None:
+    attempt = nursery.run("courses:stops_early", epochs=5, args={"stop": 2})
+    assert attempt.kinds == ["began", "epoch", "snapshot", "epoch", "snapshot", "finished"]
+    assert attempt.values[2] == {"train_loss": 2, "val_loss": 0.5, "test_loss": 0.25}
+    assert attempt.last.progress.epoch == 2
+
+
+def test_early_stop_wins_over_a_pause_in_the_same_epoch(nursery: Nursery) -> None:
+    attempt = nursery.run("courses:stops_early", epochs=5, args={"stop": 1}, order=PAUSE)
+    assert attempt.kinds[-2:] == ["snapshot", "finished"]
+
+
+def test_pause_in_the_last_epoch_finishes(nursery: Nursery) -> None:
+    attempt = nursery.run("courses:without_steps", epochs=1, order=PAUSE)
+    assert attempt.kinds == ["began", "epoch", "snapshot", "finished"]
+
+
+def test_pause(nursery: Nursery) -> None:
+    attempt = nursery.run("courses:without_steps", epochs=3, order=PAUSE)
+    assert attempt.code == 0
+    assert attempt.kinds == ["began", "epoch", "snapshot", "paused"]
+    assert attempt.snapshots[0].last
+    assert attempt.last.paused.boundary_time.ToNanoseconds() <= attempt.events[2].time.ToNanoseconds()
+
+
+def test_user_code_cannot_swallow_a_pause(nursery: Nursery) -> None:
+    attempt = nursery.run("courses:catches_everything", order=PAUSE)
+    assert attempt.code == 0
+    assert attempt.kinds[-1] == "paused"
+    assert "caught Leaving" in attempt.log
+
+
+@pytest.mark.parametrize(("interval", "epochs"), [(0, [6]), (1, [1, 2, 3, 4, 5, 6]), (2, [2, 4, 6]), (4, [4, 6])])
+def test_snapshots_are_taken_when_due(nursery: Nursery, interval: int, epochs: list[int]) -> None:
+    attempt = nursery.run("courses:frees_slots", epochs=6, spec=JobSpec(checkpoint_epochs=interval))
+    assert [snapshot.progress.epoch for snapshot in attempt.snapshots] == epochs
+
+
+def test_snapshots_are_skipped_while_no_slot_is_free_but_not_the_last(nursery: Nursery) -> None:
+    attempt = nursery.run("courses:without_steps", epochs=6)
+    assert [snapshot.progress.epoch for snapshot in attempt.snapshots] == [1, 2, 6]
+    assert len({snapshot.directory for snapshot in attempt.snapshots}) == 3
+
+
+def test_snapshot_that_cannot_be_written(nursery: Nursery, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    attempt = nursery.run("courses:without_steps", epochs=3, snapshot_directory=str(tmp_path / "file"))
+    failed(attempt, "SNAPSHOT_FAILED")
+    assert len(attempt.epochs) == 3
+    assert attempt.log.count("training goes on without a snapshot") == 2
+
+
+def test_nothing_left_to_train(nursery: Nursery) -> None:
+    before = nursery.run("tiny:main", epochs=2, args={"workers": 0})
+    attempt = nursery.run("tiny:main", epochs=2, args={"workers": 0}, restore=before)
+    assert attempt.kinds == ["began", "snapshot", "finished"]
+    assert attempt.events[0].began.verdict == Pause.Verdict.EXACT
+    assert attempt.digests == before.digests
+
+
+def test_counts_and_times_are_carried_on(nursery: Nursery) -> None:
+    before = nursery.run("tiny:main", args={"workers": 0}, order=PAUSE)
+    attempt = nursery.run("tiny:main", args={"workers": 0}, restore=before)
+    began = attempt.events[0]
+    assert (began.began.restored_epoch, began.began.restored_step) == (1, 5)
+    assert (began.progress.epoch, began.progress.step, began.progress.epoch_step) == (1, 6, 1)
+    earlier = before.snapshots[-1].progress.active_duration.ToTimedelta()
+    assert began.progress.active_duration.ToTimedelta() > earlier
+    assert [metrics.epoch for metrics in attempt.epochs] == [2, 3]
+
+
+def test_accumulated_gradients_and_thawed_layers_survive(nursery: Nursery) -> None:
+    whole = nursery.run("courses:accumulates", epochs=4)
+    for epoch in (1, 2, 3):
+        paused = nursery.paused_at("courses:accumulates", epoch, epochs=4)
+        resumed = nursery.run("courses:accumulates", epochs=4, restore=paused)
+        assert resumed.digests == whole.digests
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({}, "saved, but not tracked now: model"),
+        ({"model": 2, "other": 1}, "tracked, but not in the snapshot: other"),
+        ({"model": 3}, "model does not take the state that was saved"),
+    ],
+)
+def test_other_objects_than_were_saved(nursery: Nursery, args: dict[str, int], message: str) -> None:
+    before = nursery.run("broken:varies", args={"model": 2}, order=PAUSE)
+    assert message in failed(nursery.run("broken:varies", args=args, restore=before), "STATE_MISMATCH")
+
+
+def test_other_data_than_before(nursery: Nursery) -> None:
+    before = nursery.run("broken:varies", args={"samples": 4}, order=PAUSE)
+    attempt = nursery.run("broken:varies", args={"samples": 5}, restore=before)
+    assert failed(attempt, "RESTORE_DIVERGED").endswith("saved: data")
+
+
+def test_state_that_is_changed_after_it_was_restored(nursery: Nursery) -> None:
+    before = nursery.run("broken:changes_what_was_restored", order=PAUSE)
+    attempt = nursery.run("broken:changes_what_was_restored", restore=before)
+    assert failed(attempt, "RESTORE_DIVERGED").endswith("saved: model")
+    assert attempt.kinds == ["failed"]
+
+
+def test_digests_of_the_snapshot_itself_are_used_if_none_are_given(nursery: Nursery) -> None:
+    before = nursery.run("tiny:main", args={"workers": 0}, order=PAUSE)
+    attempt = nursery.run("tiny:main", args={"workers": 0}, restore_directory=before.snapshots[-1].directory)
+    assert attempt.events[0].began.verdict == Pause.Verdict.EXACT
+
+
+def test_number_of_threads_is_that_of_the_beginning(nursery: Nursery) -> None:
+    before = nursery.run("courses:shows_arguments", order=PAUSE, threads=2)
+    attempt = nursery.run("courses:shows_arguments", restore=before, threads=1)
+    assert attempt.code == 0
+    assert attempt.log.splitlines()[1].startswith("2 ")
+
+
+def change(attempt: Attempt, **environment: str) -> None:
+    path = Path(attempt.snapshots[-1].directory) / STATE
+    document: dict[str, Any] = json.loads(path.read_text())
+    document["environment"] |= environment
+    path.write_text(json.dumps(document))
+
+
+def test_other_environment_is_refused(nursery: Nursery) -> None:
+    before = nursery.run("tiny:main", args={"workers": 0}, order=PAUSE)
+    change(before, torch="1.0", gpus="Voodoo")
+    attempt = nursery.run("tiny:main", args={"workers": 0}, restore=before)
+    message = failed(attempt, "ENVIRONMENT_DIFFERS")
+    assert "torch was 1.0, is 2." in message
+    assert "gpus was Voodoo, is unknown" in message
+
+
+def test_other_environment_may_be_allowed(nursery: Nursery) -> None:
+    before = nursery.run("tiny:main", args={"workers": 0}, order=PAUSE)
+    change(before, torch="1.0")
+    attempt = nursery.run("tiny:main", args={"workers": 0}, restore=before, allow_inexact=True)
+    assert attempt.code == 0
+    assert attempt.events[0].began.verdict == Pause.Verdict.WITHIN_TOLERANCE
+
+
+def test_same_environment_is_exact_even_if_another_were_allowed(nursery: Nursery) -> None:
+    before = nursery.run("tiny:main", args={"workers": 0}, order=PAUSE)
+    attempt = nursery.run("tiny:main", args={"workers": 0}, restore=before, allow_inexact=True)
+    assert attempt.events[0].began.verdict == Pause.Verdict.EXACT
+
+
+@pytest.mark.parametrize("file", ["state.json", "tensors.safetensors"])
+def test_snapshot_that_cannot_be_read(nursery: Nursery, file: str) -> None:
+    before = nursery.run("tiny:main", args={"workers": 0}, order=PAUSE)
+    digests = before.digests
+    (Path(before.snapshots[-1].directory) / file).write_bytes(b"\x07")
+    attempt = nursery.run(
+        "tiny:main",
+        args={"workers": 0},
+        restore_directory=before.snapshots[-1].directory,
+        restore_digests=digests,
+    )
+    assert file in failed(attempt, "CHECKPOINT_CORRUPT")
+
+
+ORPHAN = """
+import os, sys, time
+from pathlib import Path
+from adjourn.training import process
+
+directory = Path(sys.argv[1])
+if os.fork() == 0:
+    os.setsid()
+    os._exit(process.main(directory))
+while not (directory / "events").exists() or not (directory / "events").stat().st_size:
+    time.sleep(0.01)
+"""
+
+
+def test_orphan_ends_itself_with_a_snapshot(nursery: Nursery) -> None:
+    directory = nursery.prepare("courses:outlives_its_launcher")
+    subprocess.run((sys.executable, "-c", ORPHAN, str(directory)), check=True, timeout=60)
+    until(lambda: any(event.HasField("snapshot") for event in read_events(directory)))
+    *_, snapshot = read_events(directory)
+    assert snapshot.snapshot.last
+    assert snapshot.progress.epoch == 1
