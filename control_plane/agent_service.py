@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 from uuid import uuid4
 
@@ -11,10 +11,11 @@ import structlog
 
 from adjourn import errors
 from adjourn.v1 import agent_service_pb2_grpc
-from adjourn.v1.agent_service_pb2 import AssignmentStatus, SynchronizeRequest, SynchronizeResponse
+from adjourn.v1.agent_service_pb2 import AssignmentStatus, FencingToken, SynchronizeRequest, SynchronizeResponse
 from adjourn.v1.record_pb2 import JobRecord
 from adjourn.v1.worker_pb2 import Worker
 from control_plane import assignments, validation
+from control_plane.events import Event
 from control_plane.ledger import Ledger
 from control_plane.settings import Settings
 from control_plane.store import JobName, JobStore, WorkerName
@@ -91,16 +92,22 @@ class Stream:
             bell.set()
 
     async def take_in(self, request: SynchronizeRequest) -> None:
-        """Applies reports first, then compares what the worker holds with what it should hold."""
-        ledger = self.service.ledger
-        for report in request.reports:
-            await ledger.report(report, self.worker)
-            self.acknowledged = max(self.acknowledged, report.sequence)
+        """Applies what is so by now, then what happened before, then what the worker has no more."""
         self.reported = list(request.assignments)
         held = await self.held()
-        for job, event in assignments.reconcile(self.worker, held, self.reported, await self.others(held)):
+        others = await self.others(held)
+        tokens = {record.job.name: record.token for record in (*held, *others.values())}
+        await self.apply(assignments.reconcile(self.worker, held, self.reported, others), tokens)
+        for report in request.reports:
+            await self.service.ledger.report(report, self.worker)
+            self.acknowledged = max(self.acknowledged, report.sequence)
+        await self.apply(assignments.missing(self.worker, held, self.reported), tokens)
+
+    async def apply(self, events: Iterable[tuple[str, Event]], tokens: Mapping[str, FencingToken]) -> None:
+        """Applies events to the attempts that they were concluded from; elsewhere nothing comes of them."""
+        for job, event in events:
             with contextlib.suppress(errors.NotFoundError):  # deleted meanwhile: nothing to keep in step
-                await ledger.apply(JobName(job), event)
+                await self.service.ledger.apply(JobName(job), event, token=tokens[job])
 
     async def held(self) -> list[JobRecord]:
         occupancy = await self.service.store.occupancy(self.worker)
@@ -143,10 +150,10 @@ class Stream:
             yield response
 
     async def superseded(self) -> None:
-        """Ends the stream; a newer agent of this worker speaks now, or this one does, over a newer stream."""
+        """Ends the stream: another agent speaks now, or this one over a newer stream, or the store has forgotten it."""
         session = await self.service.store.session(self.worker)
-        if session is not None and session.session == self.session:
-            raise errors.ShuttingDownError(f"{self.worker} has opened a newer stream")
+        if session is None or session.session == self.session:
+            raise errors.ShuttingDownError(f"{self.worker} no longer speaks over this stream; open a new one")
         raise errors.SessionSupersededError(
             f"another agent speaks for {self.worker} now; is its name used twice?", worker=self.worker
         )

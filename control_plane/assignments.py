@@ -1,7 +1,8 @@
 """PURE. What a worker holds against what it should hold: what follows for the jobs, and what the worker is told.
 
-Both sides speak in whole states. `told` turns a report into an event, `reconcile` compares, `respond` says what the
-worker should have. Absent and live: left alone. Absent and finished: forgotten.
+Both sides speak in whole states. `reconcile` tells what is so by now, `told` what happened before (a report), `missing`
+what the worker has no more; in this order, so that an end finds the last progress. `respond` says what the worker
+should have. Absent and live: left alone. Absent and finished: forgotten.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -69,25 +70,37 @@ def reconcile(
     reported: Sequence[AssignmentStatus],
     others: Mapping[str, JobRecord],
 ) -> list[tuple[str, Event]]:
-    """Returns the events, by job, that follow from what a worker reports.
+    """Returns the events, by job, that follow from what a worker holds.
 
     `held`: the jobs that it should hold. `others`: the records, by name, of further jobs that it reports.
     """
     events: list[tuple[str, Event]] = []
     mine = {record.job.name: record for record in held}
-    by_token = {(status.job, token_key(status.token)): status for status in reported}
+    by_token = by_attempt(reported)
     for record in held:
         status = by_token.get((record.job.name, token_key(record.token)))
         if status is not None:
             events.extend((record.job.name, event) for event in news(worker, record, status))
-        elif record.observed_generation:  # it had the attempt, and has it no more
-            failure = Failure(reason=reasons.ATTEMPT_UNKNOWN, message=f"{worker} knows nothing of the attempt any more")
-            events.append((record.job.name, Lost(actor=worker, failure=failure)))
     for status in reported:
         known = mine.get(status.job) or others.get(status.job)
         if known is not None:
             events.extend((status.job, event) for event in corrections(worker, known, status))
     return events
+
+
+def missing(worker: str, held: Sequence[JobRecord], reported: Sequence[AssignmentStatus]) -> list[tuple[str, Event]]:
+    """Returns the end of each attempt that a worker had, and has no more."""
+    failure = Failure(reason=reasons.ATTEMPT_UNKNOWN, message=f"{worker} knows nothing of the attempt any more")
+    known = by_attempt(reported)
+    return [
+        (record.job.name, Lost(actor=worker, failure=failure))
+        for record in held
+        if record.observed_generation and (record.job.name, token_key(record.token)) not in known
+    ]
+
+
+def by_attempt(reported: Sequence[AssignmentStatus]) -> dict[tuple[str, tuple[int, str]], AssignmentStatus]:
+    return {(status.job, token_key(status.token)): status for status in reported}
 
 
 def token_key(token: FencingToken) -> tuple[int, str]:
@@ -117,7 +130,11 @@ def corrections(worker: str, record: JobRecord, status: AssignmentStatus) -> Ite
             generation=status.observed_generation,
         )
     elif status.token == record.token and record.job.state == Job.PAUSED:
-        yield FoundRunning(actor=worker, generation=status.observed_generation)
+        yield FoundRunning(
+            actor=worker,
+            device_uuids=tuple(status.held_device_uuids),
+            generation=status.observed_generation,
+        )
 
 
 def respond(

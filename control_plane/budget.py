@@ -38,7 +38,12 @@ def may_restart(record: JobRecord, failure: Failure) -> bool:
     repeated = (
         failure.reason == reasons.TRAINING_RAISED
         and past.failure.reason == failure.reason
-        and past.failure.message == failure.message
+        and words(past.failure) == words(failure)
         and past.step == record.job.progress.step
     )
     return not repeated
+
+
+def words(failure: Failure) -> str:
+    """Returns what went wrong, without the place of the log, which differs from attempt to attempt."""
+    return failure.message.partition(reasons.WHOLE_LOG)[0]

@@ -35,9 +35,9 @@ class CheckpointService(checkpoint_service_pb2_grpc.CheckpointServiceServicer):
             raise errors.NotFoundError(f"there is no {request.parent}", job=request.parent)
         size = validation.page_size(request.page_size)
         skip = int(request.page_token or 0)
-        found = await self.store.checkpoints(JobName(request.parent), size=size, skip=skip)
-        more = len(found) == size
-        return pb.ListCheckpointsResponse(checkpoints=found, next_page_token=str(skip + size) if more else "")
+        found = await self.store.checkpoints(JobName(request.parent), size=size + 1, skip=skip)
+        token = str(skip + size) if len(found) > size else ""
+        return pb.ListCheckpointsResponse(checkpoints=found[:size], next_page_token=token)
 
     async def PinCheckpoint(self, request: pb.PinCheckpointRequest, context: Context) -> Checkpoint:
         raise errors.NotImplementedYetError("pinning is not there yet; nothing is retired yet either")

@@ -128,6 +128,7 @@ class Lost(Event):
 class FoundRunning(Event):
     """A worker trains what should be at rest, with the job's own token (our record was older)."""
 
+    device_uuids: tuple[str, ...]
     generation: int
 
 

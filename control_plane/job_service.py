@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import secrets
 from collections.abc import AsyncIterator
+from itertools import islice
 from typing import Any
 from uuid import uuid4
 
@@ -11,7 +12,7 @@ import grpc
 from google.protobuf import empty_pb2
 
 from adjourn import bundles, errors
-from adjourn.channel import BUNDLE_LIMIT_BYTES
+from adjourn.channel import BUNDLE_LIMIT_BYTES, CHUNK_BYTES
 from adjourn.objects import ObjectStore
 from adjourn.v1 import job_service_pb2 as pb
 from adjourn.v1 import job_service_pb2_grpc
@@ -88,7 +89,7 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         return pb.ListJobsResponse(jobs=[shown(stored.record) for stored in found], next_page_token=token)
 
     async def PauseJob(self, request: pb.PauseJobRequest, context: Context) -> Job:
-        check(validation.verb(request.name, request.request_id, request.reason))
+        check(validation.verb(request.name, request_id=request.request_id, etag=request.etag, reason=request.reason))
         if request.mode not in (PAUSE_MODE_UNSPECIFIED, EPOCH):
             raise errors.NotImplementedYetError(
                 f"mode {PauseMode.Name(request.mode)} is not there yet; mode EPOCH is", job=request.name
@@ -97,11 +98,11 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         return await self.ask(request, event)
 
     async def ResumeJob(self, request: pb.ResumeJobRequest, context: Context) -> Job:
-        check(validation.verb(request.name, request.request_id))
+        check(validation.verb(request.name, request_id=request.request_id, etag=request.etag))
         return await self.ask(request, ResumeAsked(actor=actor(context), allow_inexact=request.allow_inexact))
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> Job:
-        check(validation.verb(request.name, request.request_id, request.reason))
+        check(validation.verb(request.name, request_id=request.request_id, etag=request.etag, reason=request.reason))
         if request.HasField("save"):
             raise errors.NotImplementedYetError(
                 "cancelling with a last checkpoint is not there yet; pause the job, then cancel it", job=request.name
@@ -117,7 +118,7 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         return await self.ledger.wish(JobName(request.name), event, call)
 
     async def DeleteJob(self, request: pb.DeleteJobRequest, context: Context) -> empty_pb2.Empty:
-        check(validation.verb(request.name, request.request_id))
+        check(validation.verb(request.name, request_id=request.request_id, etag=request.etag))
         call = Call.of(request, request_id=request.request_id, etag=request.etag)
         if await self.ledger.answered(call) is None:
             await self.ledger.delete(JobName(request.name), call)
@@ -139,8 +140,9 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         record = await self.record("parent", request.parent)
         size = validation.page_size(request.page_size)
         after = int(request.page_token or 0)
-        epochs = await self.store.epochs(JobName(record.job.name), after=after, size=size)
-        more = len(epochs) == size
+        found = await self.store.epochs(JobName(record.job.name), after=after, size=size + 1)
+        more = len(found) > size
+        epochs = found[:size]
         return pb.ListEpochMetricsResponse(epochs=epochs, next_page_token=str(epochs[-1].epoch) if more else "")
 
     async def ListResourceSamples(
@@ -153,6 +155,8 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
     ) -> pb.UploadBundleResponse:
         data = bytearray()
         async for request in requests:
+            if len(request.chunk) > CHUNK_BYTES:
+                raise errors.InvalidRequestError({"chunk": f"must have {CHUNK_BYTES} bytes at most"})
             data += request.chunk
             if len(data) > BUNDLE_LIMIT_BYTES:
                 limit = f"a bundle has {BUNDLE_LIMIT_BYTES} bytes at most; keep data out of it"
@@ -170,4 +174,4 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
 def check(violations: validation.Violations) -> None:
     """Raises InvalidRequestError if anything is wrong."""
     if violations:
-        raise errors.InvalidRequestError(violations)
+        raise errors.InvalidRequestError(dict(islice(violations.items(), validation.MAX_VIOLATIONS)))

@@ -90,7 +90,7 @@ TRANSITIONS: Final[Mapping[tuple[State, type[Event]], tuple[State, ...]]] = {
 
     (CANCELLING, Began): (CANCELLING,),
     (CANCELLING, CancelAsked): (CANCELLING,),
-    (CANCELLING, Finished): (SUCCEEDED,),               # the run ended first
+    (CANCELLING, Finished): (SUCCEEDED, CANCELLED),     # the run ended first; CANCELLED: its checkpoint is unknown
     (CANCELLING, Rested): (CANCELLED,),
     (CANCELLING, Stopped): (CANCELLED,),
     (CANCELLING, Failed): (CANCELLED,),
@@ -102,9 +102,12 @@ TRANSITIONS: Final[Mapping[tuple[State, type[Event]], tuple[State, ...]]] = {
 } | {
     (state, event): (state,) for state in HELD for event in (Observed, EpochEnded, Registered, PausePhase)
 } | {
-    (state, Adopted): (state,) for state in HELD
-} | {
-    (state, Adopted): (RUNNING, PAUSING) for state in (QUEUED, PAUSED)
+    (QUEUED, Adopted): (RUNNING, PAUSING),
+    (STARTING, Adopted): (RUNNING,),
+    (RUNNING, Adopted): (RUNNING,),
+    (PAUSING, Adopted): (PAUSING, RUNNING),             # RUNNING: resumed after training had left
+    (PAUSED, Adopted): (PAUSING,),
+    (CANCELLING, Adopted): (CANCELLING,),
 }
 # fmt: on
 

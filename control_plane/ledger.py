@@ -10,7 +10,7 @@ import structlog
 from google.protobuf.message import Message
 
 from adjourn import errors
-from adjourn.v1.agent_service_pb2 import Report
+from adjourn.v1.agent_service_pb2 import FencingToken, Report
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.record_pb2 import JobRecord
 from control_plane import assignments, jobs
@@ -70,12 +70,19 @@ class Ledger:
 
         def decide(record: JobRecord) -> Decision | None:
             self.check_etag(record, call)
-            return jobs.decide(record, event, now())
+            decision = jobs.decide(record, event, now())
+            if decision is None and call.request_id:
+                return Decision(record=record)  # stored for the answer's sake: a retry must have no effect either
+            return decision
 
         try:
             return shown(await self.change(job, decide, call=call))
         except RequestSeen as seen:
             return self.same(call, seen.digest, seen.answer)
+        except (errors.NotFoundError, errors.StaleEtagError, errors.PreconditionError):
+            if (answer := await self.answered(call)) is not None:
+                return answer  # the first try was still under way, and is what changed the job
+            raise
 
     async def answered(self, call: Call) -> Job | None:
         """Returns the first answer to a repeated request."""
@@ -90,9 +97,18 @@ class Ledger:
             )
         return answer
 
-    async def apply(self, job: JobName, event: Event, occupancy: Occupancy | None = None) -> JobRecord:
-        """Applies something that happened; raises NotFoundError if the job is gone."""
-        return await self.change(job, lambda record: jobs.decide(record, event, now()), occupancy=occupancy)
+    async def apply(
+        self, job: JobName, event: Event, *, token: FencingToken | None = None, occupancy: Occupancy | None = None
+    ) -> JobRecord:
+        """Applies something that happened; raises NotFoundError if the job is gone.
+
+        `token`: of the attempt that it happened to; nothing comes of it once the job has another.
+        """
+
+        def decide(record: JobRecord) -> Decision | None:
+            return None if token is not None and token != record.token else jobs.decide(record, event, now())
+
+        return await self.change(job, decide, occupancy=occupancy)
 
     async def report(self, report: Report, worker: str) -> None:
         """Applies a report once, if it comes from the job's own attempt."""
@@ -119,6 +135,8 @@ class Ledger:
         for _ in range(ATTEMPTS):
             stored = await self.store.get(job)
             if stored is None:
+                if await self.answered(call) is not None:
+                    return  # the first try was still under way
                 raise errors.NotFoundError(f"there is no {job}", job=job)
             self.check_etag(stored.record, call)
             if stored.record.job.state not in jobs.ENDED:

@@ -119,6 +119,7 @@ def rested(draft: Draft, event: Rested) -> None:
     if not_registered(draft, event.checkpoint):
         return
     draft.leave()
+    stand(draft)
     if draft.job.state == Job.CANCELLING:
         draft.enter(Job.CANCELLED, "CANCELLED")
     elif draft.job.state == Job.PAUSING and draft.job.holds:
@@ -138,6 +139,8 @@ def finished(draft: Draft, event: Finished) -> None:
     record, job = draft.record, draft.job
     if job.spec.total_epochs and not_registered(draft, event.checkpoint):
         return
+    if job.spec.total_epochs:
+        stand(draft)
     overtaken = job.state in (Job.PAUSING, Job.CANCELLING)
     if job.state == Job.PAUSING:
         job.pause.note = "the run finished first"
@@ -179,6 +182,7 @@ def go_on(draft: Draft, failure: Failure | None, *, counts: bool) -> None:
     pausing = job.state == Job.PAUSING
     cancelling = job.state == Job.CANCELLING
     draft.leave()
+    why = failure or Failure()
     if failure is not None:
         job.failure.CopyFrom(failure)
         job.failure.attempt = job.attempt
@@ -188,7 +192,9 @@ def go_on(draft: Draft, failure: Failure | None, *, counts: bool) -> None:
         return
     if counts and not may_restart(record, job.failure):
         del job.holds[:]
-        draft.enter(Job.FAILED, "FAILED", job.failure.message, reason=job.failure.reason)
+        if pausing:
+            job.pause.note = "the job failed first"
+        draft.enter(Job.FAILED, "FAILED", why.message, reason=why.reason)
         return
     if counts:
         job.restart_count += 1
@@ -197,7 +203,7 @@ def go_on(draft: Draft, failure: Failure | None, *, counts: bool) -> None:
     if pausing and job.holds and record.checkpoint.name:
         settle(draft, "PAUSED", "with an older checkpoint: the attempt ended on its way to the boundary")
     else:
-        draft.enter(Job.QUEUED, "REQUEUED", job.failure.message, reason=job.failure.reason)
+        draft.enter(Job.QUEUED, "REQUEUED", why.message, reason=why.reason)
 
 
 def fall_back(draft: Draft) -> None:
@@ -206,14 +212,20 @@ def fall_back(draft: Draft) -> None:
     lost_time = job.progress.active_duration.ToTimedelta() - checkpoint.active_duration.ToTimedelta()
     if job.state == Job.PAUSING:
         job.pause.lost_duration.FromTimedelta(max(lost_time, timedelta()))
-    job.progress.epoch, job.progress.step, job.progress.epoch_step = checkpoint.epoch, checkpoint.step, 0
-    job.progress.active_duration.CopyFrom(checkpoint.active_duration)
+    stand(draft)
+
+
+def stand(draft: Draft) -> None:
+    """Sets progress to that of the newest checkpoint: the last report may be of a time before it, or after."""
+    progress, checkpoint = draft.job.progress, draft.record.checkpoint
+    progress.epoch, progress.step, progress.epoch_step = checkpoint.epoch, checkpoint.step, 0
+    progress.active_duration.CopyFrom(checkpoint.active_duration)
     estimate(draft)
 
 
 def found_running(draft: Draft, event: FoundRunning) -> None:
     record, job = draft.record, draft.job
-    job.worker, record.released = event.actor, False
+    occupy(draft, record.token, event.actor, event.device_uuids)
     record.generation = max(record.generation, event.generation)
     job.pause.ClearField("pause_time")
     record.pause_mode = PauseMode.EPOCH
@@ -232,6 +244,7 @@ def adopted(draft: Draft, event: Adopted) -> None:
         draft.aim(Assignment.STOP)
         draft.note("ADOPTED", message)
     elif job.holds:
+        job.pause.ClearField("pause_time")
         record.pause_mode = PauseMode.EPOCH
         draft.aim(Assignment.PAUSE)
         draft.enter(Job.PAUSING, "ADOPTED", message)

@@ -49,10 +49,18 @@ def rest(job: Job, checkpoint: Checkpoint, now: datetime) -> None:
 
 def merge(job: Job, news: Pause) -> None:
     """Takes over the phases that a worker reports, and what follows from them."""
-    if not job.HasField("pause"):
-        return
-    pause = job.pause
-    pause.MergeFrom(news)
-    if news.HasField("resume_time") and pause.HasField("release_time"):
-        idle = pause.resume_time.ToDatetime() - pause.release_time.ToDatetime()
-        pause.saved_gpu_seconds = max(idle, timedelta()).total_seconds() * job.spec.gpu_count
+    if news.HasField("resume_time"):
+        resumed(job, news)
+    elif job.HasField("pause"):
+        job.pause.MergeFrom(news)
+
+
+def resumed(job: Job, news: Pause) -> None:
+    """Closes the pause that the attempt went on from; a restart after a failure closes none."""
+    for pause in (job.pause, *job.past_pauses[-1:]):  # the next pause may have been asked for already
+        left = pause.HasField("release_time") and pause.HasField("resume_request_time")
+        if left and not pause.HasField("resume_time"):
+            pause.MergeFrom(news)
+            idle = pause.resume_time.ToDatetime() - pause.release_time.ToDatetime()
+            pause.saved_gpu_seconds = max(idle, timedelta()).total_seconds() * job.spec.gpu_count
+            return

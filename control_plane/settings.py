@@ -1,13 +1,17 @@
 """What the control plane is told by its environment; everything wrong with it is reported at once."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Self
+from typing import Final, Self
+from urllib.parse import urlsplit
 
 from adjourn.channel import DEFAULT_ADDRESS
 from adjourn.environment import Reader, address
 from adjourn.objects import S3Settings
+
+LEASE_RULE: Final = "must outlast two sync intervals, or one late message loses a worker"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,19 +34,23 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.lease_duration < 2 * self.sync_interval:
-            raise ValueError("a lease must outlast two sync intervals, or one late message loses a worker")
+            raise ValueError(f"a lease {LEASE_RULE}")
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:
         """Reads ADJOURN_*; raises InvalidSettings (a ValueError) naming everything that is wrong."""
         reader = Reader(environment)
+        interval = reader.take("ADJOURN_SYNC_INTERVAL", seconds(0.05, 3600), timedelta(seconds=2))
+        lease = reader.take("ADJOURN_LEASE_DURATION", seconds(0.1, 86400), timedelta(seconds=15))
+        if "ADJOURN_SYNC_INTERVAL" not in reader.problems and lease < 2 * interval:
+            reader.problems.setdefault("ADJOURN_LEASE_DURATION", LEASE_RULE)
         values = {
             "redis_url": reader.take("ADJOURN_REDIS_URL", redis_url),
             "s3": reader.nested(S3Settings.from_environment),
             "listen": reader.take("ADJOURN_LISTEN", address, DEFAULT_ADDRESS),
             "namespace": reader.take("ADJOURN_NAMESPACE", namespace, "adjourn"),
-            "sync_interval": reader.take("ADJOURN_SYNC_INTERVAL", seconds(0.05, 3600), timedelta(seconds=2)),
-            "lease_duration": reader.take("ADJOURN_LEASE_DURATION", seconds(0.1, 86400), timedelta(seconds=15)),
+            "sync_interval": interval,
+            "lease_duration": lease,
             "log_format": reader.take("ADJOURN_LOG_FORMAT", log_format, "json"),
         }
         reader.check()
@@ -50,13 +58,18 @@ class Settings:
 
 
 def redis_url(text: str) -> str:
+    problem = "must be redis://[:password@]host:port/0"
     if not text.startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError("must be redis://[:password@]host:port/0")
+        raise ValueError(problem)
+    try:
+        urlsplit(text).port  # noqa: B018  # it is parsed when asked for
+    except ValueError:  # its text may quote the password
+        raise ValueError(problem) from None
     return text
 
 
 def namespace(text: str) -> str:
-    if not text.replace("-", "").replace("_", "").isalnum():
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", text):
         raise ValueError("must be letters, digits, '-' and '_'")
     return text
 

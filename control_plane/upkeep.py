@@ -5,6 +5,7 @@ They race between replicas safely: each change is a compare-and-set, and losing 
 
 import asyncio
 import secrets
+import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Final
@@ -69,7 +70,8 @@ class Upkeep:
         try:
             await work()
         except (errors.StoreUnavailableError, errors.ObjectStoreUnavailableError) as error:
-            self.leases.forget()
+            if isinstance(error, errors.StoreUnavailableError):
+                self.leases.forget()
             log.warning("upkeep_waits", loop=name, error=error.message)
         except Exception:
             log.exception("upkeep_failed", loop=name)
@@ -100,7 +102,7 @@ class Upkeep:
                 nonce=secrets.token_hex(16),
             )
             try:
-                await self.ledger.apply(JobName(stored.record.job.name), event, occupancies[place.worker])
+                await self.ledger.apply(JobName(stored.record.job.name), event, occupancy=occupancies[place.worker])
             except Conflict:
                 log.info("placement_overtaken", job=stored.record.job.name, worker=place.worker)
             except errors.NotFoundError:
@@ -110,7 +112,7 @@ class Upkeep:
     async def expire(self) -> None:
         """Takes workers that are silent for a lease for lost, and their jobs from them."""
         sessions = await self.store.sessions()
-        for session in self.leases.expired(sessions, datetime.now(UTC)):
+        for session in self.leases.expired(sessions, time.monotonic()):
             if await self.store.lose(WorkerName(session.worker.name), session.beat):
                 log.warning("worker_lost", worker=session.worker.name, lease=str(self.leases.duration))
         for session in await self.store.sessions():
@@ -121,7 +123,7 @@ class Upkeep:
         message = f"{worker} was not heard from for {self.leases.duration.total_seconds():g} s"
         event = Lost(actor="control_plane", failure=Failure(reason=reasons.WORKER_LOST, message=message))
         for stored in (await self.store.occupancy(worker)).jobs:
-            await self.ledger.apply(JobName(stored.record.job.name), event)
+            await self.ledger.apply(JobName(stored.record.job.name), event, token=stored.record.token)
 
     async def purge(self) -> None:
         """Removes the objects of deleted jobs; only then may their ids be taken again."""

@@ -19,6 +19,10 @@ MAX_TEXT: Final = 1024
 DEFAULT_PAGE: Final = 50
 MAX_PAGE: Final = 500
 
+MAX_QUOTED: Final = 100
+"""Characters of a wrong value that are said back: an answer must fit into metadata."""
+MAX_VIOLATIONS: Final = 20
+
 Violations = dict[str, str]
 
 RANGES: Final = (
@@ -36,7 +40,7 @@ def create_job(request: CreateJobRequest) -> Violations:
     """Returns the fields of a CreateJobRequest that cannot be accepted, and why."""
     found: Violations = {}
     if request.job_id and not ID.fullmatch(request.job_id):
-        found["job_id"] = f"must be {ID_RULE}; is {request.job_id!r}"
+        found["job_id"] = f"must be {ID_RULE}; is {quoted(request.job_id)}"
     if not request.HasField("job") or not request.job.HasField("spec"):
         found["job.spec"] = "must be given"
         return found
@@ -49,7 +53,7 @@ def create_job(request: CreateJobRequest) -> Violations:
 def spec(spec: JobSpec) -> Violations:
     found: Violations = {}
     if not ENTRY_POINT.fullmatch(spec.entry_point):
-        found["job.spec.entry_point"] = f"must be 'package.module:function'; is {spec.entry_point!r}"
+        found["job.spec.entry_point"] = f"must be 'package.module:function'; is {quoted(spec.entry_point)}"
     if spec.bundle and not BUNDLE.fullmatch(spec.bundle):
         found["job.spec.bundle"] = "must be 'bundles/{sha256}', as UploadBundle returns it, or empty"
     given = {field.name for field, _ in spec.ListFields()}
@@ -59,7 +63,7 @@ def spec(spec: JobSpec) -> Violations:
             found[f"job.spec.{field}"] = f"must be {low} to {high}; is {value}"
     if spec.args.ByteSize() > MAX_ARGS_BYTES:
         found["job.spec.args"] = f"must take {MAX_ARGS_BYTES} bytes at most; takes {spec.args.ByteSize()}"
-    for text in ("model_name", "dataset_uri"):
+    for text in ("entry_point", "model_name", "dataset_uri"):
         if len(getattr(spec, text)) > MAX_TEXT:
             found[f"job.spec.{text}"] = f"must have {MAX_TEXT} characters at most"
     found.update(labels("job.spec.worker_selector", spec.worker_selector))
@@ -71,9 +75,9 @@ def labels(field: str, given: Mapping[str, str]) -> Violations:
         return {field: f"must be {MAX_LABELS} at most; are {len(given)}"}
     for key, value in given.items():
         if not LABEL.fullmatch(key):
-            return {f"{field}[{key!r}]": "a key must be 1 to 63 letters, digits, '.', '_', '/' and '-'"}
+            return {f"{field}[{quoted(key)}]": "a key must be 1 to 63 letters, digits, '.', '_', '/' and '-'"}
         if len(value) > MAX_LABEL_VALUE:
-            return {f"{field}[{key!r}]": f"a value must have {MAX_LABEL_VALUE} characters at most"}
+            return {f"{field}[{quoted(key)}]": f"a value must have {MAX_LABEL_VALUE} characters at most"}
     return {}
 
 
@@ -86,18 +90,24 @@ def name(field: str, value: str, collection: str = "jobs") -> Violations:
     head, _, tail = value.partition("/")
     if head == collection and ID.fullmatch(tail):
         return {}
-    return {field: f"must be '{collection}/{{id}}', the id {ID_RULE}; is {value!r}"}
+    return {field: f"must be '{collection}/{{id}}', the id {ID_RULE}; is {quoted(value)}"}
 
 
 def checkpoint_name(field: str, value: str) -> Violations:
     if re.fullmatch(rf"jobs/{ID.pattern}/checkpoints/[0-9a-z-]{{1,100}}", value):
         return {}
-    return {field: f"must be 'jobs/{{job}}/checkpoints/{{checkpoint}}'; is {value!r}"}
+    return {field: f"must be 'jobs/{{job}}/checkpoints/{{checkpoint}}'; is {quoted(value)}"}
 
 
-def verb(job: str, request_id: str, reason: str = "") -> Violations:
+def quoted(value: str) -> str:
+    return repr(value) if len(value) <= MAX_QUOTED else f"{value[:MAX_QUOTED]!r}... ({len(value)} characters)"
+
+
+def verb(job: str, *, request_id: str, etag: str, reason: str = "") -> Violations:
     """Checks what every verb on a job carries."""
     found = {**name("name", job), **short_id("request_id", request_id)}
+    if len(etag) > MAX_QUOTED:
+        found["etag"] = "must be the etag of a job"
     if len(reason) > MAX_TEXT:
         found["reason"] = f"must have {MAX_TEXT} characters at most"
     return found

@@ -1,19 +1,22 @@
 """Follows the stream of changes for WatchJobs: each job once at the start, then its newest state after changes."""
 
+import time
 from collections.abc import AsyncIterator
 from typing import Final
 
+from adjourn import errors
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import WatchJobsRequest, WatchJobsResponse
 from control_plane.ledger import shown
 from control_plane.store import JobName, JobStore, TokenTooOld
+from control_plane.store_values import is_token
 from control_plane.wakeups import Wakeups
 
 BATCH: Final = 500
 LOOK_SECONDS: Final = 2.0
 """How often to look without a hint."""
-KEEPALIVE_LOOKS: Final = 10
-"""Looks without news before an empty message tells that the stream lives."""
+KEEPALIVE_SECONDS: Final = 20.0
+"""Silence after which an empty message tells that the stream lives, and from where to go on."""
 
 
 class Watch:
@@ -24,43 +27,47 @@ class Watch:
         self.wakeups = wakeups
 
     async def follow(self, request: WatchJobsRequest) -> AsyncIterator[WatchJobsResponse]:
-        """Yields matching jobs for ever; raises ShuttingDownError when this process drains."""
+        """Yields matching jobs for ever; raises InvalidRequestError, and ShuttingDownError when this process drains."""
         token = request.resume_token
+        if token and not is_token(token):
+            raise errors.InvalidRequestError({"resume_token": "must be the last one received, or empty"})
+        spoken = time.monotonic()
         with self.wakeups.bell() as bell:
-            quiet = 0
             while True:
-                sent = False
+                starting, moved = not token, False
                 try:
-                    news = self.news(request, token) if token else self.start(request)
-                    async for response in news:
-                        token, sent = response.resume_token, True
-                        if response.HasField("job") or response.deleted:
+                    async for response in self.start(request) if starting else self.news(request, token):
+                        token, moved = response.resume_token, True
+                        if starting or response.HasField("job") or response.deleted:
                             yield response
+                            spoken = time.monotonic()
                 except TokenTooOld:
                     token = ""
                     continue
-                if sent:
-                    quiet = 0
+                if moved:
                     continue
-                quiet += not await self.wakeups.wait(bell, LOOK_SECONDS)
-                if quiet >= KEEPALIVE_LOOKS:
+                await self.wakeups.wait(bell, LOOK_SECONDS)
+                if time.monotonic() - spoken >= KEEPALIVE_SECONDS:
                     yield WatchJobsResponse(resume_token=token)
-                    quiet = 0
+                    spoken = time.monotonic()
 
     async def start(self, request: WatchJobsRequest) -> AsyncIterator[WatchJobsResponse]:
-        """Yields every matching job as it is now; what changes meanwhile comes again afterwards."""
+        """Yields every matching job as it is now; what changes meanwhile comes again afterwards.
+
+        The token comes last: a stream that breaks before it must start again, or the rest would never be seen.
+        """
         token = await self.store.latest_token()
         if request.names:
-            for name in request.names:
+            for name in dict.fromkeys(request.names):
                 stored = await self.store.get(JobName(name))
                 if stored is not None and matches(request, stored.record.job):
-                    yield WatchJobsResponse(job=shown(stored.record), resume_token=token)
+                    yield WatchJobsResponse(job=shown(stored.record))
         else:
             before: int | None = None
             while True:
                 page, before = await self.store.page(states=[], labels=dict(request.labels), size=BATCH, before=before)
                 for stored in page:
-                    yield WatchJobsResponse(job=shown(stored.record), resume_token=token)
+                    yield WatchJobsResponse(job=shown(stored.record))
                 if before is None:
                     break
         yield WatchJobsResponse(resume_token=token)

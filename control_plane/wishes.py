@@ -10,6 +10,7 @@ from adjourn.v1.record_pb2 import JobRecord
 from control_plane import pauses
 from control_plane.drafts import Draft
 from control_plane.events import Asked, CancelAsked, PauseAsked, ResumeAsked
+from control_plane.outcomes import stand
 
 
 def refuse(
@@ -92,6 +93,7 @@ def start_anew(draft: Draft, event: ResumeAsked) -> None:
     record.ClearField("past_failure")
     job.ClearField("end_time")
     record.allow_inexact = event.allow_inexact
+    stand(draft)
     draft.enter(Job.QUEUED, "RESUME_REQUESTED")
 
 
@@ -99,6 +101,8 @@ def cancel_asked(draft: Draft, event: CancelAsked) -> None:
     if draft.job.state in (Job.CANCELLING, Job.CANCELLED):
         return
     del draft.job.holds[:]
+    if draft.job.state == Job.PAUSING:
+        draft.job.pause.note = "cancelled before it came to rest"
     if draft.job.worker:
         draft.aim(Assignment.STOP)
         draft.enter(Job.CANCELLING, "CANCEL_REQUESTED", event.reason)

@@ -15,6 +15,7 @@ from adjourn.local.ports import free_ports
 from tests.guard import guarded
 from tests.memory_store import MemoryStore
 
+
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A directory for servers; what is started with it as its marker does not outlive the tests."""

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,18 +23,24 @@ TRAININGS = Path(__file__).parent / "trainings"
 DEADLINE_SECONDS = 60
 
 FORKS = """
-import os, sys
+import os, sys, time
 from pathlib import Path
+import worker
 from adjourn.training import process
 
 for line in sys.stdin:
-    directory = Path(line.strip())
+    command, directory = line.split()
+    directory = Path(directory)
     child = os.fork()
     if child == 0:
         log = os.open(directory / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.chdir(directory)
+        if command == "abandon" and os.fork():
+            while not (directory / "events").exists() or not (directory / "events").stat().st_size:
+                time.sleep(0.01)
+            os._exit(0)
         os._exit(process.main(directory))
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
@@ -136,13 +142,18 @@ class Nursery:
         """Trains, and waits for the end."""
         return self.launch(self.prepare(entry_point, **fields))
 
-    def launch(self, directory: Path, *, meanwhile: Callable[[], None] = lambda: None) -> Attempt:
+    def launch(self, directory: Path) -> Attempt:
+        return Attempt(directory=directory, code=self._command("run", directory), events=read_events(directory))
+
+    def abandon(self, directory: Path) -> None:
+        """Starts a training process whose launcher dies at its first event."""
+        self._command("abandon", directory)
+
+    def _command(self, command: str, directory: Path) -> int:
         assert self._process.stdin
         assert self._process.stdout
-        print(directory, file=self._process.stdin, flush=True)
-        meanwhile()
-        code = int(self._process.stdout.readline())
-        return Attempt(directory=directory, code=code, events=read_events(directory))
+        print(command, directory, file=self._process.stdin, flush=True)
+        return int(self._process.stdout.readline())
 
     def paused_at(self, entry_point: str, epoch: int, **fields: Any) -> Attempt:
         """Trains to the end of `epoch`, in as many attempts, each of which is paused at its first boundary."""
@@ -165,8 +176,3 @@ def until(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + DEADLINE_SECONDS
     while not condition():
         assert time.monotonic() < deadline
-
-
-def nursery(directory: Path) -> Iterator[Nursery]:
-    with Nursery(directory) as started:
-        yield started

@@ -11,6 +11,8 @@ from google.protobuf.json_format import ParseDict
 
 from adjourn import bundles
 from adjourn.client import AsyncClient
+from adjourn.mailbox import Control
+from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.job_pb2 import Job, JobSpec
 
 SCRIPT: Final = Path(__file__).parent / "trainings" / "mlp.py"
@@ -18,7 +20,7 @@ EPOCHS: Final = 8
 SEED: Final = 7
 BEFORE_TRAINING: Final = -1
 """Limit of a gate behind which not even the first epoch begins."""
-WAIT_SECONDS: Final = 60.0
+WAIT_SECONDS: Final = 30.0
 LIVE: Final = frozenset({Job.QUEUED, Job.STARTING, Job.RUNNING, Job.PAUSING, Job.CANCELLING})
 
 Eventually = Callable[..., Awaitable[None]]
@@ -49,12 +51,32 @@ class Gate:
         fresh.write_text(str(limit))
         fresh.replace(self.directory / "limit")
 
-    def inside(self, epoch: int) -> int | None:
+    def inside(self, epoch: int) -> "Training | None":
         """Returns the process that is in the middle of `epoch`, if one is."""
         with contextlib.suppress(FileNotFoundError):
-            pid = int((self.directory / f"in-{epoch}").read_text())
-            return pid if is_alive(pid) else None
+            pid, _, work = (self.directory / f"in-{epoch}").read_text().partition(" ")
+            training = Training(pid=int(pid), attempt=Path(work).parent)
+            return training if training.lives() else None
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A training process."""
+
+    pid: int
+    attempt: Path
+    """Its directory."""
+
+    def lives(self) -> bool:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
+        return False
+
+    def is_to_pause(self) -> bool:
+        """Whether the order has arrived: what it stops at is the next boundary from there."""
+        with contextlib.closing(Control(self.attempt / "control")) as control:
+            return control.read().target == Assignment.PAUSE
 
 
 @dataclass(kw_only=True)
@@ -69,14 +91,14 @@ class Trial:
     async def get(self) -> Job:
         return await self.client.get_job(self.name)
 
-    async def inside(self, epoch: int) -> int:
+    async def inside(self, epoch: int) -> Training:
         """Returns the process once the job is RUNNING (or STARTING, for epoch 0) in the middle of `epoch`."""
         await self.eventually(lambda: self.gate.inside(epoch), seconds=WAIT_SECONDS)
         wanted = {Job.RUNNING} if epoch else {Job.STARTING, Job.PAUSING}
         await self.until(lambda job: job.state in wanted and job.progress.epoch == max(epoch - 1, 0))
-        pid = self.gate.inside(epoch)
-        assert pid
-        return pid
+        training = self.gate.inside(epoch)
+        assert training
+        return training
 
     async def until(self, wanted: Any, *, seconds: float = WAIT_SECONDS) -> Job:
         """Returns the job once it is in the state, in one of the states, or as the predicate wants it."""
@@ -84,11 +106,14 @@ class Trial:
             wanted = {wanted}
         return await self.client.wait_job(self.name, until=wanted, timeout=seconds)
 
+    async def ask_for_pause(self, training: Training) -> None:
+        """Asks, and returns when the training process has been told."""
+        assert (await self.client.pause_job(self.name)).state == Job.PAUSING
+        await self.eventually(training.is_to_pause, seconds=WAIT_SECONDS)
+
     async def pause(self, epoch: int) -> Job:
-        """Pauses in the middle of `epoch`, where the training has to be, and returns the job at rest."""
-        assert self.gate.inside(epoch)
-        asked = await self.client.pause_job(self.name)
-        assert asked.state == Job.PAUSING
+        """Pauses after `epoch`, in which the training has to be; returns the job at rest."""
+        await self.ask_for_pause(await self.inside(epoch))
         self.gate.open(epoch)
         paused = await self.until(Job.PAUSED)
         assert (paused.progress.epoch, paused.pause.epoch) == (epoch, epoch)
@@ -130,12 +155,19 @@ class Trials:
     made: list[Trial] = field(default_factory=list)
 
     async def start(
-        self, name: str, *, limit: int = 0, epochs: int = EPOCHS, spec: JobSpec | None = None, **args: Any
+        self,
+        name: str,
+        *,
+        limit: int = 0,
+        epochs: int = EPOCHS,
+        script: Path = SCRIPT,
+        spec: JobSpec | None = None,
+        **args: Any,
     ) -> Trial:
-        """Queues a job whose training may not go beyond epoch `limit`."""
+        """Queues a job whose training may not go beyond epoch `limit`; `spec` overrides what is chosen here."""
         gate = Gate(self.directory / name, limit)
-        bundle = await self.client.upload_bundle(bundles.pack(SCRIPT))
-        given = JobSpec(entry_point="mlp:main", bundle=bundle, total_epochs=epochs, seed=SEED)
+        bundle = await self.client.upload_bundle(bundles.pack(script))
+        given = JobSpec(entry_point=f"{script.stem}:main", bundle=bundle, total_epochs=epochs, seed=SEED)
         ParseDict({"gate": str(gate.directory), **args}, given.args)
         given.MergeFrom(spec or JobSpec())
         return self.add(await self.client.create_job(given, job_id=name), gate)
@@ -148,11 +180,4 @@ class Trials:
     async def end(self) -> None:
         for trial in self.made:
             await trial.end()
-
-
-def is_alive(pid: int) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    return False
-
 

@@ -32,8 +32,12 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 LOOK_SECONDS: Final = 0.5
 """How often to look at training without being rung for."""
-STOP_SECONDS: Final = 5.0
-"""How long a stopping worker waits for its last reports to be heard."""
+LOOK_GAP: Final = 0.01
+"""Least seconds between two looks, however often it is rung."""
+REPORTS_AT_ONCE: Final = 256
+"""Reports in one message; the others follow as these are acknowledged. All of a long outage might be too large."""
+STOP_SECONDS: Final = 3.0
+"""How long a stopping worker waits for its training to end, for what is nearly durable, and to be heard."""
 
 Key = tuple[str, int, str]
 
@@ -72,6 +76,8 @@ class Agent:
         self.holders: dict[Key, Holder] = {}
         self.tasks: dict[Key, asyncio.Task[None]] = {}
         self.reports: list[Report] = []
+        """Not yet acknowledged, oldest first."""
+        self.turn = asyncio.Lock()
         self.draining = False
         self.group: asyncio.TaskGroup
 
@@ -106,7 +112,7 @@ class Agent:
             session_id=self.session_id,
             assignments=[holder.status for holder in self.holders.values()],
             draining=self.draining,
-            reports=self.reports,
+            reports=self.reports[:REPORTS_AT_ONCE],
         )
 
     async def hear(self, response: SynchronizeResponse) -> None:
@@ -114,6 +120,8 @@ class Agent:
         if self.reports and self.reports[0].sequence <= response.acknowledged_report:
             await asyncio.to_thread(self.journal.acknowledge, response.acknowledged_report)
             self.reports = [report for report in self.reports if report.sequence > response.acknowledged_report]
+            if self.reports:
+                self.stream.changed.set()
         wanted = {key(assignment.job, assignment.token) for assignment in response.assignments}
         for assignment in response.assignments:
             holder = self.holders.get(key(assignment.job, assignment.token))
@@ -122,7 +130,7 @@ class Agent:
             elif assignment.generation > holder.status.observed_generation:
                 holder.inbox.put_nowait(Ordered(assignment=assignment))
         for name, holder in list(self.holders.items()):
-            if name not in wanted and holder.over and not self.unheard(name):
+            if name not in wanted and holder.over and self.tasks[name].done() and not self.unheard(name):
                 await self.forget(name)
 
     def unheard(self, name: Key) -> bool:
@@ -133,17 +141,26 @@ class Agent:
         if self.draining:
             return  # the control plane hears of it, and places the job elsewhere
         directory = self.places.attempt(assignment.job, assignment.token)
+        log_file = self.places.log(assignment.job, assignment.token.attempt)
         holder = self.holder(HeldAssignment(assignment=assignment, directory=str(directory)))
-        await holder.begin(assignment)
+        await holder.begin(assignment, f"{log_file} on {self.worker.name}")
         self.hold(holder)
 
     def holder(self, held: HeldAssignment) -> Holder:
-        return Holder(held, journal=self.journal, supervisor=self.supervisor, chores=self.chores, tell=self.note)
+        return Holder(
+            held,
+            journal=self.journal,
+            turn=self.turn,
+            supervisor=self.supervisor,
+            chores=self.chores,
+            tell=self.note,
+        )
 
     def hold(self, holder: Holder) -> None:
         name = key(holder.held.assignment.job, holder.held.assignment.token)
         self.holders[name] = holder
-        self.tasks[name] = self.group.create_task(holder.run())
+        task = self.tasks[name] = self.group.create_task(holder.run())
+        task.add_done_callback(lambda _: self.stream.changed.set())  # it may be forgotten now: have us told so
         self.stream.changed.set()
 
     def note(self, reports: Sequence[Report]) -> None:
@@ -152,15 +169,9 @@ class Agent:
         self.stream.changed.set()
 
     async def forget(self, name: Key) -> None:
-        """Lets go of an assignment that is over; its log stays."""
-        holder = self.holders.pop(name)
-        task = self.tasks.pop(name)
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-        assignment = holder.held.assignment
-        log_file = self.places.log(assignment.job, assignment.token.attempt)
-        await asyncio.to_thread(self.places.retire, holder.directory, log_file)
+        """Lets go of an assignment that is over and put away."""
+        del self.tasks[name]
+        assignment = self.holders.pop(name).held.assignment
         await asyncio.to_thread(self.journal.forget, assignment.job, assignment.token)
 
     async def look(self, doorbell: Doorbell) -> None:
@@ -169,8 +180,8 @@ class Agent:
             await doorbell.wait(LOOK_SECONDS)
             for holder in self.holders.values():
                 if holder.alive:
-                    holder.measure()
-                    holder.inbox.put_nowait(None)
+                    holder.nudge()
+            await asyncio.sleep(LOOK_GAP)
 
     async def sample(self) -> None:
         """Samples what each training process uses, once an interval."""
@@ -185,14 +196,14 @@ class Agent:
                 holder.inbox.put_nowait(Measured(progress=None, usage=usage))
 
     async def stop_all(self) -> None:
-        """Ends what runs and waits until the control plane has heard of it, for a little while."""
+        """Ends what runs and waits until it is put away and the control plane has heard of it, for a little while."""
         self.draining = True
         self.stream.changed.set()
         for holder in self.holders.values():
             holder.inbox.put_nowait(WorkerStopping())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_SECONDS):
-                while any(holder.alive for holder in self.holders.values()) or (  # noqa: ASYNC110  # many conditions
+                while not all(task.done() for task in self.tasks.values()) or (  # noqa: ASYNC110  # many conditions
                     self.reports and self.stream.connected
                 ):
                     await asyncio.sleep(0.02)  # holders and stream change, for a short while

@@ -19,7 +19,7 @@ from adjourn import reasons
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
 from adjourn.v1.job_pb2 import Failure, Pause
 from adjourn.v1.trainer_pb2 import HeldAssignment, ProcessExit, Snapshot
-from worker.drafts import OVER, Draft, Outcome
+from worker.drafts import OVER, Draft, Outcome, order
 from worker.words import (
     Advanced,
     CannotGoOn,
@@ -43,9 +43,12 @@ from worker.words import (
 )
 
 
-def take_on(assignment: Assignment, directory: str, now: datetime) -> Outcome:
-    """Returns the beginning of a new assignment; `recover` says what to do for it."""
-    held = HeldAssignment(assignment=assignment, directory=directory)
+def take_on(assignment: Assignment, directory: str, log: str, now: datetime) -> Outcome:
+    """Returns the beginning of a new assignment; `recover` says what to do for it.
+
+    `log` tells people where to find the log.
+    """
+    held = HeldAssignment(assignment=assignment, directory=directory, log=log)
     held.status.job = assignment.job
     held.status.token.CopyFrom(assignment.token)
     held.status.observed_generation = assignment.generation
@@ -61,9 +64,14 @@ def recover(held: HeldAssignment) -> tuple[Instruction, ...]:
     """Returns what an agent must do (again) for an assignment that is in its journal."""
     if held.status.phase in OVER:
         return ()
-    if not held.HasField("process") and not held.HasField("exit"):
+    if not held.HasField("process"):
         return (Prepare(),)
-    return (Persist(snapshot=held.snapshots[0]),) if held.snapshots else ()
+    again: list[Instruction] = [Drop(snapshot=snapshot) for snapshot in held.dropped]
+    if not held.HasField("exit"):
+        again.append(Kill() if held.assignment.target == Assignment.STOP else Instruct(order=order(held)))
+    if held.snapshots:
+        again.append(Persist(snapshot=held.snapshots[0]))
+    return tuple(again)
 
 
 def handle(held: HeldAssignment, event: Event, now: datetime) -> Outcome:
@@ -120,7 +128,7 @@ def told(draft: Draft, event: Told) -> None:
     held, word = draft.held, event.event
     held.events_offset = event.offset
     if word.HasField("progress"):
-        draft.status.progress.CopyFrom(word.progress)
+        draft.show(word.progress)
     match word.WhichOneof("event"):
         case "began":
             draft.status.phase = AssignmentStatus.RUNNING
@@ -133,17 +141,18 @@ def told(draft: Draft, event: Told) -> None:
             draft.reports[-1].epoch.attempt = draft.status.token.attempt
         case "snapshot":
             queue(draft, word.snapshot)
-        case "paused" | "finished" | "failed":
+        case "paused" | "finished" | "failed" if not held.last_word.HasField("failed"):
             held.last_word.CopyFrom(word)
         case _:
-            pass  # progress alone, or news of a later version
+            pass  # progress alone, news of a later version, or a pause whose snapshot has already turned out lost
 
 
 def queue(draft: Draft, snapshot: Snapshot) -> None:
     """Lines a snapshot up: the first is being persisted, and of those that wait only the newest is worth it."""
     waiting = draft.held.snapshots
+    draft.reuse(snapshot.directory)
     if len(waiting) > 1:
-        draft.do(Drop(snapshot=waiting.pop()))
+        draft.drop(waiting.pop())
     waiting.append(snapshot)
     if len(waiting) == 1:
         draft.do(Persist(snapshot=snapshot))
@@ -151,7 +160,7 @@ def queue(draft: Draft, snapshot: Snapshot) -> None:
 
 def measured(draft: Draft, event: Measured) -> None:
     if event.progress is not None:
-        draft.status.progress.CopyFrom(event.progress)
+        draft.show(event.progress)
     if event.usage is not None:
         draft.status.usage.CopyFrom(event.usage)
 
@@ -227,8 +236,9 @@ def persisted(draft: Draft, event: Persisted) -> None:
 
 
 def persist_failed(draft: Draft, event: PersistFailed) -> None:
-    if draft.held.snapshots and draft.held.snapshots[0].last:
-        draft.held.last_word.failed.CopyFrom(event.failure)
+    held = draft.held
+    if held.snapshots and held.snapshots[0].last and not held.last_word.HasField("failed"):
+        held.last_word.failed.CopyFrom(event.failure)
     go_on(draft)
 
 
@@ -236,7 +246,7 @@ def go_on(draft: Draft) -> None:
     """Gives the first snapshot's slot back and turns to the next, or to the end."""
     waiting = draft.held.snapshots
     if waiting:
-        draft.do(Drop(snapshot=waiting.pop(0)))
+        draft.drop(waiting.pop(0))
     if waiting:
         draft.do(Persist(snapshot=waiting[0]))
     elif draft.held.HasField("exit"):

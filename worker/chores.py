@@ -77,13 +77,13 @@ class Chores:
                 await patiently(lambda: fetch(self.objects, assignment.restore, into), "checkpoint")
                 start.restore_directory = str(into)
                 start.restore_digests.update(assignment.restore.component_digests)
+            await asyncio.to_thread(write_start, directory, start)
         except BundleCorrupt as error:
             raise Unusable(reasons.BUNDLE_UNUSABLE, str(error)) from error
         except CheckpointCorrupt as error:
             raise Unusable(reasons.CHECKPOINT_CORRUPT, str(error)) from error
         except OSError as error:
             raise Unusable(reasons.LAUNCH_FAILED, f"cannot prepare the attempt: {error}") from error
-        await asyncio.to_thread(write_start, directory, start)
 
     async def persist(
         self, held: HeldAssignment, snapshot: Snapshot, on_fraction: Callable[[float], None]
@@ -96,6 +96,15 @@ class Chores:
             )
         except (SnapshotLost, SnapshotInvalid) as error:
             raise Unusable(reasons.SNAPSHOT_FAILED, str(error)) from error
+
+    async def put_away(self, held: HeldAssignment) -> None:
+        """Frees disk and memory of an attempt that is over; its log stays."""
+        assignment = held.assignment
+        log_file = self.places.log(assignment.job, assignment.token.attempt)
+        try:
+            await asyncio.to_thread(self.places.retire, Path(held.directory), log_file)
+        except OSError as error:
+            log.warning("not_put_away", directory=held.directory, error=str(error))  # the next agent tidies up
 
     async def base(self, held: HeldAssignment) -> Manifest | None:
         """Returns the newest registered checkpoint's manifest: its parts need no upload."""

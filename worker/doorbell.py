@@ -4,7 +4,11 @@ import asyncio
 import contextlib
 import socket
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
+
+
+BURST: Final = 64
+"""Rings that are taken for one."""
 
 
 def ring(path: str) -> None:
@@ -39,9 +43,10 @@ class Doorbell:
         self._path.unlink(missing_ok=True)
 
     def _hear(self) -> None:
+        self._rung.set()
         with contextlib.suppress(BlockingIOError):
-            while self._socket.recv(16):
-                self._rung.set()
+            for _ in range(BURST):  # one who never stops ringing must not keep us here
+                self._socket.recv(16)
 
     async def wait(self, timeout: float) -> bool:  # noqa: ASYNC109 - waiting is all it does
         """Returns True as soon as it has rung since the last call, False after `timeout` seconds."""

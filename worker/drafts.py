@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
+from adjourn import reasons
 from adjourn.orders import Order
 from adjourn.v1.agent_service_pb2 import AssignmentStatus, Exit, Report
-from adjourn.v1.job_pb2 import Failure
-from adjourn.v1.trainer_pb2 import HeldAssignment
+from adjourn.v1.job_pb2 import Failure, Progress
+from adjourn.v1.trainer_pb2 import HeldAssignment, Snapshot
 from worker.words import Drop, Instruction
 
 OVER: Final = frozenset(
@@ -47,11 +48,28 @@ class Draft:
 
     @property
     def order(self) -> Order:
-        assignment = self.held.assignment
-        return Order(generation=assignment.generation, target=assignment.target, mode=assignment.pause_mode)
+        return order(self.held)
 
     def do(self, instruction: Instruction) -> None:
         self.instructions.append(instruction)
+
+    def drop(self, snapshot: Snapshot) -> None:
+        """Gives a snapshot's slot back, and remembers it for a successor."""
+        self.reuse(snapshot.directory)
+        self.held.dropped.append(snapshot)
+        self.do(Drop(snapshot=snapshot))
+
+    def reuse(self, slot: str) -> None:
+        """Forgets what was dropped of a slot."""
+        others = [snapshot for snapshot in self.held.dropped if snapshot.directory != slot]
+        del self.held.dropped[:]
+        self.held.dropped.extend(others)
+
+    def show(self, progress: Progress) -> None:
+        """Takes progress over unless it is older: it comes by two ways, which overtake each other."""
+        shown = self.status.progress
+        if (progress.step, progress.epoch) >= (shown.step, shown.epoch):
+            shown.CopyFrom(progress)
 
     def report(self) -> Report:
         report = Report(job=self.status.job, token=self.status.token)
@@ -61,7 +79,7 @@ class Draft:
     def finish(self, phase: AssignmentStatus.Phase.ValueType, *, failure: Failure | None = None) -> None:
         """Ends the assignment and reports how."""
         for snapshot in self.held.snapshots:
-            self.do(Drop(snapshot=snapshot))
+            self.drop(snapshot)
         del self.held.snapshots[:]
         self.status.phase = phase
         self.status.ClearField("persisted_fraction")
@@ -69,8 +87,17 @@ class Draft:
         rests = phase in (AssignmentStatus.PAUSED, AssignmentStatus.SUCCEEDED)
         how = Exit(phase=phase, code=self.held.exit.code, checkpoint=self.held.persisted.name if rests else "")
         if failure is not None:
-            failure.attempt = self.status.token.attempt
-            failure.time.FromDatetime(self.now)
-            self.status.failure.CopyFrom(failure)
-            how.failure.CopyFrom(failure)
+            told = how.failure
+            told.CopyFrom(failure)
+            told.attempt = self.status.token.attempt
+            told.time.FromDatetime(self.now)
+            if phase == AssignmentStatus.FAILED and self.held.HasField("process"):
+                told.message += f"{reasons.WHOLE_LOG}{self.held.log}"
+            self.status.failure.CopyFrom(told)
         self.report().exit.CopyFrom(how)
+
+
+def order(held: HeldAssignment) -> Order:
+    """Returns what the training process is to be told."""
+    assignment = held.assignment
+    return Order(generation=assignment.generation, target=assignment.target, mode=assignment.pause_mode)

@@ -34,7 +34,7 @@ from worker.lock import take
 from worker.places import Places
 
 ENTRY: Final = "adjourn.training.process:main"
-ENVIRONMENT: Final = {"PYTHONHASHSEED": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+ENVIRONMENT: Final = {"PYTHONHASHSEED": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "OPENBLAS_NUM_THREADS": "1"}
 """What exact training needs, and what can only be set before Python, or CUDA, starts."""
 TAKEN: Final = 3
 """Exit status: another launcher serves the data directory."""

@@ -72,32 +72,11 @@ class Stream:
             await asyncio.sleep(random.uniform(0, limit))  # noqa: S311  # full jitter: agents must not come back as one
 
     async def hold(self, stub: Any) -> None:
-        """Speaks and listens until the stream ends; raises what ended it."""
+        """Speaks and hears until the stream ends; raises what ended it, TimeoutError if nothing is heard for too long.
+
+        What is heard is taken in here and not in a task of the stream's, so that its end interrupts nothing.
+        """
         call: Call = stub.Synchronize()
-        listener = asyncio.create_task(self.listen(call))
-        speaker = asyncio.create_task(self.speak(call))
-        try:
-            done, _ = await asyncio.wait({listener, speaker}, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            call.cancel()
-            for task in (listener, speaker):
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, *BROKEN):
-                    await task
-
-    async def speak(self, call: Call) -> None:
-        while True:
-            self.changed.clear()
-            await call.write(self.say())
-            await asyncio.sleep(GAP)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.interval):
-                    await self.changed.wait()
-
-    async def listen(self, call: Call) -> None:
-        """Hears responses, of several only the newest; raises TimeoutError when there are none for too long."""
         newest: list[SynchronizeResponse] = []
         news = asyncio.Event()
 
@@ -107,20 +86,35 @@ class Stream:
                 news.set()
 
         reader = asyncio.create_task(read())
-        reader.add_done_callback(lambda _: news.set())
+        speaker = asyncio.create_task(self.speak(call))
+        for task in (reader, speaker):
+            task.add_done_callback(lambda _: news.set())
         try:
-            while True:
+            while not reader.done():
                 async with asyncio.timeout(SILENCE_INTERVALS * self.interval):
                     await news.wait()
                 news.clear()
                 if newest:
                     await self.take_in(newest.pop())
-                if reader.done():
-                    return reader.result()
+                if speaker.done():
+                    speaker.result()
+            reader.result()
         finally:
-            reader.cancel()
-            with contextlib.suppress(asyncio.CancelledError, *BROKEN):
-                await reader
+            call.cancel()
+            for task in (reader, speaker):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, *BROKEN):
+                    await task
+
+    async def speak(self, call: Call) -> None:
+        with contextlib.suppress(asyncio.InvalidStateError):  # the stream has ended; the reader knows why
+            while True:
+                self.changed.clear()
+                await call.write(self.say())
+                await asyncio.sleep(GAP)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self.interval):
+                        await self.changed.wait()
 
     async def take_in(self, response: SynchronizeResponse) -> None:
         if not self.connected:
@@ -130,7 +124,7 @@ class Stream:
         await self.hear(response)
 
 
-BROKEN: Final = (grpc.aio.AioRpcError, grpc.aio.UsageError, TimeoutError)
+BROKEN: Final = (grpc.aio.AioRpcError, grpc.aio.UsageError)
 """What a stream that is being given up may raise: it was raised once already, or is our own doing."""
 
 

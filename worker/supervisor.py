@@ -5,7 +5,6 @@ might be started beside them. So they are ended before anything else runs.
 """
 
 import asyncio
-import contextlib
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from adjourn.v1.trainer_pb2 import (
 from worker import attempts, processes
 from worker.doorbell import ring
 from worker.launcher import ENTRY
-from worker.launching import LauncherFailed, find, find_or_start, until_gone
+from worker.launching import LauncherFailed, find, find_or_start, kill_holder, until_gone
 from worker.link import LauncherGone, Link
 from worker.places import Places
 
@@ -85,6 +84,8 @@ class Supervisor:
             try:
                 link = await self._living()
                 await link.lost.wait()
+                if not self._over:
+                    log.warning("launcher_lost")
             except LauncherGone as error:  # it died while it was greeted
                 log.warning("launcher_lost", error=str(error))
             except LauncherFailed:
@@ -123,6 +124,8 @@ class Supervisor:
                 except LauncherGone as error:
                     log.warning("launcher_lost", error=str(error))
                 link.close()
+            else:
+                kill_holder(self._places)  # it hangs, or has not begun to listen and so has nothing to end
             await until_gone(self._places)
             if self._child:
                 self._child.wait()

@@ -29,6 +29,9 @@ ATTEMPT_UNKNOWN: Final = "ATTEMPT_UNKNOWN"
 WORKER_STOPPED: Final = "WORKER_STOPPED"
 """The worker was told to stop with all it runs; costs the job no restart."""
 
+WHOLE_LOG: Final = "\nThe whole log: "
+"""What comes before the place of the log, at the end of a failure's message. The place differs between attempts."""
+
 DETERMINISTIC: Final = frozenset(
     {
         ENTRY_POINT_NOT_IMPORTABLE,

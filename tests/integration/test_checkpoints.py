@@ -14,11 +14,12 @@ import pytest
 import adjourn.objects
 from adjourn import snapshots
 from adjourn.errors import ObjectStoreUnavailableError
-from adjourn.objects import MemoryObjects, ObjectStore, S3Objects, S3Settings
+from adjourn.objects import ObjectStore, S3Objects, S3Settings
 from adjourn.v1.agent_service_pb2 import Assignment, FencingToken
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import JobSpec, Progress
 from adjourn.v1.trainer_pb2 import Snapshot
+from tests.memory_objects import MemoryObjects
 from worker.checkpoints import persist as persisting
 from worker.checkpoints.bundles import BundleCorrupt, fetch_bundle
 from worker.checkpoints.fetch import CheckpointCorrupt, fetch, read_manifest

@@ -380,6 +380,14 @@ async def test_after_a_shutdown_nothing_is_started_again(bench: Bench) -> None:
     assert not bench.places.launcher_socket.exists()
 
 
+async def test_a_launcher_that_is_still_loading_is_shut_down_at_once(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "code" / "slow.py").write_text("import time; time.sleep(600)")
+    loading = launching.start(bench.places, bench.environment, "slow:main")
+    await until(lambda: holder(bench.places.launcher_lock) == loading.pid)
+    await asyncio.wait_for(bench.supervisor().shutdown(), DEADLINE)
+    assert loading.wait(DEADLINE) == -signal.SIGKILL
+
+
 async def test_sigterm_ends_everything_in_order(bench: Bench) -> None:
     directory = bench.attempt(SLEEPER)
     async with bench.supervisor() as supervisor:

@@ -55,7 +55,7 @@ def train(nursery: Nursery, cuts: Sequence[int], workers: Sequence[int]) -> list
     return attempts
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     cuts=st.sets(st.integers(1, EPOCHS - 1)).map(sorted),
     workers=st.lists(st.integers(0, 1), min_size=1, max_size=EPOCHS),

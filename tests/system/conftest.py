@@ -1,7 +1,11 @@
 """A whole stack that the tests of this directory share, and jobs that run on it."""
 
+import asyncio
 import logging
+import os
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,6 +22,15 @@ SYNC_SECONDS = 0.25
 LEASE_SECONDS = 3.0
 
 Eventually = Callable[..., Awaitable[None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """What a program printed, and its exit status."""
+
+    status: int
+    out: str
+    err: str
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -62,3 +75,28 @@ async def objects(stack: Stack) -> AsyncIterator[S3Objects]:
     assert stack.s3
     async with S3Objects(stack.s3) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def run(stack: Stack) -> Callable[..., Awaitable[Ran]]:
+    """Runs a command of the environment, as a user of the stack would, and waits for its end."""
+
+    async def to_end(command: str, *words: object, seconds: float = 60) -> Ran:
+        process = await asyncio.create_subprocess_exec(
+            str(Path(sys.executable).parent / command),
+            *map(str, words),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, "ADJOURN_ADDRESS": stack.address, "COLUMNS": "160"},
+        )
+        try:
+            async with asyncio.timeout(seconds):
+                out, err = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        return Ran(status=process.returncode or 0, out=out.decode(), err=err.decode())
+
+    return to_end

@@ -11,12 +11,10 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 async def test_a_pause_in_every_epoch_changes_nothing(trials: Trials, uninterrupted: Outcome) -> None:
     trial = await trials.start("every-epoch")
     for epoch in range(1, EPOCHS):
-        await trial.inside(epoch)
         paused = await trial.pause(epoch)
         assert not paused.worker
         await trial.client.resume_job(trial.name)
-    await trial.inside(EPOCHS)
-    assert (await trial.client.pause_job(trial.name)).state == Job.PAUSING
+    await trial.ask_for_pause(await trial.inside(EPOCHS))
 
     job = await trial.finish()
     assert (job.attempt, job.restart_count) == (EPOCHS, 0)

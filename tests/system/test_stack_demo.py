@@ -58,7 +58,7 @@ async def test_a_failure_is_explained_with_the_logs_and_is_no_success(
     monkeypatch.setattr(story, "ENTRY_POINT", "adjourn.examples.nowhere:main")
     assert await play(keep=False) == 1
     printed = capsys.readouterr().out
-    assert re.search(r"jobs/reference is FAILED, [A-Z_]+: .*nowhere.*; its end was waited for", printed)
+    assert re.search(r"(?s)while waiting for its end: jobs/reference is FAILED, [A-Z_]+: .*nowhere", printed)
     assert "control-plane.log" in printed
     assert "EXACT" not in printed
     assert within(temporary) == set()

@@ -85,9 +85,11 @@ def marked(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
 
 async def test_a_child_that_ends_before_it_is_ready_tells_its_last_words(program: Callable[..., Program]) -> None:
     child = Child(program("print('one'); print('two'); raise SystemExit(3)"))
+    child.program.log.write_text("of an earlier start\n")
     child.start()
-    with pytest.raises(ChildError, match=r"(?s)probe ended with status 3.*\| one\n.*\| two"):
+    with pytest.raises(ChildError, match=r"(?s)probe ended with status 3.*\| one\n.*\| two") as caught:
         await child.until_ready()
+    assert "earlier" not in str(caught.value)
 
 
 async def test_a_child_that_is_never_ready_is_given_up(program: Callable[..., Program]) -> None:

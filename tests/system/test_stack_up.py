@@ -133,6 +133,7 @@ async def test_killed_parts_come_back_and_a_restart_goes_on_where_it_was(
     for process in fourth.members(Role.AGENT):
         process.suspend()
     fourth.process.send_signal(signal.SIGINT)
+    await eventually(lambda: "stopping" in fourth.printed())
     assert fourth.tell(signal.SIGINT) < 4
     assert fourth.process.returncode == 0
 

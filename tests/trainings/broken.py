@@ -1,5 +1,6 @@
 """Trainings that cannot go on, each for a reason of its own."""
 
+import multiprocessing
 import sys
 from typing import Any
 
@@ -53,6 +54,19 @@ def becomes_a_function(run: training.Run) -> None:
         ema.state["decay"] = print
 
 
+def steps_early(run: training.Run) -> None:
+    run.step()
+
+
+def does_without(run: training.Run) -> None:
+    try:
+        run.track(ema=Stateful(print))
+    except training.StateNotEncodable:
+        run.track(ema=Stateful(1))
+    for _ in run.epochs():
+        run.step()
+
+
 def tracks_late(run: training.Run) -> None:
     for _ in run.epochs():
         run.track(model=nn.Linear(1, 1))
@@ -81,6 +95,24 @@ def varies(run: training.Run) -> None:
         for _ in loader:
             run.step(loss=torch.tensor(0.5))
     print("trained")
+
+
+def catches_its_errors(run: training.Run) -> None:
+    changes = nn.Linear(2, 1)
+    try:
+        run.track(model=changes)
+        for _ in run.epochs():
+            run.step()
+    except training.TrainingError as error:
+        print("caught", error)
+
+
+def raises_amid_workers(run: training.Run) -> None:
+    loader = run.loader(range(100), num_workers=2)  # type: ignore[arg-type]
+    for _ in run.epochs():
+        for _ in loader:
+            print(*[child.pid for child in multiprocessing.active_children()])
+            raise ValueError("amid workers")
 
 
 def changes_what_was_restored(run: training.Run) -> None:

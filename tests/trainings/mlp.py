@@ -40,7 +40,7 @@ class Gate:
     def wait(self, epoch: int) -> None:
         """Says that this process is in `epoch`, and returns when that epoch may end."""
         said = self.directory / f"{os.getpid()}.said"
-        said.write_text(str(os.getpid()))
+        said.write_text(f"{os.getpid()} {Path.cwd()}")
         said.replace(self.directory / f"in-{epoch}")
         while int((self.directory / "limit").read_text()) < epoch:
             time.sleep(0.005)
@@ -66,10 +66,10 @@ def main(run: training.Run) -> None:
             loss.backward()
             optimizer.step()
             run.step(loss=loss)
+        gate.wait(epoch)
         if epoch == run.args.get("fail_in") and not (gate.directory / "failed").exists():
             (gate.directory / "failed").touch()
             raise ConnectionError("the data went away")
-        gate.wait(epoch)
         scheduler.step()
         model.eval()
         with torch.no_grad():

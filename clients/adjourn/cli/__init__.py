@@ -92,6 +92,7 @@ def options(
 
 def main() -> None:
     """Runs the command line; every failure is a line on standard error and an exit status."""
+    sys.unraisablehook = failures.aside
     try:
         app()
     except Exception as error:  # noqa: BLE001 - the last resort: told in a line, with its traceback on request

@@ -37,7 +37,6 @@ async def play(*, keep: bool) -> int:
             async with stack, AsyncClient(stack.address) as client:
                 narrator.step(f"ready at {stack.address}")
                 verdict = await Story(stack, client, narrator).tell()
-                narrator.chapter("Stopping")
         except FAILURES as error:
             narrator.failure(error, logs(stack))
             return 1

@@ -75,3 +75,9 @@ def unexpected(error: Exception) -> int:
         said = " ".join(str(error).split())
         tell(f"internal error, {type(error).__name__}: {said}; {TRACEBACK_VARIABLE}=1 shows where")
     return 1
+
+
+def aside(fault: "sys.UnraisableHookArgs") -> None:
+    """Keeps to itself what Ctrl-C left half built: its destructors fail, and nobody needs to know."""
+    if os.environ.get(TRACEBACK_VARIABLE):
+        sys.__unraisablehook__(fault)

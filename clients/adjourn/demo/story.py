@@ -144,4 +144,4 @@ class Story:
         except (DeadlineError, JobFinishedError):
             job = await self.client.get_job(name)
             why = f", {job.failure.reason}: {job.failure.message}" if job.failure.reason else ""
-            raise DemoError(f"{name} is {Job.State.Name(job.state)}{why}; {what} was waited for") from None
+            raise DemoError(f"while waiting for {what}: {name} is {Job.State.Name(job.state)}{why}") from None

@@ -13,6 +13,7 @@ from typing import Final
 
 POLL_SECONDS: Final = 0.05
 TAIL_LINES: Final = 15
+TAIL_BYTES: Final = 16 << 10
 
 
 class MissingServerError(Exception):
@@ -25,17 +26,17 @@ class MissingServerError(Exception):
 class ChildError(Exception):
     """A process of the stack ended, or did not get ready; the text has the end of its log."""
 
-    def __init__(self, name: str, what: str, log: Path) -> None:
-        lines = tail(log)
+    def __init__(self, name: str, what: str, log: Path, *, after: int = 0) -> None:
+        lines = tail(log, after=after)
         text = "\n".join(f"  | {line}" for line in lines) or "  (it wrote nothing)"
         super().__init__(f"{name} {what}; the end of {log}:\n{text}")
         self.name = name
 
 
-def tail(log: Path, lines: int = TAIL_LINES) -> list[str]:
-    """Returns the last lines of a log that may not exist."""
+def tail(log: Path, lines: int = TAIL_LINES, *, after: int = 0) -> list[str]:
+    """Returns the last lines after a position in bytes of a log that may not exist."""
     with contextlib.suppress(FileNotFoundError), log.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - (16 << 10)))
+        file.seek(max(after, file.seek(0, os.SEEK_END) - TAIL_BYTES))
         return file.read().decode(errors="replace").splitlines()[-lines:]
     return []
 
@@ -69,6 +70,8 @@ class Child:
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     started: float = field(default=0.0, init=False)
     """time.monotonic() of the last start."""
+    log_start: int = field(default=0, init=False)
+    """Where the log was at the last start, in bytes."""
 
     @property
     def pid(self) -> int | None:
@@ -79,6 +82,7 @@ class Child:
         program.log.parent.mkdir(parents=True, exist_ok=True)
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("ADJOURN_")}
         with program.log.open("ab") as log:
+            self.log_start = log.tell()
             # Popen and not asyncio's: a transport that is closed or collected would kill the child.
             self.process = subprocess.Popen(
                 program.argv,
@@ -95,22 +99,24 @@ class Child:
         """Raises ChildError if it ends, or is not ready in time."""
         while not await self.program.ready():
             if self.pid is None:
-                raise self.died()
+                raise self.failed(self.ending())
             if time.monotonic() - self.started > self.program.patience:
-                raise ChildError(
-                    self.program.name, f"is not ready after {self.program.patience:.0f} s", self.program.log
-                )
+                raise self.failed(f"is not ready after {self.program.patience:.0f} s")
             await asyncio.sleep(POLL_SECONDS)
         if self.pid is None:  # what answered was someone else, on a port that it could not get
-            raise self.died()
+            raise self.failed(self.ending())
 
     def ending(self) -> str:
         """Returns how it ended, for people."""
         code = self.process.poll() if self.process else None
         return f"was ended by {signal.Signals(-code).name}" if code and code < 0 else f"ended with status {code}"
 
-    def died(self) -> ChildError:
-        return ChildError(self.program.name, self.ending(), self.program.log)
+    def failed(self, how: str) -> ChildError:
+        return ChildError(self.program.name, how, self.program.log, after=self.log_start)
+
+    def last_words(self) -> str:
+        """Returns the last line that it wrote since it was started."""
+        return "".join(tail(self.program.log, 1, after=self.log_start))
 
     async def stop(self, hurry: asyncio.Event | None = None) -> None:
         """SIGTERM, and after the grace (or at once when `hurry` is set) SIGKILL; returns when the process is gone."""

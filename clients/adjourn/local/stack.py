@@ -189,6 +189,7 @@ class Stack:
 
     async def _stop(self) -> None:
         """Ends everything, whatever happens meanwhile; being cancelled takes the grace away."""
+        self.report("stopping")
         hurry = asyncio.Event()
         stopping = asyncio.create_task(self._end(hurry))
         try:

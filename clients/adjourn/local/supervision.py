@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Final
 
-from adjourn.local.child import Child, ChildError, Program, tail
+from adjourn.local.child import Child, ChildError, Program
 
 WATCH_SECONDS: Final = 0.2
 BACKOFF_SECONDS: Final = (0.5, 1.0, 2.0, 5.0, 10.0)
@@ -65,8 +65,9 @@ class Supervisor:
             backoff = BACKOFF_SECONDS[min(watched.ends, len(BACKOFF_SECONDS) - 1)]
             watched.ends += 1
             watched.due = now + backoff
-            why = "".join(f": {line}" for line in tail(watched.child.program.log, 1) if watched.ends > 1)
-            self.report(f"{name} {watched.child.ending()}, starts again in {backoff:g} s{why}")
+            self.report(f"{name} {watched.child.ending()}, starts again in {backoff:g} s")
+            if watched.ends > 1:
+                self.report(f"{name} last wrote: {watched.child.last_words()}")
         elif now >= watched.due:
             watched.due = None
             watched.child.start()

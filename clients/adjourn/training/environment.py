@@ -32,7 +32,7 @@ def prepare(device_uuids: Sequence[str], threads: int) -> torch.device:
 def fingerprint(device: torch.device) -> dict[str, str]:
     """Returns what must be equal for two runs to come to the same bits."""
     found = {
-        "python": platform.python_version(),
+        "python": ".".join(platform.python_version_tuple()[:2]),
         "hash_seed": os.environ.get("PYTHONHASHSEED", "random"),  # the order of sets of strings
         "numpy": np.__version__,
         "torch": torch.__version__,

@@ -93,6 +93,8 @@ class Meter:
 
 def held(loss: torch.Tensor | SupportsFloat) -> float | torch.Tensor:
     """Returns the loss as a number if that costs nothing, else a copy on its device: its memory may be used again."""
+    if type(loss) is float:
+        return loss
     if isinstance(loss, torch.Tensor):
         return loss.item() if loss.is_cpu else loss.detach().clone()
     return float(loss)

@@ -56,6 +56,8 @@ def main(directory: Path) -> int:
             return leaving.code
         except BaseException as error:  # noqa: BLE001  (user code may raise anything; the job's owner is told)
             traceback.print_exc()
+            if session:
+                session.meter.losses.clear()  # those on a GPU that failed can no longer be read
             (session or events).append(TrainingEvent(failed=failure(start, error)))
             traceback.clear_frames(error.__traceback__)
             return FAILED

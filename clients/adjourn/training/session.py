@@ -4,6 +4,7 @@ The boundary of an epoch is the moment at which the next one is asked for. Valid
 have been done, nothing of the next epoch has: the one point at which all that matters is in `State`.
 """
 
+import contextlib
 import os
 import sys
 import time
@@ -17,7 +18,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from adjourn import snapshots
 from adjourn.mailbox import Control, ProgressBoard
 from adjourn.training.early_stopping import EarlyStopping
-from adjourn.training.errors import SnapshotFailed, TrainingWithoutEpochs
+from adjourn.training.errors import SnapshotFailed, StateNotEncodable, TrainingError, TrainingWithoutEpochs
 from adjourn.training.events import EventLog
 from adjourn.training.loader import Loader, Loaders
 from adjourn.training.meter import Meter, held
@@ -81,6 +82,7 @@ class Session:
         self._begun = False
         self._announced = False
         self._left: int | None = None
+        self._error: TrainingError | None = None
         self._launcher = os.getppid()
         self._order = control.word
         self._publish_time = 0.0
@@ -95,7 +97,8 @@ class Session:
     def track(self, subjects: Mapping[str, Any]) -> None:
         if self._begun:
             raise RuntimeError("track everything before the first epoch: a resumed run has to find it all")
-        self._state.add(subjects)
+        with self._remembered():
+            self._state.add(subjects)
         for item in self._state.tracked.values():
             if isinstance(item.subject, EarlyStopping):
                 item.subject.follow(lambda: self._loaders.epoch)
@@ -106,7 +109,8 @@ class Session:
     def epochs(self) -> Iterator[int]:
         if self._begun:
             raise RuntimeError("run.epochs() was iterated over before")
-        self._begin()
+        with self._remembered():
+            self._begin()
         while self.meter.epoch < self.start.spec.total_epochs:
             self._open_epoch()
             yield self.meter.epoch + 1
@@ -145,6 +149,8 @@ class Session:
         """Ends the attempt after user code has returned; returns the exit code; raises TrainingError."""
         if self._left is not None:  # user code caught what should have ended it
             return self._left
+        if self._error is not None:
+            raise self._error
         if self.start.spec.total_epochs > 0:
             if not self._begun:
                 raise TrainingWithoutEpochs
@@ -159,6 +165,17 @@ class Session:
         """Tells the agent, with the progress at this moment."""
         event.progress.CopyFrom(self._progress())
         self._events.append(event)
+
+    @contextlib.contextmanager
+    def _remembered(self) -> Iterator[None]:
+        """Remembers what went wrong in a restore: such a run must not finish well, even if user code goes on."""
+        try:
+            yield
+        except StateNotEncodable:
+            raise  # nothing was tracked; user code may do without
+        except TrainingError as error:
+            self._error = error
+            raise
 
     # The course of an epoch.
 
@@ -232,6 +249,8 @@ class Session:
             self.append(TrainingEvent(snapshot=snapshot))
 
     def _publish(self) -> None:
+        if not self._begun and self.start.spec.total_epochs > 0:
+            raise RuntimeError("run.step() was called before run.epochs()")
         self._order = self._control.word
         self._publish_time = time.monotonic() + PUBLISH_SECONDS
         self._board.write(self._progress())

@@ -568,12 +568,15 @@ class HeldAssignment(_message.Message):
     LAST_WORD_FIELD_NUMBER: _builtins.int
     SNAPSHOTS_FIELD_NUMBER: _builtins.int
     PERSISTED_FIELD_NUMBER: _builtins.int
-    ENDING_FIELD_NUMBER: _builtins.int
+    LOG_FIELD_NUMBER: _builtins.int
     EXIT_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
     directory: _builtins.str
     """Directory of the attempt."""
     events_offset: _builtins.int
     """Bytes of `events` that have been handled."""
+    log: _builtins.str
+    """Where the log of the training process is kept after its end, for people."""
     @_builtins.property
     def assignment(self) -> _agent_service_pb2.Assignment:
         """The newest assignment seen."""
@@ -599,12 +602,14 @@ class HeldAssignment(_message.Message):
         """Newest checkpoint that this attempt made durable; later ones share its parts."""
 
     @_builtins.property
-    def ending(self) -> _job_pb2.Failure:
-        """The process is to be ended, and why, if nobody asked."""
-
-    @_builtins.property
     def exit(self) -> Global___ProcessExit:
         """The process has ended."""
+
+    @_builtins.property
+    def dropped(self) -> _containers.RepeatedCompositeFieldContainer[Global___Snapshot]:
+        """Newest of the snapshots of each slot that was given back, until the slot is used again. The agent may have died
+        before it did so, hence its successor does it (again).
+        """
 
     def __init__(
         self,
@@ -617,12 +622,13 @@ class HeldAssignment(_message.Message):
         last_word: Global___TrainingEvent | None = ...,
         snapshots: _abc.Iterable[Global___Snapshot] | None = ...,
         persisted: _checkpoint_pb2.Checkpoint | None = ...,
-        ending: _job_pb2.Failure | None = ...,
+        log: _builtins.str = ...,
         exit: Global___ProcessExit | None = ...,
+        dropped: _abc.Iterable[Global___Snapshot] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "ending", b"ending", "exit", b"exit", "last_word", b"last_word", "persisted", b"persisted", "process", b"process", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "exit", b"exit", "last_word", b"last_word", "persisted", b"persisted", "process", b"process", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "directory", b"directory", "ending", b"ending", "events_offset", b"events_offset", "exit", b"exit", "last_word", b"last_word", "persisted", b"persisted", "process", b"process", "snapshots", b"snapshots", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "directory", b"directory", "dropped", b"dropped", "events_offset", b"events_offset", "exit", b"exit", "last_word", b"last_word", "log", b"log", "persisted", b"persisted", "process", b"process", "snapshots", b"snapshots", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -393,6 +393,7 @@ def test_an_unexpected_fault_is_a_line_too(monkeypatch: pytest.MonkeyPatch, caps
         raise RuntimeError("of\nours")
 
     monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     with pytest.raises(SystemExit) as caught:
         cli.main()
     assert caught.value.code == 1
@@ -404,6 +405,21 @@ def test_an_unexpected_fault_is_a_line_too(monkeypatch: pytest.MonkeyPatch, caps
     with pytest.raises(SystemExit):
         cli.main()
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_what_ctrl_c_left_half_built_is_told_on_request(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class HalfBuilt:
+        def __del__(self) -> None:
+            raise AttributeError("_state")
+
+    monkeypatch.setattr(sys, "unraisablehook", failures.aside)
+    HalfBuilt()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv(failures.TRACEBACK_VARIABLE, "1")
+    HalfBuilt()
+    assert "_state" in capsys.readouterr().err
 
 
 def test_help_is_quick() -> None:

@@ -2,8 +2,6 @@
 
 import json
 import socket
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -40,6 +38,7 @@ def failed(attempt: Attempt, reason: str) -> str:
         ("broken:becomes_a_function", "STATE_NOT_ENCODABLE", "ema['decay']: a builtins.builtin_function"),
         ("broken:tracks_late", "TRAINING_RAISED", "before the first epoch"),
         ("broken:tracks_twice", "TRAINING_RAISED", "'model' is taken"),
+        ("broken:steps_early", "TRAINING_RAISED", "before run.epochs()"),
         ("broken:loops_twice", "TRAINING_RAISED", "iterated over before"),
     ],
 )
@@ -126,7 +125,7 @@ def test_arguments_seed_and_threads(nursery: Nursery) -> None:
     first, second = attempt.log.splitlines()
     shown, rest = first.rsplit("}", 1)
     assert eval(shown + "}") == args
-    assert "64," in first
+    assert "'width': 64" in first
     assert "64.0" not in first
     assert rest == " 7 cpu 1"
     assert second.startswith("1  ")
@@ -229,6 +228,27 @@ def test_other_objects_than_were_saved(nursery: Nursery, args: dict[str, int], m
     assert message in failed(nursery.run("broken:varies", args=args, restore=before), "STATE_MISMATCH")
 
 
+def test_errors_cannot_be_swallowed(nursery: Nursery) -> None:
+    before = nursery.run("broken:varies", args={"model": 3}, order=PAUSE)
+    attempt = nursery.run("broken:catches_its_errors", restore=before)
+    assert "caught model does not take" in attempt.log
+    failed(attempt, "STATE_MISMATCH")
+
+
+def test_refused_state_may_be_done_without(nursery: Nursery) -> None:
+    attempt = nursery.run("broken:does_without")
+    assert attempt.last.HasField("finished")
+    assert "ema" in attempt.digests
+
+
+def test_workers_of_a_loader_end_with_the_training(nursery: Nursery) -> None:
+    attempt = nursery.run("broken:raises_amid_workers")
+    assert "amid workers" in failed(attempt, "TRAINING_RAISED")
+    workers = attempt.log.splitlines()[0].split()
+    assert len(workers) == 2
+    assert not [worker for worker in workers if Path("/proc", worker).exists()]
+
+
 def test_other_data_than_before(nursery: Nursery) -> None:
     before = nursery.run("broken:varies", args={"samples": 4}, order=PAUSE)
     attempt = nursery.run("broken:varies", args={"samples": 5}, restore=before)
@@ -299,23 +319,9 @@ def test_snapshot_that_cannot_be_read(nursery: Nursery, file: str) -> None:
     assert file in failed(attempt, "CHECKPOINT_CORRUPT")
 
 
-ORPHAN = """
-import os, sys, time
-from pathlib import Path
-from adjourn.training import process
-
-directory = Path(sys.argv[1])
-if os.fork() == 0:
-    os.setsid()
-    os._exit(process.main(directory))
-while not (directory / "events").exists() or not (directory / "events").stat().st_size:
-    time.sleep(0.01)
-"""
-
-
 def test_orphan_ends_itself_with_a_snapshot(nursery: Nursery) -> None:
     directory = nursery.prepare("courses:outlives_its_launcher")
-    subprocess.run((sys.executable, "-c", ORPHAN, str(directory)), check=True, timeout=60)
+    nursery.abandon(directory)
     until(lambda: any(event.HasField("snapshot") for event in read_events(directory)))
     *_, snapshot = read_events(directory)
     assert snapshot.snapshot.last

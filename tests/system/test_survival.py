@@ -1,0 +1,199 @@
+"""Any process may die at any moment: the job ends where it would have ended, and the record says what it cost."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import psutil
+import pytest
+import pytest_asyncio
+
+from adjourn.client import AsyncClient
+from adjourn.local import leftovers
+from adjourn.local.leftovers import Role
+from adjourn.local.stack import Stack
+from adjourn.v1.job_pb2 import Job
+from adjourn.v1.worker_pb2 import Worker
+from tests.trials import EPOCHS, Outcome, Training, Trial, Trials
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+Eventually = Callable[..., Awaitable[None]]
+
+
+class Processes:
+    """The processes of the stack."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+
+    def of(self, role: Role) -> list[psutil.Process]:
+        return [process for kind, process in leftovers.find(self.stack.directory.path) if kind is role]
+
+    def one(self, role: Role) -> psutil.Process:
+        (process,) = self.of(role)
+        return process
+
+    def agent(self, worker: str) -> psutil.Process:
+        """Returns the agent of `workers/{worker}`."""
+        name = worker.removeprefix("workers/")
+        (process,) = (each for each in self.of(Role.AGENT) if each.environ().get("ADJOURN_WORKER") == name)
+        return process
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def processes(stack: Stack, client: AsyncClient) -> AsyncIterator[Processes]:
+    """The processes of a stack that is whole, also afterwards."""
+    await whole(client)
+    yield Processes(stack)
+    await whole(client)
+
+
+async def whole(client: AsyncClient) -> None:
+    """Returns when both workers take jobs."""
+    async with asyncio.timeout(60):
+        while [worker.state async for worker in client.list_workers()] != [Worker.ACTIVE] * 2:
+            await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+def checkpointed(trials: Trials) -> Callable[[str], Awaitable[tuple[Trial, Training]]]:
+    """Starts a job; it is in the middle of its third epoch, and the checkpoint of the second is registered."""
+
+    async def start(name: str, **args: object) -> tuple[Trial, Training]:
+        trial = await trials.start(name, limit=2, **args)
+        training = await trial.inside(3)
+        await trial.until(lambda job: job.latest_checkpoint.endswith("-2"))
+        return trial, training
+
+    return start
+
+
+Checkpointed = Callable[..., Awaitable[tuple[Trial, Training]]]
+
+
+async def test_training_is_killed(processes: Processes, checkpointed: Checkpointed, uninterrupted: Outcome) -> None:
+    trial, training = await checkpointed("training-killed")
+    psutil.Process(training.pid).kill()
+    failed = await trial.until(lambda job: job.restart_count == 1)
+    assert (failed.failure.reason, failed.progress.epoch) == ("PROCESS_KILLED", 2)
+    assert (await trial.finish()).attempt == 2
+    assert await trial.outcome() == uninterrupted
+
+
+async def test_an_agent_is_killed_and_its_training_goes_on(
+    processes: Processes, checkpointed: Checkpointed, uninterrupted: Outcome, eventually: Eventually
+) -> None:
+    trial, training = await checkpointed("agent-killed")
+    agent = processes.agent((await trial.get()).worker)
+    agent.kill()
+    trial.gate.open(4)
+    await eventually(lambda: trial.gate.inside(5) == training)
+    await trial.until(lambda job: job.latest_checkpoint.endswith("-4"))
+    assert processes.agent((await trial.get()).worker) != agent
+    job = await trial.finish()
+    assert (job.attempt, job.restart_count) == (1, 0)
+    assert await trial.outcome() == uninterrupted
+
+
+async def test_a_launcher_is_killed(
+    processes: Processes, checkpointed: Checkpointed, uninterrupted: Outcome, eventually: Eventually
+) -> None:
+    trial, training = await checkpointed("launcher-killed")
+    launcher = psutil.Process(training.pid).parent()
+    assert launcher
+    launcher.kill()
+    await eventually(lambda: not training.lives())
+    job = await trial.finish()
+    assert (job.attempt, job.restart_count) == (2, 1)
+    assert await trial.outcome() == uninterrupted
+
+
+async def test_a_worker_is_killed_and_its_job_goes_on_elsewhere(
+    stack: Stack, processes: Processes, checkpointed: Checkpointed, uninterrupted: Outcome
+) -> None:
+    trial, training = await checkpointed("worker-killed")
+    before = (await trial.get()).worker
+    assert training.pid in await stack.kill(before.removeprefix("workers/"))
+    moved = await trial.until(lambda job: job.attempt == 2 and job.state == Job.RUNNING)
+    assert moved.worker not in ("", before)
+    assert (moved.restart_count, moved.failure.reason) == (1, "WORKER_LOST")
+    await trial.finish()
+    assert await trial.outcome() == uninterrupted
+    stack.revive(before.removeprefix("workers/"))
+
+
+@pytest.mark.parametrize("role", [Role.CONTROL_PLANE, Role.VALKEY])
+async def test_training_does_not_notice(
+    processes: Processes,
+    checkpointed: Checkpointed,
+    uninterrupted: Outcome,
+    eventually: Eventually,
+    client: AsyncClient,
+    role: Role,
+) -> None:
+    trial, training = await checkpointed(f"without-{role.name.lower().replace('_', '-')}")
+    known = {job.name: job.state async for job in client.list_jobs()}
+    process = processes.one(role)
+    process.kill()
+    trial.gate.open(4)
+    await eventually(lambda: trial.gate.inside(5) == training)
+    await eventually(lambda: processes.of(role) not in ([], [process]))
+    await trial.until(lambda job: job.latest_checkpoint.endswith("-4"))
+    assert {job.name: job.state async for job in client.list_jobs()} == known
+    job = await trial.finish()
+    assert (job.attempt, job.restart_count) == (1, 0)
+    assert await trial.outcome() == uninterrupted
+
+
+async def test_a_pause_waits_for_the_object_store(
+    processes: Processes, checkpointed: Checkpointed, uninterrupted: Outcome, eventually: Eventually
+) -> None:
+    trial, training = await checkpointed("without-s3")
+    await trial.ask_for_pause(training)
+    processes.one(Role.S3).kill()
+    trial.gate.open(3)
+    await eventually(lambda: not training.lives())
+    waiting = await trial.until(lambda job: job.pause.HasField("release_time"))
+    assert waiting.state == Job.PAUSING
+    assert not waiting.pause.HasField("pause_time")
+    paused = await trial.until(Job.PAUSED, seconds=90)
+    assert (paused.pause.epoch, paused.restart_count) == (3, 0)
+    await trial.client.resume_job(trial.name)
+    await trial.finish()
+    assert await trial.outcome() == uninterrupted
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+async def test_an_agent_that_was_away_for_longer_than_its_lease_changes_nothing(
+    processes: Processes,
+    checkpointed: Checkpointed,
+    uninterrupted: Outcome,
+    eventually: Eventually,
+    client: AsyncClient,
+    ahead: bool,
+) -> None:
+    """Whether its training stood still meanwhile or came to the end: it has been replaced."""
+    trial, training = await checkpointed(f"zombie-{ahead}".lower(), overlap=True)
+    agent = processes.agent((await trial.get()).worker)
+    agent.suspend()
+    try:
+        if ahead:
+            trial.gate.open(EPOCHS)
+            await eventually(lambda: not training.lives())
+        moved = await trial.until(lambda job: job.attempt == 2)
+        assert (moved.restart_count, moved.failure.reason) == (1, "WORKER_LOST")
+        if not ahead:
+            await eventually(lambda: trial.gate.inside(3) not in (None, training))
+    finally:
+        agent.send_signal(signal.SIGCONT)
+    if not ahead:
+        await eventually(lambda: not training.lives())
+        assert trial.gate.inside(3)
+    job = await trial.finish()
+    await whole(client)
+    assert await trial.get() == job
+    assert (job.attempt, job.restart_count) == (2, 1)
+    assert await trial.outcome() == uninterrupted
+    lineage = [(checkpoint.attempt, checkpoint.epoch) async for checkpoint in client.list_checkpoints(trial.name)]
+    assert lineage == [(1 if epoch <= 2 else 2, epoch) for epoch in range(EPOCHS, 0, -1)]

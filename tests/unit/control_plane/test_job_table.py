@@ -1,0 +1,208 @@
+"""Walks TRANSITIONS: what is written there can happen, and nothing else does."""
+
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+
+import pytest
+
+from adjourn import errors, reasons
+from adjourn.v1.agent_service_pb2 import FencingToken
+from adjourn.v1.job_pb2 import PAUSE_MODE_UNSPECIFIED, Failure, Hold, Job, Pause
+from adjourn.v1.record_pb2 import JobRecord
+from adjourn.v1.usage_pb2 import EpochMetrics
+from control_plane import jobs
+from control_plane.events import (
+    Adopted,
+    Asked,
+    Began,
+    CancelAsked,
+    EpochEnded,
+    Event,
+    Failed,
+    Finished,
+    FoundRunning,
+    Lost,
+    Observed,
+    PauseAsked,
+    PausePhase,
+    Placed,
+    Registered,
+    Rested,
+    ResumeAsked,
+    Stopped,
+)
+from control_plane.jobs import ENDED, HANDLERS, HELD, TRANSITIONS, State
+from tests.unit.control_plane.making import GONE, RAISED, START, A, Life, checkpoint
+
+STATES = [state for state in Job.State.values() if state != Job.STATE_UNSPECIFIED]
+ASKED: list[Asked] = [
+    PauseAsked(actor="bob", mode=PAUSE_MODE_UNSPECIFIED, reason=""),
+    ResumeAsked(actor="bob"),
+    CancelAsked(actor="bob", reason=""),
+]
+RESTING = ENDED | {Job.PAUSED}
+
+
+def possible(record: JobRecord) -> Iterator[Event]:
+    """Yields one of every kind of event, and several where their content decides what follows."""
+    yield from ASKED
+    attempt = record.token.attempt + 1
+    token = FencingToken(attempt=attempt, nonce=f"{attempt:032x}")
+    yield Placed(actor="control_plane", worker=A, device_uuids=(), nonce=token.nonce)
+    yield Observed(actor=A, generation=record.generation)
+    yield Began(actor=A)
+    yield EpochEnded(actor=A, metrics=EpochMetrics(epoch=1))
+    yield Registered(actor=A, checkpoint=checkpoint(1))
+    yield PausePhase(actor=A, pause=Pause(release_time=record.job.create_time))
+    for on in {record.checkpoint.name, "jobs/j/checkpoints/unknown"}:
+        yield Rested(actor=A, checkpoint=on)
+        yield Finished(actor=A, checkpoint=on)
+    yield Stopped(actor=A)
+    for failure in (RAISED, Failure(reason=reasons.STATE_MISMATCH)):
+        yield Failed(actor=A, failure=failure)
+    yield Lost(actor="control_plane", failure=GONE)
+    yield FoundRunning(actor=A, device_uuids=(), generation=record.generation)
+    yield Adopted(actor=A, token=token, worker=A, device_uuids=(), generation=1)
+
+
+def kept_by_budget(record: JobRecord) -> JobRecord:
+    """Returns the record with a hold that no verb of today adds."""
+    held = JobRecord()
+    held.CopyFrom(record)
+    held.job.holds.add(kind=Hold.BUDGET)
+    return held
+
+
+def aspect(record: JobRecord) -> tuple[object, ...]:
+    """Returns what decisions depend on; records that agree in it need not all be looked at."""
+    job = record.job
+    return (
+        job.state,
+        tuple(sorted(hold.kind for hold in job.holds)),
+        (job.spec.total_epochs > 0, bool(record.checkpoint.name), record.began, record.released),
+        (record.observed_generation > 0, min(job.restart_count, 1), record.HasField("past_failure")),
+        (job.pause.HasField("resume_request_time"), job.pause.HasField("resume_time")),
+    )
+
+
+@pytest.fixture(scope="module")
+def seen() -> Mapping[tuple[State, type[Event]], set[State]]:
+    """What came of every event in every situation that can be reached, by state and event."""
+    found: dict[tuple[State, type[Event]], set[State]] = defaultdict(set)
+    first = [Life(total_epochs=epochs, max_restarts=1).record for epochs in (0, 2)]
+    first += [kept_by_budget(record) for record in first[1:]]
+    waiting = deque(first)
+    known = {aspect(record) for record in first}
+    now = START
+    while waiting:
+        record = waiting.popleft()
+        for event in possible(record):
+            now += timedelta(seconds=1)
+            try:
+                decision = jobs.decide(record, event, now)
+            except errors.PreconditionError:
+                continue
+            after = decision.record if decision else record
+            if decision or (record.job.state, type(event)) in TRANSITIONS:
+                found[record.job.state, type(event)].add(after.job.state)
+            if aspect(after) not in known:
+                known.add(aspect(after))
+                waiting.append(after)
+    return found
+
+
+def test_every_row_is_reached_and_every_outcome_is_in_the_table(
+    seen: Mapping[tuple[State, type[Event]], set[State]],
+) -> None:
+    assert {row: set(after) for row, after in TRANSITIONS.items()} == seen
+
+
+def test_no_outcome_is_written_twice() -> None:
+    assert all(len(set(after)) == len(after) for after in TRANSITIONS.values())
+
+
+def test_every_event_has_a_handler_and_a_row() -> None:
+    events = set(HANDLERS)
+    assert {event for _, event in TRANSITIONS} == events
+    assert {type(event) for event in possible(Life().record)} == events
+
+
+@pytest.mark.parametrize("state", STATES, ids=Job.State.Name)
+def test_every_state_has_a_way_to_every_end(state: State) -> None:
+    ways: dict[State, set[State]] = defaultdict(set)
+    for (before, _), after in TRANSITIONS.items():
+        ways[before] |= set(after)
+    reached, fresh = {state}, {state}
+    while fresh:
+        fresh = set().union(*(ways[each] for each in fresh)) - reached
+        reached |= fresh
+    assert reached >= (ENDED if state != Job.SUCCEEDED else {Job.SUCCEEDED})
+
+
+@pytest.mark.parametrize("state", sorted({Job.PAUSING, Job.CANCELLING}), ids=Job.State.Name)
+def test_what_resolves_by_itself_needs_nobody_to_ask(state: State) -> None:
+    outcomes = {
+        after
+        for (before, event), all_after in TRANSITIONS.items()
+        if before == state
+        for after in all_after
+        if not issubclass(event, Asked)
+    }
+    assert outcomes & RESTING
+
+
+@pytest.mark.parametrize("state", sorted(HELD), ids=Job.State.Name)
+def test_an_attempt_may_end_in_any_way_in_any_state_that_a_worker_has(state: State) -> None:
+    for event in (Stopped, Failed, Lost, Finished):
+        assert (state, event) in TRANSITIONS
+        assert any(after not in HELD for after in TRANSITIONS[state, event])
+
+
+def in_state(state: State) -> JobRecord:
+    record = JobRecord()
+    record.CopyFrom(Life().record)
+    record.job.state = state
+    return record
+
+
+REFUSED = [(state, event) for state in STATES for event in ASKED if (state, type(event)) not in TRANSITIONS]
+
+
+@pytest.mark.parametrize(("state", "event"), REFUSED, ids=lambda it: getattr(it, "verb", None) or Job.State.Name(it))
+def test_what_may_not_be_asked_for_is_refused_with_what_may(state: State, event: Asked) -> None:
+    with pytest.raises(errors.PreconditionError) as caught:
+        jobs.decide(in_state(state), event, START)
+    error = caught.value
+    assert type(error) is not errors.PreconditionError
+    assert error.metadata["state"] == Job.State.Name(state)
+    allowed = {Job.State.Value(name) for name in error.metadata["allowed_states"].split(", ")}
+    assert allowed == {before for before, known in TRANSITIONS if known is type(event)}
+    assert Job.State.Name(state) in error.message
+    ended = state in ENDED or state == Job.CANCELLING
+    assert type(error) is (errors.JobFinishedError if ended else errors.JobNotPausedError)
+
+
+def test_late_news_is_ignored() -> None:
+    record = in_state(Job.SUCCEEDED)
+    for event in possible(record):
+        if not isinstance(event, Asked):
+            assert jobs.decide(record, event, START) is None
+
+
+def test_a_decision_leaves_the_record_alone() -> None:
+    record = Life().running(1).record
+    before = JobRecord()
+    before.CopyFrom(record)
+    for event in possible(record):
+        try:
+            jobs.decide(record, event, START)
+        except errors.PreconditionError:
+            continue
+        assert record == before
+
+
+def test_an_outcome_beyond_the_table_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TRANSITIONS, (Job.QUEUED, CancelAsked), (Job.PAUSED,))  # type: ignore[arg-type]
+    with pytest.raises(AssertionError, match="CANCELLED"):
+        jobs.decide(Life().record, ASKED[2], START)
