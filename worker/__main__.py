@@ -32,7 +32,7 @@ async def serve(settings: Settings) -> None:
     places = Places.prepare(settings.data, os.environ)
     with Journal(places) as journal:
         async with S3Objects(settings.s3) as objects, Supervisor(places, os.environ) as supervisor:
-            gpus = await asyncio.to_thread(find_gpus)
+            gpus = await asyncio.to_thread(find_gpus, settings.gpus)
             await Agent(settings, places, journal, supervisor, objects, gpus).run(stop)
 
 

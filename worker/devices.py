@@ -14,6 +14,7 @@ import structlog
 from adjourn.v1.usage_pb2 import GpuSample, ResourceSample
 from adjourn.v1.worker_pb2 import Device
 from worker import cgroup
+from worker.settings import GpuShare
 
 T = TypeVar("T")
 
@@ -42,12 +43,12 @@ class NoGpus:
 class NvidiaGpus:
     """GPUs that NVML knows; raises NVMLError if it cannot be used."""
 
-    def __init__(self, nvml: Any = pynvml) -> None:
+    def __init__(self, share: GpuShare, nvml: Any) -> None:
         self._nvml = nvml
         nvml.nvmlInit()
         self._devices: dict[str, Device] = {}
         self._handles: dict[str, Any] = {}
-        for index in range(nvml.nvmlDeviceGetCount()):
+        for index in filter(share.has, range(nvml.nvmlDeviceGetCount())):
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
             uuid = str(nvml.nvmlDeviceGetUUID(handle))
             self._handles[uuid] = handle
@@ -105,10 +106,10 @@ class NvidiaGpus:
             return None
 
 
-def find_gpus(nvml: Any = pynvml) -> Gpus:
-    """Returns the machine's GPUs; without a driver there are none, which is a valid answer."""
+def find_gpus(share: GpuShare, nvml: Any = pynvml) -> Gpus:
+    """Returns our share of the machine's GPUs; without a driver there are none, which is a valid answer."""
     try:
-        return NvidiaGpus(nvml)
+        return NvidiaGpus(share, nvml)
     except nvml.NVMLError as error:
         log.info("no_gpus", why=str(error))
         return NoGpus()

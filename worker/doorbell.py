@@ -6,7 +6,6 @@ import socket
 from pathlib import Path
 from typing import Final, Self
 
-
 BURST: Final = 64
 """Rings that are taken for one."""
 

@@ -22,6 +22,17 @@ class OnTerm(StrEnum):
     """It ends, and so does the launcher."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuShare:
+    """Every `of`-th GPU of the machine, from number `part` on: workers side by side must not offer the same one."""
+
+    part: int = 0
+    of: int = 1
+
+    def has(self, index: int) -> bool:
+        return index % self.of == self.part
+
+
 class LogFormat(StrEnum):
     JSON = "json"
     CONSOLE = "console"
@@ -43,6 +54,8 @@ class Settings:
     cpu_slots: int
     """Jobs without a GPU that run at a time."""
     labels: Mapping[str, str]
+    gpus: GpuShare
+    """Which of the machine's GPUs are this worker's."""
     threads: int
     """Threads of a training process; by default the cores we may use, shared among the slots."""
     on_term: OnTerm
@@ -61,6 +74,7 @@ class Settings:
             data=reader.take("ADJOURN_DATA", directory),
             cpu_slots=slots,
             labels=reader.take("ADJOURN_LABELS", labels, {}),
+            gpus=reader.take("ADJOURN_GPUS", gpu_share, GpuShare()),
             threads=reader.take("ADJOURN_THREADS", within(1, 4096), max(1, share)),
             on_term=reader.take("ADJOURN_ON_TERM", one_of(OnTerm), OnTerm.LEAVE),
             log_format=reader.take("ADJOURN_LOG_FORMAT", one_of(LogFormat), LogFormat.JSON),
@@ -71,8 +85,8 @@ class Settings:
 
 
 def worker_name(text: str) -> str:
-    if not re.fullmatch(r"[a-z0-9-]{1,63}", text):
-        raise ValueError("must be 1 to 63 of a-z, 0-9 and -")
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", text):
+        raise ValueError("must be 1 to 63 of a-z, 0-9 and -, with a letter or digit at both ends")
     return text
 
 
@@ -94,6 +108,14 @@ def labels(text: str) -> Mapping[str, str]:
             raise ValueError(f"has the key {key} twice")
         found[key] = value
     return found
+
+
+def gpu_share(text: str) -> GpuShare:
+    """Parses `part/of`."""
+    part, slash, of = text.partition("/")
+    if not slash or not part.isdecimal() or not of.isdecimal() or not int(part) < int(of):
+        raise ValueError("must be part/of, as 0/2 and 1/2 for two workers that share a machine's GPUs")
+    return GpuShare(part=int(part), of=int(of))
 
 
 def one_of(kind: type[Choice]) -> Callable[[str], Choice]:

@@ -75,8 +75,8 @@ def ahead(asked: Timestamp, predicted: Timestamp, now: datetime) -> timedelta | 
 
 
 def remaining(job: Job) -> str:
-    """Says how much training is left; empty if there is no estimate."""
-    if not job.progress.HasField("remaining_duration"):
+    """Says how much training is left; empty if nothing is, or nobody knows."""
+    if not job.progress.remaining_duration.ByteSize():
         return ""
     return f"about {formatting.duration(job.progress.remaining_duration.ToTimedelta())} of training left"
 

@@ -41,7 +41,7 @@ def up(
         ),
     ] = None,
 ) -> None:
-    """Run Adjourn on this machine: Valkey, S3, control plane and workers. Ctrl-C ends all of it, a second one at once."""
+    """Run Adjourn on this machine: Valkey, S3, control plane and workers. Ctrl-C ends it, a second one at once."""
     options = Options(data=data, workers=workers, port=port, redis=redis, s3=s3)
     try:
         interruption.run(serve(options))

@@ -4,18 +4,22 @@ Pausing and resuming can be taken back, so they are not asked about twice. Cance
 """
 
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from adjourn.cli import arguments, formatting, output, phrases
 from adjourn.cli.following import ENDED
 from adjourn.cli.session import connect
+from adjourn.errors import DeadlineError, JobFinishedError
 from adjourn.v1.job_pb2 import Hold, Job, Pause
 
 if TYPE_CHECKING:
     from adjourn.client import Client
+
+VERDICT_SECONDS: Final = 3.0
 
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="The job, `x` or `jobs/x`.", show_default=False)]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask. Without a terminal nothing is asked anyway.")]
@@ -63,13 +67,13 @@ def resume(
         output.say(f"{formatting.short(found.name)} {resumption(client, found)}")
         if not wait or found.state == Job.RUNNING:
             return
-        attempt = found.attempt
-        found = client.wait_job(found.name, until=lambda now: trains_again(now, attempt))
+        asked = found
+        found = client.wait_job(asked.name, until=lambda now: trains_again(now, asked.attempt))
         output.say(told(found))
         if found.state not in (Job.RUNNING, Job.SUCCEEDED):
             raise typer.Exit(1)
-        if found.pause.verdict:
-            output.say(f"restored state: {Pause.Verdict.Name(found.pause.verdict)}")
+        if asked.HasField("pause") and not asked.pause.HasField("resume_time"):
+            output.say(restored(client, found))
 
 
 def cancel(
@@ -83,7 +87,7 @@ def cancel(
     with connect(ctx) as client:
         found = client.get_job(job)
         kept = "what it did since its newest checkpoint" if found.latest_checkpoint else "all it did"
-        confirm(f"Stop {formatting.short(found.name)} for good? It loses {kept}.", yes=yes)
+        confirm(f"Stop {formatting.short(found.name)} for good? It loses {kept}.", yes=yes or found.state in ENDED)
         output.say(told(client.cancel_job(found.name, reason=reason)))
 
 
@@ -135,6 +139,15 @@ def trains_again(job: Job, attempt: int) -> bool:
     if job.state == Job.RUNNING:
         return job.attempt > attempt or job.pause.HasField("resume_time")
     return job.state in (Job.PAUSED, *ENDED)
+
+
+def restored(client: "Client", job: Job) -> str:
+    """Says how the restored state compared; the answer may come a moment after the first step."""
+    with suppress(DeadlineError, JobFinishedError):
+        job = client.wait_job(job.name, until=lambda now: bool(now.pause.verdict), timeout=VERDICT_SECONDS)
+    if not job.pause.verdict:
+        return "restored state: not compared"
+    return f"restored state: {formatting.name_of(Pause.Verdict.Name, job.pause.verdict).upper()}"
 
 
 def resumption(client: "Client", job: Job) -> str:

@@ -33,7 +33,7 @@ def paused_run(job: Job, *, now: datetime | None = None) -> RenderableType:
     now = now or datetime.now(UTC)
     colour = COLOURS.get(job.state, "white")
     banner = Text.assemble(badge(job), "  ", (formatting.short(job.name), "bold"), " ", phrases.situation(job, now))
-    parts: list[RenderableType] = [Panel(banner, border_style=colour, box=box.ROUNDED)]
+    parts: list[RenderableType] = [Panel(banner, border_style=colour, box=box.ROUNDED, expand=False)]
     parts += section("Run", run_rows(job))
     parts += section("Progress", progress_rows(job, now))
     if job.failure.reason:

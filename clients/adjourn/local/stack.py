@@ -133,9 +133,13 @@ class Stack:
                 directory=self._worker_directory(name),
                 logs=self.directory.logs,
                 address=self.address,
-                environment={**shared, "ADJOURN_THREADS": str(settings.threads)},
+                environment={
+                    **shared,
+                    "ADJOURN_THREADS": str(settings.threads),
+                    "ADJOURN_GPUS": f"{number}/{len(self.workers)}",
+                },
             )
-            for name in self.workers
+            for number, name in enumerate(self.workers)
         ]
         # Agents connect as soon as there is something to connect to; meanwhile they load torch.
         await together(*map(self._supervisor.start, (control_plane, *agents)))

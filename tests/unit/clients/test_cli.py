@@ -268,12 +268,29 @@ def test_a_resume_tells_what_happens_next(adjourn: Adjourn, plane: "Plane", job:
 
 
 def test_a_resume_can_be_waited_for(adjourn: Adjourn, plane: "Plane") -> None:
-    plane.add("x", Job.QUEUED, attempt=1)
+    plane.add("x", Job.QUEUED, attempt=1, pause=Pause(epoch=1))
     news = Pause(verdict=Pause.EXACT)
     plane.streams = [[change(Job.STARTING, attempt=2), change(Job.RUNNING, attempt=2, worker="workers/b", pause=news)]]
+    plane.streams.append([change(Job.RUNNING, pause=news)])
     result = adjourn("resume", "x", "--wait")
     assert result.exit_code == 0
     assert result.stdout.splitlines()[1:] == ["x trains on b", "restored state: EXACT"]
+
+
+def test_a_verdict_that_comes_late_is_waited_for(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.add("x", Job.QUEUED, attempt=1, pause=Pause(epoch=1))
+    late = Pause(verdict=Pause.WITHIN_TOLERANCE)
+    plane.streams = [[change(Job.RUNNING, attempt=2)], [change(Job.RUNNING), change(Job.RUNNING, pause=late)]]
+    assert adjourn("resume", "x", "--wait").stdout.splitlines()[-1] == "restored state: WITHIN_TOLERANCE"
+
+
+def test_a_verdict_that_does_not_come_is_not_waited_for(
+    adjourn: Adjourn, plane: "Plane", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plane.add("x", Job.QUEUED, attempt=1, pause=Pause(epoch=1))
+    plane.streams = [[change(Job.RUNNING, attempt=2)]]
+    monkeypatch.setattr(verbs, "VERDICT_SECONDS", 0.2)
+    assert adjourn("resume", "x", "--wait").stdout.splitlines()[-1] == "restored state: not compared"
 
 
 def test_a_resume_that_fails_is_told(adjourn: Adjourn, plane: "Plane") -> None:

@@ -8,6 +8,7 @@ from adjourn import errors, reasons
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import EPOCH, Failure, Hold, Pause
+from control_plane.events import PausePhase, Registered
 from tests.unit.control_plane.making import A, Life, checkpoint_name, paused
 
 
@@ -33,8 +34,6 @@ def test_the_second_answer_predicts_the_release_from_the_first_pause() -> None:
     pause = Pause()
     pause.boundary_time.FromDatetime(life.now)
     pause.release_time.FromDatetime(life.now + timedelta(seconds=3))
-    from control_plane.events import PausePhase
-
     life.tell(PausePhase(actor=A, pause=pause)).rests().resume().running().at(200).pause()
     predicted = life.job.pause
     assert predicted.predicted_release_time.ToDatetime() - predicted.predicted_boundary_time.ToDatetime() == timedelta(
@@ -79,8 +78,6 @@ def test_progress_is_that_of_the_checkpoint_even_if_the_last_report_was_older() 
     life = Life().running(1).at(130, seconds=13).pause()
     late = Checkpoint(name=checkpoint_name(2), epoch=2, step=200)
     late.active_duration.FromSeconds(20)
-    from control_plane.events import Registered
-
     life.tell(Registered(actor=A, checkpoint=late)).rests()
     assert (life.job.progress.epoch, life.job.progress.step, life.job.progress.epoch_step) == (2, 200, 0)
     assert life.job.progress.active_duration.seconds == 20

@@ -1,6 +1,7 @@
 """What every decision does to the record: its revision, its history, its estimates."""
 
 from datetime import timedelta
+from itertools import pairwise
 
 import pytest
 
@@ -39,7 +40,7 @@ def test_the_revision_changes_with_state_and_intent_and_not_with_progress() -> N
 def test_the_revision_grows_by_one() -> None:
     life = Life().running(3).pause().trained(4).rests().resume()
     revisions = [decision.record.revision for decision in life.decisions]
-    assert {after - before for before, after in zip(revisions, revisions[1:], strict=False)} <= {0, 1}
+    assert {after - before for before, after in pairwise(revisions)} <= {0, 1}
 
 
 def test_history_has_no_gaps_and_tells_every_change_of_state() -> None:
@@ -77,10 +78,7 @@ def test_the_first_step_of_the_first_attempt_is_the_start() -> None:
 @pytest.mark.parametrize(("step", "left"), [(0, 200), (150, 185), (1990, 1)])
 def test_remaining_time_comes_from_measured_epochs(step: int, left: int) -> None:
     life = Life(total_epochs=20).running(1).at(step)
-    if step == 0:
-        assert life.job.progress.remaining_duration.ToTimedelta() == timedelta(seconds=left)
-    else:
-        assert life.job.progress.remaining_duration.ToTimedelta() == timedelta(seconds=left)
+    assert life.job.progress.remaining_duration.ToTimedelta() == timedelta(seconds=left)
 
 
 def test_before_the_first_epoch_there_is_nothing_to_judge_by() -> None:

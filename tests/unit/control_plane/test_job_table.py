@@ -203,6 +203,6 @@ def test_a_decision_leaves_the_record_alone() -> None:
 
 
 def test_an_outcome_beyond_the_table_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TRANSITIONS, (Job.QUEUED, CancelAsked), (Job.PAUSED,))  # type: ignore[arg-type]
+    monkeypatch.setitem(TRANSITIONS, (Job.QUEUED, CancelAsked), (Job.PAUSED,))
     with pytest.raises(AssertionError, match="CANCELLED"):
         jobs.decide(Life().record, ASKED[2], START)

@@ -10,6 +10,7 @@ from adjourn.v1.usage_pb2 import GpuSample
 from adjourn.v1.worker_pb2 import Device
 from worker import cgroup
 from worker.devices import Meter, NoGpus, find_gpus
+from worker.settings import GpuShare
 
 
 class NvmlError(Exception):
@@ -50,14 +51,14 @@ class FakeNvml:
 
 
 def test_without_a_driver_there_are_no_gpus() -> None:
-    gpus = find_gpus(FakeNvml("Init"))
+    gpus = find_gpus(GpuShare(), FakeNvml("Init"))
     assert isinstance(gpus, NoGpus)
     assert gpus.inventory() == []
     assert gpus.sample(["GPU-0"], [7]) == []
 
 
 def test_inventory() -> None:
-    assert find_gpus(FakeNvml()).inventory() == [
+    assert find_gpus(GpuShare(), FakeNvml()).inventory() == [
         Device(uuid="GPU-0", index=0, model="H200", memory_bytes=1000),
         Device(uuid="GPU-1", index=1, model="H200", memory_bytes=1000),
     ]
@@ -65,13 +66,13 @@ def test_inventory() -> None:
 
 def test_a_gpu_that_fell_off_the_bus_stays_known_and_is_offered_to_nobody() -> None:
     nvml = FakeNvml()
-    gpus = find_gpus(nvml)
+    gpus = find_gpus(GpuShare(), nvml)
     nvml.broken.add("DeviceGetMemoryInfo")
     assert [device.quarantined for device in gpus.inventory()] == [True, True]
 
 
 def test_a_sample_has_the_gpus_asked_for() -> None:
-    assert find_gpus(FakeNvml()).sample(["GPU-1"], [7]) == [
+    assert find_gpus(GpuShare(), FakeNvml()).sample(["GPU-1"], [7]) == [
         GpuSample(
             uuid="GPU-1",
             index=1,
@@ -87,7 +88,7 @@ def test_a_sample_has_the_gpus_asked_for() -> None:
 
 def test_what_nvml_does_not_tell_is_unset_and_not_0() -> None:
     nvml = FakeNvml()
-    gpus = find_gpus(nvml)
+    gpus = find_gpus(GpuShare(), nvml)
     nvml.broken |= {f"DeviceGet{name}" for name in ("UtilizationRates", "MemoryInfo", "Temperature", "PowerUsage")}
     nvml.broken.add("DeviceGetComputeRunningProcesses")
     assert gpus.sample(["GPU-0"], [7]) == [GpuSample(uuid="GPU-0", index=0)]
@@ -105,7 +106,7 @@ def test_what_nvml_does_not_tell_is_unset_and_not_0() -> None:
 def test_memory_of_the_job(listed: list[tuple[int, int | None]], expected: int | None) -> None:
     nvml = FakeNvml()
     nvml.processes = [SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in listed]
-    (sample,) = find_gpus(nvml).sample(["GPU-0"], [7, 8])
+    (sample,) = find_gpus(GpuShare(), nvml).sample(["GPU-0"], [7, 8])
     assert sample.HasField("job_memory_bytes") == (expected is not None)
     assert sample.job_memory_bytes == (expected or 0)
 
@@ -141,3 +142,8 @@ def test_the_limits_of_a_container_count(monkeypatch: pytest.MonkeyPatch) -> Non
     sample = meter.sample()
     assert (sample.worker_memory_bytes, sample.worker_memory_limit_bytes) == (10, 1000)
     assert sample.worker_cpu_percent == 100
+
+
+def test_workers_side_by_side_share_the_gpus_without_overlap() -> None:
+    shares = [find_gpus(GpuShare(part=part, of=2), FakeNvml()).inventory() for part in range(2)]
+    assert [[device.uuid for device in share] for share in shares] == [["GPU-0"], ["GPU-1"]]

@@ -4,7 +4,7 @@ import pytest
 
 from adjourn.channel import DEFAULT_ADDRESS
 from adjourn.environment import InvalidSettings
-from worker.settings import LogFormat, OnTerm, Settings
+from worker.settings import GpuShare, LogFormat, OnTerm, Settings
 
 ENOUGH = {
     "ADJOURN_WORKER": "worker-1",
@@ -33,6 +33,7 @@ def test_everything_can_be_said() -> None:
         "ADJOURN_CONTROL_PLANE": "plane.example:7400",
         "ADJOURN_CPU_SLOTS": "4",
         "ADJOURN_LABELS": "zone=a, disk = nvme",
+        "ADJOURN_GPUS": "1/2",
         "ADJOURN_THREADS": "3",
         "ADJOURN_ON_TERM": "stop",
         "ADJOURN_LOG_FORMAT": "console",
@@ -42,6 +43,7 @@ def test_everything_can_be_said() -> None:
     assert settings.control_plane == "plane.example:7400"
     assert settings.cpu_slots == 4
     assert settings.labels == {"zone": "a", "disk": "nvme"}
+    assert settings.gpus == GpuShare(part=1, of=2)
     assert settings.threads == 3
     assert settings.on_term is OnTerm.STOP
     assert settings.log_format is LogFormat.CONSOLE
@@ -55,6 +57,7 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         "ADJOURN_DATA": "here",
         "ADJOURN_CPU_SLOTS": "-1",
         "ADJOURN_LABELS": "a=1,a=2",
+        "ADJOURN_GPUS": "2/2",
         "ADJOURN_THREADS": "many",
         "ADJOURN_ON_TERM": "panic",
         "ADJOURN_LOG_FORMAT": "xml",
@@ -66,10 +69,11 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         Settings.from_environment(wrong)
     assert caught.value.problems == {
         "ADJOURN_CONTROL_PLANE": "must be host:port",
-        "ADJOURN_WORKER": "must be 1 to 63 of a-z, 0-9 and -",
+        "ADJOURN_WORKER": "must be 1 to 63 of a-z, 0-9 and -, with a letter or digit at both ends",
         "ADJOURN_DATA": "must be an absolute path",
         "ADJOURN_CPU_SLOTS": "must be from 0 to 1024",
         "ADJOURN_LABELS": "has the key a twice",
+        "ADJOURN_GPUS": "must be part/of, as 0/2 and 1/2 for two workers that share a machine's GPUs",
         "ADJOURN_THREADS": "must be a whole number",
         "ADJOURN_ON_TERM": "must be leave or stop",
         "ADJOURN_LOG_FORMAT": "must be json or console",

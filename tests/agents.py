@@ -1,0 +1,324 @@
+"""Agents as tests run them, in this process or their own, and a control plane that says what a test wants said."""
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import psutil
+
+from adjourn import errors
+from adjourn.channel import SERVER_OPTIONS
+from adjourn.objects import ObjectStore, S3Settings
+from adjourn.v1 import agent_service_pb2_grpc
+from adjourn.v1.agent_service_pb2 import (
+    Assignment,
+    AssignmentStatus,
+    FencingToken,
+    Report,
+    SynchronizeRequest,
+    SynchronizeResponse,
+)
+from adjourn.v1.trainer_pb2 import HeldAssignment
+from tests.emulated import ENTRY
+from worker import attempts
+from worker.agent import Agent
+from worker.devices import NoGpus
+from worker.journal import Journal
+from worker.places import Places
+from worker.settings import LogFormat, OnTerm, Settings
+from worker.supervisor import Supervisor
+
+ROOT: Final = Path(__file__).parents[1]
+INTERVAL: Final = timedelta(seconds=0.1)
+DEADLINE: Final = 30.0
+WORKER: Final = "w"
+NOWHERE: Final = "http://127.0.0.1:1"
+"""An S3 endpoint that refuses."""
+OVER: Final = frozenset(
+    {AssignmentStatus.PAUSED, AssignmentStatus.STOPPED, AssignmentStatus.SUCCEEDED, AssignmentStatus.FAILED}
+)
+
+Eventually = Callable[..., Awaitable[None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A job as the control plane hands it out, and as a test leads its training."""
+
+    assignment: Assignment
+    commands: int
+    """Descriptor of the FIFO, which keeps what is written until training reads it."""
+
+    @property
+    def name(self) -> str:
+        return self.assignment.job
+
+    def do(self, *commands: str) -> None:
+        """Has the training process do things, once it is there."""
+        os.write(self.commands, "".join(f"{command}\n" for command in commands).encode())
+
+
+class ControlPlane(agent_service_pb2_grpc.AgentServiceServicer):
+    """Hands out what a test puts into `assignments`, and remembers all that it hears."""
+
+    def __init__(self) -> None:
+        self.assignments: dict[str, Assignment] = {}
+        self.acknowledging = True
+        self.superseding = False
+        self.keeping = False
+        """Finished assignments stay."""
+        self.heard: list[SynchronizeRequest] = []
+        self.reports: list[Report] = []
+        """Each once, in the order in which they came."""
+        self.port = 0
+        self._server: grpc.aio.Server | None = None
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        agent_service_pb2_grpc.add_AgentServiceServicer_to_server(self, self._server)
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        await self._server.start()
+
+    async def stop(self) -> None:
+        if self._server:
+            await self._server.stop(0)
+            self._server = None
+
+    async def Synchronize(  # noqa: N802
+        self, requests: AsyncIterator[SynchronizeRequest], context: Any
+    ) -> AsyncIterator[SynchronizeResponse]:
+        async for request in requests:
+            if self.superseding:
+                status = errors.SessionSupersededError("another agent speaks").to_status()
+                details = (("grpc-status-details-bin", status.SerializeToString()),)
+                await context.abort(grpc.StatusCode.ABORTED, status.message, details)
+            self.hear(request)
+            yield self.response()
+
+    def hear(self, request: SynchronizeRequest) -> None:
+        self.heard.append(request)
+        newest = self.reports[-1].sequence if self.reports else 0
+        sequences = [report.sequence for report in request.reports]
+        assert sequences == sorted(set(sequences)), "out of order"
+        self.reports += [report for report in request.reports if report.sequence > newest]
+        for report in request.reports:
+            if report.HasField("exit") and self.acknowledging and not self.keeping:
+                current = self.assignments.get(report.job)
+                if current and current.token == report.token:
+                    del self.assignments[report.job]
+
+    def response(self) -> SynchronizeResponse:
+        response = SynchronizeResponse(assignments=self.assignments.values())
+        if self.acknowledging and self.reports:
+            response.acknowledged_report = self.reports[-1].sequence
+        response.sync_interval.FromTimedelta(INTERVAL)
+        response.lease_duration.FromTimedelta(timedelta(seconds=15))
+        return response
+
+    def status(self, job: Job) -> AssignmentStatus:
+        """Returns what was said last of a job's present attempt; phase 0: nothing."""
+        said = self.heard[-1].assignments if self.heard else []
+        found = [each for each in said if (each.job, each.token) == (job.name, job.assignment.token)]
+        return found[0] if found else AssignmentStatus()
+
+    def phase(self, job: Job) -> int:
+        return self.status(job).phase
+
+    def of(self, job: Job) -> list[Report]:
+        """Returns the reports on a job's present attempt."""
+        return [each for each in self.reports if (each.job, each.token) == (job.name, job.assignment.token)]
+
+    def kinds(self, job: Job) -> list[str | None]:
+        return [report.WhichOneof("report") for report in self.of(job)]
+
+    def epochs(self, job: Job) -> list[int]:
+        return [report.epoch.epoch for report in self.of(job) if report.HasField("epoch")]
+
+    def ended(self, job: Job) -> bool:
+        return "exit" in self.kinds(job)
+
+    def order(self, job: Job, target: Assignment.Target.ValueType) -> None:
+        """Wants something else of a job, as a new message would."""
+        job.assignment.target = target
+        job.assignment.generation += 1
+        self.assignments[job.name] = job.assignment
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """A worker's data directory, a control plane, and jobs for it."""
+
+    directory: Path
+    marker: Path
+    plane: ControlPlane
+    places: Places
+    eventually: Eventually
+    jobs: list[Job] = field(default_factory=list)
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def job(self, name: str = "a", *, attempt: int = 1, hand_out: bool = True, **fields: Any) -> Job:
+        commands = self.directory / f"{name}-{attempt}-commands"
+        os.mkfifo(commands)
+        assignment = Assignment(
+            job=f"jobs/{name}",
+            token=FencingToken(attempt=attempt, nonce=secrets.token_hex(16)),
+            generation=1,
+            target=Assignment.RUN,
+            **fields,
+        )
+        assignment.spec.args["commands"] = str(commands)
+        job = Job(assignment=assignment, commands=os.open(commands, os.O_RDWR))
+        self.jobs.append(job)
+        if hand_out:
+            self.plane.assignments[job.name] = assignment
+        return job
+
+    def attempt(self, job: Job) -> Path:
+        return self.places.attempt(job.name, job.assignment.token)
+
+    def log(self, job: Job) -> Path:
+        return self.places.log(job.name, job.assignment.token.attempt)
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        await self.eventually(condition, seconds=DEADLINE)
+
+    async def until_phase(self, job: Job, phase: AssignmentStatus.Phase.ValueType) -> None:
+        await self.until(lambda: self.plane.phase(job) == phase)
+
+    async def until_forgotten(self, job: Job) -> None:
+        """Returns once the agent says nothing of the job any more."""
+        await self.until(lambda: self.plane.ended(job) and not self.plane.phase(job))
+
+    async def until_durable(self, job: Job, epoch: int) -> None:
+        """Returns once the checkpoint of an epoch was told."""
+        await self.until(lambda: any(report.checkpoint.epoch == epoch for report in self.plane.of(job)))
+
+    def environment(self, **variables: str) -> dict[str, str]:
+        """Returns what agents and launchers get: whatever is left of them is ended with the tests."""
+        return {**os.environ, "ADJOURN_STACK": str(self.marker), "PYTHONPATH": str(ROOT), **variables}
+
+    @asynccontextmanager
+    async def agent(self, objects: ObjectStore, *, slots: int = 1) -> AsyncIterator[Agent]:
+        """An agent in this process; leaves training alone when it ends."""
+        stop = asyncio.Event()
+        with Journal(self.places) as journal:
+            async with Supervisor(self.places, self.environment(), entry=ENTRY) as supervisor:
+                agent = Agent(self.settings(slots), self.places, journal, supervisor, objects, NoGpus())
+                task = asyncio.create_task(agent.run(stop))
+                try:
+                    yield agent
+                finally:
+                    stop.set()
+                    await task
+
+    def settings(self, slots: int) -> Settings:
+        return Settings(
+            control_plane=self.plane.address,
+            worker=WORKER,
+            data=self.places.data,
+            cpu_slots=slots,
+            labels={},
+            threads=1,
+            on_term=OnTerm.LEAVE,
+            log_format=LogFormat.JSON,
+            s3=S3Settings(endpoint=NOWHERE, bucket="models", access_key="a", secret_key="b"),
+        )
+
+    async def process(
+        self, s3: Mapping[str, str] | None = None, *, on_term: str = "leave"
+    ) -> "subprocess.Popen[bytes]":
+        """An agent in a process of its own, once it has spoken; the launcher must be there, or torch is loaded."""
+        heard = len(self.plane.heard)
+        settings = {
+            "ADJOURN_CONTROL_PLANE": self.plane.address,
+            "ADJOURN_WORKER": WORKER,
+            "ADJOURN_DATA": str(self.places.data),
+            "ADJOURN_ON_TERM": on_term,
+            "ADJOURN_S3_ENDPOINT": NOWHERE,
+            "ADJOURN_S3_BUCKET": "models",
+            "ADJOURN_S3_ACCESS_KEY": "a",
+            "ADJOURN_S3_SECRET_KEY": "b",
+            **(s3 or {}),
+        }
+        with (self.directory / "agent.log").open("ab") as log:
+            process = subprocess.Popen(
+                (sys.executable, "-m", "worker"), env=self.environment(**settings), stderr=log, start_new_session=True
+            )
+        self.processes.append(process)
+        await self.until(lambda: len(self.plane.heard) > heard or process.poll() is not None)
+        return process
+
+    async def launcher(self) -> None:
+        """Starts the launcher that the next agent will find: it forks the emulation, without torch."""
+        async with Supervisor(self.places, self.environment(), entry=ENTRY):
+            pass
+
+    async def ended(self, process: "subprocess.Popen[bytes]") -> int:
+        return await asyncio.to_thread(process.wait, DEADLINE)
+
+    async def kill(self, process: "subprocess.Popen[bytes]") -> None:
+        process.kill()
+        assert await self.ended(process) == -signal.SIGKILL
+
+    def logged(self) -> list[dict[str, Any]]:
+        """Returns what agents in processes of their own have logged."""
+        lines = (self.directory / "agent.log").read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def training(self, job: Job) -> int:
+        """Returns the pid of a job's training process."""
+        process = attempts.read_process(self.attempt(job))
+        assert process
+        return process.pid
+
+    def held(self) -> list[HeldAssignment]:
+        """Returns what the journal has; for when no agent runs."""
+        with Journal(self.places) as journal:
+            return journal.held()
+
+    async def close(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+        for job in self.jobs:
+            os.close(job.commands)
+        await Supervisor(self.places, self.environment()).shutdown()
+        await self.plane.stop()
+        self.places.remove_volatile()
+
+
+@asynccontextmanager
+async def bench(directory: Path, marker: Path, eventually: Eventually) -> AsyncIterator[Bench]:
+    """Whatever was started on it ends with it."""
+    shared_memory = directory / "shm"
+    shared_memory.mkdir()
+    places = Places.prepare(directory / "data", {}, shared_memory)
+    plane = ControlPlane()
+    await plane.start()
+    made = Bench(directory=directory, marker=marker, plane=plane, places=places, eventually=eventually)
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+def alive(pid: int) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False

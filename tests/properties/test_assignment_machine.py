@@ -1,0 +1,319 @@
+"""Whatever happens to an assignment, in whatever order, and whenever its agent dies: the machine keeps its promises."""
+
+from collections import Counter
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from adjourn.orders import Order
+from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
+from adjourn.v1.checkpoint_pb2 import Checkpoint
+from adjourn.v1.trainer_pb2 import HeldAssignment, ProcessExit, Snapshot, TrainingBegan, TrainingEvent
+from tests.machine import (
+    NOW,
+    PAUSE,
+    PROCESS,
+    RUN,
+    STOP,
+    Machine,
+    assigned,
+    checkpoint,
+    epoch,
+    failure,
+    finished,
+    order,
+    paused,
+    progress,
+)
+from worker import assignment
+from worker.drafts import OVER
+from worker.words import (
+    Advanced,
+    CannotGoOn,
+    Drop,
+    Ended,
+    Event,
+    Instruct,
+    Instruction,
+    Kill,
+    Launch,
+    Launched,
+    Measured,
+    Ordered,
+    Persist,
+    Persisted,
+    PersistFailed,
+    Prepare,
+    Prepared,
+    Told,
+    WorkerStopping,
+)
+
+TARGETS = st.sampled_from([RUN] * 5 + [PAUSE] * 5 + [STOP])
+REGULAR_SLOTS = 2
+
+
+class World(RuleBasedStateMachine):
+    """One assignment, a training process that behaves as ours do, and an agent that may die before it does anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.preparing = False
+        self.persisting: Snapshot | None = None
+        self.process = False
+        """There is a training process; `ended` says how it ended."""
+        self.ended: ProcessExit | None = None
+        self.seen = True
+        self.control: Order | None = None
+        self.slots: dict[int, int] = {}
+        """Sequence of the snapshot in each taken slot."""
+        self.given_back: Counter[int] = Counter()
+        self.sequence = 0
+        self.said_last = False
+        self.written: list[TrainingEvent] = []
+        self.dying = False
+        """The agent dies between the journal and the next thing it does."""
+        self.dying_at_launch = False
+        """The agent dies between the launch and the journal."""
+
+    @initialize(wanted=TARGETS, restored=st.booleans(), launched=st.sampled_from([True, True, True, False]))
+    def begin(self, wanted: Assignment.Target.ValueType, restored: bool, launched: bool) -> None:
+        restore = Checkpoint(name="c") if restored else None
+        self.machine = Machine(assigned(wanted, 5, restore=restore))
+        self.carry_out(self.machine.recover())
+        if launched and not self.over:
+            self.preparing = False
+            self.feed(Prepared())
+
+    # The agent.
+
+    def feed(self, event: Event) -> None:
+        before, reports, over = self.held, len(self.machine.reports), self.over
+        read = HeldAssignment.FromString(before.SerializeToString())
+        assert assignment.handle(read, event, NOW) == assignment.handle(before, event, NOW)
+        instructions = self.machine(event)
+        if over:
+            assert (self.held, len(self.machine.reports), tuple(instructions)) == (before, reports, ())
+        if self.dying:
+            self.die()
+        else:
+            self.carry_out(instructions)
+
+    def carry_out(self, instructions: Any) -> None:
+        for instruction in instructions:
+            self.do(instruction)
+
+    def do(self, instruction: Instruction) -> None:
+        match instruction:
+            case Prepare():
+                assert not self.preparing
+                self.preparing = True
+            case Launch(order=given):
+                self.control = given
+                self.process = True
+                if self.dying_at_launch:
+                    self.die()
+                else:
+                    self.feed(Launched(process=PROCESS))
+            case Instruct(order=given):
+                assert self.process
+                self.control = given
+            case Kill():
+                self.end(-9, killed=True)
+            case Persist(snapshot=snapshot):
+                assert self.persisting is None, "two at a time"
+                assert self.slots[slot(snapshot)] == snapshot.sequence, "it may have been written over"
+                self.persisting = snapshot
+            case Drop(snapshot=snapshot):
+                if self.slots.get(slot(snapshot)) == snapshot.sequence:
+                    del self.slots[slot(snapshot)]
+                    self.given_back[snapshot.sequence] += 1
+
+    def die(self) -> None:
+        """The agent dies; its successor reads the journal."""
+        self.dying = self.dying_at_launch = False
+        self.preparing, self.persisting = False, None
+        if self.over:
+            self.slots.clear()  # put away, with all that was not given back
+        self.machine.held = HeldAssignment.FromString(self.held.SerializeToString())
+        if self.process and not self.over and not self.held.HasField("process"):
+            self.machine(Launched(process=PROCESS))
+        self.carry_out(self.machine.recover())
+
+    @property
+    def held(self) -> HeldAssignment:
+        return self.machine.held
+
+    @property
+    def over(self) -> bool:
+        return self.held.status.phase in OVER
+
+    @precondition(lambda self: not self.over)
+    @rule(when=st.sampled_from(["now", "next", "next", "launching"]))
+    def agent_dies(self, when: str) -> None:
+        self.dying = self.dying or when == "next"
+        self.dying_at_launch = self.dying_at_launch or when == "launching"
+        if when == "now":
+            self.die()
+
+    @rule(wanted=TARGETS, step=st.integers(-2, 3))
+    def ordered(self, wanted: Assignment.Target.ValueType, step: int) -> None:
+        before = self.held
+        generation = before.status.observed_generation + step
+        self.feed(Ordered(assignment=assigned(wanted, generation)))
+        if step <= 0:
+            assert self.held == before
+
+    @precondition(lambda self: self.preparing)
+    @rule(well=st.sampled_from([True] * 9 + [False]))
+    def preparation_ends(self, well: bool) -> None:
+        self.preparing = False
+        self.feed(Prepared() if well else CannotGoOn(failure=failure()))
+
+    @precondition(lambda self: self.persisting)
+    @rule(well=st.sampled_from([True, True, False]))
+    def persisting_ends(self, well: bool) -> None:
+        assert self.persisting
+        sequence, self.persisting = self.persisting.sequence, None
+        self.feed(Persisted(checkpoint=checkpoint(sequence)) if well else PersistFailed(failure=failure()))
+
+    @precondition(lambda self: self.persisting)
+    @rule()
+    def persisting_advances(self) -> None:
+        self.feed(Advanced(fraction=0.5))
+
+    @rule(number=st.integers(0, 9))
+    def measures(self, number: int) -> None:
+        if self.alive:
+            self.feed(Measured(progress=progress(number, number), usage=None))
+
+    @precondition(lambda self: self.alive)
+    @rule(most=st.sampled_from([1, 2, 99]))
+    def looks(self, most: int) -> None:
+        """As the holder does: what was written, then the end."""
+        while self.alive and self.written and most:
+            most -= 1
+            self.machine.offset += 10
+            self.feed(Told(event=self.written.pop(0), offset=self.machine.offset))
+        if self.alive and self.ended and not self.written:
+            self.feed(Ended(exit=self.ended if self.seen else None))
+
+    @property
+    def alive(self) -> bool:
+        return self.held.HasField("process") and not self.held.HasField("exit") and not self.over
+
+    # Training.
+
+    def end(self, code: int, *, killed: bool = False, seen: bool = True) -> None:
+        if self.process and self.ended is None:
+            self.ended = ProcessExit(code=code, killed=killed)
+            self.seen = seen
+
+    def save(self, *, last: bool) -> bool:
+        free = next((number for number in range(REGULAR_SLOTS) if number not in self.slots), None)
+        number = REGULAR_SLOTS if free is None and last else free
+        if number is None:
+            return False
+        self.sequence += 1
+        self.slots[number] = self.sequence
+        at = progress(self.sequence, self.sequence)
+        snapshot = Snapshot(directory=f"/shm/slot-{number}", sequence=self.sequence, last=last, progress=at)
+        self.written.append(TrainingEvent(snapshot=snapshot, progress=at))
+        return True
+
+    @precondition(lambda self: self.process and self.ended is None and not self.said_last)
+    @rule(what=st.sampled_from(["epoch"] * 6 + ["began", "paused", "finished", "failed"]), looked=st.booleans())
+    def trains(self, what: str, looked: bool) -> None:
+        if what in ("paused", "finished"):
+            assert self.save(last=True)
+        words = {
+            "began": TrainingEvent(began=TrainingBegan()),
+            "epoch": TrainingEvent(epoch=epoch(self.sequence)),
+            "paused": TrainingEvent(paused=paused()),
+            "finished": TrainingEvent(finished=finished()),
+            "failed": TrainingEvent(failed=failure()),
+        }
+        self.written.append(words[what])
+        if what == "epoch":
+            self.save(last=False)
+        self.said_last = what not in ("epoch", "began")
+        if looked:
+            self.looks(99)
+
+    @precondition(lambda self: self.said_last)
+    @rule(code=st.sampled_from([0, 1]))
+    def process_ends(self, code: int) -> None:
+        self.end(code)
+
+    @precondition(lambda self: not self.over)
+    @rule(what=st.sampled_from(["nothing"] * 12 + ["crash", "crash unseen", "worker stops"]))
+    def something_grave(self, what: str) -> None:
+        if what == "worker stops":
+            self.feed(WorkerStopping())
+        elif what != "nothing":
+            self.end(-11, seen=what == "crash")
+
+    # What must hold.
+
+    @invariant()
+    def the_exit_is_told_once_and_last(self) -> None:
+        kinds = self.machine.kinds
+        assert kinds.count("exit") == self.over
+        assert not self.over or kinds[-1] == "exit"
+
+    @invariant()
+    def what_is_wanted_is_under_way(self) -> None:
+        """Nothing is forgotten, whenever the agent died."""
+        if self.over:
+            return
+        held = self.held
+        assert self.preparing == (not held.HasField("process"))
+        assert (self.persisting.sequence if self.persisting else 0) == next((s.sequence for s in held.snapshots), 0)
+        assert len(held.snapshots) <= 2, "of those that wait only the newest is kept"
+        if held.HasField("process") and self.ended is None:
+            target = held.assignment.target
+            assert target != STOP
+            assert self.control == order(target, held.assignment.generation)
+
+    @invariant()
+    def slots_are_given_back_exactly_once(self) -> None:
+        assert all(count == 1 for count in self.given_back.values())
+        on_their_way = {snapshot.sequence for snapshot in self.held.snapshots}
+        on_their_way |= {event.snapshot.sequence for event in self.written if event.HasField("snapshot")}
+        if not self.over:
+            assert set(self.slots.values()) == on_their_way
+
+    @invariant()
+    def a_rest_rests_on_its_own_snapshot(self) -> None:
+        if self.held.status.phase in (AssignmentStatus.PAUSED, AssignmentStatus.SUCCEEDED):
+            how = self.machine.exit
+            assert how.checkpoint == checkpoint(self.sequence).name
+            assert [r.checkpoint.name for r in self.machine.reports if r.HasField("checkpoint")][-1] == how.checkpoint
+
+    def teardown(self) -> None:
+        """Everything that is under way ends; then so has the assignment."""
+        if not hasattr(self, "machine"):
+            return
+        self.die()
+        if self.preparing:
+            self.preparing = False
+            self.feed(Prepared())
+        self.end(0)
+        self.looks(99)
+        while self.persisting:
+            self.persisting_ends(well=True)
+        assert self.over
+        self.the_exit_is_told_once_and_last()
+        self.a_rest_rests_on_its_own_snapshot()
+
+
+def slot(snapshot: Snapshot) -> int:
+    return int(snapshot.directory.rpartition("-")[2])
+
+
+World.TestCase.settings = settings(
+    max_examples=400, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestWorld = World.TestCase

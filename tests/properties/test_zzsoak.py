@@ -1,0 +1,523 @@
+"""Whatever callers, workers and the network do, and in whatever order: what the control plane promises holds.
+
+The control plane's own ledger, upkeep and agent streams run on the store in memory. Workers are modelled: they hold
+attempts, train, journal reports and say all of it again until it is acknowledged; they fall silent, lose their stream,
+come back with a new one or with nothing at all, and their old messages arrive late.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+import pytest
+import structlog
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, precondition, rule
+
+from adjourn import errors, reasons
+from adjourn.objects import S3Settings
+from adjourn.v1 import job_service_pb2 as pb
+from adjourn.v1.agent_service_pb2 import (
+    Assignment,
+    AssignmentStatus,
+    Exit,
+    Report,
+    SynchronizeRequest,
+    SynchronizeResponse,
+)
+from adjourn.v1.checkpoint_pb2 import Checkpoint
+from adjourn.v1.job_pb2 import EPOCH, Failure, Job, JobSpec, Pause
+from adjourn.v1.record_pb2 import JobRecord
+from adjourn.v1.usage_pb2 import EpochMetrics
+from adjourn.v1.worker_pb2 import Worker
+from control_plane import jobs, upkeep
+from control_plane.agent_service import AgentService, Stream
+from control_plane.events import Asked, CancelAsked, PauseAsked, ResumeAsked
+from control_plane.jobs import ENDED, HELD
+from control_plane.ledger import Call, Ledger
+from control_plane.settings import Settings
+from control_plane.store import Change, JobName, WorkerName
+from control_plane.upkeep import Upkeep
+from control_plane.wakeups import Wakeups
+from tests.memory_objects import MemoryObjects
+from tests.memory_store import MemoryStore
+
+T = TypeVar("T")
+Status = AssignmentStatus
+OVER = {Status.PAUSED, Status.STOPPED, Status.SUCCEEDED, Status.FAILED}
+SLOTS = {"workers/a": 1, "workers/b": 2}
+SETTINGS = Settings(
+    redis_url="redis://none", s3=S3Settings(endpoint="http://none", bucket="b", access_key="k", secret_key="s")
+)
+VERBS: dict[type[Asked], tuple[Asked, type[Any]]] = {
+    PauseAsked: (PauseAsked(actor="bob", mode=EPOCH, reason=""), pb.PauseJobRequest),
+    ResumeAsked: (ResumeAsked(actor="bob"), pb.ResumeJobRequest),
+    CancelAsked: (CancelAsked(actor="bob", reason=""), pb.CancelJobRequest),
+}
+FAILURES = [reasons.TRAINING_RAISED, reasons.PROCESS_KILLED, reasons.STATE_MISMATCH, reasons.WORKER_STOPPED]
+WORKER = st.sampled_from(list(SLOTS))
+ANY = st.integers(0, 1000)
+TURNS = st.integers(0, 2)
+"""Rounds in which all goes well, before something else happens."""
+FAIR_ROUNDS = 80
+
+
+class Witness(MemoryStore):
+    """Looks at every change of a job before it is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.resuming = False
+
+    async def commit(self, change: Change) -> int:
+        before = self._entries.get(change.job)
+        if before and change.record and before.version == change.expected and not self._seen(change):
+            self._look(before.read().record, change.record, change)
+        return await super().commit(change)
+
+    def _seen(self, change: Change) -> bool:
+        return bool(change.request and change.request.id in self._requests)
+
+    def _look(self, old: JobRecord, new: JobRecord, change: Change) -> None:
+        assert new.revision in (old.revision, old.revision + 1)
+        if new.job.state != old.job.state:
+            assert new.revision > old.revision
+            assert old.job.state not in ENDED or self.resuming, "the end is the end, unless somebody resumes"
+        for checkpoint in change.checkpoints:
+            if checkpoint.name == new.checkpoint.name != old.checkpoint.name:
+                assert checkpoint.name.endswith(f"{old.token.attempt}-{old.token.nonce}-{checkpoint.epoch}")
+                assert checkpoint.epoch > old.checkpoint.epoch
+        assert all(metrics.attempt == old.token.attempt for metrics in change.epochs)
+        if new.token != old.token:
+            assert new.token.attempt == old.token.attempt + 1
+            assert not old.job.worker, "whoever had it before has lost it"
+            self._has_room(new.job.worker)
+
+    def _has_room(self, worker: str) -> None:
+        held = [entry.read().record for entry in self._entries.values() if entry.worker == worker]
+        assert sum(not record.released for record in held) < SLOTS[worker], "a slot is sold once"
+
+
+@dataclass
+class Attempt:
+    """An assignment as a worker has it."""
+
+    order: Assignment
+    phase: Status.Phase.ValueType = Status.STARTING
+    epoch: int = 0
+    persisted: str = ""
+
+    @property
+    def over(self) -> bool:
+        return self.phase in OVER
+
+    @property
+    def trains(self) -> bool:
+        return self.phase in (Status.RUNNING, Status.PAUSING)
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        return self.order.job, self.order.token.attempt, self.order.token.nonce
+
+    def status(self) -> AssignmentStatus:
+        status = AssignmentStatus(
+            job=self.order.job,
+            token=self.order.token,
+            observed_generation=self.order.generation,
+            phase=self.phase,
+        )
+        status.progress.epoch, status.progress.step = self.epoch, 10 * self.epoch
+        status.progress.report_time.FromNanoseconds(1 + self.order.token.attempt * 1000 + self.epoch)
+        return status
+
+
+@dataclass
+class Machine:
+    """A worker: what it holds, what it has yet to report, and what is on its way."""
+
+    name: str
+    life: int = 0
+    sessions: int = 0
+    stream: Stream | None = None
+    attempts: dict[tuple[str, int, str], Attempt] = field(default_factory=dict)
+    sequence: int = 0
+    reports: list[Report] = field(default_factory=list)
+    sent: list[Report] = field(default_factory=list)
+    travelling: list[tuple[Stream, SynchronizeRequest]] = field(default_factory=list)
+
+    @property
+    def session(self) -> str:
+        return f"{self.name}-{self.life}-{self.sessions}"
+
+    def says(self) -> SynchronizeRequest:
+        return SynchronizeRequest(
+            worker=Worker(name=self.name, cpu_slots=SLOTS[self.name]),
+            session_id=self.session,
+            assignments=[attempt.status() for attempt in self.attempts.values()],
+            reports=self.reports,
+        )
+
+    def report(self, attempt: Attempt, **what: Any) -> None:
+        self.sequence += 1
+        report = Report(sequence=self.sequence, job=attempt.order.job, token=attempt.order.token, **what)
+        self.reports.append(report)
+        self.sent.append(report)
+
+    def hear(self, response: SynchronizeResponse) -> None:
+        self.reports = [report for report in self.reports if report.sequence > response.acknowledged_report]
+        wanted = set()
+        for order in response.assignments:
+            attempt = Attempt(order=order, epoch=order.restore.epoch)
+            wanted.add(attempt.key)
+            known = self.attempts.setdefault(attempt.key, attempt)
+            if known is attempt or order.generation > known.order.generation:
+                self.obey(known, order)
+        unheard = {(report.job, report.token.attempt, report.token.nonce) for report in self.reports}
+        for key, attempt in list(self.attempts.items()):
+            if key not in wanted and attempt.over and key not in unheard:
+                del self.attempts[key]
+
+    def obey(self, attempt: Attempt, order: Assignment) -> None:
+        attempt.order.generation, attempt.order.target = order.generation, order.target
+        if attempt.over:
+            return
+        if order.target == Assignment.STOP:
+            self.end(attempt, Status.STOPPED)
+        elif attempt.trains:
+            attempt.phase = Status.PAUSING if order.target == Assignment.PAUSE else Status.RUNNING
+
+    def end(self, attempt: Attempt, phase: Status.Phase.ValueType, failure: Failure | None = None) -> None:
+        attempt.phase = phase
+        rests = phase in (Status.PAUSED, Status.SUCCEEDED)
+        checkpoint = attempt.persisted if rests else ""
+        self.report(attempt, exit=Exit(phase=phase, checkpoint=checkpoint, failure=failure))
+
+    def begin(self, attempt: Attempt) -> None:
+        attempt.phase = Status.PAUSING if attempt.order.target == Assignment.PAUSE else Status.RUNNING
+        if attempt.order.HasField("restore"):
+            news = Pause()
+            news.resume_time.FromSeconds(1)
+            self.report(attempt, pause=news)
+
+    def train(self, attempt: Attempt) -> None:
+        """An epoch ends; at a boundary that a pause asked for the process leaves, its checkpoint yet to persist."""
+        spec = attempt.order.spec
+        if spec.total_epochs == 0:
+            self.end(attempt, Status.SUCCEEDED)
+            return
+        attempt.epoch += 1
+        metrics = EpochMetrics(epoch=attempt.epoch, attempt=attempt.order.token.attempt, active_seconds=1)
+        self.report(attempt, epoch=metrics)
+        if attempt.phase == Status.PAUSING or attempt.epoch == spec.total_epochs:
+            if attempt.epoch < spec.total_epochs:
+                left = Pause()
+                left.release_time.FromSeconds(1)
+                self.report(attempt, pause=left)
+            attempt.phase = Status.PERSISTING
+        else:
+            self.persist(attempt)
+
+    def persist(self, attempt: Attempt) -> None:
+        token = attempt.order.token
+        name = f"{attempt.order.job}/checkpoints/{token.attempt}-{token.nonce}-{attempt.epoch}"
+        attempt.persisted = name
+        made = Checkpoint(name=name, attempt=token.attempt, epoch=attempt.epoch, step=10 * attempt.epoch)
+        self.report(attempt, checkpoint=made)
+        if attempt.phase == Status.PERSISTING:
+            finished = attempt.epoch == attempt.order.spec.total_epochs
+            self.end(attempt, Status.SUCCEEDED if finished else Status.PAUSED)
+
+    def advance(self, attempt: Attempt) -> None:
+        if attempt.phase == Status.STARTING:
+            self.begin(attempt)
+        elif attempt.trains:
+            self.train(attempt)
+        elif attempt.phase == Status.PERSISTING:
+            self.persist(attempt)
+
+
+class ControlPlane(RuleBasedStateMachine):
+    requests: Bundle[tuple[JobName, type[Asked], Call, Job]] = Bundle("requests")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.store = Witness()
+        self.ledger = Ledger(self.store)
+        self.wakeups = Wakeups(self.store)
+        self.service = AgentService(self.store, self.ledger, self.wakeups, SETTINGS)
+        self.replicas = [Upkeep(self.store, self.ledger, MemoryObjects(), self.wakeups, SETTINGS) for _ in range(2)]
+        self.machines = {name: Machine(name) for name in SLOTS}
+        self.names: list[JobName] = []
+        self.asked = 0
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.runner.run(work)
+
+    def teardown(self) -> None:
+        try:
+            self.run(self.fair_finish())
+        finally:
+            self.runner.close()
+
+    # callers
+
+    @initialize(specs=st.lists(st.tuples(st.integers(2, 6), st.integers(2, 6)), min_size=1, max_size=2))
+    def begin(self, specs: list[tuple[int, int]]) -> None:
+        for epochs, restarts in specs:
+            self.create(epochs=epochs, restarts=restarts)
+
+    @precondition(lambda self: len(self.names) < 4)
+    @rule(epochs=st.integers(0, 4), restarts=st.integers(0, 3))
+    def create(self, epochs: int, restarts: int) -> None:
+        name = JobName(f"jobs/j{len(self.names)}")
+        spec = JobSpec(entry_point="m:f", total_epochs=epochs, max_restarts=restarts)
+        decision = jobs.create(Job(name=name, spec=spec), actor="ann", now=datetime.now(UTC))
+        self.run(self.store.commit(Change(job=name, expected=0, record=decision.record, events=decision.events)))
+        self.names.append(name)
+
+    def ask(self, name: JobName, kind: type[Asked], call: Call) -> Job | None:
+        self.store.resuming = kind is ResumeAsked
+        try:
+            return self.run(self.ledger.wish(name, VERBS[kind][0], call))
+        except (errors.NotFoundError, errors.PreconditionError):
+            return None
+        finally:
+            self.store.resuming = False
+
+    @rule(target=requests, turns=TURNS, index=ANY, kind=st.sampled_from([*VERBS, PauseAsked, PauseAsked, ResumeAsked, ResumeAsked]))
+    def wish(self, turns: int, index: int, kind: type[Asked]) -> Any:
+        self.work(turns)
+        name = self.names[index % len(self.names)]
+        self.asked += 1
+        request = VERBS[kind][1](name=name, request_id=f"r{self.asked}")
+        call = Call.of(request, request_id=request.request_id)
+        answer = self.ask(name, kind, call)
+        return (name, kind, call, answer) if answer is not None else multiple()
+
+    @rule(request=requests)
+    def repeat(self, request: tuple[JobName, type[Asked], Call, Job]) -> None:
+        name, kind, call, first = request
+        token = self.run(self.store.latest_token())
+        assert self.ask(name, kind, call) == first
+        assert self.run(self.store.latest_token()) == token, "a repeat changes nothing"
+
+    @rule(index=ANY)
+    def delete(self, index: int) -> None:
+        with contextlib.suppress(errors.JobNotFinishedError, errors.NotFoundError):
+            self.run(self.ledger.delete(self.names[index % len(self.names)], Call()))
+
+    # upkeep
+
+    @rule()
+    def place(self) -> None:
+        self.run(at_once(*(replica.place() for replica in self.replicas)))
+
+    @rule(turns=TURNS, worker=WORKER)
+    def lose(self, turns: int, worker: str) -> None:
+        """The lease runs out, and every replica notices."""
+        self.work(turns)
+        self.run(self.expire(WorkerName(worker)))
+
+    async def expire(self, worker: WorkerName) -> None:
+        session = await self.store.session(worker)
+        if session and await self.store.lose(worker, session.beat):
+            await at_once(*(replica.take_back(worker) for replica in self.replicas))
+
+    # streams
+
+    @rule(worker=WORKER, restarted=st.booleans())
+    def connect(self, worker: str, restarted: bool) -> None:  # hypothesis passes by name
+        self.machines[worker].sessions += restarted
+        self.run(self.attach(self.machines[worker]))
+
+    async def attach(self, machine: Machine) -> Stream:
+        first = machine.says()
+        machine.stream = Stream(self.service, first)
+        await self.store.attach(machine.stream.described(first), first.session_id, machine.stream.id)
+        await machine.stream.take_in(first)
+        return machine.stream
+
+    @rule(worker=WORKER)
+    def disconnect(self, worker: str) -> None:
+        machine = self.machines[worker]
+        if machine.stream:
+            self.run(self.store.detach(WorkerName(worker), machine.stream.id))
+            machine.stream = None
+
+    @rule(worker=WORKER)
+    def speak(self, worker: str) -> None:
+        """A message is sent, and takes its time."""
+        machine = self.machines[worker]
+        if machine.stream:
+            machine.travelling.append((machine.stream, machine.says()))
+
+    @rule(worker=WORKER, newest=st.booleans())
+    def arrive(self, worker: str, newest: bool) -> None:
+        """A message arrives: in order on its own stream, in any order across streams."""
+        machine = self.machines[worker]
+        if machine.travelling:
+            self.run(self.take_in(machine, machine.travelling[-1 if newest else 0][0], one=True))
+
+    async def take_in(self, machine: Machine, stream: Stream, *, one: bool = False) -> None:
+        """Lets what was sent on a stream arrive."""
+        mine = [message for message in machine.travelling if message[0] is stream][: 1 if one else None]
+        for message in mine:
+            machine.travelling.remove(message)
+            if await self.store.beat(stream.described(message[1]), stream.id):
+                await stream.take_in(message[1])
+
+    @rule(worker=WORKER)
+    def answer(self, worker: str) -> None:
+        machine = self.machines[worker]
+        if machine.stream:
+            self.run(self.respond(machine, machine.stream))
+
+    async def respond(self, machine: Machine, stream: Stream) -> None:
+        bell = asyncio.Event()
+        bell.set()
+        reading: Any = asyncio.get_running_loop().create_future()
+        responses = stream.responses(reading, bell)
+        try:
+            machine.hear(await anext(responses))
+        except (errors.ShuttingDownError, errors.SessionSupersededError):
+            machine.stream = None
+
+    @rule(worker=WORKER, index=ANY)
+    def repeat_report(self, worker: str, index: int) -> None:
+        """A report comes again, long after it was sent, over a stream that nobody remembers."""
+        sent = self.machines[worker].sent
+        if sent:
+            report = sent[index % len(sent)]
+            stored = self.run(self.store.get(JobName(report.job)))
+            mine = stored is not None and report.token == stored.record.token
+            if not mine or (stored and report.sequence <= stored.record.applied_report):
+                self.run(self.ledger.report(report, worker))
+                again = self.run(self.store.get(JobName(report.job)))
+                assert (again and again.version) == (stored and stored.version)
+
+    @rule(turns=TURNS)
+    def work(self, turns: int) -> None:
+        """All goes well for a while."""
+        for _ in range(turns):
+            for machine in self.machines.values():
+                self.run(self.turn(machine))
+
+    async def turn(self, machine: Machine) -> None:
+        stream = machine.stream or await self.attach(machine)
+        for attempt in list(machine.attempts.values()):
+            machine.advance(attempt)
+        machine.travelling.append((stream, machine.says()))
+        await self.take_in(machine, stream)
+        await self.respond(machine, stream)
+        await self.replicas[0].place()
+
+    # training
+
+    def pick(self, worker: str, index: int) -> Attempt | None:
+        live = [attempt for attempt in self.machines[worker].attempts.values() if not attempt.over]
+        return live[index % len(live)] if live else None
+
+    @rule(worker=WORKER, index=ANY)
+    def advance(self, worker: str, index: int) -> None:
+        if attempt := self.pick(worker, index):
+            self.machines[worker].advance(attempt)
+
+    @rule(turns=TURNS, worker=WORKER, index=ANY, reason=st.sampled_from(FAILURES))
+    def fail(self, turns: int, worker: str, index: int, reason: str) -> None:
+        self.work(turns)
+        if attempt := self.pick(worker, index):
+            phase = Status.STOPPED if reason == reasons.WORKER_STOPPED else Status.FAILED
+            self.machines[worker].end(attempt, phase, Failure(reason=reason, message="no"))
+
+    @rule(worker=WORKER)
+    def wipe(self, worker: str) -> None:
+        """The machine is replaced: its processes, its journal and its agent are gone, its name stays."""
+        old = self.machines[worker]
+        self.machines[worker] = Machine(worker, life=old.life + 1, travelling=old.travelling, sent=old.sent)
+
+    # promises
+
+    @invariant()
+    def promises(self) -> None:
+        for stored in self.run(self.store.page(states=[], labels={}, size=100, before=None))[0]:
+            self.look(stored.record)
+
+    def look(self, record: JobRecord) -> None:
+        job, name = record.job, JobName(record.job.name)
+        assert (job.state in HELD) == bool(job.worker)
+        assert job.state in HELD or record.released or not record.token.attempt
+        assert job.restart_count <= job.spec.max_restarts
+        assert job.state not in ENDED or not job.holds
+        assert job.state not in (Job.STARTING, Job.RUNNING) or not job.holds
+        assert job.HasField("end_time") == (job.state in ENDED)
+        if job.state == Job.PAUSED:
+            assert job.holds
+            assert (job.progress.epoch, job.progress.step) == (record.checkpoint.epoch, record.checkpoint.step)
+            assert job.pause.checkpoint == record.checkpoint.name
+            assert job.pause.step == record.checkpoint.step
+            assert job.pause.HasField("pause_time")
+        if record.checkpoint.name:
+            registered = self.run(self.store.checkpoints(name, size=1, skip=0))
+            assert [each.name for each in registered] == [record.checkpoint.name]
+        if job.state == Job.SUCCEEDED:
+            epochs = [metrics.epoch for metrics in self.run(self.store.epochs(name, after=0, size=100))]
+            assert epochs == list(range(1, job.spec.total_epochs + 1)), "nothing of its training is missing"
+        events = self.run(self.store.events(name, after=0, size=10_000))
+        assert [event.sequence for event in events] == list(range(1, record.event_sequence + 1))
+        assert events[-1].state == job.state
+
+    @invariant()
+    def one_process_at_most_is_the_jobs_own(self) -> None:
+        live = [
+            (machine.name, attempt)
+            for machine in self.machines.values()
+            for attempt in machine.attempts.values()
+            if not attempt.over
+        ]
+        assert len({attempt.key for _, attempt in live}) == len(live)
+
+    async def fair_finish(self) -> None:
+        """From now on every message arrives and every worker works: every job comes to rest."""
+        for _ in range(FAIR_ROUNDS):
+            for machine in self.machines.values():
+                await self.turn(machine)
+            page, _ = await self.store.page(states=[], labels={}, size=100, before=None)
+            records = [stored.record for stored in page]
+            if all(record.job.state in ENDED | {Job.PAUSED} for record in records):
+                break
+        else:
+            raise AssertionError(f"never at rest: {[r for r in records if r.job.state not in ENDED]}")
+        assert not any(machine.reports for machine in self.machines.values()), "all that was reported is acknowledged"
+
+
+async def at_once(*works: Coroutine[Any, Any, None]) -> None:
+    await asyncio.gather(*works)
+
+
+@pytest.fixture(autouse=True)
+def _restarts_wait_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "datetime", SimpleNamespace(now=lambda zone: datetime.max.replace(tzinfo=zone)))
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    yield
+    structlog.reset_defaults()
+
+
+ControlPlane.TestCase.settings = settings(
+    max_examples=2500,
+    stateful_step_count=80,
+    deadline=None,
+    derandomize=False, database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+TestControlPlane = ControlPlane.TestCase

@@ -1,0 +1,175 @@
+"""The contract as other programs see it: with the real grpcurl, over reflection and with the published descriptors."""
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from google.protobuf.json_format import Parse
+
+from adjourn import bundles
+from adjourn.local.stack import Stack
+from adjourn.v1.job_pb2 import Job
+from tests.trials import EPOCHS, SCRIPT, SEED, Gate, Outcome, Trials
+
+if TYPE_CHECKING:
+    from tests.system.conftest import Ran
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+Run = Callable[..., Awaitable["Ran"]]
+Grpcurl = Callable[..., Awaitable["Ran"]]
+
+ROOT = Path(__file__).parents[2]
+PROTOSET = ROOT / "deploy" / "adjourn.protoset"
+JOBS = "adjourn.v1.JobService"
+NOT_FOUND, INVALID_ARGUMENT, FAILED_PRECONDITION, UNIMPLEMENTED = 64 + 5, 64 + 3, 64 + 9, 64 + 12
+"""What grpcurl exits with: 64 and the status code."""
+
+README = """
+grpcurl -plaintext 127.0.0.1:7400 list
+grpcurl -plaintext -d '{"job_id": "digits", "job": {"spec": {"entry_point": "adjourn.examples.digits:main", \
+"total_epochs": 3}}}' 127.0.0.1:7400 adjourn.v1.JobService/CreateJob
+grpcurl -plaintext -d '{"name": "jobs/digits"}' 127.0.0.1:7400 adjourn.v1.JobService/PauseJob
+grpcurl -plaintext -d '{"name": "jobs/digits"}' 127.0.0.1:7400 adjourn.v1.JobService/ResumeJob
+grpcurl -plaintext -max-time 5 -d '{"names": ["jobs/digits"]}' 127.0.0.1:7400 adjourn.v1.JobService/WatchJobs
+"""
+
+
+@pytest.fixture
+def grpcurl(run: Run, stack: Stack) -> Grpcurl:
+    """Calls a method of JobService with a request; options come before."""
+
+    async def call(method: str, request: object, *options: str) -> "Ran":
+        return await run(
+            "grpcurl", "-plaintext", *options, "-d", json.dumps(request), stack.address, f"{JOBS}/{method}"
+        )
+
+    return call
+
+
+def messages(text: str) -> list[Any]:
+    """Reads the JSON documents that grpcurl printed one after the other."""
+    found, decoder = [], json.JSONDecoder()
+    while text := text.strip():
+        message, end = decoder.raw_decode(text)
+        found.append(message)
+        text = text[end:]
+    return found
+
+
+async def test_reflection_lists_and_describes(run: Run, stack: Stack) -> None:
+    listed = await run("grpcurl", "-plaintext", stack.address, "list")
+    services = {"JobService", "CheckpointService", "WorkerService", "AgentService"}
+    assert {f"adjourn.v1.{name}" for name in services} | {"grpc.health.v1.Health"} <= set(listed.out.split())
+    described = await run("grpcurl", "-plaintext", stack.address, "describe", "adjourn.v1.Job.State")
+    assert "PAUSED = 5;" in described.out
+    healthy = await run("grpcurl", "-plaintext", stack.address, "grpc.health.v1.Health/Check")
+    assert json.loads(healthy.out) == {"status": "SERVING"}
+
+
+async def test_a_job_from_its_creation_to_its_end(
+    grpcurl: Grpcurl, trials: Trials, tmp_path: Path, uninterrupted: Outcome
+) -> None:
+    gate = Gate(tmp_path / "gate", 1)
+    spec = {
+        "entry_point": "mlp:main",
+        "bundle": await trials.client.upload_bundle(bundles.pack(SCRIPT)),
+        "total_epochs": EPOCHS,
+        "seed": SEED,
+        "args": {"gate": str(gate.directory)},
+    }
+    wanted = {"job_id": "from-grpcurl", "job": {"spec": spec, "labels": {"by": "grpcurl"}}}
+    created = await grpcurl("CreateJob", wanted)
+    assert (created.status, created.err) == (0, "")
+    trial = trials.add(Parse(created.out, Job()), gate)
+    assert json.loads(created.out)["state"] == "QUEUED"
+
+    await trial.inside(2)
+    pausing = json.loads((await grpcurl("PauseJob", {"name": trial.name, "reason": "lunch"})).out)
+    assert pausing["state"] == "PAUSING"
+    assert [(hold["kind"], hold["reason"]) for hold in pausing["holds"]] == [("USER", "lunch")]
+    gate.open(EPOCHS)
+    rested = await trial.until({Job.PAUSED})
+    paused = json.loads((await grpcurl("GetJob", {"name": trial.name})).out)
+    assert (paused["state"], paused["pause"]["checkpoint"]) == ("PAUSED", rested.latest_checkpoint)
+    assert paused["progress"]["step"] == rested.progress.step
+    found = json.loads((await grpcurl("ListJobs", {"states": ["PAUSED"], "labels": {"by": "grpcurl"}})).out)
+    assert [job["name"] for job in found["jobs"]] == [trial.name]
+    assert json.loads((await grpcurl("ResumeJob", {"name": trial.name})).out)["state"] in ("QUEUED", "STARTING")
+    await trial.finish()
+    assert await trial.outcome() == uninterrupted
+
+
+async def test_a_watch_streams_states_and_goes_on_from_its_token(grpcurl: Grpcurl, trials: Trials) -> None:
+    trial = await trials.start("watched", limit=EPOCHS)
+    watch = {"names": [trial.name]}
+    streamed = await grpcurl("WatchJobs", watch, "-max-time", "2")
+    changes = messages(streamed.out)
+    assert changes[-1]["job"]["state"] == "SUCCEEDED"
+    epochs = [change["job"].get("progress", {}).get("epoch", 0) for change in changes]
+    assert epochs == sorted(epochs)
+    later = await grpcurl("WatchJobs", {**watch, "resume_token": changes[0]["resume_token"]}, "-max-time", "0.5")
+    assert messages(later.out)[-1] == changes[-1]
+    nothing = await grpcurl("WatchJobs", {**watch, "resume_token": changes[-1]["resume_token"]}, "-max-time", "0.5")
+    assert not any("job" in change for change in messages(nothing.out))
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "status", "details"),
+    [
+        ("PauseJob", {"name": "jobs/none"}, NOT_FOUND, ["google.rpc.ErrorInfo", '"reason":"NOT_FOUND"']),
+        (
+            "PauseJob",
+            {"name": "jobs/uninterrupted"},
+            FAILED_PRECONDITION,
+            ["google.rpc.PreconditionFailure", '"reason":"JOB_FINISHED"', '"state":"SUCCEEDED"', "allowed_states"],
+        ),
+        (
+            "CreateJob",
+            {"job": {"spec": {"entry_point": "nothing", "total_epochs": -1}}},
+            INVALID_ARGUMENT,
+            ["google.rpc.BadRequest", '"field":"job.spec.entry_point"', '"field":"job.spec.total_epochs"'],
+        ),
+        ("PauseJob", {"name": "jobs/uninterrupted", "mode": "STEP"}, UNIMPLEMENTED, ['"reason":"NOT_IMPLEMENTED"']),
+        ("ListJobEvents", {"parent": "jobs/uninterrupted"}, UNIMPLEMENTED, ['"reason":"NOT_IMPLEMENTED"']),
+    ],
+)
+async def test_an_error_says_why_in_words_and_in_data(
+    grpcurl: Grpcurl, uninterrupted: Outcome, method: str, request_: object, status: int, details: list[str]
+) -> None:
+    refused = await grpcurl(method, request_)
+    assert (refused.status, refused.out) == (status, "")
+    assert [detail for detail in details if detail not in refused.err] == []
+
+
+async def test_the_lines_of_the_readme_work(run: Run, stack: Stack, trials: Trials, tmp_path: Path) -> None:
+    answers = []
+    for line in README.strip().splitlines():
+        command, *words = shlex.split(line.replace("127.0.0.1:7400", stack.address))
+        answers.append(await run(command, *words))
+    trials.add(Parse(answers[1].out, Job()), Gate(tmp_path / "unused", EPOCHS))
+    assert [answer.status for answer in answers[:4]] == [0, 0, 0, 0]
+    states = [json.loads(answer.out)["state"] for answer in answers[1:4]]
+    assert states[0] == "QUEUED"
+    assert states[1] in ("PAUSED", "PAUSING")
+    assert states[2] in ("QUEUED", "STARTING", "RUNNING")
+    assert {change["job"]["name"] for change in messages(answers[4].out)} == {"jobs/digits"}
+
+
+async def test_the_descriptors_have_the_comments(run: Run) -> None:
+    described = await run("grpcurl", "-protoset", PROTOSET, "describe", f"{JOBS}.PauseJob")
+    assert "// Adds the USER hold." in described.out
+    listed = await run("grpcurl", "-protoset", PROTOSET, "list")
+    assert JOBS in listed.out.split()
+
+
+def test_the_descriptors_are_current(tmp_path: Path) -> None:
+    fresh = tmp_path / "adjourn.protoset"
+    words = ("build", "--as-file-descriptor-set", "-o", f"{fresh}#format=binpb")
+    subprocess.run([Path(sys.executable).parent / "buf", *words], cwd=ROOT / "protos", check=True, timeout=120)
+    assert fresh.read_bytes() == PROTOSET.read_bytes(), "run `make protos`"

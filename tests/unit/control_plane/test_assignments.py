@@ -1,0 +1,238 @@
+"""The reconcile table of docs/architecture.md, row by row."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+import pytest
+
+from adjourn import reasons
+from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, Exit, FencingToken, Report
+from adjourn.v1.job_pb2 import Failure, Job, Pause, Progress
+from adjourn.v1.record_pb2 import JobRecord
+from adjourn.v1.usage_pb2 import EpochMetrics
+from control_plane import assignments
+from control_plane.events import (
+    Adopted,
+    Began,
+    EpochEnded,
+    Event,
+    Failed,
+    Finished,
+    FoundRunning,
+    Lost,
+    Observed,
+    PausePhase,
+    Registered,
+    Rested,
+    Stopped,
+)
+from tests.unit.control_plane.making import NAME, START, A, B, Life, checkpoint, checkpoint_name, paused, status
+
+FAILURE = Failure(reason=reasons.PROCESS_KILLED, message="ended by SIGKILL")
+OVER = [AssignmentStatus.PAUSED, AssignmentStatus.STOPPED, AssignmentStatus.SUCCEEDED, AssignmentStatus.FAILED]
+
+
+def seventh() -> Life:
+    """A job in its attempt 7, after an epoch."""
+    life = Life(max_restarts=100)
+    for step in range(6):
+        life.running().at(step).fails()
+    return life.running(1)
+
+
+def events(
+    held: Sequence[JobRecord], *reported: AssignmentStatus, others: Sequence[JobRecord] = ()
+) -> list[tuple[str, Event]]:
+    known = {record.job.name: record for record in others}
+    return [*assignments.reconcile(A, held, reported, known), *assignments.missing(A, held, reported)]
+
+
+def told(held: Sequence[JobRecord], *reported: AssignmentStatus, others: Sequence[JobRecord] = ()) -> list[Assignment]:
+    return assignments.respond(held, reported, {record.job.name: record for record in others})
+
+
+def is_stop(assignment: Assignment, stopped: AssignmentStatus) -> bool:
+    return (
+        assignment.target == Assignment.STOP
+        and assignment.token == stopped.token
+        and assignment.generation > stopped.observed_generation
+        and not assignment.HasField("spec")
+    )
+
+
+def test_running_and_reported_running_is_kept() -> None:
+    record = seventh().record
+    running = status(record)
+    assert events([record], running) == []
+    (assignment,) = told([record], running)
+    assert (assignment.target, assignment.token, assignment.generation) == (Assignment.RUN, record.token, 1)
+    assert assignment.spec == record.job.spec
+    assert assignment.restore == assignment.base == record.checkpoint
+
+
+def test_an_older_attempt_is_stopped_and_the_newer_untouched() -> None:
+    record = seventh().record
+    old = status(record, attempt=6)
+    mine = status(record)
+    assert events([record], mine, old) == []
+    kept, stop = told([record], mine, old)
+    assert kept.token == record.token
+    assert is_stop(stop, old)
+
+
+def test_an_attempt_of_the_same_number_and_another_nonce_is_stopped() -> None:
+    record = seventh().record
+    foreign = status(record, nonce="f" * 32)
+    assert [type(event) for _, event in events([record], foreign)] == [Lost]
+    assert is_stop(told([record], foreign)[1], foreign)
+
+
+@pytest.mark.parametrize("worker", [A, B])
+def test_a_later_attempt_is_adopted_and_the_one_we_knew_not_counted_as_lost(worker: str) -> None:
+    life = seventh()
+    later = status(life.record, attempt=8, generation=3, devices=("GPU-1",))
+    held, others = ([life.record], []) if worker == A else ([], [life.record])
+    ((job, event),) = assignments.reconcile(A, held, [later], {record.job.name: record for record in others})
+    assert (job, event) == (
+        NAME,
+        Adopted(actor=A, token=later.token, worker=A, device_uuids=("GPU-1",), generation=3),
+    )
+    life.tell(event)
+    assert (life.state, life.job.restart_count) == ("RUNNING", 6)
+    (assignment,) = told([life.record], later)
+    assert (assignment.token, assignment.target) == (later.token, Assignment.RUN)
+
+
+def test_an_exit_report_is_the_end_of_the_attempt() -> None:
+    report = Report(exit=Exit(phase=AssignmentStatus.FAILED, code=-9, failure=FAILURE))
+    assert assignments.told(report, A) == Failed(actor=A, failure=FAILURE)
+
+
+def test_an_acknowledged_attempt_that_is_gone_is_lost() -> None:
+    life = seventh()
+    ((job, event),) = events([life.record])
+    assert isinstance(event, Lost)
+    assert (job, event.failure.reason) == (NAME, reasons.ATTEMPT_UNKNOWN)
+    life.tell(event)
+    assert (life.state, life.job.restart_count, life.record.checkpoint.name) == ("QUEUED", 7, checkpoint_name(1))
+
+
+def test_an_attempt_that_was_never_acknowledged_is_handed_out_again() -> None:
+    record = Life().placed().record
+    assert events([record]) == []
+    (assignment,) = told([record])
+    assert (assignment.target, assignment.token) == (Assignment.RUN, record.token)
+    assert not assignment.HasField("restore")
+
+
+def test_a_pause_that_was_not_seen_is_said_again() -> None:
+    record = seventh().pause().record
+    behind = status(record, generation=record.generation - 1)
+    assert events([record], behind) == []
+    (assignment,) = told([record], behind)
+    assert (assignment.target, assignment.generation) == (Assignment.PAUSE, record.generation)
+
+
+def test_persisting_is_kept_however_long_it_takes() -> None:
+    record = seventh().pause().released().record
+    persisting = status(record, AssignmentStatus.PERSISTING)
+    assert [type(event) for _, event in events([record], persisting)] == [Observed]
+    (assignment,) = told([record], persisting)
+    assert (assignment.target, assignment.generation) == (Assignment.PAUSE, record.generation)
+
+
+def test_paused_and_found_running_is_pausing_again() -> None:
+    life = seventh().pause().is_lost()
+    assert life.state == "PAUSED"
+    running = status(life.record, devices=("GPU-1",))
+    ((_, event),) = events([], running, others=[life.record])
+    assert event == FoundRunning(actor=A, device_uuids=("GPU-1",), generation=running.observed_generation)
+    life.tell(event)
+    (assignment,) = told([life.record], running)
+    assert (life.state, assignment.target) == ("PAUSING", Assignment.PAUSE)
+    assert assignment.generation > running.observed_generation
+
+
+@pytest.mark.parametrize("phase", OVER)
+def test_paused_and_over_is_forgotten(phase: AssignmentStatus.Phase.ValueType) -> None:
+    record = paused().record
+    over = status(record, phase)
+    assert events([], over, others=[record]) == []
+    assert told([], over, others=[record]) == []
+
+
+def test_an_attempt_that_went_elsewhere_stops_without_a_trace() -> None:
+    life = seventh()
+    old = status(life.record)
+    life.is_lost().placed(B)
+    assert events([], old, others=[life.record]) == []
+    (stop,) = told([], old, others=[life.record])
+    assert is_stop(stop, old)
+
+
+@pytest.mark.parametrize("state", ["QUEUED", "SUCCEEDED", "FAILED", "CANCELLED"])
+def test_an_attempt_of_a_job_that_is_not_at_work_is_stopped(state: str) -> None:
+    life = seventh()
+    old = status(life.record)
+    record = JobRecord()
+    record.CopyFrom(life.is_lost().record)
+    record.job.state = Job.State.Value(state)
+    assert events([], old, others=[record]) == []
+    assert is_stop(told([], old, others=[record])[0], old)
+
+
+def test_an_unknown_live_attempt_is_left_alone() -> None:
+    orphan = status(Life().placed().record)
+    assert events([], orphan) == []
+    assert told([], orphan) == []
+
+
+def test_each_worker_hears_of_its_own_jobs_only() -> None:
+    assert told([paused().record]) == []
+
+
+def test_the_first_step_is_noticed_once() -> None:
+    life = Life().placed()
+    for phase in (AssignmentStatus.RUNNING, AssignmentStatus.PAUSING, AssignmentStatus.PERSISTING):
+        assert [type(event) for _, event in events([life.record], status(life.record, phase))] == [Observed, Began]
+    starting = status(life.record, AssignmentStatus.STARTING)
+    assert [type(event) for _, event in events([life.record], starting)] == [Observed]
+    assert events([life.acknowledged().began().record], status(life.record)) == []
+
+
+def test_progress_is_taken_over_when_it_is_new() -> None:
+    life = seventh().at(130)
+    assert events([life.record], status(life.record, progress=life.job.progress)) == []
+    newer = Progress(step=140)
+    newer.report_time.FromDatetime(START + timedelta(days=1))
+    ((_, event),) = events([life.record], status(life.record, progress=newer))
+    assert isinstance(event, Observed)
+    assert event.progress == newer
+
+
+@pytest.mark.parametrize(
+    ("phase", "event"),
+    [
+        (AssignmentStatus.PAUSED, Rested(actor=A, checkpoint="c")),
+        (AssignmentStatus.SUCCEEDED, Finished(actor=A, checkpoint="c")),
+        (AssignmentStatus.STOPPED, Stopped(actor=A, failure=FAILURE)),
+        (AssignmentStatus.FAILED, Failed(actor=A, failure=FAILURE)),
+    ],
+)
+def test_each_way_to_end(phase: AssignmentStatus.Phase.ValueType, event: Event) -> None:
+    assert assignments.ended(Exit(phase=phase, checkpoint="c", failure=FAILURE), A) == event
+
+
+def test_an_end_without_a_reason_has_one_all_the_same() -> None:
+    failed = assignments.ended(Exit(phase=AssignmentStatus.FAILED), A)
+    assert isinstance(failed, Failed)
+    assert failed.failure.reason == reasons.PROCESS_ENDED
+    assert assignments.ended(Exit(phase=AssignmentStatus.STOPPED), A) == Stopped(actor=A)
+
+
+def test_each_kind_of_report() -> None:
+    metrics, made, pause = EpochMetrics(epoch=3), checkpoint(3), Pause(note="n")
+    assert assignments.told(Report(epoch=metrics), A) == EpochEnded(actor=A, metrics=metrics)
+    assert assignments.told(Report(checkpoint=made), A) == Registered(actor=A, checkpoint=made)
+    assert assignments.told(Report(pause=pause), A) == PausePhase(actor=A, pause=pause)
+    assert assignments.told(Report(sequence=1, token=FencingToken(attempt=1)), A) is None, "of a later version"

@@ -1,0 +1,31 @@
+"""When a queued job may be placed after a failure."""
+
+from datetime import timedelta
+
+import pytest
+
+from control_plane.budget import ready_time
+from tests.unit.control_plane.making import Life, paused
+
+
+def wait(life: Life) -> timedelta:
+    return ready_time(life.record) - life.now
+
+
+def test_a_new_job_and_a_resumed_one_are_ready_at_once() -> None:
+    assert wait(Life()) <= timedelta()
+    assert wait(paused().resume()) == timedelta()
+
+
+@pytest.mark.parametrize(("failures", "seconds"), [(1, 1), (2, 2), (3, 4), (6, 32), (7, 60), (20, 60)])
+def test_each_restart_waits_a_little_longer(failures: int, seconds: int) -> None:
+    life = Life(max_restarts=100)
+    for step in range(failures):
+        life.running().at(step).fails()
+    assert wait(life) == timedelta(seconds=seconds)
+
+
+def test_a_resume_after_failures_waits_for_nothing() -> None:
+    life = Life().running(1).at(110).fails().running().pause().trained(2).rests().resume()
+    assert life.job.restart_count == 1
+    assert wait(life) == timedelta()

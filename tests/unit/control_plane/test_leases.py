@@ -1,0 +1,76 @@
+"""Which workers were silent for a lease, on a clock that the test moves."""
+
+from datetime import timedelta
+
+from adjourn.v1.worker_pb2 import Worker
+from control_plane.leases import Leases
+from control_plane.store import Session
+
+LEASE = 15.0
+
+
+def session(name: str = "workers/a", *, beat: int = 1, lost: bool = False) -> Session:
+    return Session(
+        worker=Worker(name=name), session="s", stream="t", connected=True, lost=lost, beat=beat, report_time_ns=0
+    )
+
+
+def silent(leases: Leases, now: float, *sessions: Session) -> list[str]:
+    return [each.worker.name for each in leases.expired(sessions, now)]
+
+
+def watched(leases: Leases, until: float, *sessions: Session, since: float = 1000.0) -> list[str]:
+    """Counts every second; returns who was silent at the end."""
+    found: list[str] = []
+    now = since
+    while now <= until:
+        found = silent(leases, now, *sessions)
+        now += 1
+    return found
+
+
+def test_silence_of_a_lease_is_a_loss() -> None:
+    leases = Leases(timedelta(seconds=LEASE))
+    assert watched(leases, 1014, session()) == []
+    assert silent(leases, 1015, session()) == ["workers/a"]
+
+
+def test_each_beat_starts_the_lease_anew() -> None:
+    leases = Leases(timedelta(seconds=LEASE))
+    watched(leases, 1010, session(beat=1))
+    assert watched(leases, 1025, session(beat=2), since=1011) == []
+    assert silent(leases, 1026, session(beat=2)) == ["workers/a"]
+
+
+def test_who_is_lost_already_is_not_lost_again() -> None:
+    leases = Leases(timedelta(seconds=LEASE))
+    assert watched(leases, 1030, session(lost=True)) == []
+
+
+def test_a_control_plane_that_starts_gives_everybody_a_lease() -> None:
+    leases = Leases(timedelta(seconds=LEASE))
+    assert silent(leases, 1_000_000, session()) == []
+
+
+def test_an_outage_of_the_store_is_nobodys_silence() -> None:
+    leases = Leases(timedelta(seconds=LEASE))
+    watched(leases, 1014, session())
+    leases.forget()
+    assert watched(leases, 1029, session(), since=1015) == []
+    assert silent(leases, 1030, session()) == ["workers/a"]
+
+
+def test_a_control_plane_that_was_stopped_itself_starts_counting_anew() -> None:
+    leases = Leases(timedelta(seconds=LEASE))
+    watched(leases, 1005, session())
+    assert silent(leases, 1100, session()) == []
+    assert watched(leases, 1114, session(), since=1101) == []
+    assert silent(leases, 1115, session()) == ["workers/a"]
+
+
+def test_workers_are_counted_one_by_one_and_forgotten_when_gone() -> None:
+    leases = Leases(timedelta(seconds=LEASE))
+    watched(leases, 1010, session("workers/a"))
+    assert watched(leases, 1015, session("workers/a"), session("workers/b"), since=1011) == ["workers/a"]
+    silent(leases, 1016)
+    assert silent(leases, 1017, session("workers/a")) == [], "it came back: a new count"

@@ -1,0 +1,325 @@
+"""Read, decide, commit: conflicts, repeated requests, reports."""
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime
+from uuid import uuid4
+
+import pytest
+
+from adjourn import errors, reasons
+from adjourn.v1.agent_service_pb2 import AssignmentStatus, Exit, FencingToken, Report
+from adjourn.v1.job_pb2 import EPOCH, Failure, Job, JobSpec
+from adjourn.v1.job_service_pb2 import DeleteJobRequest, PauseJobRequest, ResumeJobRequest
+from adjourn.v1.record_pb2 import JobRecord
+from adjourn.v1.usage_pb2 import EpochMetrics
+from control_plane import jobs
+from control_plane import ledger as ledgers
+from control_plane.events import Asked, Began, CancelAsked, Lost, PauseAsked, Placed, ResumeAsked
+from control_plane.ledger import Call, Ledger
+from control_plane.store import Change, Conflict, JobName, WorkerName
+from tests.memory_store import MemoryStore
+from tests.unit.control_plane.making import GONE, A, B, checkpoint
+
+JOB = JobName("jobs/j")
+PAUSE = PauseAsked(actor="bob", mode=EPOCH, reason="")
+RESUME = ResumeAsked(actor="bob")
+CANCEL = CancelAsked(actor="bob", reason="")
+
+
+@pytest.fixture(autouse=True)
+async def job(memory_store: MemoryStore) -> None:
+    spec = JobSpec(entry_point="m:f", total_epochs=10)
+    decision = jobs.create(Job(name=JOB, spec=spec), actor="ann", now=datetime.now(UTC))
+    await memory_store.commit(Change(job=JOB, expected=0, record=decision.record, events=decision.events))
+
+
+def fresh(request_id: str | None = None, *, etag: str = "", name: str = JOB) -> Call:
+    identity = uuid4().hex if request_id is None else request_id
+    return Call.of(PauseJobRequest(name=name, request_id=identity, etag=etag), request_id=identity, etag=etag)
+
+
+async def there(store: MemoryStore) -> JobRecord:
+    stored = await store.get(JOB)
+    assert stored
+    return stored.record
+
+
+async def place(ledger: Ledger, worker: str = A) -> FencingToken:
+    event = Placed(actor="control_plane", worker=worker, device_uuids=(), nonce=uuid4().hex)
+    return (await ledger.apply(JOB, event)).token
+
+
+async def test_a_wish_is_stored_with_its_history(ledger: Ledger, memory_store: MemoryStore) -> None:
+    answer = await ledger.wish(JOB, PAUSE, fresh())
+    record = await there(memory_store)
+    assert (answer.state, record.job.state) == (Job.PAUSED, Job.PAUSED)
+    assert answer.etag == str(record.revision)
+    assert [event.type for event in await memory_store.events(JOB, after=0, size=10)] == ["CREATED", "PAUSED"]
+
+
+async def test_an_unknown_job(ledger: Ledger) -> None:
+    for call in (
+        ledger.wish(JobName("jobs/no"), PAUSE, fresh()),
+        ledger.apply(JobName("jobs/no"), PAUSE),
+        ledger.delete(JobName("jobs/no"), fresh()),
+    ):
+        with pytest.raises(errors.NotFoundError) as caught:
+            await call
+        assert caught.value.metadata == {"job": "jobs/no"}
+
+
+async def test_a_stale_etag_is_refused_and_a_fresh_one_taken(ledger: Ledger, memory_store: MemoryStore) -> None:
+    first = (await ledger.wish(JOB, PAUSE, fresh(etag="1"))).etag
+    with pytest.raises(errors.StaleEtagError) as caught:
+        await ledger.wish(JOB, RESUME, fresh(etag="1"))
+    assert caught.value.metadata == {"job": JOB, "etag": "1"}
+    assert (await ledger.wish(JOB, RESUME, fresh(etag=first))).state == Job.QUEUED
+
+
+async def test_a_repeated_request_has_one_effect_and_the_first_answer(
+    ledger: Ledger, memory_store: MemoryStore
+) -> None:
+    call = fresh()
+    first = await ledger.wish(JOB, PAUSE, call)
+    await ledger.wish(JOB, RESUME, fresh())
+    assert await ledger.wish(JOB, PAUSE, call) == first
+    assert (await there(memory_store)).job.state == Job.QUEUED
+
+
+async def test_a_repeat_of_what_changed_nothing_has_no_effect_either(ledger: Ledger, memory_store: MemoryStore) -> None:
+    await ledger.wish(JOB, PAUSE, fresh())
+    call = fresh()
+    first = await ledger.wish(JOB, PAUSE, call)
+    assert first.state == Job.PAUSED
+    await ledger.wish(JOB, RESUME, fresh())
+    assert await ledger.wish(JOB, PAUSE, call) == first
+    assert (await there(memory_store)).job.state == Job.QUEUED, "somebody else's resume stands"
+
+
+async def test_what_changed_nothing_has_no_history_and_keeps_the_etag(
+    ledger: Ledger, memory_store: MemoryStore
+) -> None:
+    first = await ledger.wish(JOB, PAUSE, fresh())
+    again = await ledger.wish(JOB, PAUSE, fresh())
+    assert again == first
+    assert len(await memory_store.events(JOB, after=0, size=10)) == 2
+
+
+async def test_without_a_request_id_what_changed_nothing_is_not_stored(
+    ledger: Ledger, memory_store: MemoryStore
+) -> None:
+    await ledger.wish(JOB, PAUSE, fresh(""))
+    token = await memory_store.latest_token()
+    await ledger.wish(JOB, PAUSE, fresh(""))
+    assert await memory_store.latest_token() == token
+
+
+async def test_a_request_id_belongs_to_one_request(ledger: Ledger) -> None:
+    await ledger.wish(JOB, PAUSE, fresh("r"))
+    other = Call.of(ResumeJobRequest(name=JOB, request_id="r"), request_id="r")
+    with pytest.raises(errors.RequestIdReusedError) as caught:
+        await ledger.wish(JOB, RESUME, other)
+    assert caught.value.metadata == {"request_id": "r"}
+
+
+async def test_requests_of_other_kinds_and_content_have_other_digests() -> None:
+    calls = [
+        Call.of(PauseJobRequest(name=JOB), request_id="r"),
+        Call.of(PauseJobRequest(name=JOB, reason="x"), request_id="r"),
+        Call.of(ResumeJobRequest(name=JOB), request_id="r"),
+        Call.of(DeleteJobRequest(name=JOB), request_id="r"),
+    ]
+    assert len({call.digest for call in calls}) == 4
+
+
+@pytest.mark.parametrize("event", [PAUSE, RESUME, CANCEL])
+async def test_the_same_request_twice_at_once_has_one_effect(
+    event: Asked, ledger: Ledger, memory_store: MemoryStore
+) -> None:
+    if event is RESUME:
+        await ledger.wish(JOB, PAUSE, fresh())
+    etag = str((await there(memory_store)).revision)
+    call = fresh(etag=etag)
+    answers = await asyncio.gather(*(ledger.wish(JOB, event, call) for _ in range(5)))
+    assert all(answer == answers[0] for answer in answers)
+    assert (await there(memory_store)).revision == int(etag) + 1
+
+
+async def test_a_try_that_was_overtaken_by_its_twin_gets_the_twins_answer(memory_store: MemoryStore) -> None:
+    """The first try is on its way while the second has been answered and others have gone on."""
+
+    class Overtaken(Ledger):
+        async def answered(self, call: Call) -> Job | None:
+            answer = await super().answered(call)
+            if answer is None and call == late:
+                await twin.wish(JOB, PAUSE, replace(call, etag="1"))
+            return answer
+
+    late, twin = fresh(etag="1"), Ledger(memory_store)
+    answer = await Overtaken(memory_store).wish(JOB, PAUSE, late)
+    assert (answer.state, answer.etag) == (Job.PAUSED, "2")
+
+
+async def test_two_resumes_at_once_start_one_run(ledger: Ledger, memory_store: MemoryStore) -> None:
+    await ledger.wish(JOB, PAUSE, fresh())
+    answers = await asyncio.gather(*(ledger.wish(JOB, RESUME, fresh()) for _ in range(5)))
+    assert {answer.state for answer in answers} == {Job.QUEUED}
+    placements = await asyncio.gather(*(place(ledger, worker) for worker in (A, B, A, B)))
+    record = await there(memory_store)
+    assert (record.job.attempt, record.job.state) == (1, Job.STARTING)
+    assert all(token == record.token for token in placements)
+
+
+async def test_a_pause_and_the_end_at_once_have_one_outcome(ledger: Ledger, memory_store: MemoryStore) -> None:
+    token = await place(ledger)
+    await ledger.report(Report(sequence=1, job=JOB, token=token, checkpoint=checkpoint(10)), A)
+    ended = Exit(phase=AssignmentStatus.SUCCEEDED, checkpoint=checkpoint(10).name)
+    answers = await asyncio.gather(
+        ledger.wish(JOB, PAUSE, fresh()),
+        ledger.report(Report(sequence=2, job=JOB, token=token, exit=ended), A),
+        return_exceptions=True,
+    )
+    assert (await there(memory_store)).job.state == Job.SUCCEEDED
+    assert isinstance(answers[0], Job | errors.JobFinishedError)
+
+
+class Busy(MemoryStore):
+    """Somebody else is always faster."""
+
+    lost = 0
+
+    async def commit(self, change: Change) -> int:
+        if change.expected:
+            self.lost += 1
+            raise Conflict(change.job)
+        return await super().commit(change)
+
+
+async def test_a_race_that_is_lost_for_ever_is_given_up() -> None:
+    store = Busy()
+    decision = jobs.create(Job(name=JOB, spec=JobSpec(total_epochs=1)), actor="ann", now=datetime.now(UTC))
+    await store.commit(Change(job=JOB, expected=0, record=decision.record))
+    with pytest.raises(errors.ContentionError):
+        await Ledger(store).wish(JOB, CANCEL, fresh())
+    assert store.lost == ledgers.ATTEMPTS
+
+
+async def test_an_event_of_an_attempt_that_is_over_has_no_effect(ledger: Ledger, memory_store: MemoryStore) -> None:
+    first = await place(ledger, A)
+    lost = Lost(actor="control_plane", failure=GONE)
+    await ledger.apply(JOB, lost, token=first)
+    await place(ledger, B)
+    record = await ledger.apply(JOB, lost, token=first)
+    assert (record.job.state, record.job.worker) == (Job.STARTING, B), "another replica had noticed the loss first"
+
+
+async def test_a_placement_is_not_repeated_on_another_occupancy(ledger: Ledger, memory_store: MemoryStore) -> None:
+    seen = await memory_store.occupancy(WorkerName(A))
+    event = Placed(actor="control_plane", worker=A, device_uuids=(), nonce="n")
+    await ledger.apply(JOB, event, occupancy=seen)
+    other = jobs.create(Job(name="jobs/k", spec=JobSpec(total_epochs=1)), actor="ann", now=datetime.now(UTC))
+    await memory_store.commit(Change(job=JobName("jobs/k"), expected=0, record=other.record))
+    with pytest.raises(Conflict):
+        await ledger.apply(JobName("jobs/k"), event, occupancy=seen)
+
+
+class TestReports:
+    async def test_a_report_is_applied_once(self, ledger: Ledger, memory_store: MemoryStore) -> None:
+        token = await place(ledger)
+        report = Report(sequence=5, job=JOB, token=token, epoch=EpochMetrics(epoch=1, active_seconds=10))
+        for _ in range(3):
+            await ledger.report(report, A)
+        record = await there(memory_store)
+        assert (record.applied_report, record.timed_epochs) == (5, 1)
+        older = Report(sequence=4, job=JOB, token=token, epoch=EpochMetrics(epoch=2))
+        await ledger.report(older, A)
+        assert [each.epoch for each in await memory_store.epochs(JOB, after=0, size=10)] == [1]
+
+    async def test_a_report_of_another_token_is_refused(self, ledger: Ledger, memory_store: MemoryStore) -> None:
+        token = await place(ledger)
+        for wrong in (
+            FencingToken(attempt=token.attempt, nonce="f" * 32),
+            FencingToken(attempt=token.attempt + 1, nonce=token.nonce),
+            FencingToken(),
+        ):
+            await ledger.report(Report(sequence=9, job=JOB, token=wrong, checkpoint=checkpoint(3)), A)
+        record = await there(memory_store)
+        assert (record.checkpoint.name, record.applied_report) == ("", 0)
+        assert await memory_store.checkpoints(JOB, size=10, skip=0) == []
+
+    async def test_after_a_new_hand_out_the_old_token_has_no_effect(
+        self, ledger: Ledger, memory_store: MemoryStore
+    ) -> None:
+        old = await place(ledger)
+        await ledger.apply(JOB, Lost(actor="control_plane", failure=GONE))
+        new = await place(ledger, B)
+        await ledger.report(Report(sequence=1, job=JOB, token=old, checkpoint=checkpoint(1)), A)
+        ended = Exit(phase=AssignmentStatus.FAILED, failure=Failure(reason=reasons.PROCESS_KILLED))
+        await ledger.report(Report(sequence=2, job=JOB, token=old, exit=ended), A)
+        record = await there(memory_store)
+        assert (record.token, record.job.state, record.checkpoint.name) == (new, Job.STARTING, "")
+
+    async def test_a_report_of_an_unknown_job_or_kind_is_let_go(
+        self, ledger: Ledger, memory_store: MemoryStore
+    ) -> None:
+        token = await place(ledger)
+        await ledger.report(Report(sequence=1, job="jobs/no", token=token), A)
+        await ledger.report(Report(sequence=1, job=JOB, token=token), A)
+        assert (await there(memory_store)).applied_report == 0
+
+    async def test_late_news_of_a_job_that_has_ended_is_let_go(self, ledger: Ledger, memory_store: MemoryStore) -> None:
+        token = await place(ledger)
+        stopped = Report(sequence=1, job=JOB, token=token, exit=Exit(phase=AssignmentStatus.STOPPED))
+        await ledger.wish(JOB, CANCEL, fresh())
+        await ledger.report(stopped, A)
+        await ledger.report(Report(sequence=2, job=JOB, token=token, epoch=EpochMetrics(epoch=1)), A)
+        assert (await there(memory_store)).job.state == Job.CANCELLED
+        assert await memory_store.epochs(JOB, after=0, size=10) == []
+
+    async def test_a_later_attempt_replaces_an_epoch(self, ledger: Ledger, memory_store: MemoryStore) -> None:
+        for attempt in (1, 2):
+            token = await place(ledger)
+            metrics = EpochMetrics(epoch=1, attempt=attempt)
+            await ledger.report(Report(sequence=attempt, job=JOB, token=token, epoch=metrics), A)
+            await ledger.apply(JOB, Lost(actor="control_plane", failure=GONE))
+        assert [each.attempt for each in await memory_store.epochs(JOB, after=0, size=10)] == [2]
+
+
+class TestDeletion:
+    async def test_only_what_has_ended_is_deleted(self, ledger: Ledger, memory_store: MemoryStore) -> None:
+        for wish in (None, PAUSE):
+            if wish:
+                await ledger.wish(JOB, wish, fresh())
+            with pytest.raises(errors.JobNotFinishedError) as caught:
+                await ledger.delete(JOB, fresh())
+            assert caught.value.metadata["allowed_states"] == "CANCELLED, FAILED, SUCCEEDED"
+        await ledger.wish(JOB, CANCEL, fresh())
+        await ledger.delete(JOB, fresh())
+        assert await memory_store.get(JOB) is None
+        assert await memory_store.purges() == [JOB]
+
+    async def test_a_stale_etag_deletes_nothing(self, ledger: Ledger, memory_store: MemoryStore) -> None:
+        await ledger.wish(JOB, CANCEL, fresh())
+        with pytest.raises(errors.StaleEtagError):
+            await ledger.delete(JOB, fresh(etag="1"))
+        await ledger.delete(JOB, fresh(etag="2"))
+
+    async def test_a_repeat_is_no_error(self, ledger: Ledger, memory_store: MemoryStore) -> None:
+        await ledger.wish(JOB, CANCEL, fresh())
+        call = fresh("d")
+        await asyncio.gather(*(ledger.delete(JOB, call) for _ in range(3)))
+        await ledger.delete(JOB, call)
+        with pytest.raises(errors.NotFoundError):
+            await ledger.delete(JOB, fresh())
+
+    async def test_what_a_worker_says_of_a_deleted_job_is_let_go(
+        self, ledger: Ledger, memory_store: MemoryStore
+    ) -> None:
+        token = await place(ledger)
+        await ledger.wish(JOB, CANCEL, fresh())
+        await ledger.apply(JOB, Lost(actor="control_plane", failure=GONE))
+        await ledger.delete(JOB, fresh())
+        await ledger.report(Report(sequence=1, job=JOB, token=token, epoch=EpochMetrics(epoch=1)), A)
+        with pytest.raises(errors.NotFoundError):
+            await ledger.apply(JOB, Began(actor=A))

@@ -1,0 +1,100 @@
+"""What the control plane reads from its environment."""
+
+from datetime import timedelta
+
+import pytest
+
+from adjourn.environment import InvalidSettings
+from control_plane.settings import Settings
+
+ENVIRONMENT = {
+    "ADJOURN_REDIS_URL": "redis://:secret@127.0.0.1:6379/0",
+    "ADJOURN_S3_ENDPOINT": "http://127.0.0.1:9000",
+    "ADJOURN_S3_BUCKET": "models",
+    "ADJOURN_S3_ACCESS_KEY": "key",
+    "ADJOURN_S3_SECRET_KEY": "hidden",
+}
+
+
+def problems(**changes: str) -> dict[str, str]:
+    with pytest.raises(InvalidSettings) as caught:
+        Settings.from_environment(ENVIRONMENT | changes)
+    return caught.value.problems
+
+
+def test_defaults() -> None:
+    settings = Settings.from_environment(ENVIRONMENT)
+    assert (settings.listen, settings.namespace, settings.log_format) == ("127.0.0.1:7400", "adjourn", "json")
+    assert (settings.sync_interval, settings.lease_duration) == (timedelta(seconds=2), timedelta(seconds=15))
+
+
+def test_what_is_given_is_taken() -> None:
+    settings = Settings.from_environment(
+        ENVIRONMENT
+        | {
+            "ADJOURN_LISTEN": "0.0.0.0:80",
+            "ADJOURN_NAMESPACE": "team-a_1",
+            "ADJOURN_SYNC_INTERVAL": "0.5",
+            "ADJOURN_LEASE_DURATION": "1",
+            "ADJOURN_LOG_FORMAT": "console",
+        }
+    )
+    assert (settings.listen, settings.namespace, settings.log_format) == ("0.0.0.0:80", "team-a_1", "console")
+    assert (settings.sync_interval, settings.lease_duration) == (timedelta(seconds=0.5), timedelta(seconds=1))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ADJOURN_REDIS_URL", "http://127.0.0.1"),
+        ("ADJOURN_REDIS_URL", "redis://:hidden@host:port/0"),
+        ("ADJOURN_REDIS_URL", "redis://:hidden@host:99999/0"),
+        ("ADJOURN_REDIS_URL", ""),
+        ("ADJOURN_LISTEN", "7400"),
+        ("ADJOURN_LISTEN", "host:0"),
+        ("ADJOURN_NAMESPACE", "a:b"),
+        ("ADJOURN_NAMESPACE", "{a}"),
+        ("ADJOURN_NAMESPACE", "ä"),
+        ("ADJOURN_SYNC_INTERVAL", "soon"),
+        ("ADJOURN_SYNC_INTERVAL", "0"),
+        ("ADJOURN_SYNC_INTERVAL", "nan"),
+        ("ADJOURN_LEASE_DURATION", "-1"),
+        ("ADJOURN_LEASE_DURATION", "inf"),
+        ("ADJOURN_LEASE_DURATION", "3.9"),
+        ("ADJOURN_LOG_FORMAT", "xml"),
+        ("ADJOURN_S3_ENDPOINT", "ftp://127.0.0.1"),
+    ],
+)
+def test_each_wrong_value_is_named_and_no_secret_told(name: str, value: str) -> None:
+    found = problems(**{name: value})
+    assert list(found) == [name]
+    assert "hidden" not in str(found)
+
+
+def test_everything_wrong_is_said_at_once() -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        Settings.from_environment(
+            {"ADJOURN_LISTEN": "x", "ADJOURN_NAMESPACE": "", "ADJOURN_SYNC_INTERVAL": "9", "ADJOURN_LOG_FORMAT": "y"}
+        )
+    assert set(caught.value.problems) == {
+        "ADJOURN_REDIS_URL",
+        "ADJOURN_LISTEN",
+        "ADJOURN_LEASE_DURATION",
+        "ADJOURN_LOG_FORMAT",
+        "ADJOURN_S3_ENDPOINT",
+        "ADJOURN_S3_BUCKET",
+        "ADJOURN_S3_ACCESS_KEY",
+        "ADJOURN_S3_SECRET_KEY",
+    }
+
+
+def test_secrets_are_not_shown() -> None:
+    shown = repr(Settings.from_environment(ENVIRONMENT))
+    assert "secret@" not in shown
+    assert "hidden" not in shown
+
+
+def test_a_lease_outlasts_two_intervals_however_settings_are_made() -> None:
+    settings = Settings.from_environment(ENVIRONMENT)
+    with pytest.raises(ValueError, match="must outlast two sync intervals"):
+        Settings(redis_url="redis://h", s3=settings.s3, lease_duration=timedelta(seconds=3))

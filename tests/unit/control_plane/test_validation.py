@@ -1,0 +1,192 @@
+"""What is wrong with a request, field by field."""
+
+import re
+from typing import Any
+
+import pytest
+from google.protobuf.json_format import ParseDict
+
+from adjourn.v1.job_pb2 import Job, JobSpec
+from adjourn.v1.job_service_pb2 import CreateJobRequest
+from control_plane import validation
+
+GOOD: dict[str, Any] = {"entry_point": "package.module:main"}
+
+
+def request(*, job_id: str = "", request_id: str = "", labels: Any = None, **spec: Any) -> CreateJobRequest:
+    job = Job(spec=JobSpec(**(GOOD | spec)), labels=labels)
+    return CreateJobRequest(job_id=job_id, job=job, request_id=request_id)
+
+
+def test_a_spec_of_defaults_is_accepted() -> None:
+    assert validation.create_job(request()) == {}
+
+
+def test_everything_at_its_limit_is_accepted() -> None:
+    assert (
+        validation.create_job(
+            request(
+                job_id="a" * 63,
+                request_id="x" * 128,
+                labels={"a/b.c_d-e": "v" * 256, "k": ""},
+                bundle=f"bundles/{'0' * 64}",
+                total_epochs=10_000_000,
+                gpu_count=1024,
+                seed=0,
+                checkpoint_epochs=0,
+                max_restarts=0,
+                hang_factor=2,
+                model_name="m" * 1024,
+                worker_selector={"zone": "x"},
+            )
+        )
+        == {}
+    )
+
+
+@pytest.mark.parametrize("job_id", ["A", "-a", "a-", "a_b", "a/b", "a.b", "ä", "a" * 64, "a\n", "../a", "a\0"])
+def test_a_malformed_id(job_id: str) -> None:
+    assert list(validation.create_job(request(job_id=job_id))) == ["job_id"]
+
+
+@pytest.mark.parametrize(
+    "entry_point",
+    [
+        "",
+        "main",
+        "a.b",
+        ":f",
+        "a:",
+        "a b:f",
+        "a.:f",
+        ".a:f",
+        "a..b:f",
+        "a:b:c",
+        "a:b.c",
+        "1a:f",
+        "a-b:f",
+        "a:f\n",
+        "a/b",
+    ],
+)
+def test_a_malformed_entry_point(entry_point: str) -> None:
+    assert list(validation.create_job(request(entry_point=entry_point))) == ["job.spec.entry_point"]
+
+
+@pytest.mark.parametrize("entry_point", ["a:f", "a.b_c.d2:_main", "модуль:главная"])
+def test_an_entry_point(entry_point: str) -> None:
+    assert validation.create_job(request(entry_point=entry_point)) == {}
+
+
+@pytest.mark.parametrize(
+    "bundle", ["0" * 64, "bundles/0", f"bundles/{'G' * 64}", f"bundles/{'0' * 64}/x", "bundles/../x"]
+)
+def test_a_malformed_bundle(bundle: str) -> None:
+    assert list(validation.create_job(request(bundle=bundle))) == ["job.spec.bundle"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("total_epochs", -1),
+        ("total_epochs", 10_000_001),
+        ("gpu_count", -1),
+        ("gpu_count", 1025),
+        ("checkpoint_epochs", -1),
+        ("max_restarts", -1),
+        ("max_restarts", 1_000_001),
+        ("hang_factor", 0),
+        ("hang_factor", 1),
+        ("seed", -1),
+    ],
+)
+def test_a_number_out_of_range(field: str, value: Any) -> None:
+    ((path, why),) = validation.create_job(request(**{field: value})).items()
+    assert path == f"job.spec.{field}"
+    assert str(value) in why
+
+
+def test_every_number_of_the_spec_has_a_range() -> None:
+    numbers = {field.name for field in JobSpec.DESCRIPTOR.fields if field.cpp_type in (1, 2, 3, 4)}
+    assert {field for field, _, _ in validation.RANGES} == numbers
+
+
+@pytest.mark.parametrize("field", ["model_name", "dataset_uri", "entry_point"])
+def test_a_text_that_is_too_long(field: str) -> None:
+    value: Any = "m:" + "x" * 1024
+    assert list(validation.create_job(request(**{field: value}))) == [f"job.spec.{field}"]
+
+
+def test_arguments_that_are_too_large() -> None:
+    spec = ParseDict({"entryPoint": "m:f", "args": {"text": "x" * (256 << 10)}}, JobSpec())
+    assert list(validation.spec(spec)) == ["job.spec.args"]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [{"": "v"}, {"a b": "v"}, {"-a": "v"}, {"a" * 64: "v"}, {"a": "v" * 257}, {f"k{i}": "" for i in range(65)}],
+)
+def test_labels(labels: dict[str, str]) -> None:
+    for violations in (
+        validation.create_job(request(labels=labels)),
+        validation.create_job(request(worker_selector=labels)),
+    ):
+        (field,) = violations
+        assert field.startswith(("job.labels", "job.spec.worker_selector"))
+
+
+@pytest.mark.parametrize("empty", [CreateJobRequest(), CreateJobRequest(job=Job())])
+def test_a_request_without_a_spec(empty: CreateJobRequest) -> None:
+    assert validation.create_job(empty) == {"job.spec": "must be given"}
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    wrong = request(job_id="A", request_id="x" * 129, labels={"": ""}, entry_point="x", total_epochs=-1, bundle="b")
+    assert len(validation.create_job(wrong)) == 6
+
+
+def test_what_is_said_back_is_short() -> None:
+    long = "x" * 1_000_000
+    for violations in (
+        validation.create_job(request(job_id=long, entry_point=long, labels={long: ""})),
+        validation.name("name", long),
+        validation.checkpoint_name("name", long),
+        validation.verb("jobs/a", request_id=long, etag=long, reason=long),
+    ):
+        assert violations
+        assert all(len(field) + len(why) < 500 for field, why in violations.items())
+
+
+@pytest.mark.parametrize("name", ["", "a", "jobs/", "jobs/A", "jobs/a/b", "workers/a", "/jobs/a", "jobs/a\n", "JOBS/a"])
+def test_a_malformed_name(name: str) -> None:
+    assert list(validation.name("name", name)) == ["name"]
+
+
+def test_names() -> None:
+    assert validation.name("name", "jobs/a") == validation.name("name", "workers/a", "workers") == {}
+    assert validation.checkpoint_name("name", "jobs/a/checkpoints/1-0f-2") == {}
+    for wrong in ("jobs/a", "jobs/a/checkpoints/", "jobs/A/checkpoints/1", "jobs/a/checkpoints/../b", ""):
+        assert list(validation.checkpoint_name("parent", wrong)) == ["parent"]
+
+
+def test_what_every_verb_carries() -> None:
+    assert validation.verb("jobs/a", request_id="r", etag="1", reason="why") == {}
+    wrong = validation.verb("a", request_id="x" * 129, etag="x" * 101, reason="x" * 1025)
+    assert set(wrong) == {"name", "request_id", "etag", "reason"}
+
+
+@pytest.mark.parametrize(("asked", "served"), [(0, 50), (1, 1), (500, 500), (501, 500), (2**31 - 1, 500)])
+def test_page_sizes(asked: int, served: int) -> None:
+    assert validation.page_size(asked) == served
+
+
+def test_pages() -> None:
+    assert validation.page(0, "") == validation.page(10, "123") == {}
+    assert list(validation.page(-1, "")) == ["page_size"]
+    for token in ("x", "-1", "1.5", " 1", "1" * 19, "٣"):
+        assert list(validation.page(0, token)) == ["page_token"]
+
+
+def test_states() -> None:
+    assert validation.states([Job.PAUSED, Job.QUEUED]) == {}
+    assert re.search("0, 99", validation.states([0, 99, Job.PAUSED])["states"])
