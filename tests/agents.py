@@ -8,7 +8,7 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -20,24 +20,26 @@ import psutil
 
 from adjourn import errors
 from adjourn.channel import SERVER_OPTIONS
-from adjourn.objects import ObjectStore, S3Settings
+from adjourn.objects import ObjectStore
 from adjourn.v1 import agent_service_pb2_grpc
 from adjourn.v1.agent_service_pb2 import (
     Assignment,
     AssignmentStatus,
+    Exit,
     FencingToken,
     Report,
     SynchronizeRequest,
     SynchronizeResponse,
 )
+from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.trainer_pb2 import HeldAssignment
 from tests.emulated import ENTRY
-from worker import attempts
+from worker import attempts, lock
 from worker.agent import Agent
 from worker.devices import NoGpus
 from worker.journal import Journal
 from worker.places import Places
-from worker.settings import LogFormat, OnTerm, Settings
+from worker.settings import Settings
 from worker.supervisor import Supervisor
 
 ROOT: Final = Path(__file__).parents[1]
@@ -51,6 +53,7 @@ OVER: Final = frozenset(
 )
 
 Eventually = Callable[..., Awaitable[None]]
+Process = subprocess.Popen[bytes]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +153,16 @@ class ControlPlane(agent_service_pb2_grpc.AgentServiceServicer):
     def epochs(self, job: Job) -> list[int]:
         return [report.epoch.epoch for report in self.of(job) if report.HasField("epoch")]
 
+    def checkpoints(self, job: Job) -> list[Checkpoint]:
+        return [report.checkpoint for report in self.of(job) if report.HasField("checkpoint")]
+
+    def exit(self, job: Job) -> Exit:
+        """How a job's present attempt ended, which was said once and last."""
+        *_, last = self.of(job)
+        assert self.kinds(job).count("exit") == 1
+        assert last.HasField("exit")
+        return last.exit
+
     def ended(self, job: Job) -> bool:
         return "exit" in self.kinds(job)
 
@@ -207,58 +220,51 @@ class Bench:
 
     async def until_durable(self, job: Job, epoch: int) -> None:
         """Returns once the checkpoint of an epoch was told."""
-        await self.until(lambda: any(report.checkpoint.epoch == epoch for report in self.plane.of(job)))
+        await self.until(lambda: any(found.epoch == epoch for found in self.plane.checkpoints(job)))
 
     def environment(self, **variables: str) -> dict[str, str]:
         """Returns what agents and launchers get: whatever is left of them is ended with the tests."""
         return {**os.environ, "ADJOURN_STACK": str(self.marker), "PYTHONPATH": str(ROOT), **variables}
 
     @asynccontextmanager
-    async def agent(self, objects: ObjectStore, *, slots: int = 1) -> AsyncIterator[Agent]:
-        """An agent in this process; leaves training alone when it ends."""
+    async def agent(self, objects: ObjectStore) -> AsyncIterator[Agent]:
+        """An agent in this process, once it has spoken; leaves training alone when it ends."""
+        settings = Settings.from_environment(self.settings())
+        heard = len(self.plane.heard)
         stop = asyncio.Event()
         with Journal(self.places) as journal:
             async with Supervisor(self.places, self.environment(), entry=ENTRY) as supervisor:
-                agent = Agent(self.settings(slots), self.places, journal, supervisor, objects, NoGpus())
+                agent = Agent(settings, self.places, journal, supervisor, objects, NoGpus())
                 task = asyncio.create_task(agent.run(stop))
                 try:
+                    await self.until(lambda: len(self.plane.heard) > heard)
                     yield agent
                 finally:
                     stop.set()
                     await task
 
-    def settings(self, slots: int) -> Settings:
-        return Settings(
-            control_plane=self.plane.address,
-            worker=WORKER,
-            data=self.places.data,
-            cpu_slots=slots,
-            labels={},
-            threads=1,
-            on_term=OnTerm.LEAVE,
-            log_format=LogFormat.JSON,
-            s3=S3Settings(endpoint=NOWHERE, bucket="models", access_key="a", secret_key="b"),
-        )
-
-    async def process(
-        self, s3: Mapping[str, str] | None = None, *, on_term: str = "leave"
-    ) -> "subprocess.Popen[bytes]":
-        """An agent in a process of its own, once it has spoken; the launcher must be there, or torch is loaded."""
-        heard = len(self.plane.heard)
-        settings = {
+    def settings(self, **others: str) -> dict[str, str]:
+        """Returns an agent's variables, with storage that refuses."""
+        return {
             "ADJOURN_CONTROL_PLANE": self.plane.address,
             "ADJOURN_WORKER": WORKER,
             "ADJOURN_DATA": str(self.places.data),
-            "ADJOURN_ON_TERM": on_term,
             "ADJOURN_S3_ENDPOINT": NOWHERE,
             "ADJOURN_S3_BUCKET": "models",
             "ADJOURN_S3_ACCESS_KEY": "a",
             "ADJOURN_S3_SECRET_KEY": "b",
-            **(s3 or {}),
+            **others,
         }
+
+    async def process(self, **settings: str) -> Process:
+        """An agent in a process of its own, once it has spoken; the launcher must be there, or torch is loaded."""
+        heard = len(self.plane.heard)
         with (self.directory / "agent.log").open("ab") as log:
-            process = subprocess.Popen(
-                (sys.executable, "-m", "worker"), env=self.environment(**settings), stderr=log, start_new_session=True
+            process = subprocess.Popen(  # noqa: ASYNC220  # takes milliseconds
+                (sys.executable, "-m", "worker"),
+                env=self.environment(**self.settings(**settings)),
+                stderr=log,
+                start_new_session=True,
             )
         self.processes.append(process)
         await self.until(lambda: len(self.plane.heard) > heard or process.poll() is not None)
@@ -269,10 +275,10 @@ class Bench:
         async with Supervisor(self.places, self.environment(), entry=ENTRY):
             pass
 
-    async def ended(self, process: "subprocess.Popen[bytes]") -> int:
+    async def ended(self, process: Process) -> int:
         return await asyncio.to_thread(process.wait, DEADLINE)
 
-    async def kill(self, process: "subprocess.Popen[bytes]") -> None:
+    async def kill(self, process: Process) -> None:
         process.kill()
         assert await self.ended(process) == -signal.SIGKILL
 
@@ -286,6 +292,15 @@ class Bench:
         process = attempts.read_process(self.attempt(job))
         assert process
         return process.pid
+
+    def written(self, job: Job) -> list[str | None]:
+        """Returns the kinds of events that a job's training process has written, heard or not."""
+        return [event.WhichOneof("event") for event, _ in attempts.read_events(self.attempt(job), 0)]
+
+    def launcher_pid(self) -> int:
+        pid = lock.holder(self.places.launcher_lock)
+        assert pid
+        return pid
 
     def held(self) -> list[HeldAssignment]:
         """Returns what the journal has; for when no agent runs."""

@@ -1,7 +1,8 @@
 """A training process as the agent sees it, without torch: it does what a test writes into a FIFO, line by line.
 
 `epoch` ends an epoch, takes a snapshot if a slot is free, and pauses if that is ordered; `finish` and `fail` end the
-training as their names say; `exit N` leaves without a word; `garble NAME` spoils a file of the attempt.
+training as their names say; `exit N` leaves without a word; `garble NAME` spoils a file of the attempt, `lose` its
+snapshots; `storm` rings without end.
 """
 
 import json
@@ -44,10 +45,11 @@ class Emulated:
         self.start = TrainingStart.FromString((directory / "start").read_bytes())
         self.progress = Progress()
         self.sequence = 0
+        self.losing = False
         self.verdict = Pause.VERDICT_UNSPECIFIED
         if self.start.restore_directory:
             restored = Path(self.start.restore_directory)
-            json_format.ParseDict(snapshots.read_state(restored).progress, self.progress)
+            json_format.ParseDict(dict(snapshots.read_state(restored).progress), self.progress)
             same = snapshots.component_digests(restored) == dict(self.start.restore_digests)
             self.verdict = Pause.EXACT if same else Pause.DIVERGED
 
@@ -75,13 +77,17 @@ class Emulated:
             return 0
         return None
 
+    def lose(self) -> None:
+        """Makes snapshots vanish as soon as they are taken."""
+        self.losing = True
+
     def finish(self) -> int:
         self.save(last=True)
         self.append(TrainingEvent(finished=TrainingFinished()))
         return 0
 
     def fail(self) -> int:
-        print("the whole story")
+        sys.stdout.write("the whole story\n")
         self.append(TrainingEvent(failed=Failure(reason="TRAINING_RAISED", message="ValueError: no")))
         return 1
 
@@ -129,11 +135,13 @@ class Emulated:
         }
         (slot / snapshots.STATE).write_text(json.dumps(document))
         (slot / snapshots.TAKEN).touch()
+        if self.losing:
+            (slot / snapshots.STATE).unlink()
         self.sequence += 1
         snapshot = Snapshot(directory=str(slot), sequence=self.sequence, progress=self.progress, last=last)
         self.append(TrainingEvent(snapshot=snapshot))
 
 
 def main(directory: Path) -> int:
-    print(f"training in {directory.name}", file=sys.stderr)
+    sys.stderr.write(f"training in {directory.name}\n")
     return Emulated(directory).run()

@@ -1,5 +1,6 @@
 """Jobs as tests run them: a training that goes only as far as it is let, and what it came to."""
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -105,6 +106,16 @@ class Trial:
         if isinstance(wanted, int):
             wanted = {wanted}
         return await self.client.wait_job(self.name, until=wanted, timeout=seconds)
+
+    async def durable(self, epoch: int) -> None:
+        """Returns when the checkpoint of `epoch` is registered."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            while await self._registered() < epoch:  # noqa: ASYNC110  # the control plane tells nobody
+                await asyncio.sleep(0.02)
+
+    async def _registered(self) -> int:
+        name = (await self.get()).latest_checkpoint
+        return (await self.client.get_checkpoint(name)).epoch if name else 0
 
     async def ask_for_pause(self, training: Training) -> None:
         """Asks, and returns when the training process has been told."""

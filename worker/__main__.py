@@ -58,4 +58,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_status = main()
+    sys.stderr.flush()
+    os._exit(exit_status)  # not held up by a thread that still waits for object storage: what matters is journaled

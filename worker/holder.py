@@ -197,6 +197,7 @@ class Holder:
     async def give_up(self, error: Exception) -> None:
         """Ends an attempt whose files are of no use any more: training code can write there too."""
         await self.supervisor.kill(self.directory)
+        await self.supervisor.processes()  # answered once its end is recorded: nobody writes there any more
         failure = Failure(reason=reasons.PROCESS_ENDED, message=f"its files cannot be used any more: {error}")
         await self.take_in(CannotGoOn(failure=failure))
 

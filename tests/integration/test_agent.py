@@ -1,12 +1,20 @@
 """The agent with a real launcher, journal and control plane's stream; training is emulated, objects are in memory."""
 
+import os
+import signal
+
 import pytest
 
-from adjourn.v1.agent_service_pb2 import AssignmentStatus
-from tests.agents import Bench
+from adjourn import reasons
+from adjourn.errors import ObjectStoreUnavailableError
+from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
+from adjourn.v1.job_pb2 import Pause
+from tests.agents import Bench, alive
 from tests.memory_objects import MemoryObjects
+from worker import agent as module
+from worker import chores
 
-STARTING, RUNNING, PAUSING = AssignmentStatus.STARTING, AssignmentStatus.RUNNING, AssignmentStatus.PAUSING
+RUNNING, PAUSING = AssignmentStatus.RUNNING, AssignmentStatus.PAUSING
 PERSISTING, PAUSED, STOPPED = AssignmentStatus.PERSISTING, AssignmentStatus.PAUSED, AssignmentStatus.STOPPED
 SUCCEEDED, FAILED = AssignmentStatus.SUCCEEDED, AssignmentStatus.FAILED
 
@@ -30,8 +38,223 @@ async def test_a_job_runs_to_its_end_and_is_forgotten(bench: Bench, objects: Mem
         await bench.until_forgotten(job)
     assert bench.plane.kinds(job) == ["epoch", "checkpoint", "epoch", "checkpoint", "checkpoint", "exit"]
     assert [report.sequence for report in bench.plane.of(job)] == [1, 2, 3, 4, 5, 6]
-    how = bench.plane.of(job)[-1].exit
-    assert (how.phase, how.checkpoint) == (SUCCEEDED, bench.plane.of(job)[-2].checkpoint.name)
+    how = bench.plane.exit(job)
+    assert (how.phase, how.checkpoint) == (SUCCEEDED, bench.plane.checkpoints(job)[-1].name)
     assert (bench.attempt(job).exists(), snapshots.exists()) == (False, False)
     assert bench.held() == []
     assert "training in a-1-" in bench.log(job).read_text()
+
+
+async def test_reports_are_repeated_until_they_are_acknowledged(bench: Bench, objects: MemoryObjects) -> None:
+    bench.plane.acknowledging = False
+    job = bench.job()
+    job.do("epoch", "finish")
+    async with bench.agent(objects):
+        await bench.until_phase(job, SUCCEEDED)
+        said = len(bench.plane.heard)
+        await bench.until(lambda: len(bench.plane.heard) > said + 3)
+        assert {len(request.reports) for request in bench.plane.heard[said + 1 :]} == {len(bench.plane.reports)}
+    said = len(bench.plane.heard)
+    async with bench.agent(objects):  # the next agent has them from the journal
+        assert list(bench.plane.heard[said].reports) == bench.plane.reports
+        bench.plane.acknowledging = True
+        await bench.until_forgotten(job)
+        await bench.until(lambda: not bench.plane.heard[-1].reports)
+    assert bench.plane.kinds(job) == ["epoch", "checkpoint", "checkpoint", "exit"]
+
+
+async def test_a_long_backlog_is_said_in_parts(
+    bench: Bench, objects: MemoryObjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "REPORTS_AT_ONCE", 3)
+    bench.plane.acknowledging = False
+    job = bench.job()
+    job.do(*["epoch"] * 10, "finish")
+    async with bench.agent(objects):
+        await bench.until_phase(job, SUCCEEDED)
+        bench.plane.acknowledging = True
+        await bench.until_forgotten(job)
+    assert bench.plane.epochs(job) == list(range(1, 11))
+    assert max(len(request.reports) for request in bench.plane.heard) == 3
+
+
+async def test_a_pause_and_its_resume(bench: Bench, objects: MemoryObjects) -> None:
+    job = bench.job()
+    job.do("epoch")
+    async with bench.agent(objects):
+        await bench.until_durable(job, 1)
+        pid = bench.training(job)
+        bench.plane.order(job, Assignment.PAUSE)
+        await bench.until_phase(job, PAUSING)
+        assert bench.plane.status(job).observed_generation == 2
+        job.do("epoch")
+        await bench.until_forgotten(job)
+        assert not alive(pid)
+        assert set(bench.plane.kinds(job)[2:]) == {"epoch", "pause", "checkpoint", "exit"}
+        checkpoint, how = bench.plane.checkpoints(job)[-1], bench.plane.exit(job)
+        assert (how.phase, how.checkpoint, checkpoint.epoch) == (PAUSED, checkpoint.name, 2)
+        resumed = bench.job(attempt=2, restore=checkpoint, base=checkpoint)
+        resumed.do("epoch")
+        await bench.until_durable(resumed, 3)
+        pause = bench.plane.of(resumed)[0].pause
+        assert (pause.verdict, pause.HasField("resume_time")) == (Pause.EXACT, True)
+        resumed.do("finish")
+        await bench.until_forgotten(resumed)
+    assert bench.plane.epochs(resumed) == [3]
+
+
+async def test_a_pause_that_is_taken_back(bench: Bench, objects: MemoryObjects) -> None:
+    job = bench.job()
+    async with bench.agent(objects):
+        await bench.until_phase(job, RUNNING)
+        bench.plane.order(job, Assignment.PAUSE)
+        await bench.until_phase(job, PAUSING)
+        bench.plane.order(job, Assignment.RUN)
+        await bench.until_phase(job, RUNNING)
+        job.do("epoch", "finish")
+        await bench.until_forgotten(job)
+    assert bench.plane.exit(job).phase == SUCCEEDED
+
+
+async def test_a_stop(bench: Bench, objects: MemoryObjects) -> None:
+    job, other = bench.job("a"), bench.job("b", hand_out=False)
+    bench.plane.order(other, Assignment.STOP)
+    async with bench.agent(objects):
+        await bench.until_phase(job, RUNNING)
+        pid = bench.training(job)
+        bench.plane.order(job, Assignment.STOP)
+        await bench.until_forgotten(job)
+        await bench.until_forgotten(other)
+        assert not alive(pid)
+    assert bench.plane.kinds(job) == bench.plane.kinds(other) == ["exit"]
+    assert [bench.plane.of(each)[0].exit.phase for each in (job, other)] == [STOPPED, STOPPED]
+    assert bench.held() == []
+
+
+async def test_absent_and_live_is_left_alone(bench: Bench, objects: MemoryObjects) -> None:
+    job = bench.job()
+    async with bench.agent(objects):
+        await bench.until_phase(job, RUNNING)
+        del bench.plane.assignments[job.name]
+        said = len(bench.plane.heard)
+        job.do("epoch")
+        await bench.until_durable(job, 1)
+        await bench.until(lambda: len(bench.plane.heard) > said + 3)
+        assert bench.plane.phase(job) == RUNNING
+        assert alive(bench.training(job))
+
+
+async def test_two_jobs_at_once_are_told_in_order(bench: Bench, objects: MemoryObjects) -> None:
+    jobs = [bench.job("a"), bench.job("b")]
+    async with bench.agent(objects):
+        for job in jobs:
+            job.do(*["epoch"] * 20, "finish")
+        for job in jobs:
+            await bench.until_forgotten(job)
+    assert [bench.plane.epochs(job) for job in jobs] == [list(range(1, 21))] * 2
+    sequences = [report.sequence for report in bench.plane.reports]
+    assert sequences == list(range(1, len(sequences) + 1))
+
+
+async def test_the_control_plane_is_away_for_a_while(bench: Bench, objects: MemoryObjects) -> None:
+    job = bench.job()
+    async with bench.agent(objects) as agent:
+        await bench.until_phase(job, RUNNING)
+        await bench.plane.stop()
+        await bench.until(lambda: not agent.stream.connected)
+        job.do("epoch", "epoch", "epoch", "finish")
+        pid = bench.training(job)
+        await bench.until(lambda: not alive(pid))
+        assert bench.plane.reports == []
+        await bench.plane.start()
+        await bench.until_forgotten(job)
+    assert bench.plane.epochs(job) == [1, 2, 3]
+    assert bench.plane.exit(job).phase == SUCCEEDED
+
+
+class Away(MemoryObjects):
+    """Object storage that cannot be reached."""
+
+    away = True
+
+    async def put(self, key: str, data: bytes) -> None:
+        if self.away:
+            raise ObjectStoreUnavailableError("it is away", bucket=self.bucket)
+        await super().put(key, data)
+
+
+async def test_object_storage_is_away_during_a_pause(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chores, "BACKOFF_MOST", 0.2)
+    objects = Away()
+    job = bench.job()
+    bench.plane.order(job, Assignment.PAUSE)
+    job.do("epoch")
+    async with bench.agent(objects):
+        await bench.until_phase(job, PERSISTING)
+        assert not alive(bench.training(job))
+        said = len(bench.plane.heard)
+        await bench.until(lambda: len(bench.plane.heard) > said + 3)
+        assert bench.plane.phase(job) == PERSISTING
+        assert bench.plane.kinds(job) == ["epoch", "pause"]
+        objects.away = False
+        await bench.until_forgotten(job)
+    assert bench.plane.kinds(job) == ["epoch", "pause", "checkpoint", "exit"]
+    assert bench.plane.exit(job).phase == PAUSED
+
+
+async def test_a_training_process_that_is_killed(bench: Bench, objects: MemoryObjects) -> None:
+    job = bench.job()
+    job.do("epoch")
+    async with bench.agent(objects):
+        await bench.until_durable(job, 1)
+        os.kill(bench.training(job), signal.SIGKILL)
+        await bench.until_forgotten(job)
+    how = bench.plane.exit(job)
+    assert (how.phase, how.code, how.failure.reason) == (FAILED, -signal.SIGKILL, reasons.PROCESS_KILLED)
+    assert how.failure.message == f"ended by SIGKILL\nThe whole log: {bench.log(job)} on workers/w"
+
+
+async def test_a_launcher_that_is_killed_takes_its_training_along(bench: Bench, objects: MemoryObjects) -> None:
+    job = bench.job()
+    async with bench.agent(objects):
+        await bench.until_phase(job, RUNNING)
+        pid, launcher = bench.training(job), bench.launcher_pid()
+        os.kill(launcher, signal.SIGKILL)
+        await bench.until_forgotten(job)
+        assert not alive(pid)
+        how = bench.plane.exit(job)
+        assert (how.phase, how.failure.reason) == (FAILED, reasons.PROCESS_LOST)
+        again = bench.job(attempt=2)
+        again.do("finish")
+        await bench.until_forgotten(again)
+        assert bench.launcher_pid() != launcher
+    assert bench.plane.exit(again).phase == SUCCEEDED
+
+
+async def test_the_log_of_a_failure_is_kept_whole(bench: Bench, objects: MemoryObjects) -> None:
+    job = bench.job()
+    job.do("fail")
+    async with bench.agent(objects):
+        await bench.until_forgotten(job)
+    how = bench.plane.exit(job)
+    assert (how.phase, how.code, how.failure.reason) == (FAILED, 1, "TRAINING_RAISED")
+    message, _, place = how.failure.message.partition(reasons.WHOLE_LOG)
+    assert (message, place) == ("ValueError: no", f"{bench.log(job)} on workers/w")
+    assert "the whole story" in bench.log(job).read_text()
+
+
+async def test_a_storm_of_rings_is_weathered(bench: Bench, objects: MemoryObjects) -> None:
+    job = bench.job()
+    async with bench.agent(objects) as agent:
+        await bench.until_phase(job, RUNNING)
+        (holder,) = agent.holders.values()
+        said, sizes = len(bench.plane.heard), [0]
+        job.do("storm", "epoch")
+
+        def over() -> bool:
+            sizes.append(holder.inbox.qsize())
+            return bench.plane.epochs(job) == [1]
+
+        await bench.until(over)
+        assert len(bench.plane.heard) > said + 5
+        assert max(sizes) <= 3

@@ -1,17 +1,13 @@
-"""The command line as people and scripts use it."""
+"""The command line as people and scripts use it: against a real stack, every command its own process."""
 
 import asyncio
 import json
-import os
-import signal
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from adjourn.local.stack import Stack
 from adjourn.v1.job_pb2 import Job
 from tests.trials import EPOCHS, SCRIPT, SEED, Gate, Outcome, Trial, Trials
 
@@ -20,45 +16,21 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-Run = Callable[..., Awaitable["Ran"]]
 Adjourn = Callable[..., Awaitable["Ran"]]
+Eventually = Callable[..., Awaitable[None]]
 
-SCRIPT_OF_THEIR_OWN = """
-import pathlib
-from network import Network
+THEIRS = """
+import mlp
 
 def main(run):
-    network = Network(run.args["width"])
-    run.track(network=network)
-    for epoch in run.epochs():
-        network.train()
-        run.step()
-        run.log(total=network.total)
-        gate = pathlib.Path(run.args["gate"])
-        (gate / f"reached-{epoch}").touch()
-        while int((gate / "limit").read_text()) < epoch:
-            pass
-    print("args", run.args)
-"""
-NETWORK = """
-class Network:
-    def __init__(self, width):
-        self.width, self.total = width, 0.0
-
-    def train(self):
-        self.total += self.width
-
-    def state_dict(self):
-        return {"total": self.total}
-
-    def load_state_dict(self, state):
-        self.total = state["total"]
+    assert (run.args["width"], run.args["deep"]) == (2, {"a": [1.5, None], "on": True}), run.args
+    mlp.main(run)
 """
 
 
 @pytest.fixture
-def adjourn(run: Run) -> Adjourn:
-    """Runs `adjourn` to its end; no traceback, whatever happens."""
+def adjourn(run: Callable[..., Awaitable["Ran"]]) -> Adjourn:
+    """Runs `adjourn` to its end; there is no traceback, whatever happens."""
 
     async def command(*words: object) -> "Ran":
         ran = await run("adjourn", *words)
@@ -68,38 +40,124 @@ def adjourn(run: Run) -> Adjourn:
     return command
 
 
-async def succeed(ran: Awaitable["Ran"]) -> str:
-    done = await ran
-    assert (done.status, done.err) == (0, "")
-    return done.out
+@pytest.fixture
+def said(adjourn: Adjourn) -> Callable[..., Awaitable[str]]:
+    """Returns what a command that has to succeed prints."""
+
+    async def output(*words: object) -> str:
+        ran = await adjourn(*words)
+        assert (ran.status, ran.err) == (0, ""), ran
+        return ran.out
+
+    return output
+
+
+Said = Callable[..., Awaitable[str]]
 
 
 @pytest.fixture
-async def submitted(adjourn: Adjourn, trials: Trials, tmp_path: Path) -> Trial:
-    """A job of the command line, which may not go beyond its first epoch."""
-    gate = Gate(tmp_path / "gate", 0)
-    words = ("--job-id", "by-hand", "--epochs", EPOCHS, "--seed", SEED, "--arg", f"gate={gate.directory}")
-    said = await succeed(adjourn("submit", f"{SCRIPT}:main", *words, "--label", "by=hand"))
-    assert said.startswith(f"jobs/by-hand is queued: mlp:main, {EPOCHS} epochs, with ")
-    return trials.add(await trials.client.get_job("by-hand"), gate)
+def submit(said: Said, trials: Trials, tmp_path: Path) -> Callable[..., Awaitable[Trial]]:
+    """Submits a script of their own that needs a module beside it; it may not go beyond epoch `limit`."""
+
+    async def queue(name: str, limit: int = 0) -> Trial:
+        gate = Gate(tmp_path / "gate", limit)
+        script = tmp_path / "theirs.py"
+        script.write_text(THEIRS)
+        words = ("--job-id", name, "--epochs", EPOCHS, "--seed", SEED, "--include", SCRIPT, "--label", "by=hand")
+        args = ("--args", '{"width": 1, "deep": {"a": [1.5, null], "on": true}}', "--arg", "width=2")
+        out = await said("submit", f"{script}:main", *words, *args, "--arg", f"gate={gate.directory}")
+        assert out.startswith(f"jobs/{name} is queued: theirs:main, {EPOCHS} epochs, with ")
+        return trials.add(await trials.client.get_job(name), gate)
+
+    return queue
 
 
-async def test_a_script_with_a_module_beside_it_is_paused_resumed_and_completes(
-    adjourn: Adjourn, trials: Trials, tmp_path: Path, stack: Stack
+def objects(text: str) -> list[Any]:
+    """Reads one JSON object a line."""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+async def test_a_script_of_their_own_from_its_submission_to_its_deletion(
+    submit: Callable[..., Awaitable[Trial]], said: Said, trials: Trials, uninterrupted: Outcome, eventually: Eventually
 ) -> None:
-    (tmp_path / "theirs.py").write_text(SCRIPT_OF_THEIR_OWN)
-    (tmp_path / "network.py").write_text(NETWORK)
-    gate = Gate(tmp_path / "gate", 1)
-    script, include = tmp_path / "theirs.py", tmp_path / "network.py"
-    words = ("--name", "theirs", "--epochs", 4, "--include", include, "--arg", f"gate={gate.directory}")
-    await succeed(adjourn("submit", f"{script}:main", *words, "--args", '{"width": 2, "deep": {"a": [1.5, null]}}'))
-    trial = trials.add(await trials.client.get_job("theirs"), gate)
+    trial = await submit("theirs", limit=1)
+    training = await trial.inside(2)
+    assert "theirs" in await said("list", "--state", "running", "--label", "by=hand")
 
-    await trial.eventually((gate.directory / "reached-2").exists)
-    await succeed(adjourn("pause", "theirs"))
-    gate.open(EPOCHS)
-    await trial.until({Job.PAUSED, Job.SUCCEEDED})
-    await succeed(adjourn("resume", "theirs"))
+    pausing = asyncio.create_task(said("pause", "theirs", "--wait", "--reason", "lunch"))
+    await eventually(training.is_to_pause)
+    trial.gate.open(2)
+    asked, rests, phases = (await pausing).splitlines()
+    assert asked.startswith("theirs will pause after epoch 2")
+    assert rests == "theirs rests after epoch 2, on no worker; `adjourn resume theirs` goes on with epoch 3"
+    assert phases.startswith("boundary reached after ")
+    shown = await said("get", "jobs/theirs")
+    for words in ("PAUSED", "lunch", "Phases", "CPU"):
+        assert words in shown
+    (job,) = objects(await said("get", "theirs", "--json"))
+    assert (job["state"], job["pause"]["epoch"], job["holds"][0]["reason"]) == ("PAUSED", 2, "lunch")
+
+    resumed = (await said("resume", "theirs", "--wait")).splitlines()
+    assert resumed[0].startswith("theirs resumes from epoch 2, step 12")
+    assert resumed[-1] == "restored state: EXACT"
+    watching = asyncio.create_task(said("watch", "theirs"))
+    watching_json = asyncio.create_task(said("watch", "theirs", "--json"))
     await trial.finish()
-    totals = [json.loads(line)["values"]["total"] for line in (await adjourn("metrics", "theirs", "--json")).out.splitlines()]
-    assert totals == [2, 4, 6, 8]
+    assert f"SUCCEEDED   epoch {EPOCHS}/{EPOCHS}" in (await watching).splitlines()[-1]
+    assert objects(await watching_json)[-1]["job"]["state"] == "SUCCEEDED"
+    assert await trial.outcome() == uninterrupted
+
+    epochs = objects(await said("metrics", "theirs", "--json"))
+    assert {epoch["epoch"]: epoch["values"] for epoch in epochs} == uninterrupted.metrics
+    assert len((await said("metrics", "theirs")).strip().splitlines()) == 2 + EPOCHS
+    newest = objects(await said("checkpoints", "theirs", "--json"))[0]
+    assert newest["componentDigests"] == uninterrupted.digests
+    assert "latest, final" in await said("checkpoints", "theirs")
+    assert [worker["name"] for worker in objects(await said("workers", "--json"))] == [
+        "workers/worker-1",
+        "workers/worker-2",
+    ]
+    assert "ACTIVE" in await said("workers")
+
+    assert await said("delete", "theirs") == "theirs is deleted\n"
+    trials.made.remove(trial)
+    assert await said("list", "--label", "by=hand") == "no such jobs\n"
+
+
+async def test_a_running_job_is_cancelled(submit: Callable[..., Awaitable[Trial]], said: Said) -> None:
+    trial = await submit("unwanted")
+    await trial.inside(1)
+    assert await said("cancel", "unwanted", "--reason", "a typo") == "unwanted is being stopped for good\n"
+    await trial.until(Job.CANCELLED)
+    assert "was stopped after epoch 0; no checkpoint" in await said("get", "unwanted")
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "told"),
+    [
+        (("get", "none"), 1, "adjourn: there is no jobs/none; `adjourn list` shows what there is"),
+        (("watch", "none"), 1, "there is no jobs/none"),
+        (("metrics", "none"), 1, "there is no jobs/none"),
+        (("checkpoints", "none"), 1, "there is no jobs/none"),
+        (("cancel", "none"), 1, "there is no jobs/none"),
+        (("get", "Not A Name"), 1, "name: must be 'jobs/{id}'"),
+        (("pause", "uninterrupted"), 1, "jobs/uninterrupted is SUCCEEDED; pausing needs one of: QUEUED"),
+        (("resume", "uninterrupted"), 1, "jobs/uninterrupted is SUCCEEDED; resuming needs one of"),
+        (("pause", "uninterrupted", "--mode", "step"), 1, "mode STEP is not there yet"),
+        (("submit", "m:f", "--epochs", "-1"), 1, "job.spec.total_epochs: must be 0 to 10000000; is -1"),
+        (("submit", "m:f", "--epochs", "1", "--job-id", "uninterrupted"), 1, "jobs/uninterrupted is taken"),
+        (("--address", "127.0.0.1:1", "list"), 1, "no control plane answers at 127.0.0.1:1"),
+        (("submit", "nowhere.py:main", "--epochs", "1"), 2, "there is no file nowhere.py"),
+        (("list", "--state", "asleep"), 2, "'asleep' is none of queued"),
+        (("frobnicate",), 2, "No such command 'frobnicate'"),
+    ],
+)
+async def test_what_is_wrong_is_told_in_a_line(
+    adjourn: Adjourn, uninterrupted: Outcome, words: tuple[str, ...], status: int, told: str
+) -> None:
+    ran = await adjourn(*words)
+    assert (ran.status, ran.out) == (status, "")
+    assert told in ran.err
+    if status == 1:
+        assert ran.err.startswith("adjourn: ")
+        assert ran.err.count("\n") == 1

@@ -126,7 +126,7 @@ async def test_a_pause_of_a_run_that_then_fails_comes_to_rest(trials: Trials, un
     """The attempt ends on its way to the boundary; the pause rests on the checkpoint before."""
     trial = await trials.start("fails-while-pausing", limit=2, fail_in=3)
     training = await trial.inside(3)
-    await trial.until(lambda job: job.latest_checkpoint.endswith("-2"))
+    await trial.durable(2)
     await trial.ask_for_pause(training)
     trial.gate.open(3)
     paused = await trial.until(Job.PAUSED)

@@ -99,7 +99,7 @@ async def test_a_running_job_is_cancelled_and_can_be_taken_up_again(
 ) -> None:
     trial = await trials.start("cancelled", limit=2)
     training = await trial.inside(3)
-    await trial.until(lambda job: job.latest_checkpoint.endswith("-2"))
+    await trial.durable(2)
     assert (await trial.client.cancel_job(trial.name, reason="enough")).state == Job.CANCELLING
     cancelled = await trial.until(Job.CANCELLED)
     assert not training.lives()

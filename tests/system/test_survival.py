@@ -63,7 +63,7 @@ def checkpointed(trials: Trials) -> Callable[[str], Awaitable[tuple[Trial, Train
     async def start(name: str, **args: object) -> tuple[Trial, Training]:
         trial = await trials.start(name, limit=2, **args)
         training = await trial.inside(3)
-        await trial.until(lambda job: job.latest_checkpoint.endswith("-2"))
+        await trial.durable(2)
         return trial, training
 
     return start
@@ -89,7 +89,7 @@ async def test_an_agent_is_killed_and_its_training_goes_on(
     agent.kill()
     trial.gate.open(4)
     await eventually(lambda: trial.gate.inside(5) == training)
-    await trial.until(lambda job: job.latest_checkpoint.endswith("-4"))
+    await trial.durable(4)
     assert processes.agent((await trial.get()).worker) != agent
     job = await trial.finish()
     assert (job.attempt, job.restart_count) == (1, 0)
@@ -139,7 +139,7 @@ async def test_training_does_not_notice(
     trial.gate.open(4)
     await eventually(lambda: trial.gate.inside(5) == training)
     await eventually(lambda: processes.of(role) not in ([], [process]))
-    await trial.until(lambda job: job.latest_checkpoint.endswith("-4"))
+    await trial.durable(4)
     assert {job.name: job.state async for job in client.list_jobs()} == known
     job = await trial.finish()
     assert (job.attempt, job.restart_count) == (1, 0)

@@ -66,7 +66,7 @@ async def test_a_training_goes_on_where_it_was_and_no_restart_is_used_up(
                 await eventually(first.is_ready, seconds=90)
                 trial = await Trials(client=client, directory=tmp_path, eventually=eventually).start("kept", limit=2)
                 training = await trial.inside(3)
-                await trial.until(lambda job: job.latest_checkpoint.endswith("-2"))
+                await trial.durable(2)
                 first.end(signal.SIGINT)
                 assert first.process.returncode == 0
                 assert not training.lives()
@@ -77,7 +77,7 @@ async def test_a_training_goes_on_where_it_was_and_no_restart_is_used_up(
                 training = await trial.inside(3)
                 trial.gate.open(4)
                 assert (await trial.inside(5)) == training
-                await trial.until(lambda job: job.latest_checkpoint.endswith("-4"))
+                await trial.durable(4)
                 second.end(signal.SIGKILL)
                 assert training.lives()
 

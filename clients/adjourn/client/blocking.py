@@ -4,6 +4,7 @@ import random
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
+from threading import Thread
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -53,7 +54,11 @@ class Client:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if kind is not None and not issubclass(kind, Exception):
+            # Ctrl-C can cut short a call in the making, for which grpc's close() then waits for ever (grpcio 1.85).
+            Thread(target=self.close, daemon=True).start()
+        else:
+            self.close()
 
     def create_job(
         self, spec: JobSpec, *, job_id: str = "", labels: Mapping[str, str] | None = None, request_id: str = ""

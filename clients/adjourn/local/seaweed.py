@@ -54,6 +54,8 @@ def program(
             # Relative, as a socket's path has to be short.
             *("-filer.localSocket=filer.sock", "-s3.localSocket=s3.sock"),
             "-master.telemetry=false",
+            # The only master need not wait for others, nor, after a restart, 10 s and more to elect itself.
+            *("-master.peers=none", "-master.electionTimeout=1s"),
             # Volumes grow as they fill, and there is room for many: every bucket has its own.
             *("-master.volumeSizeLimitMB=1024", "-volume.max=1000", "-volume.preStopSeconds=0"),
         ),

@@ -2,16 +2,19 @@
 """A control plane of a few lines: it answers from a dict, fails on request, and plays watches from a script."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from google.protobuf import empty_pb2
 from google.protobuf.message import Message
+from typer.testing import CliRunner, Result
 
-from adjourn import errors
+from adjourn import Client, cli, errors
+from adjourn.channel import SERVER_OPTIONS
 from adjourn.v1 import checkpoint_service_pb2 as checkpoints_pb
 from adjourn.v1 import job_service_pb2 as jobs_pb
 from adjourn.v1 import worker_service_pb2 as workers_pb
@@ -27,6 +30,7 @@ from adjourn.v1.worker_pb2 import Worker
 from adjourn.v1.worker_service_pb2_grpc import WorkerServiceServicer, add_WorkerServiceServicer_to_server
 
 Context = Any
+Adjourn = Callable[..., Result]
 PAGE = 2
 
 
@@ -53,6 +57,21 @@ class Plane(JobServiceServicer, CheckpointServiceServicer, WorkerServiceServicer
         job = Job(name=f"jobs/{name}", state=state, **fields)
         self.jobs[job.name] = job
         return job
+
+    @staticmethod
+    def change(
+        state: Job.State.ValueType, epoch: int = 0, *, token: str = "t", **fields: Any
+    ) -> jobs_pb.WatchJobsResponse:
+        """Returns what a watch tells of `jobs/x`, a job of three epochs."""
+        response = jobs_pb.WatchJobsResponse(job=Job(name="jobs/x", state=state, **fields), resume_token=token)
+        response.job.spec.total_epochs = 3
+        response.job.progress.epoch = epoch
+        return response
+
+    @property
+    def tokens(self) -> list[str]:
+        """What each WatchJobs began at."""
+        return [request.resume_token for method, request in self.asked if method == "WatchJobs"]
 
     def note(self, method: str, request: Message, context: Context) -> None:
         self.asked.append((method, request))
@@ -166,7 +185,7 @@ def fail(context: Context, error: errors.AdjournError) -> None:
 def plane() -> Iterator[Plane]:
     plane = Plane()  # type: ignore[abstract]  # what no test calls answers UNIMPLEMENTED
     with ThreadPoolExecutor(max_workers=8) as pool:
-        server = grpc.server(pool)
+        server = grpc.server(pool, options=SERVER_OPTIONS)
         add_JobServiceServicer_to_server(plane, server)
         add_CheckpointServiceServicer_to_server(plane, server)
         add_WorkerServiceServicer_to_server(plane, server)
@@ -175,3 +194,26 @@ def plane() -> Iterator[Plane]:
         yield plane
         plane.closing.set()
         server.stop(grace=None).wait()
+
+
+@pytest.fixture
+def adjourn(plane: Plane) -> Adjourn:
+    def run(*words: str) -> Result:
+        result = CliRunner().invoke(cli.app, list(words), env={"ADJOURN_ADDRESS": plane.address, "COLUMNS": "200"})
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result
+
+    return run
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "train.py"
+    path.write_text("def main(run): ...\n")
+    return path
+
+
+@pytest.fixture
+def client(plane: Plane) -> Iterator[Client]:
+    with Client(plane.address) as client:
+        yield client

@@ -1,0 +1,243 @@
+"""What goes wrong around an attempt ends it with the reason, soon, and nothing else."""
+
+import asyncio
+import errno
+import json
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from adjourn import bundles, reasons
+from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
+from adjourn.v1.checkpoint_pb2 import Checkpoint
+from adjourn.v1.job_pb2 import Failure, JobSpec, Progress
+from adjourn.v1.trainer_pb2 import Snapshot
+from tests.agents import Bench, Job, alive
+from tests.memory_objects import MemoryObjects
+from worker.holder import drop
+from worker.journal import Journal, JournalUnwritable
+
+RUNNING, FAILED = AssignmentStatus.RUNNING, AssignmentStatus.FAILED
+MISSING = f"bundles/{'0' * 64}"
+
+
+@pytest.fixture
+def objects() -> MemoryObjects:
+    return MemoryObjects()
+
+
+async def failure(bench: Bench, job: Job) -> Failure:
+    """Returns why an attempt failed, once it is forgotten."""
+    await bench.until_forgotten(job)
+    how = bench.plane.exit(job)
+    assert how.phase == FAILED
+    assert how.failure.attempt == job.assignment.token.attempt
+    assert not bench.attempt(job).exists()
+    return how.failure
+
+
+async def goes_on(bench: Bench) -> None:
+    """Asserts that the agent carries on with other jobs."""
+    other = bench.job("other")
+    other.do("finish")
+    await bench.until_forgotten(other)
+    assert bench.plane.exit(other).phase == AssignmentStatus.SUCCEEDED
+
+
+async def test_a_bundle_that_is_missing_or_damaged(bench: Bench, objects: MemoryObjects) -> None:
+    async with bench.agent(objects):
+        missing = await failure(bench, bench.job("a", spec=JobSpec(bundle=MISSING)))
+        await objects.put(bundles.object_key(MISSING), b"something else")
+        damaged = await failure(bench, bench.job("b", spec=JobSpec(bundle=MISSING)))
+        await goes_on(bench)
+    assert missing.reason == damaged.reason == reasons.BUNDLE_UNUSABLE
+    assert MISSING in missing.message
+    assert "is damaged" in damaged.message
+    assert reasons.WHOLE_LOG not in missing.message  # there is none
+
+
+async def durable(bench: Bench) -> Checkpoint:
+    """Returns the checkpoint of a job's first epoch; the job has ended."""
+    job = bench.job()
+    bench.plane.order(job, Assignment.PAUSE)
+    job.do("epoch")
+    await bench.until_forgotten(job)
+    return bench.plane.checkpoints(job)[-1]
+
+
+async def test_a_checkpoint_that_is_not_whole(bench: Bench, objects: MemoryObjects) -> None:
+    async with bench.agent(objects):
+        checkpoint = await durable(bench)
+        for attempt, what in enumerate(("manifests/", "parts/"), start=2):
+            key = next(key for key in objects.contents if what in key)
+            content = objects.contents.pop(key)
+            missing = await failure(bench, bench.job("a", attempt=attempt, restore=checkpoint))
+            objects.contents[key] = content[:-1] + b"\xff"
+            damaged = await failure(bench, bench.job("b", attempt=attempt, restore=checkpoint))
+            objects.contents[key] = content
+            assert missing.reason == damaged.reason == reasons.CHECKPOINT_CORRUPT
+            assert missing.message.endswith(f"{key} is missing")
+            assert damaged.message.endswith(f"{key} is damaged")
+
+
+class NothingComes(MemoryObjects):
+    """Object storage with a fault of ours in it."""
+
+    async def get(self, key: str, *, limit: int) -> bytes:
+        raise ZeroDivisionError("never foreseen")
+
+
+class NothingGoes(MemoryObjects):
+    """The same, the other way."""
+
+    async def put(self, key: str, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+async def test_a_fault_in_preparing_is_no_silence(bench: Bench) -> None:
+    job = bench.job(spec=JobSpec(bundle=MISSING))
+    with capture_logs() as logs:
+        async with bench.agent(NothingComes()):
+            why = await failure(bench, job)
+            await goes_on(bench)
+    assert (why.reason, why.message) == (reasons.LAUNCH_FAILED, "ZeroDivisionError: never foreseen")
+    assert [entry["exc_info"] for entry in logs if entry["event"] == "work_failed" and entry["log_level"] == "error"]
+
+
+async def test_a_fault_in_persisting_costs_the_snapshot(bench: Bench) -> None:
+    job = bench.job()
+    job.do("epoch", "epoch", "epoch", "epoch", "finish")
+    async with bench.agent(NothingGoes()):
+        why = await failure(bench, job)
+    assert why.reason == reasons.SNAPSHOT_FAILED
+    assert why.message.startswith("OSError: [Errno 28] No space left on device\nThe whole log: ")
+    assert bench.plane.epochs(job) == [1, 2, 3, 4]
+
+
+async def test_a_disk_that_takes_no_attempt(bench: Bench, objects: MemoryObjects) -> None:
+    job = bench.job(hand_out=False)
+    async with bench.agent(objects):
+        (bench.attempt(job) / "start").mkdir(parents=True)
+        bench.plane.assignments[job.name] = job.assignment
+        why = await failure(bench, job)
+    assert why.reason == reasons.LAUNCH_FAILED
+    assert "cannot prepare the attempt: " in why.message
+
+
+async def test_a_snapshot_that_is_gone_when_it_is_to_be_kept(bench: Bench, objects: MemoryObjects) -> None:
+    job = bench.job()
+    job.do("lose", "finish")
+    async with bench.agent(objects):
+        why = await failure(bench, job)
+    assert (why.reason, "there is no snapshot" in why.message) == (reasons.SNAPSHOT_FAILED, True)
+
+
+async def test_events_that_cannot_be_read_end_the_attempt(bench: Bench, objects: MemoryObjects) -> None:
+    job = bench.job()
+    job.do("epoch")
+    async with bench.agent(objects):
+        await bench.until_durable(job, 1)
+        pid = bench.training(job)
+        job.do("garble events", "epoch")
+        why = await failure(bench, job)
+        assert not alive(pid)
+        await goes_on(bench)
+    assert (why.reason, "events" in why.message) == (reasons.PROCESS_ENDED, True)
+    assert bench.plane.epochs(job) == [1]
+
+
+async def test_an_exit_that_cannot_be_read_ends_the_attempt(bench: Bench, objects: MemoryObjects) -> None:
+    job = bench.job()
+    async with bench.agent(objects):
+        await bench.until_phase(job, RUNNING)
+        pid = bench.training(job)
+        (bench.attempt(job) / "exit").write_bytes(b"\xff")
+        why = await failure(bench, job)
+        assert not alive(pid)
+    assert (why.reason, "exit" in why.message) == (reasons.PROCESS_ENDED, True)
+
+
+async def test_progress_that_cannot_be_read_is_not_shown(bench: Bench, objects: MemoryObjects) -> None:
+    job = bench.job()
+    async with bench.agent(objects):
+        await bench.until_phase(job, RUNNING)
+        job.do("epoch", "garble progress")
+        await bench.until_durable(job, 1)
+        job.do("finish")
+        await bench.until_forgotten(job)
+    assert bench.plane.exit(job).phase == AssignmentStatus.SUCCEEDED
+
+
+async def test_an_order_that_cannot_be_written_ends_the_attempt(bench: Bench, objects: MemoryObjects) -> None:
+    job = bench.job()
+    async with bench.agent(objects):
+        await bench.until_phase(job, RUNNING)
+        pid = bench.training(job)
+        control = bench.attempt(job) / "control"
+        control.unlink()
+        control.mkdir()
+        bench.plane.order(job, Assignment.PAUSE)
+        why = await failure(bench, job)
+        assert not alive(pid)
+    assert (why.reason, "control" in why.message) == (reasons.PROCESS_ENDED, True)
+
+
+async def test_a_journal_that_cannot_be_written_ends_the_agent(
+    bench: Bench, objects: MemoryObjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = bench.job()
+
+    def full(*_: object) -> None:
+        raise JournalUnwritable("the disk is full")
+
+    with pytest.RaisesGroup(JournalUnwritable):
+        async with bench.agent(objects) as agent:
+            await bench.until_phase(job, RUNNING)
+            monkeypatch.setattr(Journal, "record", full)
+            job.do("epoch")
+            await asyncio.wait(agent.tasks.values())
+    monkeypatch.undo()
+    async with bench.agent(objects):  # training went on
+        await bench.until(lambda: bench.plane.epochs(job) == [1])
+
+
+async def test_an_attempt_that_cannot_be_put_away_is_forgotten_all_the_same(
+    bench: Bench, objects: MemoryObjects
+) -> None:
+    job = bench.job()
+    with capture_logs() as logs:
+        async with bench.agent(objects):
+            await bench.until_phase(job, RUNNING)
+            bench.places.logs.rmdir()
+            bench.places.logs.touch()
+            job.do("finish")
+            await bench.until_forgotten(job)
+    assert [entry for entry in logs if entry["event"] == "not_put_away"]
+    assert bench.held() == []
+    assert bench.attempt(job).exists()
+    bench.places.logs.unlink()
+    async with bench.agent(objects):
+        assert not bench.attempt(job).exists()
+
+
+def test_a_slot_that_training_has_taken_again_is_not_given_back(tmp_path: Path) -> None:
+    def taken(epoch: int) -> Snapshot:
+        progress = Progress(epoch=epoch)
+        progress.report_time.FromSeconds(epoch)
+        shown = {"report_time": progress.report_time.ToJsonString()}
+        document = {"format": 1, "components": {}, "environment": {}, "progress": shown}
+        (tmp_path / "state.json").write_text(json.dumps(document))
+        (tmp_path / "taken").touch()
+        return Snapshot(directory=str(tmp_path), progress=progress)
+
+    first = taken(1)
+    drop(first)
+    assert not (tmp_path / "taken").exists()
+    drop(first)
+    second = taken(2)
+    drop(first)
+    assert (tmp_path / "taken").exists()
+    (tmp_path / "state.json").write_text("{")
+    drop(second)
+    assert not (tmp_path / "taken").exists()

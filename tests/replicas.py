@@ -1,0 +1,199 @@
+"""Control planes in the tests' own process, and an agent that says what a test wants it to say."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Self
+from uuid import uuid4
+
+import grpc
+from grpc_status import rpc_status
+
+from adjourn import errors
+from adjourn.local.ports import HOST
+from adjourn.objects import ObjectStore, S3Settings
+from adjourn.v1.agent_service_pb2 import (
+    Assignment,
+    AssignmentStatus,
+    FencingToken,
+    Report,
+    SynchronizeRequest,
+    SynchronizeResponse,
+)
+from adjourn.v1.agent_service_pb2_grpc import AgentServiceStub
+from adjourn.v1.checkpoint_service_pb2_grpc import CheckpointServiceStub
+from adjourn.v1.job_service_pb2_grpc import JobServiceStub
+from adjourn.v1.worker_pb2 import Device, Worker
+from adjourn.v1.worker_service_pb2_grpc import WorkerServiceStub
+from control_plane.ledger import Ledger
+from control_plane.server import Server
+from control_plane.settings import Settings
+from control_plane.store import JobStore
+from control_plane.upkeep import Upkeep
+from control_plane.wakeups import Wakeups
+from tests.memory_objects import MemoryObjects
+
+PATIENCE = 20.0
+"""Seconds after which what should have happened never will."""
+SETTINGS = Settings(
+    redis_url="redis://given-as-a-store",
+    s3=S3Settings(endpoint="http://none", bucket="b", access_key="k", secret_key="s"),
+    listen=f"{HOST}:0",
+    sync_interval=timedelta(seconds=0.1),
+    lease_duration=timedelta(seconds=30),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replica:
+    """A control plane that serves."""
+
+    address: str
+    store: JobStore
+    objects: ObjectStore
+    channel: grpc.aio.Channel
+
+    @property
+    def jobs(self) -> Any:
+        return JobServiceStub(self.channel)
+
+    @property
+    def checkpoints(self) -> Any:
+        return CheckpointServiceStub(self.channel)
+
+    @property
+    def workers(self) -> Any:
+        return WorkerServiceStub(self.channel)
+
+
+@asynccontextmanager
+async def replica(
+    store: JobStore, *, objects: ObjectStore | None = None, lease: float = 30.0, upkeep: bool = True
+) -> AsyncIterator[Replica]:
+    """Serves as `control_plane.__main__` does, on a store that is given; drains in the end."""
+    settings = replace(SETTINGS, lease_duration=timedelta(seconds=lease))
+    kept = objects or MemoryObjects()
+    ledger, wakeups = Ledger(store), Wakeups(store)
+    loops = [asyncio.create_task(wakeups.run())]
+    if upkeep:
+        loops.append(asyncio.create_task(Upkeep(store, ledger, kept, wakeups, settings).run()))
+    try:
+        async with Server(settings, store, kept, ledger, wakeups) as server:
+            address = f"{HOST}:{server.port}"
+            async with grpc.aio.insecure_channel(address) as channel:
+                yield Replica(address=address, store=store, objects=kept, channel=channel)
+    finally:
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+
+
+class Caught:
+    error: errors.AdjournError
+
+
+@contextlib.contextmanager
+def refused(kind: type[errors.AdjournError]) -> Iterator[Caught]:
+    """Expects a call to be answered with an error of a class."""
+    caught = Caught()
+    try:
+        yield caught
+    except grpc.aio.AioRpcError as answer:
+        status = rpc_status.from_call(answer)
+        assert status is not None, answer
+        caught.error = errors.from_status(status)
+        assert type(caught.error) is kind, caught.error
+        assert answer.code().value[0] == kind.code
+    else:
+        raise AssertionError(f"nothing was refused, though {kind.__name__} was expected")
+
+
+@dataclass
+class Agent:
+    """A stream of Synchronize in a test's hands; what is heard is kept until it is looked at."""
+
+    address: str
+    name: str = "workers/a"
+    cpu_slots: int = 1
+    gpus: int = 0
+    session: str = field(default_factory=lambda: uuid4().hex)
+    sequence: int = 0
+    heard: "asyncio.Queue[SynchronizeResponse | grpc.aio.AioRpcError | None]" = field(default_factory=asyncio.Queue)
+
+    async def __aenter__(self) -> Self:
+        self.channel = grpc.aio.insecure_channel(self.address)
+        stub: Any = AgentServiceStub(self.channel)
+        self.call = stub.Synchronize()
+        self.listener = asyncio.create_task(self.listen())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.call.cancel()
+        await asyncio.gather(self.listener, return_exceptions=True)
+        await self.channel.close()
+
+    async def listen(self) -> None:
+        try:
+            async for response in self.call:
+                self.heard.put_nowait(response)
+        except grpc.aio.AioRpcError as error:
+            self.heard.put_nowait(error)
+        else:
+            self.heard.put_nowait(None)
+
+    async def say(
+        self, *assignments: AssignmentStatus, reports: tuple[Report, ...] = (), draining: bool = False
+    ) -> None:
+        devices = [Device(uuid=f"{self.name}-{index}", index=index) for index in range(self.gpus)]
+        worker = Worker(name=self.name, cpu_slots=self.cpu_slots, devices=devices)
+        await self.call.write(
+            SynchronizeRequest(
+                worker=worker, session_id=self.session, assignments=assignments, reports=reports, draining=draining
+            )
+        )
+
+    async def hears(self, wanted: Callable[[SynchronizeResponse], bool] = lambda _: True) -> SynchronizeResponse:
+        """Waits for a response that is wanted; those before it are passed over."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                heard = await self.heard.get()
+                if isinstance(heard, grpc.aio.AioRpcError):
+                    raise heard
+                assert heard is not None, "the stream has ended"
+                if wanted(heard):
+                    return heard
+
+    async def given(self, job: str, target: Assignment.Target.ValueType = Assignment.RUN) -> Assignment:
+        """Waits for an assignment with a target."""
+
+        def mine(response: SynchronizeResponse) -> list[Assignment]:
+            return [each for each in response.assignments if each.job == job and each.target == target]
+
+        return mine(await self.hears(lambda response: bool(mine(response))))[0]
+
+    async def ended(self) -> None:
+        """Waits for the end of the stream; raises the error that it ended with."""
+        async with asyncio.timeout(PATIENCE):
+            while (heard := await self.heard.get()) is not None:
+                if isinstance(heard, grpc.aio.AioRpcError):
+                    raise heard
+
+    def report(self, job: str, token: FencingToken, **what: Any) -> Report:
+        self.sequence += 1
+        return Report(sequence=self.sequence, job=job, token=token, **what)
+
+
+def standing(
+    order: Assignment, phase: AssignmentStatus.Phase.ValueType = AssignmentStatus.RUNNING, *, epoch: int = 0
+) -> AssignmentStatus:
+    """Returns the status of an attempt that has done as it was told."""
+    status = AssignmentStatus(job=order.job, token=order.token, observed_generation=order.generation, phase=phase)
+    status.progress.epoch, status.progress.step = epoch, 10 * epoch
+    status.progress.report_time.FromSeconds(1 + epoch)
+    return status

@@ -1,0 +1,97 @@
+"""`adjourn list`, `get`, `watch` and the like against a scripted control plane."""
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from google.protobuf.json_format import Parse
+from typer.testing import Result
+
+from adjourn import errors
+from adjourn.v1.checkpoint_pb2 import Checkpoint
+from adjourn.v1.job_pb2 import Job
+from adjourn.v1.job_service_pb2 import WatchJobsResponse
+from adjourn.v1.usage_pb2 import EpochMetrics
+from adjourn.v1.worker_pb2 import Worker
+
+if TYPE_CHECKING:
+    from tests.unit.clients.conftest import Plane
+
+Adjourn = Callable[..., Result]
+
+
+def test_jobs_are_listed_and_filtered(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.add("one", Job.PAUSED)
+    for number in range(4):
+        plane.add(f"more-{number}", Job.RUNNING)
+    assert all(name in adjourn("list").stdout for name in ("one", "more-0", "more-3"))
+    result = adjourn("list", "--state", "paused", "--label", "a=b", "--json")
+    assert [json.loads(line)["name"] for line in result.stdout.splitlines()] == ["jobs/one"]
+    assert plane.asked[-1][1].labels == {"a": "b"}
+    assert len(adjourn("list", "--limit", "2", "--json").stdout.splitlines()) == 2
+
+
+def test_an_empty_list_says_so(adjourn: Adjourn, plane: "Plane") -> None:
+    assert "no jobs yet" in adjourn("list").stdout
+    assert adjourn("list", "--state", "FAILED").stdout == "no such jobs\n"
+    assert adjourn("list", "--json").stdout == ""
+    plane.add("x")
+    assert "no epoch has ended" in adjourn("metrics", "x").stdout
+    assert "no checkpoint" in adjourn("checkpoints", "x").stdout
+    assert "no worker" in adjourn("workers").stdout
+
+
+def test_an_unknown_state_is_told_with_the_known_ones(adjourn: Adjourn) -> None:
+    result = adjourn("list", "--state", "asleep")
+    assert result.exit_code == 2
+    assert "queued" in result.stderr
+    assert "unspecified" not in result.stderr
+
+
+def test_a_job_is_shown_to_people_and_to_programs(adjourn: Adjourn, plane: "Plane") -> None:
+    job = plane.add("x", Job.PAUSED, latest_checkpoint="jobs/x/checkpoints/1")
+    assert "adjourn resume x" in adjourn("get", "x").stdout
+    assert Parse(adjourn("get", "jobs/x", "--json").stdout, Job()) == job
+
+
+def test_series_are_shown_to_people_and_to_programs(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.epochs = [EpochMetrics(epoch=number, values={"loss": 0.5}) for number in (1, 2, 3)]
+    plane.checkpoints = [Checkpoint(name="jobs/x/checkpoints/1-ab")]
+    plane.workers = [Worker(name="workers/w", state=Worker.ACTIVE)]
+    assert "loss" in adjourn("metrics", "x").stdout
+    assert [json.loads(line)["epoch"] for line in adjourn("metrics", "x", "--json").stdout.splitlines()] == [1, 2, 3]
+    assert "1-ab" in adjourn("checkpoints", "x").stdout
+    assert json.loads(adjourn("checkpoints", "x", "--json").stdout)["name"] == "jobs/x/checkpoints/1-ab"
+    assert "ACTIVE" in adjourn("workers").stdout
+    assert json.loads(adjourn("workers", "--json").stdout)["name"] == "workers/w"
+
+
+def test_named_jobs_are_watched_to_their_end(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.add("x")
+    plane.add("y")
+    gone = WatchJobsResponse(deleted="jobs/y")
+    plane.streams = [[plane.change(Job.RUNNING, 1), plane.change(Job.RUNNING, 1), plane.change(Job.SUCCEEDED, 3), gone]]
+    result = adjourn("watch", "x", "y")
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert len(lines) == 3
+    assert lines[0].split()[1:] == ["x", "RUNNING", "epoch", "1/3"]
+    assert lines[2] == "y was deleted"
+
+
+def test_a_watch_for_programs_has_one_object_a_line(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.add("x")
+    plane.streams = [[plane.change(Job.RUNNING, 1), plane.change(Job.SUCCEEDED, 3)]]
+    lines = adjourn("watch", "x", "--json").stdout.splitlines()
+    assert [json.loads(line)["job"]["state"] for line in lines] == ["RUNNING", "SUCCEEDED"]
+
+
+def test_a_watch_of_all_ends_only_with_an_error(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.streams = [[plane.change(Job.SUCCEEDED), errors.InternalError("broken", error_id="e7")]]
+    result = adjourn("watch")
+    assert result.exit_code == 1
+    assert "error_id e7" in result.stderr
+
+
+def test_an_unknown_job_cannot_be_watched(adjourn: Adjourn) -> None:
+    assert "there is no jobs/x; `adjourn list` shows" in adjourn("watch", "x").stderr

@@ -1,0 +1,113 @@
+"""`adjourn submit` against a scripted control plane."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from google.protobuf.json_format import MessageToDict
+from typer.testing import Result
+
+from adjourn import bundles, errors
+from adjourn.v1.job_pb2 import Job
+
+if TYPE_CHECKING:
+    from tests.unit.clients.conftest import Plane
+
+Adjourn = Callable[..., Result]
+
+
+def asked(plane: "Plane", method: str) -> list[object]:
+    return [request for name, request in plane.asked if name == method]
+
+
+def test_a_script_is_submitted_with_all_that_belongs_to_it(adjourn: Adjourn, plane: "Plane", script: Path) -> None:
+    (script.parent / "nets.py").write_text("x = 1\n")
+    result = adjourn(
+        "submit", f"{script}:main", "--epochs", "20", "--name", "digits", "--gpus", "2", "--seed", "7",
+        "--args", '{"lr": 1, "deep": {"a": [1, null]}}', "--arg", "lr=0.001", "--arg", "name=adam", "--arg", "on=true",
+        "--arg", "text=a=b", "--include", str(script.parent / "nets.py"), "--checkpoint-epochs", "0",
+        "--max-restarts", "1", "--label", "team=a", "--worker-selector", "zone=b",
+        "--model-name", "cnn", "--dataset-uri", "s3://d",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "jobs/digits is queued: train:main, 20 epochs, with" in result.stdout
+    assert "adjourn watch digits" in result.stdout
+    packed = bundles.pack(script, [script.parent / "nets.py"])
+    assert asked(plane, "UploadBundle") == [[packed]]
+    job = plane.jobs["jobs/digits"]
+    spec = job.spec
+    assert dict(job.labels) == {"team": "a"}
+    assert MessageToDict(spec.args) == {
+        "lr": 0.001, "name": "adam", "on": True, "text": "a=b", "deep": {"a": [1, None]},
+    }  # fmt: skip
+    assert (spec.entry_point, spec.total_epochs, spec.gpu_count, spec.seed) == ("train:main", 20, 2, 7)
+    assert (spec.checkpoint_epochs, spec.max_restarts, dict(spec.worker_selector)) == (0, 1, {"zone": "b"})
+    assert (spec.model_name, spec.dataset_uri, spec.bundle) == ("cnn", "s3://d", f"bundles/{len(packed):064x}")
+
+
+def test_installed_code_needs_no_bundle(adjourn: Adjourn, plane: "Plane") -> None:
+    assert adjourn("submit", "adjourn.examples.digits:main", "--epochs", "3").exit_code == 0
+    spec = plane.jobs["jobs/made-up"].spec
+    assert (spec.entry_point, spec.bundle) == ("adjourn.examples.digits:main", "")
+    assert {"seed", "checkpoint_epochs", "max_restarts"}.isdisjoint(field.name for field, _ in spec.ListFields())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("train.py",), "script.py:function"),
+        (("missing.py:main",), "there is no file missing.py"),
+        (("no-module:main",), "neither a file"),
+        (("m:2",), "script.py:function"),
+        (("m:f", "--arg", "lr"), "key=value"),
+        (("m:f", "--arg", "a=1", "--arg", "a=2"), "given twice"),
+        (("m:f", "--args", "[1]"), "JSON object"),
+        (("m:f", "--args", "{"), "is not JSON"),
+        (("m:f", "--args", '{"a": NaN}'), "NaN is not in JSON"),
+        (("m:f", "--arg", "a=9007199254740993"), "does not fit a JSON number"),
+        (("m:f", "--arg", "a=[[1e999]]"), "too large"),
+        (("m:f", "--label", "=x"), "key=value"),
+    ],
+)
+def test_bad_usage_is_told_and_nothing_is_sent(
+    adjourn: Adjourn, plane: "Plane", words: tuple[str, ...], said: str
+) -> None:
+    result = adjourn("submit", "--epochs", "3", *words)
+    assert result.exit_code == 2
+    assert said in " ".join(result.stderr.replace("│", " ").split())
+    assert plane.asked == []
+
+
+def test_a_script_of_an_impossible_name_is_told(adjourn: Adjourn, script: Path) -> None:
+    result = adjourn("submit", f"{script.rename(script.parent / 'my-train.py')}:main", "--epochs", "3")
+    assert result.exit_code == 2
+    assert "Python identifier" in result.stderr
+
+
+def test_a_bundle_that_cannot_be_made_is_told_in_a_line(adjourn: Adjourn, script: Path) -> None:
+    result = adjourn("submit", f"{script}:main", "--epochs", "3", "--include", str(script.parent / "nowhere"))
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("adjourn: cannot make a bundle: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_refused_job_is_told_by_field(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.failures["CreateJob"] = [errors.InvalidRequestError({"job.spec.total_epochs": "must be 0 to 9; is -1"})]
+    result = adjourn("submit", "m:f", "--epochs", "-1")
+    assert result.exit_code == 1
+    assert result.stderr == "adjourn: job.spec.total_epochs: must be 0 to 9; is -1; nothing was stored\n"
+
+
+@pytest.mark.parametrize(("end", "status"), [(Job.SUCCEEDED, 0), (Job.FAILED, 1), (Job.CANCELLED, 1)])
+@pytest.mark.parametrize("how", ["--wait", "--watch"])
+def test_a_submission_can_be_followed(
+    adjourn: Adjourn, plane: "Plane", end: Job.State.ValueType, status: int, how: str
+) -> None:
+    plane.streams = [
+        [plane.change(Job.QUEUED), plane.change(Job.RUNNING, 1), plane.change(Job.RUNNING, 1), plane.change(end, 3)]
+    ]
+    result = adjourn("submit", "m:f", "--epochs", "3", "--name", "x", how)
+    assert result.exit_code == status
+    assert Job.State.Name(end) in result.stdout
+    assert result.stdout.count("RUNNING") == (1 if how == "--wait" else 0)

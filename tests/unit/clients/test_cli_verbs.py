@@ -1,0 +1,157 @@
+"""`adjourn pause`, `resume`, `cancel`, `delete` against a scripted control plane."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+import typer
+from typer.testing import Result
+
+from adjourn.cli import verbs
+from adjourn.v1.checkpoint_pb2 import Checkpoint
+from adjourn.v1.job_pb2 import Hold, Job, Pause, PauseMode
+from adjourn.v1.job_service_pb2 import WatchJobsResponse
+
+if TYPE_CHECKING:
+    from tests.unit.clients.conftest import Plane
+
+Adjourn = Callable[..., Result]
+
+
+def pausing(plane: "Plane") -> Job:
+    job = plane.add("x", Job.PAUSING, holds=[Hold(kind=Hold.USER)])
+    job.spec.total_epochs, job.progress.epoch = 20, 4
+    now = datetime.now(UTC)
+    job.pause.request_time.FromDatetime(now)
+    job.pause.predicted_boundary_time.FromDatetime(now + timedelta(hours=4, seconds=30))
+    return job
+
+
+def test_a_pause_tells_when_it_will_come(adjourn: Adjourn, plane: "Plane") -> None:
+    pausing(plane)
+    result = adjourn("pause", "x", "--reason", "lunch", "--mode", "STEP")
+    assert result.stdout == "x will pause after epoch 5, in about 4 h 00 min\n"
+    (request,) = [request for method, request in plane.asked if method == "PauseJob"]
+    assert (request.reason, request.mode) == ("lunch", PauseMode.STEP)
+
+
+def test_a_pause_can_be_waited_for(adjourn: Adjourn, plane: "Plane") -> None:
+    job = pausing(plane)
+    done = Job()
+    done.CopyFrom(job)
+    done.state, done.progress.epoch = Job.PAUSED, 5
+    start = done.pause.request_time.ToDatetime()
+    done.pause.boundary_time.FromDatetime(start + timedelta(seconds=4))
+    done.pause.pause_time.FromDatetime(start + timedelta(seconds=5))
+    plane.streams = [[WatchJobsResponse(job=job), WatchJobsResponse(job=done)]]
+    result = adjourn("pause", "x", "--wait")
+    assert result.exit_code == 0
+    assert "rests after epoch 5" in result.stdout
+    assert result.stdout.splitlines()[-1] == "boundary reached after 4.0 s"
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "said"),
+    [(Job.SUCCEEDED, 0, "trained to its end"), (Job.RUNNING, 1, "trains on"), (Job.FAILED, 1, "gave up")],
+)
+def test_a_pause_that_does_not_come_is_told(
+    adjourn: Adjourn, plane: "Plane", end: Job.State.ValueType, status: int, said: str
+) -> None:
+    pausing(plane)
+    plane.streams = [[plane.change(end)]]
+    result = adjourn("pause", "x", "--wait")
+    assert result.exit_code == status
+    assert said in result.stdout
+
+
+def test_an_unknown_mode_is_bad_usage(adjourn: Adjourn) -> None:
+    result = adjourn("pause", "x", "--mode", "soon")
+    assert result.exit_code == 2
+    assert "epoch, step, latest" in result.stderr
+
+
+def test_a_resume_tells_from_where(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.add("x", Job.QUEUED, latest_checkpoint="jobs/x/checkpoints/1")
+    plane.checkpoints = [Checkpoint(name="jobs/x/checkpoints/1", epoch=5, step=500)]
+    result = adjourn("resume", "x", "--allow-inexact")
+    assert result.stdout == "x resumes from epoch 5, step 500, as soon as a worker is free\n"
+    assert [request.allow_inexact for method, request in plane.asked if method == "ResumeJob"] == [True]
+
+
+@pytest.mark.parametrize(
+    ("job", "said"),
+    [
+        (Job(state=Job.QUEUED), "starts from the beginning"),
+        (Job(state=Job.RUNNING), "had not left its worker yet"),
+        (Job(state=Job.PAUSING), "as soon as its checkpoint is durable"),
+        (Job(state=Job.PAUSED, holds=[Hold(kind=Hold.BUDGET, reason="spent")]), "is still held by budget: spent"),
+    ],
+)
+def test_a_resume_tells_what_happens_next(adjourn: Adjourn, plane: "Plane", job: Job, said: str) -> None:
+    job.name = "jobs/x"
+    plane.jobs["jobs/x"] = job
+    assert said in adjourn("resume", "x").stdout
+
+
+def test_a_resume_can_be_waited_for(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.add("x", Job.QUEUED, attempt=1, pause=Pause(epoch=1))
+    news = Pause(verdict=Pause.EXACT)
+    plane.streams = [
+        [plane.change(Job.STARTING, attempt=2), plane.change(Job.RUNNING, attempt=2, worker="workers/b", pause=news)]
+    ]
+    plane.streams.append([plane.change(Job.RUNNING, pause=news)])
+    result = adjourn("resume", "x", "--wait")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[1:] == ["x trains on b", "restored state: EXACT"]
+
+
+def test_a_verdict_that_comes_late_is_waited_for(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.add("x", Job.QUEUED, attempt=1, pause=Pause(epoch=1))
+    late = Pause(verdict=Pause.WITHIN_TOLERANCE)
+    plane.streams = [
+        [plane.change(Job.RUNNING, attempt=2)],
+        [plane.change(Job.RUNNING), plane.change(Job.RUNNING, pause=late)],
+    ]
+    assert adjourn("resume", "x", "--wait").stdout.splitlines()[-1] == "restored state: WITHIN_TOLERANCE"
+
+
+def test_a_verdict_that_does_not_come_is_not_waited_for(
+    adjourn: Adjourn, plane: "Plane", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plane.add("x", Job.QUEUED, attempt=1, pause=Pause(epoch=1))
+    plane.streams = [[plane.change(Job.RUNNING, attempt=2)]]
+    monkeypatch.setattr(verbs, "VERDICT_SECONDS", 0.2)
+    assert adjourn("resume", "x", "--wait").stdout.splitlines()[-1] == "restored state: not compared"
+
+
+def test_a_resume_that_fails_is_told(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.add("x", Job.QUEUED, attempt=1)
+    plane.streams = [[plane.change(Job.FAILED, attempt=2)]]
+    result = adjourn("resume", "x", "--wait")
+    assert result.exit_code == 1
+    assert "gave up" in result.stdout
+
+
+def test_scripts_are_not_asked(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.add("x")
+    assert adjourn("cancel", "x", "--reason", "enough").stdout == "x is being stopped for good\n"
+    assert adjourn("delete", "x").stdout == "x is deleted\n"
+    assert plane.jobs == {}
+
+
+@pytest.mark.parametrize("verb", ["cancel", "delete"])
+def test_people_are_asked(adjourn: Adjourn, plane: "Plane", monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    plane.add("x", latest_checkpoint="jobs/x/checkpoints/1")
+    questions: list[str] = []
+
+    def refuse(question: str, *, abort: bool) -> None:
+        questions.append(question)
+        raise typer.Abort
+
+    monkeypatch.setattr(verbs, "interactive", lambda: True)
+    monkeypatch.setattr(typer, "confirm", refuse)
+    assert adjourn(verb, "x").exit_code == 1
+    assert [method for method, _ in plane.asked] == ["GetJob"]
+    assert "x" in questions[0]
+    assert adjourn(verb, "x", "--yes").exit_code == 0

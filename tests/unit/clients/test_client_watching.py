@@ -1,0 +1,126 @@
+"""Watching and waiting, over streams that break."""
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from adjourn import Client, errors
+from adjourn.client import watching
+from adjourn.v1.job_pb2 import Job
+from adjourn.v1.job_service_pb2 import WatchJobsRequest, WatchJobsResponse
+
+if TYPE_CHECKING:
+    from tests.unit.clients.conftest import Plane
+
+NOWHERE = "127.0.0.1:1"
+
+
+def test_a_watch_goes_on_where_its_stream_broke(client: Client, plane: "Plane") -> None:
+    plane.streams = [
+        [plane.change(Job.RUNNING, token="1"), WatchJobsResponse(resume_token="2"), errors.ShuttingDownError("bye")],
+        [plane.change(Job.PAUSING, token="3")],  # ended in order, as by a proxy
+        [errors.StoreUnavailableError("no redis")],
+        [WatchJobsResponse(deleted="jobs/x", resume_token="4")],
+    ]
+    changes = client.watch_jobs(names=["x"], labels={"a": "b"})
+    states = [next(changes).job.state, next(changes).job.state]
+    assert states == [Job.RUNNING, Job.PAUSING]
+    assert next(changes).deleted == "jobs/x"
+    changes.close()
+    assert plane.tokens[:2] == ["", "2"]
+    assert set(plane.tokens[2:]) == {"3"}
+    assert plane.asked[-1][1].labels == {"a": "b"}
+
+
+def test_a_watch_begins_at_a_given_token(client: Client, plane: "Plane") -> None:
+    plane.streams = [[plane.change(Job.RUNNING, token="8")]]
+    changes = client.watch_jobs(resume_token="7")
+    assert next(changes).resume_token == "8"
+    changes.close()
+    assert plane.tokens == ["7"]
+
+
+def test_a_watch_ends_with_an_error_that_does_not_pass(client: Client, plane: "Plane") -> None:
+    plane.streams = [[errors.InvalidRequestError({"names": "too many"})]]
+    with pytest.raises(errors.InvalidRequestError, match="too many"):
+        next(client.watch_jobs())
+
+
+def test_a_watch_gives_up_after_its_patience() -> None:
+    with Client(NOWHERE) as client, pytest.raises(errors.ControlPlaneUnreachableError):
+        next(client.watch_jobs(patience=0.0))
+
+
+def test_patience_and_delays_start_anew_with_every_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(watching, "monotonic", lambda: now)
+    watch = watching.Watch(WatchJobsRequest(), patience=60)
+    failure = errors.ControlPlaneUnreachableError("away")
+    assert [watch.broken(failure, 1.0) for _ in range(7)] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0])
+    now = 159.0
+    watch.broken(failure, 1.0)
+    assert not watch.accept(WatchJobsResponse(resume_token="5"))
+    now = 161.0
+    assert watch.broken(failure, 1.0) == pytest.approx(0.1)
+    now = 221.0
+    with pytest.raises(errors.ControlPlaneUnreachableError):
+        watch.broken(failure, 1.0)
+
+
+def test_waiting_ends_with_the_state(client: Client, plane: "Plane") -> None:
+    plane.add("x")
+    plane.streams = [
+        [
+            plane.change(Job.RUNNING, token="1"),
+            plane.change(Job.PAUSING, token="2"),
+            plane.change(Job.PAUSED, token="3"),
+        ]
+    ]
+    assert client.wait_job("x", until=[Job.PAUSED], timeout=30).state == Job.PAUSED
+
+
+def test_waiting_ends_with_a_predicate_and_survives_a_break(client: Client, plane: "Plane") -> None:
+    plane.add("x")
+    plane.streams = [
+        [plane.change(Job.RUNNING, 1, token="1"), errors.ShuttingDownError("bye")],
+        [plane.change(Job.RUNNING, 2, token="2")],
+    ]
+    assert client.wait_job("x", until=lambda job: job.progress.epoch >= 2, timeout=30).progress.epoch == 2
+
+
+def test_waiting_for_what_is_already_so_asks_once(client: Client, plane: "Plane") -> None:
+    plane.add("x", Job.SUCCEEDED)
+    assert client.wait_job("x").state == Job.SUCCEEDED
+    assert [method for method, _ in plane.asked] == ["GetJob"]
+
+
+def test_waiting_in_vain_is_told(client: Client, plane: "Plane") -> None:
+    plane.add("x")
+    plane.streams = [[plane.change(Job.SUCCEEDED, token="1")]]
+    with pytest.raises(errors.JobFinishedError, match="ended SUCCEEDED while PAUSED was waited for"):
+        client.wait_job("x", until=[Job.PAUSED], timeout=30)
+
+
+def test_waiting_for_a_job_that_is_deleted_is_told(client: Client, plane: "Plane") -> None:
+    plane.add("x")
+    plane.streams = [[WatchJobsResponse(deleted="jobs/x")]]
+    with pytest.raises(errors.NotFoundError, match="was deleted"):
+        client.wait_job("x", timeout=30)
+
+
+def test_waiting_for_an_unknown_job_is_an_error_at_once(client: Client) -> None:
+    with pytest.raises(errors.NotFoundError):
+        client.wait_job("x")
+
+
+def test_waiting_has_a_limit(client: Client, plane: "Plane") -> None:
+    plane.add("x")
+    with pytest.raises(errors.DeadlineError, match=r"jobs/x is RUNNING; PAUSED did not come within 0\.2 s"):
+        client.wait_job("x", until=[Job.PAUSED], timeout=0.2)
+
+
+def test_waiting_has_a_limit_while_reconnecting(client: Client, plane: "Plane") -> None:
+    plane.add("x")
+    plane.streams = [[plane.change(Job.RUNNING, token=str(number))] for number in range(200)]
+    with pytest.raises(errors.DeadlineError, match="the condition did not come"):
+        client.wait_job("x", until=lambda job: job.state == Job.PAUSED, timeout=0.3)

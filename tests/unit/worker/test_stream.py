@@ -1,0 +1,232 @@
+"""The agent's side of the stream, against a peer that does what a test wants."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import pytest
+
+from adjourn import errors
+from adjourn.v1 import agent_service_pb2_grpc
+from adjourn.v1.agent_service_pb2 import SynchronizeRequest, SynchronizeResponse
+from worker import stream as module
+from worker.stream import Stream, Superseded
+
+Requests = AsyncIterator[SynchronizeRequest]
+Answers = AsyncIterator[SynchronizeResponse]
+Behaviour = Callable[[Requests, Any], Answers]
+
+
+def response(number: int = 0, *, interval: float = 0.05) -> SynchronizeResponse:
+    made = SynchronizeResponse(acknowledged_report=number)
+    made.sync_interval.FromTimedelta(timedelta(seconds=interval))
+    return made
+
+
+class Peer(agent_service_pb2_grpc.AgentServiceServicer):
+    """A control plane; the last behaviour stays."""
+
+    def __init__(self, *behaviours: Behaviour) -> None:
+        self.behaviours = list(behaviours)
+        self.streams = 0
+        self.ended = 0
+        self.said: list[SynchronizeRequest] = []
+        self.address = ""
+
+    async def Synchronize(self, requests: Requests, context: Any) -> Answers:  # noqa: N802
+        self.streams += 1
+        behaviour = self.behaviours.pop(0) if len(self.behaviours) > 1 else self.behaviours[0]
+
+        async def noted() -> Requests:
+            async for request in requests:
+                self.said.append(request)
+                yield request
+
+        try:
+            async for answer in behaviour(noted(), context):
+                yield answer
+        finally:
+            self.ended += 1
+
+
+async def answer_each(requests: Requests, _: Any) -> Answers:
+    async for _request in requests:
+        yield response()
+
+
+async def answer_once(requests: Requests, _: Any) -> Answers:
+    await anext(requests)
+    yield response()
+
+
+async def say_nothing_more(requests: Requests, _: Any) -> Answers:
+    await anext(requests)
+    yield response(interval=0.02)
+    await asyncio.Event().wait()
+
+
+async def supersede(requests: Requests, context: Any) -> Answers:
+    await anext(requests)
+    yield response()
+    status = errors.SessionSupersededError("another agent speaks").to_status()
+    details = (("grpc-status-details-bin", status.SerializeToString()),)
+    await context.abort(grpc.StatusCode.ABORTED, status.message, details)
+
+
+async def shut_down(requests: Requests, context: Any) -> Answers:
+    await anext(requests)
+    yield response()
+    await context.abort(grpc.StatusCode.UNAVAILABLE, "going away")
+
+
+class Side:
+    """The agent's side, and what it heard."""
+
+    def __init__(self, address: str) -> None:
+        self.stream = Stream(address, self.say, self.hear)
+        self.heard: list[int] = []
+        self.spoken = 0
+        self.listening: Callable[[], Awaitable[None]] = lambda: asyncio.sleep(0)
+
+    def say(self) -> SynchronizeRequest:
+        self.spoken += 1
+        return SynchronizeRequest(session_id=str(self.spoken))
+
+    async def hear(self, heard: SynchronizeResponse) -> None:
+        await self.listening()
+        self.heard.append(heard.acknowledged_report)
+
+
+@contextlib.asynccontextmanager
+async def connected(*behaviours: Behaviour) -> AsyncIterator[tuple[Peer, Side, "asyncio.Task[None]"]]:
+    peer = Peer(*behaviours)
+    server = grpc.aio.server()
+    agent_service_pb2_grpc.add_AgentServiceServicer_to_server(peer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    side = Side(f"127.0.0.1:{port}")
+    task = asyncio.create_task(side.stream.run())
+    try:
+        yield peer, side, task
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        await server.stop(0)
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BACKOFF_FIRST", 0.01)
+    monkeypatch.setattr(module, "BACKOFF_MOST", 0.05)
+
+
+Eventually = Callable[..., Awaitable[None]]
+
+
+async def test_it_speaks_at_every_interval_and_hears_each_answer(eventually: Eventually) -> None:
+    async with connected(answer_each) as (peer, side, _):
+        await eventually(lambda: len(side.heard) > 3)
+        assert peer.streams == 1
+        assert side.stream.connected
+        assert side.stream.interval == 0.05
+
+
+async def test_it_speaks_soon_when_something_changed_but_not_for_each_change(eventually: Eventually) -> None:
+    async def answer_rarely(requests: Requests, _: Any) -> Answers:
+        async for _request in requests:
+            yield response(interval=600)
+
+    async with connected(answer_rarely) as (_, side, _task):
+        await eventually(lambda: side.heard)
+        before = side.spoken
+        for _ in range(100):
+            side.stream.changed.set()
+            await asyncio.sleep(0)
+        await eventually(lambda: side.spoken > before)
+        assert side.spoken <= before + 2
+
+
+@pytest.mark.parametrize("end", [answer_once, shut_down])
+async def test_it_comes_back_however_often_the_stream_ends(end: Behaviour, eventually: Eventually) -> None:
+    async with connected(*[end] * 20, answer_each) as (peer, side, task):
+
+        def speaking() -> bool:
+            side.stream.changed.set()  # so that it writes just when the stream ends
+            return peer.streams > 20 and side.stream.connected
+
+        await eventually(speaking)
+        assert not task.done()
+
+
+async def test_a_peer_that_is_alive_and_silent_is_given_up(eventually: Eventually) -> None:
+    async with connected(say_nothing_more, answer_each) as (peer, side, _):
+        await eventually(lambda: peer.streams == 2 and side.stream.connected)
+
+
+async def test_superseded_it_does_not_come_back() -> None:
+    async with connected(supersede, answer_each) as (peer, _, task):
+        with pytest.raises(Superseded, match="another agent speaks"):
+            await asyncio.wait_for(asyncio.shield(task), 20)
+        assert peer.streams == 1
+
+
+async def test_of_many_answers_only_the_newest_is_heard(eventually: Eventually) -> None:
+    all_sent, go_on = asyncio.Event(), asyncio.Event()
+
+    async def answer_a_hundred_times(requests: Requests, _: Any) -> Answers:
+        await anext(requests)
+        for number in range(100):
+            yield response(number, interval=5)
+        all_sent.set()
+        await asyncio.Event().wait()
+
+    async with connected(answer_a_hundred_times) as (_, side, _task):
+        side.listening = lambda: wait(go_on)
+        await asyncio.wait_for(all_sent.wait(), 20)
+        go_on.set()
+        await eventually(lambda: side.heard and side.heard[-1] == 99)
+        assert len(side.heard) < 50
+
+
+async def test_the_end_of_a_stream_interrupts_nothing(eventually: Eventually) -> None:
+    go_on = asyncio.Event()
+    async with connected(answer_once, answer_each) as (peer, side, _):
+        side.listening = lambda: wait(go_on)
+        await eventually(lambda: peer.ended == 1 and side.stream.connected)
+        assert side.heard == []
+        before = side.spoken
+
+        def speaks_into_the_void() -> bool:
+            side.stream.changed.set()
+            return side.spoken > before
+
+        await eventually(speaks_into_the_void)
+        go_on.set()
+        await eventually(lambda: peer.streams == 2 and len(side.heard) > 1)
+
+
+async def test_a_fault_in_what_is_done_about_an_answer_ends_it() -> None:
+    async def fail() -> None:
+        raise ZeroDivisionError
+
+    async with connected(answer_each) as (_, side, task):
+        side.listening = fail
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.wait_for(asyncio.shield(task), 20)
+
+
+async def test_without_a_control_plane_it_keeps_trying() -> None:
+    side = Side("127.0.0.1:1")
+    task = asyncio.create_task(side.stream.run())
+    done, _ = await asyncio.wait([task], timeout=0.5)
+    assert not done
+    assert not side.stream.connected
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def wait(event: asyncio.Event) -> None:
+    await event.wait()
