@@ -11,6 +11,7 @@ from adjourn.environment import InvalidSettings
 from adjourn.errors import AdjournError
 from adjourn.logs import configure
 from adjourn.objects import S3Objects
+from control_plane.endings import end
 from control_plane.ledger import Ledger
 from control_plane.redis_store import RedisStore
 from control_plane.server import AddressTaken, Server
@@ -36,11 +37,12 @@ async def serve(settings: Settings) -> None:
         upkeep = Upkeep(store, ledger, objects, wakeups, settings)
         async with asyncio.TaskGroup() as group:
             loops = [group.create_task(wakeups.run()), group.create_task(upkeep.run())]
-            async with Server(settings, store, objects, ledger, wakeups) as server:
-                log.info("serving", listen=settings.listen, port=server.port, namespace=settings.namespace)
-                await stop.wait()
-            for task in loops:
-                task.cancel()
+            try:
+                async with Server(settings, store, objects, ledger, wakeups) as server:
+                    log.info("serving", listen=settings.listen, port=server.port, namespace=settings.namespace)
+                    await stop.wait()
+            finally:
+                await end(*loops)
     log.info("drained")
 
 

@@ -15,6 +15,7 @@ from adjourn.v1.agent_service_pb2 import AssignmentStatus, FencingToken, Synchro
 from adjourn.v1.record_pb2 import JobRecord
 from adjourn.v1.worker_pb2 import Worker
 from control_plane import assignments, validation
+from control_plane.endings import end
 from control_plane.events import Event
 from control_plane.ledger import Ledger
 from control_plane.settings import Settings
@@ -54,9 +55,7 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
                 async for response in stream.responses(reader, bell):
                     yield response
             finally:
-                reader.cancel()
-                with contextlib.suppress(asyncio.CancelledError, Exception):
-                    await reader
+                await end(reader)
                 await asyncio.shield(self.store.detach(stream.worker, stream.id))
                 log.info("agent_disconnected", worker=stream.worker, session=first.session_id)
                 self.wakeups.ring("")
@@ -78,7 +77,7 @@ class Stream:
         """Returns the worker as it describes itself, and whether it wants new work."""
         worker = Worker()
         worker.CopyFrom(request.worker)
-        worker.state = Worker.DRAINING if request.draining else Worker.ACTIVE
+        worker.draining = request.draining
         return worker
 
     async def read(self, first: SynchronizeRequest, requests: Requests, bell: asyncio.Event) -> None:

@@ -1,5 +1,6 @@
 """Turns what handlers raise into what callers get: typed errors with details, and nothing else."""
 
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn, TypeAlias
 from uuid import uuid4
@@ -38,8 +39,13 @@ class Errors(grpc.aio.ServerInterceptor):
         if handler.stream_unary:
             return grpc.stream_unary_rpc_method_handler(answering(handler.stream_unary, method), **serializers)
         if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(streaming(handler.unary_stream, method), **serializers)
-        return grpc.stream_stream_rpc_method_handler(streaming(handler.stream_stream, method), **serializers)
+            return grpc.unary_stream_rpc_method_handler(wrapper(handler.unary_stream, method), **serializers)
+        return grpc.stream_stream_rpc_method_handler(wrapper(handler.stream_stream, method), **serializers)
+
+
+def wrapper(call: Any, method: str) -> Any:
+    """Returns a handler of the call's own style: grpc's health service writes its responses, others yield them."""
+    return answering(call, method) if inspect.iscoroutinefunction(call) else streaming(call, method)
 
 
 def answering(call: Any, method: str) -> Any:

@@ -1,5 +1,6 @@
 """The gRPC server: services, health, reflection, limits; and how it goes away."""
 
+import socket
 from types import TracebackType
 from typing import Final, Self
 
@@ -47,6 +48,16 @@ class AddressTaken(OSError):
     """The address cannot be listened at."""
 
 
+def try_address(address: str) -> None:
+    """Raises AddressTaken with the system's reason; grpc would tell it in lines of its own on stderr only."""
+    host, _, port = address.rpartition(":")
+    try:
+        for family, _, _, _, place in socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM):
+            socket.create_server(place, family=family).close()
+    except OSError as error:
+        raise AddressTaken(f"cannot listen at {address}: {error.strerror}") from None
+
+
 class Server:
     """Serves while entered; leaving drains: health off, long streams ended, calls given a grace, then closed."""
 
@@ -65,10 +76,8 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
         names = (*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self.server)
-        try:
-            self.port = self.server.add_insecure_port(settings.listen)
-        except RuntimeError:
-            raise AddressTaken(f"cannot listen at {settings.listen}: is it taken?") from None
+        try_address(settings.listen)
+        self.port = self.server.add_insecure_port(settings.listen)
 
     async def __aenter__(self) -> Self:
         await self.server.start()

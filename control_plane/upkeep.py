@@ -18,6 +18,7 @@ from adjourn.v1.job_pb2 import Failure
 from adjourn.v1.worker_pb2 import Worker
 from control_plane import placement
 from control_plane.budget import ready_time
+from control_plane.endings import end
 from control_plane.events import Lost, Placed
 from control_plane.leases import Leases
 from control_plane.ledger import Ledger
@@ -46,10 +47,15 @@ class Upkeep:
 
     async def run(self) -> None:
         """Runs all loops until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self.on_change("placement", self.place))
-            group.create_task(self.every("leases", self.expire, self.interval / 2))
-            group.create_task(self.every("purge", self.purge, PURGE_SECONDS))
+        loops = (
+            asyncio.create_task(self.on_change("placement", self.place)),
+            asyncio.create_task(self.every("leases", self.expire, self.interval / 2)),
+            asyncio.create_task(self.every("purge", self.purge, PURGE_SECONDS)),
+        )
+        try:
+            await asyncio.gather(*loops)
+        finally:
+            await end(*loops)
 
     async def on_change(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
         with self.wakeups.bell() as bell:

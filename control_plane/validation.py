@@ -19,9 +19,9 @@ MAX_TEXT: Final = 1024
 DEFAULT_PAGE: Final = 50
 MAX_PAGE: Final = 500
 
-MAX_QUOTED: Final = 100
+MAX_QUOTED: Final = 64
 """Characters of a wrong value that are said back: an answer must fit into metadata."""
-MAX_VIOLATIONS: Final = 20
+MAX_VIOLATIONS: Final = 10
 
 Violations = dict[str, str]
 
@@ -129,5 +129,5 @@ def page(size: int, page_token: str) -> Violations:
 
 def states(given: list[int]) -> Violations:
     known = set(Job.State.values()) - {Job.STATE_UNSPECIFIED}
-    unknown = [value for value in given if value not in known]
+    unknown = sorted(set(given) - known)[:MAX_VIOLATIONS]
     return {"states": f"unknown: {', '.join(map(str, unknown))}"} if unknown else {}

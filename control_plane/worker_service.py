@@ -61,6 +61,6 @@ def state(session: Session, *, busy: bool) -> Worker.State.ValueType:
         return Worker.LOST
     if not session.connected:
         return Worker.DISCONNECTED
-    if session.worker.state == Worker.DRAINING:
+    if session.worker.draining:
         return Worker.DRAINING if busy else Worker.DRAINED
     return Worker.ACTIVE

@@ -29,6 +29,7 @@ from adjourn.v1.checkpoint_service_pb2_grpc import CheckpointServiceStub
 from adjourn.v1.job_service_pb2_grpc import JobServiceStub
 from adjourn.v1.worker_pb2 import Device, Worker
 from adjourn.v1.worker_service_pb2_grpc import WorkerServiceStub
+from control_plane.endings import end
 from control_plane.ledger import Ledger
 from control_plane.server import Server
 from control_plane.settings import Settings
@@ -82,14 +83,12 @@ async def replica(
     if upkeep:
         loops.append(asyncio.create_task(Upkeep(store, ledger, kept, wakeups, settings).run()))
     try:
-        async with Server(settings, store, kept, ledger, wakeups) as server:
-            address = f"{HOST}:{server.port}"
-            async with grpc.aio.insecure_channel(address) as channel:
-                yield Replica(address=address, store=store, objects=kept, channel=channel)
+        server = Server(settings, store, kept, ledger, wakeups)
+        address = f"{HOST}:{server.port}"
+        async with grpc.aio.insecure_channel(address) as channel, server:
+            yield Replica(address=address, store=store, objects=kept, channel=channel)
     finally:
-        for loop in loops:
-            loop.cancel()
-        await asyncio.gather(*loops, return_exceptions=True)
+        await end(*loops)
 
 
 class Caught:
@@ -103,13 +102,18 @@ def refused(kind: type[errors.AdjournError]) -> Iterator[Caught]:
     try:
         yield caught
     except grpc.aio.AioRpcError as answer:
-        status = rpc_status.from_call(answer)
-        assert status is not None, answer
-        caught.error = errors.from_status(status)
-        assert type(caught.error) is kind, caught.error
-        assert answer.code().value[0] == kind.code
-    else:
-        raise AssertionError(f"nothing was refused, though {kind.__name__} was expected")
+        caught.error = told(answer)
+    found = getattr(caught, "error", None)
+    assert type(found) is kind, f"expected {kind.__name__}, got {found!r}"
+    assert found.code == kind.code
+
+
+def told(answer: grpc.aio.AioRpcError) -> errors.AdjournError:
+    """Returns the error that an answer carries in its details."""
+    status = rpc_status.from_call(answer)
+    assert status is not None, answer
+    assert status.code == answer.code().value[0]
+    return errors.from_status(status)
 
 
 @dataclass
@@ -195,5 +199,5 @@ def standing(
     """Returns the status of an attempt that has done as it was told."""
     status = AssignmentStatus(job=order.job, token=order.token, observed_generation=order.generation, phase=phase)
     status.progress.epoch, status.progress.step = epoch, 10 * epoch
-    status.progress.report_time.FromSeconds(1 + epoch)
+    status.progress.report_time.FromSeconds(1000 * order.token.attempt + epoch)
     return status

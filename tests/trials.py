@@ -191,4 +191,3 @@ class Trials:
     async def end(self) -> None:
         for trial in self.made:
             await trial.end()
-

@@ -1,4 +1,4 @@
-"""The agent: holds what the control plane hands out, says how it stands, and outlives neither more nor less.
+"""The agent: holds what the control plane hands out, has it carried out, and says how it stands.
 
 Its process may be killed at any moment: what it held is in the journal, training runs under the launcher, and its
 successor goes on where it was.
@@ -6,7 +6,8 @@ successor goes on where it was.
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
@@ -85,6 +86,7 @@ class Agent:
         """Works until `stop` is set, then leaves as the settings say; raises Superseded, JournalDamaged."""
         self.reports = self.journal.reports()
         found = self.journal.held()
+        await self.end_unknown({held.directory for held in found})
         self.places.tidy([self.places.attempt(held.assignment.job, held.assignment.token) for held in found])
         async with Doorbell(self.places.doorbell) as doorbell, asyncio.TaskGroup() as self.group:
             for held in found:
@@ -103,7 +105,18 @@ class Agent:
                 task.cancel()
         if self.settings.on_term is OnTerm.STOP:
             await self.supervisor.shutdown()
+            if all(holder.over for holder in self.holders.values()):  # else snapshots wait there for our successor
+                self.places.remove_volatile()
         log.info("agent_ended", worker=self.worker.name)
+
+    async def end_unknown(self, known: Collection[str]) -> None:
+        """Ends training that no assignment in the journal accounts for: someone has removed the journal."""
+        unknown = [process for process in await self.supervisor.processes() if process.directory not in known]
+        for process in unknown:
+            log.warning("unknown_ended", directory=process.directory, pid=process.pid)
+            await self.supervisor.kill(Path(process.directory))
+        if unknown:
+            await self.supervisor.processes()  # answered once their ends are recorded: nobody writes there any more
 
     def say(self) -> SynchronizeRequest:
         """Returns the worker's whole state."""

@@ -16,6 +16,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
+from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
 from adjourn import errors
@@ -53,8 +54,7 @@ async def plane(store: RedisStore) -> AsyncIterator[Replica]:
 
 
 def creation(*, name: str = "", **fields: Any) -> pb.CreateJobRequest:
-    request = pb.CreateJobRequest(job_id=name, job=Job(spec=SPEC), **fields)
-    return request
+    return pb.CreateJobRequest(job_id=name, job=Job(spec=SPEC), **fields)
 
 
 async def at_work(plane: Replica, name: str) -> Any:
@@ -467,7 +467,7 @@ class Broken(MemoryStore):
 
 async def test_a_fault_of_ours_is_told_without_its_text() -> None:
     async with replica(Broken(), upkeep=False) as plane:
-        with capture_logs() as logs, refused(errors.InternalError) as caught:
+        with capture_logs(processors=[merge_contextvars]) as logs, refused(errors.InternalError) as caught:
             await plane.jobs.GetJob(pb.GetJobRequest(name="jobs/j"))
         with capture_logs(), refused(errors.InternalError) as streamed:
             await plane.jobs.WatchJobs(pb.WatchJobsRequest(names=["jobs/j"])).read()
@@ -490,8 +490,7 @@ async def test_an_outage_of_the_store_is_unavailable_and_passes(memory_store: Me
             with refused(errors.StoreUnavailableError):
                 await call(request)
         with refused(errors.StoreUnavailableError):
-            while True:
-                await watch.read()
+            await to_the_end(watch)
         memory_store.available = True
         assert (await plane.jobs.GetJob(pb.GetJobRequest(name="jobs/j"))).state == Job.QUEUED
 
@@ -530,6 +529,11 @@ async def test_draining_ends_streams_with_a_reason_to_come_back(memory_store: Jo
 
 async def drained(watch: Any) -> errors.AdjournError:
     with refused(errors.ShuttingDownError) as caught:
-        while True:
-            await watch.read()
+        await to_the_end(watch)
     return caught.error
+
+
+async def to_the_end(watch: Any) -> None:
+    """Reads a stream until it raises what it ended with."""
+    while await watch.read() is not grpc.aio.EOF:
+        pass

@@ -27,29 +27,8 @@ from tests.machine import (
     paused,
     progress,
 )
-from worker import assignment
+from worker import assignment, words
 from worker.drafts import OVER
-from worker.words import (
-    Advanced,
-    CannotGoOn,
-    Drop,
-    Ended,
-    Event,
-    Instruct,
-    Instruction,
-    Kill,
-    Launch,
-    Launched,
-    Measured,
-    Ordered,
-    Persist,
-    Persisted,
-    PersistFailed,
-    Prepare,
-    Prepared,
-    Told,
-    WorkerStopping,
-)
 
 TARGETS = st.sampled_from([RUN] * 5 + [PAUSE] * 5 + [STOP])
 REGULAR_SLOTS = 2
@@ -85,11 +64,11 @@ class World(RuleBasedStateMachine):
         self.carry_out(self.machine.recover())
         if launched and not self.over:
             self.preparing = False
-            self.feed(Prepared())
+            self.feed(words.Prepared())
 
     # The agent.
 
-    def feed(self, event: Event) -> None:
+    def feed(self, event: words.Event) -> None:
         before, reports, over = self.held, len(self.machine.reports), self.over
         read = HeldAssignment.FromString(before.SerializeToString())
         assert assignment.handle(read, event, NOW) == assignment.handle(before, event, NOW)
@@ -105,28 +84,28 @@ class World(RuleBasedStateMachine):
         for instruction in instructions:
             self.do(instruction)
 
-    def do(self, instruction: Instruction) -> None:
+    def do(self, instruction: words.Instruction) -> None:
         match instruction:
-            case Prepare():
+            case words.Prepare():
                 assert not self.preparing
                 self.preparing = True
-            case Launch(order=given):
+            case words.Launch(order=given):
                 self.control = given
                 self.process = True
                 if self.dying_at_launch:
                     self.die()
                 else:
-                    self.feed(Launched(process=PROCESS))
-            case Instruct(order=given):
+                    self.feed(words.Launched(process=PROCESS))
+            case words.Instruct(order=given):
                 assert self.process
                 self.control = given
-            case Kill():
+            case words.Kill():
                 self.end(-9, killed=True)
-            case Persist(snapshot=snapshot):
+            case words.Persist(snapshot=snapshot):
                 assert self.persisting is None, "two at a time"
                 assert self.slots[slot(snapshot)] == snapshot.sequence, "it may have been written over"
                 self.persisting = snapshot
-            case Drop(snapshot=snapshot):
+            case words.Drop(snapshot=snapshot):
                 if self.slots.get(slot(snapshot)) == snapshot.sequence:
                     del self.slots[slot(snapshot)]
                     self.given_back[snapshot.sequence] += 1
@@ -139,7 +118,7 @@ class World(RuleBasedStateMachine):
             self.slots.clear()  # put away, with all that was not given back
         self.machine.held = HeldAssignment.FromString(self.held.SerializeToString())
         if self.process and not self.over and not self.held.HasField("process"):
-            self.machine(Launched(process=PROCESS))
+            self.machine(words.Launched(process=PROCESS))
         self.carry_out(self.machine.recover())
 
     @property
@@ -162,7 +141,7 @@ class World(RuleBasedStateMachine):
     def ordered(self, wanted: Assignment.Target.ValueType, step: int) -> None:
         before = self.held
         generation = before.status.observed_generation + step
-        self.feed(Ordered(assignment=assigned(wanted, generation)))
+        self.feed(words.Ordered(assignment=assigned(wanted, generation)))
         if step <= 0:
             assert self.held == before
 
@@ -170,24 +149,24 @@ class World(RuleBasedStateMachine):
     @rule(well=st.sampled_from([True] * 9 + [False]))
     def preparation_ends(self, well: bool) -> None:
         self.preparing = False
-        self.feed(Prepared() if well else CannotGoOn(failure=failure()))
+        self.feed(words.Prepared() if well else words.CannotGoOn(failure=failure()))
 
     @precondition(lambda self: self.persisting)
     @rule(well=st.sampled_from([True, True, False]))
     def persisting_ends(self, well: bool) -> None:
         assert self.persisting
         sequence, self.persisting = self.persisting.sequence, None
-        self.feed(Persisted(checkpoint=checkpoint(sequence)) if well else PersistFailed(failure=failure()))
+        self.feed(words.Persisted(checkpoint=checkpoint(sequence)) if well else words.PersistFailed(failure=failure()))
 
     @precondition(lambda self: self.persisting)
     @rule()
     def persisting_advances(self) -> None:
-        self.feed(Advanced(fraction=0.5))
+        self.feed(words.Advanced(fraction=0.5))
 
     @rule(number=st.integers(0, 9))
     def measures(self, number: int) -> None:
         if self.alive:
-            self.feed(Measured(progress=progress(number, number), usage=None))
+            self.feed(words.Measured(progress=progress(number, number), usage=None))
 
     @precondition(lambda self: self.alive)
     @rule(most=st.sampled_from([1, 2, 99]))
@@ -196,9 +175,9 @@ class World(RuleBasedStateMachine):
         while self.alive and self.written and most:
             most -= 1
             self.machine.offset += 10
-            self.feed(Told(event=self.written.pop(0), offset=self.machine.offset))
+            self.feed(words.Told(event=self.written.pop(0), offset=self.machine.offset))
         if self.alive and self.ended and not self.written:
-            self.feed(Ended(exit=self.ended if self.seen else None))
+            self.feed(words.Ended(exit=self.ended if self.seen else None))
 
     @property
     def alive(self) -> bool:
@@ -228,14 +207,14 @@ class World(RuleBasedStateMachine):
     def trains(self, what: str, looked: bool) -> None:
         if what in ("paused", "finished"):
             assert self.save(last=True)
-        words = {
+        said = {
             "began": TrainingEvent(began=TrainingBegan()),
             "epoch": TrainingEvent(epoch=epoch(self.sequence)),
             "paused": TrainingEvent(paused=paused()),
             "finished": TrainingEvent(finished=finished()),
             "failed": TrainingEvent(failed=failure()),
         }
-        self.written.append(words[what])
+        self.written.append(said[what])
         if what == "epoch":
             self.save(last=False)
         self.said_last = what not in ("epoch", "began")
@@ -251,7 +230,7 @@ class World(RuleBasedStateMachine):
     @rule(what=st.sampled_from(["nothing"] * 12 + ["crash", "crash unseen", "worker stops"]))
     def something_grave(self, what: str) -> None:
         if what == "worker stops":
-            self.feed(WorkerStopping())
+            self.feed(words.WorkerStopping())
         elif what != "nothing":
             self.end(-11, seen=what == "crash")
 
@@ -299,7 +278,7 @@ class World(RuleBasedStateMachine):
         self.die()
         if self.preparing:
             self.preparing = False
-            self.feed(Prepared())
+            self.feed(words.Prepared())
         self.end(0)
         self.looks(99)
         while self.persisting:

@@ -2,12 +2,15 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from adjourn.local.stack import Stack
 from adjourn.v1.job_pb2 import Job
 from tests.trials import EPOCHS, SCRIPT, SEED, Gate, Outcome, Trial, Trials
 
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 Adjourn = Callable[..., Awaitable["Ran"]]
+Said = Callable[..., Coroutine[Any, Any, str]]
+Submit = Callable[..., Awaitable[Trial]]
 Eventually = Callable[..., Awaitable[None]]
 
 THEIRS = """
@@ -41,7 +46,7 @@ def adjourn(run: Callable[..., Awaitable["Ran"]]) -> Adjourn:
 
 
 @pytest.fixture
-def said(adjourn: Adjourn) -> Callable[..., Awaitable[str]]:
+def said(adjourn: Adjourn) -> Said:
     """Returns what a command that has to succeed prints."""
 
     async def output(*words: object) -> str:
@@ -52,11 +57,8 @@ def said(adjourn: Adjourn) -> Callable[..., Awaitable[str]]:
     return output
 
 
-Said = Callable[..., Awaitable[str]]
-
-
 @pytest.fixture
-def submit(said: Said, trials: Trials, tmp_path: Path) -> Callable[..., Awaitable[Trial]]:
+def submit(said: Said, trials: Trials, tmp_path: Path) -> Submit:
     """Submits a script of their own that needs a module beside it; it may not go beyond epoch `limit`."""
 
     async def queue(name: str, limit: int = 0) -> Trial:
@@ -78,7 +80,7 @@ def objects(text: str) -> list[Any]:
 
 
 async def test_a_script_of_their_own_from_its_submission_to_its_deletion(
-    submit: Callable[..., Awaitable[Trial]], said: Said, trials: Trials, uninterrupted: Outcome, eventually: Eventually
+    submit: Submit, said: Said, trials: Trials, uninterrupted: Outcome, eventually: Eventually
 ) -> None:
     trial = await submit("theirs", limit=1)
     training = await trial.inside(2)
@@ -92,7 +94,7 @@ async def test_a_script_of_their_own_from_its_submission_to_its_deletion(
     assert rests == "theirs rests after epoch 2, on no worker; `adjourn resume theirs` goes on with epoch 3"
     assert phases.startswith("boundary reached after ")
     shown = await said("get", "jobs/theirs")
-    for words in ("PAUSED", "lunch", "Phases", "CPU"):
+    for words in ("PAUSED", "lunch", "Phases"):
         assert words in shown
     (job,) = objects(await said("get", "theirs", "--json"))
     assert (job["state"], job["pause"]["epoch"], job["holds"][0]["reason"]) == ("PAUSED", 2, "lunch")
@@ -124,12 +126,32 @@ async def test_a_script_of_their_own_from_its_submission_to_its_deletion(
     assert await said("list", "--label", "by=hand") == "no such jobs\n"
 
 
-async def test_a_running_job_is_cancelled(submit: Callable[..., Awaitable[Trial]], said: Said) -> None:
+async def test_a_running_job_is_cancelled(submit: Submit, said: Said) -> None:
     trial = await submit("unwanted")
     await trial.inside(1)
     assert await said("cancel", "unwanted", "--reason", "a typo") == "unwanted is being stopped for good\n"
     await trial.until(Job.CANCELLED)
     assert "was stopped after epoch 0; no checkpoint" in await said("get", "unwanted")
+
+
+async def test_a_submission_that_is_waited_for_tells_how_it_ended(adjourn: Adjourn) -> None:
+    ran = await adjourn("submit", "no.such.module:main", "--epochs", 1, "--job-id", "doomed", "--wait")
+    assert (ran.status, ran.err) == (1, "")
+    assert "FAILED" in ran.out.splitlines()[-1]
+    assert "ENTRY_POINT_NOT_IMPORTABLE" in (await adjourn("get", "doomed")).out
+
+
+async def test_ctrl_c_ends_a_watch_quietly(stack: Stack, uninterrupted: Outcome) -> None:
+    adjourn = Path(sys.executable).parent / "adjourn"
+    watch = await asyncio.create_subprocess_exec(
+        *(adjourn, "--address", stack.address, "watch"), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    assert watch.stdout
+    async with asyncio.timeout(30):
+        assert await watch.stdout.readline()
+        watch.send_signal(signal.SIGINT)
+        _, err = await watch.communicate()
+    assert (watch.returncode, err) == (130, b"")
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,6 @@ async def test_a_job_is_deleted_with_its_objects_after_it_was_cancelled(
     assert job.attempt == 1
     names = {key.rpartition("/")[2] for key in await objects.list("checkpoints/deleted/manifests/")}
     assert {name.partition("-")[0] for name in names} == {"1"}
-    assert len(names) == EPOCHS
 
 
 async def test_a_task_without_epochs_runs_and_can_only_be_cancelled(trials: Trials, tmp_path: Path) -> None:

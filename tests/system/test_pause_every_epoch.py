@@ -2,7 +2,7 @@
 
 import pytest
 
-from adjourn.v1.job_pb2 import Job, Pause
+from adjourn.v1.job_pb2 import Pause
 from tests.trials import EPOCHS, Outcome, Trials
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -30,5 +30,3 @@ async def test_a_pause_in_every_epoch_changes_nothing(trials: Trials, uninterrup
         moments = [phase.ToNanoseconds() for phase in phases]
         assert moments == sorted(moments)
     assert await trial.outcome() == uninterrupted
-
-

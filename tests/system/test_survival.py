@@ -3,6 +3,7 @@
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import psutil
 import pytest
@@ -52,7 +53,7 @@ async def processes(stack: Stack, client: AsyncClient) -> AsyncIterator[Processe
 async def whole(client: AsyncClient) -> None:
     """Returns when both workers take jobs."""
     async with asyncio.timeout(60):
-        while [worker.state async for worker in client.list_workers()] != [Worker.ACTIVE] * 2:
+        while [worker.state async for worker in client.list_workers()] != [Worker.ACTIVE] * 2:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 
@@ -60,7 +61,7 @@ async def whole(client: AsyncClient) -> None:
 def checkpointed(trials: Trials) -> Callable[[str], Awaitable[tuple[Trial, Training]]]:
     """Starts a job; it is in the middle of its third epoch, and the checkpoint of the second is registered."""
 
-    async def start(name: str, **args: object) -> tuple[Trial, Training]:
+    async def start(name: str, **args: Any) -> tuple[Trial, Training]:
         trial = await trials.start(name, limit=2, **args)
         training = await trial.inside(3)
         await trial.durable(2)

@@ -32,7 +32,7 @@ async def fetch_bundle(objects: ObjectStore, bundle: str, places: Places) -> Pat
     if target.is_dir():
         return target
     try:
-        data = await objects.get(f"{bundle}.tar.gz", limit=BUNDLE_LIMIT_BYTES)
+        data = await objects.get(bundles.object_key(bundle), limit=BUNDLE_LIMIT_BYTES)
     except (ObjectMissing, ObjectTooLong) as error:
         raise BundleCorrupt(f"{bundle}: {error}") from error
     await asyncio.to_thread(unpack, data, match[1], target, places.scratch / secrets.token_hex(8))

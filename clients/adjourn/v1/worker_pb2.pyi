@@ -89,6 +89,7 @@ class Worker(_message.Message):
     JOBS_FIELD_NUMBER: _builtins.int
     REPORT_TIME_FIELD_NUMBER: _builtins.int
     AGENT_VERSION_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `workers/{worker}`."""
     state: Global___Worker.State.ValueType
@@ -97,6 +98,8 @@ class Worker(_message.Message):
     """Jobs without a GPU that it runs at a time."""
     agent_version: _builtins.str
     """Version of the agent."""
+    draining: _builtins.bool
+    """Output only. The agent has said that it wants no new work (a spot notice, SIGTERM)."""
     @_builtins.property
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]:
         """GPUs the worker has."""
@@ -124,10 +127,11 @@ class Worker(_message.Message):
         jobs: _abc.Iterable[_builtins.str] | None = ...,
         report_time: _timestamp_pb2.Timestamp | None = ...,
         agent_version: _builtins.str = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["report_time", b"report_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "cpu_slots", b"cpu_slots", "devices", b"devices", "jobs", b"jobs", "labels", b"labels", "name", b"name", "report_time", b"report_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "cpu_slots", b"cpu_slots", "devices", b"devices", "draining", b"draining", "jobs", b"jobs", "labels", b"labels", "name", b"name", "report_time", b"report_time", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,9 +1,11 @@
-"""When a queued job may be placed after a failure."""
+"""Whether and when a job is placed again after a failure."""
 
 from datetime import timedelta
 
 import pytest
 
+from adjourn import reasons
+from adjourn.v1.job_pb2 import Failure, Job
 from control_plane.budget import ready_time
 from tests.unit.control_plane.making import Life, paused
 
@@ -29,3 +31,14 @@ def test_a_resume_after_failures_waits_for_nothing() -> None:
     life = Life().running(1).at(110).fails().running().pause().trained(2).rests().resume()
     assert life.job.restart_count == 1
     assert wait(life) == timedelta()
+
+
+@pytest.mark.parametrize(("second", "state"), [("no", Job.FAILED), ("something else", Job.QUEUED)])
+def test_what_fails_twice_at_one_step_fails_for_ever_wherever_its_logs_are(
+    second: str, state: Job.State.ValueType
+) -> None:
+    life = Life()
+    for attempt, message in enumerate(("no", second), start=1):
+        where = f"{reasons.WHOLE_LOG}/logs/{attempt}.log"
+        life.running().at(7).fails(Failure(reason=reasons.TRAINING_RAISED, message=f"{message}{where}"))
+    assert life.job.state == state
