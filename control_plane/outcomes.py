@@ -125,6 +125,7 @@ def rested(draft: Draft, event: Rested) -> None:
     elif draft.job.state == Job.PAUSING and draft.job.holds:
         settle(draft, "PAUSED")
     else:
+        pauses.overtaken(draft.job, draft.record.checkpoint)
         draft.enter(Job.QUEUED, "REQUEUED", "nothing keeps it from running")
 
 

@@ -44,6 +44,17 @@ def rest(job: Job, checkpoint: Checkpoint, now: datetime) -> None:
     pause.pause_time.FromDatetime(now)
     if not pause.HasField("release_time"):
         pause.release_time.FromDatetime(now)
+    rests_on(pause, checkpoint)
+
+
+def overtaken(job: Job, checkpoint: Checkpoint) -> None:
+    """Notes that training had left, with `checkpoint`, when the pause was taken back."""
+    if job.pause.HasField("resume_request_time") and not job.pause.HasField("resume_time"):
+        rests_on(job.pause, checkpoint)
+        job.pause.note = "resumed after training had left"
+
+
+def rests_on(pause: Pause, checkpoint: Checkpoint) -> None:
     pause.checkpoint, pause.epoch, pause.step = checkpoint.name, checkpoint.epoch, checkpoint.step
 
 

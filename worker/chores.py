@@ -29,7 +29,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 T = TypeVar("T")
 
 BACKOFF_FIRST: Final = 0.5
-BACKOFF_MOST: Final = 30.0
+BACKOFF_MOST: Final = 10.0
 RESTORE: Final = "restore"
 """Directory, in the attempt's, of the snapshot to restore."""
 

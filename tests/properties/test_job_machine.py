@@ -89,6 +89,8 @@ class Witness(MemoryStore):
         if new.job.state != old.job.state:
             assert new.revision > old.revision
             assert old.job.state not in ENDED or self.resuming, "the end is the end, unless somebody resumes"
+        if old.job.worker and not new.job.worker and change.events[-1].actor == "control_plane":
+            assert self._sessions[old.job.worker].lost, "only from a lost worker jobs are taken away"
         for checkpoint in change.checkpoints:
             if checkpoint.name == new.checkpoint.name != old.checkpoint.name:
                 assert checkpoint.name.endswith(f"{old.token.attempt}-{old.token.nonce}-{checkpoint.epoch}")
@@ -333,7 +335,8 @@ class ControlPlane(RuleBasedStateMachine):
     async def expire(self, worker: WorkerName) -> None:
         session = await self.store.session(worker)
         if session and await self.store.lose(worker, session.beat):
-            await at_once(*(replica.take_back(worker) for replica in self.replicas))
+            first, second = self.replicas
+            await at_once(first.take_back(worker), first.place(), second.take_back(worker), second.place())
 
     # streams
 

@@ -9,7 +9,7 @@ import pytest
 from adjourn import errors
 from adjourn.client import AsyncClient
 from adjourn.objects import S3Objects
-from adjourn.v1.job_pb2 import Job
+from adjourn.v1.job_pb2 import Job, Pause
 from tests.trials import BEFORE_TRAINING, EPOCHS, Outcome, Trials
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -68,7 +68,7 @@ async def test_a_resume_after_the_process_has_left_goes_on_from_its_checkpoint(
     await eventually(lambda: not training.lives())
     await trial.client.resume_job(trial.name)
     job = await trial.finish()
-    assert (job.attempt, job.restart_count) == (2, 0)
+    assert (job.attempt, job.restart_count, job.pause.epoch, job.pause.verdict) == (2, 0, 2, Pause.EXACT)
     assert await trial.outcome() == uninterrupted
 
 

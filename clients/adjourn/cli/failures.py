@@ -19,7 +19,7 @@ ADVICE: Final[Mapping[type[errors.AdjournError], str]] = {
     errors.ControlPlaneUnreachableError: "start one with `adjourn up`, or name it by --address or ADJOURN_ADDRESS",
     errors.NotFoundError: "`adjourn list` shows what there is",
     errors.AlreadyExistsError: "choose another --job-id, or leave it out",
-    errors.InvalidRequestError: "nothing was stored",
+    errors.InvalidRequestError: "nothing was changed",
     errors.JobFinishedError: "`adjourn get` tells how it ended",
     errors.JobNotPausableError: "`adjourn cancel` stops it",
     errors.JobNotPausedError: "`adjourn get` shows where it stands",

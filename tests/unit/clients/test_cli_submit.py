@@ -96,7 +96,7 @@ def test_a_refused_job_is_told_by_field(adjourn: Adjourn, plane: "Plane") -> Non
     plane.failures["CreateJob"] = [errors.InvalidRequestError({"job.spec.total_epochs": "must be 0 to 9; is -1"})]
     result = adjourn("submit", "m:f", "--epochs", "-1")
     assert result.exit_code == 1
-    assert result.stderr == "adjourn: job.spec.total_epochs: must be 0 to 9; is -1; nothing was stored\n"
+    assert result.stderr == "adjourn: job.spec.total_epochs: must be 0 to 9; is -1; nothing was changed\n"
 
 
 @pytest.mark.parametrize(("end", "status"), [(Job.SUCCEEDED, 0), (Job.FAILED, 1), (Job.CANCELLED, 1)])

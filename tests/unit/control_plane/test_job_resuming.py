@@ -37,6 +37,8 @@ def test_a_change_of_mind_after_the_process_left_queues_with_the_checkpoint_it_j
     assert (life.state, life.record.target) == ("PAUSING", Assignment.PAUSE)
     life.trained(3).rests()
     assert (life.state, life.record.checkpoint.name) == ("QUEUED", checkpoint_name(3))
+    assert (life.job.pause.checkpoint, life.job.pause.epoch) == (checkpoint_name(3), 3)
+    assert life.job.pause.note == "resumed after training had left"
 
 
 def test_a_change_of_mind_that_training_did_not_hear_in_time_queues_as_well() -> None:
@@ -44,6 +46,7 @@ def test_a_change_of_mind_that_training_did_not_hear_in_time_queues_as_well() ->
     assert life.state == "RUNNING"
     life.trained(3).released().rests()
     assert (life.state, life.record.checkpoint.name, life.job.restart_count) == ("QUEUED", checkpoint_name(3), 0)
+    assert (life.job.pause.epoch, life.job.pause.note) == (3, "resumed after training had left")
 
 
 def test_minds_may_change_any_number_of_times() -> None:
