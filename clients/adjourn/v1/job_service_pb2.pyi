@@ -367,12 +367,12 @@ class WatchJobsResponse(_message.Message):
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     DELETED_FIELD_NUMBER: _builtins.int
     resume_token: _builtins.str
-    """Go on after this message by sending this back."""
+    """Go on after this message by sending this back. Empty until the list of current jobs is complete."""
     deleted: _builtins.str
     """Name of a job that is gone, `jobs/{job}`; `job` is then unset."""
     @_builtins.property
     def job(self) -> _job_pb2.Job:
-        """The job as it is now; unset in a keep-alive."""
+        """The job as it is now; unset in a keep-alive, the first of which ends the list of current jobs."""
 
     def __init__(
         self,
