@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from typing import Any
 from uuid import uuid4
 
@@ -36,6 +36,21 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         self.ledger = ledger
         self.wakeups = wakeups
         self.settings = settings
+        self.streams = 0
+        self.idle = asyncio.Event()
+        """Set while no stream is open, or being put away."""
+        self.idle.set()
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        self.streams += 1
+        self.idle.clear()
+        try:
+            yield
+        finally:
+            self.streams -= 1
+            if not self.streams:
+                self.idle.set()
 
     async def Synchronize(self, requests: Requests, context: Context) -> AsyncIterator[SynchronizeResponse]:
         first = await anext(aiter(requests), None)
@@ -47,9 +62,9 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         if bad:
             raise errors.InvalidRequestError(bad)
         stream = Stream(self, first)
-        await self.store.attach(stream.described(first), first.session_id, stream.id)
-        log.info("agent_connected", worker=stream.worker, session=first.session_id, peer=context.peer())
-        with self.wakeups.bell(stream.worker) as bell:
+        with self.counted(), self.wakeups.bell(stream.worker) as bell:
+            await self.store.attach(stream.described(first), first.session_id, stream.id)
+            log.info("agent_connected", worker=stream.worker, session=first.session_id, peer=context.peer())
             reader = asyncio.create_task(stream.read(first, requests, bell))
             try:
                 async for response in stream.responses(reader, bell):

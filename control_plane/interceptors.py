@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, NoReturn, TypeAlias
 from uuid import uuid4
 
@@ -63,8 +64,9 @@ def streaming(call: Any, method: str) -> Any:
     async def wrapped(request: Any, context: Context) -> AsyncIterator[Any]:
         with structlog.contextvars.bound_contextvars(method=method):
             try:
-                async for response in call(request, context):
-                    yield response
+                async with aclosing(call(request, context)) as responses:
+                    async for response in responses:
+                        yield response
             except Exception as error:  # noqa: BLE001  # the last resort of every call
                 await abort(error, context)
 

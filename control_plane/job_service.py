@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import secrets
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from itertools import islice
 from typing import Any
 from uuid import uuid4
@@ -127,8 +128,9 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
     async def WatchJobs(self, request: pb.WatchJobsRequest, context: Context) -> AsyncIterator[pb.WatchJobsResponse]:
         bad = {f"names[{i}]": why for i, name in enumerate(request.names) for why in validation.name("", name).values()}
         check(bad)
-        async for response in self.watch.follow(request):
-            yield response
+        async with aclosing(self.watch.follow(request)) as responses:
+            async for response in responses:
+                yield response
 
     async def ListJobEvents(self, request: pb.ListJobEventsRequest, context: Context) -> pb.ListJobEventsResponse:
         raise errors.NotImplementedYetError("listing a job's events is not there yet; WatchJobs is")

@@ -1,5 +1,7 @@
 """The gRPC server: services, health, reflection, limits; and how it goes away."""
 
+import asyncio
+import contextlib
 import socket
 from types import TracebackType
 from typing import Final, Self
@@ -71,8 +73,8 @@ class Server:
         job_service_pb2_grpc.add_JobServiceServicer_to_server(jobs, self.server)
         checkpoint_service_pb2_grpc.add_CheckpointServiceServicer_to_server(CheckpointService(store), self.server)
         worker_service_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerService(store), self.server)
-        agents = AgentService(store, ledger, wakeups, settings)
-        agent_service_pb2_grpc.add_AgentServiceServicer_to_server(agents, self.server)
+        self.agents = AgentService(store, ledger, wakeups, settings)
+        agent_service_pb2_grpc.add_AgentServiceServicer_to_server(self.agents, self.server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
         names = (*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self.server)
@@ -92,3 +94,6 @@ class Server:
         await self.health.enter_graceful_shutdown()
         self.wakeups.close()
         await self.server.stop(GRACE_SECONDS)
+        with contextlib.suppress(TimeoutError):  # gRPC does not wait for a handler whose caller has left
+            async with asyncio.timeout(GRACE_SECONDS):
+                await self.agents.idle.wait()

@@ -1,7 +1,7 @@
 """Follows the stream of changes for WatchJobs: each job once at the start, then its newest state after changes."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Final
 
 from adjourn import errors
@@ -26,7 +26,7 @@ class Watch:
         self.store = store
         self.wakeups = wakeups
 
-    async def follow(self, request: WatchJobsRequest) -> AsyncIterator[WatchJobsResponse]:
+    async def follow(self, request: WatchJobsRequest) -> AsyncGenerator[WatchJobsResponse, None]:
         """Yields matching jobs for ever; raises InvalidRequestError, and ShuttingDownError when this process drains."""
         token = request.resume_token
         if token and not is_token(token):

@@ -16,6 +16,9 @@ from grpc_status import rpc_status
 from adjourn import errors
 from adjourn.local.ports import HOST
 from adjourn.objects import ObjectStore, S3Settings
+from adjourn.v1 import checkpoint_service_pb2 as checkpoint_pb
+from adjourn.v1 import job_service_pb2 as job_pb
+from adjourn.v1 import worker_service_pb2 as worker_pb
 from adjourn.v1.agent_service_pb2 import (
     Assignment,
     AssignmentStatus,
@@ -26,6 +29,7 @@ from adjourn.v1.agent_service_pb2 import (
 )
 from adjourn.v1.agent_service_pb2_grpc import AgentServiceStub
 from adjourn.v1.checkpoint_service_pb2_grpc import CheckpointServiceStub
+from adjourn.v1.job_pb2 import Job, JobSpec
 from adjourn.v1.job_service_pb2_grpc import JobServiceStub
 from adjourn.v1.worker_pb2 import Device, Worker
 from adjourn.v1.worker_service_pb2_grpc import WorkerServiceStub
@@ -61,6 +65,43 @@ class Replica:
     @property
     def jobs(self) -> Any:
         return JobServiceStub(self.channel)
+
+    async def create(self, name: str = "j", *, epochs: int = 5, gpus: int = 0) -> Job:
+        spec = JobSpec(entry_point="train:main", total_epochs=epochs, gpu_count=gpus)
+        job: Job = await self.jobs.CreateJob(job_pb.CreateJobRequest(job_id=name, job=Job(spec=spec)))
+        return job
+
+    async def get(self, name: str = "jobs/j") -> Job:
+        job: Job = await self.jobs.GetJob(job_pb.GetJobRequest(name=name))
+        return job
+
+    async def becomes(self, state: Job.State.ValueType, name: str = "jobs/j") -> Job:
+        """Waits for a job's state."""
+        async with asyncio.timeout(PATIENCE):
+            async for response in self.jobs.WatchJobs(job_pb.WatchJobsRequest(names=[name])):
+                if response.job.state == state:
+                    found: Job = response.job
+                    return found
+        raise AssertionError("the watch ended")
+
+    async def worker_is(self, state: Worker.State.ValueType, name: str = "workers/a") -> None:
+        """Waits for a worker's state."""
+        request = worker_pb.GetWorkerRequest(name=name)
+        async with asyncio.timeout(PATIENCE):
+            while (await self.workers.GetWorker(request)).state != state:  # noqa: ASYNC110  # it is the server's
+                await asyncio.sleep(0.02)
+
+    def calls_on(self, name: str) -> list[tuple[Any, Any]]:
+        """Returns every call that takes a job's name, with a request for it."""
+        return [
+            (self.jobs.GetJob, job_pb.GetJobRequest(name=name)),
+            (self.jobs.PauseJob, job_pb.PauseJobRequest(name=name)),
+            (self.jobs.ResumeJob, job_pb.ResumeJobRequest(name=name)),
+            (self.jobs.CancelJob, job_pb.CancelJobRequest(name=name)),
+            (self.jobs.DeleteJob, job_pb.DeleteJobRequest(name=name)),
+            (self.jobs.ListEpochMetrics, job_pb.ListEpochMetricsRequest(parent=name)),
+            (self.checkpoints.ListCheckpoints, checkpoint_pb.ListCheckpointsRequest(parent=name)),
+        ]
 
     @property
     def checkpoints(self) -> Any:
@@ -201,3 +242,9 @@ def standing(
     status.progress.epoch, status.progress.step = epoch, 10 * epoch
     status.progress.report_time.FromSeconds(1000 * order.token.attempt + epoch)
     return status
+
+
+async def to_the_end(stream: Any) -> None:
+    """Reads a stream until it raises what it ended with."""
+    while await stream.read() is not grpc.aio.EOF:
+        pass

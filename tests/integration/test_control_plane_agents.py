@@ -1,65 +1,20 @@
-"""Synchronize over the wire: what an agent is told, what its reports do, and what becomes of those who fall silent."""
-
-import asyncio
-from collections.abc import AsyncIterator
-from uuid import uuid4
+"""Synchronize over the wire: what an agent is told, and what its reports do."""
 
 import pytest
 from structlog.testing import capture_logs
 
 from adjourn import errors, reasons
 from adjourn.v1 import job_service_pb2 as pb
-from adjourn.v1 import worker_service_pb2 as worker_pb
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, Exit, FencingToken
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.job_pb2 import Failure, Job, JobSpec, Pause
+from adjourn.v1.job_pb2 import Failure, Job, Pause
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
-from control_plane.redis_store import RedisStore
 from control_plane.store import JobName, JobStore, Occupancy, WorkerName
 from tests.memory_store import MemoryStore
-from tests.replicas import PATIENCE, Agent, Replica, refused, replica, standing
+from tests.replicas import Agent, Replica, refused, replica, standing
 
 JOB = "jobs/j"
-
-
-@pytest.fixture
-async def store(redis_url: str) -> AsyncIterator[RedisStore]:
-    async with RedisStore.connect(redis_url, f"agents-{uuid4().hex[:8]}") as store:
-        yield store
-
-
-@pytest.fixture
-async def plane(store: RedisStore) -> AsyncIterator[Replica]:
-    async with replica(store) as served:
-        yield served
-
-
-async def create(plane: Replica, name: str = "j", *, epochs: int = 5, gpus: int = 0) -> Job:
-    spec = JobSpec(entry_point="train:main", total_epochs=epochs, gpu_count=gpus)
-    job: Job = await plane.jobs.CreateJob(pb.CreateJobRequest(job_id=name, job=Job(spec=spec)))
-    return job
-
-
-async def get(plane: Replica, name: str = JOB) -> Job:
-    job: Job = await plane.jobs.GetJob(pb.GetJobRequest(name=name))
-    return job
-
-
-async def becomes(plane: Replica, state: Job.State.ValueType, name: str = JOB) -> Job:
-    """Waits for a job's state."""
-    async with asyncio.timeout(PATIENCE):
-        async for response in plane.jobs.WatchJobs(pb.WatchJobsRequest(names=[name])):
-            if response.job.state == state:
-                found: Job = response.job
-                return found
-    raise AssertionError("the watch ended")
-
-
-async def worker_is(plane: Replica, state: Worker.State.ValueType, name: str = "workers/a") -> None:
-    async with asyncio.timeout(PATIENCE):
-        while (await plane.workers.GetWorker(worker_pb.GetWorkerRequest(name=name))).state != state:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
 
 
 def made(epoch: int, attempt: int = 1) -> Checkpoint:
@@ -67,14 +22,14 @@ def made(epoch: int, attempt: int = 1) -> Checkpoint:
 
 
 async def test_a_job_from_the_queue_to_a_pause_and_on_to_its_end(plane: Replica) -> None:
-    await create(plane, epochs=2)
+    await plane.create(epochs=2)
     async with Agent(plane.address) as agent:
         await agent.say()
         order = await agent.given(JOB)
         assert (order.token.attempt, order.generation, order.spec.entry_point) == (1, 1, "train:main")
         assert not order.HasField("restore")
         await agent.say(standing(order))
-        assert (await becomes(plane, Job.RUNNING)).worker == "workers/a"
+        assert (await plane.becomes(Job.RUNNING)).worker == "workers/a"
 
         pausing = await plane.jobs.PauseJob(pb.PauseJobRequest(name=JOB))
         assert pausing.state == Job.PAUSING
@@ -88,14 +43,14 @@ async def test_a_job_from_the_queue_to_a_pause_and_on_to_its_end(plane: Replica)
         )
         await agent.say(standing(order, AssignmentStatus.PERSISTING, epoch=1), reports=reports)
         await agent.hears(lambda response: response.acknowledged_report == 2)
-        assert (await get(plane)).state == Job.PAUSING, "no checkpoint yet, hence no pause"
+        assert (await plane.get()).state == Job.PAUSING, "no checkpoint yet, hence no pause"
 
         reports = (
             agent.report(JOB, order.token, checkpoint=made(1)),
             agent.report(JOB, order.token, exit=Exit(phase=AssignmentStatus.PAUSED, checkpoint=made(1).name)),
         )
         await agent.say(standing(order, AssignmentStatus.PAUSED, epoch=1), reports=reports)
-        job = await becomes(plane, Job.PAUSED)
+        job = await plane.becomes(Job.PAUSED)
         assert (job.pause.checkpoint, job.progress.epoch, job.worker) == (made(1).name, 1, "")
         await agent.hears(lambda response: response.acknowledged_report == 4 and not response.assignments)
         await agent.say()
@@ -108,7 +63,7 @@ async def test_a_job_from_the_queue_to_a_pause_and_on_to_its_end(plane: Replica)
             agent.report(JOB, order.token, exit=Exit(phase=AssignmentStatus.SUCCEEDED, checkpoint=made(2, 2).name)),
         )
         await agent.say(standing(order, AssignmentStatus.SUCCEEDED, epoch=2), reports=reports)
-        assert (await becomes(plane, Job.SUCCEEDED)).latest_checkpoint == made(2, 2).name
+        assert (await plane.becomes(Job.SUCCEEDED)).latest_checkpoint == made(2, 2).name
 
 
 async def test_the_agent_is_told_how_often_to_speak_and_hears_at_least_as_often(plane: Replica) -> None:
@@ -121,7 +76,7 @@ async def test_the_agent_is_told_how_often_to_speak_and_hears_at_least_as_often(
 
 
 async def test_repeated_reports_are_acknowledged_and_applied_once(plane: Replica) -> None:
-    await create(plane)
+    await plane.create()
     async with Agent(plane.address) as agent:
         await agent.say()
         order = await agent.given(JOB)
@@ -143,7 +98,7 @@ async def test_repeated_reports_are_acknowledged_and_applied_once(plane: Replica
 
 async def test_the_last_progress_comes_before_the_end_that_it_explains(plane: Replica) -> None:
     """The same exception at the same step twice: the step must be the one at which it was raised."""
-    await create(plane)
+    await plane.create()
     failure = Failure(reason=reasons.TRAINING_RAISED, message="ValueError: no")
     async with Agent(plane.address) as agent:
         await agent.say()
@@ -156,12 +111,12 @@ async def test_the_last_progress_comes_before_the_end_that_it_explains(plane: Re
             await agent.say(status, reports=(ended,))
             await agent.hears(lambda response: not response.assignments)
             await agent.say()
-        job = await becomes(plane, Job.FAILED)
+        job = await plane.becomes(Job.FAILED)
         assert (job.restart_count, job.failure.message) == (1, failure.message)
 
 
 async def test_the_older_of_two_agents_of_one_name_is_superseded(plane: Replica) -> None:
-    await create(plane)
+    await plane.create()
     async with Agent(plane.address) as older, Agent(plane.address) as newer:
         await older.say()
         order = await older.given(JOB)
@@ -170,7 +125,7 @@ async def test_the_older_of_two_agents_of_one_name_is_superseded(plane: Replica)
             await older.ended()
         assert caught.error.metadata == {"worker": "workers/a"}
         await newer.given(JOB)
-        await worker_is(plane, Worker.ACTIVE)
+        await plane.worker_is(Worker.ACTIVE)
 
 
 async def test_a_newer_stream_of_the_same_agent_ends_the_older_without_blame(plane: Replica) -> None:
@@ -182,11 +137,11 @@ async def test_a_newer_stream_of_the_same_agent_ends_the_older_without_blame(pla
             with refused(errors.ShuttingDownError):
                 await first.ended()
             await second.hears()
-            await worker_is(plane, Worker.ACTIVE)
+            await plane.worker_is(Worker.ACTIVE)
 
 
 async def test_a_stale_token_is_stopped_and_its_reports_have_no_effect(plane: Replica) -> None:
-    await create(plane)
+    await plane.create()
     async with Agent(plane.address) as agent:
         await agent.say()
         order = await agent.given(JOB)
@@ -197,11 +152,11 @@ async def test_a_stale_token_is_stopped_and_its_reports_have_no_effect(plane: Re
         assert (stop.token, stop.generation) == (stale.token, 10)
         await agent.hears(lambda response: response.acknowledged_report == 1)
         assert (await agent.given(JOB)).token == order.token
-    assert not (await get(plane)).latest_checkpoint
+    assert not (await plane.get()).latest_checkpoint
 
 
 async def test_a_later_attempt_than_the_stores_is_adopted_with_all_it_reports(plane: Replica) -> None:
-    await create(plane)
+    await plane.create()
     async with Agent(plane.address) as agent:
         await agent.say()
         order = await agent.given(JOB)
@@ -211,7 +166,7 @@ async def test_a_later_attempt_than_the_stores_is_adopted_with_all_it_reports(pl
         await agent.say(standing(later, epoch=3), reports=(report,))
         await agent.hears(lambda response: response.acknowledged_report == 1)
         assert (await agent.given(JOB)).token == later.token
-    job = await get(plane)
+    job = await plane.get()
     assert (job.attempt, job.latest_checkpoint, job.restart_count) == (8, made(3, attempt=8).name, 0)
 
 
@@ -229,16 +184,16 @@ async def test_a_draining_worker_is_given_nothing_new(plane: Replica) -> None:
     async with Agent(plane.address) as draining, Agent(plane.address, name="workers/b") as taking:
         await draining.say(draining=True)
         await draining.hears()
-        await create(plane)
+        await plane.create()
         await taking.say()
         await taking.given(JOB)
         assert list((await draining.hears()).assignments) == []
-        await worker_is(plane, Worker.DRAINED)
+        await plane.worker_is(Worker.DRAINED)
 
 
 async def test_gpus_are_handed_out_and_given_back(plane: Replica) -> None:
     for name in ("j", "k"):
-        await create(plane, name, gpus=2)
+        await plane.create(name, gpus=2)
     async with Agent(plane.address, cpu_slots=0, gpus=3) as agent:
         await agent.say()
         order = await agent.given(JOB)
@@ -246,160 +201,11 @@ async def test_gpus_are_handed_out_and_given_back(plane: Replica) -> None:
         await agent.say(standing(order))
         await plane.jobs.CancelJob(pb.CancelJobRequest(name=JOB))
         await agent.given(JOB, Assignment.STOP)
-        assert (await get(plane, "jobs/k")).state == Job.QUEUED
+        assert (await plane.get("jobs/k")).state == Job.QUEUED
         ended = agent.report(JOB, order.token, exit=Exit(phase=AssignmentStatus.STOPPED))
         await agent.say(standing(order, AssignmentStatus.STOPPED), reports=(ended,))
         assert list((await agent.given("jobs/k")).device_uuids) == ["workers/a-0", "workers/a-1"]
-    assert (await get(plane)).state == Job.CANCELLED
-
-
-class TestSilence:
-    async def test_a_lease_that_runs_out_moves_the_job_and_fences_the_worker(self, memory_store: MemoryStore) -> None:
-        async with replica(memory_store, lease=1.0) as plane:
-            await create(plane)
-            async with Agent(plane.address) as agent:
-                await agent.say()
-                old = await agent.given(JOB)
-                durable = agent.report(JOB, old.token, checkpoint=made(1))
-                await agent.say(standing(old, epoch=1), reports=(durable,))
-                await agent.hears(lambda response: response.acknowledged_report == 1)
-            await worker_is(plane, Worker.DISCONNECTED)
-            lost = await becomes(plane, Job.QUEUED)
-            assert lost.failure.reason == reasons.WORKER_LOST
-            await worker_is(plane, Worker.LOST)
-            async with Agent(plane.address, name="workers/b") as other:
-                talking = asyncio.create_task(self.talk(other))
-                new = await other.given(JOB)
-                assert (new.token.attempt, new.restore.name) == (2, made(1).name)
-                async with Agent(plane.address, session=agent.session, sequence=1) as back:
-                    late = back.report(JOB, old.token, checkpoint=made(2))
-                    ended = Exit(phase=AssignmentStatus.SUCCEEDED, checkpoint=made(2).name)
-                    reports = (late, back.report(JOB, old.token, exit=ended))
-                    await back.say(standing(old, epoch=2), reports=reports)
-                    assert (await back.given(JOB, Assignment.STOP)).token == old.token
-                    await worker_is(plane, Worker.ACTIVE)
-                job = await get(plane)
-                assert (job.worker, job.latest_checkpoint) == ("workers/b", made(1).name)
-                talking.cancel()
-
-    async def talk(self, agent: Agent) -> None:
-        while True:
-            await agent.say()
-            await asyncio.sleep(0.1)
-
-    async def test_an_open_stream_without_a_word_is_silence_too(self, memory_store: MemoryStore) -> None:
-        async with replica(memory_store, lease=1.0) as plane:
-            await create(plane)
-            async with Agent(plane.address) as agent:
-                await agent.say()
-                await agent.given(JOB)
-                await becomes(plane, Job.QUEUED)
-                await agent.hears(lambda response: not response.assignments)
-
-
-class TestOutage:
-    async def test_the_stream_ends_unavailable_and_the_job_stays_where_it_is(self, memory_store: MemoryStore) -> None:
-        async with replica(memory_store) as plane:
-            await create(plane)
-            async with Agent(plane.address) as agent:
-                await agent.say()
-                order = await agent.given(JOB)
-                await agent.say(standing(order))
-                await becomes(plane, Job.RUNNING)
-                memory_store.available = False
-                with refused(errors.StoreUnavailableError):
-                    await agent.ended()
-            async with Agent(plane.address, session=agent.session) as agent:
-                await agent.say(standing(order))
-                with refused(errors.StoreUnavailableError):
-                    await agent.ended()
-            memory_store.available = True
-            async with Agent(plane.address, session=agent.session) as agent:
-                await agent.say(standing(order))
-                assert (await agent.given(JOB)).token == order.token
-            job = await get(plane)
-            assert (job.state, job.attempt, job.restart_count) == (Job.RUNNING, 1, 0)
-
-    async def test_a_store_that_has_forgotten_the_worker_sends_nobody_away_for_good(
-        self, memory_store: MemoryStore
-    ) -> None:
-        async with replica(memory_store) as plane:
-            async with Agent(plane.address) as agent:
-                await agent.say()
-                await agent.hears()
-                memory_store._sessions.clear()
-                with refused(errors.ShuttingDownError):
-                    await agent.ended()
-            async with Agent(plane.address, session=agent.session) as agent:
-                await agent.say()
-                await agent.hears()
-
-    async def test_draining_sends_agents_to_another_replica(self, store: RedisStore) -> None:
-        async with replica(store) as other:
-            async with replica(store) as plane:
-                await create(plane)
-                agent = await Agent(plane.address).__aenter__()
-                await agent.say()
-                order = await agent.given(JOB)
-            with refused(errors.ShuttingDownError):
-                await agent.ended()
-            await agent.__aexit__(None, None, None)
-            async with Agent(other.address, session=agent.session) as again:
-                await again.say(standing(order))
-                assert (await again.given(JOB)).token == order.token
-            assert (await get(other)).attempt == 1
-
-
-class TestTwoReplicas:
-    async def test_placing_at_once_they_sell_each_slot_once(self, store: RedisStore) -> None:
-        async with replica(store) as one, replica(store) as two:
-            agents = Agent(one.address, cpu_slots=2), Agent(two.address, name="workers/b", cpu_slots=3)
-            async with agents[0] as a, agents[1] as b:
-                await a.say()
-                await b.say()
-                await a.hears()
-                await b.hears()
-                await asyncio.gather(*(create((one, two)[i % 2], f"j{i}") for i in range(12)))
-                heard = [
-                    await a.hears(lambda response: len(response.assignments) >= 2),
-                    await b.hears(lambda response: len(response.assignments) >= 3),
-                ]
-                assert [len(response.assignments) for response in heard] == [2, 3]
-                placed = {order.job for response in heard for order in response.assignments}
-                assert len(placed) == 5
-                queued = await one.jobs.ListJobs(pb.ListJobsRequest(states=[Job.QUEUED]))
-                assert len(queued.jobs) == 7
-                for worker, slots in (("workers/a", 2), ("workers/b", 3)):
-                    occupancy = await store.occupancy(WorkerName(worker))
-                    assert len(occupancy.jobs) == slots
-
-    async def test_a_change_at_one_reaches_the_agent_at_the_other(self, store: RedisStore) -> None:
-        async with replica(store) as one, replica(store) as two:
-            await create(one)
-            async with Agent(two.address) as agent:
-                await agent.say()
-                order = await agent.given(JOB)
-                await agent.say(standing(order))
-                await becomes(one, Job.RUNNING)
-                await one.jobs.PauseJob(pb.PauseJobRequest(name=JOB))
-                assert (await agent.given(JOB, Assignment.PAUSE)).generation == 2
-
-    async def test_an_agent_goes_on_at_the_other(self, store: RedisStore) -> None:
-        async with replica(store) as one, replica(store) as two:
-            await create(one)
-            async with Agent(one.address) as agent:
-                await agent.say()
-                order = await agent.given(JOB)
-                first = agent.report(JOB, order.token, checkpoint=made(1))
-                await agent.say(standing(order, epoch=1), reports=(first,))
-                async with Agent(two.address, session=agent.session, sequence=1) as again:
-                    reports = (first, again.report(JOB, order.token, checkpoint=made(2)))
-                    await again.say(standing(order, epoch=2), reports=reports)
-                    await again.hears(lambda response: response.acknowledged_report == 2)
-                    with refused(errors.ShuttingDownError):
-                        await agent.ended()
-            checkpoints = await store.checkpoints(JobName(JOB), size=10, skip=0)
-            assert [each.epoch for each in checkpoints] == [2, 1]
+    assert (await plane.get()).state == Job.CANCELLED
 
 
 @pytest.mark.parametrize(
@@ -430,7 +236,7 @@ async def test_an_agent_that_ends_its_side_is_disconnected(plane: Replica) -> No
         await agent.hears()
         await agent.call.done_writing()
         await agent.ended()
-    await worker_is(plane, Worker.DISCONNECTED)
+    await plane.worker_is(Worker.DISCONNECTED)
 
 
 class Broken(MemoryStore):

@@ -203,6 +203,7 @@ def test_a_decision_leaves_the_record_alone() -> None:
 
 
 def test_an_outcome_beyond_the_table_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TRANSITIONS, (Job.QUEUED, CancelAsked), (Job.PAUSED,))
+    wrong: dict[object, object] = {(Job.QUEUED, CancelAsked): (Job.PAUSED,)}
+    monkeypatch.setattr(jobs, "TRANSITIONS", wrong)
     with pytest.raises(AssertionError, match="CANCELLED"):
         jobs.decide(Life().record, ASKED[2], START)

@@ -3,51 +3,23 @@
 import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime
-from uuid import uuid4
 
 import pytest
 
-from adjourn import errors, reasons
-from adjourn.v1.agent_service_pb2 import AssignmentStatus, Exit, FencingToken, Report
-from adjourn.v1.job_pb2 import EPOCH, Failure, Job, JobSpec
+from adjourn import errors
+from adjourn.v1.agent_service_pb2 import AssignmentStatus, Exit, Report
+from adjourn.v1.job_pb2 import Job, JobSpec
 from adjourn.v1.job_service_pb2 import DeleteJobRequest, PauseJobRequest, ResumeJobRequest
-from adjourn.v1.record_pb2 import JobRecord
-from adjourn.v1.usage_pb2 import EpochMetrics
 from control_plane import jobs
 from control_plane import ledger as ledgers
-from control_plane.events import Asked, Began, CancelAsked, Lost, PauseAsked, Placed, ResumeAsked
+from control_plane.events import Asked, Lost, Placed
 from control_plane.ledger import Call, Ledger
 from control_plane.store import Change, Conflict, JobName, WorkerName
 from tests.memory_store import MemoryStore
 from tests.unit.control_plane.making import GONE, A, B, checkpoint
+from tests.unit.control_plane.wishing import CANCEL, JOB, PAUSE, RESUME, fresh, place, there
 
-JOB = JobName("jobs/j")
-PAUSE = PauseAsked(actor="bob", mode=EPOCH, reason="")
-RESUME = ResumeAsked(actor="bob")
-CANCEL = CancelAsked(actor="bob", reason="")
-
-
-@pytest.fixture(autouse=True)
-async def job(memory_store: MemoryStore) -> None:
-    spec = JobSpec(entry_point="m:f", total_epochs=10)
-    decision = jobs.create(Job(name=JOB, spec=spec), actor="ann", now=datetime.now(UTC))
-    await memory_store.commit(Change(job=JOB, expected=0, record=decision.record, events=decision.events))
-
-
-def fresh(request_id: str | None = None, *, etag: str = "", name: str = JOB) -> Call:
-    identity = uuid4().hex if request_id is None else request_id
-    return Call.of(PauseJobRequest(name=name, request_id=identity, etag=etag), request_id=identity, etag=etag)
-
-
-async def there(store: MemoryStore) -> JobRecord:
-    stored = await store.get(JOB)
-    assert stored
-    return stored.record
-
-
-async def place(ledger: Ledger, worker: str = A) -> FencingToken:
-    event = Placed(actor="control_plane", worker=worker, device_uuids=(), nonce=uuid4().hex)
-    return (await ledger.apply(JOB, event)).token
+pytestmark = pytest.mark.usefixtures("one_job")
 
 
 async def test_a_wish_is_stored_with_its_history(ledger: Ledger, memory_store: MemoryStore) -> None:
@@ -222,104 +194,3 @@ async def test_a_placement_is_not_repeated_on_another_occupancy(ledger: Ledger, 
     await memory_store.commit(Change(job=JobName("jobs/k"), expected=0, record=other.record))
     with pytest.raises(Conflict):
         await ledger.apply(JobName("jobs/k"), event, occupancy=seen)
-
-
-class TestReports:
-    async def test_a_report_is_applied_once(self, ledger: Ledger, memory_store: MemoryStore) -> None:
-        token = await place(ledger)
-        report = Report(sequence=5, job=JOB, token=token, epoch=EpochMetrics(epoch=1, active_seconds=10))
-        for _ in range(3):
-            await ledger.report(report, A)
-        record = await there(memory_store)
-        assert (record.applied_report, record.timed_epochs) == (5, 1)
-        older = Report(sequence=4, job=JOB, token=token, epoch=EpochMetrics(epoch=2))
-        await ledger.report(older, A)
-        assert [each.epoch for each in await memory_store.epochs(JOB, after=0, size=10)] == [1]
-
-    async def test_a_report_of_another_token_is_refused(self, ledger: Ledger, memory_store: MemoryStore) -> None:
-        token = await place(ledger)
-        for wrong in (
-            FencingToken(attempt=token.attempt, nonce="f" * 32),
-            FencingToken(attempt=token.attempt + 1, nonce=token.nonce),
-            FencingToken(),
-        ):
-            await ledger.report(Report(sequence=9, job=JOB, token=wrong, checkpoint=checkpoint(3)), A)
-        record = await there(memory_store)
-        assert (record.checkpoint.name, record.applied_report) == ("", 0)
-        assert await memory_store.checkpoints(JOB, size=10, skip=0) == []
-
-    async def test_after_a_new_hand_out_the_old_token_has_no_effect(
-        self, ledger: Ledger, memory_store: MemoryStore
-    ) -> None:
-        old = await place(ledger)
-        await ledger.apply(JOB, Lost(actor="control_plane", failure=GONE))
-        new = await place(ledger, B)
-        await ledger.report(Report(sequence=1, job=JOB, token=old, checkpoint=checkpoint(1)), A)
-        ended = Exit(phase=AssignmentStatus.FAILED, failure=Failure(reason=reasons.PROCESS_KILLED))
-        await ledger.report(Report(sequence=2, job=JOB, token=old, exit=ended), A)
-        record = await there(memory_store)
-        assert (record.token, record.job.state, record.checkpoint.name) == (new, Job.STARTING, "")
-
-    async def test_a_report_of_an_unknown_job_or_kind_is_let_go(
-        self, ledger: Ledger, memory_store: MemoryStore
-    ) -> None:
-        token = await place(ledger)
-        await ledger.report(Report(sequence=1, job="jobs/no", token=token), A)
-        await ledger.report(Report(sequence=1, job=JOB, token=token), A)
-        assert (await there(memory_store)).applied_report == 0
-
-    async def test_late_news_of_a_job_that_has_ended_is_let_go(self, ledger: Ledger, memory_store: MemoryStore) -> None:
-        token = await place(ledger)
-        stopped = Report(sequence=1, job=JOB, token=token, exit=Exit(phase=AssignmentStatus.STOPPED))
-        await ledger.wish(JOB, CANCEL, fresh())
-        await ledger.report(stopped, A)
-        await ledger.report(Report(sequence=2, job=JOB, token=token, epoch=EpochMetrics(epoch=1)), A)
-        assert (await there(memory_store)).job.state == Job.CANCELLED
-        assert await memory_store.epochs(JOB, after=0, size=10) == []
-
-    async def test_a_later_attempt_replaces_an_epoch(self, ledger: Ledger, memory_store: MemoryStore) -> None:
-        for attempt in (1, 2):
-            token = await place(ledger)
-            metrics = EpochMetrics(epoch=1, attempt=attempt)
-            await ledger.report(Report(sequence=attempt, job=JOB, token=token, epoch=metrics), A)
-            await ledger.apply(JOB, Lost(actor="control_plane", failure=GONE))
-        assert [each.attempt for each in await memory_store.epochs(JOB, after=0, size=10)] == [2]
-
-
-class TestDeletion:
-    async def test_only_what_has_ended_is_deleted(self, ledger: Ledger, memory_store: MemoryStore) -> None:
-        for wish in (None, PAUSE):
-            if wish:
-                await ledger.wish(JOB, wish, fresh())
-            with pytest.raises(errors.JobNotFinishedError) as caught:
-                await ledger.delete(JOB, fresh())
-            assert caught.value.metadata["allowed_states"] == "CANCELLED, FAILED, SUCCEEDED"
-        await ledger.wish(JOB, CANCEL, fresh())
-        await ledger.delete(JOB, fresh())
-        assert await memory_store.get(JOB) is None
-        assert await memory_store.purges() == [JOB]
-
-    async def test_a_stale_etag_deletes_nothing(self, ledger: Ledger, memory_store: MemoryStore) -> None:
-        await ledger.wish(JOB, CANCEL, fresh())
-        with pytest.raises(errors.StaleEtagError):
-            await ledger.delete(JOB, fresh(etag="1"))
-        await ledger.delete(JOB, fresh(etag="2"))
-
-    async def test_a_repeat_is_no_error(self, ledger: Ledger, memory_store: MemoryStore) -> None:
-        await ledger.wish(JOB, CANCEL, fresh())
-        call = fresh("d")
-        await asyncio.gather(*(ledger.delete(JOB, call) for _ in range(3)))
-        await ledger.delete(JOB, call)
-        with pytest.raises(errors.NotFoundError):
-            await ledger.delete(JOB, fresh())
-
-    async def test_what_a_worker_says_of_a_deleted_job_is_let_go(
-        self, ledger: Ledger, memory_store: MemoryStore
-    ) -> None:
-        token = await place(ledger)
-        await ledger.wish(JOB, CANCEL, fresh())
-        await ledger.apply(JOB, Lost(actor="control_plane", failure=GONE))
-        await ledger.delete(JOB, fresh())
-        await ledger.report(Report(sequence=1, job=JOB, token=token, epoch=EpochMetrics(epoch=1)), A)
-        with pytest.raises(errors.NotFoundError):
-            await ledger.apply(JOB, Began(actor=A))

@@ -62,7 +62,7 @@ async def watch(memory_store: MemoryStore) -> AsyncIterator[Open]:
 
     yield open_stream
     for stream in opened:
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()
     await memory_store.aclose()
     await ringing
 
@@ -197,7 +197,7 @@ async def test_silence_is_broken_and_moves_the_token(
 async def test_draining_ends_every_stream(memory_store: MemoryStore) -> None:
     wakeups = Wakeups(memory_store)
     stream = Watch(memory_store, wakeups).follow(WatchJobsRequest())
-    async with aclosing(stream):  # type: ignore[type-var]
+    async with aclosing(stream):
         assert (await anext(stream)).resume_token
         waiting = asyncio.ensure_future(anext(stream))
         await asyncio.sleep(0)

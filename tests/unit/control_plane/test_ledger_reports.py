@@ -1,0 +1,118 @@
+"""What workers report, and what is deleted: once, by the right attempt, in the right state."""
+
+import asyncio
+
+import pytest
+
+from adjourn import errors, reasons
+from adjourn.v1.agent_service_pb2 import AssignmentStatus, Exit, FencingToken, Report
+from adjourn.v1.job_pb2 import Failure, Job
+from adjourn.v1.usage_pb2 import EpochMetrics
+from control_plane.events import Began, Lost
+from control_plane.ledger import Ledger
+from tests.memory_store import MemoryStore
+from tests.unit.control_plane.making import GONE, A, B, checkpoint
+from tests.unit.control_plane.wishing import CANCEL, JOB, PAUSE, fresh, place, there
+
+pytestmark = pytest.mark.usefixtures("one_job")
+
+
+async def test_a_report_is_applied_once(ledger: Ledger, memory_store: MemoryStore) -> None:
+    token = await place(ledger)
+    report = Report(sequence=5, job=JOB, token=token, epoch=EpochMetrics(epoch=1, active_seconds=10))
+    for _ in range(3):
+        await ledger.report(report, A)
+    record = await there(memory_store)
+    assert (record.applied_report, record.timed_epochs) == (5, 1)
+    older = Report(sequence=4, job=JOB, token=token, epoch=EpochMetrics(epoch=2))
+    await ledger.report(older, A)
+    assert [each.epoch for each in await memory_store.epochs(JOB, after=0, size=10)] == [1]
+
+
+async def test_a_report_of_another_token_is_refused(ledger: Ledger, memory_store: MemoryStore) -> None:
+    token = await place(ledger)
+    for wrong in (
+        FencingToken(attempt=token.attempt, nonce="f" * 32),
+        FencingToken(attempt=token.attempt + 1, nonce=token.nonce),
+        FencingToken(),
+    ):
+        await ledger.report(Report(sequence=9, job=JOB, token=wrong, checkpoint=checkpoint(3)), A)
+    record = await there(memory_store)
+    assert (record.checkpoint.name, record.applied_report) == ("", 0)
+    assert await memory_store.checkpoints(JOB, size=10, skip=0) == []
+
+
+async def test_after_a_new_hand_out_the_old_token_has_no_effect(ledger: Ledger, memory_store: MemoryStore) -> None:
+    old = await place(ledger)
+    await ledger.apply(JOB, Lost(actor="control_plane", failure=GONE))
+    new = await place(ledger, B)
+    await ledger.report(Report(sequence=1, job=JOB, token=old, checkpoint=checkpoint(1)), A)
+    ended = Exit(phase=AssignmentStatus.FAILED, failure=Failure(reason=reasons.PROCESS_KILLED))
+    await ledger.report(Report(sequence=2, job=JOB, token=old, exit=ended), A)
+    record = await there(memory_store)
+    assert (record.token, record.job.state, record.checkpoint.name) == (new, Job.STARTING, "")
+
+
+async def test_a_report_of_an_unknown_job_or_kind_is_let_go(ledger: Ledger, memory_store: MemoryStore) -> None:
+    token = await place(ledger)
+    await ledger.report(Report(sequence=1, job="jobs/no", token=token), A)
+    await ledger.report(Report(sequence=1, job=JOB, token=token), A)
+    assert (await there(memory_store)).applied_report == 0
+
+
+async def test_late_news_of_a_job_that_has_ended_is_let_go(ledger: Ledger, memory_store: MemoryStore) -> None:
+    token = await place(ledger)
+    stopped = Report(sequence=1, job=JOB, token=token, exit=Exit(phase=AssignmentStatus.STOPPED))
+    await ledger.wish(JOB, CANCEL, fresh())
+    await ledger.report(stopped, A)
+    await ledger.report(Report(sequence=2, job=JOB, token=token, epoch=EpochMetrics(epoch=1)), A)
+    assert (await there(memory_store)).job.state == Job.CANCELLED
+    assert await memory_store.epochs(JOB, after=0, size=10) == []
+
+
+async def test_a_later_attempt_replaces_an_epoch(ledger: Ledger, memory_store: MemoryStore) -> None:
+    for attempt in (1, 2):
+        token = await place(ledger)
+        metrics = EpochMetrics(epoch=1, attempt=attempt)
+        await ledger.report(Report(sequence=attempt, job=JOB, token=token, epoch=metrics), A)
+        await ledger.apply(JOB, Lost(actor="control_plane", failure=GONE))
+    assert [each.attempt for each in await memory_store.epochs(JOB, after=0, size=10)] == [2]
+
+
+async def test_only_what_has_ended_is_deleted(ledger: Ledger, memory_store: MemoryStore) -> None:
+    for wish in (None, PAUSE):
+        if wish:
+            await ledger.wish(JOB, wish, fresh())
+        with pytest.raises(errors.JobNotFinishedError) as caught:
+            await ledger.delete(JOB, fresh())
+        assert caught.value.metadata["allowed_states"] == "CANCELLED, FAILED, SUCCEEDED"
+    await ledger.wish(JOB, CANCEL, fresh())
+    await ledger.delete(JOB, fresh())
+    assert await memory_store.get(JOB) is None
+    assert await memory_store.purges() == [JOB]
+
+
+async def test_a_stale_etag_deletes_nothing(ledger: Ledger, memory_store: MemoryStore) -> None:
+    await ledger.wish(JOB, CANCEL, fresh())
+    with pytest.raises(errors.StaleEtagError):
+        await ledger.delete(JOB, fresh(etag="1"))
+    await ledger.delete(JOB, fresh(etag="2"))
+
+
+async def test_a_repeat_is_no_error(ledger: Ledger, memory_store: MemoryStore) -> None:
+    await ledger.wish(JOB, CANCEL, fresh())
+    call = fresh("d")
+    await asyncio.gather(*(ledger.delete(JOB, call) for _ in range(3)))
+    await ledger.delete(JOB, call)
+    with pytest.raises(errors.NotFoundError):
+        await ledger.delete(JOB, fresh())
+
+
+async def test_what_a_worker_says_of_a_deleted_job_is_let_go(ledger: Ledger, memory_store: MemoryStore) -> None:
+    token = await place(ledger)
+    await ledger.wish(JOB, CANCEL, fresh())
+    await ledger.apply(JOB, Lost(actor="control_plane", failure=GONE))
+    await ledger.delete(JOB, fresh())
+    await ledger.report(Report(sequence=1, job=JOB, token=token, epoch=EpochMetrics(epoch=1)), A)
+    with pytest.raises(errors.NotFoundError):
+        await ledger.apply(JOB, Began(actor=A))
