@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,10 @@ from adjourn.local.child import Child, Program
 from adjourn.local.ports import free_ports
 from tests.guard import guarded
 from tests.memory_store import MemoryStore
+
+# A shell that runs the tests in the background has them ignore Ctrl-C, and whatever they start as well, until told
+# otherwise; the tests send it to see what it does.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
