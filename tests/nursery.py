@@ -167,6 +167,17 @@ class Nursery:
 PAUSE = Order(generation=1, target=Assignment.PAUSE, mode=PauseMode.EPOCH)
 
 
+def failed(attempt: Attempt, reason: str) -> str:
+    """Checks that the attempt failed for that reason; returns the message."""
+    assert attempt.code == 1
+    assert attempt.kinds[-1] == "failed"
+    failure = attempt.last.failed
+    assert failure.reason == reason
+    assert failure.attempt == int(attempt.directory.name)
+    assert failure.HasField("time")
+    return failure.message
+
+
 def read_events(directory: Path) -> list[TrainingEvent]:
     path = directory / "events"
     return [event for event, _ in frames.decode(TrainingEvent, path.read_bytes())] if path.exists() else []

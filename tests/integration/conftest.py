@@ -1,14 +1,17 @@
 """What the tests of this directory share."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
+from adjourn.objects import ObjectStore, S3Objects, S3Settings
 from control_plane.redis_store import RedisStore
-from tests import agents
+from tests import agents, launchers
+from tests.memory_objects import MemoryObjects
 from tests.replicas import Replica, replica
+from worker.supervisor import Supervisor
 
 
 @pytest.fixture
@@ -39,3 +42,39 @@ async def idle_plane(job_store: RedisStore) -> AsyncIterator[Replica]:
     """A control plane that answers calls; nothing happens by itself."""
     async with replica(job_store, upkeep=False) as served:
         yield served
+
+
+@pytest.fixture
+def stand(tmp_path: Path) -> Iterator[launchers.Stand]:
+    """A data directory and a launcher's environment; no launcher may be left when the test ends."""
+    with launchers.stand(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+async def supervisor(stand: launchers.Stand) -> AsyncIterator[Supervisor]:
+    """A launcher's supervisor; both end with the test."""
+    async with stand.supervisor() as supervisor:
+        yield supervisor
+        await supervisor.shutdown()
+
+
+@pytest.fixture(params=["memory", "s3"])
+def settings(request: pytest.FixtureRequest) -> S3Settings | None:
+    """Where to keep objects; None: in memory."""
+    return None if request.param == "memory" else S3Settings.from_environment(request.getfixturevalue("s3_environment"))
+
+
+@pytest.fixture
+async def store(settings: S3Settings | None) -> AsyncIterator[ObjectStore]:
+    if settings is None:
+        yield MemoryObjects()
+        return
+    async with S3Objects(settings) as objects:
+        await objects.ensure_bucket()
+        yield objects
+
+
+@pytest.fixture
+def memory() -> MemoryObjects:
+    return MemoryObjects()

@@ -1,12 +1,8 @@
 """Snapshots on their way into an object store and back: whole and verified, or not at all."""
 
 import asyncio
-import hashlib
-import io
 import json
 import secrets
-import tarfile
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,49 +17,19 @@ from adjourn.v1.job_pb2 import JobSpec, Progress
 from adjourn.v1.trainer_pb2 import Snapshot
 from tests.memory_objects import MemoryObjects
 from worker.checkpoints import persist as persisting
-from worker.checkpoints.bundles import BundleCorrupt, fetch_bundle
 from worker.checkpoints.fetch import CheckpointCorrupt, fetch, read_manifest
 from worker.checkpoints.manifest import Manifest
 from worker.checkpoints.parts import IN_FLIGHT, PART_BYTES, digest, each, part_key
 from worker.checkpoints.persist import SnapshotLost, persist
-from worker.places import Places
 
 FROZEN = secrets.token_bytes(PART_BYTES)
 """The first part of every tensors file made here, header aside."""
-
-
-@pytest.fixture(params=["memory", "s3"])
-def settings(request: pytest.FixtureRequest) -> S3Settings | None:
-    """Where to keep objects; None: in memory."""
-    return None if request.param == "memory" else S3Settings.from_environment(request.getfixturevalue("s3_environment"))
-
-
-@pytest.fixture
-async def store(settings: S3Settings | None) -> AsyncIterator[ObjectStore]:
-    if settings is None:
-        yield MemoryObjects()
-        return
-    async with S3Objects(settings) as objects:
-        await objects.ensure_bucket()
-        yield objects
-
-
-@pytest.fixture
-def memory() -> MemoryObjects:
-    return MemoryObjects()
 
 
 @pytest.fixture
 def assignment() -> Assignment:
     token = FencingToken(attempt=2, nonce=secrets.token_hex(16))
     return Assignment(job=f"jobs/{secrets.token_hex(6)}", token=token, spec=JobSpec(entry_point="a:b", total_epochs=5))
-
-
-@pytest.fixture
-def places(tmp_path: Path) -> Iterator[Places]:
-    made = Places.prepare(tmp_path / "data", {}, tmp_path)
-    yield made
-    made.remove_volatile()
 
 
 def snapshot(directory: Path, *, sequence: int = 1, tail: bytes = b"tail" * 1000) -> Snapshot:
@@ -313,65 +279,3 @@ def test_parts_are_keyed_by_job_and_content() -> None:
     assert part_key("jobs/a", digest(b"")) == f"checkpoints/a/parts/{digest(b'')}"
     with pytest.raises(ValueError):
         part_key("a", "x")
-
-
-def archive(**members: bytes) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for name, content in members.items():
-            member = tarfile.TarInfo(name.replace("__", "/"))
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-async def put_bundle(store: ObjectStore, data: bytes) -> str:
-    bundle = f"bundles/{hashlib.sha256(data).hexdigest()}"
-    await store.put(f"{bundle}.tar.gz", data)
-    return bundle
-
-
-async def test_code_is_unpacked_once(store: ObjectStore, places: Places) -> None:
-    bundle = await put_bundle(store, archive(**{"train.py": b"x = 1\n", "lib__a.py": b""}))
-    directory = await fetch_bundle(store, bundle, places)
-    assert directory == places.bundle(bundle.removeprefix("bundles/"))
-    assert (directory / "train.py").read_bytes() == b"x = 1\n"
-    assert (directory / "lib" / "a.py").exists()
-    assert list(places.scratch.iterdir()) == []
-    assert await fetch_bundle(MemoryObjects(), bundle, places) == directory
-
-
-async def test_two_jobs_may_want_the_same_code_at_once(memory: MemoryObjects, places: Places) -> None:
-    bundle = await put_bundle(memory, archive(a=b"1"))
-    first, second = await asyncio.gather(*(fetch_bundle(memory, bundle, places) for _ in range(2)))
-    assert first == second
-    assert files(first) == {"a": b"1"}
-    assert list(places.scratch.iterdir()) == []
-
-
-async def test_code_that_is_not_what_its_name_says_is_refused(memory: MemoryObjects, places: Places) -> None:
-    bundle = await put_bundle(memory, archive(a=b"1"))
-    memory.contents[f"{bundle}.tar.gz"] = archive(a=b"2")
-    with pytest.raises(BundleCorrupt, match="damaged"):
-        await fetch_bundle(memory, bundle, places)
-    del memory.contents[f"{bundle}.tar.gz"]
-    with pytest.raises(BundleCorrupt, match="no object"):
-        await fetch_bundle(memory, bundle, places)
-    for name in ("bundles/../x", "bundles/abc", ""):
-        with pytest.raises(BundleCorrupt, match="no name"):
-            await fetch_bundle(memory, name, places)
-
-
-@pytest.mark.parametrize(
-    "data",
-    [b"not an archive", archive(a=b"1")[:-9], archive(**{"..__evil": b"1"})],
-    ids=["garbage", "cut short", "leads out"],
-)
-async def test_code_that_cannot_be_unpacked_safely_is_refused(
-    memory: MemoryObjects, places: Places, data: bytes
-) -> None:
-    bundle = await put_bundle(memory, data)
-    with pytest.raises(BundleCorrupt, match="cannot be unpacked"):
-        await fetch_bundle(memory, bundle, places)
-    assert list(places.bundles.iterdir()) == list(places.scratch.iterdir()) == []
-    assert not (places.data / "evil").exists()

@@ -11,23 +11,6 @@ import pytest
 from adjourn import objects as module
 from adjourn.errors import ObjectStoreUnavailableError
 from adjourn.objects import ObjectMissing, ObjectStore, ObjectTooLong, S3Objects, S3Settings
-from tests.memory_objects import MemoryObjects
-
-
-@pytest.fixture(params=["memory", "s3"])
-def settings(request: pytest.FixtureRequest) -> S3Settings | None:
-    """Where to keep objects; None: in memory."""
-    return None if request.param == "memory" else S3Settings.from_environment(request.getfixturevalue("s3_environment"))
-
-
-@pytest.fixture
-async def store(settings: S3Settings | None) -> AsyncIterator[ObjectStore]:
-    if settings is None:
-        yield MemoryObjects()
-        return
-    async with S3Objects(settings) as objects:
-        await objects.ensure_bucket()
-        yield objects
 
 
 @pytest.fixture

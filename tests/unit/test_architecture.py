@@ -125,3 +125,12 @@ def test_nothing_pickles_and_nothing_hooks_a_fork(path: Path) -> None:
 def test_composition_roots_are_short() -> None:
     for package in ("control_plane", "worker"):
         assert len((PACKAGES[package] / "__main__.py").read_text().splitlines()) < 80
+
+
+def test_the_way_of_a_pause_names_functions_that_exist() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    diagram = text.partition("sequenceDiagram")[2].partition("```")[0]
+    named = {match[1] for match in re.finditer(r"\b[A-Za-z_]+\.([a-z_]\w+)\b", diagram)} - {"lua"}
+    code = "\n".join(path.read_text() for path in SOURCES)
+    assert len(named) > 30
+    assert {each for each in named if not re.search(rf"\bdef {each}\(", code)} == set()

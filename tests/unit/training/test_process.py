@@ -1,28 +1,14 @@
 """Whole training processes: every way one can go, and what the agent is told of it."""
 
-import json
 import socket
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from adjourn.mailbox import ProgressBoard
-from adjourn.snapshots import STATE
 from adjourn.v1.job_pb2 import JobSpec, Pause
-from tests.nursery import PAUSE, Attempt, Nursery, read_events, until
-
-
-def failed(attempt: Attempt, reason: str) -> str:
-    """Checks that the attempt failed for that reason; returns the message."""
-    assert attempt.code == 1
-    assert attempt.kinds[-1] == "failed"
-    failure = attempt.last.failed
-    assert failure.reason == reason
-    assert failure.attempt == int(attempt.directory.name)
-    assert failure.HasField("time")
-    return failure.message
+from tests.nursery import PAUSE, Nursery, failed, read_events, until
 
 
 @pytest.mark.parametrize(
@@ -188,53 +174,6 @@ def test_snapshot_that_cannot_be_written(nursery: Nursery, tmp_path: Path) -> No
     assert attempt.log.count("training goes on without a snapshot") == 2
 
 
-def test_nothing_left_to_train(nursery: Nursery) -> None:
-    before = nursery.run("tiny:main", epochs=2, args={"workers": 0})
-    attempt = nursery.run("tiny:main", epochs=2, args={"workers": 0}, restore=before)
-    assert attempt.kinds == ["began", "snapshot", "finished"]
-    assert attempt.events[0].began.verdict == Pause.Verdict.EXACT
-    assert attempt.digests == before.digests
-
-
-def test_counts_and_times_are_carried_on(nursery: Nursery) -> None:
-    before = nursery.run("tiny:main", args={"workers": 0}, order=PAUSE)
-    attempt = nursery.run("tiny:main", args={"workers": 0}, restore=before)
-    began = attempt.events[0]
-    assert (began.began.restored_epoch, began.began.restored_step) == (1, 5)
-    assert (began.progress.epoch, began.progress.step, began.progress.epoch_step) == (1, 6, 1)
-    earlier = before.snapshots[-1].progress.active_duration.ToTimedelta()
-    assert began.progress.active_duration.ToTimedelta() > earlier
-    assert [metrics.epoch for metrics in attempt.epochs] == [2, 3]
-
-
-def test_accumulated_gradients_and_thawed_layers_survive(nursery: Nursery) -> None:
-    whole = nursery.run("courses:accumulates", epochs=4)
-    for epoch in (1, 2, 3):
-        paused = nursery.paused_at("courses:accumulates", epoch, epochs=4)
-        resumed = nursery.run("courses:accumulates", epochs=4, restore=paused)
-        assert resumed.digests == whole.digests
-
-
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        ({}, "saved, but not tracked now: model"),
-        ({"model": 2, "other": 1}, "tracked, but not in the snapshot: other"),
-        ({"model": 3}, "model does not take the state that was saved"),
-    ],
-)
-def test_other_objects_than_were_saved(nursery: Nursery, args: dict[str, int], message: str) -> None:
-    before = nursery.run("broken:varies", args={"model": 2}, order=PAUSE)
-    assert message in failed(nursery.run("broken:varies", args=args, restore=before), "STATE_MISMATCH")
-
-
-def test_errors_cannot_be_swallowed(nursery: Nursery) -> None:
-    before = nursery.run("broken:varies", args={"model": 3}, order=PAUSE)
-    attempt = nursery.run("broken:catches_its_errors", restore=before)
-    assert "caught model does not take" in attempt.log
-    failed(attempt, "STATE_MISMATCH")
-
-
 def test_refused_state_may_be_done_without(nursery: Nursery) -> None:
     attempt = nursery.run("broken:does_without")
     assert attempt.last.HasField("finished")
@@ -247,76 +186,6 @@ def test_workers_of_a_loader_end_with_the_training(nursery: Nursery) -> None:
     workers = attempt.log.splitlines()[0].split()
     assert len(workers) == 2
     assert not [worker for worker in workers if Path("/proc", worker).exists()]
-
-
-def test_other_data_than_before(nursery: Nursery) -> None:
-    before = nursery.run("broken:varies", args={"samples": 4}, order=PAUSE)
-    attempt = nursery.run("broken:varies", args={"samples": 5}, restore=before)
-    assert failed(attempt, "RESTORE_DIVERGED").endswith("saved: data")
-
-
-def test_state_that_is_changed_after_it_was_restored(nursery: Nursery) -> None:
-    before = nursery.run("broken:changes_what_was_restored", order=PAUSE)
-    attempt = nursery.run("broken:changes_what_was_restored", restore=before)
-    assert failed(attempt, "RESTORE_DIVERGED").endswith("saved: model")
-    assert attempt.kinds == ["failed"]
-
-
-def test_digests_of_the_snapshot_itself_are_used_if_none_are_given(nursery: Nursery) -> None:
-    before = nursery.run("tiny:main", args={"workers": 0}, order=PAUSE)
-    attempt = nursery.run("tiny:main", args={"workers": 0}, restore_directory=before.snapshots[-1].directory)
-    assert attempt.events[0].began.verdict == Pause.Verdict.EXACT
-
-
-def test_number_of_threads_is_that_of_the_beginning(nursery: Nursery) -> None:
-    before = nursery.run("courses:shows_arguments", order=PAUSE, threads=2)
-    attempt = nursery.run("courses:shows_arguments", restore=before, threads=1)
-    assert attempt.code == 0
-    assert attempt.log.splitlines()[1].startswith("2 ")
-
-
-def change(attempt: Attempt, **environment: str) -> None:
-    path = Path(attempt.snapshots[-1].directory) / STATE
-    document: dict[str, Any] = json.loads(path.read_text())
-    document["environment"] |= environment
-    path.write_text(json.dumps(document))
-
-
-def test_other_environment_is_refused(nursery: Nursery) -> None:
-    before = nursery.run("tiny:main", args={"workers": 0}, order=PAUSE)
-    change(before, torch="1.0", gpus="Voodoo")
-    attempt = nursery.run("tiny:main", args={"workers": 0}, restore=before)
-    message = failed(attempt, "ENVIRONMENT_DIFFERS")
-    assert "torch was 1.0, is 2." in message
-    assert "gpus was Voodoo, is unknown" in message
-
-
-def test_other_environment_may_be_allowed(nursery: Nursery) -> None:
-    before = nursery.run("tiny:main", args={"workers": 0}, order=PAUSE)
-    change(before, torch="1.0")
-    attempt = nursery.run("tiny:main", args={"workers": 0}, restore=before, allow_inexact=True)
-    assert attempt.code == 0
-    assert attempt.events[0].began.verdict == Pause.Verdict.WITHIN_TOLERANCE
-
-
-def test_same_environment_is_exact_even_if_another_were_allowed(nursery: Nursery) -> None:
-    before = nursery.run("tiny:main", args={"workers": 0}, order=PAUSE)
-    attempt = nursery.run("tiny:main", args={"workers": 0}, restore=before, allow_inexact=True)
-    assert attempt.events[0].began.verdict == Pause.Verdict.EXACT
-
-
-@pytest.mark.parametrize("file", ["state.json", "tensors.safetensors"])
-def test_snapshot_that_cannot_be_read(nursery: Nursery, file: str) -> None:
-    before = nursery.run("tiny:main", args={"workers": 0}, order=PAUSE)
-    digests = before.digests
-    (Path(before.snapshots[-1].directory) / file).write_bytes(b"\x07")
-    attempt = nursery.run(
-        "tiny:main",
-        args={"workers": 0},
-        restore_directory=before.snapshots[-1].directory,
-        restore_digests=digests,
-    )
-    assert file in failed(attempt, "CHECKPOINT_CORRUPT")
 
 
 def test_orphan_ends_itself_with_a_snapshot(nursery: Nursery) -> None:

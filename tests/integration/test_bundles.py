@@ -1,0 +1,84 @@
+"""Code on its way out of an object store: unpacked once and as it was packed, or refused."""
+
+import asyncio
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from adjourn.objects import ObjectStore
+from tests.memory_objects import MemoryObjects
+from worker.checkpoints.bundles import BundleCorrupt, fetch_bundle
+from worker.places import Places
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Iterator[Places]:
+    made = Places.prepare(tmp_path / "data", {}, tmp_path)
+    yield made
+    made.remove_volatile()
+
+
+def archive(**members: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name.replace("__", "/"))
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+async def put_bundle(store: ObjectStore, data: bytes) -> str:
+    bundle = f"bundles/{hashlib.sha256(data).hexdigest()}"
+    await store.put(f"{bundle}.tar.gz", data)
+    return bundle
+
+
+async def test_code_is_unpacked_once(store: ObjectStore, places: Places) -> None:
+    bundle = await put_bundle(store, archive(**{"train.py": b"x = 1\n", "lib__a.py": b""}))
+    directory = await fetch_bundle(store, bundle, places)
+    assert directory == places.bundle(bundle.removeprefix("bundles/"))
+    assert (directory / "train.py").read_bytes() == b"x = 1\n"
+    assert (directory / "lib" / "a.py").exists()
+    assert list(places.scratch.iterdir()) == []
+    assert await fetch_bundle(MemoryObjects(), bundle, places) == directory
+
+
+async def test_two_jobs_may_want_the_same_code_at_once(memory: MemoryObjects, places: Places) -> None:
+    bundle = await put_bundle(memory, archive(a=b"1"))
+    first, second = await asyncio.gather(*(fetch_bundle(memory, bundle, places) for _ in range(2)))
+    assert first == second
+    assert {path.name: path.read_bytes() for path in first.iterdir()} == {"a": b"1"}
+    assert list(places.scratch.iterdir()) == []
+
+
+async def test_code_that_is_not_what_its_name_says_is_refused(memory: MemoryObjects, places: Places) -> None:
+    bundle = await put_bundle(memory, archive(a=b"1"))
+    memory.contents[f"{bundle}.tar.gz"] = archive(a=b"2")
+    with pytest.raises(BundleCorrupt, match="damaged"):
+        await fetch_bundle(memory, bundle, places)
+    del memory.contents[f"{bundle}.tar.gz"]
+    with pytest.raises(BundleCorrupt, match="no object"):
+        await fetch_bundle(memory, bundle, places)
+    for name in ("bundles/../x", "bundles/abc", ""):
+        with pytest.raises(BundleCorrupt, match="no name"):
+            await fetch_bundle(memory, name, places)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"not an archive", archive(a=b"1")[:-9], archive(**{"..__evil": b"1"})],
+    ids=["garbage", "cut short", "leads out"],
+)
+async def test_code_that_cannot_be_unpacked_safely_is_refused(
+    memory: MemoryObjects, places: Places, data: bytes
+) -> None:
+    bundle = await put_bundle(memory, data)
+    with pytest.raises(BundleCorrupt, match="cannot be unpacked"):
+        await fetch_bundle(memory, bundle, places)
+    assert list(places.bundles.iterdir()) == list(places.scratch.iterdir()) == []
+    assert not (places.data / "evil").exists()

@@ -1,0 +1,205 @@
+"""How launchers start, end and follow one another, and what becomes of training meanwhile; with real processes."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.launchers import DEADLINE, ENTRY, FAMILY, NONCE, SLEEPER, Stand, ended, runs, sleeping, until
+from worker import attempts, launching, processes
+from worker.doorbell import Doorbell
+from worker.launcher import TAKEN
+from worker.launching import LauncherFailed
+from worker.lock import holder
+from worker.supervisor import LaunchRefused, Supervisor, end_strays
+
+
+async def test_training_goes_on_without_an_agent_and_the_next_one_finds_it(stand: Stand) -> None:
+    directory = stand.attempt(SLEEPER)
+    async with stand.supervisor() as first:
+        process = await first.launch(directory, NONCE)
+        launcher = holder(stand.places.launcher_lock)
+    async with stand.supervisor() as second:
+        assert holder(stand.places.launcher_lock) == launcher
+        assert await second.processes() == [process]
+        assert processes.alive(process)
+        await second.kill(directory)
+        assert (await ended(directory)).killed
+        await second.shutdown()
+
+
+async def test_a_launcher_that_dies_is_replaced_and_its_training_ended(stand: Stand, supervisor: Supervisor) -> None:
+    directory = stand.attempt(FAMILY + "time.sleep(600)")
+    process = await supervisor.launch(directory, NONCE)
+    await until((directory / "family").exists)
+    family = [int(pid) for pid in (directory / "family").read_text().split()]
+    launcher = holder(stand.places.launcher_lock)
+    assert launcher
+    keeper = asyncio.create_task(supervisor.keep())
+    async with Doorbell(stand.places.doorbell) as bell:
+        os.kill(launcher, signal.SIGKILL)
+        assert await bell.wait(DEADLINE)
+    assert not [pid for pid in (process.pid, *family) if runs(pid)]
+    assert await supervisor.processes() == []
+    assert holder(stand.places.launcher_lock) != launcher
+    assert await supervisor.unseen(process)
+    assert attempts.read_exit(directory) is None
+    with pytest.raises(LaunchRefused, match="earlier launcher"):
+        await supervisor.launch(directory, NONCE)
+    keeper.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await keeper
+
+
+async def test_a_request_finds_the_next_launcher_if_one_dies(stand: Stand, supervisor: Supervisor) -> None:
+    launcher = holder(stand.places.launcher_lock)
+    assert launcher
+    os.kill(launcher, signal.SIGKILL)
+    await supervisor.launch(stand.attempt("code = 4"), NONCE)
+    assert (await ended(stand.places.attempts / f"job-1-{NONCE[:8]}")).code == 4
+
+
+async def test_what_survived_launcher_and_leader_is_ended(stand: Stand) -> None:
+    directory = stand.attempt("")
+    (directory / "work").mkdir()
+    sleeper, bystander = sleeping(directory / "work"), sleeping(stand.places.data)
+    try:
+        # The pid has gone to another since, which has nothing to do with it.
+        gone = processes.identify(bystander.pid, directory, NONCE)
+        gone.start_ticks -= 1
+        attempts.write_process(directory, gone)
+        assert not processes.alive(gone)
+        assert end_strays(stand.places, []) == []
+        assert sleeper.wait(DEADLINE) == -signal.SIGKILL
+        assert runs(bystander.pid)
+        assert end_strays(stand.places, [gone]) == []
+    finally:
+        for process in (sleeper, bystander):
+            process.kill()
+            process.wait()
+
+
+async def test_an_attempt_whose_record_is_damaged_is_searched_for_strays_too(stand: Stand) -> None:
+    directory = stand.attempt("")
+    (directory / "work").mkdir()
+    (directory / "process").write_bytes(b"\xff")
+    with sleeping(directory / "work") as sleeper:
+        end_strays(stand.places, [])
+        assert sleeper.wait(DEADLINE) == -signal.SIGKILL
+
+
+async def test_a_recorded_process_of_an_earlier_boot_is_not_alive(stand: Stand) -> None:
+    process = processes.identify(os.getpid(), stand.places.data, NONCE)
+    assert processes.alive(process)
+    process.boot_id = "another"
+    assert not processes.alive(process)
+    with pytest.raises(ProcessLookupError):
+        processes.identify(2**22 + 1, stand.places.data, NONCE)
+
+
+async def test_shutdown_ends_everything_and_records_it(stand: Stand) -> None:
+    one, other = stand.attempt(SLEEPER, 1), stand.attempt(SLEEPER, 2)
+    async with stand.supervisor() as supervisor:
+        running = [await supervisor.launch(directory, NONCE) for directory in (one, other)]
+        launcher = holder(stand.places.launcher_lock)
+        await supervisor.shutdown()
+    assert launcher
+    assert not runs(launcher)
+    assert not any(map(processes.alive, running))
+    for directory in (one, other):
+        end = attempts.read_exit(directory)
+        assert end
+        assert end.killed
+    assert not stand.places.launcher_socket.exists()
+    await stand.supervisor().shutdown()  # with no launcher there is nothing to do
+
+
+async def test_after_a_shutdown_nothing_is_started_again(stand: Stand) -> None:
+    async with stand.supervisor() as supervisor:
+        keeper = asyncio.create_task(supervisor.keep())
+        await supervisor.shutdown()
+        await asyncio.wait_for(keeper, DEADLINE)
+        with pytest.raises(LauncherFailed, match="shut down"):
+            await supervisor.processes()
+    assert not stand.places.launcher_socket.exists()
+
+
+async def test_a_launcher_that_is_still_loading_is_shut_down_at_once(stand: Stand, tmp_path: Path) -> None:
+    (tmp_path / "code" / "slow.py").write_text("import time; time.sleep(600)")
+    loading = launching.start(stand.places, stand.environment, "slow:main")
+    await until(lambda: holder(stand.places.launcher_lock) == loading.pid)
+    await asyncio.wait_for(stand.supervisor().shutdown(), DEADLINE)
+    assert loading.wait(DEADLINE) == -signal.SIGKILL
+
+
+async def test_sigterm_ends_everything_in_order(stand: Stand) -> None:
+    directory = stand.attempt(SLEEPER)
+    async with stand.supervisor() as supervisor:
+        process = await supervisor.launch(directory, NONCE)
+        launcher = psutil.Process(holder(stand.places.launcher_lock))
+        launcher.terminate()
+        assert await asyncio.to_thread(launcher.wait, DEADLINE) == 0
+    end = attempts.read_exit(directory)
+    assert end
+    assert end.killed
+    assert not processes.alive(process)
+
+
+async def test_there_is_one_launcher_a_data_directory(stand: Stand, supervisor: Supervisor) -> None:
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "worker.launcher", str(stand.places.data), "--entry", ENTRY],
+        env=launching.inherited(stand.environment),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == TAKEN
+    assert done.stderr == f"another launcher serves {stand.places.data}\n"
+    assert await supervisor.processes() == []
+
+
+async def test_it_does_not_run_where_training_could_not_be_exact(stand: Stand) -> None:
+    environment = launching.inherited(stand.environment)
+    del environment["PYTHONHASHSEED"]
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "worker.launcher", str(stand.places.data)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "PYTHONHASHSEED must be 0" in done.stderr
+
+
+async def test_a_launcher_that_cannot_start_says_why(stand: Stand) -> None:
+    with pytest.raises(LauncherFailed, match="No module named 'nowhere'"):
+        await stand.supervisor(entry="nowhere:main").start()
+
+
+async def test_a_launcher_that_takes_too_long_is_given_up(stand: Stand, tmp_path: Path) -> None:
+    (tmp_path / "code" / "slow.py").write_text("import time; time.sleep(600)")
+    with pytest.raises(LauncherFailed, match="no launcher after 2 s"):
+        await stand.supervisor(entry="slow:main", patience=2).start()
+
+
+async def test_a_launcher_that_hangs_is_replaced(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "PROBE_SECONDS", 0.3)
+    async with stand.supervisor() as supervisor:
+        process = await supervisor.launch(stand.attempt(SLEEPER), NONCE)
+    stopped = holder(stand.places.launcher_lock)
+    assert stopped
+    os.kill(stopped, signal.SIGSTOP)
+    async with stand.supervisor(patience=1.0) as supervisor:
+        assert holder(stand.places.launcher_lock) != stopped
+        assert await supervisor.processes() == []
+        assert not processes.alive(process)
+        await supervisor.shutdown()
