@@ -181,7 +181,7 @@ class Holder:
         except attempts.AttemptDamaged as error:
             await self.give_up(error)
         except (LauncherFailed, LaunchRefused) as error:
-            self.log.warning("cannot_look", error=str(error))  # and is looked again, in a second
+            self.log.warning("cannot_look", error=str(error))  # and is looked again at the next nudge
 
     async def measure(self) -> None:
         """Takes in the progress that the training process shows."""
