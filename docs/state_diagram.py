@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from adjourn.v1.job_pb2 import Job
-from control_plane.jobs import TRANSITIONS, State
+from adjourn_control_plane.job.machine import TRANSITIONS, State
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- states: written by `make docs` -->", "<!-- end of states -->"

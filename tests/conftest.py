@@ -13,8 +13,8 @@ import pytest
 from adjourn.local import access, leftovers, seaweed, valkey
 from adjourn.local.child import Child, Program
 from adjourn.local.ports import free_ports
-from tests.guard import guarded
-from tests.memory_store import MemoryStore
+from tests.harness.memory_store import MemoryStore
+from tests.harness.process_guard import guarded
 
 # A shell that runs the tests in the background has them ignore Ctrl-C, and whatever they start as well, until told
 # otherwise; the tests send it to see what it does.
@@ -74,7 +74,7 @@ def s3_environment(servers: Path) -> Iterator[dict[str, str]]:
 
 @pytest.fixture
 def memory_store() -> MemoryStore:
-    """A control plane's store that needs no server; `tests.memory_store` makes more of them."""
+    """A control plane's store that needs no server; `tests.harness.memory_store` makes more of them."""
     return MemoryStore()
 
 

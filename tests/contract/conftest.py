@@ -5,9 +5,9 @@ from uuid import uuid4
 
 import pytest
 
-from control_plane.redis_store import RedisStore
-from control_plane.store import JobStore
-from tests.memory_store import MemoryStore
+from adjourn_control_plane.store.interface import JobStore
+from adjourn_control_plane.store.redis import RedisStore
+from tests.harness.memory_store import MemoryStore
 
 SHORT = 100
 """Changes that a store with a short memory keeps at least."""

@@ -14,10 +14,19 @@ from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
-from control_plane.redis_store import RedisStore
-from control_plane.store import Change, Conflict, JobName, JobStore, Occupancy, Request, RequestSeen, WorkerName
-from tests.contract.making import record
-from tests.memory_store import MemoryStore
+from adjourn_control_plane.store.interface import (
+    Change,
+    Conflict,
+    JobName,
+    JobStore,
+    Occupancy,
+    Request,
+    RequestSeen,
+    WorkerName,
+)
+from adjourn_control_plane.store.redis import RedisStore
+from tests.harness.memory_store import MemoryStore
+from tests.harness.store_records import record
 
 JOBS = [JobName(f"jobs/{i}") for i in range(3)]
 WORKERS = [WorkerName(f"workers/{i}") for i in range(2)]

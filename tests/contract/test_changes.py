@@ -7,8 +7,8 @@ from contextlib import aclosing
 import pytest
 
 from adjourn.v1.job_pb2 import Job
-from control_plane.store import Change, Conflict, JobName, JobStore, TokenTooOld, WorkerName
-from tests.contract.making import change, created, creation, deletion, record, there
+from adjourn_control_plane.store.interface import Change, Conflict, JobName, JobStore, TokenTooOld, WorkerName
+from tests.harness.store_records import change, created, creation, deletion, record, there
 
 A, B = JobName("jobs/a"), JobName("jobs/b")
 ONE, TWO = WorkerName("workers/one"), WorkerName("workers/two")

@@ -8,8 +8,17 @@ from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.usage_pb2 import EpochMetrics
-from control_plane.store import Change, Conflict, JobName, JobStore, NotYetPurged, Request, RequestSeen, WorkerName
-from tests.contract.making import change, created, creation, deletion, record, there
+from adjourn_control_plane.store.interface import (
+    Change,
+    Conflict,
+    JobName,
+    JobStore,
+    NotYetPurged,
+    Request,
+    RequestSeen,
+    WorkerName,
+)
+from tests.harness.store_records import change, created, creation, deletion, record, there
 
 A = JobName("jobs/a")
 WORKER = WorkerName("workers/w")

@@ -5,9 +5,9 @@ import asyncio
 import pytest
 
 from adjourn.v1.job_pb2 import Job
-from control_plane import redis_store
-from control_plane.store import Conflict, JobName, JobStore, Occupancy, Stored, WorkerName
-from tests.contract.making import change, created, creation, deletion, there
+from adjourn_control_plane.store import redis
+from adjourn_control_plane.store.interface import Conflict, JobName, JobStore, Occupancy, Stored, WorkerName
+from tests.harness.store_records import change, created, creation, deletion, there
 
 ONE, TWO = WorkerName("workers/one"), WorkerName("workers/two")
 
@@ -15,7 +15,7 @@ ONE, TWO = WorkerName("workers/one"), WorkerName("workers/two")
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets a few jobs be read in several parts."""
-    monkeypatch.setattr(redis_store, "BATCH", 3)
+    monkeypatch.setattr(redis, "BATCH", 3)
 
 
 def names(jobs: list[Stored]) -> list[str]:

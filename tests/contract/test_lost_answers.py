@@ -9,10 +9,10 @@ import pytest
 from adjourn.errors import StoreUnavailableError
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.worker_pb2 import Worker
-from control_plane import redis_store
-from control_plane.redis_store import RedisStore
-from control_plane.store import JobName, WorkerName
-from tests.contract.making import change, created, creation, deletion, there
+from adjourn_control_plane.store import redis
+from adjourn_control_plane.store.interface import JobName, WorkerName
+from adjourn_control_plane.store.redis import RedisStore
+from tests.harness.store_records import change, created, creation, deletion, there
 
 A = JobName("jobs/a")
 WORKER = WorkerName("workers/w")
@@ -117,7 +117,7 @@ async def test_attachment_whose_answer_was_lost_does_not_take_over_again(
 async def test_more_calls_than_connections_all_get_through(
     redis_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_store, "CONNECTIONS", 3)
+    monkeypatch.setattr(redis, "CONNECTIONS", 3)
     async with RedisStore.connect(redis_url, namespace) as store:
         names = [JobName(f"jobs/{i}") for i in range(40)]
         await asyncio.gather(*(store.commit(creation(name)) for name in names))
@@ -127,7 +127,7 @@ async def test_more_calls_than_connections_all_get_through(
 async def test_call_that_was_cancelled_leaves_the_others_their_answers(
     redis_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_store, "CONNECTIONS", 2)
+    monkeypatch.setattr(redis, "CONNECTIONS", 2)
     async with RedisStore.connect(redis_url, namespace) as store:
         names = [JobName(f"jobs/{i}") for i in range(10)]
         for name in names:

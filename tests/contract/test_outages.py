@@ -19,10 +19,10 @@ from adjourn.local.ports import free_ports
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.worker_pb2 import Worker
-from control_plane import redis_store
-from control_plane.redis_store import RedisStore
-from control_plane.store import JobName, Request, WorkerName
-from tests.contract.making import change, created, creation, there
+from adjourn_control_plane.store import redis
+from adjourn_control_plane.store.interface import JobName, Request, WorkerName
+from adjourn_control_plane.store.redis import RedisStore
+from tests.harness.store_records import change, created, creation, there
 
 A = JobName("jobs/a")
 WORKER = WorkerName("workers/w")
@@ -124,7 +124,7 @@ async def test_server_that_hangs_is_not_waited_for(
     server: Server, store: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = await created(store, "jobs/a")
-    monkeypatch.setattr(redis_store, "LONGEST_WAIT", 0.3)
+    monkeypatch.setattr(redis, "LONGEST_WAIT", 0.3)
     server.send(signal.SIGSTOP)
     for call in (store.get(A), store.commit(change(old, state=Job.FAILED))):
         with pytest.raises(StoreUnavailableError, match="no answer in time"):
@@ -218,7 +218,7 @@ async def test_hints_go_on_after_the_connection_broke(server: Server, store: Red
 async def test_hints_notice_a_server_that_hangs(
     server: Server, store: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_store, "SOCKET_WAIT", 0.25)
+    monkeypatch.setattr(redis, "SOCKET_WAIT", 0.25)
     async with aclosing(store.hints()) as hints, asyncio.timeout(20):
         assert await anext(hints) == ("", "")
         following = asyncio.ensure_future(anext(hints))

@@ -6,9 +6,9 @@ from redis.asyncio import Redis
 
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.worker_pb2 import Worker
-from control_plane.redis_store import RedisStore
-from control_plane.store import JobName, Request, WorkerName
-from tests.contract.making import created, creation, deletion, there
+from adjourn_control_plane.store.interface import JobName, Request, WorkerName
+from adjourn_control_plane.store.redis import RedisStore
+from tests.harness.store_records import created, creation, deletion, there
 
 A = JobName("jobs/a")
 WORKER = WorkerName("workers/w")

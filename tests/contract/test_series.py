@@ -3,8 +3,8 @@
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.usage_pb2 import EpochMetrics
-from control_plane.store import JobName, JobStore
-from tests.contract.making import change, created, there
+from adjourn_control_plane.store.interface import JobName, JobStore
+from tests.harness.store_records import change, created, there
 
 A = JobName("jobs/a")
 

@@ -7,8 +7,8 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from adjourn.v1.worker_pb2 import Device, Worker
-from control_plane.store import JobStore, Session, WorkerName
-from tests.contract.making import created
+from adjourn_control_plane.store.interface import JobStore, Session, WorkerName
+from tests.harness.store_records import created
 
 NAME = WorkerName("workers/w")
 

@@ -7,11 +7,11 @@ from uuid import uuid4
 import pytest
 
 from adjourn.objects import ObjectStore, S3Objects, S3Settings
-from control_plane.redis_store import RedisStore
-from tests import agents, launchers
-from tests.memory_objects import MemoryObjects
-from tests.replicas import Replica, replica
-from worker.supervisor import Supervisor
+from adjourn_control_plane.store.redis import RedisStore
+from adjourn_worker.launcher.client import Supervisor
+from tests.harness import agents, launchers
+from tests.harness.control_planes import Replica, replica
+from tests.harness.memory_objects import MemoryObjects
 
 
 @pytest.fixture

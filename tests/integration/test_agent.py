@@ -9,10 +9,10 @@ from adjourn import reasons
 from adjourn.errors import ObjectStoreUnavailableError
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
 from adjourn.v1.job_pb2 import Pause
-from tests.agents import Bench, alive
-from tests.memory_objects import MemoryObjects
-from worker import agent as module
-from worker import chores
+from adjourn_worker import agent as module
+from adjourn_worker.storage import tasks
+from tests.harness.agents import Bench, alive
+from tests.harness.memory_objects import MemoryObjects
 
 RUNNING, PAUSING = AssignmentStatus.RUNNING, AssignmentStatus.PAUSING
 PERSISTING, PAUSED, STOPPED = AssignmentStatus.PERSISTING, AssignmentStatus.PAUSED, AssignmentStatus.STOPPED
@@ -184,7 +184,7 @@ class Away(MemoryObjects):
 
 
 async def test_object_storage_is_away_during_a_pause(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chores, "BACKOFF_MOST", 0.2)
+    monkeypatch.setattr(tasks, "BACKOFF_MOST", 0.2)
     objects = Away()
     job = bench.job()
     bench.plane.order(job, Assignment.PAUSE)

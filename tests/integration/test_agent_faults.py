@@ -13,11 +13,11 @@ from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Failure, JobSpec, Progress
 from adjourn.v1.trainer_pb2 import Snapshot
-from tests.agents import Bench, alive
-from tests.memory_objects import MemoryObjects
-from tests.scripted import Job
-from worker.holder import drop
-from worker.journal import Journal, JournalUnwritable
+from adjourn_worker.attempt.runner import drop
+from adjourn_worker.journal import Journal, JournalUnwritable
+from tests.harness.agents import Bench, alive
+from tests.harness.memory_objects import MemoryObjects
+from tests.harness.scripted_control_plane import Job
 
 RUNNING, FAILED = AssignmentStatus.RUNNING, AssignmentStatus.FAILED
 MISSING = f"bundles/{'0' * 64}"

@@ -12,10 +12,10 @@ from adjourn import bundles, reasons, snapshots
 from adjourn.objects import S3Objects, S3Settings
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
 from adjourn.v1.job_pb2 import JobSpec, Pause
-from tests.agents import Bench, alive
-from tests.memory_objects import MemoryObjects
-from tests.trials import Gate
-from worker.checkpoints.fetch import fetch
+from adjourn_worker.storage.fetch import fetch
+from tests.harness.agents import Bench, alive
+from tests.harness.jobs import Gate
+from tests.harness.memory_objects import MemoryObjects
 
 RUNNING, PERSISTING = AssignmentStatus.RUNNING, AssignmentStatus.PERSISTING
 PAUSED, STOPPED = AssignmentStatus.PAUSED, AssignmentStatus.STOPPED

@@ -7,10 +7,10 @@ import pytest
 
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
 from adjourn.v1.trainer_pb2 import HeldAssignment
-from tests.agents import Bench, alive
-from tests.memory_objects import MemoryObjects
-from tests.scripted import Job
-from worker.journal import Journal
+from adjourn_worker.journal import Journal
+from tests.harness.agents import Bench, alive
+from tests.harness.memory_objects import MemoryObjects
+from tests.harness.scripted_control_plane import Job
 
 RUNNING, STOPPED, SUCCEEDED = AssignmentStatus.RUNNING, AssignmentStatus.STOPPED, AssignmentStatus.SUCCEEDED
 

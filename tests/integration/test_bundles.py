@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from adjourn.objects import ObjectStore
-from tests.memory_objects import MemoryObjects
-from worker.checkpoints.bundles import BundleCorrupt, fetch_bundle
-from worker.places import Places
+from adjourn_worker.paths import Places
+from adjourn_worker.storage.bundles import BundleCorrupt, fetch_bundle
+from tests.harness.memory_objects import MemoryObjects
 
 
 @pytest.fixture

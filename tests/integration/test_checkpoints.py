@@ -15,12 +15,12 @@ from adjourn.v1.agent_service_pb2 import Assignment, FencingToken
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import JobSpec, Progress
 from adjourn.v1.trainer_pb2 import Snapshot
-from tests.memory_objects import MemoryObjects
-from worker.checkpoints import persist as persisting
-from worker.checkpoints.fetch import CheckpointCorrupt, fetch, read_manifest
-from worker.checkpoints.manifest import Manifest
-from worker.checkpoints.parts import IN_FLIGHT, PART_BYTES, digest, each, part_key
-from worker.checkpoints.persist import SnapshotLost, persist
+from adjourn_worker.storage import persist as persisting
+from adjourn_worker.storage.fetch import CheckpointCorrupt, fetch, read_manifest
+from adjourn_worker.storage.manifest import Manifest
+from adjourn_worker.storage.parts import IN_FLIGHT, PART_BYTES, digest, each, part_key
+from adjourn_worker.storage.persist import SnapshotLost, persist
+from tests.harness.memory_objects import MemoryObjects
 
 FROZEN = secrets.token_bytes(PART_BYTES)
 """The first part of every tensors file made here, header aside."""

@@ -30,7 +30,7 @@ class ControlPlane:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        self.process = subprocess.Popen([sys.executable, "-m", "control_plane"], env=self.environment)
+        self.process = subprocess.Popen([sys.executable, "-m", "adjourn_control_plane"], env=self.environment)
         with grpc.insecure_channel(self.address) as channel:
             grpc.channel_ready_future(channel).result(timeout=60)
 

@@ -10,9 +10,9 @@ from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Failure, Job, Pause
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
-from control_plane.store import JobName, JobStore, Occupancy, WorkerName
-from tests.memory_store import MemoryStore
-from tests.replicas import Agent, Replica, refused, replica, standing
+from adjourn_control_plane.store.interface import JobName, JobStore, Occupancy, WorkerName
+from tests.harness.control_planes import Agent, Replica, refused, replica, standing
+from tests.harness.memory_store import MemoryStore
 
 JOB = "jobs/j"
 

@@ -18,11 +18,11 @@ from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job, JobSpec
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
-from control_plane.events import Placed
-from control_plane.ledger import Ledger
-from control_plane.server import SERVICES
-from control_plane.store import JobName
-from tests.replicas import Replica, refused
+from adjourn_control_plane.job.events import Placed
+from adjourn_control_plane.job.updater import Ledger
+from adjourn_control_plane.server import SERVICES
+from adjourn_control_plane.store.interface import JobName
+from tests.harness.control_planes import Replica, refused
 
 SPEC = JobSpec(entry_point="train:main", total_epochs=3)
 

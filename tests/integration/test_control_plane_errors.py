@@ -16,9 +16,9 @@ from adjourn.v1 import checkpoint_service_pb2 as checkpoint_pb
 from adjourn.v1 import job_service_pb2 as pb
 from adjourn.v1 import worker_service_pb2 as worker_pb
 from adjourn.v1.job_pb2 import EPOCH, LATEST, STEP, Job, JobSpec
-from control_plane.store import JobName, Stored
-from tests.memory_store import MemoryStore
-from tests.replicas import Replica, refused, replica, to_the_end
+from adjourn_control_plane.store.interface import JobName, Stored
+from tests.harness.control_planes import Replica, refused, replica, to_the_end
+from tests.harness.memory_store import MemoryStore
 
 SPEC = JobSpec(entry_point="train:main", total_epochs=3)
 

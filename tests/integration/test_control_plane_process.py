@@ -23,7 +23,7 @@ from adjourn.local.ports import HOST, free_ports
 from adjourn.v1.job_pb2 import Job, JobSpec
 from adjourn.v1.job_service_pb2 import CreateJobRequest, GetJobRequest, WatchJobsRequest
 from adjourn.v1.job_service_pb2_grpc import JobServiceStub
-from tests.replicas import PATIENCE, Agent, refused
+from tests.harness.control_planes import PATIENCE, Agent, refused
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -70,7 +70,7 @@ def started(tmp_path: Path) -> Iterator[Any]:
     def start(environment: Mapping[str, str]) -> Plane:
         stderr = tmp_path / f"stderr-{len(planes)}"
         with stderr.open("wb") as sink:
-            argv = (sys.executable, "-m", "control_plane")
+            argv = (sys.executable, "-m", "adjourn_control_plane")
             process = subprocess.Popen(argv, env=dict(environment), stderr=sink, stdout=sink)
         planes.append(Plane(process, environment.get("ADJOURN_LISTEN", ""), stderr))
         return planes[-1]

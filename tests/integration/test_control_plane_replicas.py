@@ -8,10 +8,10 @@ from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, Exit
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.worker_pb2 import Worker
-from control_plane.redis_store import RedisStore
-from control_plane.store import JobName, WorkerName
-from tests.memory_store import MemoryStore
-from tests.replicas import Agent, refused, replica, standing
+from adjourn_control_plane.store.interface import JobName, WorkerName
+from adjourn_control_plane.store.redis import RedisStore
+from tests.harness.control_planes import Agent, refused, replica, standing
+from tests.harness.memory_store import MemoryStore
 
 JOB = "jobs/j"
 

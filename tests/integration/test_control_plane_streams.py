@@ -14,8 +14,8 @@ from adjourn import errors
 from adjourn.channel import BUNDLE_LIMIT_BYTES, CHUNK_BYTES
 from adjourn.v1 import job_service_pb2 as pb
 from adjourn.v1.job_pb2 import Job, JobSpec
-from control_plane.store import JobStore
-from tests.replicas import Replica, refused, replica, to_the_end
+from adjourn_control_plane.store.interface import JobStore
+from tests.harness.control_planes import Replica, refused, replica, to_the_end
 
 SPEC = JobSpec(entry_point="train:main", total_epochs=3)
 

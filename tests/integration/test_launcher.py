@@ -10,12 +10,13 @@ import psutil
 import pytest
 
 from adjourn.v1.trainer_pb2 import TrainingProcess, TrainingStart
-from tests.launchers import DEADLINE, FAMILY, NONCE, SLEEPER, Stand, ended, runs, until
-from worker import attempts, processes
-from worker.doorbell import Doorbell
-from worker.launcher import ENVIRONMENT
-from worker.lock import holder
-from worker.supervisor import LaunchRefused, Supervisor
+from adjourn_worker.attempt import files
+from adjourn_worker.host.locks import holder
+from adjourn_worker.host.notify import Doorbell
+from adjourn_worker.launcher import process_tree
+from adjourn_worker.launcher.client import LaunchRefused, Supervisor
+from adjourn_worker.launcher.server import ENVIRONMENT
+from tests.harness.launchers import DEADLINE, FAMILY, NONCE, SLEEPER, Stand, ended, runs, until
 
 LOOK_AROUND = """
 import json, os, signal, sys
@@ -59,8 +60,8 @@ async def test_a_training_process_has_its_own_session_log_and_directory_and_noth
     assert "hush" not in result["environment"].values()
     assert ENVIRONMENT.items() <= result["environment"].items()
     assert (directory / "log").read_text().splitlines() == ["hello", "over there"]
-    assert process == attempts.read_process(directory)
-    assert (process.directory, process.nonce, process.boot_id) == (str(directory), NONCE, processes.boot_id())
+    assert process == files.read_process(directory)
+    assert (process.directory, process.nonce, process.boot_id) == (str(directory), NONCE, process_tree.boot_id())
 
 
 async def test_launching_again_changes_nothing(stand: Stand, supervisor: Supervisor) -> None:
@@ -122,12 +123,12 @@ async def test_killing_one_leaves_the_others(stand: Stand, supervisor: Superviso
     await supervisor.kill(one)
     await ended(one)
     assert await supervisor.processes() == [kept]
-    assert processes.alive(kept)
+    assert process_tree.alive(kept)
 
 
 async def test_what_cannot_be_launched_is_refused_with_the_reason(stand: Stand, supervisor: Supervisor) -> None:
     elsewhere = stand.places.data / "elsewhere"
-    attempts.write_start(elsewhere, TrainingStart())
+    files.write_start(elsewhere, TrainingStart())
     with pytest.raises(LaunchRefused, match="is not an attempt"):
         await supervisor.launch(elsewhere, NONCE)
     with pytest.raises(LaunchRefused, match="no file start"):

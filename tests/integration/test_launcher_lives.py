@@ -11,13 +11,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.launchers import DEADLINE, ENTRY, FAMILY, NONCE, SLEEPER, Stand, ended, runs, sleeping, until
-from worker import attempts, launching, processes
-from worker.doorbell import Doorbell
-from worker.launcher import TAKEN
-from worker.launching import LauncherFailed
-from worker.lock import holder
-from worker.supervisor import LaunchRefused, Supervisor, end_strays
+from adjourn_worker.attempt import files
+from adjourn_worker.host.locks import holder
+from adjourn_worker.host.notify import Doorbell
+from adjourn_worker.launcher import process_tree, start
+from adjourn_worker.launcher.client import LaunchRefused, Supervisor, end_strays
+from adjourn_worker.launcher.server import TAKEN
+from adjourn_worker.launcher.start import LauncherFailed
+from tests.harness.launchers import DEADLINE, ENTRY, FAMILY, NONCE, SLEEPER, Stand, ended, runs, sleeping, until
 
 
 async def test_training_goes_on_without_an_agent_and_the_next_one_finds_it(stand: Stand) -> None:
@@ -28,7 +29,7 @@ async def test_training_goes_on_without_an_agent_and_the_next_one_finds_it(stand
     async with stand.supervisor() as second:
         assert holder(stand.places.launcher_lock) == launcher
         assert await second.processes() == [process]
-        assert processes.alive(process)
+        assert process_tree.alive(process)
         await second.kill(directory)
         assert (await ended(directory)).killed
         await second.shutdown()
@@ -49,7 +50,7 @@ async def test_a_launcher_that_dies_is_replaced_and_its_training_ended(stand: St
     assert await supervisor.processes() == []
     assert holder(stand.places.launcher_lock) != launcher
     assert await supervisor.unseen(process)
-    assert attempts.read_exit(directory) is None
+    assert files.read_exit(directory) is None
     with pytest.raises(LaunchRefused, match="earlier launcher"):
         await supervisor.launch(directory, NONCE)
     keeper.cancel()
@@ -71,10 +72,10 @@ async def test_what_survived_launcher_and_leader_is_ended(stand: Stand) -> None:
     sleeper, bystander = sleeping(directory / "work"), sleeping(stand.places.data)
     try:
         # The pid has gone to another since, which has nothing to do with it.
-        gone = processes.identify(bystander.pid, directory, NONCE)
+        gone = process_tree.identify(bystander.pid, directory, NONCE)
         gone.start_ticks -= 1
-        attempts.write_process(directory, gone)
-        assert not processes.alive(gone)
+        files.write_process(directory, gone)
+        assert not process_tree.alive(gone)
         assert end_strays(stand.places, []) == []
         assert sleeper.wait(DEADLINE) == -signal.SIGKILL
         assert runs(bystander.pid)
@@ -95,12 +96,12 @@ async def test_an_attempt_whose_record_is_damaged_is_searched_for_strays_too(sta
 
 
 async def test_a_recorded_process_of_an_earlier_boot_is_not_alive(stand: Stand) -> None:
-    process = processes.identify(os.getpid(), stand.places.data, NONCE)
-    assert processes.alive(process)
+    process = process_tree.identify(os.getpid(), stand.places.data, NONCE)
+    assert process_tree.alive(process)
     process.boot_id = "another"
-    assert not processes.alive(process)
+    assert not process_tree.alive(process)
     with pytest.raises(ProcessLookupError):
-        processes.identify(2**22 + 1, stand.places.data, NONCE)
+        process_tree.identify(2**22 + 1, stand.places.data, NONCE)
 
 
 async def test_shutdown_ends_everything_and_records_it(stand: Stand) -> None:
@@ -111,9 +112,9 @@ async def test_shutdown_ends_everything_and_records_it(stand: Stand) -> None:
         await supervisor.shutdown()
     assert launcher
     assert not runs(launcher)
-    assert not any(map(processes.alive, running))
+    assert not any(map(process_tree.alive, running))
     for directory in (one, other):
-        end = attempts.read_exit(directory)
+        end = files.read_exit(directory)
         assert end
         assert end.killed
     assert not stand.places.launcher_socket.exists()
@@ -132,7 +133,7 @@ async def test_after_a_shutdown_nothing_is_started_again(stand: Stand) -> None:
 
 async def test_a_launcher_that_is_still_loading_is_shut_down_at_once(stand: Stand, tmp_path: Path) -> None:
     (tmp_path / "code" / "slow.py").write_text("import time; time.sleep(600)")
-    loading = launching.start(stand.places, stand.environment, "slow:main")
+    loading = start.start(stand.places, stand.environment, "slow:main")
     await until(lambda: holder(stand.places.launcher_lock) == loading.pid)
     await asyncio.wait_for(stand.supervisor().shutdown(), DEADLINE)
     assert loading.wait(DEADLINE) == -signal.SIGKILL
@@ -145,17 +146,17 @@ async def test_sigterm_ends_everything_in_order(stand: Stand) -> None:
         launcher = psutil.Process(holder(stand.places.launcher_lock))
         launcher.terminate()
         assert await asyncio.to_thread(launcher.wait, DEADLINE) == 0
-    end = attempts.read_exit(directory)
+    end = files.read_exit(directory)
     assert end
     assert end.killed
-    assert not processes.alive(process)
+    assert not process_tree.alive(process)
 
 
 async def test_there_is_one_launcher_a_data_directory(stand: Stand, supervisor: Supervisor) -> None:
     done = await asyncio.to_thread(
         subprocess.run,
-        [sys.executable, "-m", "worker.launcher", str(stand.places.data), "--entry", ENTRY],
-        env=launching.inherited(stand.environment),
+        [sys.executable, "-m", "adjourn_worker.launcher", str(stand.places.data), "--entry", ENTRY],
+        env=start.inherited(stand.environment),
         capture_output=True,
         text=True,
         check=False,
@@ -166,11 +167,11 @@ async def test_there_is_one_launcher_a_data_directory(stand: Stand, supervisor: 
 
 
 async def test_it_does_not_run_where_training_could_not_be_exact(stand: Stand) -> None:
-    environment = launching.inherited(stand.environment)
+    environment = start.inherited(stand.environment)
     del environment["PYTHONHASHSEED"]
     done = await asyncio.to_thread(
         subprocess.run,
-        [sys.executable, "-m", "worker.launcher", str(stand.places.data)],
+        [sys.executable, "-m", "adjourn_worker.launcher", str(stand.places.data)],
         env=environment,
         capture_output=True,
         text=True,
@@ -192,7 +193,7 @@ async def test_a_launcher_that_takes_too_long_is_given_up(stand: Stand, tmp_path
 
 
 async def test_a_launcher_that_hangs_is_replaced(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launching, "PROBE_SECONDS", 0.3)
+    monkeypatch.setattr(start, "PROBE_SECONDS", 0.3)
     async with stand.supervisor() as supervisor:
         process = await supervisor.launch(stand.attempt(SLEEPER), NONCE)
     stopped = holder(stand.places.launcher_lock)
@@ -201,5 +202,5 @@ async def test_a_launcher_that_hangs_is_replaced(stand: Stand, monkeypatch: pyte
     async with stand.supervisor(patience=1.0) as supervisor:
         assert holder(stand.places.launcher_lock) != stopped
         assert await supervisor.processes() == []
-        assert not processes.alive(process)
+        assert not process_tree.alive(process)
         await supervisor.shutdown()

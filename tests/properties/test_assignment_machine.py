@@ -11,7 +11,9 @@ from adjourn.orders import Order
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.trainer_pb2 import HeldAssignment, ProcessExit, Snapshot, TrainingBegan, TrainingEvent
-from tests.machine import (
+from adjourn_worker.attempt import events, machine
+from adjourn_worker.attempt.transition import OVER
+from tests.harness.attempt_driver import (
     NOW,
     PAUSE,
     PROCESS,
@@ -27,8 +29,6 @@ from tests.machine import (
     paused,
     progress,
 )
-from worker import assignment, words
-from worker.drafts import OVER
 
 TARGETS = st.sampled_from([RUN] * 5 + [PAUSE] * 5 + [STOP])
 REGULAR_SLOTS = 2
@@ -64,14 +64,14 @@ class World(RuleBasedStateMachine):
         self.carry_out(self.machine.recover())
         if launched and not self.over:
             self.preparing = False
-            self.feed(words.Prepared())
+            self.feed(events.Prepared())
 
     # The agent.
 
-    def feed(self, event: words.Event) -> None:
+    def feed(self, event: events.Event) -> None:
         before, reports, over = self.held, len(self.machine.reports), self.over
         read = HeldAssignment.FromString(before.SerializeToString())
-        assert assignment.handle(read, event, NOW) == assignment.handle(before, event, NOW)
+        assert machine.handle(read, event, NOW) == machine.handle(before, event, NOW)
         instructions = self.machine(event)
         if over:
             assert (self.held, len(self.machine.reports), tuple(instructions)) == (before, reports, ())
@@ -84,28 +84,28 @@ class World(RuleBasedStateMachine):
         for instruction in instructions:
             self.do(instruction)
 
-    def do(self, instruction: words.Instruction) -> None:
+    def do(self, instruction: events.Instruction) -> None:
         match instruction:
-            case words.Prepare():
+            case events.Prepare():
                 assert not self.preparing
                 self.preparing = True
-            case words.Launch(order=given):
+            case events.Launch(order=given):
                 self.control = given
                 self.process = True
                 if self.dying_at_launch:
                     self.die()
                 else:
-                    self.feed(words.Launched(process=PROCESS))
-            case words.Instruct(order=given):
+                    self.feed(events.Launched(process=PROCESS))
+            case events.Instruct(order=given):
                 assert self.process
                 self.control = given
-            case words.Kill():
+            case events.Kill():
                 self.end(-9, killed=True)
-            case words.Persist(snapshot=snapshot):
+            case events.Persist(snapshot=snapshot):
                 assert self.persisting is None, "two at a time"
                 assert self.slots[slot(snapshot)] == snapshot.sequence, "it may have been written over"
                 self.persisting = snapshot
-            case words.Drop(snapshot=snapshot):
+            case events.Drop(snapshot=snapshot):
                 if self.slots.get(slot(snapshot)) == snapshot.sequence:
                     del self.slots[slot(snapshot)]
                     self.given_back[snapshot.sequence] += 1
@@ -118,7 +118,7 @@ class World(RuleBasedStateMachine):
             self.slots.clear()  # put away, with all that was not given back
         self.machine.held = HeldAssignment.FromString(self.held.SerializeToString())
         if self.process and not self.over and not self.held.HasField("process"):
-            self.machine(words.Launched(process=PROCESS))
+            self.machine(events.Launched(process=PROCESS))
         self.carry_out(self.machine.recover())
 
     @property
@@ -141,7 +141,7 @@ class World(RuleBasedStateMachine):
     def ordered(self, wanted: Assignment.Target.ValueType, step: int) -> None:
         before = self.held
         generation = before.status.observed_generation + step
-        self.feed(words.Ordered(assignment=assigned(wanted, generation)))
+        self.feed(events.Ordered(assignment=assigned(wanted, generation)))
         if step <= 0:
             assert self.held == before
 
@@ -149,24 +149,25 @@ class World(RuleBasedStateMachine):
     @rule(well=st.sampled_from([True] * 9 + [False]))
     def preparation_ends(self, well: bool) -> None:
         self.preparing = False
-        self.feed(words.Prepared() if well else words.CannotGoOn(failure=failure()))
+        self.feed(events.Prepared() if well else events.CannotGoOn(failure=failure()))
 
     @precondition(lambda self: self.persisting)
     @rule(well=st.sampled_from([True, True, False]))
     def persisting_ends(self, well: bool) -> None:
         assert self.persisting
         sequence, self.persisting = self.persisting.sequence, None
-        self.feed(words.Persisted(checkpoint=checkpoint(sequence)) if well else words.PersistFailed(failure=failure()))
+        fate = events.Persisted(checkpoint=checkpoint(sequence)) if well else events.PersistFailed(failure=failure())
+        self.feed(fate)
 
     @precondition(lambda self: self.persisting)
     @rule()
     def persisting_advances(self) -> None:
-        self.feed(words.Advanced(fraction=0.5))
+        self.feed(events.Advanced(fraction=0.5))
 
     @rule(number=st.integers(0, 9))
     def measures(self, number: int) -> None:
         if self.alive:
-            self.feed(words.Measured(progress=progress(number, number), usage=None))
+            self.feed(events.Measured(progress=progress(number, number), usage=None))
 
     @precondition(lambda self: self.alive)
     @rule(most=st.sampled_from([1, 2, 99]))
@@ -175,9 +176,9 @@ class World(RuleBasedStateMachine):
         while self.alive and self.written and most:
             most -= 1
             self.machine.offset += 10
-            self.feed(words.Told(event=self.written.pop(0), offset=self.machine.offset))
+            self.feed(events.Told(event=self.written.pop(0), offset=self.machine.offset))
         if self.alive and self.ended and not self.written:
-            self.feed(words.Ended(exit=self.ended if self.seen else None))
+            self.feed(events.Ended(exit=self.ended if self.seen else None))
 
     @property
     def alive(self) -> bool:
@@ -230,7 +231,7 @@ class World(RuleBasedStateMachine):
     @rule(what=st.sampled_from(["nothing"] * 12 + ["crash", "crash unseen", "worker stops"]))
     def something_grave(self, what: str) -> None:
         if what == "worker stops":
-            self.feed(words.WorkerStopping())
+            self.feed(events.WorkerStopping())
         elif what != "nothing":
             self.end(-11, seen=what == "crash")
 
@@ -278,7 +279,7 @@ class World(RuleBasedStateMachine):
         self.die()
         if self.preparing:
             self.preparing = False
-            self.feed(words.Prepared())
+            self.feed(events.Prepared())
         self.end(0)
         self.looks(99)
         while self.persisting:

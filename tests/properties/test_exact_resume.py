@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from adjourn import snapshots
 from adjourn.snapshots import STATE, TENSORS
 from adjourn.v1.job_pb2 import Pause
-from tests.nursery import PAUSE, Attempt, Nursery
+from tests.harness.training_processes import PAUSE, Attempt, Nursery
 
 EPOCHS = 6
 COMPONENTS = (

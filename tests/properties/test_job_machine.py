@@ -9,8 +9,8 @@ import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 
-from control_plane import upkeep
-from tests.job_machine import ControlPlane
+from adjourn_control_plane.fleet import upkeep
+from tests.harness.job_state_machine import ControlPlane
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,8 @@ from adjourn.client import AsyncClient
 from adjourn.local.ports import free_ports
 from adjourn.local.stack import Options, Stack
 from adjourn.objects import S3Objects
-from tests.guard import guarded
-from tests.trials import EPOCHS, Outcome, Trials
+from tests.harness.jobs import EPOCHS, Outcome, Trials
+from tests.harness.process_guard import guarded
 
 SYNC_SECONDS = 0.25
 LEASE_SECONDS = 3.0

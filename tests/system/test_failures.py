@@ -9,7 +9,7 @@ from adjourn import errors
 from adjourn.client import AsyncClient
 from adjourn.local.stack import Stack
 from adjourn.v1.job_pb2 import Job, JobSpec
-from tests.trials import Outcome, Trial, Trials
+from tests.harness.jobs import Outcome, Trial, Trials
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

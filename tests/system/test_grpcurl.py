@@ -12,7 +12,7 @@ from google.protobuf.json_format import Parse
 from adjourn import bundles
 from adjourn.local.stack import Stack
 from adjourn.v1.job_pb2 import Job
-from tests.trials import EPOCHS, SCRIPT, SEED, Gate, Outcome, Trials
+from tests.harness.jobs import EPOCHS, SCRIPT, SEED, Gate, Outcome, Trials
 
 if TYPE_CHECKING:
     from tests.system.conftest import Ran

@@ -10,7 +10,7 @@ from adjourn import errors
 from adjourn.client import AsyncClient
 from adjourn.objects import S3Objects
 from adjourn.v1.job_pb2 import Job, Pause
-from tests.trials import BEFORE_TRAINING, EPOCHS, Outcome, Trials
+from tests.harness.jobs import BEFORE_TRAINING, EPOCHS, Outcome, Trials
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

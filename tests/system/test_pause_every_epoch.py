@@ -3,7 +3,7 @@
 import pytest
 
 from adjourn.v1.job_pb2 import Pause
-from tests.trials import EPOCHS, Outcome, Trials
+from tests.harness.jobs import EPOCHS, Outcome, Trials
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -167,9 +167,9 @@ async def test_of_several_starts_the_first_error_is_raised_as_it_is(program: Cal
 @pytest.mark.parametrize(
     ("argv", "role"),
     [
-        (["python", "-P", "-m", "worker"], Role.AGENT),
-        (["python", "-m", "worker.launcher", "/data"], Role.TRAINING),
-        (["python", "-m", "control_plane"], Role.CONTROL_PLANE),
+        (["python", "-P", "-m", "adjourn_worker"], Role.AGENT),
+        (["python", "-m", "adjourn_worker.launcher", "/data"], Role.TRAINING),
+        (["python", "-m", "adjourn_control_plane"], Role.CONTROL_PLANE),
         (["/venv/bin/weed", "server", "-dir=/m"], Role.S3),
         (["/x/valkey-server", "/data/valkey.conf"], Role.VALKEY),
         (["sh", "-c", "true"], Role.TRAINING),

@@ -15,7 +15,7 @@ from adjourn.local.leftovers import Role
 from adjourn.local.stack import Stack
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.worker_pb2 import Worker
-from tests.trials import EPOCHS, Outcome, Training, Trial, Trials
+from tests.harness.jobs import EPOCHS, Outcome, Training, Trial, Trials
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -13,8 +13,8 @@ import pytest
 from adjourn.client import AsyncClient
 from adjourn.local import leftovers
 from adjourn.local.ports import free_ports
-from tests.guard import guarded
-from tests.trials import Outcome, Trials
+from tests.harness.jobs import Outcome, Trials
+from tests.harness.process_guard import guarded
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -1,6 +1,6 @@
 """A user's training with dropout, momentum, a schedule, augmentation and early stopping; goes as far as a test lets it.
 
-Arguments: `gate`, the directory of a `tests.trials.Gate`; `fail_in`, an epoch in which it fails, once; `overlap`,
+Arguments: `gate`, the directory of a `tests.harness.jobs.Gate`; `fail_in`, an epoch in which it fails, once; `overlap`,
 whether another process may train the same job at the same time.
 """
 

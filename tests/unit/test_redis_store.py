@@ -4,9 +4,9 @@ from importlib import resources
 
 import pytest
 
-from control_plane import store_values as values
-from control_plane.durability import shortcomings
-from control_plane.redis_store import RedisStore
+from adjourn_control_plane.store import redis_codec as values
+from adjourn_control_plane.store.redis import RedisStore
+from adjourn_control_plane.store.redis_checks import shortcomings
 
 KEEPS = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
 
@@ -43,7 +43,11 @@ def test_anything_else_is_none(token: str) -> None:
 
 
 def test_scripts_are_shipped_with_the_package() -> None:
-    scripts = {path.name for path in resources.files("control_plane").iterdir() if path.name.endswith(".lua")}
+    scripts = {
+        path.name
+        for path in (resources.files("adjourn_control_plane.store") / "scripts").iterdir()
+        if path.name.endswith(".lua")
+    }
     assert scripts == {f"{name}.lua" for name in RedisStore("redis://127.0.0.1/", "test")._scripts}
 
 

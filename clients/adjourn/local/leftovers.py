@@ -36,7 +36,7 @@ def role(argv: Sequence[str]) -> Role:
         return Role.S3
     if argv and Path(argv[0]).name.startswith("valkey-server"):
         return Role.VALKEY
-    modules = {"worker": Role.AGENT, "control_plane": Role.CONTROL_PLANE}
+    modules = {"adjourn_worker": Role.AGENT, "adjourn_control_plane": Role.CONTROL_PLANE}
     named = [after for before, after in pairwise(argv) if before == "-m"]
     return modules.get(named[0], Role.TRAINING) if named else Role.TRAINING
 

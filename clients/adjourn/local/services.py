@@ -23,7 +23,7 @@ def control_plane(*, directory: Path, logs: Path, address: str, environment: Map
     return Program(
         name=CONTROL_PLANE,
         # -P: what lies in the working directory cannot take the module's place.
-        argv=(sys.executable, "-P", "-m", "control_plane"),
+        argv=(sys.executable, "-P", "-m", "adjourn_control_plane"),
         environment={"ADJOURN_LISTEN": address, **environment},
         directory=directory,
         log=logs / f"{CONTROL_PLANE}.log",
@@ -38,7 +38,7 @@ def agent(*, name: str, directory: Path, logs: Path, address: str, environment: 
     begun = time.time()
     return Program(
         name=name,
-        argv=(sys.executable, "-P", "-m", "worker"),
+        argv=(sys.executable, "-P", "-m", "adjourn_worker"),
         environment={
             "ADJOURN_CONTROL_PLANE": address,
             "ADJOURN_WORKER": name,

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from adjourn.training.randomness import derived_seed, seeded
+from adjourn.training.state.generators import derived_seed, seeded
 
 Collate = Callable[[list[Any]], Any]
 

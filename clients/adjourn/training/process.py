@@ -14,13 +14,13 @@ import torch._dynamo  # noqa: F401  (two seconds that any optimizer's constructo
 from google.protobuf.struct_pb2 import ListValue, Struct
 
 from adjourn.mailbox import Control, ProgressBoard
-from adjourn.training.environment import differences, fingerprint, prepare
 from adjourn.training.errors import EntryPointNotFound, EntryPointNotImportable, EnvironmentDiffers, TrainingError
 from adjourn.training.events import EventLog
-from adjourn.training.randomness import seed_generators
-from adjourn.training.restored import Restored
 from adjourn.training.run import Run
 from adjourn.training.session import Leaving, Session
+from adjourn.training.snapshot.reader import Restored
+from adjourn.training.state.environment import differences, fingerprint, prepare
+from adjourn.training.state.generators import seed_generators
 from adjourn.v1.job_pb2 import Failure
 from adjourn.v1.trainer_pb2 import TrainingEvent, TrainingStart
 

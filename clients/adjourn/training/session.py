@@ -21,10 +21,10 @@ from adjourn.training.early_stopping import EarlyStopping
 from adjourn.training.errors import SnapshotFailed, StateNotEncodable, TrainingError, TrainingWithoutEpochs
 from adjourn.training.events import EventLog
 from adjourn.training.loader import Loader, Loaders
-from adjourn.training.meter import Meter, held
-from adjourn.training.restored import Restored
-from adjourn.training.saving import Saver
-from adjourn.training.state import DATA, State
+from adjourn.training.progress import Meter, held
+from adjourn.training.snapshot.reader import Restored
+from adjourn.training.snapshot.writer import Saver
+from adjourn.training.state.registry import DATA, State
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.job_pb2 import Best, Pause, Progress
 from adjourn.v1.trainer_pb2 import (

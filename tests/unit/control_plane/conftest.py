@@ -5,11 +5,11 @@ from datetime import UTC, datetime
 import pytest
 
 from adjourn.v1.job_pb2 import Job, JobSpec
-from control_plane import jobs
-from control_plane.ledger import Ledger
-from control_plane.store import Change
-from tests.memory_store import MemoryStore
-from tests.unit.control_plane.wishing import JOB
+from adjourn_control_plane.job import machine
+from adjourn_control_plane.job.updater import Ledger
+from adjourn_control_plane.store.interface import Change
+from tests.harness.job_requests import JOB
+from tests.harness.memory_store import MemoryStore
 
 
 @pytest.fixture
@@ -21,5 +21,5 @@ def ledger(memory_store: MemoryStore) -> Ledger:
 async def one_job(memory_store: MemoryStore) -> None:
     """A queued job in the store."""
     spec = JobSpec(entry_point="m:f", total_epochs=10)
-    decision = jobs.create(Job(name=JOB, spec=spec), actor="ann", now=datetime.now(UTC))
+    decision = machine.create(Job(name=JOB, spec=spec), actor="ann", now=datetime.now(UTC))
     await memory_store.commit(Change(job=JOB, expected=0, record=decision.record, events=decision.events))

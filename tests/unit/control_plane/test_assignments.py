@@ -10,8 +10,8 @@ from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, Exit, Fen
 from adjourn.v1.job_pb2 import Failure, Job, Pause, Progress
 from adjourn.v1.record_pb2 import JobRecord
 from adjourn.v1.usage_pb2 import EpochMetrics
-from control_plane import assignments
-from control_plane.events import (
+from adjourn_control_plane.fleet import reconcile
+from adjourn_control_plane.job.events import (
     Adopted,
     Began,
     EpochEnded,
@@ -26,7 +26,7 @@ from control_plane.events import (
     Rested,
     Stopped,
 )
-from tests.unit.control_plane.making import NAME, START, A, B, Life, checkpoint, checkpoint_name, paused, status
+from tests.harness.job_life import NAME, START, A, B, Life, checkpoint, checkpoint_name, paused, status
 
 FAILURE = Failure(reason=reasons.PROCESS_KILLED, message="ended by SIGKILL")
 OVER = [AssignmentStatus.PAUSED, AssignmentStatus.STOPPED, AssignmentStatus.SUCCEEDED, AssignmentStatus.FAILED]
@@ -44,11 +44,11 @@ def events(
     held: Sequence[JobRecord], *reported: AssignmentStatus, others: Sequence[JobRecord] = ()
 ) -> list[tuple[str, Event]]:
     known = {record.job.name: record for record in others}
-    return [*assignments.reconcile(A, held, reported, known), *assignments.missing(A, held, reported)]
+    return [*reconcile.reconcile(A, held, reported, known), *reconcile.missing(A, held, reported)]
 
 
 def told(held: Sequence[JobRecord], *reported: AssignmentStatus, others: Sequence[JobRecord] = ()) -> list[Assignment]:
-    return assignments.respond(held, reported, {record.job.name: record for record in others})
+    return reconcile.respond(held, reported, {record.job.name: record for record in others})
 
 
 def is_stop(assignment: Assignment, stopped: AssignmentStatus) -> bool:
@@ -92,7 +92,7 @@ def test_a_later_attempt_is_adopted_and_the_one_we_knew_not_counted_as_lost(work
     life = seventh()
     later = status(life.record, attempt=8, generation=3, devices=("GPU-1",))
     held, others = ([life.record], []) if worker == A else ([], [life.record])
-    ((job, event),) = assignments.reconcile(A, held, [later], {record.job.name: record for record in others})
+    ((job, event),) = reconcile.reconcile(A, held, [later], {record.job.name: record for record in others})
     assert (job, event) == (
         NAME,
         Adopted(actor=A, token=later.token, worker=A, device_uuids=("GPU-1",), generation=3),
@@ -105,7 +105,7 @@ def test_a_later_attempt_is_adopted_and_the_one_we_knew_not_counted_as_lost(work
 
 def test_an_exit_report_is_the_end_of_the_attempt() -> None:
     report = Report(exit=Exit(phase=AssignmentStatus.FAILED, code=-9, failure=FAILURE))
-    assert assignments.told(report, A) == Failed(actor=A, failure=FAILURE)
+    assert reconcile.told(report, A) == Failed(actor=A, failure=FAILURE)
 
 
 def test_an_acknowledged_attempt_that_is_gone_is_lost() -> None:
@@ -220,19 +220,19 @@ def test_progress_is_taken_over_when_it_is_new() -> None:
     ],
 )
 def test_each_way_to_end(phase: AssignmentStatus.Phase.ValueType, event: Event) -> None:
-    assert assignments.ended(Exit(phase=phase, checkpoint="c", failure=FAILURE), A) == event
+    assert reconcile.ended(Exit(phase=phase, checkpoint="c", failure=FAILURE), A) == event
 
 
 def test_an_end_without_a_reason_has_one_all_the_same() -> None:
-    failed = assignments.ended(Exit(phase=AssignmentStatus.FAILED), A)
+    failed = reconcile.ended(Exit(phase=AssignmentStatus.FAILED), A)
     assert isinstance(failed, Failed)
     assert failed.failure.reason == reasons.PROCESS_ENDED
-    assert assignments.ended(Exit(phase=AssignmentStatus.STOPPED), A) == Stopped(actor=A)
+    assert reconcile.ended(Exit(phase=AssignmentStatus.STOPPED), A) == Stopped(actor=A)
 
 
 def test_each_kind_of_report() -> None:
     metrics, made, pause = EpochMetrics(epoch=3), checkpoint(3), Pause(note="n")
-    assert assignments.told(Report(epoch=metrics), A) == EpochEnded(actor=A, metrics=metrics)
-    assert assignments.told(Report(checkpoint=made), A) == Registered(actor=A, checkpoint=made)
-    assert assignments.told(Report(pause=pause), A) == PausePhase(actor=A, pause=pause)
-    assert assignments.told(Report(sequence=1, token=FencingToken(attempt=1)), A) is None, "of a later version"
+    assert reconcile.told(Report(epoch=metrics), A) == EpochEnded(actor=A, metrics=metrics)
+    assert reconcile.told(Report(checkpoint=made), A) == Registered(actor=A, checkpoint=made)
+    assert reconcile.told(Report(pause=pause), A) == PausePhase(actor=A, pause=pause)
+    assert reconcile.told(Report(sequence=1, token=FencingToken(attempt=1)), A) is None, "of a later version"

@@ -6,8 +6,8 @@ import pytest
 
 from adjourn import reasons
 from adjourn.v1.job_pb2 import Failure, Job
-from control_plane.budget import ready_time
-from tests.unit.control_plane.making import Life, paused
+from adjourn_control_plane.job.retries import ready_time
+from tests.harness.job_life import Life, paused
 
 
 def wait(life: Life) -> timedelta:

@@ -7,7 +7,7 @@ import pytest
 from adjourn.v1.job_pb2 import Job, JobSpec, Pause
 from adjourn.v1.record_pb2 import JobRecord
 from adjourn.v1.usage_pb2 import EpochMetrics
-from control_plane import estimates
+from adjourn_control_plane.job import estimates
 
 
 def after(*epoch_seconds: float, epoch: int = 0, epoch_step: int = 0, total: int = 10) -> JobRecord:

@@ -6,8 +6,8 @@ from adjourn import errors, reasons
 from adjourn.v1.agent_service_pb2 import Assignment, FencingToken
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Failure
-from control_plane.events import Adopted, FoundRunning
-from tests.unit.control_plane.making import A, B, Life, checkpoint_name, paused
+from adjourn_control_plane.job.events import Adopted, FoundRunning
+from tests.harness.job_life import A, B, Life, checkpoint_name, paused
 
 
 def test_a_run_to_its_end() -> None:

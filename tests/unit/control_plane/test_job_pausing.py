@@ -8,8 +8,8 @@ from adjourn import errors, reasons
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import EPOCH, Failure, Hold, Pause
-from control_plane.events import PausePhase, Registered
-from tests.unit.control_plane.making import A, Life, checkpoint_name, paused
+from adjourn_control_plane.job.events import PausePhase, Registered
+from tests.harness.job_life import A, Life, checkpoint_name, paused
 
 
 def test_asking_for_a_pause_is_not_being_paused() -> None:

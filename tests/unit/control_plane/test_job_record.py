@@ -7,8 +7,8 @@ import pytest
 
 from adjourn.v1.job_pb2 import Job, Progress
 from adjourn.v1.record_pb2 import JobRecord
-from control_plane.events import Observed
-from tests.unit.control_plane.making import START, A, Life, checkpoint_name
+from adjourn_control_plane.job.events import Observed
+from tests.harness.job_life import START, A, Life, checkpoint_name
 
 
 def test_a_new_job_is_queued() -> None:

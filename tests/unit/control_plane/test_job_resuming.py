@@ -7,7 +7,7 @@ import pytest
 from adjourn import errors
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.job_pb2 import Failure, Hold, Pause
-from tests.unit.control_plane.making import A, B, Life, checkpoint_name, paused
+from tests.harness.job_life import A, B, Life, checkpoint_name, paused
 
 
 def test_a_paused_job_goes_on_from_its_checkpoint() -> None:

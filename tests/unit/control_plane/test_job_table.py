@@ -11,8 +11,8 @@ from adjourn.v1.agent_service_pb2 import FencingToken
 from adjourn.v1.job_pb2 import PAUSE_MODE_UNSPECIFIED, Failure, Hold, Job, Pause
 from adjourn.v1.record_pb2 import JobRecord
 from adjourn.v1.usage_pb2 import EpochMetrics
-from control_plane import jobs
-from control_plane.events import (
+from adjourn_control_plane.job import machine
+from adjourn_control_plane.job.events import (
     Adopted,
     Asked,
     Began,
@@ -32,8 +32,8 @@ from control_plane.events import (
     ResumeAsked,
     Stopped,
 )
-from control_plane.jobs import ENDED, HANDLERS, HELD, TRANSITIONS, State
-from tests.unit.control_plane.making import GONE, RAISED, START, A, Life, checkpoint
+from adjourn_control_plane.job.machine import ENDED, HANDLERS, HELD, TRANSITIONS, State
+from tests.harness.job_life import GONE, RAISED, START, A, Life, checkpoint
 
 STATES = [state for state in Job.State.values() if state != Job.STATE_UNSPECIFIED]
 ASKED: list[Asked] = [
@@ -100,7 +100,7 @@ def seen() -> Mapping[tuple[State, type[Event]], set[State]]:
         for event in possible(record):
             now += timedelta(seconds=1)
             try:
-                decision = jobs.decide(record, event, now)
+                decision = machine.decide(record, event, now)
             except errors.PreconditionError:
                 continue
             after = decision.record if decision else record
@@ -172,7 +172,7 @@ REFUSED = [(state, event) for state in STATES for event in ASKED if (state, type
 @pytest.mark.parametrize(("state", "event"), REFUSED, ids=lambda it: getattr(it, "verb", None) or Job.State.Name(it))
 def test_what_may_not_be_asked_for_is_refused_with_what_may(state: State, event: Asked) -> None:
     with pytest.raises(errors.PreconditionError) as caught:
-        jobs.decide(in_state(state), event, START)
+        machine.decide(in_state(state), event, START)
     error = caught.value
     assert type(error) is not errors.PreconditionError
     assert error.metadata["state"] == Job.State.Name(state)
@@ -187,7 +187,7 @@ def test_late_news_is_ignored() -> None:
     record = in_state(Job.SUCCEEDED)
     for event in possible(record):
         if not isinstance(event, Asked):
-            assert jobs.decide(record, event, START) is None
+            assert machine.decide(record, event, START) is None
 
 
 def test_a_decision_leaves_the_record_alone() -> None:
@@ -196,7 +196,7 @@ def test_a_decision_leaves_the_record_alone() -> None:
     before.CopyFrom(record)
     for event in possible(record):
         try:
-            jobs.decide(record, event, START)
+            machine.decide(record, event, START)
         except errors.PreconditionError:
             continue
         assert record == before
@@ -204,6 +204,6 @@ def test_a_decision_leaves_the_record_alone() -> None:
 
 def test_an_outcome_beyond_the_table_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong: dict[object, object] = {(Job.QUEUED, CancelAsked): (Job.PAUSED,)}
-    monkeypatch.setattr(jobs, "TRANSITIONS", wrong)
+    monkeypatch.setattr(machine, "TRANSITIONS", wrong)
     with pytest.raises(AssertionError, match="CANCELLED"):
-        jobs.decide(Life().record, ASKED[2], START)
+        machine.decide(Life().record, ASKED[2], START)

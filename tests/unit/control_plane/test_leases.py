@@ -3,8 +3,8 @@
 from datetime import timedelta
 
 from adjourn.v1.worker_pb2 import Worker
-from control_plane.leases import Leases
-from control_plane.store import Session
+from adjourn_control_plane.fleet.leases import Leases
+from adjourn_control_plane.store.interface import Session
 
 LEASE = 15.0
 

@@ -10,14 +10,14 @@ from adjourn import errors
 from adjourn.v1.agent_service_pb2 import AssignmentStatus, Exit, Report
 from adjourn.v1.job_pb2 import Job, JobSpec
 from adjourn.v1.job_service_pb2 import DeleteJobRequest, PauseJobRequest, ResumeJobRequest
-from control_plane import jobs
-from control_plane import ledger as ledgers
-from control_plane.events import Asked, Lost, Placed
-from control_plane.ledger import Call, Ledger
-from control_plane.store import Change, Conflict, JobName, WorkerName
-from tests.memory_store import MemoryStore
-from tests.unit.control_plane.making import GONE, A, B, checkpoint
-from tests.unit.control_plane.wishing import CANCEL, JOB, PAUSE, RESUME, fresh, place, there
+from adjourn_control_plane.job import machine
+from adjourn_control_plane.job import updater as ledgers
+from adjourn_control_plane.job.events import Asked, Lost, Placed
+from adjourn_control_plane.job.updater import Call, Ledger
+from adjourn_control_plane.store.interface import Change, Conflict, JobName, WorkerName
+from tests.harness.job_life import GONE, A, B, checkpoint
+from tests.harness.job_requests import CANCEL, JOB, PAUSE, RESUME, fresh, place, there
+from tests.harness.memory_store import MemoryStore
 
 pytestmark = pytest.mark.usefixtures("one_job")
 
@@ -170,7 +170,7 @@ class Busy(MemoryStore):
 
 async def test_a_race_that_is_lost_for_ever_is_given_up() -> None:
     store = Busy()
-    decision = jobs.create(Job(name=JOB, spec=JobSpec(total_epochs=1)), actor="ann", now=datetime.now(UTC))
+    decision = machine.create(Job(name=JOB, spec=JobSpec(total_epochs=1)), actor="ann", now=datetime.now(UTC))
     await store.commit(Change(job=JOB, expected=0, record=decision.record))
     with pytest.raises(errors.ContentionError):
         await Ledger(store).wish(JOB, CANCEL, fresh())
@@ -190,7 +190,7 @@ async def test_a_placement_is_not_repeated_on_another_occupancy(ledger: Ledger, 
     seen = await memory_store.occupancy(WorkerName(A))
     event = Placed(actor="control_plane", worker=A, device_uuids=(), nonce="n")
     await ledger.apply(JOB, event, occupancy=seen)
-    other = jobs.create(Job(name="jobs/k", spec=JobSpec(total_epochs=1)), actor="ann", now=datetime.now(UTC))
+    other = machine.create(Job(name="jobs/k", spec=JobSpec(total_epochs=1)), actor="ann", now=datetime.now(UTC))
     await memory_store.commit(Change(job=JobName("jobs/k"), expected=0, record=other.record))
     with pytest.raises(Conflict):
         await ledger.apply(JobName("jobs/k"), event, occupancy=seen)

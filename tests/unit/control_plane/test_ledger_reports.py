@@ -8,11 +8,11 @@ from adjourn import errors, reasons
 from adjourn.v1.agent_service_pb2 import AssignmentStatus, Exit, FencingToken, Report
 from adjourn.v1.job_pb2 import Failure, Job
 from adjourn.v1.usage_pb2 import EpochMetrics
-from control_plane.events import Began, Lost
-from control_plane.ledger import Ledger
-from tests.memory_store import MemoryStore
-from tests.unit.control_plane.making import GONE, A, B, checkpoint
-from tests.unit.control_plane.wishing import CANCEL, JOB, PAUSE, fresh, place, there
+from adjourn_control_plane.job.events import Began, Lost
+from adjourn_control_plane.job.updater import Ledger
+from tests.harness.job_life import GONE, A, B, checkpoint
+from tests.harness.job_requests import CANCEL, JOB, PAUSE, fresh, place, there
+from tests.harness.memory_store import MemoryStore
 
 pytestmark = pytest.mark.usefixtures("one_job")
 

@@ -3,8 +3,8 @@
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import EPOCH, PAUSE_MODE_UNSPECIFIED, Job, JobSpec, Pause
 from adjourn.v1.record_pb2 import JobRecord
-from control_plane import pauses
-from tests.unit.control_plane.making import START, A
+from adjourn_control_plane.job import pauses
+from tests.harness.job_life import START, A
 
 
 def asked(job: Job) -> Job:

@@ -5,8 +5,8 @@ import pytest
 from adjourn.v1.job_pb2 import Job, JobSpec
 from adjourn.v1.record_pb2 import JobRecord
 from adjourn.v1.worker_pb2 import Device, Worker
-from control_plane.placement import Offer, Place, choose, offer
-from control_plane.store import Occupancy, Stored, WorkerName
+from adjourn_control_plane.fleet.placement import Offer, Place, choose, offer
+from adjourn_control_plane.store.interface import Occupancy, Stored, WorkerName
 
 
 def machine(*, gpus: int = 0, cpu_slots: int = 0, quarantined: tuple[int, ...] = ()) -> Worker:

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from control_plane.server import AddressTaken, try_address
+from adjourn_control_plane.server import AddressTaken, try_address
 
 
 def test_a_free_port_of_each_kind_of_address() -> None:

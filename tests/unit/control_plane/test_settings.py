@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from adjourn.environment import InvalidSettings
-from control_plane.settings import Settings
+from adjourn_control_plane.settings import Settings
 
 ENVIRONMENT = {
     "ADJOURN_REDIS_URL": "redis://:secret@127.0.0.1:6379/0",

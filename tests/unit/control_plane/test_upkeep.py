@@ -16,17 +16,17 @@ from adjourn.v1.agent_service_pb2 import AssignmentStatus, Exit, Report
 from adjourn.v1.job_pb2 import EPOCH, Failure, Job, JobSpec, Pause
 from adjourn.v1.record_pb2 import JobRecord
 from adjourn.v1.worker_pb2 import Device, Worker
-from control_plane import jobs
-from control_plane import upkeep as keeping
-from control_plane.events import Observed, PauseAsked, Placed
-from control_plane.ledger import Call, Ledger
-from control_plane.settings import Settings
-from control_plane.store import Change, JobName, Occupancy, WorkerName
-from control_plane.upkeep import Upkeep
-from control_plane.wakeups import Wakeups
-from tests.memory_objects import MemoryObjects
-from tests.memory_store import MemoryStore
-from tests.unit.control_plane.making import A, B
+from adjourn_control_plane.fleet import upkeep as keeping
+from adjourn_control_plane.fleet.upkeep import Upkeep
+from adjourn_control_plane.job import machine
+from adjourn_control_plane.job.events import Observed, PauseAsked, Placed
+from adjourn_control_plane.job.updater import Call, Ledger
+from adjourn_control_plane.settings import Settings
+from adjourn_control_plane.store.interface import Change, JobName, Occupancy, WorkerName
+from adjourn_control_plane.store.notifier import Wakeups
+from tests.harness.job_life import A, B
+from tests.harness.memory_objects import MemoryObjects
+from tests.harness.memory_store import MemoryStore
 
 Silence = Callable[[float], Awaitable[None]]
 SETTINGS = Settings(
@@ -55,7 +55,7 @@ class Plane:
 
     async def create(self, name: str, **spec: Any) -> JobName:
         job = Job(name=f"jobs/{name}", spec=JobSpec(entry_point="m:f", **spec))
-        decision = jobs.create(job, actor="ann", now=datetime.now(UTC))
+        decision = machine.create(job, actor="ann", now=datetime.now(UTC))
         await self.store.commit(Change(job=JobName(job.name), expected=0, record=decision.record))
         return JobName(job.name)
 

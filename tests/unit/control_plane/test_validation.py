@@ -8,7 +8,7 @@ from google.protobuf.json_format import ParseDict
 
 from adjourn.v1.job_pb2 import Job, JobSpec
 from adjourn.v1.job_service_pb2 import CreateJobRequest
-from control_plane import validation
+from adjourn_control_plane.api import validation
 
 GOOD: dict[str, Any] = {"entry_point": "package.module:main"}
 

@@ -6,10 +6,10 @@ import pytest
 
 from adjourn import errors
 from adjourn.v1.job_pb2 import Job
-from control_plane.store import JobName
-from control_plane.wakeups import Wakeups
-from tests.contract.making import created, creation
-from tests.memory_store import MemoryStore
+from adjourn_control_plane.store.interface import JobName
+from adjourn_control_plane.store.notifier import Wakeups
+from tests.harness.memory_store import MemoryStore
+from tests.harness.store_records import created, creation
 
 
 async def test_a_change_rings_for_its_worker_and_for_who_hears_all(memory_store: MemoryStore) -> None:

@@ -9,12 +9,12 @@ import pytest
 from adjourn import errors
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import WatchJobsRequest, WatchJobsResponse
-from control_plane import watch as watching
-from control_plane.store import JobName, JobStore
-from control_plane.wakeups import Wakeups
-from control_plane.watch import Watch
-from tests.contract.making import change, created, deletion, there
-from tests.memory_store import MemoryStore
+from adjourn_control_plane.api import watch as watching
+from adjourn_control_plane.api.watch import Watch
+from adjourn_control_plane.store.interface import JobName, JobStore
+from adjourn_control_plane.store.notifier import Wakeups
+from tests.harness.memory_store import MemoryStore
+from tests.harness.store_records import change, created, deletion, there
 
 JOB = "jobs/a"
 

@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.nursery import Nursery
+from tests.harness.training_processes import Nursery
 
 
 @pytest.fixture(scope="session")

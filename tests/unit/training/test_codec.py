@@ -12,7 +12,7 @@ from torch import nn
 
 from adjourn import training
 from adjourn.snapshots import SnapshotInvalid, canonical
-from adjourn.training.codec import DTYPES, Blob, Decoder, Encoder
+from adjourn.training.state.codec import DTYPES, Blob, Decoder, Encoder
 
 CPU = torch.device("cpu")
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from adjourn import training
-from adjourn.training.components import component
-from adjourn.training.gradients import OptimizerState
+from adjourn.training.state.components import component
+from adjourn.training.state.gradients import OptimizerState
 
 
 class Net(nn.Module):

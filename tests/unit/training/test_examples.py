@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.nursery import Nursery
+from tests.harness.training_processes import Nursery
 
 SMALL = [
     ("adjourn.examples.digits:main", {"width": 8}),

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from adjourn.training.loader import Loader, Loaders
-from adjourn.training.randomness import generator_states, seed_generators
+from adjourn.training.state.generators import generator_states, seed_generators
 
 
 class Draws:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from adjourn.training.meter import Meter, held
+from adjourn.training.progress import Meter, held
 from adjourn.v1.job_pb2 import Progress
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from adjourn.mailbox import ProgressBoard
 from adjourn.v1.job_pb2 import JobSpec, Pause
-from tests.nursery import PAUSE, Nursery, failed, read_events, until
+from tests.harness.training_processes import PAUSE, Nursery, failed, read_events, until
 
 
 @pytest.mark.parametrize(
@@ -85,19 +85,19 @@ def test_training_is_told_step_by_step(nursery: Nursery) -> None:
 def test_doorbell_rings_for_each_event(nursery: Nursery, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as doorbell:
         doorbell.bind(str(tmp_path / "bell"))
-        attempt = nursery.run("courses:without_steps", epochs=1, doorbell=str(tmp_path / "bell"))
+        attempt = nursery.run("unusual:without_steps", epochs=1, doorbell=str(tmp_path / "bell"))
         doorbell.setblocking(False)
         assert [doorbell.recv(8) for _ in attempt.events] == [b"!"] * len(attempt.events)
 
 
 def test_training_without_steps_begins_with_its_first_epoch(nursery: Nursery) -> None:
-    attempt = nursery.run("courses:without_steps", epochs=2)
+    attempt = nursery.run("unusual:without_steps", epochs=2)
     assert attempt.kinds == ["began", "epoch", "snapshot", "epoch", "snapshot", "finished"]
     assert attempt.values == {1: {"number": 1}, 2: {"number": 2}}
 
 
 def test_task_without_epochs(nursery: Nursery) -> None:
-    attempt = nursery.run("courses:task", epochs=0, order=PAUSE)
+    attempt = nursery.run("unusual:task", epochs=0, order=PAUSE)
     assert attempt.code == 0
     assert attempt.kinds == ["began", "finished"]
     assert attempt.last.progress.step == 3
@@ -107,7 +107,7 @@ def test_task_without_epochs(nursery: Nursery) -> None:
 
 def test_arguments_seed_and_threads(nursery: Nursery) -> None:
     args = {"lr": 0.5, "width": 64, "deep": {"list": [1, 2.5, "x", None, True]}}
-    attempt = nursery.run("courses:shows_arguments", epochs=1, args=args)
+    attempt = nursery.run("unusual:shows_arguments", epochs=1, args=args)
     first, second = attempt.log.splitlines()
     shown, rest = first.rsplit("}", 1)
     assert eval(shown + "}") == args
@@ -115,7 +115,7 @@ def test_arguments_seed_and_threads(nursery: Nursery) -> None:
     assert "64.0" not in first
     assert rest == " 7 cpu 1"
     assert second.startswith("1  ")
-    assert attempt.log == nursery.run("courses:shows_arguments", epochs=1, args=args).log
+    assert attempt.log == nursery.run("unusual:shows_arguments", epochs=1, args=args).log
 
 
 def test_users_module_comes_before_one_that_was_imported(nursery: Nursery) -> None:
@@ -123,24 +123,24 @@ def test_users_module_comes_before_one_that_was_imported(nursery: Nursery) -> No
 
 
 def test_early_stop_ends_the_training_after_its_epoch(nursery: Nursery) -> None:
-    attempt = nursery.run("courses:stops_early", epochs=5, args={"stop": 2})
+    attempt = nursery.run("unusual:stops_early", epochs=5, args={"stop": 2})
     assert attempt.kinds == ["began", "epoch", "snapshot", "epoch", "snapshot", "finished"]
     assert attempt.values[2] == {"train_loss": 2, "val_loss": 0.5, "test_loss": 0.25}
     assert attempt.last.progress.epoch == 2
 
 
 def test_early_stop_wins_over_a_pause_in_the_same_epoch(nursery: Nursery) -> None:
-    attempt = nursery.run("courses:stops_early", epochs=5, args={"stop": 1}, order=PAUSE)
+    attempt = nursery.run("unusual:stops_early", epochs=5, args={"stop": 1}, order=PAUSE)
     assert attempt.kinds[-2:] == ["snapshot", "finished"]
 
 
 def test_pause_in_the_last_epoch_finishes(nursery: Nursery) -> None:
-    attempt = nursery.run("courses:without_steps", epochs=1, order=PAUSE)
+    attempt = nursery.run("unusual:without_steps", epochs=1, order=PAUSE)
     assert attempt.kinds == ["began", "epoch", "snapshot", "finished"]
 
 
 def test_pause(nursery: Nursery) -> None:
-    attempt = nursery.run("courses:without_steps", epochs=3, order=PAUSE)
+    attempt = nursery.run("unusual:without_steps", epochs=3, order=PAUSE)
     assert attempt.code == 0
     assert attempt.kinds == ["began", "epoch", "snapshot", "paused"]
     assert attempt.snapshots[0].last
@@ -148,7 +148,7 @@ def test_pause(nursery: Nursery) -> None:
 
 
 def test_user_code_cannot_swallow_a_pause(nursery: Nursery) -> None:
-    attempt = nursery.run("courses:catches_everything", order=PAUSE)
+    attempt = nursery.run("unusual:catches_everything", order=PAUSE)
     assert attempt.code == 0
     assert attempt.kinds[-1] == "paused"
     assert "caught Leaving" in attempt.log
@@ -156,19 +156,19 @@ def test_user_code_cannot_swallow_a_pause(nursery: Nursery) -> None:
 
 @pytest.mark.parametrize(("interval", "epochs"), [(0, [6]), (1, [1, 2, 3, 4, 5, 6]), (2, [2, 4, 6]), (4, [4, 6])])
 def test_snapshots_are_taken_when_due(nursery: Nursery, interval: int, epochs: list[int]) -> None:
-    attempt = nursery.run("courses:frees_slots", epochs=6, spec=JobSpec(checkpoint_epochs=interval))
+    attempt = nursery.run("unusual:frees_slots", epochs=6, spec=JobSpec(checkpoint_epochs=interval))
     assert [snapshot.progress.epoch for snapshot in attempt.snapshots] == epochs
 
 
 def test_snapshots_are_skipped_while_no_slot_is_free_but_not_the_last(nursery: Nursery) -> None:
-    attempt = nursery.run("courses:without_steps", epochs=6)
+    attempt = nursery.run("unusual:without_steps", epochs=6)
     assert [snapshot.progress.epoch for snapshot in attempt.snapshots] == [1, 2, 6]
     assert len({snapshot.directory for snapshot in attempt.snapshots}) == 3
 
 
 def test_snapshot_that_cannot_be_written(nursery: Nursery, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    attempt = nursery.run("courses:without_steps", epochs=3, snapshot_directory=str(tmp_path / "file"))
+    attempt = nursery.run("unusual:without_steps", epochs=3, snapshot_directory=str(tmp_path / "file"))
     failed(attempt, "SNAPSHOT_FAILED")
     assert len(attempt.epochs) == 3
     assert attempt.log.count("training goes on without a snapshot") == 2
@@ -189,7 +189,7 @@ def test_workers_of_a_loader_end_with_the_training(nursery: Nursery) -> None:
 
 
 def test_orphan_ends_itself_with_a_snapshot(nursery: Nursery) -> None:
-    directory = nursery.prepare("courses:outlives_its_launcher")
+    directory = nursery.prepare("unusual:outlives_its_launcher")
     nursery.abandon(directory)
     until(lambda: any(event.HasField("snapshot") for event in read_events(directory)))
     *_, snapshot = read_events(directory)

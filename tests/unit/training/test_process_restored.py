@@ -8,7 +8,7 @@ import pytest
 
 from adjourn.snapshots import STATE
 from adjourn.v1.job_pb2 import Pause
-from tests.nursery import PAUSE, Attempt, Nursery, failed
+from tests.harness.training_processes import PAUSE, Attempt, Nursery, failed
 
 
 def test_nothing_left_to_train(nursery: Nursery) -> None:
@@ -31,10 +31,10 @@ def test_counts_and_times_are_carried_on(nursery: Nursery) -> None:
 
 
 def test_accumulated_gradients_and_thawed_layers_survive(nursery: Nursery) -> None:
-    whole = nursery.run("courses:accumulates", epochs=4)
+    whole = nursery.run("unusual:accumulates", epochs=4)
     for epoch in (1, 2, 3):
-        paused = nursery.paused_at("courses:accumulates", epoch, epochs=4)
-        resumed = nursery.run("courses:accumulates", epochs=4, restore=paused)
+        paused = nursery.paused_at("unusual:accumulates", epoch, epochs=4)
+        resumed = nursery.run("unusual:accumulates", epochs=4, restore=paused)
         assert resumed.digests == whole.digests
 
 
@@ -78,8 +78,8 @@ def test_digests_of_the_snapshot_itself_are_used_if_none_are_given(nursery: Nurs
 
 
 def test_number_of_threads_is_that_of_the_beginning(nursery: Nursery) -> None:
-    before = nursery.run("courses:shows_arguments", order=PAUSE, threads=2)
-    attempt = nursery.run("courses:shows_arguments", restore=before, threads=1)
+    before = nursery.run("unusual:shows_arguments", order=PAUSE, threads=2)
+    attempt = nursery.run("unusual:shows_arguments", restore=before, threads=1)
     assert attempt.code == 0
     assert attempt.log.splitlines()[1].startswith("2 ")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from adjourn.training.randomness import derived_seed, generator_states, restore_generator, seed_generators
+from adjourn.training.state.generators import derived_seed, generator_states, restore_generator, seed_generators
 
 
 def draws() -> tuple[float, float, float, float, float]:

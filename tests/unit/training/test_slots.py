@@ -9,8 +9,8 @@ import torch
 
 from adjourn import snapshots, training
 from adjourn.snapshots import STATE, TAKEN, TENSORS
-from adjourn.training.codec import Blob
-from adjourn.training.slots import Slot, Slots
+from adjourn.training.snapshot.slots import Slot, Slots
+from adjourn.training.state.codec import Blob
 
 
 def blobs(value: float, size: int = 1000) -> dict[str, Blob]:

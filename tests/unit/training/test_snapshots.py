@@ -8,8 +8,8 @@ import torch
 
 from adjourn import snapshots
 from adjourn.snapshots import STATE, TENSORS, SnapshotInvalid
-from adjourn.training.codec import Encoder
-from adjourn.training.slots import Slot
+from adjourn.training.snapshot.slots import Slot
+from adjourn.training.state.codec import Encoder
 
 
 def write(directory: Path, **components: Any) -> dict[str, str]:

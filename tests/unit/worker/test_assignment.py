@@ -8,7 +8,21 @@ from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.trainer_pb2 import TrainingBegan
 from adjourn.v1.usage_pb2 import ResourceSample
-from tests.machine import (
+from adjourn_worker.attempt.events import (
+    Advanced,
+    Drop,
+    Ended,
+    Instruct,
+    Launch,
+    Launched,
+    Measured,
+    Ordered,
+    Persist,
+    Persisted,
+    Prepare,
+    Prepared,
+)
+from tests.harness.attempt_driver import (
     EXACT,
     NOW,
     PAUSE,
@@ -27,20 +41,6 @@ from tests.machine import (
     progress,
     running,
     snapshot,
-)
-from worker.words import (
-    Advanced,
-    Drop,
-    Ended,
-    Instruct,
-    Launch,
-    Launched,
-    Measured,
-    Ordered,
-    Persist,
-    Persisted,
-    Prepare,
-    Prepared,
 )
 
 STARTING, RUNNING, PAUSING = AssignmentStatus.STARTING, AssignmentStatus.RUNNING, AssignmentStatus.PAUSING

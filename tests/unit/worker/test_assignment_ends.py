@@ -4,7 +4,18 @@ import pytest
 
 from adjourn import reasons
 from adjourn.v1.agent_service_pb2 import AssignmentStatus
-from tests.machine import (
+from adjourn_worker.attempt.events import (
+    CannotGoOn,
+    Drop,
+    Ended,
+    Kill,
+    Persist,
+    Persisted,
+    PersistFailed,
+    Prepared,
+    WorkerStopping,
+)
+from tests.harness.attempt_driver import (
     NOW,
     STOP,
     Machine,
@@ -15,17 +26,6 @@ from tests.machine import (
     pausing,
     running,
     snapshot,
-)
-from worker.words import (
-    CannotGoOn,
-    Drop,
-    Ended,
-    Kill,
-    Persist,
-    Persisted,
-    PersistFailed,
-    Prepared,
-    WorkerStopping,
 )
 
 STARTING, RUNNING, PAUSING = AssignmentStatus.STARTING, AssignmentStatus.RUNNING, AssignmentStatus.PAUSING

@@ -5,21 +5,7 @@ import pytest
 from adjourn import reasons
 from adjourn.v1.agent_service_pb2 import AssignmentStatus
 from adjourn.v1.trainer_pb2 import Snapshot, TrainingEvent
-from tests.machine import (
-    PAUSE,
-    PROCESS,
-    STOP,
-    Machine,
-    assigned,
-    checkpoint,
-    failure,
-    finished,
-    order,
-    pausing,
-    running,
-    snapshot,
-)
-from worker.words import (
+from adjourn_worker.attempt.events import (
     Advanced,
     Drop,
     Ended,
@@ -35,6 +21,20 @@ from worker.words import (
     Prepared,
     Told,
     WorkerStopping,
+)
+from tests.harness.attempt_driver import (
+    PAUSE,
+    PROCESS,
+    STOP,
+    Machine,
+    assigned,
+    checkpoint,
+    failure,
+    finished,
+    order,
+    pausing,
+    running,
+    snapshot,
 )
 
 

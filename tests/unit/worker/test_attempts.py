@@ -5,8 +5,8 @@ import pytest
 from adjourn import frames
 from adjourn.v1.job_pb2 import Progress
 from adjourn.v1.trainer_pb2 import TrainingEvent, TrainingProcess, TrainingStart
-from worker import attempts
-from worker.attempts import AttemptDamaged
+from adjourn_worker.attempt import files
+from adjourn_worker.attempt.files import AttemptDamaged
 
 
 def event(step: int) -> TrainingEvent:
@@ -17,12 +17,12 @@ def test_files_say_what_was_written(tmp_path: Path) -> None:
     directory = tmp_path / "attempt"
     start = TrainingStart(job="jobs/a", attempt=2)
     process = TrainingProcess(pid=7, nonce="n")
-    attempts.write_start(directory, start)
-    attempts.write_process(directory, process)
-    attempts.write_exit(directory, code=-9, killed=True)
-    ended = attempts.read_exit(directory)
-    assert attempts.read_start(directory) == start
-    assert attempts.read_process(directory) == process
+    files.write_start(directory, start)
+    files.write_process(directory, process)
+    files.write_exit(directory, code=-9, killed=True)
+    ended = files.read_exit(directory)
+    assert files.read_start(directory) == start
+    assert files.read_process(directory) == process
     assert ended is not None
     assert (ended.code, ended.killed) == (-9, True)
     assert ended.time.seconds > 0
@@ -30,42 +30,42 @@ def test_files_say_what_was_written(tmp_path: Path) -> None:
 
 
 def test_what_is_not_there_is_none(tmp_path: Path) -> None:
-    assert attempts.read_start(tmp_path) is None
-    assert attempts.read_process(tmp_path) is None
-    assert attempts.read_exit(tmp_path) is None
-    assert attempts.read_events(tmp_path, 0) == []
+    assert files.read_start(tmp_path) is None
+    assert files.read_process(tmp_path) is None
+    assert files.read_exit(tmp_path) is None
+    assert files.read_events(tmp_path, 0) == []
 
 
 def test_events_are_read_from_where_one_stopped(tmp_path: Path) -> None:
     whole = [frames.encode(event(step)) for step in (1, 2, 3)]
     (tmp_path / "events").write_bytes(whole[0] + whole[1] + whole[2][:-1])
-    first = attempts.read_events(tmp_path, 0)
+    first = files.read_events(tmp_path, 0)
     assert [item.progress.step for item, _ in first] == [1, 2]
     offset = first[-1][1]
-    assert attempts.read_events(tmp_path, offset) == []
+    assert files.read_events(tmp_path, offset) == []
     with (tmp_path / "events").open("ab") as file:
         file.write(whole[2][-1:])
-    assert attempts.read_events(tmp_path, offset) == [(event(3), sum(map(len, whole)))]
+    assert files.read_events(tmp_path, offset) == [(event(3), sum(map(len, whole)))]
 
 
 @pytest.mark.parametrize("garbage", [b"\xff\xff\xff\xff", b"\0\0\0\2\xff\xff"])
 def test_garbage_among_events_is_named(tmp_path: Path, garbage: bytes) -> None:
     (tmp_path / "events").write_bytes(frames.encode(event(1)) + garbage)
     with pytest.raises(AttemptDamaged, match="events"):
-        attempts.read_events(tmp_path, 0)
+        files.read_events(tmp_path, 0)
 
 
 def test_a_damaged_exit_is_named(tmp_path: Path) -> None:
     (tmp_path / "exit").write_bytes(b"\xff\xff")
     with pytest.raises(AttemptDamaged, match="exit"):
-        attempts.read_exit(tmp_path)
+        files.read_exit(tmp_path)
 
 
 def test_the_tail_of_a_file_is_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "log"
-    assert attempts.tail(path) == ""
+    assert files.tail(path) == ""
     path.write_bytes(b"one\ntwo\nthr\xffee\n")
-    assert attempts.tail(path) == "one\ntwo\nthr\ufffdee\n"
-    assert attempts.tail(path, size=10) == "thr\ufffdee\n"
+    assert files.tail(path) == "one\ntwo\nthr\ufffdee\n"
+    assert files.tail(path, size=10) == "thr\ufffdee\n"
     path.write_text("x" * 100)
-    assert attempts.tail(path, size=10) == "x" * 10
+    assert files.tail(path, size=10) == "x" * 10

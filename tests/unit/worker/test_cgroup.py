@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from worker import cgroup
+from adjourn_worker.host import cgroup
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import pytest
 
 from adjourn.v1.usage_pb2 import GpuSample
 from adjourn.v1.worker_pb2 import Device
-from worker import cgroup
-from worker.devices import Meter, NoGpus, find_gpus
-from worker.settings import GpuShare
+from adjourn_worker.host import cgroup
+from adjourn_worker.host.gpus import Meter, NoGpus, find_gpus
+from adjourn_worker.settings import GpuShare
 
 
 class NvmlError(Exception):

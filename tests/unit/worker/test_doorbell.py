@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.doorbell import Doorbell, ring
+from adjourn_worker.host.notify import Doorbell, ring
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, FencingToken, Report
 from adjourn.v1.trainer_pb2 import HeldAssignment
 from adjourn.v1.usage_pb2 import EpochMetrics
-from worker.journal import Journal, JournalDamaged, JournalTaken, JournalUnwritable
-from worker.places import Places
+from adjourn_worker.journal import Journal, JournalDamaged, JournalTaken, JournalUnwritable
+from adjourn_worker.paths import Places
 
 
 @pytest.fixture
@@ -98,8 +98,8 @@ def test_an_agent_that_was_killed_leaves_what_it_recorded_and_no_lock(places: Pl
         import os, pathlib, signal, sys
         from adjourn.v1.agent_service_pb2 import Report
         from adjourn.v1.trainer_pb2 import HeldAssignment
-        from worker.journal import Journal
-        from worker.places import Places
+        from adjourn_worker.journal import Journal
+        from adjourn_worker.paths import Places
         journal = Journal(Places.prepare(pathlib.Path(sys.argv[1]), {}))
         held = HeldAssignment()
         held.assignment.job = "jobs/a"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adjourn.v1.job_pb2 import JobSpec, Progress
-from worker.checkpoints.manifest import File, Manifest, ManifestInvalid, Part
+from adjourn_worker.storage.manifest import File, Manifest, ManifestInvalid, Part
 
 DIGEST = "ab" * 32
 

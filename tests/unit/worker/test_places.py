@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from adjourn.v1.agent_service_pb2 import FencingToken
-from worker import places as module
-from worker.places import Places, UnsafePlace
+from adjourn_worker import paths as module
+from adjourn_worker.paths import Places, UnsafePlace
 
 TOKEN = FencingToken(attempt=3, nonce="0123456789abcdef" * 2)
 

@@ -4,7 +4,7 @@ import pytest
 
 from adjourn.channel import DEFAULT_ADDRESS
 from adjourn.environment import InvalidSettings
-from worker.settings import GpuShare, LogFormat, OnTerm, Settings
+from adjourn_worker.settings import GpuShare, LogFormat, OnTerm, Settings
 
 ENOUGH = {
     "ADJOURN_WORKER": "worker-1",

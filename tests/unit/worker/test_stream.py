@@ -12,8 +12,8 @@ import pytest
 from adjourn import errors
 from adjourn.v1 import agent_service_pb2_grpc
 from adjourn.v1.agent_service_pb2 import SynchronizeRequest, SynchronizeResponse
-from worker import stream as module
-from worker.stream import Stream, Superseded
+from adjourn_worker import sync as module
+from adjourn_worker.sync import Stream, Superseded
 
 Requests = AsyncIterator[SynchronizeRequest]
 Answers = AsyncIterator[SynchronizeResponse]

@@ -1,0 +1,1 @@
+"""Snapshots of a run: written to shared memory, read back."""

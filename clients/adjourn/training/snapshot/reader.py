@@ -1,0 +1,52 @@
+"""A snapshot to go on from."""
+
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from google.protobuf import json_format
+
+from adjourn import snapshots
+from adjourn.snapshots import SnapshotInvalid, Tree
+from adjourn.training.errors import SnapshotUnreadable
+from adjourn.training.state.codec import Decoder
+from adjourn.v1.job_pb2 import Progress
+
+
+class Restored:
+    """Reads the components of a snapshot, each when it is wanted."""
+
+    def __init__(self, directory: Path, device: torch.device) -> None:
+        """Reads and checks headers; raises SnapshotUnreadable."""
+        try:
+            self._state = snapshots.read_state(directory)
+            self._entries = snapshots.read_layout(directory / snapshots.TENSORS)
+            self.progress = json_format.ParseDict(dict(self._state.progress), Progress(), ignore_unknown_fields=True)
+            with (directory / snapshots.TENSORS).open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except (SnapshotInvalid, json_format.ParseError, OSError) as error:
+            raise SnapshotUnreadable(f"{directory}: {error}") from error
+        self._decoder = Decoder(self._bytes, device)
+
+    @property
+    def components(self) -> Mapping[str, Tree]:
+        return self._state.components
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        return self._state.environment
+
+    def value(self, component: str) -> Any:
+        """Returns the state of a component, a copy; raises SnapshotUnreadable."""
+        try:
+            return self._decoder.decode(self._state.components[component])
+        except (SnapshotInvalid, KeyError) as error:
+            raise SnapshotUnreadable(f"{component}: {error}") from error
+
+    def _bytes(self, name: str) -> torch.Tensor:
+        entry = self._entries[name]
+        if entry.begin == entry.end:
+            return torch.empty(0, dtype=torch.uint8)
+        return torch.frombuffer(self._map, dtype=torch.uint8, count=entry.end - entry.begin, offset=entry.begin)

@@ -1,0 +1,88 @@
+"""Everything that decides how a training goes on: tracked objects, random generators, place in the data."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from adjourn.snapshots import Tree, component_digest
+from adjourn.training.errors import RestoreDiverged, StateMismatch
+from adjourn.training.snapshot.reader import Restored
+from adjourn.training.state.codec import Blob, Encoder
+from adjourn.training.state.components import Component, component
+from adjourn.training.state.generators import generator_states, restore_generator
+
+DATA = "data"
+"""Component with epoch, step and loaders."""
+
+
+class State:
+    """The components of a run: encoded for a snapshot, loaded from one, compared with it."""
+
+    def __init__(self, data: Callable[[], Any], restored: Restored | None) -> None:
+        self.tracked: dict[str, Component] = {}
+        self._data = data
+        self._restored = restored
+        self._additions = 0
+
+    def add(self, subjects: Mapping[str, Any]) -> None:
+        """Tracks objects, and loads them if something is restored.
+
+        Raises TypeError, StateNotEncodable, or StateMismatch: an object that was not saved, or does not take what was.
+        """
+        added = {name: component(name, subject) for name, subject in subjects.items()}
+        for name, item in added.items():
+            if not name.isidentifier() or name == DATA or name in self.tracked:
+                raise ValueError(f"{name!r} is taken, or not a name")
+            Encoder().encode(item.state(), (name,))
+        self.tracked |= added
+        self._additions += 1
+        self._load(added)
+
+    def encode(self) -> tuple[dict[str, Tree], dict[str, Blob]]:
+        """Returns the trees by component, and the raw data beside them, by reference; raises StateNotEncodable."""
+        encoder = Encoder()
+        states = {name: item.state() for name, item in self.tracked.items()}
+        states |= {DATA: self._data(), **generator_states()}
+        return {name: encoder.encode(state, (name,)) for name, state in states.items()}, encoder.blobs
+
+    def digests(self) -> dict[str, str]:
+        """Returns the digest of each component as it is now, as `snapshots.component_digests` of a snapshot of it."""
+        trees, blobs = self.encode()
+        return {name: component_digest(tree, lambda blob: blobs[blob].chunks()) for name, tree in trees.items()}
+
+    def complete(self) -> None:
+        """Ends the restore, just before the first batch: nothing may draw a random number in between.
+
+        Raises StateMismatch if something that was saved was not tracked.
+        """
+        if self._restored is None:
+            return
+        missing = [name for name in self._restored.components if name not in self._expected()]
+        if missing:
+            raise StateMismatch(f"saved, but not tracked now: {', '.join(missing)}")
+        if self._additions > 1:  # what was tracked later may have been built upon, and changed, what was loaded
+            self._load(self.tracked)
+        for name in self._restored.components:
+            if name.startswith("random."):
+                restore_generator(name, self._restored.value(name))
+
+    def compare(self, expected: Mapping[str, str]) -> None:
+        """Raises RestoreDiverged, unless the digest of every component is the expected one."""
+        found = self.digests()
+        different = [name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)]
+        if different:
+            raise RestoreDiverged(different)
+
+    def _expected(self) -> set[str]:
+        return {*self.tracked, DATA, *generator_states()}
+
+    def _load(self, components: Mapping[str, Component]) -> None:
+        if self._restored is None:
+            return
+        for name, item in sorted(components.items(), key=lambda pair: pair[1].rank):
+            if name not in self._restored.components:
+                raise StateMismatch(f"tracked, but not in the snapshot: {name}")
+            value = self._restored.value(name)
+            try:
+                item.load(value)
+            except Exception as error:  # load_state_dict() is anyone's, and may raise anything
+                raise StateMismatch(f"{name} does not take the state that was saved: {error}") from error

@@ -1,0 +1,1 @@
+"""The services: proto <-> domain, and what surrounds a call."""

@@ -1,0 +1,188 @@
+"""JobService: proto <-> domain, nothing else."""
+
+import asyncio
+import hashlib
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from itertools import islice
+from typing import Any
+from uuid import uuid4
+
+import grpc
+from google.protobuf import empty_pb2
+
+from adjourn import bundles, errors
+from adjourn.channel import BUNDLE_LIMIT_BYTES, CHUNK_BYTES
+from adjourn.objects import ObjectStore
+from adjourn.v1 import job_service_pb2 as pb
+from adjourn.v1 import job_service_pb2_grpc
+from adjourn.v1.job_pb2 import EPOCH, PAUSE_MODE_UNSPECIFIED, Job, PauseMode
+from adjourn.v1.record_pb2 import JobRecord
+from adjourn_control_plane.api import validation
+from adjourn_control_plane.api.identity import actor
+from adjourn_control_plane.api.watch import Watch
+from adjourn_control_plane.job import machine
+from adjourn_control_plane.job.events import CancelAsked, PauseAsked, ResumeAsked
+from adjourn_control_plane.job.transition import Decision
+from adjourn_control_plane.job.updater import Call, Ledger, now, shown
+from adjourn_control_plane.store.interface import (
+    Change,
+    Conflict,
+    JobName,
+    JobStore,
+    NotYetPurged,
+    Request,
+    RequestSeen,
+)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class JobService(job_service_pb2_grpc.JobServiceServicer):
+    """Runs training jobs that can be paused and resumed."""
+
+    def __init__(self, store: JobStore, ledger: Ledger, objects: ObjectStore, watch: Watch) -> None:
+        self.store = store
+        self.ledger = ledger
+        self.objects = objects
+        self.watch = watch
+
+    async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> Job:
+        check(validation.create_job(request))
+        call = Call.of(request, request_id=request.request_id)
+        if (answer := await self.ledger.answered(call)) is not None:
+            return answer
+        spec = request.job.spec
+        if spec.bundle and await self.objects.size(bundles.object_key(spec.bundle)) is None:
+            raise errors.InvalidRequestError({"job.spec.bundle": f"{spec.bundle} was never uploaded"})
+        job = Job(name=f"jobs/{request.job_id or uuid4().hex[:12]}", spec=spec, labels=request.job.labels)
+        if not spec.HasField("seed"):
+            job.spec.seed = secrets.randbits(53)  # what JSON numbers carry without loss
+        return await self.create(machine.create(job, actor=actor(context), now=now()), call)
+
+    async def create(self, decision: Decision, call: Call) -> Job:
+        """Stores a new job; raises AlreadyExistsError if its id is taken."""
+        answer = shown(decision.record)
+        request = Request(id=call.request_id, digest=call.digest, answer=answer) if call.request_id else None
+        name = JobName(answer.name)
+        change = Change(job=name, expected=0, record=decision.record, events=decision.events, request=request)
+        try:
+            await self.store.commit(change)
+        except RequestSeen as seen:
+            return self.ledger.same(call, seen.digest, seen.answer)
+        except NotYetPurged:
+            raise errors.AlreadyExistsError(f"{name} is still being deleted; try again in a moment", job=name) from None
+        except Conflict:
+            raise errors.AlreadyExistsError(f"{name} is taken; choose another id", job=name) from None
+        return answer
+
+    async def GetJob(self, request: pb.GetJobRequest, context: Context) -> Job:
+        return shown(await self.record("name", request.name))
+
+    async def record(self, field: str, name: str) -> JobRecord:
+        check(validation.name(field, name))
+        stored = await self.store.get(JobName(name))
+        if stored is None:
+            raise errors.NotFoundError(f"there is no {name}", job=name)
+        return stored.record
+
+    async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
+        check(validation.page(request.page_size, request.page_token) | validation.states(list(request.states)))
+        found, following = await self.store.page(
+            states=request.states,
+            labels=dict(request.labels),
+            size=validation.page_size(request.page_size),
+            before=int(request.page_token) if request.page_token else None,
+        )
+        token = str(following) if following is not None else ""
+        return pb.ListJobsResponse(jobs=[shown(stored.record) for stored in found], next_page_token=token)
+
+    async def PauseJob(self, request: pb.PauseJobRequest, context: Context) -> Job:
+        check(validation.verb(request.name, request_id=request.request_id, etag=request.etag, reason=request.reason))
+        if request.mode not in (PAUSE_MODE_UNSPECIFIED, EPOCH):
+            raise errors.NotImplementedYetError(
+                f"mode {PauseMode.Name(request.mode)} is not there yet; mode EPOCH is", job=request.name
+            )
+        event = PauseAsked(actor=actor(context), mode=request.mode, reason=request.reason)
+        return await self.ask(request, event)
+
+    async def ResumeJob(self, request: pb.ResumeJobRequest, context: Context) -> Job:
+        check(validation.verb(request.name, request_id=request.request_id, etag=request.etag))
+        return await self.ask(request, ResumeAsked(actor=actor(context), allow_inexact=request.allow_inexact))
+
+    async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> Job:
+        check(validation.verb(request.name, request_id=request.request_id, etag=request.etag, reason=request.reason))
+        if request.HasField("save"):
+            raise errors.NotImplementedYetError(
+                "cancelling with a last checkpoint is not there yet; pause the job, then cancel it", job=request.name
+            )
+        return await self.ask(request, CancelAsked(actor=actor(context), reason=request.reason))
+
+    async def ask(
+        self,
+        request: pb.PauseJobRequest | pb.ResumeJobRequest | pb.CancelJobRequest,
+        event: PauseAsked | ResumeAsked | CancelAsked,
+    ) -> Job:
+        call = Call.of(request, request_id=request.request_id, etag=request.etag)
+        return await self.ledger.wish(JobName(request.name), event, call)
+
+    async def DeleteJob(self, request: pb.DeleteJobRequest, context: Context) -> empty_pb2.Empty:
+        check(validation.verb(request.name, request_id=request.request_id, etag=request.etag))
+        call = Call.of(request, request_id=request.request_id, etag=request.etag)
+        if await self.ledger.answered(call) is None:
+            await self.ledger.delete(JobName(request.name), call)
+        return empty_pb2.Empty()
+
+    async def WatchJobs(self, request: pb.WatchJobsRequest, context: Context) -> AsyncIterator[pb.WatchJobsResponse]:
+        bad = {f"names[{i}]": why for i, name in enumerate(request.names) for why in validation.name("", name).values()}
+        check(bad)
+        async with aclosing(self.watch.follow(request)) as responses:
+            async for response in responses:
+                yield response
+
+    async def ListJobEvents(self, request: pb.ListJobEventsRequest, context: Context) -> pb.ListJobEventsResponse:
+        raise errors.NotImplementedYetError("listing a job's events is not there yet; WatchJobs is")
+
+    async def ListEpochMetrics(
+        self, request: pb.ListEpochMetricsRequest, context: Context
+    ) -> pb.ListEpochMetricsResponse:
+        check(validation.page(request.page_size, request.page_token))
+        record = await self.record("parent", request.parent)
+        size = validation.page_size(request.page_size)
+        after = int(request.page_token or 0)
+        found = await self.store.epochs(JobName(record.job.name), after=after, size=size + 1)
+        more = len(found) > size
+        epochs = found[:size]
+        return pb.ListEpochMetricsResponse(epochs=epochs, next_page_token=str(epochs[-1].epoch) if more else "")
+
+    async def ListResourceSamples(
+        self, request: pb.ListResourceSamplesRequest, context: Context
+    ) -> pb.ListResourceSamplesResponse:
+        raise errors.NotImplementedYetError("listing resource samples is not there yet; a pause keeps its last one")
+
+    async def UploadBundle(
+        self, requests: AsyncIterator[pb.UploadBundleRequest], context: Context
+    ) -> pb.UploadBundleResponse:
+        data = bytearray()
+        async for request in requests:
+            if len(request.chunk) > CHUNK_BYTES:
+                raise errors.InvalidRequestError({"chunk": f"must have {CHUNK_BYTES} bytes at most"})
+            data += request.chunk
+            if len(data) > BUNDLE_LIMIT_BYTES:
+                limit = f"a bundle has {BUNDLE_LIMIT_BYTES} bytes at most; keep data out of it"
+                raise errors.InvalidRequestError({"chunk": limit})
+        try:
+            await asyncio.to_thread(bundles.verify, bytes(data))
+        except bundles.BundleInvalid as error:
+            raise errors.InvalidRequestError({"chunk": str(error)}) from None
+        bundle = f"bundles/{hashlib.sha256(data).hexdigest()}"
+        if await self.objects.size(bundles.object_key(bundle)) is None:
+            await self.objects.put(bundles.object_key(bundle), bytes(data))
+        return pb.UploadBundleResponse(bundle=bundle)
+
+
+def check(violations: validation.Violations) -> None:
+    """Raises InvalidRequestError if anything is wrong."""
+    if violations:
+        raise errors.InvalidRequestError(dict(islice(violations.items(), validation.MAX_VIOLATIONS)))

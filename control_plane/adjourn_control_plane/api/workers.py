@@ -1,0 +1,66 @@
+"""WorkerService: proto <-> domain, nothing else."""
+
+from typing import Any
+
+import grpc
+
+from adjourn import errors
+from adjourn.v1 import worker_service_pb2 as pb
+from adjourn.v1 import worker_service_pb2_grpc
+from adjourn.v1.worker_pb2 import Worker
+from adjourn_control_plane.api import validation
+from adjourn_control_plane.api.jobs import check
+from adjourn_control_plane.store.interface import JobStore, Session, WorkerName
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
+    """Shows workers."""
+
+    def __init__(self, store: JobStore) -> None:
+        self.store = store
+
+    async def GetWorker(self, request: pb.GetWorkerRequest, context: Context) -> Worker:
+        check(validation.name("name", request.name, "workers"))
+        session = await self.store.session(WorkerName(request.name))
+        if session is None:
+            raise errors.NotFoundError(f"there is no {request.name}", worker=request.name)
+        return await self.shown(session)
+
+    async def ListWorkers(self, request: pb.ListWorkersRequest, context: Context) -> pb.ListWorkersResponse:
+        check(validation.page(request.page_size, request.page_token))
+        sessions = await self.store.sessions()
+        start = int(request.page_token or 0)
+        end = start + validation.page_size(request.page_size)
+        return pb.ListWorkersResponse(
+            workers=[await self.shown(session) for session in sessions[start:end]],
+            next_page_token=str(end) if end < len(sessions) else "",
+        )
+
+    async def shown(self, session: Session) -> Worker:
+        """Returns the worker as callers see it."""
+        worker = Worker()
+        worker.CopyFrom(session.worker)
+        occupancy = await self.store.occupancy(WorkerName(worker.name))
+        worker.jobs.extend(sorted(stored.record.job.name for stored in occupancy.jobs))
+        worker.report_time.FromNanoseconds(session.report_time_ns)
+        worker.state = state(session, busy=bool(worker.jobs))
+        return worker
+
+    async def DrainWorker(self, request: pb.DrainWorkerRequest, context: Context) -> Worker:
+        raise errors.NotImplementedYetError("draining a worker is not there yet; pause its jobs, then stop its agent")
+
+    async def UndrainWorker(self, request: pb.UndrainWorkerRequest, context: Context) -> Worker:
+        raise errors.NotImplementedYetError("draining a worker is not there yet")
+
+
+def state(session: Session, *, busy: bool) -> Worker.State.ValueType:
+    """Returns the state that a session amounts to."""
+    if session.lost:
+        return Worker.LOST
+    if not session.connected:
+        return Worker.DISCONNECTED
+    if session.worker.draining:
+        return Worker.DRAINING if busy else Worker.DRAINED
+    return Worker.ACTIVE

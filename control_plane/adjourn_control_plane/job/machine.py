@@ -1,0 +1,162 @@
+"""PURE. The job machine: the whole life of a job, and everything that may change its state.
+
+Theory of operation. A job is a JobRecord. Something happens to it: an Event. `decide(record, event, now)` returns a
+Decision: the record as it then is, and what is to be stored with it, as data. It never changes the record it is
+given, reads no clock and does no IO; the caller commits the decision by compare-and-set, and on a conflict reads and
+decides again. An event that contradicts the state raises a typed error which names the state and what it allows.
+
+TRANSITIONS is the specification: for a state and an event, the states that may follow, the usual one first. Which of
+them depends on what `wishes.py` and `outcomes.py` read from the record: holds, checkpoint, budgets. An event that the
+table does not know for a state is refused if somebody asked for it, ignored if a worker told it (it is late news).
+"""
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, Final, TypeAlias
+
+from adjourn.v1.job_pb2 import Job
+from adjourn.v1.record_pb2 import JobRecord
+from adjourn_control_plane.job import attempts, requests
+from adjourn_control_plane.job.events import (
+    Adopted,
+    Asked,
+    Began,
+    CancelAsked,
+    EpochEnded,
+    Event,
+    Failed,
+    Finished,
+    FoundRunning,
+    Lost,
+    Observed,
+    PauseAsked,
+    PausePhase,
+    Placed,
+    Registered,
+    Rested,
+    ResumeAsked,
+    Stopped,
+)
+from adjourn_control_plane.job.transition import Decision, Draft
+
+State: TypeAlias = Job.State.ValueType
+QUEUED, STARTING, RUNNING, PAUSING, PAUSED = Job.QUEUED, Job.STARTING, Job.RUNNING, Job.PAUSING, Job.PAUSED
+CANCELLING, CANCELLED, SUCCEEDED, FAILED = Job.CANCELLING, Job.CANCELLED, Job.SUCCEEDED, Job.FAILED
+
+HELD: Final = frozenset({STARTING, RUNNING, PAUSING, CANCELLING})
+"""States in which a worker has the job."""
+ENDED: Final = frozenset({CANCELLED, SUCCEEDED, FAILED})
+"""States in which `end_time` is set."""
+
+# fmt: off
+TRANSITIONS: Final[Mapping[tuple[State, type[Event]], tuple[State, ...]]] = {
+    (QUEUED, Placed): (STARTING, PAUSING),              # PAUSING: a pause is still wanted
+    (QUEUED, PauseAsked): (PAUSED, QUEUED),             # nothing to save; QUEUED: asked already, work to be redone
+    (QUEUED, ResumeAsked): (QUEUED,),
+    (QUEUED, CancelAsked): (CANCELLED,),
+
+    (STARTING, Began): (RUNNING,),
+    (STARTING, PauseAsked): (PAUSING,),                 # pauses at its first boundary
+    (STARTING, ResumeAsked): (STARTING,),
+    (STARTING, CancelAsked): (CANCELLING,),
+    (STARTING, Finished): (SUCCEEDED, QUEUED, FAILED),  # a run so short that its beginning was not seen
+    (STARTING, Rested): (QUEUED, FAILED),
+    (STARTING, Stopped): (QUEUED,),
+    (STARTING, Failed): (FAILED, QUEUED),
+    (STARTING, Lost): (QUEUED, FAILED),
+
+    (RUNNING, PauseAsked): (PAUSING,),
+    (RUNNING, CancelAsked): (CANCELLING,),
+    (RUNNING, Finished): (SUCCEEDED, QUEUED, FAILED),
+    (RUNNING, Rested): (QUEUED, FAILED),                # the pause was taken back, but training had left
+    (RUNNING, Stopped): (QUEUED,),
+    (RUNNING, Failed): (FAILED, QUEUED),
+    (RUNNING, Lost): (QUEUED, FAILED),
+
+    (PAUSING, Began): (PAUSING,),
+    (PAUSING, PauseAsked): (PAUSING,),
+    (PAUSING, ResumeAsked): (RUNNING, STARTING, PAUSING),  # a change of mind; PAUSING: training has left
+    (PAUSING, CancelAsked): (CANCELLING,),
+    (PAUSING, Rested): (PAUSED, QUEUED, FAILED),
+    (PAUSING, Finished): (SUCCEEDED, QUEUED, PAUSED, FAILED),  # the run ended first
+    (PAUSING, Stopped): (PAUSED, QUEUED),
+    (PAUSING, Failed): (FAILED, PAUSED, QUEUED),
+    (PAUSING, Lost): (PAUSED, QUEUED, FAILED),
+
+    (PAUSED, PauseAsked): (PAUSED,),
+    (PAUSED, ResumeAsked): (QUEUED, PAUSED),            # PAUSED: other holds are left
+    (PAUSED, CancelAsked): (CANCELLED,),
+    (PAUSED, FoundRunning): (PAUSING,),
+
+    (CANCELLING, Began): (CANCELLING,),
+    (CANCELLING, CancelAsked): (CANCELLING,),
+    (CANCELLING, Finished): (SUCCEEDED, CANCELLED),     # the run ended first; CANCELLED: its checkpoint is unknown
+    (CANCELLING, Rested): (CANCELLED,),
+    (CANCELLING, Stopped): (CANCELLED,),
+    (CANCELLING, Failed): (CANCELLED,),
+    (CANCELLING, Lost): (CANCELLED,),
+
+    (CANCELLED, CancelAsked): (CANCELLED,),
+    (CANCELLED, ResumeAsked): (QUEUED,),
+    (FAILED, ResumeAsked): (QUEUED,),
+} | {
+    (state, event): (state,) for state in HELD for event in (Observed, EpochEnded, Registered, PausePhase)
+} | {
+    (QUEUED, Adopted): (RUNNING, PAUSING),
+    (STARTING, Adopted): (RUNNING,),
+    (RUNNING, Adopted): (RUNNING,),
+    (PAUSING, Adopted): (PAUSING, RUNNING),             # RUNNING: resumed after training had left
+    (PAUSED, Adopted): (PAUSING,),
+    (CANCELLING, Adopted): (CANCELLING,),
+}
+# fmt: on
+
+
+HANDLERS: Final[Mapping[type[Event], Callable[[Draft, Any], None]]] = {
+    Placed: attempts.placed,
+    PauseAsked: requests.pause_asked,
+    ResumeAsked: requests.resume_asked,
+    CancelAsked: requests.cancel_asked,
+    Observed: attempts.observed,
+    Began: attempts.began,
+    EpochEnded: attempts.epoch_ended,
+    Registered: attempts.registered,
+    PausePhase: attempts.pause_phase,
+    Rested: attempts.rested,
+    Finished: attempts.finished,
+    Stopped: attempts.stopped,
+    Failed: attempts.failed,
+    Lost: attempts.lost,
+    FoundRunning: attempts.found_running,
+    Adopted: attempts.adopted,
+}
+
+
+def decide(record: JobRecord, event: Event, now: datetime) -> Decision | None:
+    """Returns what comes of `event`; None if nothing does. Raises a PreconditionError if it may not be asked for."""
+    allowed = TRANSITIONS.get((record.job.state, type(event)))
+    if allowed is None:
+        if isinstance(event, Asked):
+            requests.refuse(record, event, states_for(type(event)))
+        return None
+    draft = Draft(record, event.actor, now)
+    HANDLERS[type(event)](draft, event)
+    decision = draft.decision(record)
+    after = decision.record.job.state
+    if after not in allowed:
+        raise AssertionError(f"{event} took {record} to {Job.State.Name(after)}, which TRANSITIONS does not know")
+    return decision if decision.record != record else None
+
+
+def create(job: Job, *, actor: str, now: datetime) -> Decision:
+    """Returns the first record of a job whose name, spec and labels are set."""
+    record = JobRecord(job=job)
+    record.job.create_time.FromDatetime(now)
+    draft = Draft(record, actor, now)
+    draft.enter(QUEUED, "CREATED")
+    return draft.decision(JobRecord())
+
+
+def states_for(event: type[Event]) -> list[State]:
+    """Returns the states in which an event may happen."""
+    return [state for state, known in TRANSITIONS if known is event]

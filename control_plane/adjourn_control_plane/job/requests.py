@@ -1,0 +1,110 @@
+"""PURE. What a job becomes when somebody asks for a pause, a resume, a cancel."""
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+from adjourn import errors
+from adjourn.v1.agent_service_pb2 import Assignment
+from adjourn.v1.job_pb2 import Hold, Job, PauseMode
+from adjourn.v1.record_pb2 import JobRecord
+from adjourn_control_plane.job import pauses
+from adjourn_control_plane.job.attempts import stand
+from adjourn_control_plane.job.events import Asked, CancelAsked, PauseAsked, ResumeAsked
+from adjourn_control_plane.job.transition import Draft
+
+
+def refuse(
+    record: JobRecord,
+    event: Asked,
+    allowed: Sequence[Job.State.ValueType],
+    kind: type[errors.PreconditionError] | None = None,
+) -> NoReturn:
+    """Raises the error for what may not be asked for in this state."""
+    state = record.job.state
+    at_work = state in (Job.QUEUED, Job.STARTING, Job.RUNNING)
+    kind = kind or (errors.JobNotPausedError if at_work else errors.JobFinishedError)
+    names = ", ".join(Job.State.Name(each) for each in sorted(set(allowed)))
+    raise kind(
+        f"{record.job.name} is {Job.State.Name(state)}; {event.verb} needs one of: {names}",
+        job=record.job.name,
+        state=Job.State.Name(state),
+        allowed_states=names,
+    )
+
+
+def pause_asked(draft: Draft, event: PauseAsked) -> None:
+    record, job = draft.record, draft.job
+    if job.spec.total_epochs == 0:
+        raise errors.JobNotPausableError(
+            f"{job.name} has no epochs, hence no boundary to pause at; it can be cancelled",
+            job=job.name,
+            state=Job.State.Name(job.state),
+        )
+    if draft.held(Hold.USER):
+        return
+    draft.hold(Hold.USER, event.reason)
+    if job.state == Job.PAUSED:
+        return
+    if job.state == Job.PAUSING:  # was resumed after training had left
+        job.pause.ClearField("resume_request_time")
+    else:
+        pauses.request(record, mode=event.mode, actor=event.actor, reason=event.reason, now=draft.now)
+    if job.state == Job.QUEUED:
+        pauses.rest(job, record.checkpoint, draft.now)
+        draft.enter(Job.PAUSED, "PAUSED", "nothing was running")
+        return
+    record.pause_mode = event.mode or PauseMode.EPOCH
+    draft.aim(Assignment.PAUSE)
+    draft.enter(Job.PAUSING, "PAUSE_REQUESTED", event.reason)
+
+
+def resume_asked(draft: Draft, event: ResumeAsked) -> None:
+    record, job = draft.record, draft.job
+    if job.state in (Job.CANCELLED, Job.FAILED):
+        start_anew(draft, event)
+        return
+    if not draft.unhold(Hold.USER):
+        under_way = job.pause.HasField("resume_request_time") and not job.pause.HasField("resume_time")
+        if job.state in (Job.QUEUED, Job.STARTING) and not under_way:
+            refuse(record, event, [Job.PAUSING, Job.PAUSED], errors.JobNotPausedError)
+        return  # asked already, or kept by holds that are not the caller's
+    record.allow_inexact = event.allow_inexact
+    job.pause.resume_request_time.FromDatetime(draft.now)
+    if job.holds or job.state == Job.QUEUED or (job.state == Job.PAUSING and record.released):
+        draft.note("RESUME_REQUESTED")
+    elif job.state == Job.PAUSED:
+        draft.enter(Job.QUEUED, "RESUME_REQUESTED")
+    else:
+        draft.aim(Assignment.RUN)
+        job.pause.note = "resumed before the boundary"
+        draft.enter(Job.RUNNING if record.began else Job.STARTING, "RESUME_REQUESTED", job.pause.note)
+
+
+def start_anew(draft: Draft, event: ResumeAsked) -> None:
+    """Queues a job that had ended, from its newest checkpoint and with a fresh budget."""
+    record, job = draft.record, draft.job
+    if not record.checkpoint.name:
+        raise errors.NoCheckpointError(
+            f"{job.name} ended before it had a checkpoint; create a new job instead",
+            job=job.name,
+            state=Job.State.Name(job.state),
+        )
+    job.restart_count = 0
+    record.ClearField("past_failure")
+    job.ClearField("end_time")
+    record.allow_inexact = event.allow_inexact
+    stand(draft)
+    draft.enter(Job.QUEUED, "RESUME_REQUESTED")
+
+
+def cancel_asked(draft: Draft, event: CancelAsked) -> None:
+    if draft.job.state in (Job.CANCELLING, Job.CANCELLED):
+        return
+    del draft.job.holds[:]
+    if draft.job.state == Job.PAUSING:
+        draft.job.pause.note = "cancelled before it came to rest"
+    if draft.job.worker:
+        draft.aim(Assignment.STOP)
+        draft.enter(Job.CANCELLING, "CANCEL_REQUESTED", event.reason)
+    else:
+        draft.enter(Job.CANCELLED, "CANCELLED", event.reason)

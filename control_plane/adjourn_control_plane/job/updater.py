@@ -1,0 +1,224 @@
+"""The one way in which a job changes: read, decide, commit; on a conflict, again."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+import structlog
+from google.protobuf.message import Message
+
+from adjourn import errors
+from adjourn.v1.agent_service_pb2 import FencingToken, Report
+from adjourn.v1.job_pb2 import Job
+from adjourn.v1.record_pb2 import JobRecord
+from adjourn_control_plane.fleet import reconcile
+from adjourn_control_plane.job import machine
+from adjourn_control_plane.job.events import Event
+from adjourn_control_plane.job.transition import Decision
+from adjourn_control_plane.store.interface import (
+    Change,
+    Conflict,
+    JobName,
+    JobStore,
+    Occupancy,
+    Request,
+    RequestSeen,
+    Stored,
+)
+
+log = structlog.get_logger()
+
+ATTEMPTS: Final = 20
+"""Lost races before a call gives up; each one means that somebody else made progress."""
+
+Decide = Callable[[JobRecord], Decision | None]
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def shown(record: JobRecord) -> Job:
+    """Returns the job as callers see it."""
+    job = Job()
+    job.CopyFrom(record.job)
+    job.etag = str(record.revision)
+    return job
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """What a caller sends beside its wish."""
+
+    request_id: str = ""
+    digest: str = ""
+    etag: str = ""
+
+    @classmethod
+    def of(cls, request: Message, *, request_id: str, etag: str = "") -> "Call":
+        """Returns the call for a request; another request with the same id has another digest."""
+        kind = type(request).DESCRIPTOR.full_name.encode()
+        body = request.SerializeToString(deterministic=True)
+        return cls(request_id=request_id, digest=hashlib.sha256(kind + b"\0" + body).hexdigest(), etag=etag)
+
+
+class Ledger:
+    """Applies events to jobs in a store."""
+
+    def __init__(self, store: JobStore) -> None:
+        self.store = store
+
+    async def wish(self, job: JobName, event: Event, call: Call) -> Job:
+        """Applies what a caller asked for and returns the job as it then is.
+
+        Raises NotFoundError, StaleEtagError, RequestIdReusedError, ContentionError, or a PreconditionError.
+        """
+        if (answer := await self.answered(call)) is not None:
+            return answer
+
+        def decide(record: JobRecord) -> Decision | None:
+            self.check_etag(record, call)
+            decision = machine.decide(record, event, now())
+            if decision is None and call.request_id:
+                return Decision(record=record)  # stored for the answer's sake: a retry must have no effect either
+            return decision
+
+        try:
+            return shown(await self.change(job, decide, call=call))
+        except RequestSeen as seen:
+            return self.same(call, seen.digest, seen.answer)
+        except (errors.NotFoundError, errors.StaleEtagError, errors.PreconditionError):
+            if (answer := await self.answered(call)) is not None:
+                return answer  # the first try was still under way, and is what changed the job
+            raise
+
+    async def answered(self, call: Call) -> Job | None:
+        """Returns the first answer to a repeated request."""
+        remembered = await self.store.answered(call.request_id) if call.request_id else None
+        return self.same(call, *remembered) if remembered else None
+
+    def same(self, call: Call, digest: str, answer: Job) -> Job:
+        if digest != call.digest:
+            raise errors.RequestIdReusedError(
+                f"request_id {call.request_id} was used for another request; use a new one",
+                request_id=call.request_id,
+            )
+        return answer
+
+    async def apply(
+        self, job: JobName, event: Event, *, token: FencingToken | None = None, occupancy: Occupancy | None = None
+    ) -> JobRecord:
+        """Applies something that happened; raises NotFoundError if the job is gone.
+
+        `token`: of the attempt that it happened to; nothing comes of it once the job has another.
+        """
+
+        def decide(record: JobRecord) -> Decision | None:
+            return None if token is not None and token != record.token else machine.decide(record, event, now())
+
+        return await self.change(job, decide, occupancy=occupancy)
+
+    async def report(self, report: Report, worker: str) -> None:
+        """Applies a report once, if it comes from the job's own attempt."""
+
+        def decide(record: JobRecord) -> Decision | None:
+            if report.token != record.token:
+                log.warning("report_refused", job=report.job, attempt=report.token.attempt, worker=worker)
+                return None
+            if report.sequence <= record.applied_report:
+                return None
+            event = reconcile.told(report, worker)
+            decision = machine.decide(record, event, now()) if event else None
+            if decision is not None:
+                decision.record.applied_report = report.sequence
+            return decision
+
+        try:
+            await self.change(JobName(report.job), decide)
+        except errors.NotFoundError:
+            log.warning("report_of_unknown_job", job=report.job, worker=worker)
+
+    async def delete(self, job: JobName, call: Call) -> None:
+        """Deletes a job that has ended; its objects are purged later. Raises as `wish`, and JobNotFinishedError."""
+        for _ in range(ATTEMPTS):
+            stored = await self.store.get(job)
+            if stored is None:
+                if await self.answered(call) is not None:
+                    return  # the first try was still under way
+                raise errors.NotFoundError(f"there is no {job}", job=job)
+            self.check_etag(stored.record, call)
+            if stored.record.job.state not in machine.ENDED:
+                state = Job.State.Name(stored.record.job.state)
+                raise errors.JobNotFinishedError(
+                    f"{job} is {state}; cancel it before deleting it",
+                    job=job,
+                    state=state,
+                    allowed_states=", ".join(sorted(map(Job.State.Name, machine.ENDED))),
+                )
+            request = Request(id=call.request_id, digest=call.digest, answer=Job()) if call.request_id else None
+            try:
+                await self.store.commit(Change(job=job, expected=stored.version, record=None, request=request))
+            except Conflict:
+                continue
+            except RequestSeen as seen:
+                self.same(call, seen.digest, seen.answer)
+            log.info("job_deleted", job=job)
+            return
+        raise errors.ContentionError(f"{job} keeps changing; try again", job=job)
+
+    def check_etag(self, record: JobRecord, call: Call) -> None:
+        if call.etag and call.etag != str(record.revision):
+            name = record.job.name
+            raise errors.StaleEtagError(
+                f"{name} has changed since etag {call.etag}; get it and decide again", job=name, etag=call.etag
+            )
+
+    async def change(
+        self, job: JobName, decide: Decide, *, call: Call | None = None, occupancy: Occupancy | None = None
+    ) -> JobRecord:
+        """Reads, decides and commits until no one came in between; returns the record as it then is."""
+        for _ in range(ATTEMPTS):
+            stored = await self.store.get(job)
+            if stored is None:
+                raise errors.NotFoundError(f"there is no {job}", job=job)
+            decision = decide(stored.record)
+            if decision is None:
+                return stored.record
+            try:
+                await self.store.commit(self.to_commit(stored, decision, call, occupancy))
+            except Conflict:
+                if occupancy is not None:
+                    raise
+                continue
+            self.tell(stored.record, decision)
+            return decision.record
+        raise errors.ContentionError(f"{job} keeps changing; try again", job=job)
+
+    def to_commit(self, stored: Stored, decision: Decision, call: Call | None, occupancy: Occupancy | None) -> Change:
+        request = None
+        if call is not None and call.request_id:
+            request = Request(id=call.request_id, digest=call.digest, answer=shown(decision.record))
+        return Change(
+            job=JobName(stored.record.job.name),
+            expected=stored.version,
+            record=decision.record,
+            events=decision.events,
+            epochs=decision.epochs,
+            checkpoints=decision.checkpoints,
+            request=request,
+            occupancy=occupancy,
+        )
+
+    def tell(self, before: JobRecord, decision: Decision) -> None:
+        for event in decision.events:
+            log.info(
+                event.type.lower(),
+                job=before.job.name,
+                attempt=event.attempt,
+                was=Job.State.Name(before.job.state),
+                state=Job.State.Name(event.state),
+                actor=event.actor,
+                message=event.message,
+            )

@@ -1,0 +1,1 @@
+"""Where jobs are kept: the protocol, and Redis behind it."""

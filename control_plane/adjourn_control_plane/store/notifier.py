@@ -1,0 +1,57 @@
+"""Tells waiting streams that something changed. Hints only: whoever waits also looks again by itself."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+
+from adjourn import errors
+from adjourn_control_plane.store.interface import JobStore
+
+
+class Wakeups:
+    """Spreads the store's hints over the bells of this process."""
+
+    def __init__(self, store: JobStore) -> None:
+        self.store = store
+        self.bells: dict[asyncio.Event, str] = {}
+        self.closed = False
+
+    async def run(self) -> None:
+        """Rings bells for ever."""
+        async for _, worker in self.store.hints():
+            self.ring(worker)
+
+    def ring(self, worker: str) -> None:
+        """Rings the bells of a worker, and those that listen to everything; all of them for ""."""
+        for bell, topic in self.bells.items():
+            if not worker or topic in ("", worker):
+                bell.set()
+
+    @contextlib.contextmanager
+    def bell(self, worker: str = "") -> Iterator[asyncio.Event]:
+        """Hands out a bell that rings for one worker's jobs, or for all jobs."""
+        bell = asyncio.Event()
+        self.bells[bell] = worker
+        try:
+            yield bell
+        finally:
+            del self.bells[bell]
+
+    async def wait(self, bell: asyncio.Event, seconds: float) -> bool:
+        """Waits for the bell; False if it did not ring in time. Raises ShuttingDownError when this process drains."""
+        try:
+            async with asyncio.timeout(seconds):
+                await bell.wait()
+        except TimeoutError:
+            rang = False
+        else:
+            rang = True
+        bell.clear()
+        if self.closed:
+            raise errors.ShuttingDownError("this control plane is shutting down; reconnect")
+        return rang
+
+    def close(self) -> None:
+        """Ends every stream that waits."""
+        self.closed = True
+        self.ring("")

@@ -1,0 +1,300 @@
+"""The store on Redis or Valkey; the only module that imports redis.
+
+redis-py repeats a command whose answer was lost, so every write is one Lua script that is safe to repeat: a commit and
+an attachment are remembered by id for a while, the rest is idempotent. Reads that must fit together are one script too.
+
+    {ns}:version                    counter of versions and numbers
+    {ns}:jobs  {ns}:state:{STATE}   sorted sets of jobs, by number
+    {ns}:jobs/x                     hash: record, version, number, and what the indexes hold of it
+    {ns}:jobs/x:events              list;  :epochs  sorted set of EpochMetrics, by epoch
+    {ns}:jobs/x:checkpoints         hash by name;  :registered  sorted set of names, in order of registration
+    {ns}:workers  {ns}:workers/y    set of all; hash: what Session holds
+    {ns}:workers/y:jobs             set;  :occupancy  counter of its changes
+    {ns}:changes  {ns}:hints        stream of all changes; channel that tells of them
+    {ns}:purge                      set of deleted jobs whose objects are not yet gone
+    {ns}:request:{id}  :done:{id}   hash: digest, answer; result of a change, for its repeats; both expire
+
+The namespace is the hash tag of all its keys: one slot of a cluster holds them, so scripts may touch them together.
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from importlib import resources
+from typing import Any, Self, TypeVar
+
+import structlog
+from redis import exceptions
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
+from redis.asyncio.client import PubSub
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialWithJitterBackoff
+
+from adjourn.errors import StoreUnavailableError
+from adjourn.v1.checkpoint_pb2 import Checkpoint
+from adjourn.v1.job_pb2 import Job
+from adjourn.v1.job_service_pb2 import JobEvent
+from adjourn.v1.usage_pb2 import EpochMetrics
+from adjourn.v1.worker_pb2 import Worker
+from adjourn_control_plane.store import redis_codec as values
+from adjourn_control_plane.store.interface import (
+    Change,
+    Changed,
+    Conflict,
+    JobName,
+    NotYetPurged,
+    Occupancy,
+    RequestSeen,
+    Session,
+    Stored,
+    TokenTooOld,
+    WorkerName,
+)
+from adjourn_control_plane.store.redis_checks import SETTINGS, shortcomings
+
+log = structlog.get_logger()
+
+LONGEST_WAIT, SOCKET_WAIT, REPEATS = 10.0, 5.0, 3
+"""Seconds for an answer, repeats included; then the store counts as unavailable. Seconds for one attempt."""
+CONNECTIONS = 50
+CHANGES_KEPT = 100_000
+"""Entries that the stream of changes holds at least."""
+BATCH = 200
+"""Jobs read at a time: a script holds up everybody else."""
+LATER = (
+    OSError,  # TimeoutError is one
+    exceptions.ConnectionError,
+    exceptions.TimeoutError,
+    exceptions.OutOfMemoryError,
+    exceptions.ReadOnlyError,
+    exceptions.ClusterDownError,
+)
+LATER_CODES = ("BUSY", "MISCONF", "NOREPLICAS")  # have no class
+"""Errors of a server that may be able to later."""
+NAMESPACE = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)
+
+T = TypeVar("T")
+
+
+class RedisStore:
+    """A JobStore; see `adjourn_control_plane.store.interface` for what its methods do."""
+
+    def __init__(self, url: str, namespace: str, *, changes_kept: int = CHANGES_KEPT) -> None:
+        """Takes `redis://[:password@]host:port/0`; a connection is made when one is first needed."""
+        if not NAMESPACE.fullmatch(namespace):
+            raise ValueError(f"namespace {namespace!r}: only letters, digits, dot, underscore and hyphen")
+        patience = {"socket_timeout": SOCKET_WAIT, "socket_connect_timeout": SOCKET_WAIT, "protocol": 2}
+        backoff = ExponentialWithJitterBackoff(base=0.05, cap=0.5)
+        pool = BlockingConnectionPool.from_url(
+            url, max_connections=CONNECTIONS, timeout=SOCKET_WAIT, retry=Retry(backoff, REPEATS), **patience
+        )
+        self._redis = Redis.from_pool(pool)
+        # Listening takes no connections from commands; it has its own way to come back.
+        self._listener = Redis.from_pool(ConnectionPool.from_url(url, retry=Retry(backoff, 0), **patience))
+        self._command: Callable[..., Awaitable[Any]] = self._redis.execute_command
+        folder = resources.files("adjourn_control_plane.store") / "scripts"
+        self._scripts = {
+            name: self._redis.register_script((folder / f"{name}.lua").read_bytes())
+            for name in ("commit", "page", "occupancy", "attach", "beat", "detach", "lose", "sessions")
+        }
+        self._prefix = f"{{{namespace}}}"
+        self._changes_kept = changes_kept
+        self._closed = False
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(cls, url: str, namespace: str) -> AsyncIterator[Self]:
+        """Opens the store, and closes it in the end."""
+        async with aclosing(cls(url, namespace)) as store:
+            yield store
+
+    async def aclose(self) -> None:
+        self._closed = True
+        await self._listener.aclose()
+        await self._redis.aclose()
+
+    async def ping(self) -> None:
+        await self._answer(self._redis.ping())
+
+    async def durability(self) -> list[str]:
+        """Returns what the server would not keep, a sentence each; empty if it keeps all that it has accepted."""
+        try:
+            settings = await self._answer(self._command("CONFIG GET", *SETTINGS))
+        except exceptions.ResponseError as error:
+            return [f"Whether the store keeps what it accepts cannot be checked: {error}"]
+        return shortcomings(settings)
+
+    async def get(self, job: JobName) -> Stored | None:
+        row = await self._ask("HMGET", job, *values.RECORD_FIELDS)
+        return values.stored(row) if None not in row else None
+
+    async def commit(self, change: Change) -> int:
+        outcome, *rest = await self._run("commit", *values.commit_arguments(change, changes_kept=self._changes_kept))
+        match outcome:
+            case b"DONE":
+                return int(rest[0])
+            case b"SEEN":
+                raise RequestSeen(rest[0].decode(), Job.FromString(rest[1]))
+            case b"PURGE":
+                raise NotYetPurged(rest[0].decode())
+            case _:
+                raise Conflict(rest[0].decode())
+
+    async def answered(self, request_id: str) -> tuple[str, Job] | None:
+        digest, answer = await self._ask("HMGET", f"request:{request_id}", "digest", "answer")
+        return (digest.decode(), Job.FromString(answer)) if digest is not None else None
+
+    async def page(
+        self, *, states: Sequence[Job.State.ValueType], labels: dict[str, str], size: int, before: int | None
+    ) -> tuple[list[Stored], int | None]:
+        indexes = [f"state:{Job.State.Name(state)}" for state in dict.fromkeys(states)] or ["jobs"]
+        batch = max(BATCH, size + 1) if labels else size + 1  # one more than asked for tells whether there is more
+        found: list[Stored] = []
+        while len(found) <= size:
+            read = await self._newest(indexes, before, batch)
+            found += [item for item in read if labels.items() <= dict(item.record.job.labels).items()]
+            if len(read) < batch:
+                break
+            before = read[-1].record.number
+        return found[:size], found[size - 1].record.number if len(found) > size else None
+
+    async def queued(self) -> list[Stored]:
+        found: list[Stored] = []
+        before = None
+        while read := await self._newest(["state:QUEUED"], before, BATCH):
+            found += read
+            before = read[-1].record.number
+        return found[::-1]
+
+    async def _newest(self, indexes: list[str], before: int | None, size: int) -> list[Stored]:
+        below = "+inf" if before is None else f"({before}"
+        return [values.stored(row) for row in await self._run("page", below, size, *indexes)]
+
+    async def occupancy(self, worker: WorkerName) -> Occupancy:
+        version, rows = await self._run("occupancy", worker)
+        jobs = sorted((values.stored(row) for row in rows), key=lambda item: item.record.number)
+        return Occupancy(worker=worker, version=int(version), jobs=jobs)
+
+    async def events(self, job: JobName, *, after: int, size: int) -> list[JobEvent]:
+        # Sequences run from 1 without gaps, so the sequence is the place in the list.
+        rows = await self._ask("LRANGE", f"{job}:events", after, after + size - 1)
+        return [JobEvent.FromString(row) for row in rows]
+
+    async def epochs(self, job: JobName, *, after: int, size: int) -> list[EpochMetrics]:
+        rows = await self._ask("ZRANGEBYSCORE", f"{job}:epochs", f"({after}", "+inf", "LIMIT", 0, size)
+        return [EpochMetrics.FromString(row) for row in rows]
+
+    async def checkpoints(self, job: JobName, *, size: int, skip: int) -> list[Checkpoint]:
+        names = await self._ask("ZREVRANGE", f"{job}:registered", skip, skip + size - 1)
+        if not names:
+            return []
+        rows = await self._ask("HMGET", f"{job}:checkpoints", *names)
+        return [Checkpoint.FromString(row) for row in rows if row is not None]  # None: deleted in between
+
+    async def checkpoint(self, job: JobName, name: str) -> Checkpoint | None:
+        row = await self._ask("HGET", f"{job}:checkpoints", name)
+        return Checkpoint.FromString(row) if row is not None else None
+
+    async def latest_token(self) -> str:
+        newest = await self._ask("XREVRANGE", "changes", "+", "-", "COUNT", 1)
+        return newest[0][0].decode() if newest else values.START
+
+    async def changes(self, after: str, *, size: int) -> list[Changed]:
+        if not values.is_token(after):
+            raise ValueError(f"{after!r} is no token of this store")
+        # The token's own entry is read along: while it is there, nothing after it can have been trimmed.
+        entries = await self._ask("XRANGE", "changes", after, "+", "COUNT", size + 1)
+        if after != values.START:
+            if not entries or entries[0][0].decode() != after:
+                raise TokenTooOld(after)
+            entries = entries[1:]
+        elif entries and entries[0][1][b"version"] != b"1":  # the first change of all had version 1
+            raise TokenTooOld(after)
+        return [Changed(token=token.decode(), job=JobName(fields[b"job"].decode())) for token, fields in entries[:size]]
+
+    async def hints(self) -> AsyncGenerator[tuple[JobName, WorkerName], None]:
+        backoff = ExponentialWithJitterBackoff(base=0.05, cap=1)
+        failures = 0
+        while not self._closed:
+            try:
+                async with self._listener.pubsub() as channel:
+                    await channel.subscribe(self._key("hints"))
+                    while not self._closed:
+                        hint = await heard(channel)
+                        failures = 0
+                        yield hint
+            except (exceptions.RedisError, OSError) as error:
+                failures += 1
+                if failures == 1 and not self._closed:
+                    log.warning("store_hints_interrupted", error=str(error))
+                await asyncio.sleep(backoff.compute(failures))
+
+    async def attach(self, worker: Worker, session: str, stream: str) -> None:
+        await self._run("attach", worker.name, values.described(worker), session, stream, values.REPEAT_MEMORY)
+
+    async def beat(self, worker: Worker, stream: str) -> bool:
+        return bool(await self._run("beat", worker.name, values.described(worker), stream))
+
+    async def detach(self, worker: WorkerName, stream: str) -> None:
+        await self._run("detach", worker, stream)
+
+    async def lose(self, worker: WorkerName, beat: int) -> bool:
+        return bool(await self._run("lose", worker, beat))
+
+    async def sessions(self) -> list[Session]:
+        found = [values.session(row) for row in await self._run("sessions", *values.SESSION_FIELDS)]
+        return sorted(found, key=lambda item: item.worker.name)
+
+    async def session(self, worker: WorkerName) -> Session | None:
+        row = await self._ask("HMGET", worker, *values.SESSION_FIELDS)
+        return values.session(row) if None not in row else None
+
+    async def purges(self) -> list[JobName]:
+        return sorted(JobName(job.decode()) for job in await self._ask("SMEMBERS", "purge"))
+
+    async def purged(self, job: JobName) -> None:
+        await self._ask("SREM", "purge", job)
+
+    def _key(self, name: str) -> str:
+        return f"{self._prefix}:{name}"
+
+    async def _run(self, script: str, *args: bytes | str | int) -> Any:
+        return await self._answer(self._scripts[script](keys=[self._prefix], args=args))
+
+    async def _ask(self, command: str, name: str, *args: bytes | str | int) -> Any:
+        return await self._answer(self._command(command, self._key(name), *args))
+
+    async def _answer(self, call: Awaitable[T]) -> T:
+        """Waits for an answer of the server; raises StoreUnavailableError if there is none, or it cannot."""
+        try:
+            async with asyncio.timeout(LONGEST_WAIT):
+                return await call
+        except LATER as error:
+            raise self._unavailable(str(error) or "no answer in time") from error
+        except exceptions.ResponseError as error:
+            if not str(error).startswith(LATER_CODES):
+                raise
+            raise self._unavailable(str(error)) from error
+
+    def _unavailable(self, why: str) -> StoreUnavailableError:
+        pool = self._redis.connection_pool.connection_kwargs
+        address = pool.get("path") or f"{pool.get('host', 'localhost')}:{pool.get('port', 6379)}"
+        return StoreUnavailableError(f"The store at {address} is unavailable: {why}", store=address)
+
+
+async def heard(channel: PubSub) -> tuple[JobName, WorkerName]:
+    """Waits for what a subscription says, ("", "") at its start; raises a redis error if the connection is dead."""
+    while True:
+        message = await channel.get_message(timeout=SOCKET_WAIT)
+        if message is None:
+            await channel.ping()
+            message = await channel.get_message(timeout=SOCKET_WAIT)
+        match message:
+            case None:
+                raise exceptions.TimeoutError("no answer to a ping")
+            case {"type": "subscribe"}:
+                return JobName(""), WorkerName("")
+            case {"type": "message", "data": bytes(data)}:
+                job, worker = data.decode().split(" ")
+                return JobName(job), WorkerName(worker)

@@ -1,0 +1,80 @@
+"""How a store keeps its values: messages as bytes, rows of bytes as what they mean."""
+
+import re
+from collections.abc import Sequence
+
+from adjourn.v1.checkpoint_pb2 import Checkpoint
+from adjourn.v1.job_pb2 import Job
+from adjourn.v1.job_service_pb2 import JobEvent
+from adjourn.v1.record_pb2 import JobRecord
+from adjourn.v1.usage_pb2 import EpochMetrics
+from adjourn.v1.worker_pb2 import Worker
+from adjourn_control_plane.store.interface import REQUEST_MEMORY, Change, Session, Stored
+
+RECORD_FIELDS = ("record", "version", "number")
+SESSION_FIELDS = ("worker", "session", "stream", "connected", "lost", "beat", "report_time")
+REPEAT_MEMORY = 120
+"""Seconds for which a change is recognised by its id: longer than anyone repeats it."""
+START = "0-0"
+"""Token before the first change."""
+TOKEN = re.compile(r"(0|[1-9]\d{0,19})-(0|[1-9]\d{0,19})", re.ASCII)
+
+
+def is_token(text: str) -> bool:
+    """Whether the text could be the id of a stream's entry: two numbers of 64 bits."""
+    return bool(TOKEN.fullmatch(text)) and all(int(part) < 2**64 for part in text.split("-"))
+
+
+def encoded(message: JobRecord | Job | JobEvent | EpochMetrics | Checkpoint | Worker) -> bytes:
+    return message.SerializeToString(deterministic=True)
+
+
+def stored(row: Sequence[bytes]) -> Stored:
+    """Returns the record that RECORD_FIELDS make; its number is the store's."""
+    record, version, number = row
+    item = JobRecord.FromString(record)
+    item.number = int(number)
+    return Stored(record=item, version=int(version))
+
+
+def session(row: Sequence[bytes]) -> Session:
+    """Returns the session that SESSION_FIELDS make."""
+    worker, name, stream, connected, lost, beat, report_time = row
+    return Session(
+        worker=Worker.FromString(worker),
+        session=name.decode(),
+        stream=stream.decode(),
+        connected=connected == b"1",
+        lost=lost == b"1",
+        beat=int(beat),
+        report_time_ns=int(report_time) * 1000,  # Redis TIME counts microseconds
+    )
+
+
+def described(worker: Worker) -> bytes:
+    """Returns the worker without what is derived when it is shown."""
+    kept = Worker()
+    kept.CopyFrom(worker)
+    for field in ("state", "jobs", "report_time"):
+        kept.ClearField(field)
+    return encoded(kept)
+
+
+def commit_arguments(change: Change, *, changes_kept: int) -> list[bytes | str | int]:
+    """Returns what commit.lua takes, in its order."""
+    record, request, occupancy = change.record, change.request, change.occupancy
+    arguments: list[bytes | str | int] = [change.id, change.job, change.expected]
+    if record:
+        arguments += [encoded(record), Job.State.Name(record.job.state), record.job.worker, int(record.released)]
+    else:
+        arguments += ["", "", "", 0]
+    arguments += [occupancy.worker, occupancy.version] if occupancy else ["", 0]
+    arguments += [request.id, request.digest, encoded(request.answer)] if request else ["", "", ""]
+    arguments += [int(REQUEST_MEMORY.total_seconds()), REPEAT_MEMORY, changes_kept]
+    arguments += [len(change.events), len(change.epochs), len(change.checkpoints)]
+    arguments += [encoded(event) for event in change.events]
+    for metrics in change.epochs:
+        arguments += [metrics.epoch, encoded(metrics)]
+    for checkpoint in change.checkpoints:
+        arguments += [checkpoint.name, encoded(checkpoint)]
+    return arguments

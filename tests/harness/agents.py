@@ -1,0 +1,210 @@
+"""Agents as tests run them, in this process or their own, with a scripted control plane."""
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+from adjourn.objects import ObjectStore
+from adjourn.v1.agent_service_pb2 import (
+    Assignment,
+    AssignmentStatus,
+    FencingToken,
+)
+from adjourn.v1.trainer_pb2 import HeldAssignment
+from adjourn_worker.agent import Agent
+from adjourn_worker.attempt import files
+from adjourn_worker.host import locks
+from adjourn_worker.host.gpus import NoGpus
+from adjourn_worker.journal import Journal
+from adjourn_worker.launcher.client import Supervisor
+from adjourn_worker.paths import Places
+from adjourn_worker.settings import Settings
+from tests.harness.emulated_training import ENTRY
+from tests.harness.scripted_control_plane import ControlPlane, Job
+
+ROOT: Final = Path(__file__).parents[2]
+DEADLINE: Final = 30.0
+WORKER: Final = "w"
+NOWHERE: Final = "http://127.0.0.1:1"
+"""An S3 endpoint that refuses."""
+
+Eventually = Callable[..., Awaitable[None]]
+Process = subprocess.Popen[bytes]
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """A worker's data directory, a control plane, and jobs for it."""
+
+    directory: Path
+    marker: Path
+    plane: ControlPlane
+    places: Places
+    eventually: Eventually
+    jobs: list[Job] = field(default_factory=list)
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def job(self, name: str = "a", *, attempt: int = 1, hand_out: bool = True, **fields: Any) -> Job:
+        commands = self.directory / f"{name}-{attempt}-commands"
+        os.mkfifo(commands)
+        assignment = Assignment(
+            job=f"jobs/{name}",
+            token=FencingToken(attempt=attempt, nonce=secrets.token_hex(16)),
+            generation=1,
+            target=Assignment.RUN,
+            **fields,
+        )
+        assignment.spec.args["commands"] = str(commands)
+        job = Job(assignment=assignment, commands=os.open(commands, os.O_RDWR))
+        self.jobs.append(job)
+        if hand_out:
+            self.plane.assignments[job.name] = assignment
+        return job
+
+    def attempt(self, job: Job) -> Path:
+        return self.places.attempt(job.name, job.assignment.token)
+
+    def log(self, job: Job) -> Path:
+        return self.places.log(job.name, job.assignment.token.attempt)
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        await self.eventually(condition, seconds=DEADLINE)
+
+    async def until_phase(self, job: Job, phase: AssignmentStatus.Phase.ValueType) -> None:
+        await self.until(lambda: self.plane.phase(job) == phase)
+
+    async def until_forgotten(self, job: Job) -> None:
+        """Returns once the agent says nothing of the job any more."""
+        await self.until(lambda: self.plane.ended(job) and not self.plane.phase(job))
+
+    async def until_durable(self, job: Job, epoch: int) -> None:
+        """Returns once the checkpoint of an epoch was told."""
+        await self.until(lambda: any(found.epoch == epoch for found in self.plane.checkpoints(job)))
+
+    def environment(self, **variables: str) -> dict[str, str]:
+        """Returns what agents and launchers get: whatever is left of them is ended with the tests."""
+        return {**os.environ, "ADJOURN_STACK": str(self.marker), "PYTHONPATH": str(ROOT), **variables}
+
+    @asynccontextmanager
+    async def agent(self, objects: ObjectStore) -> AsyncIterator[Agent]:
+        """An agent in this process, once it has spoken; leaves training alone when it ends."""
+        settings = Settings.from_environment(self.settings())
+        heard = len(self.plane.heard)
+        stop = asyncio.Event()
+        with Journal(self.places) as journal:
+            async with Supervisor(self.places, self.environment(), entry=ENTRY) as supervisor:
+                agent = Agent(settings, self.places, journal, supervisor, objects, NoGpus())
+                task = asyncio.create_task(agent.run(stop))
+                try:
+                    await self.until(lambda: len(self.plane.heard) > heard)
+                    yield agent
+                finally:
+                    stop.set()
+                    await task
+
+    def settings(self, **others: str) -> dict[str, str]:
+        """Returns an agent's variables, with storage that refuses."""
+        return {
+            "ADJOURN_CONTROL_PLANE": self.plane.address,
+            "ADJOURN_WORKER": WORKER,
+            "ADJOURN_DATA": str(self.places.data),
+            "ADJOURN_S3_ENDPOINT": NOWHERE,
+            "ADJOURN_S3_BUCKET": "models",
+            "ADJOURN_S3_ACCESS_KEY": "a",
+            "ADJOURN_S3_SECRET_KEY": "b",
+            **others,
+        }
+
+    async def process(self, **settings: str) -> Process:
+        """An agent in a process of its own, once it has spoken; the launcher must be there, or torch is loaded."""
+        heard = len(self.plane.heard)
+        with (self.directory / "agent.log").open("ab") as log:
+            process = subprocess.Popen(  # noqa: ASYNC220  # takes milliseconds
+                (sys.executable, "-m", "adjourn_worker"),
+                env=self.environment(**self.settings(**settings)),
+                stderr=log,
+                start_new_session=True,
+            )
+        self.processes.append(process)
+        await self.until(lambda: len(self.plane.heard) > heard or process.poll() is not None)
+        return process
+
+    async def launcher(self) -> None:
+        """Starts the launcher that the next agent will find: it forks the emulation, without torch."""
+        async with Supervisor(self.places, self.environment(), entry=ENTRY):
+            pass
+
+    async def ended(self, process: Process) -> int:
+        return await asyncio.to_thread(process.wait, DEADLINE)
+
+    async def kill(self, process: Process) -> None:
+        process.kill()
+        assert await self.ended(process) == -signal.SIGKILL
+
+    def logged(self) -> list[dict[str, Any]]:
+        """Returns what agents in processes of their own have logged."""
+        lines = (self.directory / "agent.log").read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def training(self, job: Job) -> int:
+        """Returns the pid of a job's training process."""
+        process = files.read_process(self.attempt(job))
+        assert process
+        return process.pid
+
+    def written(self, job: Job) -> list[str | None]:
+        """Returns the kinds of events that a job's training process has written, heard or not."""
+        return [event.WhichOneof("event") for event, _ in files.read_events(self.attempt(job), 0)]
+
+    def launcher_pid(self) -> int:
+        pid = locks.holder(self.places.launcher_lock)
+        assert pid
+        return pid
+
+    def held(self) -> list[HeldAssignment]:
+        """Returns what the journal has; for when no agent runs."""
+        with Journal(self.places) as journal:
+            return journal.held()
+
+    async def close(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+        for job in self.jobs:
+            os.close(job.commands)
+        await Supervisor(self.places, self.environment()).shutdown()
+        await self.plane.stop()
+        self.places.remove_volatile()
+
+
+@asynccontextmanager
+async def bench(directory: Path, marker: Path, eventually: Eventually) -> AsyncIterator[Bench]:
+    """Whatever was started on it ends with it."""
+    shared_memory = directory / "shm"
+    shared_memory.mkdir()
+    places = Places.prepare(directory / "data", {}, shared_memory)
+    plane = ControlPlane()
+    await plane.start()
+    made = Bench(directory=directory, marker=marker, plane=plane, places=places, eventually=eventually)
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+def alive(pid: int) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False

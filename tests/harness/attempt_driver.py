@@ -1,0 +1,146 @@
+"""The machine of one assignment as tests drive it: event by event, with all it says kept."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from adjourn.orders import Order
+from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, Exit, FencingToken, Report
+from adjourn.v1.checkpoint_pb2 import Checkpoint
+from adjourn.v1.job_pb2 import Failure, Pause, PauseMode, Progress
+from adjourn.v1.trainer_pb2 import (
+    ProcessExit,
+    Snapshot,
+    TrainingBegan,
+    TrainingEvent,
+    TrainingFinished,
+    TrainingPaused,
+    TrainingProcess,
+)
+from adjourn.v1.usage_pb2 import EpochMetrics
+from adjourn_worker.attempt import machine
+from adjourn_worker.attempt.events import Ended, Event, Instruction, Launched, Ordered, Persisted, Prepared, Told
+
+NOW: Final = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+JOB: Final = "jobs/a"
+TOKEN: Final = FencingToken(attempt=3, nonce="f" * 32)
+LOG: Final = "/data/logs/a/3.log on workers/w"
+PROCESS: Final = TrainingProcess(directory="/data/attempts/a", pid=4711, nonce=TOKEN.nonce)
+RUN, PAUSE, STOP = Assignment.RUN, Assignment.PAUSE, Assignment.STOP
+
+
+class Machine:
+    """One assignment; call it with an event, get the instructions."""
+
+    def __init__(self, given: Assignment | None = None) -> None:
+        outcome = machine.take_on(given or assigned(), "/data/attempts/a", LOG, NOW)
+        self.held = outcome.held
+        self.reports: list[Report] = list(outcome.reports)
+        self.offset = 0
+
+    def __call__(self, event: Event) -> Sequence[Instruction]:
+        before = self.held.SerializeToString(deterministic=True)
+        outcome = machine.handle(self.held, event, NOW)
+        assert self.held.SerializeToString(deterministic=True) == before, "what is journaled was changed in place"
+        self.held = outcome.held
+        self.reports += outcome.reports
+        return outcome.instructions
+
+    def tell(self, at: tuple[int, int] | None = None, **what: Any) -> Sequence[Instruction]:
+        """Feeds an event of the training process, with progress (epoch, step)."""
+        self.offset += 10
+        event = TrainingEvent(progress=progress(*at) if at else None, **what)
+        event.time.FromDatetime(NOW + timedelta(seconds=self.offset))
+        return self(Told(event=event, offset=self.offset))
+
+    def end(self, code: int = 0, *, killed: bool = False) -> Sequence[Instruction]:
+        exit_ = ProcessExit(code=code, killed=killed)
+        exit_.time.FromDatetime(NOW + timedelta(seconds=99))
+        return self(Ended(exit=exit_))
+
+    def order(self, target: Assignment.Target.ValueType, generation: int) -> Sequence[Instruction]:
+        return self(Ordered(assignment=assigned(target, generation)))
+
+    @property
+    def phase(self) -> AssignmentStatus.Phase.ValueType:
+        return self.held.status.phase
+
+    @property
+    def kinds(self) -> list[str | None]:
+        return [report.WhichOneof("report") for report in self.reports]
+
+    @property
+    def exit(self) -> Exit:
+        """How it ended, which was said once and last."""
+        assert self.kinds.count("exit") == 1
+        assert self.kinds[-1] == "exit"
+        return self.reports[-1].exit
+
+    def recover(self) -> Sequence[Instruction]:
+        """Returns what a successor of the agent would do."""
+        return machine.recover(self.held)
+
+
+def running(given: Assignment | None = None) -> Machine:
+    """Returns a machine whose training process has taken its first step."""
+    machine = Machine(given)
+    machine(Prepared())
+    machine(Launched(process=PROCESS))
+    machine.tell(began=TrainingBegan())
+    return machine
+
+
+def pausing(*, persist: bool = False) -> Machine:
+    """Returns a machine whose training process has paused, and made it known, and is about to end."""
+    machine = running()
+    machine.order(PAUSE, 2)
+    machine.tell((1, 10), snapshot=snapshot(1, last=True))
+    machine.tell((1, 10), paused=paused())
+    if persist:
+        machine(Persisted(checkpoint=checkpoint(1)))
+    return machine
+
+
+def assigned(target: Assignment.Target.ValueType = RUN, generation: int = 1, **fields: Any) -> Assignment:
+    mode = PauseMode.EPOCH if target == PAUSE else PauseMode.PAUSE_MODE_UNSPECIFIED
+    return Assignment(job=JOB, token=TOKEN, generation=generation, target=target, pause_mode=mode, **fields)
+
+
+def order(target: Assignment.Target.ValueType = RUN, generation: int = 1) -> Order:
+    given = assigned(target, generation)
+    return Order(generation=generation, target=target, mode=given.pause_mode)
+
+
+def progress(epoch: int, step: int) -> Progress:
+    return Progress(epoch=epoch, step=step)
+
+
+def snapshot(sequence: int, *, slot: int | None = None, last: bool = False) -> Snapshot:
+    """Slots are used in turn, as training does when all is well; the last snapshot has a third."""
+    slot = 2 if last else sequence % 2 if slot is None else slot
+    return Snapshot(directory=f"/shm/slot-{slot}", sequence=sequence, last=last, progress=progress(sequence, sequence))
+
+
+def checkpoint(sequence: int) -> Checkpoint:
+    return Checkpoint(name=f"{JOB}/checkpoints/3-ffffffff-{sequence}", epoch=sequence)
+
+
+def epoch(number: int) -> EpochMetrics:
+    return EpochMetrics(epoch=number)
+
+
+def paused() -> TrainingPaused:
+    word = TrainingPaused()
+    word.boundary_time.FromDatetime(NOW + timedelta(seconds=5))
+    return word
+
+
+def finished() -> TrainingFinished:
+    return TrainingFinished()
+
+
+def failure(reason: str = "TRAINING_RAISED", message: str = "ValueError: no") -> Failure:
+    return Failure(reason=reason, message=message)
+
+
+EXACT: Final = Pause.EXACT

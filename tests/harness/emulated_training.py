@@ -1,0 +1,147 @@
+"""A training process as the agent sees it, without torch: it does what a test writes into a FIFO, line by line.
+
+`epoch` ends an epoch, takes a snapshot if a slot is free, and pauses if that is ordered; `finish` and `fail` end the
+training as their names say; `exit N` leaves without a word; `garble NAME` spoils a file of the attempt, `lose` its
+snapshots; `storm` rings without end.
+"""
+
+import json
+import os
+import struct
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Final
+
+from google.protobuf import json_format
+
+from adjourn import frames, snapshots
+from adjourn.mailbox import Control, ProgressBoard
+from adjourn.v1.agent_service_pb2 import Assignment
+from adjourn.v1.job_pb2 import Failure, Pause, Progress
+from adjourn.v1.trainer_pb2 import (
+    Snapshot,
+    TrainingBegan,
+    TrainingEvent,
+    TrainingFinished,
+    TrainingPaused,
+    TrainingStart,
+)
+from adjourn.v1.usage_pb2 import EpochMetrics
+from adjourn_worker.host.notify import ring
+
+ENTRY: Final = "tests.harness.emulated_training:main"
+STEPS: Final = 10
+"""In an epoch."""
+GARBAGE: Final = b"\xff" * 64
+
+
+class Emulated:
+    """One attempt."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.start = TrainingStart.FromString((directory / "start").read_bytes())
+        self.progress = Progress()
+        self.sequence = 0
+        self.losing = False
+        self.verdict = Pause.VERDICT_UNSPECIFIED
+        if self.start.restore_directory:
+            restored = Path(self.start.restore_directory)
+            json_format.ParseDict(dict(snapshots.read_state(restored).progress), self.progress)
+            same = snapshots.component_digests(restored) == dict(self.start.restore_digests)
+            self.verdict = Pause.EXACT if same else Pause.DIVERGED
+
+    def run(self) -> int:
+        self.append(TrainingEvent(began=TrainingBegan(verdict=self.verdict)))
+        with Path(self.start.spec.args["commands"]).open() as commands:  # type: ignore[arg-type]  # it is a string
+            for line in commands:
+                name, *words = line.split()
+                code = getattr(self, name)(*words)
+                if code is not None:
+                    return int(code)
+        return 1
+
+    def epoch(self) -> int | None:
+        self.progress.step += STEPS
+        self.progress.epoch += 1
+        with closing(ProgressBoard(self.directory / "progress")) as board:
+            board.write(self.progress)
+        self.append(TrainingEvent(epoch=EpochMetrics(epoch=self.progress.epoch, step=self.progress.step)))
+        with closing(Control(self.directory / "control")) as control:
+            pausing = control.read().target == Assignment.PAUSE
+        self.save(last=pausing)
+        if pausing:
+            self.append(TrainingEvent(paused=TrainingPaused()))
+            return 0
+        return None
+
+    def lose(self) -> None:
+        """Makes snapshots vanish as soon as they are taken."""
+        self.losing = True
+
+    def finish(self) -> int:
+        self.save(last=True)
+        self.append(TrainingEvent(finished=TrainingFinished()))
+        return 0
+
+    def fail(self) -> int:
+        sys.stdout.write("the whole story\n")
+        self.append(TrainingEvent(failed=Failure(reason="TRAINING_RAISED", message="ValueError: no")))
+        return 1
+
+    def exit(self, code: str) -> int:
+        return int(code)
+
+    def garble(self, name: str) -> None:
+        with (self.directory / name).open("r+b") as file:
+            file.seek(0, os.SEEK_END if name == "events" else os.SEEK_SET)
+            file.write(GARBAGE)
+        ring(self.start.doorbell)
+
+    def storm(self) -> None:
+        """Rings for a second as often as it can."""
+        end = time.monotonic() + 1
+        while time.monotonic() < end:
+            ring(self.start.doorbell)
+
+    def append(self, event: TrainingEvent) -> None:
+        event.time.GetCurrentTime()
+        self.progress.report_time.GetCurrentTime()
+        event.progress.CopyFrom(self.progress)
+        with (self.directory / "events").open("ab") as file:
+            file.write(frames.encode(event))
+        ring(self.start.doorbell)
+
+    def save(self, *, last: bool) -> None:
+        area = Path(self.start.snapshot_directory)
+        free = [number for number in (0, 1) if not (area / f"slot-{number}" / snapshots.TAKEN).exists()]
+        if not free and not last:
+            return
+        slot = area / f"slot-{free[0] if free else 2}"
+        slot.mkdir(parents=True, exist_ok=True)
+        (slot / snapshots.STATE).unlink(missing_ok=True)
+        self.progress.report_time.GetCurrentTime()
+        head, entries = snapshots.layout([("w", "I64", (1000,))])
+        data = struct.pack("<q", self.progress.epoch) * 1000
+        assert entries["w"].end == len(head) + len(data)
+        (slot / snapshots.TENSORS).write_bytes(head + data)
+        document: dict[str, Any] = {
+            "format": snapshots.FORMAT,
+            "components": {"model": {"$": "tensor", "name": "w", "dtype": "I64", "shape": [1000]}},
+            "environment": {},
+            "progress": json_format.MessageToDict(self.progress, preserving_proto_field_name=True),
+        }
+        (slot / snapshots.STATE).write_text(json.dumps(document))
+        (slot / snapshots.TAKEN).touch()
+        if self.losing:
+            (slot / snapshots.STATE).unlink()
+        self.sequence += 1
+        snapshot = Snapshot(directory=str(slot), sequence=self.sequence, progress=self.progress, last=last)
+        self.append(TrainingEvent(snapshot=snapshot))
+
+
+def main(directory: Path) -> int:
+    sys.stderr.write(f"training in {directory.name}\n")
+    return Emulated(directory).run()

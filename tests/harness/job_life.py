@@ -1,0 +1,196 @@
+"""One job and what happens to it, for the tests of the pure core."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Self
+
+from adjourn import reasons
+from adjourn.v1.agent_service_pb2 import AssignmentStatus, FencingToken
+from adjourn.v1.checkpoint_pb2 import Checkpoint
+from adjourn.v1.job_pb2 import PAUSE_MODE_UNSPECIFIED, Failure, Hold, Job, JobSpec, Pause, Progress
+from adjourn.v1.record_pb2 import JobRecord
+from adjourn.v1.usage_pb2 import EpochMetrics
+from adjourn_control_plane.job import machine
+from adjourn_control_plane.job.events import (
+    Began,
+    CancelAsked,
+    EpochEnded,
+    Event,
+    Failed,
+    Finished,
+    Lost,
+    Observed,
+    PauseAsked,
+    PausePhase,
+    Placed,
+    Registered,
+    Rested,
+    ResumeAsked,
+    Stopped,
+)
+from adjourn_control_plane.job.transition import Decision
+
+START = datetime(2030, 1, 1, tzinfo=UTC)
+NAME = "jobs/j"
+A, B = "workers/a", "workers/b"
+RAISED = Failure(reason=reasons.TRAINING_RAISED, message="ValueError: no")
+GONE = Failure(reason=reasons.WORKER_LOST, message="silent")
+
+
+def checkpoint_name(epoch: int) -> str:
+    return f"{NAME}/checkpoints/{epoch}"
+
+
+def checkpoint(epoch: int, *, seconds_per_epoch: float = 10) -> Checkpoint:
+    """Returns the checkpoint after an epoch of 100 steps."""
+    made = Checkpoint(name=checkpoint_name(epoch), epoch=epoch, step=100 * epoch)
+    made.active_duration.FromTimedelta(timedelta(seconds=seconds_per_epoch * epoch))
+    return made
+
+
+class Life:
+    """Tells the job machine what happens, a second apart, and remembers what came of it."""
+
+    def __init__(self, *, labels: Mapping[str, str] | None = None, **spec: Any) -> None:
+        self.now = START
+        fields = {"entry_point": "train:main", "total_epochs": 20, **spec}
+        job = Job(name=NAME, spec=JobSpec(**fields), labels=labels)
+        self.decisions: list[Decision] = [machine.create(job, actor="ann", now=self.now)]
+        self.last: Decision | None = self.decisions[0]
+        """What came of the last event; None if nothing did."""
+
+    @property
+    def record(self) -> JobRecord:
+        return self.decisions[-1].record
+
+    @property
+    def job(self) -> Job:
+        return self.record.job
+
+    @property
+    def state(self) -> str:
+        return Job.State.Name(self.job.state)
+
+    @property
+    def worker(self) -> str:
+        return self.job.worker or A
+
+    @property
+    def history(self) -> list[str]:
+        return [event.type for decision in self.decisions for event in decision.events]
+
+    def tell(self, event: Event) -> Self:
+        self.now += timedelta(seconds=1)
+        self.last = machine.decide(self.record, event, self.now)
+        if self.last is not None:
+            self.decisions.append(self.last)
+        return self
+
+    def placed(self, worker: str = A, *devices: str) -> Self:
+        nonce = f"{self.record.token.attempt + 1:032x}"
+        return self.tell(Placed(actor="control_plane", worker=worker, device_uuids=devices, nonce=nonce))
+
+    def acknowledged(self) -> Self:
+        return self.tell(Observed(actor=self.worker, generation=self.record.generation))
+
+    def at(self, step: int, *, of_epoch: int = 100, seconds: float | None = None) -> Self:
+        """The worker tells of progress."""
+        progress = Progress(epoch=step // of_epoch, step=step, epoch_step=step % of_epoch, steps_per_epoch=of_epoch)
+        progress.active_duration.FromTimedelta(timedelta(seconds=step / 10 if seconds is None else seconds))
+        progress.report_time.FromDatetime(self.now)
+        return self.tell(Observed(actor=self.worker, generation=self.record.generation, progress=progress))
+
+    def began(self) -> Self:
+        return self.tell(Began(actor=self.worker))
+
+    def trained(self, epoch: int) -> Self:
+        """An epoch of 10 s ends, and its checkpoint is registered."""
+        metrics = EpochMetrics(epoch=epoch, step=100 * epoch, active_seconds=10)
+        self.tell(EpochEnded(actor=self.worker, metrics=metrics)).at(100 * epoch)
+        return self.tell(Registered(actor=self.worker, checkpoint=checkpoint(epoch)))
+
+    def running(self, epochs: int = 0) -> Self:
+        """The job is placed and takes its first step, and then `epochs` epochs more than it has."""
+        self.placed().acknowledged().began()
+        first = self.record.checkpoint.epoch + 1
+        for epoch in range(first, first + epochs):
+            self.trained(epoch)
+        return self
+
+    def released(self) -> Self:
+        """The process has left at the boundary."""
+        pause = Pause()
+        for field in (pause.boundary_time, pause.snapshot_time, pause.release_time):
+            field.FromDatetime(self.now)
+        return self.tell(PausePhase(actor=self.worker, pause=pause))
+
+    def took_a_step(self) -> Self:
+        """The first step after a checkpoint was restored."""
+        pause = Pause(verdict=Pause.EXACT)
+        pause.resume_time.FromDatetime(self.now)
+        return self.tell(PausePhase(actor=self.worker, pause=pause))
+
+    def rests(self, on: str | None = None) -> Self:
+        return self.tell(Rested(actor=self.worker, checkpoint=self.record.checkpoint.name if on is None else on))
+
+    def finishes(self, on: str | None = None) -> Self:
+        return self.tell(Finished(actor=self.worker, checkpoint=self.record.checkpoint.name if on is None else on))
+
+    def stops(self, failure: Failure | None = None) -> Self:
+        return self.tell(Stopped(actor=self.worker, failure=failure))
+
+    def fails(self, failure: Failure = RAISED) -> Self:
+        return self.tell(Failed(actor=self.worker, failure=failure))
+
+    def is_lost(self) -> Self:
+        return self.tell(Lost(actor="control_plane", failure=GONE))
+
+    def pause(self, reason: str = "") -> Self:
+        return self.tell(PauseAsked(actor="bob", mode=PAUSE_MODE_UNSPECIFIED, reason=reason))
+
+    def resume(self, *, allow_inexact: bool = False) -> Self:
+        return self.tell(ResumeAsked(actor="eve", allow_inexact=allow_inexact))
+
+    def cancel(self) -> Self:
+        return self.tell(CancelAsked(actor="bob", reason=""))
+
+    def held_by(self, kind: Hold.Kind.ValueType) -> Self:
+        """Adds a hold that no verb of today adds."""
+        record = JobRecord()
+        record.CopyFrom(self.record)
+        record.job.holds.add(kind=kind)
+        self.decisions.append(Decision(record=record))
+        return self
+
+
+def paused(*, epochs: int = 2, **spec: Any) -> Life:
+    """A job that was paused after some epochs."""
+    life = Life(**spec).running(epochs).pause().trained(epochs + 1).released().rests()
+    assert life.state == "PAUSED"
+    return life
+
+
+def status(
+    record: JobRecord,
+    phase: AssignmentStatus.Phase.ValueType = AssignmentStatus.RUNNING,
+    *,
+    attempt: int | None = None,
+    nonce: str | None = None,
+    generation: int | None = None,
+    progress: Progress | None = None,
+    devices: tuple[str, ...] = (),
+) -> AssignmentStatus:
+    """Returns what a worker says of the job's own attempt, or of another."""
+    token = FencingToken(attempt=record.token.attempt if attempt is None else attempt, nonce=record.token.nonce)
+    if attempt not in (None, record.token.attempt):
+        token.nonce = f"{attempt:032x}"
+    if nonce is not None:
+        token.nonce = nonce
+    return AssignmentStatus(
+        job=record.job.name,
+        token=token,
+        observed_generation=record.generation if generation is None else generation,
+        phase=phase,
+        progress=progress,
+        held_device_uuids=devices,
+    )

@@ -1,0 +1,34 @@
+"""Wishes with requests of their own, for the tests of the ledger."""
+
+from uuid import uuid4
+
+from adjourn.v1.agent_service_pb2 import FencingToken
+from adjourn.v1.job_pb2 import EPOCH
+from adjourn.v1.job_service_pb2 import PauseJobRequest
+from adjourn.v1.record_pb2 import JobRecord
+from adjourn_control_plane.job.events import CancelAsked, PauseAsked, Placed, ResumeAsked
+from adjourn_control_plane.job.updater import Call, Ledger
+from adjourn_control_plane.store.interface import JobName
+from tests.harness.job_life import A
+from tests.harness.memory_store import MemoryStore
+
+JOB = JobName("jobs/j")
+PAUSE = PauseAsked(actor="bob", mode=EPOCH, reason="")
+RESUME = ResumeAsked(actor="bob")
+CANCEL = CancelAsked(actor="bob", reason="")
+
+
+def fresh(request_id: str | None = None, *, etag: str = "", name: str = JOB) -> Call:
+    identity = uuid4().hex if request_id is None else request_id
+    return Call.of(PauseJobRequest(name=name, request_id=identity, etag=etag), request_id=identity, etag=etag)
+
+
+async def there(store: MemoryStore) -> JobRecord:
+    stored = await store.get(JOB)
+    assert stored
+    return stored.record
+
+
+async def place(ledger: Ledger, worker: str = A) -> FencingToken:
+    event = Placed(actor="control_plane", worker=worker, device_uuids=(), nonce=uuid4().hex)
+    return (await ledger.apply(JOB, event)).token

@@ -1,0 +1,285 @@
+"""What callers, workers and the network may do to a control plane, in any order; and what it promises meanwhile.
+
+The control plane's own ledger, upkeep and agent streams run on the store in memory. Workers are modelled: they hold
+attempts, train, journal reports and say all of it again until it is acknowledged; they fall silent, lose their stream,
+come back with a new one or with nothing at all, and their old messages arrive late.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, precondition, rule
+
+from adjourn import errors, reasons
+from adjourn.objects import S3Settings
+from adjourn.v1 import job_service_pb2 as pb
+from adjourn.v1.job_pb2 import EPOCH, Failure, Job, JobSpec
+from adjourn_control_plane.api.agents import AgentService, Stream
+from adjourn_control_plane.fleet.upkeep import Upkeep
+from adjourn_control_plane.job import machine
+from adjourn_control_plane.job.events import Asked, CancelAsked, PauseAsked, ResumeAsked
+from adjourn_control_plane.job.machine import ENDED
+from adjourn_control_plane.job.updater import Call, Ledger
+from adjourn_control_plane.settings import Settings
+from adjourn_control_plane.store.interface import Change, JobName, WorkerName
+from adjourn_control_plane.store.notifier import Wakeups
+from tests.harness.memory_objects import MemoryObjects
+from tests.harness.worker_model import SLOTS, Attempt, Machine, Status, Witness
+
+T = TypeVar("T")
+SETTINGS = Settings(
+    redis_url="redis://none", s3=S3Settings(endpoint="http://none", bucket="b", access_key="k", secret_key="s")
+)
+VERBS: dict[type[Asked], tuple[Asked, type[Any]]] = {
+    PauseAsked: (PauseAsked(actor="bob", mode=EPOCH, reason=""), pb.PauseJobRequest),
+    ResumeAsked: (ResumeAsked(actor="bob"), pb.ResumeJobRequest),
+    CancelAsked: (CancelAsked(actor="bob", reason=""), pb.CancelJobRequest),
+}
+FAILURES = [reasons.TRAINING_RAISED, reasons.PROCESS_KILLED, reasons.STATE_MISMATCH, reasons.WORKER_STOPPED]
+WORKER = st.sampled_from(list(SLOTS))
+ANY = st.integers(0, 1000)
+TURNS = st.integers(0, 2)
+"""Rounds in which all goes well, before something else happens."""
+FAIR_ROUNDS = 80
+
+
+class ControlPlane(RuleBasedStateMachine):
+    requests: Bundle[tuple[JobName, type[Asked], Call, Job]] = Bundle("requests")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.store = Witness()
+        self.ledger = Ledger(self.store)
+        self.wakeups = Wakeups(self.store)
+        self.service = AgentService(self.store, self.ledger, self.wakeups, SETTINGS)
+        self.replicas = [Upkeep(self.store, self.ledger, MemoryObjects(), self.wakeups, SETTINGS) for _ in range(2)]
+        self.machines = {name: Machine(name) for name in SLOTS}
+        self.names: list[JobName] = []
+        self.asked = 0
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.runner.run(work)
+
+    def teardown(self) -> None:
+        try:
+            self.run(self.fair_finish())
+        finally:
+            self.runner.close()
+
+    # callers
+
+    @initialize(seed=ANY, specs=st.lists(st.tuples(st.integers(2, 6), st.integers(2, 6)), min_size=1, max_size=2))
+    def begin(self, seed: int, specs: list[tuple[int, int]]) -> None:
+        self.store.chance.seed(seed)
+        for epochs, restarts in specs:
+            self.create(epochs=epochs, restarts=restarts)
+
+    @precondition(lambda self: len(self.names) < 4)
+    @rule(epochs=st.integers(0, 4), restarts=st.integers(0, 3))
+    def create(self, epochs: int, restarts: int) -> None:
+        name = JobName(f"jobs/j{len(self.names)}")
+        spec = JobSpec(entry_point="m:f", total_epochs=epochs, max_restarts=restarts)
+        decision = machine.create(Job(name=name, spec=spec), actor="ann", now=datetime.now(UTC))
+        self.run(self.store.commit(Change(job=name, expected=0, record=decision.record, events=decision.events)))
+        self.names.append(name)
+
+    def ask(self, name: JobName, kind: type[Asked], call: Call) -> Job | None:
+        self.store.resuming = kind is ResumeAsked
+        try:
+            return self.run(self.ledger.wish(name, VERBS[kind][0], call))
+        except (errors.NotFoundError, errors.PreconditionError):
+            return None
+        finally:
+            self.store.resuming = False
+
+    @rule(
+        target=requests,
+        turns=TURNS,
+        index=ANY,
+        kind=st.sampled_from([*VERBS, PauseAsked, PauseAsked, ResumeAsked, ResumeAsked]),
+    )
+    def wish(self, turns: int, index: int, kind: type[Asked]) -> Any:
+        self.work(turns)
+        name = self.names[index % len(self.names)]
+        self.asked += 1
+        request = VERBS[kind][1](name=name, request_id=f"r{self.asked}")
+        call = Call.of(request, request_id=request.request_id)
+        answer = self.ask(name, kind, call)
+        return (name, kind, call, answer) if answer is not None else multiple()
+
+    @rule(request=requests)
+    def repeat(self, request: tuple[JobName, type[Asked], Call, Job]) -> None:
+        name, kind, call, first = request
+        token = self.run(self.store.latest_token())
+        assert self.ask(name, kind, call) == first
+        assert self.run(self.store.latest_token()) == token, "a repeat changes nothing"
+
+    @rule(index=ANY)
+    def delete(self, index: int) -> None:
+        with contextlib.suppress(errors.JobNotFinishedError, errors.NotFoundError):
+            self.run(self.ledger.delete(self.names[index % len(self.names)], Call()))
+
+    # upkeep
+
+    @rule()
+    def place(self) -> None:
+        self.run(at_once(*(replica.place() for replica in self.replicas)))
+
+    @rule(turns=TURNS, worker=WORKER)
+    def lose(self, turns: int, worker: str) -> None:
+        """The lease runs out, and every replica notices."""
+        self.work(turns)
+        self.run(self.expire(WorkerName(worker)))
+
+    async def expire(self, worker: WorkerName) -> None:
+        session = await self.store.session(worker)
+        if session and await self.store.lose(worker, session.beat):
+            first, second = self.replicas
+            await at_once(first.take_back(worker), first.place(), second.take_back(worker), second.place())
+
+    # streams
+
+    @rule(worker=WORKER, restarted=st.booleans())
+    def connect(self, worker: str, restarted: bool) -> None:  # hypothesis passes by name
+        self.machines[worker].sessions += restarted
+        self.run(self.attach(self.machines[worker]))
+
+    async def attach(self, machine: Machine) -> Stream:
+        first = machine.says()
+        machine.stream = Stream(self.service, first)
+        await self.store.attach(machine.stream.described(first), first.session_id, machine.stream.id)
+        await machine.stream.take_in(first)
+        return machine.stream
+
+    @rule(worker=WORKER)
+    def disconnect(self, worker: str) -> None:
+        machine = self.machines[worker]
+        if machine.stream:
+            self.run(self.store.detach(WorkerName(worker), machine.stream.id))
+            machine.stream = None
+
+    @rule(worker=WORKER)
+    def speak(self, worker: str) -> None:
+        """A message is sent, and takes its time."""
+        machine = self.machines[worker]
+        if machine.stream:
+            machine.travelling.append((machine.stream, machine.says()))
+
+    @rule(worker=WORKER, newest=st.booleans())
+    def arrive(self, worker: str, newest: bool) -> None:
+        """A message arrives: in order on its own stream, in any order across streams."""
+        machine = self.machines[worker]
+        if machine.travelling:
+            self.run(self.take_in(machine, machine.travelling[-1 if newest else 0][0], one=True))
+
+    async def take_in(self, machine: Machine, stream: Stream, *, one: bool = False) -> None:
+        """Lets what was sent on a stream arrive."""
+        mine = [message for message in machine.travelling if message[0] is stream][: 1 if one else None]
+        for message in mine:
+            machine.travelling.remove(message)
+            if await self.store.beat(stream.described(message[1]), stream.id):
+                await stream.take_in(message[1])
+
+    @rule(worker=WORKER)
+    def answer(self, worker: str) -> None:
+        machine = self.machines[worker]
+        if machine.stream:
+            self.run(machine.listen(machine.stream))
+
+    @rule(worker=WORKER, index=ANY)
+    def repeat_report(self, worker: str, index: int) -> None:
+        """A report comes again, long after it was sent, over a stream that nobody remembers."""
+        sent = self.machines[worker].sent
+        if sent:
+            report = sent[index % len(sent)]
+            stored = self.run(self.store.get(JobName(report.job)))
+            mine = stored is not None and report.token == stored.record.token
+            if not mine or (stored and report.sequence <= stored.record.applied_report):
+                self.run(self.ledger.report(report, worker))
+                again = self.run(self.store.get(JobName(report.job)))
+                assert (again and again.version) == (stored and stored.version)
+
+    @rule(turns=TURNS)
+    def work(self, turns: int) -> None:
+        """All goes well for a while."""
+        for _ in range(turns):
+            self.run(self.round())
+
+    async def turn(self, machine: Machine) -> None:
+        stream = machine.stream or await self.attach(machine)
+        for attempt in list(machine.attempts.values()):
+            machine.advance(attempt)
+        machine.travelling.append((stream, machine.says()))
+        await self.take_in(machine, stream)
+        await machine.listen(stream)
+        await self.replicas[0].place()
+
+    # training
+
+    def pick(self, worker: str, index: int) -> Attempt | None:
+        live = [attempt for attempt in self.machines[worker].attempts.values() if not attempt.over]
+        return live[index % len(live)] if live else None
+
+    @rule(worker=WORKER, index=ANY)
+    def advance(self, worker: str, index: int) -> None:
+        if attempt := self.pick(worker, index):
+            self.machines[worker].advance(attempt)
+
+    @rule(turns=TURNS, worker=WORKER, index=ANY, reason=st.sampled_from(FAILURES))
+    def fail(self, turns: int, worker: str, index: int, reason: str) -> None:
+        self.work(turns)
+        if attempt := self.pick(worker, index):
+            phase = Status.STOPPED if reason == reasons.WORKER_STOPPED else Status.FAILED
+            self.machines[worker].end(attempt, phase, Failure(reason=reason, message="no"))
+
+    @rule(worker=WORKER)
+    def wipe(self, worker: str) -> None:
+        """The machine is replaced: its processes, its journal and its agent are gone, its name stays."""
+        old = self.machines[worker]
+        self.machines[worker] = Machine(worker, life=old.life + 1, travelling=old.travelling, sent=old.sent)
+
+    # promises
+
+    @invariant()
+    def promises(self) -> None:
+        for stored in self.run(self.store.page(states=[], labels={}, size=100, before=None))[0]:
+            self.run(self.store.keeps_its_promises(stored.record))
+
+    @invariant()
+    def one_process_at_most_is_the_jobs_own(self) -> None:
+        live = [
+            (worker.name, attempt)
+            for worker in self.machines.values()
+            for attempt in worker.attempts.values()
+            if not attempt.over
+        ]
+        assert len({attempt.key for _, attempt in live}) == len(live)
+
+    async def fair_finish(self) -> None:
+        """From now on every message arrives and every worker works: every job comes to rest."""
+        for _ in range(FAIR_ROUNDS):
+            await self.round()
+            if not await self.restless():
+                break
+        await self.round()  # what ended last is heard of
+        await self.round()
+        assert not await self.restless(), "every job comes to rest"
+        assert not any(worker.reports for worker in self.machines.values()), "all that was reported is acknowledged"
+
+    async def round(self) -> None:
+        for worker in self.machines.values():
+            await self.turn(worker)
+
+    async def restless(self) -> list[Job]:
+        page, _ = await self.store.page(states=[], labels={}, size=100, before=None)
+        jobs = [stored.record.job for stored in page]
+        return [job for job in jobs if job.state not in ENDED | {Job.PAUSED}]
+
+
+async def at_once(*works: Coroutine[Any, Any, None]) -> None:
+    await asyncio.gather(*works)

@@ -1,0 +1,101 @@
+"""Launchers as tests run them: with real processes; only training is replaced, by short scripts."""
+
+import asyncio
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+from adjourn.v1.trainer_pb2 import ProcessExit, TrainingStart
+from adjourn_worker.attempt import files
+from adjourn_worker.host.locks import holder
+from adjourn_worker.launcher import process_tree
+from adjourn_worker.launcher.client import Supervisor, end_strays
+from adjourn_worker.paths import Places
+
+DEADLINE: Final = 20.0
+NONCE: Final = "0" * 32
+ENTRY: Final = "scripted:main"
+SCRIPTED: Final = """
+def main(directory):
+    scope = {"directory": directory}
+    exec((directory / "script").read_text(), scope)
+    return scope.get("code", 0)
+"""
+SLEEPER: Final = "import pathlib, time; pathlib.Path('began').touch(); time.sleep(600)"
+FAMILY: Final = """
+import os, pathlib, subprocess, sys, time
+# One in our group; one with a session of its own; one whose parent has gone, with its output elsewhere.
+child = subprocess.Popen(["sleep", "600"])
+apart = subprocess.Popen(["sleep", "600"], start_new_session=True)
+orphan = "import subprocess; print(subprocess.Popen(['sleep', '600'], start_new_session=True, stdout=2).pid)"
+found = subprocess.run([sys.executable, "-c", orphan], stdout=subprocess.PIPE, check=True, text=True)
+(directory / "family.new").write_text(f"{child.pid} {apart.pid} {found.stdout.strip()}")
+os.rename(directory / "family.new", directory / "family")
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stand:
+    """A data directory, a launcher's environment, and attempts made by hand."""
+
+    places: Places
+    environment: dict[str, str]
+
+    def supervisor(self, **options: Any) -> Supervisor:
+        return Supervisor(self.places, self.environment, **{"entry": ENTRY, **options})
+
+    def attempt(self, script: str, number: int = 1) -> Path:
+        directory = self.places.attempts / f"job-{number}-{NONCE[:8]}"
+        files.write_start(directory, TrainingStart(job="jobs/job", doorbell=str(self.places.doorbell)))
+        (directory / "script").write_text(script)
+        return directory
+
+
+@contextmanager
+def stand(directory: Path) -> Iterator[Stand]:
+    code = directory / "code"
+    code.mkdir()
+    (code / "scripted.py").write_text(SCRIPTED)
+    (directory / "shm").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(code), "ADJOURN_S3_SECRET_KEY": "hush", "AWS_SECRET": "hush"}
+    places = Places.prepare(directory / "data", {}, directory / "shm")
+    yield Stand(places=places, environment=environment)
+    pid = holder(places.launcher_lock)
+    left = [
+        process for process in psutil.process_iter(["cmdline"]) if str(places.data) in (process.info["cmdline"] or [])
+    ]
+    for process in left:
+        process.kill()
+    end_strays(places, [])
+    places.remove_volatile()
+    assert not left, f"launcher {pid} was left running"
+
+
+async def until(condition: Callable[[], Any]) -> Any:
+    """Returns what the condition comes to once it is true."""
+    deadline = time.monotonic() + DEADLINE
+    while not (result := condition()):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+    return result
+
+
+async def ended(directory: Path) -> ProcessExit:
+    result = await until(lambda: files.read_exit(directory))
+    assert isinstance(result, ProcessExit)
+    return result
+
+
+def sleeping(directory: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(["sleep", "600"], cwd=directory, start_new_session=True)
+
+
+def runs(pid: int) -> bool:
+    return process_tree.stat(pid) is not None

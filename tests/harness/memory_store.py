@@ -1,0 +1,276 @@
+"""A store in memory: what `RedisStore` is to the control plane, for tests; both pass the tests in `contract`."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from adjourn.errors import StoreUnavailableError
+from adjourn.v1.checkpoint_pb2 import Checkpoint
+from adjourn.v1.job_pb2 import Job
+from adjourn.v1.job_service_pb2 import JobEvent
+from adjourn.v1.usage_pb2 import EpochMetrics
+from adjourn.v1.worker_pb2 import Worker
+from adjourn_control_plane.store import redis_codec as values
+from adjourn_control_plane.store.interface import (
+    Change,
+    Changed,
+    Conflict,
+    JobName,
+    NotYetPurged,
+    Occupancy,
+    RequestSeen,
+    Session,
+    Stored,
+    TokenTooOld,
+    WorkerName,
+)
+
+Hint = tuple[JobName, WorkerName]
+
+
+@dataclass
+class Entry:
+    """A job and its series; messages as bytes, so that nobody changes them from outside."""
+
+    number: int
+    version: int = 0
+    record: bytes = b""
+    state: Job.State.ValueType = Job.STATE_UNSPECIFIED
+    worker: str = ""
+    released: bool = False
+    events: list[bytes] = field(default_factory=list)
+    epochs: dict[int, bytes] = field(default_factory=dict)
+    checkpoints: dict[str, bytes] = field(default_factory=dict)
+
+    def read(self) -> Stored:
+        return values.stored([self.record, b"%d" % self.version, b"%d" % self.number])
+
+
+class MemoryStore:
+    """A JobStore. Every call lets others run first, as a call to a server does, and is then carried out in one go."""
+
+    def __init__(self, *, changes_kept: int = 100_000, now_ns: Callable[[], int] = time.time_ns) -> None:
+        self.available = True
+        """False: every call raises StoreUnavailableError."""
+        self._now_ns = now_ns
+        self._changes_kept = changes_kept
+        self._version = 0
+        self._entries: dict[JobName, Entry] = {}
+        self._done: dict[str, int] = {}
+        self._requests: dict[str, tuple[str, bytes]] = {}
+        self._occupancy: dict[str, int] = {}
+        self._changes: list[tuple[int, JobName]] = []
+        self._purge: set[JobName] = set()
+        self._sessions: dict[str, Session] = {}
+        self._attached: set[str] = set()
+        self._listeners: set[asyncio.Queue[Hint | None]] = set()
+
+    async def get(self, job: JobName) -> Stored | None:
+        await self._reach()
+        entry = self._entries.get(job)
+        return entry.read() if entry else None
+
+    async def commit(self, change: Change) -> int:
+        await self._reach()
+        if change.id in self._done:
+            return self._done[change.id]
+        old = self._entries.get(change.job)
+        self._check(change, old)
+        self._version += 1
+        new = self._write(change, old)
+        workers = {old.worker if old else "", new.worker if new else ""} - {""}
+        if old is None or new is None or (old.worker, old.released) != (new.worker, new.released):
+            for worker in workers:
+                self._occupancy[worker] = self._occupancy.get(worker, 0) + 1
+        if change.request:
+            self._requests[change.request.id] = (change.request.digest, values.encoded(change.request.answer))
+        self._done[change.id] = new.version if new else 0
+        self._changes = [*self._changes, (self._version, change.job)][-self._changes_kept :]
+        for listener in self._listeners:
+            for worker in workers or {""}:
+                listener.put_nowait((change.job, WorkerName(worker)))
+        return self._done[change.id]
+
+    def _check(self, change: Change, old: Entry | None) -> None:
+        if change.request and change.request.id in self._requests:
+            digest, answer = self._requests[change.request.id]
+            raise RequestSeen(digest, Job.FromString(answer))
+        if (old.version if old else 0) != change.expected:
+            raise Conflict(change.job)
+        if old is None and change.job in self._purge:
+            raise NotYetPurged(change.job)
+        guard = change.occupancy
+        if guard and self._occupancy.get(guard.worker, 0) != guard.version:
+            raise Conflict(guard.worker)
+
+    def _write(self, change: Change, old: Entry | None) -> Entry | None:
+        record = change.record
+        if record is None:
+            del self._entries[change.job]
+            self._purge.add(change.job)
+            return None
+        new = replace(
+            old or Entry(number=self._version),
+            version=self._version,
+            record=values.encoded(record),
+            state=record.job.state,
+            worker=record.job.worker,
+            released=record.released,
+        )
+        new.events += [values.encoded(event) for event in change.events]
+        new.epochs.update({metrics.epoch: values.encoded(metrics) for metrics in change.epochs})
+        new.checkpoints.update({checkpoint.name: values.encoded(checkpoint) for checkpoint in change.checkpoints})
+        self._entries[change.job] = new
+        return new
+
+    async def answered(self, request_id: str) -> tuple[str, Job] | None:
+        await self._reach()
+        if request_id not in self._requests:
+            return None
+        digest, answer = self._requests[request_id]
+        return digest, Job.FromString(answer)
+
+    async def page(
+        self, *, states: Sequence[Job.State.ValueType], labels: dict[str, str], size: int, before: int | None
+    ) -> tuple[list[Stored], int | None]:
+        await self._reach()
+        found = [
+            item
+            for item in reversed(self._by_number())
+            if (before is None or item.record.number < before)
+            and (not states or item.record.job.state in states)
+            and labels.items() <= dict(item.record.job.labels).items()
+        ]
+        return found[:size], found[size - 1].record.number if len(found) > size else None
+
+    async def queued(self) -> list[Stored]:
+        await self._reach()
+        return [item for item in self._by_number() if item.record.job.state == Job.QUEUED]
+
+    async def occupancy(self, worker: WorkerName) -> Occupancy:
+        await self._reach()
+        jobs = [item for item in self._by_number() if item.record.job.worker == worker]
+        return Occupancy(worker=worker, version=self._occupancy.get(worker, 0), jobs=jobs)
+
+    def _by_number(self) -> list[Stored]:
+        return [entry.read() for entry in sorted(self._entries.values(), key=lambda entry: entry.number)]
+
+    async def events(self, job: JobName, *, after: int, size: int) -> list[JobEvent]:
+        await self._reach()
+        entry = self._entries.get(job)
+        return [JobEvent.FromString(event) for event in entry.events[after : after + size]] if entry else []
+
+    async def epochs(self, job: JobName, *, after: int, size: int) -> list[EpochMetrics]:
+        await self._reach()
+        entry = self._entries.get(job)
+        found = sorted(epoch for epoch in entry.epochs if epoch > after)[:size] if entry else []
+        return [EpochMetrics.FromString(entry.epochs[epoch]) for epoch in found] if entry else []
+
+    async def checkpoints(self, job: JobName, *, size: int, skip: int) -> list[Checkpoint]:
+        await self._reach()
+        entry = self._entries.get(job)
+        newest = list(entry.checkpoints.values())[::-1] if entry else []
+        return [Checkpoint.FromString(checkpoint) for checkpoint in newest[skip : skip + size]]
+
+    async def checkpoint(self, job: JobName, name: str) -> Checkpoint | None:
+        await self._reach()
+        entry = self._entries.get(job)
+        return Checkpoint.FromString(entry.checkpoints[name]) if entry and name in entry.checkpoints else None
+
+    async def latest_token(self) -> str:
+        await self._reach()
+        return f"{self._version}-0"
+
+    async def changes(self, after: str, *, size: int) -> list[Changed]:
+        await self._reach()
+        if not values.is_token(after):
+            raise ValueError(f"{after!r} is no token of this store")
+        position = int(after.split("-", maxsplit=1)[0])
+        kept_from = self._changes[0][0] if self._changes else 1
+        if not kept_from - 1 <= position <= self._version:
+            raise TokenTooOld(after)
+        newer = [Changed(token=f"{version}-0", job=job) for version, job in self._changes if version > position]
+        return newer[:size]
+
+    async def hints(self) -> AsyncGenerator[Hint, None]:
+        listener: asyncio.Queue[Hint | None] = asyncio.Queue()
+        self._listeners.add(listener)
+        try:
+            yield JobName(""), WorkerName("")
+            while (hint := await listener.get()) is not None:
+                yield hint
+        finally:
+            self._listeners.discard(listener)
+
+    def reconnect(self) -> None:
+        """Tells who listens to hints that anything may have happened."""
+        for listener in self._listeners:
+            listener.put_nowait((JobName(""), WorkerName("")))
+
+    async def attach(self, worker: Worker, session: str, stream: str) -> None:
+        await self._reach()
+        if stream in self._attached:
+            return
+        self._attached.add(stream)
+        old = self._sessions.get(worker.name)
+        self._sessions[worker.name] = Session(
+            worker=self._described(worker),
+            session=session,
+            stream=stream,
+            connected=True,
+            lost=False,
+            beat=old.beat + 1 if old else 1,
+            report_time_ns=self._now_ns(),
+        )
+
+    async def beat(self, worker: Worker, stream: str) -> bool:
+        await self._reach()
+        old = self._sessions.get(worker.name)
+        if old is None or old.stream != stream:
+            return False
+        self._sessions[worker.name] = replace(
+            old, worker=self._described(worker), lost=False, beat=old.beat + 1, report_time_ns=self._now_ns()
+        )
+        return True
+
+    async def detach(self, worker: WorkerName, stream: str) -> None:
+        await self._reach()
+        old = self._sessions.get(worker)
+        if old and old.stream == stream:
+            self._sessions[worker] = replace(old, connected=False)
+
+    async def lose(self, worker: WorkerName, beat: int) -> bool:
+        await self._reach()
+        old = self._sessions.get(worker)
+        if old and old.beat == beat:
+            old = self._sessions[worker] = replace(old, lost=True)
+        return bool(old and old.lost)
+
+    async def sessions(self) -> list[Session]:
+        await self._reach()
+        return [self._sessions[worker] for worker in sorted(self._sessions)]
+
+    async def session(self, worker: WorkerName) -> Session | None:
+        await self._reach()
+        return self._sessions.get(worker)
+
+    def _described(self, worker: Worker) -> Worker:
+        return Worker.FromString(values.described(worker))
+
+    async def purges(self) -> list[JobName]:
+        await self._reach()
+        return sorted(self._purge)
+
+    async def purged(self, job: JobName) -> None:
+        await self._reach()
+        self._purge.discard(job)
+
+    async def aclose(self) -> None:
+        for listener in self._listeners:
+            listener.put_nowait(None)
+
+    async def _reach(self) -> None:
+        await asyncio.sleep(0)
+        if not self.available:
+            raise StoreUnavailableError("The store is unavailable: the test took it away", store="memory")

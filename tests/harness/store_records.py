@@ -1,0 +1,90 @@
+"""Jobs for the tests of the store."""
+
+from collections.abc import Mapping, Sequence
+
+from adjourn.v1.checkpoint_pb2 import Checkpoint
+from adjourn.v1.job_pb2 import Job
+from adjourn.v1.job_service_pb2 import JobEvent
+from adjourn.v1.record_pb2 import JobRecord
+from adjourn.v1.usage_pb2 import EpochMetrics
+from adjourn_control_plane.store.interface import Change, JobName, JobStore, Occupancy, Request, Stored
+
+
+def record(
+    job: JobName,
+    *,
+    state: Job.State.ValueType = Job.QUEUED,
+    worker: str = "",
+    released: bool = False,
+    labels: Mapping[str, str] | None = None,
+) -> JobRecord:
+    return JobRecord(job=Job(name=job, state=state, worker=worker, labels=labels), released=released)
+
+
+def creation(
+    job: JobName,
+    *,
+    state: Job.State.ValueType = Job.QUEUED,
+    worker: str = "",
+    labels: Mapping[str, str] | None = None,
+    request: Request | None = None,
+) -> Change:
+    return Change(job=job, expected=0, record=record(job, state=state, worker=worker, labels=labels), request=request)
+
+
+async def created(
+    store: JobStore,
+    name: str,
+    *,
+    state: Job.State.ValueType = Job.QUEUED,
+    worker: str = "",
+    labels: Mapping[str, str] | None = None,
+) -> Stored:
+    """Stores a new job and reads it."""
+    job = JobName(name)
+    await store.commit(creation(job, state=state, worker=worker, labels=labels))
+    return await there(store, job)
+
+
+async def there(store: JobStore, job: JobName) -> Stored:
+    stored = await store.get(job)
+    assert stored is not None
+    return stored
+
+
+def change(
+    old: Stored,
+    *,
+    state: Job.State.ValueType | None = None,
+    worker: str | None = None,
+    released: bool | None = None,
+    occupancy: Occupancy | None = None,
+    request: Request | None = None,
+    events: Sequence[JobEvent] = (),
+    epochs: Sequence[EpochMetrics] = (),
+    checkpoints: Sequence[Checkpoint] = (),
+) -> Change:
+    """Returns a change of what was read; what is not given stays."""
+    new = JobRecord()
+    new.CopyFrom(old.record)
+    new.revision += 1
+    if state is not None:
+        new.job.state = state
+    if worker is not None:
+        new.job.worker = worker
+    if released is not None:
+        new.released = released
+    return Change(
+        job=JobName(new.job.name),
+        expected=old.version,
+        record=new,
+        occupancy=occupancy,
+        request=request,
+        events=events,
+        epochs=epochs,
+        checkpoints=checkpoints,
+    )
+
+
+def deletion(old: Stored) -> Change:
+    return Change(job=JobName(old.record.job.name), expected=old.version, record=None)

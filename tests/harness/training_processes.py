@@ -1,0 +1,189 @@
+"""Runs training processes as a launcher does, from attempt directories made by hand."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from adjourn import frames, snapshots
+from adjourn.mailbox import Control
+from adjourn.orders import Order
+from adjourn.v1.agent_service_pb2 import Assignment
+from adjourn.v1.job_pb2 import PauseMode
+from adjourn.v1.trainer_pb2 import Snapshot, TrainingEvent, TrainingStart
+from adjourn.v1.usage_pb2 import EpochMetrics
+
+TRAININGS = Path(__file__).parents[1] / "trainings"
+DEADLINE_SECONDS = 60
+
+FORKS = """
+import os, sys, time
+from pathlib import Path
+import adjourn_worker
+from adjourn.training import process
+
+for line in sys.stdin:
+    command, directory = line.split()
+    directory = Path(directory)
+    child = os.fork()
+    if child == 0:
+        log = os.open(directory / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.chdir(directory)
+        if command == "abandon" and os.fork():
+            while not (directory / "events").exists() or not (directory / "events").stat().st_size:
+                time.sleep(0.01)
+            os._exit(0)
+        os._exit(process.main(directory))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """What a training process left behind."""
+
+    directory: Path
+    code: int
+    events: list[TrainingEvent] = field(repr=False)
+
+    @property
+    def kinds(self) -> list[str | None]:
+        return [event.WhichOneof("event") for event in self.events]
+
+    @property
+    def epochs(self) -> list[EpochMetrics]:
+        return [event.epoch for event in self.events if event.HasField("epoch")]
+
+    @property
+    def values(self) -> dict[int, dict[str, float]]:
+        """Metrics by epoch."""
+        return {metrics.epoch: dict(metrics.values) for metrics in self.epochs}
+
+    @property
+    def snapshots(self) -> list[Snapshot]:
+        return [event.snapshot for event in self.events if event.HasField("snapshot")]
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """Of the last snapshot."""
+        return snapshots.component_digests(Path(self.snapshots[-1].directory))
+
+    @property
+    def last(self) -> TrainingEvent:
+        return self.events[-1]
+
+    @property
+    def log(self) -> str:
+        return (self.directory / "log").read_text()
+
+
+class Nursery:
+    """One process that has imported torch, and forks a training process for each attempt."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._attempts = 0
+        self._process = subprocess.Popen(
+            (sys.executable, "-c", FORKS), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._process.communicate(timeout=DEADLINE_SECONDS)
+
+    def prepare(
+        self,
+        entry_point: str,
+        *,
+        epochs: int = 3,
+        args: Mapping[str, Any] | None = None,
+        restore: Attempt | None = None,
+        order: Order | None = None,
+        **fields: Any,
+    ) -> Path:
+        """Makes the directory of an attempt."""
+        self._attempts += 1
+        directory = self._directory / str(self._attempts)
+        directory.mkdir()
+        start = TrainingStart(
+            job="jobs/test",
+            attempt=self._attempts,
+            code_directory=str(TRAININGS),
+            snapshot_directory=str(directory / "snapshots"),
+            doorbell=str(directory / "nobody"),
+            threads=1,
+        )
+        start.spec.entry_point = entry_point
+        start.spec.total_epochs = epochs
+        start.spec.seed = 7
+        start.spec.args.update(dict(args or {}))
+        if restore:
+            start.restore_directory = restore.snapshots[-1].directory
+            start.restore_digests.update(restore.digests)
+        start.MergeFrom(TrainingStart(**fields))
+        (directory / "start").write_bytes(start.SerializeToString())
+        with closing(Control(directory / "control")) as control:
+            control.write(order or Order())
+        return directory
+
+    def run(self, entry_point: str, **fields: Any) -> Attempt:
+        """Trains, and waits for the end."""
+        return self.launch(self.prepare(entry_point, **fields))
+
+    def launch(self, directory: Path) -> Attempt:
+        return Attempt(directory=directory, code=self._command("run", directory), events=read_events(directory))
+
+    def abandon(self, directory: Path) -> None:
+        """Starts a training process whose launcher dies at its first event."""
+        self._command("abandon", directory)
+
+    def _command(self, command: str, directory: Path) -> int:
+        assert self._process.stdin
+        assert self._process.stdout
+        print(command, directory, file=self._process.stdin, flush=True)
+        return int(self._process.stdout.readline())
+
+    def paused_at(self, entry_point: str, epoch: int, **fields: Any) -> Attempt:
+        """Trains to the end of `epoch`, in as many attempts, each of which is paused at its first boundary."""
+        attempt = None
+        for _ in range(epoch):
+            attempt = self.run(entry_point, restore=attempt, order=PAUSE, **fields)
+        assert attempt
+        return attempt
+
+
+PAUSE = Order(generation=1, target=Assignment.PAUSE, mode=PauseMode.EPOCH)
+
+
+def failed(attempt: Attempt, reason: str) -> str:
+    """Checks that the attempt failed for that reason; returns the message."""
+    assert attempt.code == 1
+    assert attempt.kinds[-1] == "failed"
+    failure = attempt.last.failed
+    assert failure.reason == reason
+    assert failure.attempt == int(attempt.directory.name)
+    assert failure.HasField("time")
+    return failure.message
+
+
+def read_events(directory: Path) -> list[TrainingEvent]:
+    path = directory / "events"
+    return [event for event, _ in frames.decode(TrainingEvent, path.read_bytes())] if path.exists() else []
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline

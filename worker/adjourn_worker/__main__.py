@@ -1,0 +1,63 @@
+"""The agent's process: settings, places, journal, launcher, stream; and how it ends."""
+
+import asyncio
+import os
+import signal
+import sys
+
+import structlog
+
+from adjourn.environment import InvalidSettings
+from adjourn.logs import configure
+from adjourn.objects import S3Objects
+from adjourn_worker.agent import Agent
+from adjourn_worker.host.gpus import find_gpus
+from adjourn_worker.journal import Journal, JournalDamaged, JournalTaken, JournalUnwritable
+from adjourn_worker.launcher.client import Supervisor
+from adjourn_worker.launcher.start import LauncherFailed
+from adjourn_worker.paths import Places, UnsafePlace
+from adjourn_worker.settings import Settings
+from adjourn_worker.sync import Superseded
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+UNUSABLE = (JournalTaken, JournalDamaged, JournalUnwritable, LauncherFailed, UnsafePlace)
+
+
+async def serve(settings: Settings) -> None:
+    """Works until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    places = Places.prepare(settings.data, os.environ)
+    with Journal(places) as journal:
+        async with S3Objects(settings.s3) as objects, Supervisor(places, os.environ) as supervisor:
+            gpus = await asyncio.to_thread(find_gpus, settings.gpus)
+            await Agent(settings, places, journal, supervisor, objects, gpus).run(stop)
+
+
+def main() -> int:
+    """Returns the exit status: 3 if another agent speaks for this worker."""
+    try:
+        settings = Settings.from_environment(os.environ)
+    except InvalidSettings as error:
+        for name, why in error.problems.items():
+            sys.stderr.write(f"{name} {why}\n")
+        return 2
+    configure(settings.log_format, service="worker")
+    status = 0
+    try:
+        asyncio.run(serve(settings))
+    except* UNUSABLE as group:
+        log.critical("cannot_work", errors=[str(error) for error in group.exceptions])
+        status = 1
+    except* Superseded as group:
+        log.critical("superseded", errors=[str(error) for error in group.exceptions])
+        status = 3
+    return status
+
+
+if __name__ == "__main__":
+    exit_status = main()
+    sys.stderr.flush()
+    os._exit(exit_status)  # not held up by a thread that still waits for object storage: what matters is journaled

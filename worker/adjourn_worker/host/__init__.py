@@ -1,0 +1,1 @@
+"""The machine: GPUs, control groups, locks, and notifications between its processes."""

@@ -1,0 +1,132 @@
+"""The training processes of a launcher: forked, ended and reaped."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from adjourn.v1.trainer_pb2 import Launch, TrainingProcess
+from adjourn_worker.attempt import files
+from adjourn_worker.host.notify import ring
+from adjourn_worker.launcher import process_tree
+from adjourn_worker.launcher.bootstrap import RAISED, Entry, become_training
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+class Refused(Exception):
+    """A request that cannot be met; the text is the answer."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Running:
+    """A training process that has not been reaped."""
+
+    process: TrainingProcess
+    doorbell: str
+    killed: bool = False
+    """As asked."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Forks:
+    """The training processes of this process."""
+
+    attempts_directory: Path
+    """Where the directories of attempts are; no other is touched."""
+    entry: Entry
+    in_child: Callable[[], None]
+    """Run first in each fork, to close what is ours."""
+    running: dict[int, Running] = field(default_factory=dict)
+    """By pid."""
+
+    @property
+    def processes(self) -> list[TrainingProcess]:
+        return [item.process for item in self.running.values()]
+
+    def launch(self, request: Launch) -> None:
+        """Forks, unless the attempt has, or had, its process; raises Refused, AttemptDamaged, OSError."""
+        directory = Path(request.directory)
+        if directory.parent != self.attempts_directory:
+            raise Refused(f"{directory} is not an attempt in {self.attempts_directory}")
+        start = files.read_start(directory)
+        if not start:
+            raise Refused(f"{directory} has no file {files.START}")
+        earlier = files.read_process(directory)
+        if earlier and earlier.nonce != request.nonce:
+            raise Refused(f"{directory} belongs to another nonce")
+        if files.read_exit(directory) or earlier in self.processes:
+            return
+        if earlier:
+            raise Refused(f"{directory} had process {earlier.pid} of an earlier launcher; its end is not recorded")
+        began = time.monotonic()
+        process = self.fork(directory, request.nonce)
+        self.running[process.pid] = Running(process=process, doorbell=start.doorbell)
+        took = round(time.monotonic() - began, 4)
+        log.info("training_launched", pid=process.pid, directory=directory.name, seconds=took)
+
+    def fork(self, directory: Path, nonce: str) -> TrainingProcess:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        gate, opener = os.pipe()
+        try:
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    os.close(opener)
+                    self.in_child()
+                    become_training(self.entry, directory, gate)
+                finally:
+                    os._exit(RAISED)
+            try:
+                process = process_tree.identify(pid, directory, nonce)
+                files.write_process(directory, process)
+            except OSError:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                (directory / files.PROCESS).unlink(missing_ok=True)
+                raise
+            os.write(opener, b"!")  # recorded, so it may begin
+        finally:
+            os.close(gate)
+            os.close(opener)
+        return process
+
+    def kill(self, directory: str) -> None:
+        for item in self.running.values():
+            if item.process.directory == directory:
+                item.killed = True
+                process_tree.end(item.process, leads=True)
+
+    def kill_all(self) -> None:
+        for process in self.processes:
+            self.kill(process.directory)
+
+    def reap(self) -> None:
+        """Records the ends of training processes, each after ending what it left behind.
+
+        Reaped last: until then its pid, hence its group and session, cannot become another's, and a full disk only
+        means to try again.
+        """
+        for pid, item in list(self.running.items()):
+            found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+            if not found:
+                continue
+            process_tree.end(item.process, leads=True)
+            directory = Path(item.process.directory)
+            code = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+            try:
+                files.write_exit(directory, code=code, killed=item.killed)
+            except OSError as error:
+                log.warning("exit_not_recorded", pid=pid, error=str(error))
+                if directory.exists():
+                    continue
+            os.waitpid(pid, 0)
+            del self.running[pid]
+            ring(item.doorbell)
+            log.info("training_ended", pid=pid, code=code, killed=item.killed)

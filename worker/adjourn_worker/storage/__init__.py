@@ -1,0 +1,1 @@
+"""Object storage: snapshots made durable and fetched back, users' code fetched."""
