@@ -25,7 +25,7 @@ lint: $(STAMP)
 
 protos: $(STAMP)
 	$(BIN)/python protos/generate.py $(GENERATED)
-	cd protos && ../$(BIN)/buf build --as-file-descriptor-set -o '../deploy/adjourn.protoset#format=binpb'
+	cd protos && ../$(BIN)/buf build --path adjourn/v1 --as-file-descriptor-set -o '../deploy/adjourn.protoset#format=binpb'
 
 docs: $(STAMP)
 	$(BIN)/python docs/state_diagram.py

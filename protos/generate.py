@@ -1,4 +1,4 @@
-"""Writes the Python code of the contract below the directory given, `adjourn/v1/*_pb2*.py[i]`."""
+"""Writes the Python code of the contract below the directory given, `adjourn/[internal/]v1/*_pb2*.py[i]`."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ SOURCES = Path(__file__).parent
 
 def generate(target: Path) -> None:
     """Generates messages and, for services, gRPC code, both with stubs; raises SystemExit if protoc fails."""
-    messages = sorted(str(path.relative_to(SOURCES)) for path in SOURCES.rglob("*.proto"))
+    messages = sorted(str(path.relative_to(SOURCES)) for path in (SOURCES / "adjourn").rglob("*.proto"))
     services = [name for name in messages if name.endswith("_service.proto")]
     run(messages, f"--python_out={target}", f"--mypy_out=quiet:{target}")
     run(services, f"--grpc_python_out={target}", f"--mypy_grpc_out=quiet:{target}")
@@ -23,6 +23,7 @@ def run(files: list[str], *outputs: str) -> None:
     arguments = [
         "protoc",
         f"--proto_path={SOURCES}",
+        f"--proto_path={SOURCES / 'third_party'}",
         f"--proto_path={Path(grpc_tools.__file__).parent / '_proto'}",
         f"--plugin=protoc-gen-mypy={scripts / 'protoc-gen-mypy'}",
         f"--plugin=protoc-gen-mypy_grpc={scripts / 'protoc-gen-mypy_grpc'}",

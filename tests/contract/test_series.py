@@ -19,7 +19,7 @@ async def test_job_without_series_has_none(store: JobStore) -> None:
 
 async def test_events_are_in_order(store: JobStore) -> None:
     await created(store, "jobs/a")
-    events = [JobEvent(sequence=i, type=f"TYPE_{i}") for i in range(1, 6)]
+    events = [JobEvent(sequence=i, type=JobEvent.BEGAN) for i in range(1, 6)]
     await store.commit(change(await there(store, A), events=events[:2]))
     await store.commit(change(await there(store, A)))
     await store.commit(change(await there(store, A), events=events[2:]))
@@ -64,7 +64,7 @@ async def test_checkpoint_registered_again_keeps_its_place(store: JobStore) -> N
     await created(store, "jobs/a")
     one, two = (Checkpoint(name=f"jobs/a/checkpoints/{name}") for name in ("one", "two"))
     await store.commit(change(await there(store, A), checkpoints=[one, two]))
-    one.retained_for.append(Checkpoint.PINNED)
+    one.retained_for.append(Checkpoint.FINAL)
     await store.commit(change(await there(store, A), checkpoints=[one]))
     assert await store.checkpoints(A, size=9, skip=0) == [two, one]
     assert await store.checkpoint(A, one.name) == one
@@ -73,6 +73,6 @@ async def test_checkpoint_registered_again_keeps_its_place(store: JobStore) -> N
 async def test_series_of_jobs_do_not_mix(store: JobStore) -> None:
     for name in ("jobs/a", "jobs/b"):
         job = await created(store, name)
-        await store.commit(change(job, events=[JobEvent(sequence=1, type=name)], epochs=[EpochMetrics(epoch=1)]))
-    assert await store.events(A, after=0, size=9) == [JobEvent(sequence=1, type="jobs/a")]
+        await store.commit(change(job, events=[JobEvent(sequence=1, message=name)], epochs=[EpochMetrics(epoch=1)]))
+    assert await store.events(A, after=0, size=9) == [JobEvent(sequence=1, message="jobs/a")]
     assert len(await store.epochs(A, after=0, size=9)) == 1

@@ -16,13 +16,13 @@ from typing import Any, Final
 
 import psutil
 
+from adjourn.internal.v1.trainer_pb2 import HeldAssignment
 from adjourn.objects import ObjectStore
 from adjourn.v1.agent_service_pb2 import (
     Assignment,
     AssignmentStatus,
     FencingToken,
 )
-from adjourn.v1.trainer_pb2 import HeldAssignment
 from adjourn_worker.agent import Agent
 from adjourn_worker.attempt import files
 from adjourn_worker.host import locks

@@ -4,11 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from adjourn.orders import Order
-from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, Exit, FencingToken, Report
-from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.job_pb2 import Failure, Pause, PauseMode, Progress
-from adjourn.v1.trainer_pb2 import (
+from adjourn.internal.v1.trainer_pb2 import (
     ProcessExit,
     Snapshot,
     TrainingBegan,
@@ -17,6 +13,10 @@ from adjourn.v1.trainer_pb2 import (
     TrainingPaused,
     TrainingProcess,
 )
+from adjourn.orders import Order
+from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, Exit, FencingToken, Report
+from adjourn.v1.checkpoint_pb2 import Checkpoint
+from adjourn.v1.job_pb2 import Failure, Pause, PauseMode, Progress
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn_worker.attempt import machine
 from adjourn_worker.attempt.events import Ended, Event, Instruction, Launched, Ordered, Persisted, Prepared, Told

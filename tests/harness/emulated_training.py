@@ -17,10 +17,7 @@ from typing import Any, Final
 from google.protobuf import json_format
 
 from adjourn import frames, snapshots
-from adjourn.mailbox import Control, ProgressBoard
-from adjourn.v1.agent_service_pb2 import Assignment
-from adjourn.v1.job_pb2 import Failure, Pause, Progress
-from adjourn.v1.trainer_pb2 import (
+from adjourn.internal.v1.trainer_pb2 import (
     Snapshot,
     TrainingBegan,
     TrainingEvent,
@@ -28,6 +25,9 @@ from adjourn.v1.trainer_pb2 import (
     TrainingPaused,
     TrainingStart,
 )
+from adjourn.mailbox import Control, ProgressBoard
+from adjourn.v1.agent_service_pb2 import Assignment
+from adjourn.v1.job_pb2 import Failure, Pause, Progress
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn_worker.host.notify import ring
 
@@ -51,7 +51,7 @@ class Emulated:
             restored = Path(self.start.restore_directory)
             json_format.ParseDict(dict(snapshots.read_state(restored).progress), self.progress)
             same = snapshots.component_digests(restored) == dict(self.start.restore_digests)
-            self.verdict = Pause.EXACT if same else Pause.DIVERGED
+            self.verdict = Pause.EXACT if same else Pause.UNPROVEN
 
     def run(self) -> int:
         self.append(TrainingEvent(began=TrainingBegan(verdict=self.verdict)))

@@ -4,11 +4,14 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
+from google.protobuf.duration_pb2 import Duration
+
 from adjourn import reasons
+from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.agent_service_pb2 import AssignmentStatus, FencingToken
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import PAUSE_MODE_UNSPECIFIED, Failure, Hold, Job, JobSpec, Pause, Progress
-from adjourn.v1.record_pb2 import JobRecord
+from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn_control_plane.job import machine
 from adjourn_control_plane.job.events import (
@@ -77,7 +80,7 @@ class Life:
 
     @property
     def history(self) -> list[str]:
-        return [event.type for decision in self.decisions for event in decision.events]
+        return [JobEvent.Type.Name(event.type) for decision in self.decisions for event in decision.events]
 
     def tell(self, event: Event) -> Self:
         self.now += timedelta(seconds=1)
@@ -105,7 +108,7 @@ class Life:
 
     def trained(self, epoch: int) -> Self:
         """An epoch of 10 s ends, and its checkpoint is registered."""
-        metrics = EpochMetrics(epoch=epoch, step=100 * epoch, active_seconds=10)
+        metrics = EpochMetrics(epoch=epoch, step=100 * epoch, active_duration=Duration(seconds=10))
         self.tell(EpochEnded(actor=self.worker, metrics=metrics)).at(100 * epoch)
         return self.tell(Registered(actor=self.worker, checkpoint=checkpoint(epoch)))
 

@@ -2,10 +2,10 @@
 
 from uuid import uuid4
 
+from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.agent_service_pb2 import FencingToken
 from adjourn.v1.job_pb2 import EPOCH
 from adjourn.v1.job_service_pb2 import PauseJobRequest
-from adjourn.v1.record_pb2 import JobRecord
 from adjourn_control_plane.job.events import CancelAsked, PauseAsked, Placed, ResumeAsked
 from adjourn_control_plane.job.updater import Call, Ledger
 from adjourn_control_plane.store.interface import JobName

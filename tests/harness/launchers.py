@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import psutil
 
-from adjourn.v1.trainer_pb2 import ProcessExit, TrainingStart
+from adjourn.internal.v1.trainer_pb2 import ProcessExit, TrainingStart
 from adjourn_worker.attempt import files
 from adjourn_worker.host.locks import holder
 from adjourn_worker.launcher import process_tree

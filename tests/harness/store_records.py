@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
+from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent
-from adjourn.v1.record_pb2 import JobRecord
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn_control_plane.store.interface import Change, JobName, JobStore, Occupancy, Request, Stored
 

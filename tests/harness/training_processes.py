@@ -12,11 +12,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from adjourn import frames, snapshots
+from adjourn.internal.v1.trainer_pb2 import Snapshot, TrainingEvent, TrainingStart
 from adjourn.mailbox import Control
 from adjourn.orders import Order
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.job_pb2 import PauseMode
-from adjourn.v1.trainer_pb2 import Snapshot, TrainingEvent, TrainingStart
 from adjourn.v1.usage_pb2 import EpochMetrics
 
 TRAININGS = Path(__file__).parents[1] / "trainings"

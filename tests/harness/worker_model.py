@@ -5,7 +5,10 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
+from google.protobuf.duration_pb2 import Duration
+
 from adjourn import errors
+from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.agent_service_pb2 import (
     Assignment,
     AssignmentStatus,
@@ -16,7 +19,6 @@ from adjourn.v1.agent_service_pb2 import (
 )
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Failure, Job, Pause
-from adjourn.v1.record_pb2 import JobRecord
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.api.agents import Stream
@@ -216,7 +218,9 @@ class Machine:
             self.end(attempt, Status.SUCCEEDED)
             return
         attempt.epoch += 1
-        metrics = EpochMetrics(epoch=attempt.epoch, attempt=attempt.order.token.attempt, active_seconds=1)
+        metrics = EpochMetrics(
+            epoch=attempt.epoch, attempt=attempt.order.token.attempt, active_duration=Duration(seconds=1)
+        )
         self.report(attempt, epoch=metrics)
         if attempt.phase == Status.PAUSING or attempt.epoch == spec.total_epochs:
             if attempt.epoch < spec.total_epochs:

@@ -9,10 +9,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from adjourn import bundles, reasons
+from adjourn.internal.v1.trainer_pb2 import Snapshot
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Failure, JobSpec, Progress
-from adjourn.v1.trainer_pb2 import Snapshot
 from adjourn_worker.attempt.runner import drop
 from adjourn_worker.journal import Journal, JournalUnwritable
 from tests.harness.agents import Bench, alive

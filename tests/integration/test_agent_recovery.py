@@ -5,8 +5,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from adjourn.internal.v1.trainer_pb2 import HeldAssignment
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
-from adjourn.v1.trainer_pb2 import HeldAssignment
 from adjourn_worker.journal import Journal
 from tests.harness.agents import Bench, alive
 from tests.harness.memory_objects import MemoryObjects

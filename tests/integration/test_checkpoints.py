@@ -10,11 +10,11 @@ import pytest
 import adjourn.objects
 from adjourn import snapshots
 from adjourn.errors import ObjectStoreUnavailableError
+from adjourn.internal.v1.trainer_pb2 import Snapshot
 from adjourn.objects import ObjectStore, S3Objects, S3Settings
 from adjourn.v1.agent_service_pb2 import Assignment, FencingToken
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import JobSpec, Progress
-from adjourn.v1.trainer_pb2 import Snapshot
 from adjourn_worker.storage import persist as persisting
 from adjourn_worker.storage.fetch import CheckpointCorrupt, fetch, read_manifest
 from adjourn_worker.storage.manifest import Manifest

@@ -1,6 +1,7 @@
 """Synchronize over the wire: what an agent is told, and what its reports do."""
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from structlog.testing import capture_logs
 
 from adjourn import errors, reasons
@@ -38,7 +39,7 @@ async def test_a_job_from_the_queue_to_a_pause_and_on_to_its_end(plane: Replica)
         left = Pause()
         left.release_time.GetCurrentTime()
         reports = (
-            agent.report(JOB, order.token, epoch=EpochMetrics(epoch=1, active_seconds=1)),
+            agent.report(JOB, order.token, epoch=EpochMetrics(epoch=1, active_duration=Duration(seconds=1))),
             agent.report(JOB, order.token, pause=left),
         )
         await agent.say(standing(order, AssignmentStatus.PERSISTING, epoch=1), reports=reports)
@@ -81,7 +82,8 @@ async def test_repeated_reports_are_acknowledged_and_applied_once(plane: Replica
         await agent.say()
         order = await agent.given(JOB)
         reports = tuple(
-            agent.report(JOB, order.token, epoch=EpochMetrics(epoch=epoch, active_seconds=1)) for epoch in (1, 2)
+            agent.report(JOB, order.token, epoch=EpochMetrics(epoch=epoch, active_duration=Duration(seconds=1)))
+            for epoch in (1, 2)
         )
         for _ in range(3):
             await agent.say(standing(order, epoch=2), reports=reports)

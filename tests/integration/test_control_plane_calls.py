@@ -51,7 +51,7 @@ class TestCreation:
         assert dict(job.labels) == {"a": "b"}
         assert job == await plane.jobs.GetJob(pb.GetJobRequest(name="jobs/j"))
         (created,) = await plane.store.events(JobName("jobs/j"), after=0, size=10)
-        assert (created.type, created.actor) == ("CREATED", "ann")
+        assert (created.type, created.actor) == (pb.JobEvent.CREATED, "ann")
 
     async def test_a_seed_and_a_name_are_chosen_and_kept(self, plane: Replica) -> None:
         first, second = [await plane.jobs.CreateJob(creation()) for _ in range(2)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from adjourn.v1.trainer_pb2 import TrainingProcess, TrainingStart
+from adjourn.internal.v1.trainer_pb2 import TrainingProcess, TrainingStart
 from adjourn_worker.attempt import files
 from adjourn_worker.host.locks import holder
 from adjourn_worker.host.notify import Doorbell

@@ -7,10 +7,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from adjourn.internal.v1.trainer_pb2 import HeldAssignment, ProcessExit, Snapshot, TrainingBegan, TrainingEvent
 from adjourn.orders import Order
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.trainer_pb2 import HeldAssignment, ProcessExit, Snapshot, TrainingBegan, TrainingEvent
 from adjourn_worker.attempt import events, machine
 from adjourn_worker.attempt.transition import OVER
 from tests.harness.attempt_driver import (

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-GENERATED = ROOT / "clients" / "adjourn" / "v1"
+GENERATED = (ROOT / "clients" / "adjourn" / "v1", ROOT / "clients" / "adjourn" / "internal")
+GENERATED_MODULES = ("adjourn.v1.", "adjourn.internal.v1.")
 CP, WORKER = "adjourn_control_plane", "adjourn_worker"
 PACKAGES = {
     "adjourn": ROOT / "clients" / "adjourn",
@@ -18,7 +19,10 @@ PACKAGES = {
     WORKER: ROOT / "worker" / WORKER,
 }
 SOURCES = sorted(
-    path for folder in PACKAGES.values() for path in folder.rglob("*.py") if not path.is_relative_to(GENERATED)
+    path
+    for folder in PACKAGES.values()
+    for path in folder.rglob("*.py")
+    if not any(path.is_relative_to(folder) for folder in GENERATED)
 )
 PURE = [path for path in SOURCES if path.read_text().startswith('"""PURE.')]
 IMPURE_MODULES = {
@@ -82,11 +86,19 @@ def test_a_pure_module_has_no_io_no_clock_and_no_chance(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PURE, ids=name)
 def test_a_pure_module_imports_pure_modules_only(path: Path) -> None:
-    allowed = {"adjourn", "adjourn.v1", "adjourn.errors", "adjourn.reasons", CP, f"{CP}.store.interface"}
+    allowed = {
+        "adjourn",
+        "adjourn.v1",
+        "adjourn.internal.v1",
+        "adjourn.errors",
+        "adjourn.reasons",
+        CP,
+        f"{CP}.store.interface",
+    }
     pure = {".".join(other.relative_to(root.parent).with_suffix("").parts) for other in PURE for root in roots(other)}
     own = {item for item in imports(path) if item.split(".")[0] in PACKAGES}
     modules = {item if module(item) else item.rpartition(".")[0] for item in own}
-    assert {each for each in modules if each not in pure | allowed and not each.startswith("adjourn.v1.")} == set()
+    assert {each for each in modules if each not in pure | allowed and not each.startswith(GENERATED_MODULES)} == set()
 
 
 def roots(path: Path) -> list[Path]:

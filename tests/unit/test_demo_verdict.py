@@ -40,7 +40,7 @@ def test_times_and_attempts_may_differ() -> None:
     other = a_run()
     for measured in other.history:
         measured.attempt = 4
-        measured.active_seconds = 9.0
+        measured.active_duration.seconds = 9
         measured.time.GetCurrentTime()
     assert compare(a_run(), other).exact
 

@@ -10,10 +10,11 @@ ROOT = Path(__file__).parents[2]
 
 def test_generated_code_is_current(tmp_path: Path) -> None:
     subprocess.run([sys.executable, ROOT / "protos" / "generate.py", tmp_path], check=True, timeout=120)
-    fresh, committed = tmp_path / "adjourn" / "v1", ROOT / "clients" / "adjourn" / "v1"
-    names = sorted(path.name for path in fresh.iterdir())
-    assert sorted(path.name for path in committed.glob("*_pb2*")) == names, "run `make protos`"
-    _, differing, missing = filecmp.cmpfiles(fresh, committed, names, shallow=False)
+    committed = ROOT / "clients"
+    names = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.py*"))
+    known = sorted(str(path.relative_to(committed)) for path in committed.rglob("*_pb2*.py*") if path.suffix != ".pyc")
+    assert known == names, "run `make protos`"
+    _, differing, missing = filecmp.cmpfiles(tmp_path, committed, names, shallow=False)
     assert (differing, missing) == ([], []), "run `make protos`"
 
 

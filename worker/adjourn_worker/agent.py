@@ -14,9 +14,9 @@ from uuid import uuid4
 import structlog
 
 from adjourn import __version__
+from adjourn.internal.v1.trainer_pb2 import HeldAssignment
 from adjourn.objects import ObjectStore
 from adjourn.v1.agent_service_pb2 import Assignment, FencingToken, Report, SynchronizeRequest, SynchronizeResponse
-from adjourn.v1.trainer_pb2 import HeldAssignment
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_worker.attempt.events import Measured, Ordered, WorkerStopping
 from adjourn_worker.attempt.runner import Holder

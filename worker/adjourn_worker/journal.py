@@ -13,8 +13,8 @@ from typing import Final, Self
 
 from google.protobuf.message import DecodeError
 
+from adjourn.internal.v1.trainer_pb2 import HeldAssignment
 from adjourn.v1.agent_service_pb2 import FencingToken, Report
-from adjourn.v1.trainer_pb2 import HeldAssignment
 from adjourn_worker.host.locks import holder, take
 from adjourn_worker.paths import Places
 

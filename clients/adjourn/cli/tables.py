@@ -47,7 +47,7 @@ def epoch_table(epochs: Sequence[EpochMetrics]) -> Table:
     for epoch in epochs:
         values = (formatting.figure(epoch.values[name]) if name in epoch.values else "-" for name in names)
         star = Text("*" if epoch.best else "", style="green")
-        took = formatting.duration(epoch.active_seconds)
+        took = formatting.duration(epoch.active_duration.ToTimedelta())
         table.add_row(str(epoch.epoch), star, str(epoch.step), took, *values, str(epoch.attempt))
     return table
 
@@ -56,7 +56,7 @@ def checkpoint_table(checkpoints: Iterable[Checkpoint]) -> Table:
     table = headed("checkpoint", ">epoch", ">step", ">size", ">uploaded", "registered", "kept as", "state digest")
     for checkpoint in checkpoints:
         reasons = (formatting.name_of(Checkpoint.Retention.Name, each) for each in checkpoint.retained_for)
-        kept = Text("damaged", style="bold red") if checkpoint.corrupt else Text(", ".join(reasons) or "-")
+        kept = Text(", ".join(reasons) or "-")
         table.add_row(
             formatting.short(checkpoint.name),
             str(checkpoint.epoch),

@@ -23,7 +23,7 @@ COLOURS = {
     Job.QUEUED: "cyan", Job.STARTING: "cyan", Job.RUNNING: "green", Job.PAUSING: "yellow", Job.PAUSED: "magenta",
     Job.CANCELLING: "yellow", Job.CANCELLED: "bright_black", Job.SUCCEEDED: "bold green", Job.FAILED: "bold red",
 }  # fmt: skip
-VERDICTS = {Pause.EXACT: "green", Pause.WITHIN_TOLERANCE: "yellow", Pause.DIVERGED: "bold red"}
+VERDICTS = {Pause.EXACT: "green", Pause.WITHIN_TOLERANCE: "yellow", Pause.UNPROVEN: "yellow"}
 
 Row = tuple[str, RenderableType]
 

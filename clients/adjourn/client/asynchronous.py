@@ -102,16 +102,12 @@ class AsyncClient:
         self,
         name: str,
         *,
-        save: PauseMode.ValueType | None = None,
         reason: str = "",
         etag: str = "",
         request_id: str = "",
     ) -> Job:
-        """Stops a job for good: now, or with `save` at the next boundary, keeping its state.
-
-        Raises JobFinishedError.
-        """
-        request = requests.cancel_job(name, save=save, reason=reason, etag=etag, request_id=request_id)
+        """Stops a job for good, now, without a last checkpoint. Raises JobFinishedError."""
+        request = requests.cancel_job(name, reason=reason, etag=etag, request_id=request_id)
         return await self._call(self._jobs.CancelJob, request)
 
     async def delete_job(self, name: str, *, etag: str = "", request_id: str = "") -> None:

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from adjourn import frames
-from adjourn.v1.trainer_pb2 import TrainingEvent
+from adjourn.internal.v1.trainer_pb2 import TrainingEvent
 
 
 class EventLog:

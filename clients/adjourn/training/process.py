@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch._dynamo  # noqa: F401  (two seconds that any optimizer's constructor takes; here they precede the fork)
 from google.protobuf.struct_pb2 import ListValue, Struct
 
+from adjourn.internal.v1.trainer_pb2 import TrainingEvent, TrainingStart
 from adjourn.mailbox import Control, ProgressBoard
 from adjourn.training.errors import EntryPointNotFound, EntryPointNotImportable, EnvironmentDiffers, TrainingError
 from adjourn.training.events import EventLog
@@ -22,7 +23,6 @@ from adjourn.training.snapshot.reader import Restored
 from adjourn.training.state.environment import differences, fingerprint, prepare
 from adjourn.training.state.generators import seed_generators
 from adjourn.v1.job_pb2 import Failure
-from adjourn.v1.trainer_pb2 import TrainingEvent, TrainingStart
 
 EntryPoint = Callable[[Run], object]
 

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, SupportsFloat, TypeVar
 
@@ -16,6 +17,13 @@ import torch
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from adjourn import snapshots
+from adjourn.internal.v1.trainer_pb2 import (
+    TrainingBegan,
+    TrainingEvent,
+    TrainingFinished,
+    TrainingPaused,
+    TrainingStart,
+)
 from adjourn.mailbox import Control, ProgressBoard
 from adjourn.training.early_stopping import EarlyStopping
 from adjourn.training.errors import SnapshotFailed, StateNotEncodable, TrainingError, TrainingWithoutEpochs
@@ -27,13 +35,6 @@ from adjourn.training.snapshot.writer import Saver
 from adjourn.training.state.registry import DATA, State
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.job_pb2 import Best, Pause, Progress
-from adjourn.v1.trainer_pb2 import (
-    TrainingBegan,
-    TrainingEvent,
-    TrainingFinished,
-    TrainingPaused,
-    TrainingStart,
-)
 from adjourn.v1.usage_pb2 import EpochMetrics
 
 T = TypeVar("T")
@@ -209,10 +210,10 @@ class Session:
             epoch=self.meter.epoch,
             attempt=self.start.attempt,
             step=self.meter.step,
-            active_seconds=self.meter.epoch_seconds,
             values=self.meter.values,
             best=best is not None and best.epoch == self.meter.epoch,
         )
+        metrics.active_duration.FromTimedelta(timedelta(seconds=self.meter.epoch_seconds))
         metrics.time.GetCurrentTime()
         self.append(TrainingEvent(epoch=metrics))
 

@@ -112,25 +112,29 @@ Global___SynchronizeResponse: _TypeAlias = SynchronizeResponse  # noqa: Y015
 
 @_typing.final
 class FencingToken(_message.Message):
-    """Right to act for a job, compared for equality."""
+    """Right to act for a job, compared for equality of all its fields."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ATTEMPT_FIELD_NUMBER: _builtins.int
     NONCE_FIELD_NUMBER: _builtins.int
+    JOB_UID_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
     """Grows with each hand-out."""
     nonce: _builtins.str
     """128 random bits, hex; tells apart two attempts of one number (a store restored from a backup)."""
+    job_uid: _builtins.str
+    """`Job.uid`: tells a job from another that has taken its name."""
     def __init__(
         self,
         *,
         attempt: _builtins.int = ...,
         nonce: _builtins.str = ...,
+        job_uid: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "nonce", b"nonce"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "job_uid", b"job_uid", "nonce", b"nonce"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -195,7 +199,7 @@ class Assignment(_message.Message):
 
     @_builtins.property
     def spec(self) -> _job_pb2.JobSpec:
-        """What to train."""
+        """What to train. Unset, like the four fields below, if the worker has said that it holds the assignment."""
 
     @_builtins.property
     def restore(self) -> _checkpoint_pb2.Checkpoint:
@@ -291,8 +295,6 @@ class AssignmentStatus(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     HELD_DEVICE_UUIDS_FIELD_NUMBER: _builtins.int
     PERSISTED_FRACTION_FIELD_NUMBER: _builtins.int
-    USAGE_FIELD_NUMBER: _builtins.int
-    FAILURE_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     """`jobs/{job}`."""
     observed_generation: _builtins.int
@@ -300,7 +302,7 @@ class AssignmentStatus(_message.Message):
     phase: Global___AssignmentStatus.Phase.ValueType
     """Where the training process is."""
     persisted_fraction: _builtins.float
-    """Share of the checkpoint that is durable, 0 to 1, in PERSISTING."""
+    """Share of the checkpoint that is in object storage, 0 to 1, in PERSISTING."""
     @_builtins.property
     def token(self) -> Global___FencingToken:
         """Echoes `Assignment.token`."""
@@ -313,14 +315,6 @@ class AssignmentStatus(_message.Message):
     def held_device_uuids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """GPUs still held."""
 
-    @_builtins.property
-    def usage(self) -> _usage_pb2.ResourceSample:
-        """Newest sample; older ones that were not sent are lost by design."""
-
-    @_builtins.property
-    def failure(self) -> _job_pb2.Failure:
-        """Why the phase is FAILED or the target could not be met."""
-
     def __init__(
         self,
         *,
@@ -331,12 +325,10 @@ class AssignmentStatus(_message.Message):
         progress: _job_pb2.Progress | None = ...,
         held_device_uuids: _abc.Iterable[_builtins.str] | None = ...,
         persisted_fraction: _builtins.float | None = ...,
-        usage: _usage_pb2.ResourceSample | None = ...,
-        failure: _job_pb2.Failure | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_persisted_fraction", b"_persisted_fraction", "failure", b"failure", "persisted_fraction", b"persisted_fraction", "progress", b"progress", "token", b"token", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_persisted_fraction", b"_persisted_fraction", "persisted_fraction", b"persisted_fraction", "progress", b"progress", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_persisted_fraction", b"_persisted_fraction", "failure", b"failure", "held_device_uuids", b"held_device_uuids", "job", b"job", "observed_generation", b"observed_generation", "persisted_fraction", b"persisted_fraction", "phase", b"phase", "progress", b"progress", "token", b"token", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_persisted_fraction", b"_persisted_fraction", "held_device_uuids", b"held_device_uuids", "job", b"job", "observed_generation", b"observed_generation", "persisted_fraction", b"persisted_fraction", "phase", b"phase", "progress", b"progress", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__persisted_fraction: _TypeAlias = _typing.Literal["persisted_fraction"]  # noqa: Y015
     _WhichOneofArgType__persisted_fraction: _TypeAlias = _typing.Literal["_persisted_fraction", b"_persisted_fraction"]  # noqa: Y015
@@ -357,6 +349,7 @@ class Report(_message.Message):
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     EXIT_FIELD_NUMBER: _builtins.int
     PAUSE_FIELD_NUMBER: _builtins.int
+    CONDITION_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Grows by one; journaled on the worker's disk before it is sent."""
     job: _builtins.str
@@ -381,6 +374,10 @@ class Report(_message.Message):
     def pause(self) -> _job_pb2.Pause:
         """A phase of the pause under way was reached; only its own times are set."""
 
+    @_builtins.property
+    def condition(self) -> Global___ConditionChange:
+        """A condition of the job began, changed or ended."""
+
     def __init__(
         self,
         *,
@@ -391,16 +388,45 @@ class Report(_message.Message):
         checkpoint: _checkpoint_pb2.Checkpoint | None = ...,
         exit: Global___Exit | None = ...,
         pause: _job_pb2.Pause | None = ...,
+        condition: Global___ConditionChange | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "epoch", b"epoch", "exit", b"exit", "pause", b"pause", "report", b"report", "token", b"token"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "condition", b"condition", "epoch", b"epoch", "exit", b"exit", "pause", b"pause", "report", b"report", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "epoch", b"epoch", "exit", b"exit", "job", b"job", "pause", b"pause", "report", b"report", "sequence", b"sequence", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "condition", b"condition", "epoch", b"epoch", "exit", b"exit", "job", b"job", "pause", b"pause", "report", b"report", "sequence", b"sequence", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_report: _TypeAlias = _typing.Literal["epoch", "checkpoint", "exit", "pause"]  # noqa: Y015
+    _WhichOneofReturnType_report: _TypeAlias = _typing.Literal["epoch", "checkpoint", "exit", "pause", "condition"]  # noqa: Y015
     _WhichOneofArgType_report: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_report) -> _WhichOneofReturnType_report | None: ...
 
 Global___Report: _TypeAlias = Report  # noqa: Y015
+
+@_typing.final
+class ConditionChange(_message.Message):
+    """A condition of the job began, changed or ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONDITION_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    ended: _builtins.bool
+    """It is so no more."""
+    @_builtins.property
+    def condition(self) -> _job_pb2.Condition:
+        """The condition; of one that ended, the type alone."""
+
+    def __init__(
+        self,
+        *,
+        condition: _job_pb2.Condition | None = ...,
+        ended: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "ended", b"ended"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConditionChange: _TypeAlias = ConditionChange  # noqa: Y015
 
 @_typing.final
 class Exit(_message.Message):

@@ -39,14 +39,8 @@ class Checkpoint(_message.Message):
         """Never stored."""
         LATEST: Checkpoint._Retention.ValueType  # 1
         """Newest registered."""
-        BEST: Checkpoint._Retention.ValueType  # 2
-        """Best epoch by the job's own criterion."""
         PAUSE: Checkpoint._Retention.ValueType  # 3
         """A pause rests on it."""
-        PINNED: Checkpoint._Retention.ValueType  # 4
-        """Someone pinned it."""
-        RECENT: Checkpoint._Retention.ValueType  # 5
-        """One of the last few."""
         FINAL: Checkpoint._Retention.ValueType  # 6
         """The state at the end of the job."""
 
@@ -57,14 +51,8 @@ class Checkpoint(_message.Message):
     """Never stored."""
     LATEST: Checkpoint.Retention.ValueType  # 1
     """Newest registered."""
-    BEST: Checkpoint.Retention.ValueType  # 2
-    """Best epoch by the job's own criterion."""
     PAUSE: Checkpoint.Retention.ValueType  # 3
     """A pause rests on it."""
-    PINNED: Checkpoint.Retention.ValueType  # 4
-    """Someone pinned it."""
-    RECENT: Checkpoint.Retention.ValueType  # 5
-    """One of the last few."""
     FINAL: Checkpoint.Retention.ValueType  # 6
     """The state at the end of the job."""
 
@@ -108,6 +96,26 @@ class Checkpoint(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class EnvironmentEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
@@ -120,9 +128,10 @@ class Checkpoint(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     RETAINED_FOR_FIELD_NUMBER: _builtins.int
-    CORRUPT_FIELD_NUMBER: _builtins.int
     COMPONENT_DIGESTS_FIELD_NUMBER: _builtins.int
     ACTIVE_DURATION_FIELD_NUMBER: _builtins.int
+    JOB_UID_FIELD_NUMBER: _builtins.int
+    ENVIRONMENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `jobs/{job}/checkpoints/{checkpoint}`."""
     attempt: _builtins.int
@@ -141,8 +150,8 @@ class Checkpoint(_message.Message):
     """Size of the state, in bytes."""
     uploaded_bytes: _builtins.int
     """Bytes that had to be uploaded for it; the rest was there already."""
-    corrupt: _builtins.bool
-    """A part was found missing or damaged; it will not be restored."""
+    job_uid: _builtins.str
+    """`Job.uid` of the job it belongs to."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was registered."""
@@ -165,6 +174,10 @@ class Checkpoint(_message.Message):
     def active_duration(self) -> _duration_pb2.Duration:
         """Training time up to it, as Progress.active_duration."""
 
+    @_builtins.property
+    def environment(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What its bits depend on beside the state, by name (`torch`, `cpu`...). It goes on where all of it is equal."""
+
     def __init__(
         self,
         *,
@@ -180,13 +193,14 @@ class Checkpoint(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         retained_for: _abc.Iterable[Global___Checkpoint.Retention.ValueType] | None = ...,
-        corrupt: _builtins.bool = ...,
         component_digests: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         active_duration: _duration_pb2.Duration | None = ...,
+        job_uid: _builtins.str = ...,
+        environment: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["active_duration", b"active_duration", "create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_duration", b"active_duration", "attempt", b"attempt", "component_digests", b"component_digests", "corrupt", b"corrupt", "create_time", b"create_time", "epoch", b"epoch", "manifest_digest", b"manifest_digest", "metrics", b"metrics", "name", b"name", "retained_for", b"retained_for", "size_bytes", b"size_bytes", "state_digest", b"state_digest", "step", b"step", "uploaded_bytes", b"uploaded_bytes", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_duration", b"active_duration", "attempt", b"attempt", "component_digests", b"component_digests", "create_time", b"create_time", "environment", b"environment", "epoch", b"epoch", "job_uid", b"job_uid", "manifest_digest", b"manifest_digest", "metrics", b"metrics", "name", b"name", "retained_for", b"retained_for", "size_bytes", b"size_bytes", "state_digest", b"state_digest", "step", b"step", "uploaded_bytes", b"uploaded_bytes", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

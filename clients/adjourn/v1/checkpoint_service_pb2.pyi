@@ -53,7 +53,7 @@ class ListCheckpointsRequest(_message.Message):
     parent: _builtins.str
     """`jobs/{job}`."""
     page_size: _builtins.int
-    """At most this many; 0 means 50, the ceiling is 500."""
+    """At most this many; 0 means 50, the ceiling is 500. A page has fewer where more would not fit into a message."""
     page_token: _builtins.str
     """`next_page_token` of the previous page."""
     def __init__(
@@ -98,47 +98,3 @@ class ListCheckpointsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListCheckpointsResponse: _TypeAlias = ListCheckpointsResponse  # noqa: Y015
-
-@_typing.final
-class PinCheckpointRequest(_message.Message):
-    """Request for PinCheckpoint."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    NAME_FIELD_NUMBER: _builtins.int
-    name: _builtins.str
-    """`jobs/{job}/checkpoints/{checkpoint}`."""
-    def __init__(
-        self,
-        *,
-        name: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___PinCheckpointRequest: _TypeAlias = PinCheckpointRequest  # noqa: Y015
-
-@_typing.final
-class UnpinCheckpointRequest(_message.Message):
-    """Request for UnpinCheckpoint."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    NAME_FIELD_NUMBER: _builtins.int
-    name: _builtins.str
-    """`jobs/{job}/checkpoints/{checkpoint}`."""
-    def __init__(
-        self,
-        *,
-        name: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___UnpinCheckpointRequest: _TypeAlias = UnpinCheckpointRequest  # noqa: Y015

@@ -28,7 +28,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class CheckpointServiceStub:
-    """Shows a job's checkpoints and says which to keep. For people and services."""
+    """Shows a job's checkpoints. For people and services."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -38,27 +38,19 @@ class CheckpointServiceStub:
     """Returns one checkpoint."""
     ListCheckpoints: _grpc.UnaryUnaryMultiCallable[_checkpoint_service_pb2.ListCheckpointsRequest, _checkpoint_service_pb2.ListCheckpointsResponse]
     """Lists a job's checkpoints, newest first."""
-    PinCheckpoint: _grpc.UnaryUnaryMultiCallable[_checkpoint_service_pb2.PinCheckpointRequest, _checkpoint_pb2.Checkpoint]
-    """Keeps a checkpoint until it is unpinned."""
-    UnpinCheckpoint: _grpc.UnaryUnaryMultiCallable[_checkpoint_service_pb2.UnpinCheckpointRequest, _checkpoint_pb2.Checkpoint]
-    """Lets retention decide again."""
 
 @_typing.type_check_only
 class CheckpointServiceAsyncStub(CheckpointServiceStub):
-    """Shows a job's checkpoints and says which to keep. For people and services."""
+    """Shows a job's checkpoints. For people and services."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetCheckpoint: _aio.UnaryUnaryMultiCallable[_checkpoint_service_pb2.GetCheckpointRequest, _checkpoint_pb2.Checkpoint]  # type: ignore[assignment]
     """Returns one checkpoint."""
     ListCheckpoints: _aio.UnaryUnaryMultiCallable[_checkpoint_service_pb2.ListCheckpointsRequest, _checkpoint_service_pb2.ListCheckpointsResponse]  # type: ignore[assignment]
     """Lists a job's checkpoints, newest first."""
-    PinCheckpoint: _aio.UnaryUnaryMultiCallable[_checkpoint_service_pb2.PinCheckpointRequest, _checkpoint_pb2.Checkpoint]  # type: ignore[assignment]
-    """Keeps a checkpoint until it is unpinned."""
-    UnpinCheckpoint: _aio.UnaryUnaryMultiCallable[_checkpoint_service_pb2.UnpinCheckpointRequest, _checkpoint_pb2.Checkpoint]  # type: ignore[assignment]
-    """Lets retention decide again."""
 
 class CheckpointServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Shows a job's checkpoints and says which to keep. For people and services."""
+    """Shows a job's checkpoints. For people and services."""
 
     @_abc_1.abstractmethod
     def GetCheckpoint(
@@ -75,21 +67,5 @@ class CheckpointServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_checkpoint_service_pb2.ListCheckpointsResponse, _abc.Awaitable[_checkpoint_service_pb2.ListCheckpointsResponse]]:
         """Lists a job's checkpoints, newest first."""
-
-    @_abc_1.abstractmethod
-    def PinCheckpoint(
-        self,
-        request: _checkpoint_service_pb2.PinCheckpointRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_checkpoint_pb2.Checkpoint, _abc.Awaitable[_checkpoint_pb2.Checkpoint]]:
-        """Keeps a checkpoint until it is unpinned."""
-
-    @_abc_1.abstractmethod
-    def UnpinCheckpoint(
-        self,
-        request: _checkpoint_service_pb2.UnpinCheckpointRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_checkpoint_pb2.Checkpoint, _abc.Awaitable[_checkpoint_pb2.Checkpoint]]:
-        """Lets retention decide again."""
 
 def add_CheckpointServiceServicer_to_server(servicer: CheckpointServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -23,12 +23,14 @@ _sym_db = _symbol_database.Default()
 
 
 from adjourn.v1 import usage_pb2 as adjourn_dot_v1_dot_usage__pb2
+from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
+from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x61\x64journ/v1/job.proto\x12\nadjourn.v1\x1a\x16\x61\x64journ/v1/usage.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xac\x06\n\x03Job\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x04spec\x18\x02 \x01(\x0b\x32\x13.adjourn.v1.JobSpec\x12+\n\x06labels\x18\x03 \x03(\x0b\x32\x1b.adjourn.v1.Job.LabelsEntry\x12$\n\x05state\x18\x04 \x01(\x0e\x32\x15.adjourn.v1.Job.State\x12.\n\nstate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x08progress\x18\x06 \x01(\x0b\x32\x14.adjourn.v1.Progress\x12\x19\n\x11latest_checkpoint\x18\x07 \x01(\t\x12\x0e\n\x06worker\x18\x08 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\t \x01(\x05\x12$\n\x07\x66\x61ilure\x18\n \x01(\x0b\x32\x13.adjourn.v1.Failure\x12\x1f\n\x05holds\x18\x0b \x03(\x0b\x32\x10.adjourn.v1.Hold\x12 \n\x05pause\x18\x0c \x01(\x0b\x32\x11.adjourn.v1.Pause\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x0f \x01(\t\x12,\n\x08\x65nd_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x0bpast_pauses\x18\x11 \x03(\x0b\x32\x11.adjourn.v1.Pause\x12\x15\n\rrestart_count\x18\x12 \x01(\x05\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x98\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\n\n\x06QUEUED\x10\x01\x12\x0c\n\x08STARTING\x10\x02\x12\x0b\n\x07RUNNING\x10\x03\x12\x0b\n\x07PAUSING\x10\x04\x12\n\n\x06PAUSED\x10\x05\x12\x0e\n\nCANCELLING\x10\x06\x12\r\n\tCANCELLED\x10\x07\x12\r\n\tSUCCEEDED\x10\x08\x12\n\n\x06\x46\x41ILED\x10\t\"\xc8\x03\n\x07JobSpec\x12\x13\n\x0b\x65ntry_point\x18\x01 \x01(\t\x12%\n\x04\x61rgs\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0e\n\x06\x62undle\x18\x03 \x01(\t\x12\x14\n\x0ctotal_epochs\x18\x04 \x01(\x05\x12\x11\n\tgpu_count\x18\x05 \x01(\x05\x12@\n\x0fworker_selector\x18\x06 \x03(\x0b\x32\'.adjourn.v1.JobSpec.WorkerSelectorEntry\x12\x11\n\x04seed\x18\x07 \x01(\x03H\x00\x88\x01\x01\x12\x1e\n\x11\x63heckpoint_epochs\x18\x08 \x01(\x05H\x01\x88\x01\x01\x12\x19\n\x0cmax_restarts\x18\t \x01(\x05H\x02\x88\x01\x01\x12\x18\n\x0bhang_factor\x18\n \x01(\x05H\x03\x88\x01\x01\x12\x12\n\nmodel_name\x18\x0b \x01(\t\x12\x13\n\x0b\x64\x61taset_uri\x18\x0c \x01(\t\x1a\x35\n\x13WorkerSelectorEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x07\n\x05_seedB\x14\n\x12_checkpoint_epochsB\x0f\n\r_max_restartsB\x0e\n\x0c_hang_factor\"\xa9\x03\n\x08Progress\x12\r\n\x05\x65poch\x18\x01 \x01(\x05\x12\x0c\n\x04step\x18\x02 \x01(\x05\x12\x12\n\nepoch_step\x18\x03 \x01(\x05\x12\x1c\n\x0fsteps_per_epoch\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x11\n\x04loss\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x32\n\x07metrics\x18\x06 \x03(\x0b\x32!.adjourn.v1.Progress.MetricsEntry\x12\x1e\n\x04\x62\x65st\x18\x07 \x01(\x0b\x32\x10.adjourn.v1.Best\x12\x32\n\x0f\x61\x63tive_duration\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x35\n\x12remaining_duration\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0breport_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x12\n\x10_steps_per_epochB\x07\n\x05_loss\"J\n\x04\x42\x65st\x12\x0e\n\x06metric\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\r\n\x05\x65poch\x18\x03 \x01(\x05\x12\x14\n\x0cstale_epochs\x18\x04 \x01(\x05\"\xcb\x01\n\x04Hold\x12#\n\x04kind\x18\x01 \x01(\x0e\x32\x15.adjourn.v1.Hold.Kind\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"N\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x08\n\x04USER\x10\x01\x12\x0c\n\x08SCHEDULE\x10\x02\x12\n\n\x06\x42UDGET\x10\x03\x12\x0c\n\x08OPERATOR\x10\x04\"\xcb\x08\n\x05Pause\x12&\n\x05\x63\x61use\x18\x01 \x01(\x0e\x32\x17.adjourn.v1.Pause.Cause\x12#\n\x04mode\x18\x02 \x01(\x0e\x32\x15.adjourn.v1.PauseMode\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x30\n\x0crequest_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12;\n\x17predicted_boundary_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12:\n\x16predicted_release_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rboundary_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rsnapshot_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0crelease_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\npause_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x37\n\x13resume_request_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bresume_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\ncheckpoint\x18\x0e \x01(\t\x12\r\n\x05\x65poch\x18\x0f \x01(\x05\x12\x0c\n\x04step\x18\x10 \x01(\x05\x12\x30\n\rlost_duration\x18\x11 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x05usage\x18\x12 \x01(\x0b\x32\x1a.adjourn.v1.ResourceSample\x12&\n\x19released_gpu_memory_bytes\x18\x13 \x01(\x03H\x00\x88\x01\x01\x12\x13\n\x0b\x66rom_worker\x18\x14 \x01(\t\x12\x11\n\tto_worker\x18\x15 \x01(\t\x12*\n\x07verdict\x18\x16 \x01(\x0e\x32\x19.adjourn.v1.Pause.Verdict\x12\x19\n\x11saved_gpu_seconds\x18\x17 \x01(\x01\x12\x0c\n\x04note\x18\x18 \x01(\t\"U\n\x05\x43\x61use\x12\x15\n\x11\x43\x41USE_UNSPECIFIED\x10\x00\x12\x08\n\x04HELD\x10\x01\x12\r\n\tPREEMPTED\x10\x02\x12\x0b\n\x07\x44RAINED\x10\x03\x12\x0f\n\x0bWORKER_LOST\x10\x04\"Q\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\t\n\x05\x45XACT\x10\x01\x12\x14\n\x10WITHIN_TOLERANCE\x10\x02\x12\x0c\n\x08\x44IVERGED\x10\x03\x42\x1c\n\x1a_released_gpu_memory_bytes\"e\n\x07\x46\x61ilure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*H\n\tPauseMode\x12\x1a\n\x16PAUSE_MODE_UNSPECIFIED\x10\x00\x12\t\n\x05\x45POCH\x10\x01\x12\x08\n\x04STEP\x10\x02\x12\n\n\x06LATEST\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x61\x64journ/v1/job.proto\x12\nadjourn.v1\x1a\x16\x61\x64journ/v1/usage.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfc\x07\n\x03Job\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\'\n\x04spec\x18\x02 \x01(\x0b\x32\x13.adjourn.v1.JobSpecB\x04\xe2\x41\x01\x02\x12+\n\x06labels\x18\x03 \x03(\x0b\x32\x1b.adjourn.v1.Job.LabelsEntry\x12*\n\x05state\x18\x04 \x01(\x0e\x32\x15.adjourn.v1.Job.StateB\x04\xe2\x41\x01\x03\x12\x34\n\nstate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12,\n\x08progress\x18\x06 \x01(\x0b\x32\x14.adjourn.v1.ProgressB\x04\xe2\x41\x01\x03\x12\x1f\n\x11latest_checkpoint\x18\x07 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06worker\x18\x08 \x01(\tB\x04\xe2\x41\x01\x03\x12\x15\n\x07\x61ttempt\x18\t \x01(\x05\x42\x04\xe2\x41\x01\x03\x12*\n\x07\x66\x61ilure\x18\n \x01(\x0b\x32\x13.adjourn.v1.FailureB\x04\xe2\x41\x01\x03\x12%\n\x05holds\x18\x0b \x03(\x0b\x32\x10.adjourn.v1.HoldB\x04\xe2\x41\x01\x03\x12&\n\x05pause\x18\x0c \x01(\x0b\x32\x11.adjourn.v1.PauseB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x34\n\nstart_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x0c\n\x04\x65tag\x18\x0f \x01(\t\x12\x32\n\x08\x65nd_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12,\n\x0bpast_pauses\x18\x11 \x03(\x0b\x32\x11.adjourn.v1.PauseB\x04\xe2\x41\x01\x03\x12\x1b\n\rrestart_count\x18\x12 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x11\n\x03uid\x18\x13 \x01(\tB\x04\xe2\x41\x01\x03\x12/\n\nconditions\x18\x14 \x03(\x0b\x32\x15.adjourn.v1.ConditionB\x04\xe2\x41\x01\x03\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x98\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\n\n\x06QUEUED\x10\x01\x12\x0c\n\x08STARTING\x10\x02\x12\x0b\n\x07RUNNING\x10\x03\x12\x0b\n\x07PAUSING\x10\x04\x12\n\n\x06PAUSED\x10\x05\x12\x0e\n\nCANCELLING\x10\x06\x12\r\n\tCANCELLED\x10\x07\x12\r\n\tSUCCEEDED\x10\x08\x12\n\n\x06\x46\x41ILED\x10\t:*\xea\x41\'\n\x0e\x61\x64journ.v1/Job\x12\njobs/{job}*\x04jobs2\x03job\"\xb1\x03\n\x07JobSpec\x12\x13\n\x0b\x65ntry_point\x18\x01 \x01(\t\x12%\n\x04\x61rgs\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0e\n\x06\x62undle\x18\x03 \x01(\t\x12\x14\n\x0ctotal_epochs\x18\x04 \x01(\x05\x12\x11\n\tgpu_count\x18\x05 \x01(\x05\x12@\n\x0fworker_selector\x18\x06 \x03(\x0b\x32\'.adjourn.v1.JobSpec.WorkerSelectorEntry\x12\x11\n\x04seed\x18\x07 \x01(\x03H\x00\x88\x01\x01\x12\x1e\n\x11\x63heckpoint_epochs\x18\x08 \x01(\x05H\x01\x88\x01\x01\x12\x19\n\x0cmax_restarts\x18\t \x01(\x05H\x02\x88\x01\x01\x12\x12\n\nmodel_name\x18\x0b \x01(\t\x12\x13\n\x0b\x64\x61taset_uri\x18\x0c \x01(\t\x1a\x35\n\x13WorkerSelectorEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x07\n\x05_seedB\x14\n\x12_checkpoint_epochsB\x0f\n\r_max_restartsJ\x04\x08\n\x10\x0bR\x0bhang_factor\"\xa9\x03\n\x08Progress\x12\r\n\x05\x65poch\x18\x01 \x01(\x05\x12\x0c\n\x04step\x18\x02 \x01(\x05\x12\x12\n\nepoch_step\x18\x03 \x01(\x05\x12\x1c\n\x0fsteps_per_epoch\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x11\n\x04loss\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x32\n\x07metrics\x18\x06 \x03(\x0b\x32!.adjourn.v1.Progress.MetricsEntry\x12\x1e\n\x04\x62\x65st\x18\x07 \x01(\x0b\x32\x10.adjourn.v1.Best\x12\x32\n\x0f\x61\x63tive_duration\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x35\n\x12remaining_duration\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0breport_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x12\n\x10_steps_per_epochB\x07\n\x05_loss\"J\n\x04\x42\x65st\x12\x0e\n\x06metric\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\r\n\x05\x65poch\x18\x03 \x01(\x05\x12\x14\n\x0cstale_epochs\x18\x04 \x01(\x05\"\xa9\x01\n\x04Hold\x12#\n\x04kind\x18\x01 \x01(\x0e\x32\x15.adjourn.v1.Hold.Kind\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x35\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"&\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x08\n\x04USER\x10\x01\"\xb0\t\n\x05Pause\x12&\n\x05\x63\x61use\x18\x01 \x01(\x0e\x32\x17.adjourn.v1.Pause.Cause\x12#\n\x04mode\x18\x02 \x01(\x0e\x32\x15.adjourn.v1.PauseMode\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x30\n\x0crequest_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12;\n\x17predicted_boundary_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12:\n\x16predicted_release_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rboundary_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rsnapshot_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0crelease_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\npause_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x37\n\x13resume_request_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bresume_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\ncheckpoint\x18\x0e \x01(\t\x12\r\n\x05\x65poch\x18\x0f \x01(\x05\x12\x0c\n\x04step\x18\x10 \x01(\x05\x12\x30\n\rlost_duration\x18\x11 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x05usage\x18\x12 \x01(\x0b\x32\x1a.adjourn.v1.ResourceSample\x12&\n\x19released_gpu_memory_bytes\x18\x13 \x01(\x03H\x00\x88\x01\x01\x12\x13\n\x0b\x66rom_worker\x18\x14 \x01(\t\x12\x11\n\tto_worker\x18\x15 \x01(\t\x12*\n\x07verdict\x18\x16 \x01(\x0e\x32\x19.adjourn.v1.Pause.Verdict\x12\x19\n\x11saved_gpu_seconds\x18\x17 \x01(\x01\x12\x0c\n\x04note\x18\x18 \x01(\t\x12\x17\n\x0fverdict_reasons\x18\x19 \x03(\t\x12\x1f\n\x12persisted_fraction\x18\x1a \x01(\x01H\x01\x88\x01\x01\"Y\n\x05\x43\x61use\x12\x15\n\x11\x43\x41USE_UNSPECIFIED\x10\x00\x12\x08\n\x04HELD\x10\x01\x12\x0f\n\x0bWORKER_LOST\x10\x04\"\x04\x08\x02\x10\x02\"\x04\x08\x03\x10\x03*\tPREEMPTED*\x07\x44RAINED\"a\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\t\n\x05\x45XACT\x10\x01\x12\x14\n\x10WITHIN_TOLERANCE\x10\x02\x12\x0c\n\x08UNPROVEN\x10\x04\"\x04\x08\x03\x10\x03*\x08\x44IVERGEDB\x1c\n\x1a_released_gpu_memory_bytesB\x15\n\x13_persisted_fraction\"\xd7\x01\n\tCondition\x12(\n\x04type\x18\x01 \x01(\x0e\x32\x1a.adjourn.v1.Condition.Type\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"U\n\x04Type\x12\x14\n\x10TYPE_UNSPECIFIED\x10\x00\x12\x0c\n\x08UNPLACED\x10\x01\x12\x14\n\x10SNAPSHOT_FAILING\x10\x02\x12\x13\n\x0fSTORAGE_FAILING\x10\x03\"e\n\x07\x46\x61ilure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*H\n\tPauseMode\x12\x1a\n\x16PAUSE_MODE_UNSPECIFIED\x10\x00\x12\t\n\x05\x45POCH\x10\x01\x12\x08\n\x04STEP\x10\x02\x12\n\n\x06LATEST\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,38 +39,82 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_JOB_LABELSENTRY']._loaded_options = None
   _globals['_JOB_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_JOB'].fields_by_name['name']._loaded_options = None
+  _globals['_JOB'].fields_by_name['name']._serialized_options = b'\342A\001\010'
+  _globals['_JOB'].fields_by_name['spec']._loaded_options = None
+  _globals['_JOB'].fields_by_name['spec']._serialized_options = b'\342A\001\002'
+  _globals['_JOB'].fields_by_name['state']._loaded_options = None
+  _globals['_JOB'].fields_by_name['state']._serialized_options = b'\342A\001\003'
+  _globals['_JOB'].fields_by_name['state_time']._loaded_options = None
+  _globals['_JOB'].fields_by_name['state_time']._serialized_options = b'\342A\001\003'
+  _globals['_JOB'].fields_by_name['progress']._loaded_options = None
+  _globals['_JOB'].fields_by_name['progress']._serialized_options = b'\342A\001\003'
+  _globals['_JOB'].fields_by_name['latest_checkpoint']._loaded_options = None
+  _globals['_JOB'].fields_by_name['latest_checkpoint']._serialized_options = b'\342A\001\003'
+  _globals['_JOB'].fields_by_name['worker']._loaded_options = None
+  _globals['_JOB'].fields_by_name['worker']._serialized_options = b'\342A\001\003'
+  _globals['_JOB'].fields_by_name['attempt']._loaded_options = None
+  _globals['_JOB'].fields_by_name['attempt']._serialized_options = b'\342A\001\003'
+  _globals['_JOB'].fields_by_name['failure']._loaded_options = None
+  _globals['_JOB'].fields_by_name['failure']._serialized_options = b'\342A\001\003'
+  _globals['_JOB'].fields_by_name['holds']._loaded_options = None
+  _globals['_JOB'].fields_by_name['holds']._serialized_options = b'\342A\001\003'
+  _globals['_JOB'].fields_by_name['pause']._loaded_options = None
+  _globals['_JOB'].fields_by_name['pause']._serialized_options = b'\342A\001\003'
+  _globals['_JOB'].fields_by_name['create_time']._loaded_options = None
+  _globals['_JOB'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
+  _globals['_JOB'].fields_by_name['start_time']._loaded_options = None
+  _globals['_JOB'].fields_by_name['start_time']._serialized_options = b'\342A\001\003'
+  _globals['_JOB'].fields_by_name['end_time']._loaded_options = None
+  _globals['_JOB'].fields_by_name['end_time']._serialized_options = b'\342A\001\003'
+  _globals['_JOB'].fields_by_name['past_pauses']._loaded_options = None
+  _globals['_JOB'].fields_by_name['past_pauses']._serialized_options = b'\342A\001\003'
+  _globals['_JOB'].fields_by_name['restart_count']._loaded_options = None
+  _globals['_JOB'].fields_by_name['restart_count']._serialized_options = b'\342A\001\003'
+  _globals['_JOB'].fields_by_name['uid']._loaded_options = None
+  _globals['_JOB'].fields_by_name['uid']._serialized_options = b'\342A\001\003'
+  _globals['_JOB'].fields_by_name['conditions']._loaded_options = None
+  _globals['_JOB'].fields_by_name['conditions']._serialized_options = b'\342A\001\003'
+  _globals['_JOB']._loaded_options = None
+  _globals['_JOB']._serialized_options = b'\352A\'\n\016adjourn.v1/Job\022\njobs/{job}*\004jobs2\003job'
   _globals['_JOBSPEC_WORKERSELECTORENTRY']._loaded_options = None
   _globals['_JOBSPEC_WORKERSELECTORENTRY']._serialized_options = b'8\001'
   _globals['_PROGRESS_METRICSENTRY']._loaded_options = None
   _globals['_PROGRESS_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_PAUSEMODE']._serialized_start=3344
-  _globals['_PAUSEMODE']._serialized_end=3416
-  _globals['_JOB']._serialized_start=156
-  _globals['_JOB']._serialized_end=968
-  _globals['_JOB_LABELSENTRY']._serialized_start=768
-  _globals['_JOB_LABELSENTRY']._serialized_end=813
-  _globals['_JOB_STATE']._serialized_start=816
-  _globals['_JOB_STATE']._serialized_end=968
-  _globals['_JOBSPEC']._serialized_start=971
-  _globals['_JOBSPEC']._serialized_end=1427
-  _globals['_JOBSPEC_WORKERSELECTORENTRY']._serialized_start=1310
-  _globals['_JOBSPEC_WORKERSELECTORENTRY']._serialized_end=1363
-  _globals['_PROGRESS']._serialized_start=1430
-  _globals['_PROGRESS']._serialized_end=1855
-  _globals['_PROGRESS_METRICSENTRY']._serialized_start=1780
-  _globals['_PROGRESS_METRICSENTRY']._serialized_end=1826
-  _globals['_BEST']._serialized_start=1857
-  _globals['_BEST']._serialized_end=1931
-  _globals['_HOLD']._serialized_start=1934
-  _globals['_HOLD']._serialized_end=2137
-  _globals['_HOLD_KIND']._serialized_start=2059
-  _globals['_HOLD_KIND']._serialized_end=2137
-  _globals['_PAUSE']._serialized_start=2140
-  _globals['_PAUSE']._serialized_end=3239
-  _globals['_PAUSE_CAUSE']._serialized_start=3041
-  _globals['_PAUSE_CAUSE']._serialized_end=3126
-  _globals['_PAUSE_VERDICT']._serialized_start=3128
-  _globals['_PAUSE_VERDICT']._serialized_end=3209
-  _globals['_FAILURE']._serialized_start=3241
-  _globals['_FAILURE']._serialized_end=3342
+  _globals['_HOLD'].fields_by_name['create_time']._loaded_options = None
+  _globals['_HOLD'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
+  _globals['_PAUSEMODE']._serialized_start=3874
+  _globals['_PAUSEMODE']._serialized_end=3946
+  _globals['_JOB']._serialized_start=216
+  _globals['_JOB']._serialized_end=1236
+  _globals['_JOB_LABELSENTRY']._serialized_start=992
+  _globals['_JOB_LABELSENTRY']._serialized_end=1037
+  _globals['_JOB_STATE']._serialized_start=1040
+  _globals['_JOB_STATE']._serialized_end=1192
+  _globals['_JOBSPEC']._serialized_start=1239
+  _globals['_JOBSPEC']._serialized_end=1672
+  _globals['_JOBSPEC_WORKERSELECTORENTRY']._serialized_start=1552
+  _globals['_JOBSPEC_WORKERSELECTORENTRY']._serialized_end=1605
+  _globals['_PROGRESS']._serialized_start=1675
+  _globals['_PROGRESS']._serialized_end=2100
+  _globals['_PROGRESS_METRICSENTRY']._serialized_start=2025
+  _globals['_PROGRESS_METRICSENTRY']._serialized_end=2071
+  _globals['_BEST']._serialized_start=2102
+  _globals['_BEST']._serialized_end=2176
+  _globals['_HOLD']._serialized_start=2179
+  _globals['_HOLD']._serialized_end=2348
+  _globals['_HOLD_KIND']._serialized_start=2310
+  _globals['_HOLD_KIND']._serialized_end=2348
+  _globals['_PAUSE']._serialized_start=2351
+  _globals['_PAUSE']._serialized_end=3551
+  _globals['_PAUSE_CAUSE']._serialized_start=3310
+  _globals['_PAUSE_CAUSE']._serialized_end=3399
+  _globals['_PAUSE_VERDICT']._serialized_start=3401
+  _globals['_PAUSE_VERDICT']._serialized_end=3498
+  _globals['_CONDITION']._serialized_start=3554
+  _globals['_CONDITION']._serialized_end=3769
+  _globals['_CONDITION_TYPE']._serialized_start=3684
+  _globals['_CONDITION_TYPE']._serialized_end=3769
+  _globals['_FAILURE']._serialized_start=3771
+  _globals['_FAILURE']._serialized_end=3872
 # @@protoc_insertion_point(module_scope)

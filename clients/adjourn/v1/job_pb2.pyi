@@ -34,9 +34,9 @@ class _PauseModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PauseMode.V
     EPOCH: _PauseMode.ValueType  # 1
     """After the running epoch, its validation included."""
     STEP: _PauseMode.ValueType  # 2
-    """After the running optimizer step."""
+    """After the running optimizer step. Not supported yet: PAUSE_MODE_UNSUPPORTED."""
     LATEST: _PauseMode.ValueType  # 3
-    """Now. Work since the latest checkpoint is given up."""
+    """Now. Work since the latest checkpoint is given up. Not supported yet: PAUSE_MODE_UNSUPPORTED."""
 
 class PauseMode(_PauseMode, metaclass=_PauseModeEnumTypeWrapper):
     """Where training may be interrupted."""
@@ -46,9 +46,9 @@ PAUSE_MODE_UNSPECIFIED: PauseMode.ValueType  # 0
 EPOCH: PauseMode.ValueType  # 1
 """After the running epoch, its validation included."""
 STEP: PauseMode.ValueType  # 2
-"""After the running optimizer step."""
+"""After the running optimizer step. Not supported yet: PAUSE_MODE_UNSUPPORTED."""
 LATEST: PauseMode.ValueType  # 3
-"""Now. Work since the latest checkpoint is given up."""
+"""Now. Work since the latest checkpoint is given up. Not supported yet: PAUSE_MODE_UNSUPPORTED."""
 Global___PauseMode: _TypeAlias = PauseMode  # noqa: Y015
 
 @_typing.final
@@ -76,7 +76,9 @@ class Job(_message.Message):
         PAUSING: Job._State.ValueType  # 4
         """Asked to pause; on its way to the boundary, or making its checkpoint durable."""
         PAUSED: Job._State.ValueType  # 5
-        """At rest: `latest_checkpoint` is registered, no GPU is held."""
+        """At rest: `latest_checkpoint` is registered, no GPU is held. A job that was paused before its first checkpoint
+        has none, and starts from scratch.
+        """
         CANCELLING: Job._State.ValueType  # 6
         """Asked to stop for good."""
         CANCELLED: Job._State.ValueType  # 7
@@ -102,7 +104,9 @@ class Job(_message.Message):
     PAUSING: Job.State.ValueType  # 4
     """Asked to pause; on its way to the boundary, or making its checkpoint durable."""
     PAUSED: Job.State.ValueType  # 5
-    """At rest: `latest_checkpoint` is registered, no GPU is held."""
+    """At rest: `latest_checkpoint` is registered, no GPU is held. A job that was paused before its first checkpoint
+    has none, and starts from scratch.
+    """
     CANCELLING: Job.State.ValueType  # 6
     """Asked to stop for good."""
     CANCELLED: Job.State.ValueType  # 7
@@ -150,23 +154,29 @@ class Job(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     PAST_PAUSES_FIELD_NUMBER: _builtins.int
     RESTART_COUNT_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
+    CONDITIONS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `jobs/{job}`."""
     state: Global___Job.State.ValueType
-    """Output only."""
+    """Where it is in its life."""
     latest_checkpoint: _builtins.str
-    """Output only. Newest registered checkpoint, `jobs/{job}/checkpoints/{checkpoint}`."""
+    """Newest registered checkpoint, `jobs/{job}/checkpoints/{checkpoint}`."""
     worker: _builtins.str
-    """Output only. Worker that holds the job, `workers/{worker}`; empty at rest."""
+    """Worker that holds the job, `workers/{worker}`; empty at rest."""
     attempt: _builtins.int
-    """Output only. Times the job was handed to a worker. Grows only."""
+    """Times the job was handed to a worker. Grows only."""
     etag: _builtins.str
     """Opaque version; changes with every change of intent or state."""
     restart_count: _builtins.int
-    """Output only. Restarts used of `spec.max_restarts`; pauses and preemptions never count."""
+    """Restarts used of `spec.max_restarts`. Pauses and stops of a worker never count; steady progress
+    brings it back to 0.
+    """
+    uid: _builtins.str
+    """UUID given at creation. A deleted job's name may be used again, a uid never is (AIP-148)."""
     @_builtins.property
     def spec(self) -> Global___JobSpec:
-        """What to train. Immutable."""
+        """What to train. UpdateJob may change `max_restarts`, and `total_epochs` upward; the rest is immutable."""
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -174,39 +184,43 @@ class Job(_message.Message):
 
     @_builtins.property
     def state_time(self) -> _timestamp_pb2.Timestamp:
-        """Output only. When `state` was entered."""
+        """When `state` was entered."""
 
     @_builtins.property
     def progress(self) -> Global___Progress:
-        """Output only. How far training has got, as of the last report."""
+        """How far training has got, as of the last report."""
 
     @_builtins.property
     def failure(self) -> Global___Failure:
-        """Output only. Why the job failed, or why its last attempt ended."""
+        """Why the job failed, or why its last attempt ended."""
 
     @_builtins.property
     def holds(self) -> _containers.RepeatedCompositeFieldContainer[Global___Hold]:
-        """Output only. What keeps the job from running. It rests while any is left."""
+        """What keeps the job from running. It rests while any is left."""
 
     @_builtins.property
     def pause(self) -> Global___Pause:
-        """Output only. The pause under way or in force, else the last one."""
+        """The pause under way or in force, else the last one."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """Output only."""
+        """When it was made."""
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """Output only. First training step of the first attempt."""
+        """First training step of the first attempt."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """Output only. Set in SUCCEEDED, FAILED and CANCELLED."""
+        """Set in SUCCEEDED, FAILED and CANCELLED."""
 
     @_builtins.property
     def past_pauses(self) -> _containers.RepeatedCompositeFieldContainer[Global___Pause]:
-        """Output only. Earlier pauses, oldest first; the newest 100 are kept here, all in the events."""
+        """Earlier pauses, oldest first; the newest 100 are kept."""
+
+    @_builtins.property
+    def conditions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Condition]:
+        """What is to be known about the job beyond its state, one of each type at most."""
 
     def __init__(
         self,
@@ -229,10 +243,12 @@ class Job(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         past_pauses: _abc.Iterable[Global___Pause] | None = ...,
         restart_count: _builtins.int = ...,
+        uid: _builtins.str = ...,
+        conditions: _abc.Iterable[Global___Condition] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "failure", b"failure", "pause", b"pause", "progress", b"progress", "spec", b"spec", "start_time", b"start_time", "state_time", b"state_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "create_time", b"create_time", "end_time", b"end_time", "etag", b"etag", "failure", b"failure", "holds", b"holds", "labels", b"labels", "latest_checkpoint", b"latest_checkpoint", "name", b"name", "past_pauses", b"past_pauses", "pause", b"pause", "progress", b"progress", "restart_count", b"restart_count", "spec", b"spec", "start_time", b"start_time", "state", b"state", "state_time", b"state_time", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "conditions", b"conditions", "create_time", b"create_time", "end_time", b"end_time", "etag", b"etag", "failure", b"failure", "holds", b"holds", "labels", b"labels", "latest_checkpoint", b"latest_checkpoint", "name", b"name", "past_pauses", b"past_pauses", "pause", b"pause", "progress", b"progress", "restart_count", b"restart_count", "spec", b"spec", "start_time", b"start_time", "state", b"state", "state_time", b"state_time", "uid", b"uid", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -273,7 +289,6 @@ class JobSpec(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     CHECKPOINT_EPOCHS_FIELD_NUMBER: _builtins.int
     MAX_RESTARTS_FIELD_NUMBER: _builtins.int
-    HANG_FACTOR_FIELD_NUMBER: _builtins.int
     MODEL_NAME_FIELD_NUMBER: _builtins.int
     DATASET_URI_FIELD_NUMBER: _builtins.int
     entry_point: _builtins.str
@@ -290,8 +305,6 @@ class JobSpec(_message.Message):
     """Epochs between checkpoints. Unset: 1. 0: only when pausing."""
     max_restarts: _builtins.int
     """Restarts after failures before the job FAILS. Unset: 3."""
-    hang_factor: _builtins.int
-    """Longest time without a step, as a multiple of the job's own pace, before it counts as hung. Unset: 20."""
     model_name: _builtins.str
     """For people: the model."""
     dataset_uri: _builtins.str
@@ -316,26 +329,21 @@ class JobSpec(_message.Message):
         seed: _builtins.int | None = ...,
         checkpoint_epochs: _builtins.int | None = ...,
         max_restarts: _builtins.int | None = ...,
-        hang_factor: _builtins.int | None = ...,
         model_name: _builtins.str = ...,
         dataset_uri: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_epochs", b"_checkpoint_epochs", "_hang_factor", b"_hang_factor", "_max_restarts", b"_max_restarts", "_seed", b"_seed", "args", b"args", "checkpoint_epochs", b"checkpoint_epochs", "hang_factor", b"hang_factor", "max_restarts", b"max_restarts", "seed", b"seed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_epochs", b"_checkpoint_epochs", "_max_restarts", b"_max_restarts", "_seed", b"_seed", "args", b"args", "checkpoint_epochs", b"checkpoint_epochs", "max_restarts", b"max_restarts", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_epochs", b"_checkpoint_epochs", "_hang_factor", b"_hang_factor", "_max_restarts", b"_max_restarts", "_seed", b"_seed", "args", b"args", "bundle", b"bundle", "checkpoint_epochs", b"checkpoint_epochs", "dataset_uri", b"dataset_uri", "entry_point", b"entry_point", "gpu_count", b"gpu_count", "hang_factor", b"hang_factor", "max_restarts", b"max_restarts", "model_name", b"model_name", "seed", b"seed", "total_epochs", b"total_epochs", "worker_selector", b"worker_selector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_epochs", b"_checkpoint_epochs", "_max_restarts", b"_max_restarts", "_seed", b"_seed", "args", b"args", "bundle", b"bundle", "checkpoint_epochs", b"checkpoint_epochs", "dataset_uri", b"dataset_uri", "entry_point", b"entry_point", "gpu_count", b"gpu_count", "max_restarts", b"max_restarts", "model_name", b"model_name", "seed", b"seed", "total_epochs", b"total_epochs", "worker_selector", b"worker_selector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__checkpoint_epochs: _TypeAlias = _typing.Literal["checkpoint_epochs"]  # noqa: Y015
     _WhichOneofArgType__checkpoint_epochs: _TypeAlias = _typing.Literal["_checkpoint_epochs", b"_checkpoint_epochs"]  # noqa: Y015
-    _WhichOneofReturnType__hang_factor: _TypeAlias = _typing.Literal["hang_factor"]  # noqa: Y015
-    _WhichOneofArgType__hang_factor: _TypeAlias = _typing.Literal["_hang_factor", b"_hang_factor"]  # noqa: Y015
     _WhichOneofReturnType__max_restarts: _TypeAlias = _typing.Literal["max_restarts"]  # noqa: Y015
     _WhichOneofArgType__max_restarts: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__checkpoint_epochs) -> _WhichOneofReturnType__checkpoint_epochs | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__hang_factor) -> _WhichOneofReturnType__hang_factor | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_restarts) -> _WhichOneofReturnType__max_restarts | None: ...
     @_typing.overload
@@ -490,12 +498,6 @@ class Hold(_message.Message):
         """Never stored."""
         USER: Hold._Kind.ValueType  # 1
         """PauseJob."""
-        SCHEDULE: Hold._Kind.ValueType  # 2
-        """A pause window."""
-        BUDGET: Hold._Kind.ValueType  # 3
-        """A budget that is spent."""
-        OPERATOR: Hold._Kind.ValueType  # 4
-        """An operator's hold on many jobs."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """Who holds."""
@@ -504,12 +506,6 @@ class Hold(_message.Message):
     """Never stored."""
     USER: Hold.Kind.ValueType  # 1
     """PauseJob."""
-    SCHEDULE: Hold.Kind.ValueType  # 2
-    """A pause window."""
-    BUDGET: Hold.Kind.ValueType  # 3
-    """A budget that is spent."""
-    OPERATOR: Hold.Kind.ValueType  # 4
-    """An operator's hold on many jobs."""
 
     KIND_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
@@ -523,7 +519,7 @@ class Hold(_message.Message):
     """Identity of the caller."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """Output only."""
+        """When it was made."""
 
     def __init__(
         self,
@@ -559,10 +555,6 @@ class Pause(_message.Message):
         """Never stored."""
         HELD: Pause._Cause.ValueType  # 1
         """A hold."""
-        PREEMPTED: Pause._Cause.ValueType  # 2
-        """A more urgent job needed the worker; no hold, goes on by itself."""
-        DRAINED: Pause._Cause.ValueType  # 3
-        """The worker is being drained; no hold, goes on by itself."""
         WORKER_LOST: Pause._Cause.ValueType  # 4
         """The worker was lost while the job was pausing."""
 
@@ -573,10 +565,6 @@ class Pause(_message.Message):
     """Never stored."""
     HELD: Pause.Cause.ValueType  # 1
     """A hold."""
-    PREEMPTED: Pause.Cause.ValueType  # 2
-    """A more urgent job needed the worker; no hold, goes on by itself."""
-    DRAINED: Pause.Cause.ValueType  # 3
-    """The worker is being drained; no hold, goes on by itself."""
     WORKER_LOST: Pause.Cause.ValueType  # 4
     """The worker was lost while the job was pausing."""
 
@@ -589,23 +577,25 @@ class Pause(_message.Message):
         VERDICT_UNSPECIFIED: Pause._Verdict.ValueType  # 0
         """Not compared yet."""
         EXACT: Pause._Verdict.ValueType  # 1
-        """Every digest is equal."""
+        """The digest of every tracked component and generator is equal, in an equal environment."""
         WITHIN_TOLERANCE: Pause._Verdict.ValueType  # 2
-        """The environment differs and the caller allowed it."""
-        DIVERGED: Pause._Verdict.ValueType  # 3
-        """Digests differ; the attempt was stopped."""
+        """Every digest is equal; the environment differs and the caller allowed it."""
+        UNPROVEN: Pause._Verdict.ValueType  # 4
+        """Every digest is equal; the run has something that no digest covers, and its code accepted that."""
 
     class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper):
-        """How the restored state compares."""
+        """What is known of the restored state. A state whose digests differ is never trained on: the attempt ends with
+        RESTORE_DIVERGED.
+        """
 
     VERDICT_UNSPECIFIED: Pause.Verdict.ValueType  # 0
     """Not compared yet."""
     EXACT: Pause.Verdict.ValueType  # 1
-    """Every digest is equal."""
+    """The digest of every tracked component and generator is equal, in an equal environment."""
     WITHIN_TOLERANCE: Pause.Verdict.ValueType  # 2
-    """The environment differs and the caller allowed it."""
-    DIVERGED: Pause.Verdict.ValueType  # 3
-    """Digests differ; the attempt was stopped."""
+    """Every digest is equal; the environment differs and the caller allowed it."""
+    UNPROVEN: Pause.Verdict.ValueType  # 4
+    """Every digest is equal; the run has something that no digest covers, and its code accepted that."""
 
     CAUSE_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
@@ -631,6 +621,8 @@ class Pause(_message.Message):
     VERDICT_FIELD_NUMBER: _builtins.int
     SAVED_GPU_SECONDS_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
+    VERDICT_REASONS_FIELD_NUMBER: _builtins.int
+    PERSISTED_FRACTION_FIELD_NUMBER: _builtins.int
     cause: Global___Pause.Cause.ValueType
     """Why the job left its worker."""
     mode: Global___PauseMode.ValueType
@@ -646,7 +638,7 @@ class Pause(_message.Message):
     step: _builtins.int
     """Steps completed at the boundary."""
     released_gpu_memory_bytes: _builtins.int
-    """GPU memory of the job before, less after, the process left, in bytes."""
+    """Memory in use on the job's GPUs before, less after, the process left, in bytes; unset where NVML does not tell."""
     from_worker: _builtins.str
     """Worker before, `workers/{worker}`."""
     to_worker: _builtins.str
@@ -654,9 +646,11 @@ class Pause(_message.Message):
     verdict: Global___Pause.Verdict.ValueType
     """Outcome of comparing the restored state with the checkpoint's digests."""
     saved_gpu_seconds: _builtins.float
-    """GPU time not used while paused, in GPU-seconds."""
+    """GPU time not used while paused: seconds from release to the first step afterwards, times the GPUs."""
     note: _builtins.str
     """What became of it, if it never came to rest: "the run finished first", "resumed before the boundary"..."""
+    persisted_fraction: _builtins.float
+    """Share of the checkpoint's bytes that is in object storage, 0 to 1; set while the job is PAUSING on them."""
     @_builtins.property
     def request_time(self) -> _timestamp_pb2.Timestamp:
         """When it was asked for."""
@@ -679,7 +673,7 @@ class Pause(_message.Message):
 
     @_builtins.property
     def release_time(self) -> _timestamp_pb2.Timestamp:
-        """The training process was gone and its GPU memory free."""
+        """The training process was gone and, where NVML tells it, its GPU memory free."""
 
     @_builtins.property
     def pause_time(self) -> _timestamp_pb2.Timestamp:
@@ -695,11 +689,15 @@ class Pause(_message.Message):
 
     @_builtins.property
     def lost_duration(self) -> _duration_pb2.Duration:
-        """Training time given up (mode LATEST, or a lost worker)."""
+        """Training time given up with a lost worker."""
 
     @_builtins.property
     def usage(self) -> _usage_pb2.ResourceSample:
         """Last sample before the boundary."""
+
+    @_builtins.property
+    def verdict_reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Why `verdict` is not EXACT, a sentence each."""
 
     def __init__(
         self,
@@ -728,16 +726,86 @@ class Pause(_message.Message):
         verdict: Global___Pause.Verdict.ValueType = ...,
         saved_gpu_seconds: _builtins.float = ...,
         note: _builtins.str = ...,
+        verdict_reasons: _abc.Iterable[_builtins.str] | None = ...,
+        persisted_fraction: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_released_gpu_memory_bytes", b"_released_gpu_memory_bytes", "boundary_time", b"boundary_time", "lost_duration", b"lost_duration", "pause_time", b"pause_time", "predicted_boundary_time", b"predicted_boundary_time", "predicted_release_time", b"predicted_release_time", "release_time", b"release_time", "released_gpu_memory_bytes", b"released_gpu_memory_bytes", "request_time", b"request_time", "resume_request_time", b"resume_request_time", "resume_time", b"resume_time", "snapshot_time", b"snapshot_time", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_persisted_fraction", b"_persisted_fraction", "_released_gpu_memory_bytes", b"_released_gpu_memory_bytes", "boundary_time", b"boundary_time", "lost_duration", b"lost_duration", "pause_time", b"pause_time", "persisted_fraction", b"persisted_fraction", "predicted_boundary_time", b"predicted_boundary_time", "predicted_release_time", b"predicted_release_time", "release_time", b"release_time", "released_gpu_memory_bytes", b"released_gpu_memory_bytes", "request_time", b"request_time", "resume_request_time", b"resume_request_time", "resume_time", b"resume_time", "snapshot_time", b"snapshot_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_released_gpu_memory_bytes", b"_released_gpu_memory_bytes", "actor", b"actor", "boundary_time", b"boundary_time", "cause", b"cause", "checkpoint", b"checkpoint", "epoch", b"epoch", "from_worker", b"from_worker", "lost_duration", b"lost_duration", "mode", b"mode", "note", b"note", "pause_time", b"pause_time", "predicted_boundary_time", b"predicted_boundary_time", "predicted_release_time", b"predicted_release_time", "reason", b"reason", "release_time", b"release_time", "released_gpu_memory_bytes", b"released_gpu_memory_bytes", "request_time", b"request_time", "resume_request_time", b"resume_request_time", "resume_time", b"resume_time", "saved_gpu_seconds", b"saved_gpu_seconds", "snapshot_time", b"snapshot_time", "step", b"step", "to_worker", b"to_worker", "usage", b"usage", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_persisted_fraction", b"_persisted_fraction", "_released_gpu_memory_bytes", b"_released_gpu_memory_bytes", "actor", b"actor", "boundary_time", b"boundary_time", "cause", b"cause", "checkpoint", b"checkpoint", "epoch", b"epoch", "from_worker", b"from_worker", "lost_duration", b"lost_duration", "mode", b"mode", "note", b"note", "pause_time", b"pause_time", "persisted_fraction", b"persisted_fraction", "predicted_boundary_time", b"predicted_boundary_time", "predicted_release_time", b"predicted_release_time", "reason", b"reason", "release_time", b"release_time", "released_gpu_memory_bytes", b"released_gpu_memory_bytes", "request_time", b"request_time", "resume_request_time", b"resume_request_time", "resume_time", b"resume_time", "saved_gpu_seconds", b"saved_gpu_seconds", "snapshot_time", b"snapshot_time", "step", b"step", "to_worker", b"to_worker", "usage", b"usage", "verdict", b"verdict", "verdict_reasons", b"verdict_reasons"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__persisted_fraction: _TypeAlias = _typing.Literal["persisted_fraction"]  # noqa: Y015
+    _WhichOneofArgType__persisted_fraction: _TypeAlias = _typing.Literal["_persisted_fraction", b"_persisted_fraction"]  # noqa: Y015
     _WhichOneofReturnType__released_gpu_memory_bytes: _TypeAlias = _typing.Literal["released_gpu_memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__released_gpu_memory_bytes: _TypeAlias = _typing.Literal["_released_gpu_memory_bytes", b"_released_gpu_memory_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__persisted_fraction) -> _WhichOneofReturnType__persisted_fraction | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__released_gpu_memory_bytes) -> _WhichOneofReturnType__released_gpu_memory_bytes | None: ...
 
 Global___Pause: _TypeAlias = Pause  # noqa: Y015
+
+@_typing.final
+class Condition(_message.Message):
+    """Something about a job that people should know, for as long as it is so."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Type:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _TypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Condition._Type.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        TYPE_UNSPECIFIED: Condition._Type.ValueType  # 0
+        """Never stored."""
+        UNPLACED: Condition._Type.ValueType  # 1
+        """The job is QUEUED and was not placed when the scheduler last looked."""
+        SNAPSHOT_FAILING: Condition._Type.ValueType  # 2
+        """A snapshot could not be taken: training goes on, a pause stays pending, nothing new is saved."""
+        STORAGE_FAILING: Condition._Type.ValueType  # 3
+        """Object storage is away, or refuses: checkpoints and code wait for it."""
+
+    class Type(_Type, metaclass=_TypeEnumTypeWrapper):
+        """What it is about."""
+
+    TYPE_UNSPECIFIED: Condition.Type.ValueType  # 0
+    """Never stored."""
+    UNPLACED: Condition.Type.ValueType  # 1
+    """The job is QUEUED and was not placed when the scheduler last looked."""
+    SNAPSHOT_FAILING: Condition.Type.ValueType  # 2
+    """A snapshot could not be taken: training goes on, a pause stays pending, nothing new is saved."""
+    STORAGE_FAILING: Condition.Type.ValueType  # 3
+    """Object storage is away, or refuses: checkpoints and code wait for it."""
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    type: Global___Condition.Type.ValueType
+    """What it is about."""
+    reason: _builtins.str
+    """Stable cause in UPPER_SNAKE_CASE, of the list in docs/reasons.md."""
+    message: _builtins.str
+    """For people; may change."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """Since when."""
+
+    def __init__(
+        self,
+        *,
+        type: Global___Condition.Type.ValueType = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason", "time", b"time", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Condition: _TypeAlias = Condition  # noqa: Y015
 
 @_typing.final
 class Failure(_message.Message):
@@ -750,7 +818,7 @@ class Failure(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """Stable cause in UPPER_SNAKE_CASE, of the same vocabulary as ErrorInfo.reason."""
+    """Stable cause in UPPER_SNAKE_CASE, of the list in docs/reasons.md."""
     message: _builtins.str
     """For people; may change."""
     attempt: _builtins.int

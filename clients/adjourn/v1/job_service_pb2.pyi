@@ -7,9 +7,11 @@ from adjourn.v1 import job_pb2 as _job_pb2
 from adjourn.v1 import usage_pb2 as _usage_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -52,6 +54,40 @@ class CreateJobRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateJobRequest: _TypeAlias = CreateJobRequest  # noqa: Y015
+
+@_typing.final
+class UpdateJobRequest(_message.Message):
+    """Request for UpdateJob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """UUID; a retry with the same one returns the first answer."""
+    @_builtins.property
+    def job(self) -> _job_pb2.Job:
+        """`name` says which; `etag`, if set and stale, fails the call with ABORTED."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Fields of `job` to take over: `labels`, `spec.max_restarts`, `spec.total_epochs`."""
+
+    def __init__(
+        self,
+        *,
+        job: _job_pb2.Job | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "request_id", b"request_id", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateJobRequest: _TypeAlias = UpdateJobRequest  # noqa: Y015
 
 @_typing.final
 class GetJobRequest(_message.Message):
@@ -106,7 +142,7 @@ class ListJobsRequest(_message.Message):
     STATES_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most this many; 0 means 50, the ceiling is 500."""
+    """At most this many; 0 means 50, the ceiling is 500. A page has fewer where more would not fit into a message."""
     page_token: _builtins.str
     """`next_page_token` of the previous page, all else being equal."""
     @_builtins.property
@@ -240,14 +276,11 @@ class CancelJobRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
-    SAVE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`jobs/{job}`."""
-    save: _job_pb2.PauseMode.ValueType
-    """Stop at the next boundary of this mode and keep a last checkpoint. Unset: stop now, without one."""
     reason: _builtins.str
     """Why, for the record."""
     etag: _builtins.str
@@ -258,18 +291,15 @@ class CancelJobRequest(_message.Message):
         self,
         *,
         name: _builtins.str = ...,
-        save: _job_pb2.PauseMode.ValueType | None = ...,
         reason: _builtins.str = ...,
         etag: _builtins.str = ...,
         request_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_save", b"_save", "save", b"save"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_save", b"_save", "etag", b"etag", "name", b"name", "reason", b"reason", "request_id", b"request_id", "save", b"save"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__save: _TypeAlias = _typing.Literal["save"]  # noqa: Y015
-    _WhichOneofArgType__save: _TypeAlias = _typing.Literal["_save", b"_save"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__save) -> _WhichOneofReturnType__save | None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelJobRequest: _TypeAlias = CancelJobRequest  # noqa: Y015
 
@@ -391,9 +421,88 @@ Global___WatchJobsResponse: _TypeAlias = WatchJobsResponse  # noqa: Y015
 
 @_typing.final
 class JobEvent(_message.Message):
-    """Something that happened to a job. Replaying a job's events gives the job."""
+    """Something that happened to a job."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    class _Type:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _TypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[JobEvent._Type.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        TYPE_UNSPECIFIED: JobEvent._Type.ValueType  # 0
+        """Never stored."""
+        CREATED: JobEvent._Type.ValueType  # 1
+        """The job was created."""
+        UPDATED: JobEvent._Type.ValueType  # 2
+        """UpdateJob changed it."""
+        PLACED: JobEvent._Type.ValueType  # 3
+        """It was handed to a worker."""
+        BEGAN: JobEvent._Type.ValueType  # 4
+        """Its attempt took the first step."""
+        CHECKPOINT_REGISTERED: JobEvent._Type.ValueType  # 5
+        """A checkpoint was registered."""
+        PAUSE_REQUESTED: JobEvent._Type.ValueType  # 6
+        """PauseJob was called."""
+        PAUSED: JobEvent._Type.ValueType  # 7
+        """It came to rest."""
+        RESUME_REQUESTED: JobEvent._Type.ValueType  # 8
+        """ResumeJob was called."""
+        CANCEL_REQUESTED: JobEvent._Type.ValueType  # 9
+        """CancelJob was called."""
+        CANCELLED: JobEvent._Type.ValueType  # 10
+        """It was stopped for good."""
+        SUCCEEDED: JobEvent._Type.ValueType  # 11
+        """It trained to its end."""
+        FAILED: JobEvent._Type.ValueType  # 12
+        """It gave up."""
+        REQUEUED: JobEvent._Type.ValueType  # 13
+        """Its attempt ended; it waits for another."""
+        ADOPTED: JobEvent._Type.ValueType  # 14
+        """A worker that was out of reach turned out to train it still, and goes on."""
+        CONDITION_BEGAN: JobEvent._Type.ValueType  # 15
+        """A condition began, or its reason changed."""
+        CONDITION_ENDED: JobEvent._Type.ValueType  # 16
+        """A condition ended."""
+
+    class Type(_Type, metaclass=_TypeEnumTypeWrapper):
+        """What can happen. New values may be added."""
+
+    TYPE_UNSPECIFIED: JobEvent.Type.ValueType  # 0
+    """Never stored."""
+    CREATED: JobEvent.Type.ValueType  # 1
+    """The job was created."""
+    UPDATED: JobEvent.Type.ValueType  # 2
+    """UpdateJob changed it."""
+    PLACED: JobEvent.Type.ValueType  # 3
+    """It was handed to a worker."""
+    BEGAN: JobEvent.Type.ValueType  # 4
+    """Its attempt took the first step."""
+    CHECKPOINT_REGISTERED: JobEvent.Type.ValueType  # 5
+    """A checkpoint was registered."""
+    PAUSE_REQUESTED: JobEvent.Type.ValueType  # 6
+    """PauseJob was called."""
+    PAUSED: JobEvent.Type.ValueType  # 7
+    """It came to rest."""
+    RESUME_REQUESTED: JobEvent.Type.ValueType  # 8
+    """ResumeJob was called."""
+    CANCEL_REQUESTED: JobEvent.Type.ValueType  # 9
+    """CancelJob was called."""
+    CANCELLED: JobEvent.Type.ValueType  # 10
+    """It was stopped for good."""
+    SUCCEEDED: JobEvent.Type.ValueType  # 11
+    """It trained to its end."""
+    FAILED: JobEvent.Type.ValueType  # 12
+    """It gave up."""
+    REQUEUED: JobEvent.Type.ValueType  # 13
+    """Its attempt ended; it waits for another."""
+    ADOPTED: JobEvent.Type.ValueType  # 14
+    """A worker that was out of reach turned out to train it still, and goes on."""
+    CONDITION_BEGAN: JobEvent.Type.ValueType  # 15
+    """A condition began, or its reason changed."""
+    CONDITION_ENDED: JobEvent.Type.ValueType  # 16
+    """A condition ended."""
 
     @_typing.final
     class DetailsEntry(_message.Message):
@@ -425,8 +534,8 @@ class JobEvent(_message.Message):
     DETAILS_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Position in the job's history, from 1, without gaps."""
-    type: _builtins.str
-    """What, in UPPER_SNAKE_CASE of the documented list, e.g. PAUSE_REQUESTED."""
+    type: Global___JobEvent.Type.ValueType
+    """What."""
     actor: _builtins.str
     """Who caused it: a caller, `workers/{worker}`, or a part of the control plane."""
     state: _job_pb2.Job.State.ValueType
@@ -448,7 +557,7 @@ class JobEvent(_message.Message):
         *,
         sequence: _builtins.int = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
-        type: _builtins.str = ...,
+        type: Global___JobEvent.Type.ValueType = ...,
         actor: _builtins.str = ...,
         state: _job_pb2.Job.State.ValueType = ...,
         attempt: _builtins.int = ...,
@@ -475,7 +584,7 @@ class ListJobEventsRequest(_message.Message):
     parent: _builtins.str
     """`jobs/{job}`."""
     page_size: _builtins.int
-    """At most this many; 0 means 50, the ceiling is 500."""
+    """At most this many; 0 means 50, the ceiling is 500. A page has fewer where more would not fit into a message."""
     page_token: _builtins.str
     """`next_page_token` of the previous page."""
     def __init__(
@@ -533,7 +642,7 @@ class ListEpochMetricsRequest(_message.Message):
     parent: _builtins.str
     """`jobs/{job}`."""
     page_size: _builtins.int
-    """At most this many; 0 means 50, the ceiling is 500."""
+    """At most this many; 0 means 50, the ceiling is 500. A page has fewer where more would not fit into a message."""
     page_token: _builtins.str
     """`next_page_token` of the previous page."""
     def __init__(
@@ -578,68 +687,6 @@ class ListEpochMetricsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListEpochMetricsResponse: _TypeAlias = ListEpochMetricsResponse  # noqa: Y015
-
-@_typing.final
-class ListResourceSamplesRequest(_message.Message):
-    """Request for ListResourceSamples."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    PARENT_FIELD_NUMBER: _builtins.int
-    START_TIME_FIELD_NUMBER: _builtins.int
-    END_TIME_FIELD_NUMBER: _builtins.int
-    MAX_SAMPLES_FIELD_NUMBER: _builtins.int
-    parent: _builtins.str
-    """`jobs/{job}`."""
-    max_samples: _builtins.int
-    """Thin the answer to at most this many; 0 means 500, the ceiling is 5,000."""
-    @_builtins.property
-    def start_time(self) -> _timestamp_pb2.Timestamp:
-        """From this time on; unset: from the start."""
-
-    @_builtins.property
-    def end_time(self) -> _timestamp_pb2.Timestamp:
-        """Up to this time; unset: until now."""
-
-    def __init__(
-        self,
-        *,
-        parent: _builtins.str = ...,
-        start_time: _timestamp_pb2.Timestamp | None = ...,
-        end_time: _timestamp_pb2.Timestamp | None = ...,
-        max_samples: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "max_samples", b"max_samples", "parent", b"parent", "start_time", b"start_time"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ListResourceSamplesRequest: _TypeAlias = ListResourceSamplesRequest  # noqa: Y015
-
-@_typing.final
-class ListResourceSamplesResponse(_message.Message):
-    """Response for ListResourceSamples."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SAMPLES_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def samples(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.ResourceSample]:
-        """Oldest first."""
-
-    def __init__(
-        self,
-        *,
-        samples: _abc.Iterable[_usage_pb2.ResourceSample] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["samples", b"samples"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ListResourceSamplesResponse: _TypeAlias = ListResourceSamplesResponse  # noqa: Y015
 
 @_typing.final
 class UploadBundleRequest(_message.Message):

@@ -32,10 +32,11 @@ class JobServiceStub:
 
     Verbs change intent and return the job as it then is; `Job.state` follows.
     They are idempotent: asking for what is already so changes nothing. Every
-    error carries google.rpc.ErrorInfo with a reason of the documented list;
-    NOT_FOUND for an unknown job, INVALID_ARGUMENT with google.rpc.BadRequest for
-    bad fields, ABORTED for a stale `etag`, UNAVAILABLE (retry with the same
-    `request_id`) while the store cannot be reached.
+    error carries google.rpc.ErrorInfo with a reason of docs/reasons.md;
+    NOT_FOUND with google.rpc.ResourceInfo for an unknown job, INVALID_ARGUMENT
+    with google.rpc.BadRequest for bad fields, ABORTED for a stale `etag`,
+    UNAVAILABLE with google.rpc.RetryInfo (retry with the same `request_id`)
+    while the store cannot be reached.
     """
 
     def __init__(self, channel):
@@ -58,6 +59,11 @@ class JobServiceStub:
                 '/adjourn.v1.JobService/ListJobs',
                 request_serializer=adjourn_dot_v1_dot_job__service__pb2.ListJobsRequest.SerializeToString,
                 response_deserializer=adjourn_dot_v1_dot_job__service__pb2.ListJobsResponse.FromString,
+                _registered_method=True)
+        self.UpdateJob = channel.unary_unary(
+                '/adjourn.v1.JobService/UpdateJob',
+                request_serializer=adjourn_dot_v1_dot_job__service__pb2.UpdateJobRequest.SerializeToString,
+                response_deserializer=adjourn_dot_v1_dot_job__pb2.Job.FromString,
                 _registered_method=True)
         self.PauseJob = channel.unary_unary(
                 '/adjourn.v1.JobService/PauseJob',
@@ -94,11 +100,6 @@ class JobServiceStub:
                 request_serializer=adjourn_dot_v1_dot_job__service__pb2.ListEpochMetricsRequest.SerializeToString,
                 response_deserializer=adjourn_dot_v1_dot_job__service__pb2.ListEpochMetricsResponse.FromString,
                 _registered_method=True)
-        self.ListResourceSamples = channel.unary_unary(
-                '/adjourn.v1.JobService/ListResourceSamples',
-                request_serializer=adjourn_dot_v1_dot_job__service__pb2.ListResourceSamplesRequest.SerializeToString,
-                response_deserializer=adjourn_dot_v1_dot_job__service__pb2.ListResourceSamplesResponse.FromString,
-                _registered_method=True)
         self.UploadBundle = channel.stream_unary(
                 '/adjourn.v1.JobService/UploadBundle',
                 request_serializer=adjourn_dot_v1_dot_job__service__pb2.UploadBundleRequest.SerializeToString,
@@ -111,10 +112,11 @@ class JobServiceServicer:
 
     Verbs change intent and return the job as it then is; `Job.state` follows.
     They are idempotent: asking for what is already so changes nothing. Every
-    error carries google.rpc.ErrorInfo with a reason of the documented list;
-    NOT_FOUND for an unknown job, INVALID_ARGUMENT with google.rpc.BadRequest for
-    bad fields, ABORTED for a stale `etag`, UNAVAILABLE (retry with the same
-    `request_id`) while the store cannot be reached.
+    error carries google.rpc.ErrorInfo with a reason of docs/reasons.md;
+    NOT_FOUND with google.rpc.ResourceInfo for an unknown job, INVALID_ARGUMENT
+    with google.rpc.BadRequest for bad fields, ABORTED for a stale `etag`,
+    UNAVAILABLE with google.rpc.RetryInfo (retry with the same `request_id`)
+    while the store cannot be reached.
     """
 
     def CreateJob(self, request, context):
@@ -138,10 +140,17 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateJob(self, request, context):
+        """Changes labels, `spec.max_restarts`, or `spec.total_epochs` upward. INVALID_ARGUMENT for any other field;
+        FAILED_PRECONDITION: JOB_FINISHED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PauseJob(self, request, context):
         """Adds the USER hold. The job comes back in PAUSING with the predicted times, or in PAUSED if it had not
-        started. FAILED_PRECONDITION: JOB_FINISHED, JOB_NOT_PAUSABLE, PAUSE_MODE_UNSUPPORTED, NO_CHECKPOINT (mode
-        LATEST without one).
+        started. FAILED_PRECONDITION: JOB_FINISHED, JOB_NOT_PAUSABLE, PAUSE_MODE_UNSUPPORTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -149,21 +158,22 @@ class JobServiceServicer:
 
     def ResumeJob(self, request, context):
         """Removes the USER hold; without other holds the job comes back in QUEUED (or in RUNNING, if it had not left
-        yet). FAILED_PRECONDITION: JOB_FINISHED, NO_CHECKPOINT, ENVIRONMENT_DIFFERS.
+        yet). A job that failed or was cancelled starts again from its newest checkpoint. FAILED_PRECONDITION:
+        JOB_FINISHED, JOB_NOT_PAUSED, NO_CHECKPOINT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelJob(self, request, context):
-        """Stops a job for good, with or without a last checkpoint. FAILED_PRECONDITION: JOB_FINISHED.
+        """Stops a job for good, now, without a last checkpoint. FAILED_PRECONDITION: JOB_FINISHED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteJob(self, request, context):
-        """Deletes a job at rest with its checkpoints. FAILED_PRECONDITION: JOB_NOT_FINISHED (PAUSED included).
+        """Deletes a job that has ended, with its checkpoints. FAILED_PRECONDITION: JOB_NOT_FINISHED (PAUSED included).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -185,13 +195,6 @@ class JobServiceServicer:
 
     def ListEpochMetrics(self, request, context):
         """Lists what each epoch came to, oldest first.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def ListResourceSamples(self, request, context):
-        """Lists resource samples, oldest first, thinned to the asked number.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -221,6 +224,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.ListJobs,
                     request_deserializer=adjourn_dot_v1_dot_job__service__pb2.ListJobsRequest.FromString,
                     response_serializer=adjourn_dot_v1_dot_job__service__pb2.ListJobsResponse.SerializeToString,
+            ),
+            'UpdateJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateJob,
+                    request_deserializer=adjourn_dot_v1_dot_job__service__pb2.UpdateJobRequest.FromString,
+                    response_serializer=adjourn_dot_v1_dot_job__pb2.Job.SerializeToString,
             ),
             'PauseJob': grpc.unary_unary_rpc_method_handler(
                     servicer.PauseJob,
@@ -257,11 +265,6 @@ def add_JobServiceServicer_to_server(servicer, server):
                     request_deserializer=adjourn_dot_v1_dot_job__service__pb2.ListEpochMetricsRequest.FromString,
                     response_serializer=adjourn_dot_v1_dot_job__service__pb2.ListEpochMetricsResponse.SerializeToString,
             ),
-            'ListResourceSamples': grpc.unary_unary_rpc_method_handler(
-                    servicer.ListResourceSamples,
-                    request_deserializer=adjourn_dot_v1_dot_job__service__pb2.ListResourceSamplesRequest.FromString,
-                    response_serializer=adjourn_dot_v1_dot_job__service__pb2.ListResourceSamplesResponse.SerializeToString,
-            ),
             'UploadBundle': grpc.stream_unary_rpc_method_handler(
                     servicer.UploadBundle,
                     request_deserializer=adjourn_dot_v1_dot_job__service__pb2.UploadBundleRequest.FromString,
@@ -280,10 +283,11 @@ class JobService:
 
     Verbs change intent and return the job as it then is; `Job.state` follows.
     They are idempotent: asking for what is already so changes nothing. Every
-    error carries google.rpc.ErrorInfo with a reason of the documented list;
-    NOT_FOUND for an unknown job, INVALID_ARGUMENT with google.rpc.BadRequest for
-    bad fields, ABORTED for a stale `etag`, UNAVAILABLE (retry with the same
-    `request_id`) while the store cannot be reached.
+    error carries google.rpc.ErrorInfo with a reason of docs/reasons.md;
+    NOT_FOUND with google.rpc.ResourceInfo for an unknown job, INVALID_ARGUMENT
+    with google.rpc.BadRequest for bad fields, ABORTED for a stale `etag`,
+    UNAVAILABLE with google.rpc.RetryInfo (retry with the same `request_id`)
+    while the store cannot be reached.
     """
 
     @staticmethod
@@ -357,6 +361,33 @@ class JobService:
             '/adjourn.v1.JobService/ListJobs',
             adjourn_dot_v1_dot_job__service__pb2.ListJobsRequest.SerializeToString,
             adjourn_dot_v1_dot_job__service__pb2.ListJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/adjourn.v1.JobService/UpdateJob',
+            adjourn_dot_v1_dot_job__service__pb2.UpdateJobRequest.SerializeToString,
+            adjourn_dot_v1_dot_job__pb2.Job.FromString,
             options,
             channel_credentials,
             insecure,
@@ -546,33 +577,6 @@ class JobService:
             '/adjourn.v1.JobService/ListEpochMetrics',
             adjourn_dot_v1_dot_job__service__pb2.ListEpochMetricsRequest.SerializeToString,
             adjourn_dot_v1_dot_job__service__pb2.ListEpochMetricsResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def ListResourceSamples(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/adjourn.v1.JobService/ListResourceSamples',
-            adjourn_dot_v1_dot_job__service__pb2.ListResourceSamplesRequest.SerializeToString,
-            adjourn_dot_v1_dot_job__service__pb2.ListResourceSamplesResponse.FromString,
             options,
             channel_credentials,
             insecure,

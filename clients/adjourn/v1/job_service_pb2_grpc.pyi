@@ -33,10 +33,11 @@ class JobServiceStub:
 
     Verbs change intent and return the job as it then is; `Job.state` follows.
     They are idempotent: asking for what is already so changes nothing. Every
-    error carries google.rpc.ErrorInfo with a reason of the documented list;
-    NOT_FOUND for an unknown job, INVALID_ARGUMENT with google.rpc.BadRequest for
-    bad fields, ABORTED for a stale `etag`, UNAVAILABLE (retry with the same
-    `request_id`) while the store cannot be reached.
+    error carries google.rpc.ErrorInfo with a reason of docs/reasons.md;
+    NOT_FOUND with google.rpc.ResourceInfo for an unknown job, INVALID_ARGUMENT
+    with google.rpc.BadRequest for bad fields, ABORTED for a stale `etag`,
+    UNAVAILABLE with google.rpc.RetryInfo (retry with the same `request_id`)
+    while the store cannot be reached.
     """
 
     @_typing.overload
@@ -49,27 +50,29 @@ class JobServiceStub:
     """Returns one job."""
     ListJobs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListJobsRequest, _job_service_pb2.ListJobsResponse]
     """Lists jobs, newest first."""
+    UpdateJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.UpdateJobRequest, _job_pb2.Job]
+    """Changes labels, `spec.max_restarts`, or `spec.total_epochs` upward. INVALID_ARGUMENT for any other field;
+    FAILED_PRECONDITION: JOB_FINISHED.
+    """
     PauseJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.PauseJobRequest, _job_pb2.Job]
     """Adds the USER hold. The job comes back in PAUSING with the predicted times, or in PAUSED if it had not
-    started. FAILED_PRECONDITION: JOB_FINISHED, JOB_NOT_PAUSABLE, PAUSE_MODE_UNSUPPORTED, NO_CHECKPOINT (mode
-    LATEST without one).
+    started. FAILED_PRECONDITION: JOB_FINISHED, JOB_NOT_PAUSABLE, PAUSE_MODE_UNSUPPORTED.
     """
     ResumeJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ResumeJobRequest, _job_pb2.Job]
     """Removes the USER hold; without other holds the job comes back in QUEUED (or in RUNNING, if it had not left
-    yet). FAILED_PRECONDITION: JOB_FINISHED, NO_CHECKPOINT, ENVIRONMENT_DIFFERS.
+    yet). A job that failed or was cancelled starts again from its newest checkpoint. FAILED_PRECONDITION:
+    JOB_FINISHED, JOB_NOT_PAUSED, NO_CHECKPOINT.
     """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _job_pb2.Job]
-    """Stops a job for good, with or without a last checkpoint. FAILED_PRECONDITION: JOB_FINISHED."""
+    """Stops a job for good, now, without a last checkpoint. FAILED_PRECONDITION: JOB_FINISHED."""
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.DeleteJobRequest, _empty_pb2.Empty]
-    """Deletes a job at rest with its checkpoints. FAILED_PRECONDITION: JOB_NOT_FINISHED (PAUSED included)."""
+    """Deletes a job that has ended, with its checkpoints. FAILED_PRECONDITION: JOB_NOT_FINISHED (PAUSED included)."""
     WatchJobs: _grpc.UnaryStreamMultiCallable[_job_service_pb2.WatchJobsRequest, _job_service_pb2.WatchJobsResponse]
     """Streams matching jobs: each once at the start, then after every change, conflated to the newest state."""
     ListJobEvents: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListJobEventsRequest, _job_service_pb2.ListJobEventsResponse]
     """Lists what happened to a job, oldest first."""
     ListEpochMetrics: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListEpochMetricsRequest, _job_service_pb2.ListEpochMetricsResponse]
     """Lists what each epoch came to, oldest first."""
-    ListResourceSamples: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListResourceSamplesRequest, _job_service_pb2.ListResourceSamplesResponse]
-    """Lists resource samples, oldest first, thinned to the asked number."""
     UploadBundle: _grpc.StreamUnaryMultiCallable[_job_service_pb2.UploadBundleRequest, _job_service_pb2.UploadBundleResponse]
     """Stores code for jobs; the same bytes give the same name."""
 
@@ -79,10 +82,11 @@ class JobServiceAsyncStub(JobServiceStub):
 
     Verbs change intent and return the job as it then is; `Job.state` follows.
     They are idempotent: asking for what is already so changes nothing. Every
-    error carries google.rpc.ErrorInfo with a reason of the documented list;
-    NOT_FOUND for an unknown job, INVALID_ARGUMENT with google.rpc.BadRequest for
-    bad fields, ABORTED for a stale `etag`, UNAVAILABLE (retry with the same
-    `request_id`) while the store cannot be reached.
+    error carries google.rpc.ErrorInfo with a reason of docs/reasons.md;
+    NOT_FOUND with google.rpc.ResourceInfo for an unknown job, INVALID_ARGUMENT
+    with google.rpc.BadRequest for bad fields, ABORTED for a stale `etag`,
+    UNAVAILABLE with google.rpc.RetryInfo (retry with the same `request_id`)
+    while the store cannot be reached.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -92,27 +96,29 @@ class JobServiceAsyncStub(JobServiceStub):
     """Returns one job."""
     ListJobs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListJobsRequest, _job_service_pb2.ListJobsResponse]  # type: ignore[assignment]
     """Lists jobs, newest first."""
+    UpdateJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.UpdateJobRequest, _job_pb2.Job]  # type: ignore[assignment]
+    """Changes labels, `spec.max_restarts`, or `spec.total_epochs` upward. INVALID_ARGUMENT for any other field;
+    FAILED_PRECONDITION: JOB_FINISHED.
+    """
     PauseJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.PauseJobRequest, _job_pb2.Job]  # type: ignore[assignment]
     """Adds the USER hold. The job comes back in PAUSING with the predicted times, or in PAUSED if it had not
-    started. FAILED_PRECONDITION: JOB_FINISHED, JOB_NOT_PAUSABLE, PAUSE_MODE_UNSUPPORTED, NO_CHECKPOINT (mode
-    LATEST without one).
+    started. FAILED_PRECONDITION: JOB_FINISHED, JOB_NOT_PAUSABLE, PAUSE_MODE_UNSUPPORTED.
     """
     ResumeJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ResumeJobRequest, _job_pb2.Job]  # type: ignore[assignment]
     """Removes the USER hold; without other holds the job comes back in QUEUED (or in RUNNING, if it had not left
-    yet). FAILED_PRECONDITION: JOB_FINISHED, NO_CHECKPOINT, ENVIRONMENT_DIFFERS.
+    yet). A job that failed or was cancelled starts again from its newest checkpoint. FAILED_PRECONDITION:
+    JOB_FINISHED, JOB_NOT_PAUSED, NO_CHECKPOINT.
     """
     CancelJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _job_pb2.Job]  # type: ignore[assignment]
-    """Stops a job for good, with or without a last checkpoint. FAILED_PRECONDITION: JOB_FINISHED."""
+    """Stops a job for good, now, without a last checkpoint. FAILED_PRECONDITION: JOB_FINISHED."""
     DeleteJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.DeleteJobRequest, _empty_pb2.Empty]  # type: ignore[assignment]
-    """Deletes a job at rest with its checkpoints. FAILED_PRECONDITION: JOB_NOT_FINISHED (PAUSED included)."""
+    """Deletes a job that has ended, with its checkpoints. FAILED_PRECONDITION: JOB_NOT_FINISHED (PAUSED included)."""
     WatchJobs: _aio.UnaryStreamMultiCallable[_job_service_pb2.WatchJobsRequest, _job_service_pb2.WatchJobsResponse]  # type: ignore[assignment]
     """Streams matching jobs: each once at the start, then after every change, conflated to the newest state."""
     ListJobEvents: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListJobEventsRequest, _job_service_pb2.ListJobEventsResponse]  # type: ignore[assignment]
     """Lists what happened to a job, oldest first."""
     ListEpochMetrics: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListEpochMetricsRequest, _job_service_pb2.ListEpochMetricsResponse]  # type: ignore[assignment]
     """Lists what each epoch came to, oldest first."""
-    ListResourceSamples: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListResourceSamplesRequest, _job_service_pb2.ListResourceSamplesResponse]  # type: ignore[assignment]
-    """Lists resource samples, oldest first, thinned to the asked number."""
     UploadBundle: _aio.StreamUnaryMultiCallable[_job_service_pb2.UploadBundleRequest, _job_service_pb2.UploadBundleResponse]  # type: ignore[assignment]
     """Stores code for jobs; the same bytes give the same name."""
 
@@ -121,10 +127,11 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Verbs change intent and return the job as it then is; `Job.state` follows.
     They are idempotent: asking for what is already so changes nothing. Every
-    error carries google.rpc.ErrorInfo with a reason of the documented list;
-    NOT_FOUND for an unknown job, INVALID_ARGUMENT with google.rpc.BadRequest for
-    bad fields, ABORTED for a stale `etag`, UNAVAILABLE (retry with the same
-    `request_id`) while the store cannot be reached.
+    error carries google.rpc.ErrorInfo with a reason of docs/reasons.md;
+    NOT_FOUND with google.rpc.ResourceInfo for an unknown job, INVALID_ARGUMENT
+    with google.rpc.BadRequest for bad fields, ABORTED for a stale `etag`,
+    UNAVAILABLE with google.rpc.RetryInfo (retry with the same `request_id`)
+    while the store cannot be reached.
     """
 
     @_abc_1.abstractmethod
@@ -152,14 +159,23 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists jobs, newest first."""
 
     @_abc_1.abstractmethod
+    def UpdateJob(
+        self,
+        request: _job_service_pb2.UpdateJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
+        """Changes labels, `spec.max_restarts`, or `spec.total_epochs` upward. INVALID_ARGUMENT for any other field;
+        FAILED_PRECONDITION: JOB_FINISHED.
+        """
+
+    @_abc_1.abstractmethod
     def PauseJob(
         self,
         request: _job_service_pb2.PauseJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
         """Adds the USER hold. The job comes back in PAUSING with the predicted times, or in PAUSED if it had not
-        started. FAILED_PRECONDITION: JOB_FINISHED, JOB_NOT_PAUSABLE, PAUSE_MODE_UNSUPPORTED, NO_CHECKPOINT (mode
-        LATEST without one).
+        started. FAILED_PRECONDITION: JOB_FINISHED, JOB_NOT_PAUSABLE, PAUSE_MODE_UNSUPPORTED.
         """
 
     @_abc_1.abstractmethod
@@ -169,7 +185,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
         """Removes the USER hold; without other holds the job comes back in QUEUED (or in RUNNING, if it had not left
-        yet). FAILED_PRECONDITION: JOB_FINISHED, NO_CHECKPOINT, ENVIRONMENT_DIFFERS.
+        yet). A job that failed or was cancelled starts again from its newest checkpoint. FAILED_PRECONDITION:
+        JOB_FINISHED, JOB_NOT_PAUSED, NO_CHECKPOINT.
         """
 
     @_abc_1.abstractmethod
@@ -178,7 +195,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.CancelJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
-        """Stops a job for good, with or without a last checkpoint. FAILED_PRECONDITION: JOB_FINISHED."""
+        """Stops a job for good, now, without a last checkpoint. FAILED_PRECONDITION: JOB_FINISHED."""
 
     @_abc_1.abstractmethod
     def DeleteJob(
@@ -186,7 +203,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.DeleteJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
-        """Deletes a job at rest with its checkpoints. FAILED_PRECONDITION: JOB_NOT_FINISHED (PAUSED included)."""
+        """Deletes a job that has ended, with its checkpoints. FAILED_PRECONDITION: JOB_NOT_FINISHED (PAUSED included)."""
 
     @_abc_1.abstractmethod
     def WatchJobs(
@@ -211,14 +228,6 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.ListEpochMetricsResponse, _abc.Awaitable[_job_service_pb2.ListEpochMetricsResponse]]:
         """Lists what each epoch came to, oldest first."""
-
-    @_abc_1.abstractmethod
-    def ListResourceSamples(
-        self,
-        request: _job_service_pb2.ListResourceSamplesRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_job_service_pb2.ListResourceSamplesResponse, _abc.Awaitable[_job_service_pb2.ListResourceSamplesResponse]]:
-        """Lists resource samples, oldest first, thinned to the asked number."""
 
     @_abc_1.abstractmethod
     def UploadBundle(

@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -195,17 +196,15 @@ class EpochMetrics(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
-    ACTIVE_SECONDS_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
     BEST_FIELD_NUMBER: _builtins.int
+    ACTIVE_DURATION_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """The epoch, counted from 1."""
     attempt: _builtins.int
     """Attempt that trained it."""
     step: _builtins.int
     """Steps completed at its end."""
-    active_seconds: _builtins.float
-    """Training and validation time, in seconds; pauses left out."""
     best: _builtins.bool
     """The best epoch so far by the job's own criterion."""
     @_builtins.property
@@ -216,6 +215,10 @@ class EpochMetrics(_message.Message):
     def values(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Values by name, e.g. `train_loss`, `val_loss`, `learning_rate`, `gradient_norm`."""
 
+    @_builtins.property
+    def active_duration(self) -> _duration_pb2.Duration:
+        """Training and validation time; pauses left out."""
+
     def __init__(
         self,
         *,
@@ -223,13 +226,13 @@ class EpochMetrics(_message.Message):
         attempt: _builtins.int = ...,
         step: _builtins.int = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
-        active_seconds: _builtins.float = ...,
         values: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         best: _builtins.bool = ...,
+        active_duration: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["active_duration", b"active_duration", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_seconds", b"active_seconds", "attempt", b"attempt", "best", b"best", "epoch", b"epoch", "step", b"step", "time", b"time", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_duration", b"active_duration", "attempt", b"attempt", "best", b"best", "epoch", b"epoch", "step", b"step", "time", b"time", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

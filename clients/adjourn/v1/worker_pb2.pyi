@@ -37,7 +37,7 @@ class Worker(_message.Message):
         ACTIVE: Worker._State.ValueType  # 1
         """Connected and taking jobs."""
         DRAINING: Worker._State.ValueType  # 2
-        """Connected; its jobs pause and go on elsewhere; takes nothing new."""
+        """Connected and stopping, with jobs left; takes nothing new."""
         DRAINED: Worker._State.ValueType  # 3
         """Connected and empty; takes nothing new."""
         LOST: Worker._State.ValueType  # 4
@@ -53,7 +53,7 @@ class Worker(_message.Message):
     ACTIVE: Worker.State.ValueType  # 1
     """Connected and taking jobs."""
     DRAINING: Worker.State.ValueType  # 2
-    """Connected; its jobs pause and go on elsewhere; takes nothing new."""
+    """Connected and stopping, with jobs left; takes nothing new."""
     DRAINED: Worker.State.ValueType  # 3
     """Connected and empty; takes nothing new."""
     LOST: Worker.State.ValueType  # 4
@@ -81,6 +81,26 @@ class Worker(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class EnvironmentEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
@@ -90,16 +110,17 @@ class Worker(_message.Message):
     REPORT_TIME_FIELD_NUMBER: _builtins.int
     AGENT_VERSION_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    ENVIRONMENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `workers/{worker}`."""
     state: Global___Worker.State.ValueType
-    """Output only."""
+    """Whether it takes jobs."""
     cpu_slots: _builtins.int
     """Jobs without a GPU that it runs at a time."""
     agent_version: _builtins.str
     """Version of the agent."""
     draining: _builtins.bool
-    """Output only. The agent has said that it wants no new work (a spot notice, SIGTERM)."""
+    """The agent has said that it wants no new work (a spot notice, SIGTERM)."""
     @_builtins.property
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]:
         """GPUs the worker has."""
@@ -110,11 +131,15 @@ class Worker(_message.Message):
 
     @_builtins.property
     def jobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Output only. Jobs it holds, `jobs/{job}`."""
+        """Jobs it holds, `jobs/{job}`."""
 
     @_builtins.property
     def report_time(self) -> _timestamp_pb2.Timestamp:
-        """Output only. When the agent last spoke."""
+        """When the agent last spoke."""
+
+    @_builtins.property
+    def environment(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What the bits of a training on it depend on, by name (`torch`, `cpu`...); GPU models are in `devices`."""
 
     def __init__(
         self,
@@ -128,10 +153,11 @@ class Worker(_message.Message):
         report_time: _timestamp_pb2.Timestamp | None = ...,
         agent_version: _builtins.str = ...,
         draining: _builtins.bool = ...,
+        environment: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["report_time", b"report_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "cpu_slots", b"cpu_slots", "devices", b"devices", "draining", b"draining", "jobs", b"jobs", "labels", b"labels", "name", b"name", "report_time", b"report_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "cpu_slots", b"cpu_slots", "devices", b"devices", "draining", b"draining", "environment", b"environment", "jobs", b"jobs", "labels", b"labels", "name", b"name", "report_time", b"report_time", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -50,7 +50,7 @@ class ListWorkersRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most this many; 0 means 50, the ceiling is 500."""
+    """At most this many; 0 means 50, the ceiling is 500. A page has fewer where more would not fit into a message."""
     page_token: _builtins.str
     """`next_page_token` of the previous page."""
     def __init__(
@@ -96,34 +96,8 @@ class ListWorkersResponse(_message.Message):
 Global___ListWorkersResponse: _TypeAlias = ListWorkersResponse  # noqa: Y015
 
 @_typing.final
-class DrainWorkerRequest(_message.Message):
-    """Request for DrainWorker."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    NAME_FIELD_NUMBER: _builtins.int
-    REASON_FIELD_NUMBER: _builtins.int
-    name: _builtins.str
-    """`workers/{worker}`."""
-    reason: _builtins.str
-    """Why, for the record."""
-    def __init__(
-        self,
-        *,
-        name: _builtins.str = ...,
-        reason: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___DrainWorkerRequest: _TypeAlias = DrainWorkerRequest  # noqa: Y015
-
-@_typing.final
-class UndrainWorkerRequest(_message.Message):
-    """Request for UndrainWorker."""
+class DeleteWorkerRequest(_message.Message):
+    """Request for DeleteWorker."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -141,4 +115,4 @@ class UndrainWorkerRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___UndrainWorkerRequest: _TypeAlias = UndrainWorkerRequest  # noqa: Y015
+Global___DeleteWorkerRequest: _TypeAlias = DeleteWorkerRequest  # noqa: Y015

@@ -5,6 +5,7 @@ import warnings
 
 from adjourn.v1 import worker_pb2 as adjourn_dot_v1_dot_worker__pb2
 from adjourn.v1 import worker_service_pb2 as adjourn_dot_v1_dot_worker__service__pb2
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -27,7 +28,7 @@ if _version_not_supported:
 
 
 class WorkerServiceStub:
-    """Shows workers and takes them out of service. For operators.
+    """Shows workers, and forgets those that are gone. For operators.
     """
 
     def __init__(self, channel):
@@ -46,20 +47,15 @@ class WorkerServiceStub:
                 request_serializer=adjourn_dot_v1_dot_worker__service__pb2.ListWorkersRequest.SerializeToString,
                 response_deserializer=adjourn_dot_v1_dot_worker__service__pb2.ListWorkersResponse.FromString,
                 _registered_method=True)
-        self.DrainWorker = channel.unary_unary(
-                '/adjourn.v1.WorkerService/DrainWorker',
-                request_serializer=adjourn_dot_v1_dot_worker__service__pb2.DrainWorkerRequest.SerializeToString,
-                response_deserializer=adjourn_dot_v1_dot_worker__pb2.Worker.FromString,
-                _registered_method=True)
-        self.UndrainWorker = channel.unary_unary(
-                '/adjourn.v1.WorkerService/UndrainWorker',
-                request_serializer=adjourn_dot_v1_dot_worker__service__pb2.UndrainWorkerRequest.SerializeToString,
-                response_deserializer=adjourn_dot_v1_dot_worker__pb2.Worker.FromString,
+        self.DeleteWorker = channel.unary_unary(
+                '/adjourn.v1.WorkerService/DeleteWorker',
+                request_serializer=adjourn_dot_v1_dot_worker__service__pb2.DeleteWorkerRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
                 _registered_method=True)
 
 
 class WorkerServiceServicer:
-    """Shows workers and takes them out of service. For operators.
+    """Shows workers, and forgets those that are gone. For operators.
     """
 
     def GetWorker(self, request, context):
@@ -76,15 +72,9 @@ class WorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def DrainWorker(self, request, context):
-        """Pauses a worker's jobs at their boundary, queues them for others, gives it no more.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def UndrainWorker(self, request, context):
-        """Lets it take jobs again.
+    def DeleteWorker(self, request, context):
+        """Forgets a worker that is LOST and holds no job. One that comes back is a new worker. FAILED_PRECONDITION:
+        WORKER_IN_USE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -103,15 +93,10 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     request_deserializer=adjourn_dot_v1_dot_worker__service__pb2.ListWorkersRequest.FromString,
                     response_serializer=adjourn_dot_v1_dot_worker__service__pb2.ListWorkersResponse.SerializeToString,
             ),
-            'DrainWorker': grpc.unary_unary_rpc_method_handler(
-                    servicer.DrainWorker,
-                    request_deserializer=adjourn_dot_v1_dot_worker__service__pb2.DrainWorkerRequest.FromString,
-                    response_serializer=adjourn_dot_v1_dot_worker__pb2.Worker.SerializeToString,
-            ),
-            'UndrainWorker': grpc.unary_unary_rpc_method_handler(
-                    servicer.UndrainWorker,
-                    request_deserializer=adjourn_dot_v1_dot_worker__service__pb2.UndrainWorkerRequest.FromString,
-                    response_serializer=adjourn_dot_v1_dot_worker__pb2.Worker.SerializeToString,
+            'DeleteWorker': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteWorker,
+                    request_deserializer=adjourn_dot_v1_dot_worker__service__pb2.DeleteWorkerRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -122,7 +107,7 @@ def add_WorkerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class WorkerService:
-    """Shows workers and takes them out of service. For operators.
+    """Shows workers, and forgets those that are gone. For operators.
     """
 
     @staticmethod
@@ -180,7 +165,7 @@ class WorkerService:
             _registered_method=True)
 
     @staticmethod
-    def DrainWorker(request,
+    def DeleteWorker(request,
             target,
             options=(),
             channel_credentials=None,
@@ -193,36 +178,9 @@ class WorkerService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/adjourn.v1.WorkerService/DrainWorker',
-            adjourn_dot_v1_dot_worker__service__pb2.DrainWorkerRequest.SerializeToString,
-            adjourn_dot_v1_dot_worker__pb2.Worker.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def UndrainWorker(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/adjourn.v1.WorkerService/UndrainWorker',
-            adjourn_dot_v1_dot_worker__service__pb2.UndrainWorkerRequest.SerializeToString,
-            adjourn_dot_v1_dot_worker__pb2.Worker.FromString,
+            '/adjourn.v1.WorkerService/DeleteWorker',
+            adjourn_dot_v1_dot_worker__service__pb2.DeleteWorkerRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
             options,
             channel_credentials,
             insecure,

@@ -6,6 +6,7 @@ isort:skip_file
 from adjourn.v1 import worker_pb2 as _worker_pb2
 from adjourn.v1 import worker_service_pb2 as _worker_service_pb2
 from collections import abc as _abc
+from google.protobuf import empty_pb2 as _empty_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
@@ -28,7 +29,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class WorkerServiceStub:
-    """Shows workers and takes them out of service. For operators."""
+    """Shows workers, and forgets those that are gone. For operators."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -38,27 +39,27 @@ class WorkerServiceStub:
     """Returns one worker."""
     ListWorkers: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.ListWorkersRequest, _worker_service_pb2.ListWorkersResponse]
     """Lists workers by name."""
-    DrainWorker: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.DrainWorkerRequest, _worker_pb2.Worker]
-    """Pauses a worker's jobs at their boundary, queues them for others, gives it no more."""
-    UndrainWorker: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.UndrainWorkerRequest, _worker_pb2.Worker]
-    """Lets it take jobs again."""
+    DeleteWorker: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.DeleteWorkerRequest, _empty_pb2.Empty]
+    """Forgets a worker that is LOST and holds no job. One that comes back is a new worker. FAILED_PRECONDITION:
+    WORKER_IN_USE.
+    """
 
 @_typing.type_check_only
 class WorkerServiceAsyncStub(WorkerServiceStub):
-    """Shows workers and takes them out of service. For operators."""
+    """Shows workers, and forgets those that are gone. For operators."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetWorker: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.GetWorkerRequest, _worker_pb2.Worker]  # type: ignore[assignment]
     """Returns one worker."""
     ListWorkers: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.ListWorkersRequest, _worker_service_pb2.ListWorkersResponse]  # type: ignore[assignment]
     """Lists workers by name."""
-    DrainWorker: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.DrainWorkerRequest, _worker_pb2.Worker]  # type: ignore[assignment]
-    """Pauses a worker's jobs at their boundary, queues them for others, gives it no more."""
-    UndrainWorker: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.UndrainWorkerRequest, _worker_pb2.Worker]  # type: ignore[assignment]
-    """Lets it take jobs again."""
+    DeleteWorker: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.DeleteWorkerRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Forgets a worker that is LOST and holds no job. One that comes back is a new worker. FAILED_PRECONDITION:
+    WORKER_IN_USE.
+    """
 
 class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Shows workers and takes them out of service. For operators."""
+    """Shows workers, and forgets those that are gone. For operators."""
 
     @_abc_1.abstractmethod
     def GetWorker(
@@ -77,19 +78,13 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists workers by name."""
 
     @_abc_1.abstractmethod
-    def DrainWorker(
+    def DeleteWorker(
         self,
-        request: _worker_service_pb2.DrainWorkerRequest,
+        request: _worker_service_pb2.DeleteWorkerRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_worker_pb2.Worker, _abc.Awaitable[_worker_pb2.Worker]]:
-        """Pauses a worker's jobs at their boundary, queues them for others, gives it no more."""
-
-    @_abc_1.abstractmethod
-    def UndrainWorker(
-        self,
-        request: _worker_service_pb2.UndrainWorkerRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_worker_pb2.Worker, _abc.Awaitable[_worker_pb2.Worker]]:
-        """Lets it take jobs again."""
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Forgets a worker that is LOST and holds no job. One that comes back is a new worker. FAILED_PRECONDITION:
+        WORKER_IN_USE.
+        """
 
 def add_WorkerServiceServicer_to_server(servicer: WorkerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -10,9 +10,9 @@ import grpc
 import structlog
 
 from adjourn import errors
+from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1 import agent_service_pb2_grpc
 from adjourn.v1.agent_service_pb2 import AssignmentStatus, FencingToken, SynchronizeRequest, SynchronizeResponse
-from adjourn.v1.record_pb2 import JobRecord
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.aio import end
 from adjourn_control_plane.api import validation

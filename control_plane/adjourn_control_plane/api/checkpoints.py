@@ -38,9 +38,3 @@ class CheckpointService(checkpoint_service_pb2_grpc.CheckpointServiceServicer):
         found = await self.store.checkpoints(JobName(request.parent), size=size + 1, skip=skip)
         token = str(skip + size) if len(found) > size else ""
         return pb.ListCheckpointsResponse(checkpoints=found[:size], next_page_token=token)
-
-    async def PinCheckpoint(self, request: pb.PinCheckpointRequest, context: Context) -> Checkpoint:
-        raise errors.NotImplementedYetError("pinning is not there yet; nothing is retired yet either")
-
-    async def UnpinCheckpoint(self, request: pb.UnpinCheckpointRequest, context: Context) -> Checkpoint:
-        raise errors.NotImplementedYetError("pinning is not there yet; nothing is retired yet either")

@@ -14,11 +14,11 @@ from google.protobuf import empty_pb2
 
 from adjourn import bundles, errors
 from adjourn.channel import BUNDLE_LIMIT_BYTES, CHUNK_BYTES
+from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.objects import ObjectStore
 from adjourn.v1 import job_service_pb2 as pb
 from adjourn.v1 import job_service_pb2_grpc
 from adjourn.v1.job_pb2 import EPOCH, PAUSE_MODE_UNSPECIFIED, Job, PauseMode
-from adjourn.v1.record_pb2 import JobRecord
 from adjourn_control_plane.api import validation
 from adjourn_control_plane.api.identity import actor
 from adjourn_control_plane.api.watch import Watch
@@ -98,6 +98,9 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         token = str(following) if following is not None else ""
         return pb.ListJobsResponse(jobs=[shown(stored.record) for stored in found], next_page_token=token)
 
+    async def UpdateJob(self, request: pb.UpdateJobRequest, context: Context) -> Job:
+        raise errors.NotImplementedYetError("updating a job is not there yet")
+
     async def PauseJob(self, request: pb.PauseJobRequest, context: Context) -> Job:
         check(validation.verb(request.name, request_id=request.request_id, etag=request.etag, reason=request.reason))
         if request.mode not in (PAUSE_MODE_UNSPECIFIED, EPOCH):
@@ -113,10 +116,6 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> Job:
         check(validation.verb(request.name, request_id=request.request_id, etag=request.etag, reason=request.reason))
-        if request.HasField("save"):
-            raise errors.NotImplementedYetError(
-                "cancelling with a last checkpoint is not there yet; pause the job, then cancel it", job=request.name
-            )
         return await self.ask(request, CancelAsked(actor=actor(context), reason=request.reason))
 
     async def ask(
@@ -155,11 +154,6 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         more = len(found) > size
         epochs = found[:size]
         return pb.ListEpochMetricsResponse(epochs=epochs, next_page_token=str(epochs[-1].epoch) if more else "")
-
-    async def ListResourceSamples(
-        self, request: pb.ListResourceSamplesRequest, context: Context
-    ) -> pb.ListResourceSamplesResponse:
-        raise errors.NotImplementedYetError("listing resource samples is not there yet; a pause keeps its last one")
 
     async def UploadBundle(
         self, requests: AsyncIterator[pb.UploadBundleRequest], context: Context

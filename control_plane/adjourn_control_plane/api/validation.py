@@ -30,7 +30,6 @@ RANGES: Final = (
     ("gpu_count", 0, 1024),
     ("checkpoint_epochs", 0, 10_000_000),
     ("max_restarts", 0, 1_000_000),
-    ("hang_factor", 2, 1_000_000),
     ("seed", 0, (1 << 63) - 1),
 )
 """Fields of JobSpec, with the least and the greatest value that is accepted."""

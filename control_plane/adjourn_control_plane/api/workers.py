@@ -3,6 +3,7 @@
 from typing import Any
 
 import grpc
+from google.protobuf import empty_pb2
 
 from adjourn import errors
 from adjourn.v1 import worker_service_pb2 as pb
@@ -48,11 +49,8 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
         worker.state = state(session, busy=bool(worker.jobs))
         return worker
 
-    async def DrainWorker(self, request: pb.DrainWorkerRequest, context: Context) -> Worker:
-        raise errors.NotImplementedYetError("draining a worker is not there yet; pause its jobs, then stop its agent")
-
-    async def UndrainWorker(self, request: pb.UndrainWorkerRequest, context: Context) -> Worker:
-        raise errors.NotImplementedYetError("draining a worker is not there yet")
+    async def DeleteWorker(self, request: pb.DeleteWorkerRequest, context: Context) -> empty_pb2.Empty:
+        raise errors.NotImplementedYetError("deleting a worker is not there yet")
 
 
 def state(session: Session, *, busy: bool) -> Worker.State.ValueType:

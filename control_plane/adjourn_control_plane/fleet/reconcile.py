@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from adjourn import reasons
+from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, Exit, FencingToken, Report
 from adjourn.v1.job_pb2 import Failure, Job
-from adjourn.v1.record_pb2 import JobRecord
 from adjourn_control_plane.job.events import (
     Adopted,
     Began,

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from adjourn import reasons
+from adjourn.internal.v1.record_pb2 import PastFailure
 from adjourn.v1.agent_service_pb2 import Assignment, FencingToken
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Failure, Job, Pause, PauseMode
-from adjourn.v1.record_pb2 import PastFailure
+from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn_control_plane.job import estimates, pauses
 from adjourn_control_plane.job.events import (
     Adopted,
@@ -39,7 +40,7 @@ def placed(draft: Draft, event: Placed) -> None:
     wanted = bool(job.holds)
     record.pause_mode = PauseMode.EPOCH if wanted else PauseMode.PAUSE_MODE_UNSPECIFIED
     draft.aim(Assignment.PAUSE if wanted else Assignment.RUN)
-    draft.enter(Job.PAUSING if wanted else Job.STARTING, "PLACED", worker=event.worker)
+    draft.enter(Job.PAUSING if wanted else Job.STARTING, JobEvent.PLACED, worker=event.worker)
 
 
 def occupy(draft: Draft, token: FencingToken, worker: str, devices: Sequence[str]) -> None:
@@ -71,7 +72,7 @@ def began(draft: Draft, _event: Began) -> None:
     if not draft.job.HasField("start_time"):
         draft.job.start_time.FromDatetime(draft.now)
     if draft.job.state == Job.STARTING:
-        draft.enter(Job.RUNNING, "BEGAN")
+        draft.enter(Job.RUNNING, JobEvent.BEGAN)
 
 
 def epoch_ended(draft: Draft, event: EpochEnded) -> None:
@@ -89,7 +90,7 @@ def registered(draft: Draft, event: Registered) -> None:
     keep(draft, checkpoint, Checkpoint.LATEST)
     record.checkpoint.CopyFrom(checkpoint)
     record.job.latest_checkpoint = checkpoint.name
-    draft.note("CHECKPOINT_REGISTERED", checkpoint=checkpoint.name)
+    draft.note(JobEvent.CHECKPOINT_REGISTERED, checkpoint=checkpoint.name)
 
 
 def supersede(draft: Draft) -> None:
@@ -121,15 +122,15 @@ def rested(draft: Draft, event: Rested) -> None:
     draft.leave()
     stand(draft)
     if draft.job.state == Job.CANCELLING:
-        draft.enter(Job.CANCELLED, "CANCELLED")
+        draft.enter(Job.CANCELLED, JobEvent.CANCELLED)
     elif draft.job.state == Job.PAUSING and draft.job.holds:
-        settle(draft, "PAUSED")
+        settle(draft, JobEvent.PAUSED)
     else:
         pauses.overtaken(draft.job, draft.record.checkpoint)
-        draft.enter(Job.QUEUED, "REQUEUED", "nothing keeps it from running")
+        draft.enter(Job.QUEUED, JobEvent.REQUEUED, "nothing keeps it from running")
 
 
-def settle(draft: Draft, kind: str, message: str = "") -> None:
+def settle(draft: Draft, kind: JobEvent.Type.ValueType, message: str = "") -> None:
     """Lets the job rest on its newest checkpoint."""
     pauses.rest(draft.job, draft.record.checkpoint, draft.now)
     keep(draft, draft.record.checkpoint, Checkpoint.PAUSE)
@@ -150,7 +151,7 @@ def finished(draft: Draft, event: Finished) -> None:
     job.ClearField("failure")
     job.progress.ClearField("remaining_duration")
     keep(draft, record.checkpoint, Checkpoint.FINAL)
-    draft.enter(Job.SUCCEEDED, "SUCCEEDED", "before what was asked could take effect" if overtaken else "")
+    draft.enter(Job.SUCCEEDED, JobEvent.SUCCEEDED, "before what was asked could take effect" if overtaken else "")
 
 
 def not_registered(draft: Draft, checkpoint: str) -> bool:
@@ -189,22 +190,22 @@ def go_on(draft: Draft, failure: Failure | None, *, counts: bool) -> None:
         job.failure.attempt = job.attempt
         job.failure.time.FromDatetime(draft.now)
     if cancelling:
-        draft.enter(Job.CANCELLED, "CANCELLED")
+        draft.enter(Job.CANCELLED, JobEvent.CANCELLED)
         return
     if counts and not may_restart(record, job.failure):
         del job.holds[:]
         if pausing:
             job.pause.note = "the job failed first"
-        draft.enter(Job.FAILED, "FAILED", why.message, reason=why.reason)
+        draft.enter(Job.FAILED, JobEvent.FAILED, why.message, reason=why.reason)
         return
     if counts:
         job.restart_count += 1
         record.past_failure.CopyFrom(PastFailure(failure=job.failure, step=job.progress.step))
     fall_back(draft)
     if pausing and job.holds and record.checkpoint.name:
-        settle(draft, "PAUSED", "with an older checkpoint: the attempt ended on its way to the boundary")
+        settle(draft, JobEvent.PAUSED, "with an older checkpoint: the attempt ended on its way to the boundary")
     else:
-        draft.enter(Job.QUEUED, "REQUEUED", why.message, reason=why.reason)
+        draft.enter(Job.QUEUED, JobEvent.REQUEUED, why.message, reason=why.reason)
 
 
 def fall_back(draft: Draft) -> None:
@@ -231,7 +232,7 @@ def found_running(draft: Draft, event: FoundRunning) -> None:
     job.pause.ClearField("pause_time")
     record.pause_mode = PauseMode.EPOCH
     draft.aim(Assignment.PAUSE)
-    draft.enter(Job.PAUSING, "FOUND_RUNNING", "a worker trains what should be at rest")
+    draft.enter(Job.PAUSING, JobEvent.ADOPTED, "a worker trains what should be at rest")
 
 
 def adopted(draft: Draft, event: Adopted) -> None:
@@ -243,12 +244,12 @@ def adopted(draft: Draft, event: Adopted) -> None:
     message = "a worker runs a later attempt than was known: the store is older than the worker"
     if job.state == Job.CANCELLING:
         draft.aim(Assignment.STOP)
-        draft.note("ADOPTED", message)
+        draft.note(JobEvent.ADOPTED, message)
     elif job.holds:
         job.pause.ClearField("pause_time")
         record.pause_mode = PauseMode.EPOCH
         draft.aim(Assignment.PAUSE)
-        draft.enter(Job.PAUSING, "ADOPTED", message)
+        draft.enter(Job.PAUSING, JobEvent.ADOPTED, message)
     else:
         draft.aim(Assignment.RUN)
-        draft.enter(Job.RUNNING, "ADOPTED", message)
+        draft.enter(Job.RUNNING, JobEvent.ADOPTED, message)

@@ -2,8 +2,8 @@
 
 from datetime import timedelta
 
+from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.job_pb2 import Pause
-from adjourn.v1.record_pb2 import JobRecord
 from adjourn.v1.usage_pb2 import EpochMetrics
 
 
@@ -11,7 +11,7 @@ def count_epoch(record: JobRecord, metrics: EpochMetrics) -> None:
     """Takes one more epoch into the record's mean epoch time."""
     mean = record.epoch_duration.ToTimedelta().total_seconds()
     record.timed_epochs += 1
-    mean += (metrics.active_seconds - mean) / record.timed_epochs
+    mean += (metrics.active_duration.ToTimedelta().total_seconds() - mean) / record.timed_epochs
     record.epoch_duration.FromTimedelta(timedelta(seconds=mean))
 
 

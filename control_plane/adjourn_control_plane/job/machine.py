@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final, TypeAlias
 
+from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.job_pb2 import Job
-from adjourn.v1.record_pb2 import JobRecord
+from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn_control_plane.job import attempts, requests
 from adjourn_control_plane.job.events import (
     Adopted,
@@ -153,7 +154,7 @@ def create(job: Job, *, actor: str, now: datetime) -> Decision:
     record = JobRecord(job=job)
     record.job.create_time.FromDatetime(now)
     draft = Draft(record, actor, now)
-    draft.enter(QUEUED, "CREATED")
+    draft.enter(QUEUED, JobEvent.CREATED)
     return draft.decision(JobRecord())
 
 

@@ -3,9 +3,9 @@
 from datetime import datetime, timedelta
 from typing import Final
 
+from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job, Pause, PauseMode
-from adjourn.v1.record_pb2 import JobRecord
 from adjourn_control_plane.job import estimates
 
 KEPT: Final = 100

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from adjourn import errors
+from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.job_pb2 import Hold, Job, PauseMode
-from adjourn.v1.record_pb2 import JobRecord
+from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn_control_plane.job import pauses
 from adjourn_control_plane.job.attempts import stand
 from adjourn_control_plane.job.events import Asked, CancelAsked, PauseAsked, ResumeAsked
@@ -51,11 +52,11 @@ def pause_asked(draft: Draft, event: PauseAsked) -> None:
         pauses.request(record, mode=event.mode, actor=event.actor, reason=event.reason, now=draft.now)
     if job.state == Job.QUEUED:
         pauses.rest(job, record.checkpoint, draft.now)
-        draft.enter(Job.PAUSED, "PAUSED", "nothing was running")
+        draft.enter(Job.PAUSED, JobEvent.PAUSED, "nothing was running")
         return
     record.pause_mode = event.mode or PauseMode.EPOCH
     draft.aim(Assignment.PAUSE)
-    draft.enter(Job.PAUSING, "PAUSE_REQUESTED", event.reason)
+    draft.enter(Job.PAUSING, JobEvent.PAUSE_REQUESTED, event.reason)
 
 
 def resume_asked(draft: Draft, event: ResumeAsked) -> None:
@@ -71,13 +72,13 @@ def resume_asked(draft: Draft, event: ResumeAsked) -> None:
     record.allow_inexact = event.allow_inexact
     job.pause.resume_request_time.FromDatetime(draft.now)
     if job.holds or job.state == Job.QUEUED or (job.state == Job.PAUSING and record.released):
-        draft.note("RESUME_REQUESTED")
+        draft.note(JobEvent.RESUME_REQUESTED)
     elif job.state == Job.PAUSED:
-        draft.enter(Job.QUEUED, "RESUME_REQUESTED")
+        draft.enter(Job.QUEUED, JobEvent.RESUME_REQUESTED)
     else:
         draft.aim(Assignment.RUN)
         job.pause.note = "resumed before the boundary"
-        draft.enter(Job.RUNNING if record.began else Job.STARTING, "RESUME_REQUESTED", job.pause.note)
+        draft.enter(Job.RUNNING if record.began else Job.STARTING, JobEvent.RESUME_REQUESTED, job.pause.note)
 
 
 def start_anew(draft: Draft, event: ResumeAsked) -> None:
@@ -94,7 +95,7 @@ def start_anew(draft: Draft, event: ResumeAsked) -> None:
     job.ClearField("end_time")
     record.allow_inexact = event.allow_inexact
     stand(draft)
-    draft.enter(Job.QUEUED, "RESUME_REQUESTED")
+    draft.enter(Job.QUEUED, JobEvent.RESUME_REQUESTED)
 
 
 def cancel_asked(draft: Draft, event: CancelAsked) -> None:
@@ -105,6 +106,6 @@ def cancel_asked(draft: Draft, event: CancelAsked) -> None:
         draft.job.pause.note = "cancelled before it came to rest"
     if draft.job.worker:
         draft.aim(Assignment.STOP)
-        draft.enter(Job.CANCELLING, "CANCEL_REQUESTED", event.reason)
+        draft.enter(Job.CANCELLING, JobEvent.CANCEL_REQUESTED, event.reason)
     else:
-        draft.enter(Job.CANCELLED, "CANCELLED", event.reason)
+        draft.enter(Job.CANCELLED, JobEvent.CANCELLED, event.reason)

@@ -4,8 +4,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from adjourn import reasons
+from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.job_pb2 import Failure
-from adjourn.v1.record_pb2 import JobRecord
 
 DEFAULT_MAX_RESTARTS: Final = 3
 

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from datetime import datetime
 
+from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Hold, Job
 from adjourn.v1.job_service_pb2 import JobEvent
-from adjourn.v1.record_pb2 import JobRecord
 from adjourn.v1.usage_pb2 import EpochMetrics
 
 
@@ -35,7 +35,7 @@ class Draft:
         self.checkpoints: list[Checkpoint] = []
         self.revised = False
 
-    def note(self, kind: str, message: str = "", **details: str) -> None:
+    def note(self, kind: JobEvent.Type.ValueType, message: str = "", **details: str) -> None:
         """Records what happened, for the job's history."""
         self.record.event_sequence += 1
         event = JobEvent(
@@ -50,7 +50,9 @@ class Draft:
         event.time.FromDatetime(self.now)
         self.events.append(event)
 
-    def enter(self, state: Job.State.ValueType, kind: str, message: str = "", **details: str) -> None:
+    def enter(
+        self, state: Job.State.ValueType, kind: JobEvent.Type.ValueType, message: str = "", **details: str
+    ) -> None:
         """Changes the state and records why."""
         self.revised = True
         self.job.state = state

@@ -10,9 +10,10 @@ import structlog
 from google.protobuf.message import Message
 
 from adjourn import errors
+from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.agent_service_pb2 import FencingToken, Report
 from adjourn.v1.job_pb2 import Job
-from adjourn.v1.record_pb2 import JobRecord
+from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn_control_plane.fleet import reconcile
 from adjourn_control_plane.job import machine
 from adjourn_control_plane.job.events import Event
@@ -214,7 +215,7 @@ class Ledger:
     def tell(self, before: JobRecord, decision: Decision) -> None:
         for event in decision.events:
             log.info(
-                event.type.lower(),
+                JobEvent.Type.Name(event.type).lower(),
                 job=before.job.name,
                 attempt=event.attempt,
                 was=Job.State.Name(before.job.state),

@@ -10,10 +10,10 @@ from datetime import timedelta
 from typing import NewType, Protocol
 from uuid import uuid4
 
+from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent
-from adjourn.v1.record_pb2 import JobRecord
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
 

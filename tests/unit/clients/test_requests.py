@@ -31,7 +31,7 @@ def test_what_changes_something_carries_a_fresh_request_id() -> None:
             requests.create_job(JobSpec(), job_id="x", labels=None, request_id="").request_id,
             requests.pause_job("x", mode=PauseMode.EPOCH, reason="", etag="", request_id="").request_id,
             requests.resume_job("x", allow_inexact=False, etag="", request_id="").request_id,
-            requests.cancel_job("x", save=None, reason="", etag="", request_id="").request_id,
+            requests.cancel_job("x", reason="", etag="", request_id="").request_id,
             requests.delete_job("x", etag="", request_id="").request_id,
         ]
 
@@ -48,11 +48,6 @@ def test_create_carries_spec_id_and_labels() -> None:
     spec = JobSpec(entry_point="m:f", total_epochs=3)
     request = requests.create_job(spec, job_id="x", labels={"team": "a"}, request_id="")
     assert (request.job_id, request.job.spec, dict(request.job.labels)) == ("x", spec, {"team": "a"})
-
-
-def test_cancel_saves_only_if_asked() -> None:
-    assert not requests.cancel_job("x", save=None, reason="r", etag="", request_id="").HasField("save")
-    assert requests.cancel_job("x", save=PauseMode.EPOCH, reason="r", etag="", request_id="").save == PauseMode.EPOCH
 
 
 def test_list_asks_for_states_and_labels() -> None:

@@ -6,9 +6,9 @@ from datetime import timedelta
 import pytest
 
 from adjourn import reasons
+from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, Exit, FencingToken, Report
 from adjourn.v1.job_pb2 import Failure, Job, Pause, Progress
-from adjourn.v1.record_pb2 import JobRecord
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn_control_plane.fleet import reconcile
 from adjourn_control_plane.job.events import (

@@ -3,17 +3,24 @@
 from datetime import timedelta
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
+from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.job_pb2 import Job, JobSpec, Pause
-from adjourn.v1.record_pb2 import JobRecord
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn_control_plane.job import estimates
+
+
+def lasting(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromTimedelta(timedelta(seconds=seconds))
+    return duration
 
 
 def after(*epoch_seconds: float, epoch: int = 0, epoch_step: int = 0, total: int = 10) -> JobRecord:
     record = JobRecord(job=Job(spec=JobSpec(total_epochs=total)))
     for seconds in epoch_seconds:
-        estimates.count_epoch(record, EpochMetrics(active_seconds=seconds))
+        estimates.count_epoch(record, EpochMetrics(active_duration=lasting(seconds)))
     record.job.progress.epoch, record.job.progress.epoch_step = epoch, epoch_step
     record.job.progress.steps_per_epoch = 100
     return record

@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import pytest
 
+from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.job_pb2 import Job, Progress
-from adjourn.v1.record_pb2 import JobRecord
 from adjourn_control_plane.job.events import Observed
 from tests.harness.job_life import START, A, Life, checkpoint_name
 

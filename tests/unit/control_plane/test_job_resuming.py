@@ -7,7 +7,11 @@ import pytest
 from adjourn import errors
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.job_pb2 import Failure, Hold, Pause
+from adjourn.v1.job_service_pb2 import JobEvent
 from tests.harness.job_life import A, B, Life, checkpoint_name, paused
+
+OTHER_HOLD = Hold.Kind.ValueType(4)
+"""A kind that a later version may know."""
 
 
 def test_a_paused_job_goes_on_from_its_checkpoint() -> None:
@@ -112,15 +116,15 @@ def test_a_succeeded_job_cannot_be_resumed() -> None:
 
 
 def test_a_resume_removes_the_users_hold_and_only_it() -> None:
-    life = paused().held_by(Hold.BUDGET).resume()
-    assert (life.state, [hold.kind for hold in life.job.holds]) == ("PAUSED", [Hold.BUDGET])
+    life = paused().held_by(OTHER_HOLD).resume()
+    assert (life.state, [hold.kind for hold in life.job.holds]) == ("PAUSED", [OTHER_HOLD])
     assert life.resume().last is None, "the other hold is not the caller's"
     assert life.pause().state == "PAUSED"
-    assert sorted(hold.kind for hold in life.job.holds) == [Hold.USER, Hold.BUDGET]
+    assert sorted(hold.kind for hold in life.job.holds) == [Hold.USER, OTHER_HOLD]
 
 
 def test_a_change_of_mind_does_not_lift_another_hold() -> None:
-    life = Life().running(1).pause().held_by(Hold.SCHEDULE).resume()
+    life = Life().running(1).pause().held_by(OTHER_HOLD).resume()
     assert (life.state, life.record.target) == ("PAUSING", Assignment.PAUSE)
     assert life.trained(2).rests().state == "PAUSED"
 
@@ -190,4 +194,4 @@ def test_elapsed_time_leaves_pauses_out() -> None:
 def test_stopping_for_the_worker_shows_no_failure_of_an_earlier_attempt() -> None:
     life = Life().running(1).fails(Failure(reason="TRAINING_RAISED", message="old")).running().stops()
     (event,) = life.decisions[-1].events
-    assert (event.type, event.message, event.details["reason"]) == ("REQUEUED", "", "")
+    assert (event.type, event.message, event.details["reason"]) == (JobEvent.REQUEUED, "", "")

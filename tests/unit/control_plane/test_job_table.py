@@ -7,9 +7,9 @@ from datetime import timedelta
 import pytest
 
 from adjourn import errors, reasons
+from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.agent_service_pb2 import FencingToken
 from adjourn.v1.job_pb2 import PAUSE_MODE_UNSPECIFIED, Failure, Hold, Job, Pause
-from adjourn.v1.record_pb2 import JobRecord
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn_control_plane.job import machine
 from adjourn_control_plane.job.events import (
@@ -34,6 +34,10 @@ from adjourn_control_plane.job.events import (
 )
 from adjourn_control_plane.job.machine import ENDED, HANDLERS, HELD, TRANSITIONS, State
 from tests.harness.job_life import GONE, RAISED, START, A, Life, checkpoint
+
+OTHER_HOLD = Hold.Kind.ValueType(4)
+"""A kind that a later version may know."""
+
 
 STATES = [state for state in Job.State.values() if state != Job.STATE_UNSPECIFIED]
 ASKED: list[Asked] = [
@@ -70,7 +74,7 @@ def kept_by_budget(record: JobRecord) -> JobRecord:
     """Returns the record with a hold that no verb of today adds."""
     held = JobRecord()
     held.CopyFrom(record)
-    held.job.holds.add(kind=Hold.BUDGET)
+    held.job.holds.add(kind=OTHER_HOLD)
     return held
 
 

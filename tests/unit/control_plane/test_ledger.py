@@ -9,7 +9,7 @@ import pytest
 from adjourn import errors
 from adjourn.v1.agent_service_pb2 import AssignmentStatus, Exit, Report
 from adjourn.v1.job_pb2 import Job, JobSpec
-from adjourn.v1.job_service_pb2 import DeleteJobRequest, PauseJobRequest, ResumeJobRequest
+from adjourn.v1.job_service_pb2 import DeleteJobRequest, JobEvent, PauseJobRequest, ResumeJobRequest
 from adjourn_control_plane.job import machine
 from adjourn_control_plane.job import updater as ledgers
 from adjourn_control_plane.job.events import Asked, Lost, Placed
@@ -27,7 +27,10 @@ async def test_a_wish_is_stored_with_its_history(ledger: Ledger, memory_store: M
     record = await there(memory_store)
     assert (answer.state, record.job.state) == (Job.PAUSED, Job.PAUSED)
     assert answer.etag == str(record.revision)
-    assert [event.type for event in await memory_store.events(JOB, after=0, size=10)] == ["CREATED", "PAUSED"]
+    assert [event.type for event in await memory_store.events(JOB, after=0, size=10)] == [
+        JobEvent.CREATED,
+        JobEvent.PAUSED,
+    ]
 
 
 async def test_an_unknown_job(ledger: Ledger) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from adjourn import errors, reasons
 from adjourn.v1.agent_service_pb2 import AssignmentStatus, Exit, FencingToken, Report
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_job")
 
 async def test_a_report_is_applied_once(ledger: Ledger, memory_store: MemoryStore) -> None:
     token = await place(ledger)
-    report = Report(sequence=5, job=JOB, token=token, epoch=EpochMetrics(epoch=1, active_seconds=10))
+    report = Report(sequence=5, job=JOB, token=token, epoch=EpochMetrics(epoch=1, active_duration=Duration(seconds=10)))
     for _ in range(3):
         await ledger.report(report, A)
     record = await there(memory_store)

@@ -1,8 +1,8 @@
 """The record of a pause, by itself."""
 
+from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import EPOCH, PAUSE_MODE_UNSPECIFIED, Job, JobSpec, Pause
-from adjourn.v1.record_pb2 import JobRecord
 from adjourn_control_plane.job import pauses
 from tests.harness.job_life import START, A
 

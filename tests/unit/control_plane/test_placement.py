@@ -2,8 +2,8 @@
 
 import pytest
 
+from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.job_pb2 import Job, JobSpec
-from adjourn.v1.record_pb2 import JobRecord
 from adjourn.v1.worker_pb2 import Device, Worker
 from adjourn_control_plane.fleet.placement import Offer, Place, choose, offer
 from adjourn_control_plane.store.interface import Occupancy, Stored, WorkerName

@@ -11,10 +11,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from adjourn import errors, reasons
+from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.objects import S3Settings
 from adjourn.v1.agent_service_pb2 import AssignmentStatus, Exit, Report
 from adjourn.v1.job_pb2 import EPOCH, Failure, Job, JobSpec, Pause
-from adjourn.v1.record_pb2 import JobRecord
 from adjourn.v1.worker_pb2 import Device, Worker
 from adjourn_control_plane.fleet import upkeep as keeping
 from adjourn_control_plane.fleet.upkeep import Upkeep

@@ -35,7 +35,6 @@ def test_everything_at_its_limit_is_accepted() -> None:
                 seed=0,
                 checkpoint_epochs=0,
                 max_restarts=0,
-                hang_factor=2,
                 model_name="m" * 1024,
                 worker_selector={"zone": "x"},
             )
@@ -95,8 +94,6 @@ def test_a_malformed_bundle(bundle: str) -> None:
         ("checkpoint_epochs", -1),
         ("max_restarts", -1),
         ("max_restarts", 1_000_001),
-        ("hang_factor", 0),
-        ("hang_factor", 1),
         ("seed", -1),
     ],
 )

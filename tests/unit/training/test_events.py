@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from adjourn import frames
+from adjourn.internal.v1.trainer_pb2 import TrainingEvent, TrainingFinished
 from adjourn.training.events import EventLog
-from adjourn.v1.trainer_pb2 import TrainingEvent, TrainingFinished
 
 
 def finished() -> TrainingEvent:

@@ -4,9 +4,9 @@ from datetime import timedelta
 
 import pytest
 
+from adjourn.internal.v1.trainer_pb2 import TrainingBegan
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.trainer_pb2 import TrainingBegan
 from adjourn.v1.usage_pb2 import ResourceSample
 from adjourn_worker.attempt.events import (
     Advanced,

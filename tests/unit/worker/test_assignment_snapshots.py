@@ -3,8 +3,8 @@
 import pytest
 
 from adjourn import reasons
+from adjourn.internal.v1.trainer_pb2 import Snapshot, TrainingEvent
 from adjourn.v1.agent_service_pb2 import AssignmentStatus
-from adjourn.v1.trainer_pb2 import Snapshot, TrainingEvent
 from adjourn_worker.attempt.events import (
     Advanced,
     Drop,

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from adjourn import frames
+from adjourn.internal.v1.trainer_pb2 import TrainingEvent, TrainingProcess, TrainingStart
 from adjourn.v1.job_pb2 import Progress
-from adjourn.v1.trainer_pb2 import TrainingEvent, TrainingProcess, TrainingStart
 from adjourn_worker.attempt import files
 from adjourn_worker.attempt.files import AttemptDamaged
 

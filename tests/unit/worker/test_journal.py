@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from adjourn.internal.v1.trainer_pb2 import HeldAssignment
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, FencingToken, Report
-from adjourn.v1.trainer_pb2 import HeldAssignment
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn_worker.journal import Journal, JournalDamaged, JournalTaken, JournalUnwritable
 from adjourn_worker.paths import Places
@@ -68,7 +68,7 @@ def test_state_and_reports_are_stored_together_or_not_at_all(places: Places, mon
     with Journal(places) as journal:
         journal.record(held(), [])
         broken = epoch(2)
-        monkeypatch.setattr("worker.journal.Report", FailsAfterOne())
+        monkeypatch.setattr("adjourn_worker.journal.Report", FailsAfterOne())
         with pytest.raises(RuntimeError, match="enough"):
             journal.record(held(phase="PAUSED"), [epoch(1), broken])
         monkeypatch.undo()
@@ -97,7 +97,7 @@ def test_an_agent_that_was_killed_leaves_what_it_recorded_and_no_lock(places: Pl
     script = """if True:
         import os, pathlib, signal, sys
         from adjourn.v1.agent_service_pb2 import Report
-        from adjourn.v1.trainer_pb2 import HeldAssignment
+        from adjourn.internal.v1.trainer_pb2 import HeldAssignment
         from adjourn_worker.journal import Journal
         from adjourn_worker.paths import Places
         journal = Journal(Places.prepare(pathlib.Path(sys.argv[1]), {}))
@@ -142,7 +142,7 @@ def test_a_full_disk_changes_nothing(places: Places) -> None:
         (pages,) = journal._database.execute("PRAGMA page_count").fetchone()
         journal._database.execute(f"PRAGMA max_page_count = {pages}")
         large = held(phase="PAUSED")
-        large.status.failure.message = "x" * 100_000
+        large.assignment.spec.model_name = "x" * 100_000
         with pytest.raises(JournalUnwritable, match="full"):
             journal.record(large, [epoch(1)])
         assert journal.held() == [held()]

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
+from adjourn.internal.v1.trainer_pb2 import ProcessExit, Snapshot, TrainingEvent, TrainingProcess
 from adjourn.orders import Order
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Failure, Progress
-from adjourn.v1.trainer_pb2 import ProcessExit, Snapshot, TrainingEvent, TrainingProcess
 from adjourn.v1.usage_pb2 import ResourceSample
 
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from adjourn import frames
-from adjourn.v1.trainer_pb2 import ProcessExit, TrainingEvent, TrainingProcess, TrainingStart
+from adjourn.internal.v1.trainer_pb2 import ProcessExit, TrainingEvent, TrainingProcess, TrainingStart
 
 M = TypeVar("M", bound=Message)
 

@@ -16,9 +16,9 @@ from datetime import datetime
 from typing import Any, Final
 
 from adjourn import reasons
+from adjourn.internal.v1.trainer_pb2 import HeldAssignment, ProcessExit, Snapshot
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
 from adjourn.v1.job_pb2 import Failure, Pause
-from adjourn.v1.trainer_pb2 import HeldAssignment, ProcessExit, Snapshot
 from adjourn_worker.attempt.events import (
     Advanced,
     CannotGoOn,
@@ -162,7 +162,7 @@ def measured(draft: Draft, event: Measured) -> None:
     if event.progress is not None:
         draft.show(event.progress)
     if event.usage is not None:
-        draft.status.usage.CopyFrom(event.usage)
+        draft.held.usage.CopyFrom(event.usage)
 
 
 def ended(draft: Draft, event: Ended) -> None:
@@ -179,8 +179,8 @@ def ended(draft: Draft, event: Ended) -> None:
         held.last_word.failed.CopyFrom(unexplained(event.exit))
     if word == "paused":
         pause = Pause(boundary_time=held.last_word.paused.boundary_time, snapshot_time=held.last_word.time)
-        if draft.status.HasField("usage"):
-            pause.usage.CopyFrom(draft.status.usage)
+        if held.HasField("usage"):
+            pause.usage.CopyFrom(held.usage)
         if event.exit is not None:
             pause.release_time.CopyFrom(event.exit.time)
         else:

@@ -15,11 +15,11 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from adjourn import reasons, snapshots
+from adjourn.internal.v1.trainer_pb2 import HeldAssignment, Snapshot
 from adjourn.mailbox import Control, ProgressBoard
 from adjourn.orders import Order
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, Report
 from adjourn.v1.job_pb2 import Failure
-from adjourn.v1.trainer_pb2 import HeldAssignment, Snapshot
 from adjourn_worker.attempt import files, machine
 from adjourn_worker.attempt.events import (
     Advanced,

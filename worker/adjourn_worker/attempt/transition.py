@@ -5,10 +5,10 @@ from datetime import datetime
 from typing import Final
 
 from adjourn import reasons
+from adjourn.internal.v1.trainer_pb2 import HeldAssignment, Snapshot
 from adjourn.orders import Order
 from adjourn.v1.agent_service_pb2 import AssignmentStatus, Exit, Report
 from adjourn.v1.job_pb2 import Failure, Progress
-from adjourn.v1.trainer_pb2 import HeldAssignment, Snapshot
 from adjourn_worker.attempt.events import Drop, Instruction
 
 OVER: Final = frozenset(
@@ -93,7 +93,6 @@ class Draft:
             told.time.FromDatetime(self.now)
             if phase == AssignmentStatus.FAILED and self.held.HasField("process"):
                 told.message += f"{reasons.WHOLE_LOG}{self.held.log}"
-            self.status.failure.CopyFrom(told)
         self.report().exit.CopyFrom(how)
 
 

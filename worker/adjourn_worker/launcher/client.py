@@ -12,7 +12,7 @@ from typing import Final, Self
 
 import structlog
 
-from adjourn.v1.trainer_pb2 import (
+from adjourn.internal.v1.trainer_pb2 import (
     Kill,
     Launch,
     LauncherRequest,

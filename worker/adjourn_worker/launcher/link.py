@@ -7,7 +7,7 @@ from typing import Final, Self
 from google.protobuf.message import DecodeError
 
 from adjourn import frames
-from adjourn.v1.trainer_pb2 import LauncherRequest, LauncherResponse
+from adjourn.internal.v1.trainer_pb2 import LauncherRequest, LauncherResponse
 
 ANSWER_SECONDS: Final = 30.0
 """More than the launcher needs to end everything."""

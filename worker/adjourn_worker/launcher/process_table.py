@@ -10,7 +10,7 @@ from pathlib import Path
 
 import structlog
 
-from adjourn.v1.trainer_pb2 import Launch, TrainingProcess
+from adjourn.internal.v1.trainer_pb2 import Launch, TrainingProcess
 from adjourn_worker.attempt import files
 from adjourn_worker.host.notify import ring
 from adjourn_worker.launcher import process_tree

@@ -12,7 +12,7 @@ from typing import Final
 
 import psutil
 
-from adjourn.v1.trainer_pb2 import TrainingProcess
+from adjourn.internal.v1.trainer_pb2 import TrainingProcess
 from adjourn_worker.attempt.files import LOG, WORK
 
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")

@@ -26,7 +26,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from adjourn import frames, logs
-from adjourn.v1.trainer_pb2 import LauncherRequest, LauncherResponse
+from adjourn.internal.v1.trainer_pb2 import LauncherRequest, LauncherResponse
 from adjourn_worker.attempt.files import AttemptDamaged
 from adjourn_worker.host.locks import take
 from adjourn_worker.launcher.bootstrap import Entry

@@ -12,7 +12,7 @@ from typing import Final
 
 import structlog
 
-from adjourn.v1.trainer_pb2 import LauncherRequest, ListProcesses
+from adjourn.internal.v1.trainer_pb2 import LauncherRequest, ListProcesses
 from adjourn_worker.attempt.files import tail
 from adjourn_worker.host.locks import holder, take
 from adjourn_worker.launcher.link import LauncherGone, Link

@@ -13,10 +13,10 @@ from typing import Final
 
 from adjourn import snapshots
 from adjourn.errors import ObjectStoreUnavailableError
+from adjourn.internal.v1.trainer_pb2 import Snapshot
 from adjourn.objects import ObjectStore
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.trainer_pb2 import Snapshot
 from adjourn_worker.storage.manifest import File, Manifest, Part
 from adjourn_worker.storage.parts import PART_BYTES, digest, each, manifest_key, part_key
 

@@ -13,11 +13,11 @@ import structlog
 
 from adjourn import reasons
 from adjourn.errors import ObjectStoreUnavailableError
+from adjourn.internal.v1.trainer_pb2 import HeldAssignment, Snapshot, TrainingStart
 from adjourn.objects import ObjectStore
 from adjourn.snapshots import SnapshotInvalid
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Failure
-from adjourn.v1.trainer_pb2 import HeldAssignment, Snapshot, TrainingStart
 from adjourn_worker.attempt.files import write_start
 from adjourn_worker.paths import Places
 from adjourn_worker.storage.bundles import BundleCorrupt, fetch_bundle

@@ -8,12 +8,12 @@ import torch
 from google.protobuf import json_format
 
 from adjourn import snapshots
+from adjourn.internal.v1.trainer_pb2 import Snapshot
 from adjourn.snapshots import Tree
 from adjourn.training.snapshot.slots import Slots
 from adjourn.training.state.codec import Blob
 from adjourn.training.state.environment import fingerprint
 from adjourn.v1.job_pb2 import Progress
-from adjourn.v1.trainer_pb2 import Snapshot
 
 
 class Encodable(Protocol):

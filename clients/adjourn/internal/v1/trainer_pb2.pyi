@@ -165,23 +165,49 @@ class LauncherResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class EnvironmentEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     PROCESSES_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    ENVIRONMENT_FIELD_NUMBER: _builtins.int
     error: _builtins.str
     """Why the request could not be met; empty: it was."""
     @_builtins.property
     def processes(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrainingProcess]:
         """Every training process that has not been reaped."""
 
+    @_builtins.property
+    def environment(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What the bits of a training on this machine depend on, as Worker.environment."""
+
     def __init__(
         self,
         *,
         processes: _abc.Iterable[Global___TrainingProcess] | None = ...,
         error: _builtins.str = ...,
+        environment: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "processes", b"processes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["environment", b"environment", "error", b"error", "processes", b"processes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -294,6 +320,8 @@ class TrainingStart(_message.Message):
     DOORBELL_FIELD_NUMBER: _builtins.int
     THREADS_FIELD_NUMBER: _builtins.int
     DEVICE_UUIDS_FIELD_NUMBER: _builtins.int
+    JOB_UID_FIELD_NUMBER: _builtins.int
+    FALLBACK_SNAPSHOT_DIRECTORY_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     """`jobs/{job}`."""
     attempt: _builtins.int
@@ -310,6 +338,10 @@ class TrainingStart(_message.Message):
     """The agent's datagram socket."""
     threads: _builtins.int
     """Threads for one operation, if nothing is restored; a restored run keeps the number it began with."""
+    job_uid: _builtins.str
+    """`Job.uid`."""
+    fallback_snapshot_directory: _builtins.str
+    """Where snapshots go, on a disk, if `snapshot_directory` has not the room."""
     @_builtins.property
     def spec(self) -> _job_pb2.JobSpec:
         """What to train. `seed` is set."""
@@ -336,10 +368,12 @@ class TrainingStart(_message.Message):
         doorbell: _builtins.str = ...,
         threads: _builtins.int = ...,
         device_uuids: _abc.Iterable[_builtins.str] | None = ...,
+        job_uid: _builtins.str = ...,
+        fallback_snapshot_directory: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_inexact", b"allow_inexact", "attempt", b"attempt", "code_directory", b"code_directory", "device_uuids", b"device_uuids", "doorbell", b"doorbell", "job", b"job", "restore_digests", b"restore_digests", "restore_directory", b"restore_directory", "snapshot_directory", b"snapshot_directory", "spec", b"spec", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_inexact", b"allow_inexact", "attempt", b"attempt", "code_directory", b"code_directory", "device_uuids", b"device_uuids", "doorbell", b"doorbell", "fallback_snapshot_directory", b"fallback_snapshot_directory", "job", b"job", "job_uid", b"job_uid", "restore_digests", b"restore_digests", "restore_directory", b"restore_directory", "snapshot_directory", b"snapshot_directory", "spec", b"spec", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -359,6 +393,7 @@ class TrainingEvent(_message.Message):
     PAUSED_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FAILED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When, by the machine's clock."""
@@ -391,6 +426,10 @@ class TrainingEvent(_message.Message):
     def failed(self) -> _job_pb2.Failure:
         """Training cannot go on; the process ends now."""
 
+    @_builtins.property
+    def snapshot_failed(self) -> Global___SnapshotFailed:
+        """A snapshot could not be taken; training goes on, and tries again at the next boundary."""
+
     def __init__(
         self,
         *,
@@ -402,12 +441,13 @@ class TrainingEvent(_message.Message):
         paused: Global___TrainingPaused | None = ...,
         finished: Global___TrainingFinished | None = ...,
         failed: _job_pb2.Failure | None = ...,
+        snapshot_failed: Global___SnapshotFailed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["began", b"began", "epoch", b"epoch", "event", b"event", "failed", b"failed", "finished", b"finished", "paused", b"paused", "progress", b"progress", "snapshot", b"snapshot", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["began", b"began", "epoch", b"epoch", "event", b"event", "failed", b"failed", "finished", b"finished", "paused", b"paused", "progress", b"progress", "snapshot", b"snapshot", "snapshot_failed", b"snapshot_failed", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["began", b"began", "epoch", b"epoch", "event", b"event", "failed", b"failed", "finished", b"finished", "paused", b"paused", "progress", b"progress", "snapshot", b"snapshot", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["began", b"began", "epoch", b"epoch", "event", b"event", "failed", b"failed", "finished", b"finished", "paused", b"paused", "progress", b"progress", "snapshot", b"snapshot", "snapshot_failed", b"snapshot_failed", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["began", "epoch", "snapshot", "paused", "finished", "failed"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["began", "epoch", "snapshot", "paused", "finished", "failed", "snapshot_failed"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -422,26 +462,62 @@ class TrainingBegan(_message.Message):
     VERDICT_FIELD_NUMBER: _builtins.int
     RESTORED_EPOCH_FIELD_NUMBER: _builtins.int
     RESTORED_STEP_FIELD_NUMBER: _builtins.int
+    VERDICT_REASONS_FIELD_NUMBER: _builtins.int
     verdict: _job_pb2.Pause.Verdict.ValueType
     """Outcome of comparing the restored state with `restore_digests`; unset: nothing was restored."""
     restored_epoch: _builtins.int
     """Epochs completed in what was restored."""
     restored_step: _builtins.int
     """Steps completed in what was restored."""
+    @_builtins.property
+    def verdict_reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Why the verdict is not EXACT, a sentence each."""
+
     def __init__(
         self,
         *,
         verdict: _job_pb2.Pause.Verdict.ValueType = ...,
         restored_epoch: _builtins.int = ...,
         restored_step: _builtins.int = ...,
+        verdict_reasons: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["restored_epoch", b"restored_epoch", "restored_step", b"restored_step", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["restored_epoch", b"restored_epoch", "restored_step", b"restored_step", "verdict", b"verdict", "verdict_reasons", b"verdict_reasons"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TrainingBegan: _TypeAlias = TrainingBegan  # noqa: Y015
+
+@_typing.final
+class SnapshotFailed(_message.Message):
+    """A snapshot could not be taken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Stable cause in UPPER_SNAKE_CASE, of the list in docs/reasons.md."""
+    message: _builtins.str
+    """For people."""
+    last: _builtins.bool
+    """It was to be the last of the attempt: a pause, or the end of the run, waits for it."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+        last: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last", b"last", "message", b"message", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotFailed: _TypeAlias = SnapshotFailed  # noqa: Y015
 
 @_typing.final
 class TrainingPaused(_message.Message):
@@ -510,6 +586,26 @@ class Snapshot(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class LiveDigestsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     DIRECTORY_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
@@ -517,6 +613,7 @@ class Snapshot(_message.Message):
     STALL_SECONDS_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     LAST_FIELD_NUMBER: _builtins.int
+    LIVE_DIGESTS_FIELD_NUMBER: _builtins.int
     directory: _builtins.str
     """Directory with `tensors.safetensors`, `state.json` and `taken`. Whoever removes `taken` gives the slot back."""
     sequence: _builtins.int
@@ -535,6 +632,10 @@ class Snapshot(_message.Message):
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Metrics of the epoch it ends."""
 
+    @_builtins.property
+    def live_digests(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """SHA-256 of each component of the live state, hex; empty: not computed for this snapshot."""
+
     def __init__(
         self,
         *,
@@ -545,10 +646,11 @@ class Snapshot(_message.Message):
         stall_seconds: _builtins.float = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         last: _builtins.bool = ...,
+        live_digests: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["directory", b"directory", "last", b"last", "metrics", b"metrics", "progress", b"progress", "sequence", b"sequence", "size_bytes", b"size_bytes", "stall_seconds", b"stall_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directory", b"directory", "last", b"last", "live_digests", b"live_digests", "metrics", b"metrics", "progress", b"progress", "sequence", b"sequence", "size_bytes", b"size_bytes", "stall_seconds", b"stall_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -571,12 +673,17 @@ class HeldAssignment(_message.Message):
     LOG_FIELD_NUMBER: _builtins.int
     EXIT_FIELD_NUMBER: _builtins.int
     DROPPED_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    CONDITIONS_FIELD_NUMBER: _builtins.int
+    GPU_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     directory: _builtins.str
     """Directory of the attempt."""
     events_offset: _builtins.int
     """Bytes of `events` that have been handled."""
     log: _builtins.str
     """Where the log of the training process is kept after its end, for people."""
+    gpu_memory_bytes: _builtins.int
+    """Memory in use on the job's GPUs before the process left, in bytes."""
     @_builtins.property
     def assignment(self) -> _agent_service_pb2.Assignment:
         """The newest assignment seen."""
@@ -611,6 +718,14 @@ class HeldAssignment(_message.Message):
         before it did so, hence its successor does it (again).
         """
 
+    @_builtins.property
+    def usage(self) -> _usage_pb2.ResourceSample:
+        """Newest sample of what the training process uses."""
+
+    @_builtins.property
+    def conditions(self) -> _containers.RepeatedCompositeFieldContainer[_job_pb2.Condition]:
+        """Conditions that were reported and have not ended."""
+
     def __init__(
         self,
         *,
@@ -625,11 +740,16 @@ class HeldAssignment(_message.Message):
         log: _builtins.str = ...,
         exit: Global___ProcessExit | None = ...,
         dropped: _abc.Iterable[Global___Snapshot] | None = ...,
+        usage: _usage_pb2.ResourceSample | None = ...,
+        conditions: _abc.Iterable[_job_pb2.Condition] | None = ...,
+        gpu_memory_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "exit", b"exit", "last_word", b"last_word", "persisted", b"persisted", "process", b"process", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "assignment", b"assignment", "exit", b"exit", "gpu_memory_bytes", b"gpu_memory_bytes", "last_word", b"last_word", "persisted", b"persisted", "process", b"process", "status", b"status", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "directory", b"directory", "dropped", b"dropped", "events_offset", b"events_offset", "exit", b"exit", "last_word", b"last_word", "log", b"log", "persisted", b"persisted", "process", b"process", "snapshots", b"snapshots", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "assignment", b"assignment", "conditions", b"conditions", "directory", b"directory", "dropped", b"dropped", "events_offset", b"events_offset", "exit", b"exit", "gpu_memory_bytes", b"gpu_memory_bytes", "last_word", b"last_word", "log", b"log", "persisted", b"persisted", "process", b"process", "snapshots", b"snapshots", "status", b"status", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__gpu_memory_bytes: _TypeAlias = _typing.Literal["gpu_memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__gpu_memory_bytes: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gpu_memory_bytes) -> _WhichOneofReturnType__gpu_memory_bytes | None: ...
 
 Global___HeldAssignment: _TypeAlias = HeldAssignment  # noqa: Y015

@@ -48,6 +48,8 @@ class JobRecord(_message.Message):
     EPOCH_DURATION_FIELD_NUMBER: _builtins.int
     TIMED_EPOCHS_FIELD_NUMBER: _builtins.int
     BEGAN_FIELD_NUMBER: _builtins.int
+    RESTORED_CHECKPOINT_FIELD_NUMBER: _builtins.int
+    EPOCHS_SINCE_RESTART_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Order of creation, from 1, over all jobs; the queue's order."""
     revision: _builtins.int
@@ -72,6 +74,10 @@ class JobRecord(_message.Message):
     """Epochs counted in `epoch_duration`."""
     began: _builtins.bool
     """The running attempt has taken its first step."""
+    restored_checkpoint: _builtins.str
+    """What the running attempt was given to restore when it was handed out; empty: from scratch."""
+    epochs_since_restart: _builtins.int
+    """Epochs completed since the last restart that counted."""
     @_builtins.property
     def job(self) -> _job_pb2.Job:
         """What callers see. `etag` is filled in when shown."""
@@ -117,10 +123,12 @@ class JobRecord(_message.Message):
         epoch_duration: _duration_pb2.Duration | None = ...,
         timed_epochs: _builtins.int = ...,
         began: _builtins.bool = ...,
+        restored_checkpoint: _builtins.str = ...,
+        epochs_since_restart: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "epoch_duration", b"epoch_duration", "job", b"job", "past_failure", b"past_failure", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_inexact", b"allow_inexact", "applied_report", b"applied_report", "began", b"began", "checkpoint", b"checkpoint", "device_uuids", b"device_uuids", "epoch_duration", b"epoch_duration", "event_sequence", b"event_sequence", "generation", b"generation", "job", b"job", "number", b"number", "observed_generation", b"observed_generation", "past_failure", b"past_failure", "pause_mode", b"pause_mode", "released", b"released", "revision", b"revision", "target", b"target", "timed_epochs", b"timed_epochs", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_inexact", b"allow_inexact", "applied_report", b"applied_report", "began", b"began", "checkpoint", b"checkpoint", "device_uuids", b"device_uuids", "epoch_duration", b"epoch_duration", "epochs_since_restart", b"epochs_since_restart", "event_sequence", b"event_sequence", "generation", b"generation", "job", b"job", "number", b"number", "observed_generation", b"observed_generation", "past_failure", b"past_failure", "pause_mode", b"pause_mode", "released", b"released", "restored_checkpoint", b"restored_checkpoint", "revision", b"revision", "target", b"target", "timed_epochs", b"timed_epochs", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,1 @@
+"""Generated from protos/adjourn/internal/v1 by `make protos`."""
