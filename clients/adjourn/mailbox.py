@@ -9,7 +9,7 @@ import mmap
 import struct
 from pathlib import Path
 
-from adjourn.orders import Order
+from adjourn.orders import DesiredState
 from adjourn.v1.job_pb2 import Progress
 
 PROGRESS_BYTES = 64 << 10
@@ -27,10 +27,10 @@ class Control:
     def word(self) -> int:
         return self._view[0]
 
-    def read(self) -> Order:
-        return Order.from_word(self._view[0])
+    def read(self) -> DesiredState:
+        return DesiredState.from_word(self._view[0])
 
-    def write(self, order: Order) -> None:
+    def write(self, order: DesiredState) -> None:
         self._view[0] = order.word
 
     def close(self) -> None:
@@ -38,7 +38,7 @@ class Control:
         self._map.close()
 
 
-class ProgressBoard:
+class ProgressPage:
     """The newest progress of a training process."""
 
     def __init__(self, path: Path) -> None:

@@ -8,7 +8,7 @@ from adjourn.v1.job_pb2 import PauseMode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class DesiredState:
     """What training should bring about."""
 
     generation: int = 0

@@ -13,10 +13,10 @@ from adjourn.logs import configure
 from adjourn.objects import S3Objects
 from adjourn_control_plane.aio import end
 from adjourn_control_plane.fleet.upkeep import Upkeep
-from adjourn_control_plane.job.updater import Ledger
+from adjourn_control_plane.job.updater import JobUpdater
 from adjourn_control_plane.server import AddressTaken, Server
 from adjourn_control_plane.settings import Settings
-from adjourn_control_plane.store.notifier import Wakeups
+from adjourn_control_plane.store.notifier import Notifier
 from adjourn_control_plane.store.redis import RedisStore
 
 log = structlog.get_logger()
@@ -32,13 +32,13 @@ async def serve(settings: Settings) -> None:
         for weakness in await store.durability():
             log.warning("store_forgets", what=weakness)
         await objects.ensure_bucket()
-        ledger = Ledger(store)
-        wakeups = Wakeups(store)
-        upkeep = Upkeep(store, ledger, objects, wakeups, settings)
+        updater = JobUpdater(store)
+        notifier = Notifier(store)
+        upkeep = Upkeep(store, updater, objects, notifier, settings)
         async with asyncio.TaskGroup() as group:
-            loops = [group.create_task(wakeups.run()), group.create_task(upkeep.run())]
+            loops = [group.create_task(notifier.run()), group.create_task(upkeep.run())]
             try:
-                async with Server(settings, store, objects, ledger, wakeups) as server:
+                async with Server(settings, store, objects, updater, notifier) as server:
                     log.info("serving", listen=settings.listen, port=server.port, namespace=settings.namespace)
                     await stop.wait()
             finally:

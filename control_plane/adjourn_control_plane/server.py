@@ -30,10 +30,10 @@ from adjourn_control_plane.api.errors import Errors
 from adjourn_control_plane.api.jobs import JobService
 from adjourn_control_plane.api.watch import Watch
 from adjourn_control_plane.api.workers import WorkerService
-from adjourn_control_plane.job.updater import Ledger
+from adjourn_control_plane.job.updater import JobUpdater
 from adjourn_control_plane.settings import Settings
 from adjourn_control_plane.store.interface import JobStore
-from adjourn_control_plane.store.notifier import Wakeups
+from adjourn_control_plane.store.notifier import Notifier
 
 log = structlog.get_logger()
 
@@ -64,16 +64,16 @@ class Server:
     """Serves while entered; leaving drains: health off, long streams ended, calls given a grace, then closed."""
 
     def __init__(
-        self, settings: Settings, store: JobStore, objects: ObjectStore, ledger: Ledger, wakeups: Wakeups
+        self, settings: Settings, store: JobStore, objects: ObjectStore, updater: JobUpdater, notifier: Notifier
     ) -> None:
-        self.wakeups = wakeups
+        self.notifier = notifier
         self.health = health_aio.HealthServicer()
         self.server = grpc.aio.server(interceptors=[Errors()], options=SERVER_OPTIONS)
-        jobs = JobService(store, ledger, objects, Watch(store, wakeups))
+        jobs = JobService(store, updater, objects, Watch(store, notifier))
         job_service_pb2_grpc.add_JobServiceServicer_to_server(jobs, self.server)
         checkpoint_service_pb2_grpc.add_CheckpointServiceServicer_to_server(CheckpointService(store), self.server)
         worker_service_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerService(store), self.server)
-        self.agents = AgentService(store, ledger, wakeups, settings)
+        self.agents = AgentService(store, updater, notifier, settings)
         agent_service_pb2_grpc.add_AgentServiceServicer_to_server(self.agents, self.server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
         names = (*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME)
@@ -92,7 +92,7 @@ class Server:
     ) -> None:
         log.info("draining")
         await self.health.enter_graceful_shutdown()
-        self.wakeups.close()
+        self.notifier.close()
         await self.server.stop(GRACE_SECONDS)
         with contextlib.suppress(TimeoutError):  # gRPC does not wait for a handler whose caller has left
             async with asyncio.timeout(GRACE_SECONDS):

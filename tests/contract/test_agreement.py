@@ -15,11 +15,11 @@ from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.store.interface import (
+    Allocation,
     Change,
     Conflict,
     JobName,
     JobStore,
-    Occupancy,
     Request,
     RequestSeen,
     WorkerName,
@@ -56,7 +56,7 @@ def commits(draw: st.DrawFn) -> Call:
     async def commit(store: JobStore) -> list[int]:
         old = await store.get(job)
         version = old.version if old else 0
-        held = await store.occupancy(guard)
+        held = await store.allocation(guard)
         change = Change(
             id=change_id,
             job=job,
@@ -66,7 +66,7 @@ def commits(draw: st.DrawFn) -> Call:
             epochs=[EpochMetrics(epoch=number, attempt=version)],
             checkpoints=[Checkpoint(name=f"{job}/checkpoints/{number}", step=version)],
             request=Request(id=request_id, digest=f"{job} {number}", answer=new.job) if request_id else None,
-            occupancy=None if guard_behind is None else Occupancy(worker=guard, version=held.version - guard_behind),
+            allocation=None if guard_behind is None else Allocation(worker=guard, version=held.version - guard_behind),
         )
         return [await store.commit(change) for _ in range(repeats)]
 
@@ -74,21 +74,21 @@ def commits(draw: st.DrawFn) -> Call:
 
 
 def sessions() -> st.SearchStrategy[Call]:
-    def calls(worker: WorkerName, stream: str, beat: int) -> list[Call]:
-        described = Worker(name=worker, cpu_slots=beat)
+    def calls(worker: WorkerName, stream: str, heartbeat: int) -> list[Call]:
+        described = Worker(name=worker, cpu_slots=heartbeat)
         return [
             lambda store: store.attach(described, f"session of {stream}", f"{worker} {stream}"),
-            lambda store: store.beat(described, f"{worker} {stream}"),
+            lambda store: store.heartbeat(described, f"{worker} {stream}"),
             lambda store: store.detach(worker, f"{worker} {stream}"),
-            lambda store: store.lose(worker, beat),
+            lambda store: store.mark_lost(worker, heartbeat),
         ]
 
     built = st.builds(calls, st.sampled_from(WORKERS), st.sampled_from(STREAMS), st.integers(0, 3))
     return built.flatmap(st.sampled_from)
 
 
-def purged(job: JobName) -> Call:
-    return lambda store: store.purged(job)
+def bury(job: JobName) -> Call:
+    return lambda store: store.bury(job)
 
 
 async def outcome(store: JobStore, call: Call) -> object:
@@ -103,14 +103,14 @@ async def outcome(store: JobStore, call: Call) -> object:
 async def seen(store: JobStore) -> list[object]:
     """Returns all that can be read; without what depends on the clock."""
     token = "0-0"
-    view: list[object] = [await store.queued(), await store.purges(), await store.answered("r1")]
+    view: list[object] = [await store.queued(), await store.tombstones(), await store.answered("r1")]
     view.append([replace(session, report_time_ns=0) for session in await store.sessions()])
     view.append([change.job for change in await store.changes(token, size=99)])
     view += [await store.page(states=STATES[:2], labels={"team": "a"}, size=1, before=None)]
     view += [await store.page(states=[], labels={}, size=2, before=None)]
     for worker in WORKERS:
-        occupancy = await store.occupancy(worker)
-        view.append((occupancy.version, list(occupancy.jobs)))
+        allocation = await store.allocation(worker)
+        view.append((allocation.version, list(allocation.jobs)))
     for job in JOBS:
         view += [
             await store.get(job),
@@ -122,7 +122,7 @@ async def seen(store: JobStore) -> list[object]:
     return view
 
 
-calls = st.one_of(commits(), commits(), sessions(), st.builds(purged, st.sampled_from(JOBS)))
+calls = st.one_of(commits(), commits(), sessions(), st.builds(bury, st.sampled_from(JOBS)))
 
 
 @settings(max_examples=60, deadline=None)

@@ -84,40 +84,40 @@ async def test_what_is_no_token_is_refused(store: JobStore, token: str) -> None:
         await store.changes(token, size=9)
 
 
-async def heard(hints: AsyncIterator[tuple[JobName, WorkerName]], count: int) -> list[tuple[str, str]]:
+async def heard(notifications: AsyncIterator[tuple[JobName, WorkerName]], count: int) -> list[tuple[str, str]]:
     async with asyncio.timeout(10):
-        return [await anext(hints) for _ in range(count)]
+        return [await anext(notifications) for _ in range(count)]
 
 
 async def test_hints_tell_of_the_job_and_of_each_worker(store: JobStore) -> None:
-    hints = store.hints()
-    async with aclosing(hints):
-        assert await heard(hints, 1) == [("", "")]
+    notifications = store.notifications()
+    async with aclosing(notifications):
+        assert await heard(notifications, 1) == [("", "")]
         await created(store, "jobs/a")
         await store.commit(change(await there(store, A), worker=ONE))
         await store.commit(change(await there(store, A), released=True))
         await store.commit(change(await there(store, A), worker=TWO))
         await store.commit(change(await there(store, A), worker=""))
         await store.commit(deletion(await there(store, A)))
-        told = await heard(hints, 7)
-    assert told[:3] == [(A, ""), (A, ONE), (A, ONE)]
-    assert sorted(told[3:5]) == [(A, ONE), (A, TWO)]
-    assert told[5:] == [(A, TWO), (A, "")]
+        event_of_report = await heard(notifications, 7)
+    assert event_of_report[:3] == [(A, ""), (A, ONE), (A, ONE)]
+    assert sorted(event_of_report[3:5]) == [(A, ONE), (A, TWO)]
+    assert event_of_report[5:] == [(A, TWO), (A, "")]
 
 
 async def test_hints_reach_everybody_and_end_with_the_store(store: JobStore) -> None:
-    listeners = [store.hints() for _ in range(3)]
-    for hints in listeners:
-        assert await heard(hints, 1) == [("", "")]
+    listeners = [store.notifications() for _ in range(3)]
+    for notifications in listeners:
+        assert await heard(notifications, 1) == [("", "")]
     await created(store, "jobs/a")
-    for hints in listeners:
-        assert await heard(hints, 1) == [(A, "")]
+    for notifications in listeners:
+        assert await heard(notifications, 1) == [(A, "")]
 
-    async def rest(hints: AsyncIterator[tuple[JobName, WorkerName]]) -> list[tuple[JobName, WorkerName]]:
-        return [hint async for hint in hints]
+    async def rest(notifications: AsyncIterator[tuple[JobName, WorkerName]]) -> list[tuple[JobName, WorkerName]]:
+        return [hint async for hint in notifications]
 
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
-        waiting = [group.create_task(rest(hints)) for hints in listeners[:2]]
+        waiting = [group.create_task(rest(notifications)) for notifications in listeners[:2]]
         await asyncio.sleep(0)
         await store.aclose()
     assert [task.result() for task in waiting] == [[], []]

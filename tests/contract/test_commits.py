@@ -62,7 +62,7 @@ async def test_conflict_changes_nothing(store: JobStore) -> None:
     await store.commit(change(old, state=Job.STARTING, worker="workers/w"))
     before = await there(store, A)
     token = await store.latest_token()
-    occupancy = await store.occupancy(WORKER)
+    allocation = await store.allocation(WORKER)
     stale = change(
         old,
         state=Job.FAILED,
@@ -80,7 +80,7 @@ async def test_conflict_changes_nothing(store: JobStore) -> None:
         await store.commit(deletion(old))
     assert await there(store, A) == before
     assert await store.latest_token() == token
-    assert await store.occupancy(occupancy.worker) == occupancy
+    assert await store.allocation(allocation.worker) == allocation
     assert not await store.events(A, after=0, size=9)
     assert not await store.epochs(A, after=0, size=9)
     assert not await store.checkpoints(A, size=9, skip=0)
@@ -137,7 +137,7 @@ async def test_repeated_creation_and_deletion_happen_once(store: JobStore) -> No
     assert await store.commit(birth) == await store.commit(birth)
     death = deletion(await there(store, A))
     assert [await store.commit(death), await store.commit(death)] == [0, 0]
-    await store.purged(A)
+    await store.bury(A)
     await created(store, "jobs/a")
     assert await store.commit(death) == 0
     assert await store.get(A) is not None
@@ -173,7 +173,7 @@ async def test_deletion_takes_everything_with_it(store: JobStore) -> None:
         )
     )
     old = await there(store, A)
-    occupancy = await store.occupancy(WORKER)
+    allocation = await store.allocation(WORKER)
     assert await store.commit(deletion(old)) == 0
     assert await store.get(A) is None
     assert not await store.events(A, after=0, size=9)
@@ -182,20 +182,20 @@ async def test_deletion_takes_everything_with_it(store: JobStore) -> None:
     assert await store.checkpoint(A, "jobs/a/checkpoints/1") is None
     assert await store.page(states=[], labels={}, size=9, before=None) == ([], None)
     assert await store.page(states=[Job.RUNNING], labels={}, size=9, before=None) == ([], None)
-    after = await store.occupancy(occupancy.worker)
+    after = await store.allocation(allocation.worker)
     assert not after.jobs
-    assert after.version > occupancy.version
+    assert after.version > allocation.version
 
 
 async def test_id_can_be_taken_again_when_its_objects_are_gone(store: JobStore) -> None:
     old = await created(store, "jobs/a")
     await store.commit(deletion(old))
-    assert await store.purges() == [A]
+    assert await store.tombstones() == [A]
     with pytest.raises(NotYetPurged):
         await store.commit(creation(A))
-    await store.purged(A)
-    await store.purged(A)
-    assert await store.purges() == []
+    await store.bury(A)
+    await store.bury(A)
+    assert await store.tombstones() == []
     new = await created(store, "jobs/a")
     assert new.record.number > old.record.number
     assert new.version > old.version

@@ -6,7 +6,7 @@ import pytest
 
 from adjourn.v1.job_pb2 import Job
 from adjourn_control_plane.store import redis
-from adjourn_control_plane.store.interface import Conflict, JobName, JobStore, Occupancy, Stored, WorkerName
+from adjourn_control_plane.store.interface import Allocation, Conflict, JobName, JobStore, Stored, WorkerName
 from tests.harness.store_records import change, created, creation, deletion, there
 
 ONE, TWO = WorkerName("workers/one"), WorkerName("workers/two")
@@ -96,14 +96,14 @@ async def test_queue_has_the_oldest_first(store: JobStore) -> None:
 
 
 async def test_occupancy_changes_when_a_job_comes_leaves_or_releases(store: JobStore) -> None:
-    empty = await store.occupancy(ONE)
+    empty = await store.allocation(ONE)
     assert (empty.version, list(empty.jobs)) == (0, [])
 
     seen = [empty.version]
 
     async def step(wanted: Stored, **what: object) -> Stored:
         await store.commit(change(wanted, **what))  # type: ignore[arg-type]
-        seen.append((await store.occupancy(ONE)).version)
+        seen.append((await store.allocation(ONE)).version)
         return await there(store, JobName("jobs/a"))
 
     job = await created(store, "jobs/a")
@@ -117,43 +117,43 @@ async def test_occupancy_changes_when_a_job_comes_leaves_or_releases(store: JobS
     assert 0 < come < released < left
     assert same_1 == released
     assert same_2 == same_3 == left
-    assert not (await store.occupancy(ONE)).jobs
-    assert not (await store.occupancy(TWO)).jobs
+    assert not (await store.allocation(ONE)).jobs
+    assert not (await store.allocation(TWO)).jobs
 
 
 async def test_occupancy_has_the_jobs_of_the_worker(store: JobStore) -> None:
     for name, worker in {"a": ONE, "b": TWO, "c": ONE}.items():
         await created(store, f"jobs/{name}", worker=worker)
-    assert names(list((await store.occupancy(ONE)).jobs)) == ["a", "c"]
-    jobs = list((await store.occupancy(TWO)).jobs)
+    assert names(list((await store.allocation(ONE)).jobs)) == ["a", "c"]
+    jobs = list((await store.allocation(TWO)).jobs)
     assert jobs == [await there(store, JobName("jobs/b"))]
 
 
 async def test_of_two_that_give_away_the_last_slot_one_wins(store: JobStore) -> None:
     queued = [await created(store, f"jobs/{i}") for i in range(10)]
-    free = await store.occupancy(ONE)
-    placements = [change(job, state=Job.STARTING, worker=ONE, occupancy=free) for job in queued]
+    free = await store.allocation(ONE)
+    placements = [change(job, state=Job.STARTING, worker=ONE, allocation=free) for job in queued]
     outcomes = await asyncio.gather(*(store.commit(each) for each in placements), return_exceptions=True)
     assert sum(isinstance(outcome, Conflict) for outcome in outcomes) == 9
-    assert len((await store.occupancy(ONE)).jobs) == 1
+    assert len((await store.allocation(ONE)).jobs) == 1
     assert len(await store.queued()) == 9
 
 
 async def test_guard_speaks_of_its_worker_alone(store: JobStore) -> None:
     job = await created(store, "jobs/a")
-    free = await store.occupancy(ONE)
+    free = await store.allocation(ONE)
     await created(store, "jobs/b", worker=TWO)
-    await store.commit(change(job, worker=ONE, occupancy=free))
+    await store.commit(change(job, worker=ONE, allocation=free))
     with pytest.raises(Conflict):
-        await store.commit(change(await there(store, JobName("jobs/a")), worker="", occupancy=free))
-    current = await store.occupancy(ONE)
-    await store.commit(change(await there(store, JobName("jobs/a")), worker="", occupancy=current))
-    assert not (await store.occupancy(ONE)).jobs
+        await store.commit(change(await there(store, JobName("jobs/a")), worker="", allocation=free))
+    current = await store.allocation(ONE)
+    await store.commit(change(await there(store, JobName("jobs/a")), worker="", allocation=current))
+    assert not (await store.allocation(ONE)).jobs
 
 
 async def test_guard_of_another_store_is_refused(store: JobStore) -> None:
     guarded = creation(JobName("jobs/a"), worker=ONE)
     job = await created(store, "jobs/b")
     with pytest.raises(Conflict):
-        await store.commit(change(job, worker=ONE, occupancy=Occupancy(worker=ONE, version=7)))
+        await store.commit(change(job, worker=ONE, allocation=Allocation(worker=ONE, version=7)))
     await store.commit(guarded)

@@ -107,11 +107,11 @@ async def test_attachment_whose_answer_was_lost_does_not_take_over_again(
         await store.attach(worker, "session", "old")
         await other.attach(worker, "session", "new")
         await store.attach(worker, "session", "old")
-        assert await store.beat(worker, "new")
-        assert not await store.beat(worker, "old")
+        assert await store.heartbeat(worker, "new")
+        assert not await store.heartbeat(worker, "old")
         session = await store.session(WORKER)
         assert session is not None
-        assert session.beat == 3
+        assert session.heartbeat == 3
 
 
 async def test_more_calls_than_connections_all_get_through(

@@ -84,7 +84,7 @@ async def test_restarted_server_has_everything(server: Server, store: RedisStore
     version = await store.commit(last)
 
     async def everything() -> list[object]:
-        occupancy = await store.occupancy(WORKER)
+        allocation = await store.allocation(WORKER)
         return [
             await store.get(A),
             await store.events(A, after=0, size=9),
@@ -93,7 +93,7 @@ async def test_restarted_server_has_everything(server: Server, store: RedisStore
             await store.sessions(),
             await store.latest_token(),
             await store.changes("0-0", size=9),
-            (occupancy, list(occupancy.jobs)),
+            (allocation, list(allocation.jobs)),
         ]
 
     before = await everything()
@@ -143,7 +143,7 @@ async def test_full_server_refuses_the_whole_change(server: Server, store: Redis
         with pytest.raises(StoreUnavailableError, match="maxmemory"):
             await store.commit(change(old, state=Job.RUNNING, worker=WORKER, events=[JobEvent(sequence=1)]))
         assert await there(store, A) == old
-        assert (await store.occupancy(WORKER)).version == 0
+        assert (await store.allocation(WORKER)).version == 0
         await client.config_set("maxmemory", "0")
     await store.commit(change(old, state=Job.RUNNING))
 
@@ -184,44 +184,44 @@ async def test_wrong_password_is_reported(server: Server) -> None:
             await store.get(A)
 
 
-async def told(store: RedisStore, hints: AsyncIterator[tuple[JobName, WorkerName]]) -> None:
+async def event_of_report(store: RedisStore, notifications: AsyncIterator[tuple[JobName, WorkerName]]) -> None:
     """Returns when a hint of the job has come: changes it until one does."""
     async with asyncio.timeout(20):
-        pending = asyncio.ensure_future(anext(hints))
+        pending = asyncio.ensure_future(anext(notifications))
         while True:
             await store.commit(change(await there(store, A)))
             await asyncio.wait([pending], timeout=0.1)
             if pending.done():
                 if pending.result() == (A, ""):
                     return
-                pending = asyncio.ensure_future(anext(hints))
+                pending = asyncio.ensure_future(anext(notifications))
 
 
 async def test_hints_go_on_after_the_connection_broke(server: Server, store: RedisStore) -> None:
     await created(store, "jobs/a")
-    async with aclosing(store.hints()) as hints:
-        assert await anext(hints) == ("", "")
-        await told(store, hints)
+    async with aclosing(store.notifications()) as notifications:
+        assert await anext(notifications) == ("", "")
+        await event_of_report(store, notifications)
         async with operator(server.url) as client, asyncio.timeout(20):
             assert await client.execute_command("CLIENT", "KILL", "TYPE", "pubsub") == 1  # type: ignore[no-untyped-call]
-            while await anext(hints) != ("", ""):
+            while await anext(notifications) != ("", ""):
                 pass
-        await told(store, hints)
+        await event_of_report(store, notifications)
         server.kill()
         await server.start()
         async with asyncio.timeout(20):
-            while await anext(hints) != ("", ""):
+            while await anext(notifications) != ("", ""):
                 pass
-        await told(store, hints)
+        await event_of_report(store, notifications)
 
 
 async def test_hints_notice_a_server_that_hangs(
     server: Server, store: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis, "SOCKET_WAIT", 0.25)
-    async with aclosing(store.hints()) as hints, asyncio.timeout(20):
-        assert await anext(hints) == ("", "")
-        following = asyncio.ensure_future(anext(hints))
+    async with aclosing(store.notifications()) as notifications, asyncio.timeout(20):
+        assert await anext(notifications) == ("", "")
+        following = asyncio.ensure_future(anext(notifications))
         await asyncio.wait([following], timeout=0.8)
         assert not following.done()  # silence is no reason to reconnect while pings are answered
         server.send(signal.SIGSTOP)

@@ -39,22 +39,22 @@ async def test_attached_worker_is_known(store: JobStore, worker: Worker) -> None
 
 
 async def test_what_is_derived_is_not_kept(store: JobStore, worker: Worker) -> None:
-    shown = Worker(state=Worker.DRAINING, jobs=["jobs/a"], report_time=Timestamp(seconds=1))
-    shown.MergeFrom(worker)
-    await store.attach(shown, "session-1", "stream-1")
+    to_public = Worker(state=Worker.DRAINING, jobs=["jobs/a"], report_time=Timestamp(seconds=1))
+    to_public.MergeFrom(worker)
+    await store.attach(to_public, "session-1", "stream-1")
     assert (await current(store)).worker == worker
-    await store.beat(shown, "stream-1")
+    await store.heartbeat(to_public, "stream-1")
     assert (await current(store)).worker == worker
-    assert shown.jobs == ["jobs/a"]
+    assert to_public.jobs == ["jobs/a"]
 
 
 async def test_beat_grows_and_brings_the_description(store: JobStore, worker: Worker) -> None:
     await store.attach(worker, "session-1", "stream-1")
     before = await current(store)
     worker.devices[0].quarantined = True
-    assert await store.beat(worker, "stream-1")
+    assert await store.heartbeat(worker, "stream-1")
     after = await current(store)
-    assert after.beat > before.beat
+    assert after.heartbeat > before.heartbeat
     assert after.report_time_ns >= before.report_time_ns
     assert after.worker.devices[0].quarantined
 
@@ -64,10 +64,10 @@ async def test_newest_stream_alone_speaks(store: JobStore, worker: Worker) -> No
     await store.attach(worker, "session-2", "stream-2")
     taken = await current(store)
     worker.cpu_slots = 9
-    assert not await store.beat(worker, "stream-1")
+    assert not await store.heartbeat(worker, "stream-1")
     await store.detach(NAME, "stream-1")
     assert await current(store) == taken
-    assert await store.beat(worker, "stream-2")
+    assert await store.heartbeat(worker, "stream-2")
     await store.detach(NAME, "stream-2")
     left = await current(store)
     assert not left.connected
@@ -84,14 +84,14 @@ async def test_stream_that_was_taken_over_does_not_come_back(store: JobStore, wo
 async def test_of_many_streams_one_speaks(store: JobStore, worker: Worker) -> None:
     streams = [f"stream-{i}" for i in range(10)]
     await asyncio.gather(*(store.attach(worker, "session", stream) for stream in streams))
-    answers = [await store.beat(worker, stream) for stream in streams]
+    answers = [await store.heartbeat(worker, stream) for stream in streams]
     assert answers.count(True) == 1
     assert streams[answers.index(True)] == (await current(store)).stream
 
 
 async def test_unknown_worker_is_told_to_attach(store: JobStore, worker: Worker) -> None:
-    assert not await store.beat(worker, "stream-1")
-    assert not await store.lose(NAME, 0)
+    assert not await store.heartbeat(worker, "stream-1")
+    assert not await store.mark_lost(NAME, 0)
     await store.detach(NAME, "stream-1")
     assert await store.session(NAME) is None
     assert await store.sessions() == []
@@ -100,24 +100,24 @@ async def test_unknown_worker_is_told_to_attach(store: JobStore, worker: Worker)
 async def test_silent_worker_is_lost_until_it_speaks(store: JobStore, worker: Worker) -> None:
     await store.attach(worker, "session-1", "stream-1")
     silent = await current(store)
-    assert await store.lose(NAME, silent.beat)
+    assert await store.mark_lost(NAME, silent.heartbeat)
     assert (await current(store)).lost
-    assert await store.lose(NAME, silent.beat)
-    assert await store.beat(worker, "stream-1")
+    assert await store.mark_lost(NAME, silent.heartbeat)
+    assert await store.heartbeat(worker, "stream-1")
     assert not (await current(store)).lost
-    assert not await store.lose(NAME, silent.beat)  # it spoke since
+    assert not await store.mark_lost(NAME, silent.heartbeat)  # it spoke since
     assert not (await current(store)).lost
 
 
 async def test_lost_worker_attaches_again(store: JobStore, worker: Worker) -> None:
     await store.attach(worker, "session-1", "stream-1")
     silent = await current(store)
-    await store.lose(NAME, silent.beat)
+    await store.mark_lost(NAME, silent.heartbeat)
     await store.attach(worker, "session-1", "stream-2")
     back = await current(store)
     assert not back.lost
     assert back.connected
-    assert back.beat > silent.beat
+    assert back.heartbeat > silent.heartbeat
 
 
 async def test_sessions_are_in_order_of_name_and_know_no_jobs(store: JobStore, worker: Worker) -> None:

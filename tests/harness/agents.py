@@ -28,8 +28,8 @@ from adjourn_worker.attempt import files
 from adjourn_worker.host import locks
 from adjourn_worker.host.gpus import NoGpus
 from adjourn_worker.journal import Journal
-from adjourn_worker.launcher.client import Supervisor
-from adjourn_worker.paths import Places
+from adjourn_worker.launcher.client import LauncherClient
+from adjourn_worker.paths import WorkerPaths
 from adjourn_worker.settings import Settings
 from tests.harness.emulated_training import ENTRY
 from tests.harness.scripted_control_plane import ControlPlane, Job
@@ -51,7 +51,7 @@ class Bench:
     directory: Path
     marker: Path
     plane: ControlPlane
-    places: Places
+    paths: WorkerPaths
     eventually: Eventually
     jobs: list[Job] = field(default_factory=list)
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -74,10 +74,10 @@ class Bench:
         return job
 
     def attempt(self, job: Job) -> Path:
-        return self.places.attempt(job.name, job.assignment.token)
+        return self.paths.attempt(job.name, job.assignment.token)
 
     def log(self, job: Job) -> Path:
-        return self.places.log(job.name, job.assignment.token.attempt)
+        return self.paths.log(job.name, job.assignment.token.attempt)
 
     async def until(self, condition: Callable[[], object]) -> None:
         await self.eventually(condition, seconds=DEADLINE)
@@ -103,9 +103,9 @@ class Bench:
         settings = Settings.from_environment(self.settings())
         heard = len(self.plane.heard)
         stop = asyncio.Event()
-        with Journal(self.places) as journal:
-            async with Supervisor(self.places, self.environment(), entry=ENTRY) as supervisor:
-                agent = Agent(settings, self.places, journal, supervisor, objects, NoGpus())
+        with Journal(self.paths) as journal:
+            async with LauncherClient(self.paths, self.environment(), entry=ENTRY) as launcher:
+                agent = Agent(settings, self.paths, journal, launcher, objects, NoGpus())
                 task = asyncio.create_task(agent.run(stop))
                 try:
                     await self.until(lambda: len(self.plane.heard) > heard)
@@ -119,7 +119,7 @@ class Bench:
         return {
             "ADJOURN_CONTROL_PLANE": self.plane.address,
             "ADJOURN_WORKER": WORKER,
-            "ADJOURN_DATA": str(self.places.data),
+            "ADJOURN_DATA": str(self.paths.data),
             "ADJOURN_S3_ENDPOINT": NOWHERE,
             "ADJOURN_S3_BUCKET": "models",
             "ADJOURN_S3_ACCESS_KEY": "a",
@@ -143,7 +143,7 @@ class Bench:
 
     async def launcher(self) -> None:
         """Starts the launcher that the next agent will find: it forks the emulation, without torch."""
-        async with Supervisor(self.places, self.environment(), entry=ENTRY):
+        async with LauncherClient(self.paths, self.environment(), entry=ENTRY):
             pass
 
     async def ended(self, process: Process) -> int:
@@ -169,13 +169,13 @@ class Bench:
         return [event.WhichOneof("event") for event, _ in files.read_events(self.attempt(job), 0)]
 
     def launcher_pid(self) -> int:
-        pid = locks.holder(self.places.launcher_lock)
+        pid = locks.holder(self.paths.launcher_lock)
         assert pid
         return pid
 
     def held(self) -> list[HeldAssignment]:
         """Returns what the journal has; for when no agent runs."""
-        with Journal(self.places) as journal:
+        with Journal(self.paths) as journal:
             return journal.held()
 
     async def close(self) -> None:
@@ -184,9 +184,9 @@ class Bench:
             process.wait()
         for job in self.jobs:
             os.close(job.commands)
-        await Supervisor(self.places, self.environment()).shutdown()
+        await LauncherClient(self.paths, self.environment()).shutdown()
         await self.plane.stop()
-        self.places.remove_volatile()
+        self.paths.remove_volatile()
 
 
 @asynccontextmanager
@@ -194,10 +194,10 @@ async def bench(directory: Path, marker: Path, eventually: Eventually) -> AsyncI
     """Whatever was started on it ends with it."""
     shared_memory = directory / "shm"
     shared_memory.mkdir()
-    places = Places.prepare(directory / "data", {}, shared_memory)
+    paths = WorkerPaths.prepare(directory / "data", {}, shared_memory)
     plane = ControlPlane()
     await plane.start()
-    made = Bench(directory=directory, marker=marker, plane=plane, places=places, eventually=eventually)
+    made = Bench(directory=directory, marker=marker, plane=plane, paths=paths, eventually=eventually)
     try:
         yield made
     finally:

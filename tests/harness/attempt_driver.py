@@ -13,13 +13,13 @@ from adjourn.internal.v1.trainer_pb2 import (
     TrainingPaused,
     TrainingProcess,
 )
-from adjourn.orders import Order
+from adjourn.orders import DesiredState
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, Exit, FencingToken, Report
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Failure, Pause, PauseMode, Progress
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn_worker.attempt import machine
-from adjourn_worker.attempt.events import Ended, Event, Instruction, Launched, Ordered, Persisted, Prepared, Told
+from adjourn_worker.attempt.events import Effect, Ended, Event, Launched, Ordered, Persisted, Prepared, Told
 
 NOW: Final = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 JOB: Final = "jobs/a"
@@ -38,7 +38,7 @@ class Machine:
         self.reports: list[Report] = list(outcome.reports)
         self.offset = 0
 
-    def __call__(self, event: Event) -> Sequence[Instruction]:
+    def __call__(self, event: Event) -> Sequence[Effect]:
         before = self.held.SerializeToString(deterministic=True)
         outcome = machine.handle(self.held, event, NOW)
         assert self.held.SerializeToString(deterministic=True) == before, "what is journaled was changed in place"
@@ -46,19 +46,19 @@ class Machine:
         self.reports += outcome.reports
         return outcome.instructions
 
-    def tell(self, at: tuple[int, int] | None = None, **what: Any) -> Sequence[Instruction]:
+    def tell(self, at: tuple[int, int] | None = None, **what: Any) -> Sequence[Effect]:
         """Feeds an event of the training process, with progress (epoch, step)."""
         self.offset += 10
         event = TrainingEvent(progress=progress(*at) if at else None, **what)
         event.time.FromDatetime(NOW + timedelta(seconds=self.offset))
         return self(Told(event=event, offset=self.offset))
 
-    def end(self, code: int = 0, *, killed: bool = False) -> Sequence[Instruction]:
+    def end(self, code: int = 0, *, killed: bool = False) -> Sequence[Effect]:
         exit_ = ProcessExit(code=code, killed=killed)
         exit_.time.FromDatetime(NOW + timedelta(seconds=99))
         return self(Ended(exit=exit_))
 
-    def order(self, target: Assignment.Target.ValueType, generation: int) -> Sequence[Instruction]:
+    def order(self, target: Assignment.Target.ValueType, generation: int) -> Sequence[Effect]:
         return self(Ordered(assignment=assigned(target, generation)))
 
     @property
@@ -76,7 +76,7 @@ class Machine:
         assert self.kinds[-1] == "exit"
         return self.reports[-1].exit
 
-    def recover(self) -> Sequence[Instruction]:
+    def recover(self) -> Sequence[Effect]:
         """Returns what a successor of the agent would do."""
         return machine.recover(self.held)
 
@@ -106,9 +106,9 @@ def assigned(target: Assignment.Target.ValueType = RUN, generation: int = 1, **f
     return Assignment(job=JOB, token=TOKEN, generation=generation, target=target, pause_mode=mode, **fields)
 
 
-def order(target: Assignment.Target.ValueType = RUN, generation: int = 1) -> Order:
+def order(target: Assignment.Target.ValueType = RUN, generation: int = 1) -> DesiredState:
     given = assigned(target, generation)
-    return Order(generation=generation, target=target, mode=given.pause_mode)
+    return DesiredState(generation=generation, target=target, mode=given.pause_mode)
 
 
 def progress(epoch: int, step: int) -> Progress:

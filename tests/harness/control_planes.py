@@ -35,11 +35,11 @@ from adjourn.v1.worker_pb2 import Device, Worker
 from adjourn.v1.worker_service_pb2_grpc import WorkerServiceStub
 from adjourn_control_plane.aio import end
 from adjourn_control_plane.fleet.upkeep import Upkeep
-from adjourn_control_plane.job.updater import Ledger
+from adjourn_control_plane.job.updater import JobUpdater
 from adjourn_control_plane.server import Server
 from adjourn_control_plane.settings import Settings
 from adjourn_control_plane.store.interface import JobStore
-from adjourn_control_plane.store.notifier import Wakeups
+from adjourn_control_plane.store.notifier import Notifier
 from tests.harness.memory_objects import MemoryObjects
 
 PATIENCE = 20.0
@@ -119,12 +119,12 @@ async def replica(
     """Serves as `adjourn_control_plane.__main__` does, on a store that is given; drains in the end."""
     settings = replace(SETTINGS, lease_duration=timedelta(seconds=lease))
     kept = objects or MemoryObjects()
-    ledger, wakeups = Ledger(store), Wakeups(store)
-    loops = [asyncio.create_task(wakeups.run())]
+    updater, notifier = JobUpdater(store), Notifier(store)
+    loops = [asyncio.create_task(notifier.run())]
     if upkeep:
-        loops.append(asyncio.create_task(Upkeep(store, ledger, kept, wakeups, settings).run()))
+        loops.append(asyncio.create_task(Upkeep(store, updater, kept, notifier, settings).run()))
     try:
-        server = Server(settings, store, kept, ledger, wakeups)
+        server = Server(settings, store, kept, updater, notifier)
         address = f"{HOST}:{server.port}"
         async with grpc.aio.insecure_channel(address) as channel, server:
             yield Replica(address=address, store=store, objects=kept, channel=channel)
@@ -143,13 +143,13 @@ def refused(kind: type[errors.AdjournError]) -> Iterator[Caught]:
     try:
         yield caught
     except grpc.aio.AioRpcError as answer:
-        caught.error = told(answer)
+        caught.error = event_of_report(answer)
     found = getattr(caught, "error", None)
     assert type(found) is kind, f"expected {kind.__name__}, got {found!r}"
     assert found.code == kind.code
 
 
-def told(answer: grpc.aio.AioRpcError) -> errors.AdjournError:
+def event_of_report(answer: grpc.aio.AioRpcError) -> errors.AdjournError:
     """Returns the error that an answer carries in its details."""
     status = rpc_status.from_call(answer)
     assert status is not None, answer

@@ -25,7 +25,7 @@ from adjourn.internal.v1.trainer_pb2 import (
     TrainingPaused,
     TrainingStart,
 )
-from adjourn.mailbox import Control, ProgressBoard
+from adjourn.mailbox import Control, ProgressPage
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.job_pb2 import Failure, Pause, Progress
 from adjourn.v1.usage_pb2 import EpochMetrics
@@ -66,7 +66,7 @@ class Emulated:
     def epoch(self) -> int | None:
         self.progress.step += STEPS
         self.progress.epoch += 1
-        with closing(ProgressBoard(self.directory / "progress")) as board:
+        with closing(ProgressPage(self.directory / "progress")) as board:
             board.write(self.progress)
         self.append(TrainingEvent(epoch=EpochMetrics(epoch=self.progress.epoch, step=self.progress.step)))
         with closing(Control(self.directory / "control")) as control:
@@ -98,13 +98,13 @@ class Emulated:
         with (self.directory / name).open("r+b") as file:
             file.seek(0, os.SEEK_END if name == "events" else os.SEEK_SET)
             file.write(GARBAGE)
-        ring(self.start.doorbell)
+        ring(self.start.notify_socket)
 
     def storm(self) -> None:
         """Rings for a second as often as it can."""
         end = time.monotonic() + 1
         while time.monotonic() < end:
-            ring(self.start.doorbell)
+            ring(self.start.notify_socket)
 
     def append(self, event: TrainingEvent) -> None:
         event.time.GetCurrentTime()
@@ -112,7 +112,7 @@ class Emulated:
         event.progress.CopyFrom(self.progress)
         with (self.directory / "events").open("ab") as file:
             file.write(frames.encode(event))
-        ring(self.start.doorbell)
+        ring(self.start.notify_socket)
 
     def save(self, *, last: bool) -> None:
         area = Path(self.start.snapshot_directory)

@@ -16,19 +16,19 @@ from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn_control_plane.job import machine
 from adjourn_control_plane.job.events import (
     Began,
-    CancelAsked,
+    CancelRequested,
     EpochEnded,
     Event,
     Failed,
     Finished,
     Lost,
     Observed,
-    PauseAsked,
     PausePhase,
+    PauseRequested,
     Placed,
     Registered,
     Rested,
-    ResumeAsked,
+    ResumeRequested,
     Stopped,
 )
 from adjourn_control_plane.job.transition import Decision
@@ -149,13 +149,13 @@ class Life:
         return self.tell(Lost(actor="control_plane", failure=GONE))
 
     def pause(self, reason: str = "") -> Self:
-        return self.tell(PauseAsked(actor="bob", mode=PAUSE_MODE_UNSPECIFIED, reason=reason))
+        return self.tell(PauseRequested(actor="bob", mode=PAUSE_MODE_UNSPECIFIED, reason=reason))
 
     def resume(self, *, allow_inexact: bool = False) -> Self:
-        return self.tell(ResumeAsked(actor="eve", allow_inexact=allow_inexact))
+        return self.tell(ResumeRequested(actor="eve", allow_inexact=allow_inexact))
 
     def cancel(self) -> Self:
-        return self.tell(CancelAsked(actor="bob", reason=""))
+        return self.tell(CancelRequested(actor="bob", reason=""))
 
     def held_by(self, kind: Hold.Kind.ValueType) -> Self:
         """Adds a hold that no verb of today adds."""

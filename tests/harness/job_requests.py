@@ -6,16 +6,16 @@ from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.agent_service_pb2 import FencingToken
 from adjourn.v1.job_pb2 import EPOCH
 from adjourn.v1.job_service_pb2 import PauseJobRequest
-from adjourn_control_plane.job.events import CancelAsked, PauseAsked, Placed, ResumeAsked
-from adjourn_control_plane.job.updater import Call, Ledger
+from adjourn_control_plane.job.events import CancelRequested, PauseRequested, Placed, ResumeRequested
+from adjourn_control_plane.job.updater import Call, JobUpdater
 from adjourn_control_plane.store.interface import JobName
 from tests.harness.job_life import A
 from tests.harness.memory_store import MemoryStore
 
 JOB = JobName("jobs/j")
-PAUSE = PauseAsked(actor="bob", mode=EPOCH, reason="")
-RESUME = ResumeAsked(actor="bob")
-CANCEL = CancelAsked(actor="bob", reason="")
+PAUSE = PauseRequested(actor="bob", mode=EPOCH, reason="")
+RESUME = ResumeRequested(actor="bob")
+CANCEL = CancelRequested(actor="bob", reason="")
 
 
 def fresh(request_id: str | None = None, *, etag: str = "", name: str = JOB) -> Call:
@@ -29,6 +29,6 @@ async def there(store: MemoryStore) -> JobRecord:
     return stored.record
 
 
-async def place(ledger: Ledger, worker: str = A) -> FencingToken:
+async def place(updater: JobUpdater, worker: str = A) -> FencingToken:
     event = Placed(actor="control_plane", worker=worker, device_uuids=(), nonce=uuid4().hex)
-    return (await ledger.apply(JOB, event)).token
+    return (await updater.apply(JOB, event)).token

@@ -21,12 +21,12 @@ from adjourn.v1.job_pb2 import EPOCH, Failure, Job, JobSpec
 from adjourn_control_plane.api.agents import AgentService, Stream
 from adjourn_control_plane.fleet.upkeep import Upkeep
 from adjourn_control_plane.job import machine
-from adjourn_control_plane.job.events import Asked, CancelAsked, PauseAsked, ResumeAsked
+from adjourn_control_plane.job.events import CancelRequested, PauseRequested, Requested, ResumeRequested
 from adjourn_control_plane.job.machine import ENDED
-from adjourn_control_plane.job.updater import Call, Ledger
+from adjourn_control_plane.job.updater import Call, JobUpdater
 from adjourn_control_plane.settings import Settings
 from adjourn_control_plane.store.interface import Change, JobName, WorkerName
-from adjourn_control_plane.store.notifier import Wakeups
+from adjourn_control_plane.store.notifier import Notifier
 from tests.harness.memory_objects import MemoryObjects
 from tests.harness.worker_model import SLOTS, Attempt, Machine, Status, Witness
 
@@ -34,10 +34,10 @@ T = TypeVar("T")
 SETTINGS = Settings(
     redis_url="redis://none", s3=S3Settings(endpoint="http://none", bucket="b", access_key="k", secret_key="s")
 )
-VERBS: dict[type[Asked], tuple[Asked, type[Any]]] = {
-    PauseAsked: (PauseAsked(actor="bob", mode=EPOCH, reason=""), pb.PauseJobRequest),
-    ResumeAsked: (ResumeAsked(actor="bob"), pb.ResumeJobRequest),
-    CancelAsked: (CancelAsked(actor="bob", reason=""), pb.CancelJobRequest),
+VERBS: dict[type[Requested], tuple[Requested, type[Any]]] = {
+    PauseRequested: (PauseRequested(actor="bob", mode=EPOCH, reason=""), pb.PauseJobRequest),
+    ResumeRequested: (ResumeRequested(actor="bob"), pb.ResumeJobRequest),
+    CancelRequested: (CancelRequested(actor="bob", reason=""), pb.CancelJobRequest),
 }
 FAILURES = [reasons.TRAINING_RAISED, reasons.PROCESS_KILLED, reasons.STATE_MISMATCH, reasons.WORKER_STOPPED]
 WORKER = st.sampled_from(list(SLOTS))
@@ -48,16 +48,16 @@ FAIR_ROUNDS = 80
 
 
 class ControlPlane(RuleBasedStateMachine):
-    requests: Bundle[tuple[JobName, type[Asked], Call, Job]] = Bundle("requests")
+    requests: Bundle[tuple[JobName, type[Requested], Call, Job]] = Bundle("requests")
 
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
         self.store = Witness()
-        self.ledger = Ledger(self.store)
-        self.wakeups = Wakeups(self.store)
-        self.service = AgentService(self.store, self.ledger, self.wakeups, SETTINGS)
-        self.replicas = [Upkeep(self.store, self.ledger, MemoryObjects(), self.wakeups, SETTINGS) for _ in range(2)]
+        self.updater = JobUpdater(self.store)
+        self.notifier = Notifier(self.store)
+        self.service = AgentService(self.store, self.updater, self.notifier, SETTINGS)
+        self.replicas = [Upkeep(self.store, self.updater, MemoryObjects(), self.notifier, SETTINGS) for _ in range(2)]
         self.machines = {name: Machine(name) for name in SLOTS}
         self.names: list[JobName] = []
         self.asked = 0
@@ -88,10 +88,10 @@ class ControlPlane(RuleBasedStateMachine):
         self.run(self.store.commit(Change(job=name, expected=0, record=decision.record, events=decision.events)))
         self.names.append(name)
 
-    def ask(self, name: JobName, kind: type[Asked], call: Call) -> Job | None:
-        self.store.resuming = kind is ResumeAsked
+    def ask(self, name: JobName, kind: type[Requested], call: Call) -> Job | None:
+        self.store.resuming = kind is ResumeRequested
         try:
-            return self.run(self.ledger.wish(name, VERBS[kind][0], call))
+            return self.run(self.updater.request(name, VERBS[kind][0], call))
         except (errors.NotFoundError, errors.PreconditionError):
             return None
         finally:
@@ -101,9 +101,9 @@ class ControlPlane(RuleBasedStateMachine):
         target=requests,
         turns=TURNS,
         index=ANY,
-        kind=st.sampled_from([*VERBS, PauseAsked, PauseAsked, ResumeAsked, ResumeAsked]),
+        kind=st.sampled_from([*VERBS, PauseRequested, PauseRequested, ResumeRequested, ResumeRequested]),
     )
-    def wish(self, turns: int, index: int, kind: type[Asked]) -> Any:
+    def request(self, turns: int, index: int, kind: type[Requested]) -> Any:
         self.work(turns)
         name = self.names[index % len(self.names)]
         self.asked += 1
@@ -113,7 +113,7 @@ class ControlPlane(RuleBasedStateMachine):
         return (name, kind, call, answer) if answer is not None else multiple()
 
     @rule(request=requests)
-    def repeat(self, request: tuple[JobName, type[Asked], Call, Job]) -> None:
+    def repeat(self, request: tuple[JobName, type[Requested], Call, Job]) -> None:
         name, kind, call, first = request
         token = self.run(self.store.latest_token())
         assert self.ask(name, kind, call) == first
@@ -122,7 +122,7 @@ class ControlPlane(RuleBasedStateMachine):
     @rule(index=ANY)
     def delete(self, index: int) -> None:
         with contextlib.suppress(errors.JobNotFinishedError, errors.NotFoundError):
-            self.run(self.ledger.delete(self.names[index % len(self.names)], Call()))
+            self.run(self.updater.delete(self.names[index % len(self.names)], Call()))
 
     # upkeep
 
@@ -131,14 +131,14 @@ class ControlPlane(RuleBasedStateMachine):
         self.run(at_once(*(replica.place() for replica in self.replicas)))
 
     @rule(turns=TURNS, worker=WORKER)
-    def lose(self, turns: int, worker: str) -> None:
+    def mark_lost(self, turns: int, worker: str) -> None:
         """The lease runs out, and every replica notices."""
         self.work(turns)
         self.run(self.expire(WorkerName(worker)))
 
     async def expire(self, worker: WorkerName) -> None:
         session = await self.store.session(worker)
-        if session and await self.store.lose(worker, session.beat):
+        if session and await self.store.mark_lost(worker, session.heartbeat):
             first, second = self.replicas
             await at_once(first.take_back(worker), first.place(), second.take_back(worker), second.place())
 
@@ -153,7 +153,7 @@ class ControlPlane(RuleBasedStateMachine):
         first = machine.says()
         machine.stream = Stream(self.service, first)
         await self.store.attach(machine.stream.described(first), first.session_id, machine.stream.id)
-        await machine.stream.take_in(first)
+        await machine.stream.handle(first)
         return machine.stream
 
     @rule(worker=WORKER)
@@ -175,15 +175,15 @@ class ControlPlane(RuleBasedStateMachine):
         """A message arrives: in order on its own stream, in any order across streams."""
         machine = self.machines[worker]
         if machine.travelling:
-            self.run(self.take_in(machine, machine.travelling[-1 if newest else 0][0], one=True))
+            self.run(self.handle(machine, machine.travelling[-1 if newest else 0][0], one=True))
 
-    async def take_in(self, machine: Machine, stream: Stream, *, one: bool = False) -> None:
+    async def handle(self, machine: Machine, stream: Stream, *, one: bool = False) -> None:
         """Lets what was sent on a stream arrive."""
         mine = [message for message in machine.travelling if message[0] is stream][: 1 if one else None]
         for message in mine:
             machine.travelling.remove(message)
-            if await self.store.beat(stream.described(message[1]), stream.id):
-                await stream.take_in(message[1])
+            if await self.store.heartbeat(stream.described(message[1]), stream.id):
+                await stream.handle(message[1])
 
     @rule(worker=WORKER)
     def answer(self, worker: str) -> None:
@@ -200,7 +200,7 @@ class ControlPlane(RuleBasedStateMachine):
             stored = self.run(self.store.get(JobName(report.job)))
             mine = stored is not None and report.token == stored.record.token
             if not mine or (stored and report.sequence <= stored.record.applied_report):
-                self.run(self.ledger.report(report, worker))
+                self.run(self.updater.report(report, worker))
                 again = self.run(self.store.get(JobName(report.job)))
                 assert (again and again.version) == (stored and stored.version)
 
@@ -215,7 +215,7 @@ class ControlPlane(RuleBasedStateMachine):
         for attempt in list(machine.attempts.values()):
             machine.advance(attempt)
         machine.travelling.append((stream, machine.says()))
-        await self.take_in(machine, stream)
+        await self.handle(machine, stream)
         await machine.listen(stream)
         await self.replicas[0].place()
 

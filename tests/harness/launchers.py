@@ -16,8 +16,8 @@ from adjourn.internal.v1.trainer_pb2 import ProcessExit, TrainingStart
 from adjourn_worker.attempt import files
 from adjourn_worker.host.locks import holder
 from adjourn_worker.launcher import process_tree
-from adjourn_worker.launcher.client import Supervisor, end_strays
-from adjourn_worker.paths import Places
+from adjourn_worker.launcher.client import LauncherClient, end_orphans
+from adjourn_worker.paths import WorkerPaths
 
 DEADLINE: Final = 20.0
 NONCE: Final = "0" * 32
@@ -45,15 +45,15 @@ os.rename(directory / "family.new", directory / "family")
 class Stand:
     """A data directory, a launcher's environment, and attempts made by hand."""
 
-    places: Places
+    paths: WorkerPaths
     environment: dict[str, str]
 
-    def supervisor(self, **options: Any) -> Supervisor:
-        return Supervisor(self.places, self.environment, **{"entry": ENTRY, **options})
+    def launcher(self, **options: Any) -> LauncherClient:
+        return LauncherClient(self.paths, self.environment, **{"entry": ENTRY, **options})
 
     def attempt(self, script: str, number: int = 1) -> Path:
-        directory = self.places.attempts / f"job-{number}-{NONCE[:8]}"
-        files.write_start(directory, TrainingStart(job="jobs/job", doorbell=str(self.places.doorbell)))
+        directory = self.paths.attempts / f"job-{number}-{NONCE[:8]}"
+        files.write_start(directory, TrainingStart(job="jobs/job", notify_socket=str(self.paths.notify_socket)))
         (directory / "script").write_text(script)
         return directory
 
@@ -65,16 +65,16 @@ def stand(directory: Path) -> Iterator[Stand]:
     (code / "scripted.py").write_text(SCRIPTED)
     (directory / "shm").mkdir()
     environment = {**os.environ, "PYTHONPATH": str(code), "ADJOURN_S3_SECRET_KEY": "hush", "AWS_SECRET": "hush"}
-    places = Places.prepare(directory / "data", {}, directory / "shm")
-    yield Stand(places=places, environment=environment)
-    pid = holder(places.launcher_lock)
+    paths = WorkerPaths.prepare(directory / "data", {}, directory / "shm")
+    yield Stand(paths=paths, environment=environment)
+    pid = holder(paths.launcher_lock)
     left = [
-        process for process in psutil.process_iter(["cmdline"]) if str(places.data) in (process.info["cmdline"] or [])
+        process for process in psutil.process_iter(["cmdline"]) if str(paths.data) in (process.info["cmdline"] or [])
     ]
     for process in left:
         process.kill()
-    end_strays(places, [])
-    places.remove_volatile()
+    end_orphans(paths, [])
+    paths.remove_volatile()
     assert not left, f"launcher {pid} was left running"
 
 

@@ -13,12 +13,12 @@ from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.store import redis_codec as values
 from adjourn_control_plane.store.interface import (
+    Allocation,
     Change,
     Changed,
     Conflict,
     JobName,
     NotYetPurged,
-    Occupancy,
     RequestSeen,
     Session,
     Stored,
@@ -100,7 +100,7 @@ class MemoryStore:
             raise Conflict(change.job)
         if old is None and change.job in self._purge:
             raise NotYetPurged(change.job)
-        guard = change.occupancy
+        guard = change.allocation
         if guard and self._occupancy.get(guard.worker, 0) != guard.version:
             raise Conflict(guard.worker)
 
@@ -148,10 +148,10 @@ class MemoryStore:
         await self._reach()
         return [item for item in self._by_number() if item.record.job.state == Job.QUEUED]
 
-    async def occupancy(self, worker: WorkerName) -> Occupancy:
+    async def allocation(self, worker: WorkerName) -> Allocation:
         await self._reach()
         jobs = [item for item in self._by_number() if item.record.job.worker == worker]
-        return Occupancy(worker=worker, version=self._occupancy.get(worker, 0), jobs=jobs)
+        return Allocation(worker=worker, version=self._occupancy.get(worker, 0), jobs=jobs)
 
     def _by_number(self) -> list[Stored]:
         return [entry.read() for entry in sorted(self._entries.values(), key=lambda entry: entry.number)]
@@ -193,7 +193,7 @@ class MemoryStore:
         newer = [Changed(token=f"{version}-0", job=job) for version, job in self._changes if version > position]
         return newer[:size]
 
-    async def hints(self) -> AsyncGenerator[Hint, None]:
+    async def notifications(self) -> AsyncGenerator[Hint, None]:
         listener: asyncio.Queue[Hint | None] = asyncio.Queue()
         self._listeners.add(listener)
         try:
@@ -220,17 +220,17 @@ class MemoryStore:
             stream=stream,
             connected=True,
             lost=False,
-            beat=old.beat + 1 if old else 1,
+            heartbeat=old.heartbeat + 1 if old else 1,
             report_time_ns=self._now_ns(),
         )
 
-    async def beat(self, worker: Worker, stream: str) -> bool:
+    async def heartbeat(self, worker: Worker, stream: str) -> bool:
         await self._reach()
         old = self._sessions.get(worker.name)
         if old is None or old.stream != stream:
             return False
         self._sessions[worker.name] = replace(
-            old, worker=self._described(worker), lost=False, beat=old.beat + 1, report_time_ns=self._now_ns()
+            old, worker=self._described(worker), lost=False, heartbeat=old.heartbeat + 1, report_time_ns=self._now_ns()
         )
         return True
 
@@ -240,10 +240,10 @@ class MemoryStore:
         if old and old.stream == stream:
             self._sessions[worker] = replace(old, connected=False)
 
-    async def lose(self, worker: WorkerName, beat: int) -> bool:
+    async def mark_lost(self, worker: WorkerName, heartbeat: int) -> bool:
         await self._reach()
         old = self._sessions.get(worker)
-        if old and old.beat == beat:
+        if old and old.heartbeat == heartbeat:
             old = self._sessions[worker] = replace(old, lost=True)
         return bool(old and old.lost)
 
@@ -258,11 +258,11 @@ class MemoryStore:
     def _described(self, worker: Worker) -> Worker:
         return Worker.FromString(values.described(worker))
 
-    async def purges(self) -> list[JobName]:
+    async def tombstones(self) -> list[JobName]:
         await self._reach()
         return sorted(self._purge)
 
-    async def purged(self, job: JobName) -> None:
+    async def bury(self, job: JobName) -> None:
         await self._reach()
         self._purge.discard(job)
 

@@ -79,10 +79,10 @@ class ControlPlane(agent_service_pb2_grpc.AgentServiceServicer):
                 status = errors.SessionSupersededError("another agent speaks").to_status()
                 details = (("grpc-status-details-bin", status.SerializeToString()),)
                 await context.abort(grpc.StatusCode.ABORTED, status.message, details)
-            self.hear(request)
+            self.on_response(request)
             yield self.response()
 
-    def hear(self, request: SynchronizeRequest) -> None:
+    def on_response(self, request: SynchronizeRequest) -> None:
         self.heard.append(request)
         newest = self.reports[-1].sequence if self.reports else 0
         sequences = [report.sequence for report in request.reports]

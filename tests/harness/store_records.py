@@ -7,7 +7,7 @@ from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.usage_pb2 import EpochMetrics
-from adjourn_control_plane.store.interface import Change, JobName, JobStore, Occupancy, Request, Stored
+from adjourn_control_plane.store.interface import Allocation, Change, JobName, JobStore, Request, Stored
 
 
 def record(
@@ -58,7 +58,7 @@ def change(
     state: Job.State.ValueType | None = None,
     worker: str | None = None,
     released: bool | None = None,
-    occupancy: Occupancy | None = None,
+    allocation: Allocation | None = None,
     request: Request | None = None,
     events: Sequence[JobEvent] = (),
     epochs: Sequence[EpochMetrics] = (),
@@ -78,7 +78,7 @@ def change(
         job=JobName(new.job.name),
         expected=old.version,
         record=new,
-        occupancy=occupancy,
+        allocation=allocation,
         request=request,
         events=events,
         epochs=epochs,

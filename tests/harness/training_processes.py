@@ -14,7 +14,7 @@ from typing import Any, Self
 from adjourn import frames, snapshots
 from adjourn.internal.v1.trainer_pb2 import Snapshot, TrainingEvent, TrainingStart
 from adjourn.mailbox import Control
-from adjourn.orders import Order
+from adjourn.orders import DesiredState
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.job_pb2 import PauseMode
 from adjourn.v1.usage_pb2 import EpochMetrics
@@ -85,7 +85,7 @@ class Attempt:
         return (self.directory / "log").read_text()
 
 
-class Nursery:
+class TrainingProcesses:
     """One process that has imported torch, and forks a training process for each attempt."""
 
     def __init__(self, directory: Path) -> None:
@@ -110,7 +110,7 @@ class Nursery:
         epochs: int = 3,
         args: Mapping[str, Any] | None = None,
         restore: Attempt | None = None,
-        order: Order | None = None,
+        order: DesiredState | None = None,
         **fields: Any,
     ) -> Path:
         """Makes the directory of an attempt."""
@@ -122,7 +122,7 @@ class Nursery:
             attempt=self._attempts,
             code_directory=str(TRAININGS),
             snapshot_directory=str(directory / "snapshots"),
-            doorbell=str(directory / "nobody"),
+            notify_socket=str(directory / "nobody"),
             threads=1,
         )
         start.spec.entry_point = entry_point
@@ -135,7 +135,7 @@ class Nursery:
         start.MergeFrom(TrainingStart(**fields))
         (directory / "start").write_bytes(start.SerializeToString())
         with closing(Control(directory / "control")) as control:
-            control.write(order or Order())
+            control.write(order or DesiredState())
         return directory
 
     def run(self, entry_point: str, **fields: Any) -> Attempt:
@@ -164,7 +164,7 @@ class Nursery:
         return attempt
 
 
-PAUSE = Order(generation=1, target=Assignment.PAUSE, mode=PauseMode.EPOCH)
+PAUSE = DesiredState(generation=1, target=Assignment.PAUSE, mode=PauseMode.EPOCH)
 
 
 def failed(attempt: Attempt, reason: str) -> str:

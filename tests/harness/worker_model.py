@@ -181,11 +181,11 @@ class Machine:
 
     async def listen(self, stream: Stream) -> None:
         """Hears what the control plane says next; the stream may have ended instead."""
-        bell = asyncio.Event()
-        bell.set()
+        subscription = asyncio.Event()
+        subscription.set()
         reading: Any = asyncio.get_running_loop().create_future()
         try:
-            self.hear(await anext(stream.responses(reading, bell)))
+            self.hear(await anext(stream.responses(reading, subscription)))
         except (errors.ShuttingDownError, errors.SessionSupersededError):
             self.stream = None
 
@@ -207,9 +207,9 @@ class Machine:
     def begin(self, attempt: Attempt) -> None:
         attempt.phase = Status.PAUSING if attempt.order.target == Assignment.PAUSE else Status.RUNNING
         if attempt.order.HasField("restore"):
-            news = Pause()
-            news.resume_time.FromSeconds(1)
-            self.report(attempt, pause=news)
+            progress_events = Pause()
+            progress_events.resume_time.FromSeconds(1)
+            self.report(attempt, pause=progress_events)
 
     def train(self, attempt: Attempt) -> None:
         """An epoch ends; at a boundary that a pause asked for the process leaves, its checkpoint yet to persist."""

@@ -8,7 +8,7 @@ import pytest
 
 from adjourn.objects import ObjectStore, S3Objects, S3Settings
 from adjourn_control_plane.store.redis import RedisStore
-from adjourn_worker.launcher.client import Supervisor
+from adjourn_worker.launcher.client import LauncherClient
 from tests.harness import agents, launchers
 from tests.harness.control_planes import Replica, replica
 from tests.harness.memory_objects import MemoryObjects
@@ -52,11 +52,11 @@ def stand(tmp_path: Path) -> Iterator[launchers.Stand]:
 
 
 @pytest.fixture
-async def supervisor(stand: launchers.Stand) -> AsyncIterator[Supervisor]:
+async def launcher(stand: launchers.Stand) -> AsyncIterator[LauncherClient]:
     """A launcher's supervisor; both end with the test."""
-    async with stand.supervisor() as supervisor:
-        yield supervisor
-        await supervisor.shutdown()
+    async with stand.launcher() as launcher:
+        yield launcher
+        await launcher.shutdown()
 
 
 @pytest.fixture(params=["memory", "s3"])

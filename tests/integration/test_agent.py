@@ -28,7 +28,7 @@ async def test_a_job_runs_to_its_end_and_is_forgotten(bench: Bench, objects: Mem
     job = bench.job()
     async with bench.agent(objects):
         await bench.until_phase(job, RUNNING)
-        snapshots = bench.places.snapshot_directory(bench.attempt(job))
+        snapshots = bench.paths.snapshot_directory(bench.attempt(job))
         for epoch in (1, 2):
             job.do("epoch")
             await bench.until_durable(job, epoch)
@@ -247,7 +247,7 @@ async def test_a_storm_of_rings_is_weathered(bench: Bench, objects: MemoryObject
     job = bench.job()
     async with bench.agent(objects) as agent:
         await bench.until_phase(job, RUNNING)
-        (holder,) = agent.holders.values()
+        (holder,) = agent.runners.values()
         said, sizes = len(bench.plane.heard), [0]
         job.do("storm", "epoch")
 

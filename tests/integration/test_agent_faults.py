@@ -210,14 +210,14 @@ async def test_an_attempt_that_cannot_be_put_away_is_forgotten_all_the_same(
     with capture_logs() as logs:
         async with bench.agent(objects):
             await bench.until_phase(job, RUNNING)
-            bench.places.logs.rmdir()
-            bench.places.logs.touch()
+            bench.paths.logs.rmdir()
+            bench.paths.logs.touch()
             job.do("finish")
             await bench.until_forgotten(job)
     assert [entry for entry in logs if entry["event"] == "not_put_away"]
     assert bench.held() == []
     assert bench.attempt(job).exists()
-    bench.places.logs.unlink()
+    bench.paths.logs.unlink()
     async with bench.agent(objects):
         assert not bench.attempt(job).exists()
 

@@ -81,7 +81,7 @@ async def test_a_second_agent_is_refused(bench: Bench) -> None:
     second = await bench.process()
     assert await bench.ended(second) == 1
     (entry,) = [entry for entry in bench.logged() if entry["level"] == "critical"]
-    assert entry["errors"] == [f"agent {first.pid} already works in {bench.places.data}"]
+    assert entry["errors"] == [f"agent {first.pid} already works in {bench.paths.data}"]
     assert first.poll() is None
 
 
@@ -107,7 +107,7 @@ async def test_sigterm_leaves_training_alone(bench: Bench) -> None:
     assert await asyncio.to_thread(agent.wait, 2) == 0  # though storage is still being tried
     assert alive(pid)
     assert psutil.pid_exists(bench.launcher_pid())
-    assert not bench.places.doorbell.exists()
+    assert not bench.paths.notify_socket.exists()
     job.do("epoch", "finish")
     async with bench.agent(MemoryObjects()):
         await bench.until_forgotten(job)
@@ -131,9 +131,9 @@ async def test_sigterm_can_end_everything(bench: Bench, objects: S3Objects, s3_e
     assert (how.phase, how.failure.reason) == (STOPPED, reasons.WORKER_STOPPED)
     assert not alive(pid)
     assert not alive(launcher)
-    assert not bench.places.runtime.exists()
-    assert not bench.places.snapshots.exists()
-    assert bench.places.attempt_directories() == []
+    assert not bench.paths.runtime.exists()
+    assert not bench.paths.snapshots.exists()
+    assert bench.paths.attempt_directories() == []
 
 
 async def test_what_cannot_be_stored_at_sigterm_is_kept_for_the_next_start(bench: Bench) -> None:

@@ -22,7 +22,7 @@ async def after(bench: Bench, job: Job, change: Callable[[HeldAssignment], None]
     async with bench.agent(objects):
         await bench.until_phase(job, RUNNING)
         pid = bench.training(job)
-    with Journal(bench.places) as journal:
+    with Journal(bench.paths) as journal:
         (held,) = journal.held()
         change(held)
         journal.record(held, [])
@@ -78,7 +78,7 @@ async def test_what_was_over_and_not_put_away_is_put_away(bench: Bench) -> None:
     async with bench.agent(MemoryObjects()):
         await bench.until_phase(job, SUCCEEDED)
         await bench.until(lambda: not bench.attempt(job).exists())
-    snapshots = bench.places.snapshot_directory(bench.attempt(job))
+    snapshots = bench.paths.snapshot_directory(bench.attempt(job))
     for place in (bench.attempt(job), snapshots):
         place.mkdir()
     async with bench.agent(MemoryObjects()):
@@ -97,9 +97,9 @@ async def test_training_that_the_journal_does_not_know_is_ended(bench: Bench, lo
         pid = bench.training(job)
     del bench.plane.assignments[job.name]
     if lost == "journal":
-        bench.places.journal.unlink()
+        bench.paths.journal.unlink()
     else:
-        with Journal(bench.places) as journal:
+        with Journal(bench.paths) as journal:
             journal.forget(job.name, job.assignment.token)
     async with bench.agent(MemoryObjects()):
         assert not alive(pid)

@@ -11,7 +11,7 @@ from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Failure, Job, Pause
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
-from adjourn_control_plane.store.interface import JobName, JobStore, Occupancy, WorkerName
+from adjourn_control_plane.store.interface import Allocation, JobName, JobStore, WorkerName
 from tests.harness.control_planes import Agent, Replica, refused, replica, standing
 from tests.harness.memory_store import MemoryStore
 
@@ -242,7 +242,7 @@ async def test_an_agent_that_ends_its_side_is_disconnected(plane: Replica) -> No
 
 
 class Broken(MemoryStore):
-    async def occupancy(self, worker: WorkerName) -> Occupancy:
+    async def allocation(self, worker: WorkerName) -> Allocation:
         raise RuntimeError("the password is hunter2")
 
 

@@ -19,7 +19,7 @@ from adjourn.v1.job_pb2 import Job, JobSpec
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.job.events import Placed
-from adjourn_control_plane.job.updater import Ledger
+from adjourn_control_plane.job.updater import JobUpdater
 from adjourn_control_plane.server import SERVICES
 from adjourn_control_plane.store.interface import JobName
 from tests.harness.control_planes import Replica, refused
@@ -40,7 +40,7 @@ async def at_work(plane: Replica, name: str) -> Any:
     """Creates a job and hands it to a worker; returns its token."""
     await plane.jobs.CreateJob(creation(name=name))
     event = Placed(actor="test", worker="workers/a", device_uuids=(), nonce="n")
-    return (await Ledger(plane.store).apply(JobName(f"jobs/{name}"), event)).token
+    return (await JobUpdater(plane.store).apply(JobName(f"jobs/{name}"), event)).token
 
 
 class TestCreation:
@@ -71,7 +71,7 @@ class TestCreation:
         with refused(errors.AlreadyExistsError) as caught:
             await plane.jobs.CreateJob(creation(name="j"))
         assert "still being deleted" in caught.error.message
-        await plane.store.purged(JobName("jobs/j"))
+        await plane.store.bury(JobName("jobs/j"))
         assert (await plane.jobs.CreateJob(creation(name="j"))).state == Job.QUEUED
 
     async def test_a_retry_gets_the_first_answer(self, plane: Replica) -> None:
@@ -152,12 +152,14 @@ class TestLists:
 
     async def test_epochs_and_checkpoints_by_page_the_last_one_without_a_token(self, plane: Replica) -> None:
         token = await at_work(plane, "j")
-        ledger = Ledger(plane.store)
+        updater = JobUpdater(plane.store)
         for epoch in range(1, 5):
             metrics = EpochMetrics(epoch=epoch, values={"loss": 1 / epoch})
-            await ledger.report(Report(sequence=2 * epoch, job="jobs/j", token=token, epoch=metrics), "workers/a")
+            await updater.report(Report(sequence=2 * epoch, job="jobs/j", token=token, epoch=metrics), "workers/a")
             made = Checkpoint(name=f"jobs/j/checkpoints/{epoch}", epoch=epoch)
-            await ledger.report(Report(sequence=2 * epoch + 1, job="jobs/j", token=token, checkpoint=made), "workers/a")
+            await updater.report(
+                Report(sequence=2 * epoch + 1, job="jobs/j", token=token, checkpoint=made), "workers/a"
+            )
         first = await plane.jobs.ListEpochMetrics(pb.ListEpochMetricsRequest(parent="jobs/j", page_size=2))
         assert [each.epoch for each in first.epochs] == [1, 2]
         following = pb.ListEpochMetricsRequest(parent="jobs/j", page_size=2, page_token=first.next_page_token)

@@ -137,8 +137,8 @@ class TestTwoReplicas:
                 queued = await one.jobs.ListJobs(pb.ListJobsRequest(states=[Job.QUEUED]))
                 assert len(queued.jobs) == 7
                 for worker, slots in (("workers/a", 2), ("workers/b", 3)):
-                    occupancy = await job_store.occupancy(WorkerName(worker))
-                    assert len(occupancy.jobs) == slots
+                    allocation = await job_store.allocation(WorkerName(worker))
+                    assert len(allocation.jobs) == slots
 
     async def test_a_change_at_one_reaches_the_agent_at_the_other(self, job_store: RedisStore) -> None:
         async with replica(job_store) as one, replica(job_store) as two:

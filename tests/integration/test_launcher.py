@@ -12,9 +12,9 @@ import pytest
 from adjourn.internal.v1.trainer_pb2 import TrainingProcess, TrainingStart
 from adjourn_worker.attempt import files
 from adjourn_worker.host.locks import holder
-from adjourn_worker.host.notify import Doorbell
+from adjourn_worker.host.notify import NotifySocket
 from adjourn_worker.launcher import process_tree
-from adjourn_worker.launcher.client import LaunchRefused, Supervisor
+from adjourn_worker.launcher.client import LauncherClient, LaunchRefused
 from adjourn_worker.launcher.server import ENVIRONMENT
 from tests.harness.launchers import DEADLINE, FAMILY, NONCE, SLEEPER, Stand, ended, runs, until
 
@@ -41,11 +41,11 @@ code = 7
 
 
 async def test_a_training_process_has_its_own_session_log_and_directory_and_nothing_of_ours(
-    stand: Stand, supervisor: Supervisor
+    stand: Stand, launcher: LauncherClient
 ) -> None:
     directory = stand.attempt(LOOK_AROUND)
-    async with Doorbell(stand.places.doorbell) as bell:
-        process = await supervisor.launch(directory, NONCE)
+    async with NotifySocket(stand.paths.notify_socket) as bell:
+        process = await launcher.launch(directory, NONCE)
         assert await bell.wait(DEADLINE)
         end = await ended(directory)
     result = json.loads((directory / "result").read_text())
@@ -64,18 +64,18 @@ async def test_a_training_process_has_its_own_session_log_and_directory_and_noth
     assert (process.directory, process.nonce, process.boot_id) == (str(directory), NONCE, process_tree.boot_id())
 
 
-async def test_launching_again_changes_nothing(stand: Stand, supervisor: Supervisor) -> None:
+async def test_launching_again_changes_nothing(stand: Stand, launcher: LauncherClient) -> None:
     directory = stand.attempt(SLEEPER)
-    first = await supervisor.launch(directory, NONCE)
-    assert await supervisor.launch(directory, NONCE) == first
-    assert await supervisor.processes() == [first]
-    await supervisor.kill(directory)
+    first = await launcher.launch(directory, NONCE)
+    assert await launcher.launch(directory, NONCE) == first
+    assert await launcher.processes() == [first]
+    await launcher.kill(directory)
     end = await ended(directory)
     assert (end.code, end.killed) == (-signal.SIGKILL, True)
-    assert await supervisor.launch(directory, NONCE) == first
-    assert await supervisor.processes() == []
-    assert not await supervisor.unseen(first)
-    await supervisor.kill(directory)
+    assert await launcher.launch(directory, NONCE) == first
+    assert await launcher.processes() == []
+    assert not await launcher.exit_lost(first)
+    await launcher.kill(directory)
 
 
 @pytest.mark.parametrize(
@@ -90,10 +90,10 @@ async def test_launching_again_changes_nothing(stand: Stand, supervisor: Supervi
     ],
 )
 async def test_every_way_to_end_is_recorded(
-    stand: Stand, supervisor: Supervisor, script: str, code: int, said: str
+    stand: Stand, launcher: LauncherClient, script: str, code: int, said: str
 ) -> None:
     directory = stand.attempt(script)
-    await supervisor.launch(directory, NONCE)
+    await launcher.launch(directory, NONCE)
     end = await ended(directory)
     assert (end.code, end.killed) == (code, False)
     assert said in (directory / "log").read_text()
@@ -101,66 +101,66 @@ async def test_every_way_to_end_is_recorded(
 
 @pytest.mark.parametrize("killed", [True, False])
 async def test_nothing_that_a_training_process_started_outlives_it(
-    stand: Stand, supervisor: Supervisor, killed: bool
+    stand: Stand, launcher: LauncherClient, killed: bool
 ) -> None:
     directory = stand.attempt(FAMILY + ("time.sleep(600)" if killed else ""))
-    await supervisor.launch(directory, NONCE)
+    await launcher.launch(directory, NONCE)
     family = [
         int(pid) for pid in (await until((directory / "family").exists)) and (directory / "family").read_text().split()
     ]
     if killed:
-        await supervisor.kill(directory)
+        await launcher.kill(directory)
     end = await ended(directory)
     assert end.killed is killed
     assert len(family) == 3
     assert not [pid for pid in family if runs(pid)]
 
 
-async def test_killing_one_leaves_the_others(stand: Stand, supervisor: Supervisor) -> None:
+async def test_killing_one_leaves_the_others(stand: Stand, launcher: LauncherClient) -> None:
     one, other = stand.attempt(SLEEPER, 1), stand.attempt(SLEEPER, 2)
-    await supervisor.launch(one, NONCE)
-    kept = await supervisor.launch(other, NONCE)
-    await supervisor.kill(one)
+    await launcher.launch(one, NONCE)
+    kept = await launcher.launch(other, NONCE)
+    await launcher.kill(one)
     await ended(one)
-    assert await supervisor.processes() == [kept]
+    assert await launcher.processes() == [kept]
     assert process_tree.alive(kept)
 
 
-async def test_what_cannot_be_launched_is_refused_with_the_reason(stand: Stand, supervisor: Supervisor) -> None:
-    elsewhere = stand.places.data / "elsewhere"
+async def test_what_cannot_be_launched_is_refused_with_the_reason(stand: Stand, launcher: LauncherClient) -> None:
+    elsewhere = stand.paths.data / "elsewhere"
     files.write_start(elsewhere, TrainingStart())
     with pytest.raises(LaunchRefused, match="is not an attempt"):
-        await supervisor.launch(elsewhere, NONCE)
+        await launcher.launch(elsewhere, NONCE)
     with pytest.raises(LaunchRefused, match="no file start"):
-        await supervisor.launch(stand.places.attempts / "none", NONCE)
+        await launcher.launch(stand.paths.attempts / "none", NONCE)
     directory = stand.attempt(SLEEPER)
-    await supervisor.launch(directory, NONCE)
+    await launcher.launch(directory, NONCE)
     with pytest.raises(LaunchRefused, match="another nonce"):
-        await supervisor.launch(directory, "1" * 32)
+        await launcher.launch(directory, "1" * 32)
     (stand.attempt("", 2) / "start").write_bytes(b"\xff")
     with pytest.raises(LaunchRefused, match="start"):
-        await supervisor.launch(stand.places.attempts / f"job-2-{NONCE[:8]}", NONCE)
+        await launcher.launch(stand.paths.attempts / f"job-2-{NONCE[:8]}", NONCE)
 
 
-async def test_a_process_that_cannot_be_recorded_is_not_run(stand: Stand, supervisor: Supervisor) -> None:
+async def test_a_process_that_cannot_be_recorded_is_not_run(stand: Stand, launcher: LauncherClient) -> None:
     directory = stand.attempt("(directory / 'ran').touch()")
-    in_the_way = directory / f".process.{holder(stand.places.launcher_lock)}"
+    in_the_way = directory / f".process.{holder(stand.paths.launcher_lock)}"
     in_the_way.mkdir()  # as a disk that takes no more
     with pytest.raises(LaunchRefused):
-        await supervisor.launch(directory, NONCE)
-    assert await supervisor.processes() == []
+        await launcher.launch(directory, NONCE)
+    assert await launcher.processes() == []
     assert not (directory / "ran").exists()
     in_the_way.rmdir()
-    await supervisor.launch(directory, NONCE)
+    await launcher.launch(directory, NONCE)
     assert (await ended(directory)).code == 0
     assert (directory / "ran").exists()
 
 
-async def test_an_end_that_cannot_be_recorded_yet_is_recorded_later(stand: Stand, supervisor: Supervisor) -> None:
+async def test_an_end_that_cannot_be_recorded_yet_is_recorded_later(stand: Stand, launcher: LauncherClient) -> None:
     directory = stand.attempt("(directory / 'exit').mkdir(); (directory / 'exit' / 'x').touch()")
-    process = await supervisor.launch(directory, NONCE)
-    await until(lambda: "exit_not_recorded" in stand.places.launcher_log.read_text())
-    assert await supervisor.processes() == [process]
+    process = await launcher.launch(directory, NONCE)
+    await until(lambda: "exit_not_recorded" in stand.paths.launcher_log.read_text())
+    assert await launcher.processes() == [process]
     (directory / "exit" / "x").unlink()
     (directory / "exit").rmdir()
     assert (await ended(directory)).code == 0
@@ -169,32 +169,32 @@ async def test_an_end_that_cannot_be_recorded_yet_is_recorded_later(stand: Stand
 
 @pytest.mark.parametrize("garbage", [b"\xff\xff\xff\xff", b"\0\0\0\1\xff", b"\0\0"])
 async def test_a_client_that_talks_nonsense_is_cut_off_and_no_one_else(
-    stand: Stand, supervisor: Supervisor, garbage: bytes
+    stand: Stand, launcher: LauncherClient, garbage: bytes
 ) -> None:
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(DEADLINE)
-        client.connect(str(stand.places.launcher_socket))
+        client.connect(str(stand.paths.launcher_socket))
         client.sendall(garbage)
         client.shutdown(socket.SHUT_WR)
         assert await asyncio.to_thread(client.recv, 1) == b""
-    assert await supervisor.processes() == []
+    assert await launcher.processes() == []
 
 
-async def test_only_we_can_ask_it(stand: Stand, supervisor: Supervisor) -> None:
-    assert stand.places.launcher_socket.stat().st_mode & 0o777 == 0o600
-    assert await supervisor.processes() == []
+async def test_only_we_can_ask_it(stand: Stand, launcher: LauncherClient) -> None:
+    assert stand.paths.launcher_socket.stat().st_mode & 0o777 == 0o600
+    assert await launcher.processes() == []
 
 
 async def test_with_torch_loaded_a_fork_takes_milliseconds_and_grpc_is_nowhere(stand: Stand) -> None:
     directory = stand.attempt("")
-    async with Supervisor(stand.places, stand.environment) as supervisor:
-        process = await supervisor.launch(directory, NONCE)
+    async with LauncherClient(stand.paths, stand.environment) as launcher:
+        process = await launcher.launch(directory, NONCE)
         assert isinstance(process, TrainingProcess)
-        launcher = psutil.Process(holder(stand.places.launcher_lock))
-        libraries = {Path(item.path).name for item in launcher.memory_maps()}
+        parent = psutil.Process(holder(stand.paths.launcher_lock))
+        libraries = {Path(item.path).name for item in parent.memory_maps()}
         await ended(directory)
-        await supervisor.shutdown()
-    entries = [json.loads(line) for line in stand.places.launcher_log.read_text().splitlines() if line.startswith("{")]
+        await launcher.shutdown()
+    entries = [json.loads(line) for line in stand.paths.launcher_log.read_text().splitlines() if line.startswith("{")]
     (seconds,) = [entry["seconds"] for entry in entries if entry["event"] == "training_launched"]
     assert seconds < 0.5
     assert any("torch" in name for name in libraries)

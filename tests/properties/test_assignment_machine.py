@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment, ProcessExit, Snapshot, TrainingBegan, TrainingEvent
-from adjourn.orders import Order
+from adjourn.orders import DesiredState
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn_worker.attempt import events, machine
@@ -45,7 +45,7 @@ class World(RuleBasedStateMachine):
         """There is a training process; `ended` says how it ended."""
         self.ended: ProcessExit | None = None
         self.seen = True
-        self.control: Order | None = None
+        self.control: DesiredState | None = None
         self.slots: dict[int, int] = {}
         """Sequence of the snapshot in each taken slot."""
         self.given_back: Counter[int] = Counter()
@@ -84,7 +84,7 @@ class World(RuleBasedStateMachine):
         for instruction in instructions:
             self.do(instruction)
 
-    def do(self, instruction: events.Instruction) -> None:
+    def do(self, instruction: events.Effect) -> None:
         match instruction:
             case events.Prepare():
                 assert not self.preparing
@@ -96,7 +96,7 @@ class World(RuleBasedStateMachine):
                     self.die()
                 else:
                     self.feed(events.Launched(process=PROCESS))
-            case events.Instruct(order=given):
+            case events.SetDesired(order=given):
                 assert self.process
                 self.control = given
             case events.Kill():

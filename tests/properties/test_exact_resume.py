@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from adjourn import snapshots
 from adjourn.snapshots import STATE, TENSORS
 from adjourn.v1.job_pb2 import Pause
-from tests.harness.training_processes import PAUSE, Attempt, Nursery
+from tests.harness.training_processes import PAUSE, Attempt, TrainingProcesses
 
 EPOCHS = 6
 COMPONENTS = (
@@ -28,13 +28,13 @@ COMPONENTS = (
 
 
 @pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    with Nursery(tmp_path_factory.mktemp("attempts")) as started:
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainingProcesses]:
+    with TrainingProcesses(tmp_path_factory.mktemp("attempts")) as started:
         yield started
 
 
 @pytest.fixture(scope="module")
-def whole(nursery: Nursery) -> Attempt:
+def whole(nursery: TrainingProcesses) -> Attempt:
     """The run that was never interrupted."""
     attempt = nursery.run("tiny:main", epochs=EPOCHS, args={"workers": 0})
     assert attempt.kinds[-2:] == ["snapshot", "finished"]
@@ -42,7 +42,7 @@ def whole(nursery: Nursery) -> Attempt:
     return attempt
 
 
-def train(nursery: Nursery, cuts: Sequence[int], workers: Sequence[int]) -> list[Attempt]:
+def train(nursery: TrainingProcesses, cuts: Sequence[int], workers: Sequence[int]) -> list[Attempt]:
     """Trains with a pause after each epoch of `cuts`; each attempt has its own number of loader workers."""
     attempts: list[Attempt] = []
     for number, cut in enumerate((*cuts, EPOCHS)):
@@ -60,7 +60,7 @@ def train(nursery: Nursery, cuts: Sequence[int], workers: Sequence[int]) -> list
     cuts=st.sets(st.integers(1, EPOCHS - 1)).map(sorted),
     workers=st.lists(st.integers(0, 1), min_size=1, max_size=EPOCHS),
 )
-def test_cuts_change_nothing(nursery: Nursery, whole: Attempt, cuts: list[int], workers: list[int]) -> None:
+def test_cuts_change_nothing(nursery: TrainingProcesses, whole: Attempt, cuts: list[int], workers: list[int]) -> None:
     attempts = train(nursery, cuts, workers)
     assert attempts[-1].digests == whole.digests
     assert {epoch: values for attempt in attempts for epoch, values in attempt.values.items()} == whole.values
@@ -71,7 +71,7 @@ def test_cuts_change_nothing(nursery: Nursery, whole: Attempt, cuts: list[int], 
 
 
 @pytest.fixture(scope="module")
-def two_epochs(nursery: Nursery) -> tuple[Attempt, Attempt]:
+def two_epochs(nursery: TrainingProcesses) -> tuple[Attempt, Attempt]:
     """The same run, paused after its first and after its second epoch."""
     first = nursery.run("tiny:main", epochs=EPOCHS, args={"workers": 0}, order=PAUSE)
     return first, nursery.run("tiny:main", epochs=EPOCHS, args={"workers": 0}, order=PAUSE, restore=first)
@@ -100,7 +100,7 @@ def tensor_names(*directories: Path) -> set[str]:
 
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_every_component_matters(
-    nursery: Nursery, whole: Attempt, two_epochs: tuple[Attempt, Attempt], component: str, tmp_path: Path
+    nursery: TrainingProcesses, whole: Attempt, two_epochs: tuple[Attempt, Attempt], component: str, tmp_path: Path
 ) -> None:
     """With any one component left as it was an epoch before, the run ends elsewhere: the comparison sees them all."""
     first, second = two_epochs

@@ -18,7 +18,7 @@ from adjourn.local.child import Child, ChildError, Program
 from adjourn.local.directory import Directory, DirectoryInUseError
 from adjourn.local.leftovers import Role
 from adjourn.local.ports import HOST, free_ports, is_free
-from adjourn.local.supervision import Supervisor, together
+from adjourn.local.supervision import LauncherClient, together
 
 STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
@@ -133,35 +133,35 @@ async def test_a_child_that_ends_is_started_again_and_said_so(
     program: Callable[..., Program], eventually: Callable[..., Awaitable[None]]
 ) -> None:
     said: list[str] = []
-    supervisor = Supervisor(said.append)
-    await supervisor.start(program(STUBBORN))
-    first = supervisor.children["probe"].pid
+    launcher = LauncherClient(said.append)
+    await launcher.start(program(STUBBORN))
+    first = launcher.children["probe"].pid
     assert first
-    watch = asyncio.create_task(supervisor.watch())
+    watch = asyncio.create_task(launcher.watch())
     try:
         os.kill(first, signal.SIGKILL)
-        await eventually(lambda: supervisor.children["probe"].pid not in (None, first))
-        again = supervisor.children["probe"].pid
+        await eventually(lambda: launcher.children["probe"].pid not in (None, first))
+        again = launcher.children["probe"].pid
         assert again
         assert said == ["probe was ended by SIGKILL, starts again in 0.5 s"]
-        supervisor.release("probe")
+        launcher.release("probe")
         os.kill(again, signal.SIGKILL)
-        await eventually(lambda: supervisor.children["probe"].pid is None)
+        await eventually(lambda: launcher.children["probe"].pid is None)
         assert len(said) == 1, "what was released may end"
-        supervisor.revive("probe")
-        await eventually(lambda: supervisor.children["probe"].pid)
+        launcher.revive("probe")
+        await eventually(lambda: launcher.children["probe"].pid)
     finally:
         watch.cancel()
-        await supervisor.stop({"probe"}, hurried())
+        await launcher.stop({"probe"}, hurried())
 
 
 async def test_of_several_starts_the_first_error_is_raised_as_it_is(program: Callable[..., Program]) -> None:
-    supervisor = Supervisor(print)
+    launcher = LauncherClient(print)
     slow = program("import time; time.sleep(600)", "slow", patience=600)
     with pytest.raises(ChildError, match="broken ended with status 1"):
-        await together(supervisor.start(slow), supervisor.start(program("raise SystemExit(1)", "broken")))
-    await supervisor.stop({"slow", "broken"}, asyncio.Event())
-    assert supervisor.children["slow"].pid is None
+        await together(launcher.start(slow), launcher.start(program("raise SystemExit(1)", "broken")))
+    await launcher.stop({"slow", "broken"}, asyncio.Event())
+    assert launcher.children["slow"].pid is None
 
 
 @pytest.mark.parametrize(

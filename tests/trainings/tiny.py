@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from adjourn import training
 from adjourn.mailbox import Control
-from adjourn.orders import Order
+from adjourn.orders import DesiredState
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.job_pb2 import PauseMode
 
@@ -31,7 +31,7 @@ def ask_for_pause() -> None:
     """Does what the agent does, at a moment that a test can choose."""
     attempt = Path.cwd()
     with closing(Control(attempt / "control")) as control:
-        control.write(Order(generation=1, target=Assignment.PAUSE, mode=PauseMode.EPOCH))
+        control.write(DesiredState(generation=1, target=Assignment.PAUSE, mode=PauseMode.EPOCH))
 
 
 def main(run: training.Run) -> None:

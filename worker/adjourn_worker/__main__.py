@@ -13,15 +13,15 @@ from adjourn.objects import S3Objects
 from adjourn_worker.agent import Agent
 from adjourn_worker.host.gpus import find_gpus
 from adjourn_worker.journal import Journal, JournalDamaged, JournalTaken, JournalUnwritable
-from adjourn_worker.launcher.client import Supervisor
+from adjourn_worker.launcher.client import LauncherClient
 from adjourn_worker.launcher.start import LauncherFailed
-from adjourn_worker.paths import Places, UnsafePlace
+from adjourn_worker.paths import UnsafePath, WorkerPaths
 from adjourn_worker.settings import Settings
 from adjourn_worker.sync import Superseded
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
-UNUSABLE = (JournalTaken, JournalDamaged, JournalUnwritable, LauncherFailed, UnsafePlace)
+UNUSABLE = (JournalTaken, JournalDamaged, JournalUnwritable, LauncherFailed, UnsafePath)
 
 
 async def serve(settings: Settings) -> None:
@@ -29,11 +29,11 @@ async def serve(settings: Settings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    places = Places.prepare(settings.data, os.environ)
-    with Journal(places) as journal:
-        async with S3Objects(settings.s3) as objects, Supervisor(places, os.environ) as supervisor:
+    paths = WorkerPaths.prepare(settings.data, os.environ)
+    with Journal(paths) as journal:
+        async with S3Objects(settings.s3) as objects, LauncherClient(paths, os.environ) as launcher:
             gpus = await asyncio.to_thread(find_gpus, settings.gpus)
-            await Agent(settings, places, journal, supervisor, objects, gpus).run(stop)
+            await Agent(settings, paths, journal, launcher, objects, gpus).run(stop)
 
 
 def main() -> int:

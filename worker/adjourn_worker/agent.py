@@ -19,14 +19,14 @@ from adjourn.objects import ObjectStore
 from adjourn.v1.agent_service_pb2 import Assignment, FencingToken, Report, SynchronizeRequest, SynchronizeResponse
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_worker.attempt.events import Measured, Ordered, WorkerStopping
-from adjourn_worker.attempt.runner import Holder
+from adjourn_worker.attempt.runner import AttemptRunner
 from adjourn_worker.host.gpus import Gpus, Meter
-from adjourn_worker.host.notify import Doorbell
+from adjourn_worker.host.notify import NotifySocket
 from adjourn_worker.journal import Journal
-from adjourn_worker.launcher.client import Supervisor
-from adjourn_worker.paths import Places
+from adjourn_worker.launcher.client import LauncherClient
+from adjourn_worker.paths import WorkerPaths
 from adjourn_worker.settings import OnTerm, Settings
-from adjourn_worker.storage.tasks import Chores
+from adjourn_worker.storage.tasks import StorageTasks
 from adjourn_worker.sync import Stream
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -53,17 +53,17 @@ class Agent:
     def __init__(
         self,
         settings: Settings,
-        places: Places,
+        paths: WorkerPaths,
         journal: Journal,
-        supervisor: Supervisor,
+        launcher: LauncherClient,
         objects: ObjectStore,
         gpus: Gpus,
     ) -> None:
         self.settings = settings
-        self.places = places
+        self.paths = paths
         self.journal = journal
-        self.supervisor = supervisor
-        self.chores = Chores(objects, places, settings.threads)
+        self.launcher = launcher
+        self.storage = StorageTasks(objects, paths, settings.threads)
         self.worker = Worker(
             name=f"workers/{settings.worker}",
             devices=gpus.inventory(),
@@ -73,12 +73,12 @@ class Agent:
         )
         self.gpus = gpus
         self.session_id = str(uuid4())
-        self.stream = Stream(settings.control_plane, self.say, self.hear)
-        self.holders: dict[Key, Holder] = {}
+        self.stream = Stream(settings.control_plane, self.build_request, self.on_response)
+        self.runners: dict[Key, AttemptRunner] = {}
         self.tasks: dict[Key, asyncio.Task[None]] = {}
         self.reports: list[Report] = []
         """Not yet acknowledged, oldest first."""
-        self.turn = asyncio.Lock()
+        self.journal_lock = asyncio.Lock()
         self.draining = False
         self.group: asyncio.TaskGroup
 
@@ -87,14 +87,14 @@ class Agent:
         self.reports = self.journal.reports()
         found = self.journal.held()
         await self.end_unknown({held.directory for held in found})
-        self.places.tidy([self.places.attempt(held.assignment.job, held.assignment.token) for held in found])
-        async with Doorbell(self.places.doorbell) as doorbell, asyncio.TaskGroup() as self.group:
+        self.paths.collect_garbage([self.paths.attempt(held.assignment.job, held.assignment.token) for held in found])
+        async with NotifySocket(self.paths.notify_socket) as notify_socket, asyncio.TaskGroup() as self.group:
             for held in found:
                 self.hold(self.holder(held))
             service = [
                 self.group.create_task(self.stream.run()),
-                self.group.create_task(self.supervisor.keep()),
-                self.group.create_task(self.look(doorbell)),
+                self.group.create_task(self.launcher.keep()),
+                self.group.create_task(self.poll(notify_socket)),
                 self.group.create_task(self.sample()),
             ]
             log.info("agent_started", worker=self.worker.name, session=self.session_id, held=len(found))
@@ -104,31 +104,31 @@ class Agent:
             for task in (*service, *self.tasks.values()):
                 task.cancel()
         if self.settings.on_term is OnTerm.STOP:
-            await self.supervisor.shutdown()
-            if all(holder.over for holder in self.holders.values()):  # else snapshots wait there for our successor
-                self.places.remove_volatile()
+            await self.launcher.shutdown()
+            if all(holder.over for holder in self.runners.values()):  # else snapshots wait there for our successor
+                self.paths.remove_volatile()
         log.info("agent_ended", worker=self.worker.name)
 
     async def end_unknown(self, known: Collection[str]) -> None:
         """Ends training that no assignment in the journal accounts for: someone has removed the journal."""
-        unknown = [process for process in await self.supervisor.processes() if process.directory not in known]
+        unknown = [process for process in await self.launcher.processes() if process.directory not in known]
         for process in unknown:
             log.warning("unknown_ended", directory=process.directory, pid=process.pid)
-            await self.supervisor.kill(Path(process.directory))
+            await self.launcher.kill(Path(process.directory))
         if unknown:
-            await self.supervisor.processes()  # answered once their ends are recorded: nobody writes there any more
+            await self.launcher.processes()  # answered once their ends are recorded: nobody writes there any more
 
-    def say(self) -> SynchronizeRequest:
+    def build_request(self) -> SynchronizeRequest:
         """Returns the worker's whole state."""
         return SynchronizeRequest(
             worker=self.worker,
             session_id=self.session_id,
-            assignments=[holder.status for holder in self.holders.values()],
+            assignments=[holder.status for holder in self.runners.values()],
             draining=self.draining,
             reports=self.reports[:REPORTS_AT_ONCE],
         )
 
-    async def hear(self, response: SynchronizeResponse) -> None:
+    async def on_response(self, response: SynchronizeResponse) -> None:
         """Takes on what is new, passes on what has changed, forgets what is over and no longer asked for."""
         if self.reports and self.reports[0].sequence <= response.acknowledged_report:
             await asyncio.to_thread(self.journal.acknowledge, response.acknowledged_report)
@@ -137,12 +137,12 @@ class Agent:
                 self.stream.changed.set()
         wanted = {key(assignment.job, assignment.token) for assignment in response.assignments}
         for assignment in response.assignments:
-            holder = self.holders.get(key(assignment.job, assignment.token))
+            holder = self.runners.get(key(assignment.job, assignment.token))
             if holder is None:
                 await self.take_on(assignment)
             elif assignment.generation > holder.status.observed_generation:
                 holder.inbox.put_nowait(Ordered(assignment=assignment))
-        for name, holder in list(self.holders.items()):
+        for name, holder in list(self.runners.items()):
             if name not in wanted and holder.over and self.tasks[name].done() and not self.unheard(name):
                 await self.forget(name)
 
@@ -153,25 +153,25 @@ class Agent:
     async def take_on(self, assignment: Assignment) -> None:
         if self.draining:
             return  # the control plane hears of it, and places the job elsewhere
-        directory = self.places.attempt(assignment.job, assignment.token)
-        log_file = self.places.log(assignment.job, assignment.token.attempt)
+        directory = self.paths.attempt(assignment.job, assignment.token)
+        log_file = self.paths.log(assignment.job, assignment.token.attempt)
         holder = self.holder(HeldAssignment(assignment=assignment, directory=str(directory)))
         await holder.begin(assignment, f"{log_file} on {self.worker.name}")
         self.hold(holder)
 
-    def holder(self, held: HeldAssignment) -> Holder:
-        return Holder(
+    def holder(self, held: HeldAssignment) -> AttemptRunner:
+        return AttemptRunner(
             held,
             journal=self.journal,
-            turn=self.turn,
-            supervisor=self.supervisor,
-            chores=self.chores,
+            turn=self.journal_lock,
+            launcher=self.launcher,
+            storage=self.storage,
             tell=self.note,
         )
 
-    def hold(self, holder: Holder) -> None:
+    def hold(self, holder: AttemptRunner) -> None:
         name = key(holder.held.assignment.job, holder.held.assignment.token)
-        self.holders[name] = holder
+        self.runners[name] = holder
         task = self.tasks[name] = self.group.create_task(holder.run())
         task.add_done_callback(lambda _: self.stream.changed.set())  # it may be forgotten now: have us told so
         self.stream.changed.set()
@@ -184,16 +184,16 @@ class Agent:
     async def forget(self, name: Key) -> None:
         """Lets go of an assignment that is over and put away."""
         del self.tasks[name]
-        assignment = self.holders.pop(name).held.assignment
+        assignment = self.runners.pop(name).held.assignment
         await asyncio.to_thread(self.journal.forget, assignment.job, assignment.token)
 
-    async def look(self, doorbell: Doorbell) -> None:
+    async def poll(self, notify_socket: NotifySocket) -> None:
         """Has each holder look at its training process when it rings, and twice a second."""
         while True:
-            await doorbell.wait(LOOK_SECONDS)
-            for holder in self.holders.values():
+            await notify_socket.wait(LOOK_SECONDS)
+            for holder in self.runners.values():
                 if holder.alive:
-                    holder.nudge()
+                    holder.wake()
             await asyncio.sleep(LOOK_GAP)
 
     async def sample(self) -> None:
@@ -201,7 +201,7 @@ class Agent:
         meters: dict[Key, Meter] = {}
         while True:
             await asyncio.sleep(self.stream.interval)
-            busy = {name: holder for name, holder in self.holders.items() if holder.alive}
+            busy = {name: holder for name, holder in self.runners.items() if holder.alive}
             meters = {name: meters.get(name) or Meter(self.gpus) for name in busy}
             for name, holder in busy.items():
                 pid, uuids = holder.held.process.pid, holder.held.assignment.device_uuids
@@ -212,7 +212,7 @@ class Agent:
         """Ends what runs and waits until it is put away and the control plane has heard of it, for a little while."""
         self.draining = True
         self.stream.changed.set()
-        for holder in self.holders.values():
+        for holder in self.runners.values():
             holder.inbox.put_nowait(WorkerStopping())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_SECONDS):

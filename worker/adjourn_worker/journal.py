@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment
 from adjourn.v1.agent_service_pb2 import FencingToken, Report
 from adjourn_worker.host.locks import holder, take
-from adjourn_worker.paths import Places
+from adjourn_worker.paths import WorkerPaths
 
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS held (
@@ -44,12 +44,12 @@ class JournalUnwritable(OSError):
 class Journal:
     """The journal of a worker: `with Journal(places) as journal`. Calls block on the disk; any thread may make them."""
 
-    def __init__(self, places: Places) -> None:
+    def __init__(self, paths: WorkerPaths) -> None:
         """Raises JournalTaken, JournalDamaged, JournalUnwritable."""
-        self._path = places.journal
-        lock = take(places.agent_lock)
+        self._path = paths.journal
+        lock = take(paths.agent_lock)
         if lock is None:
-            raise JournalTaken(f"agent {holder(places.agent_lock)} already works in {places.data}")
+            raise JournalTaken(f"agent {holder(paths.agent_lock)} already works in {paths.data}")
         self._lock = lock
         self._turn = threading.Lock()
         try:

@@ -24,12 +24,12 @@ OWNER_FILE: Final = "data-directory"
 """Names, within a place elsewhere, the data directory that it belongs to."""
 
 
-class UnsafePlace(Exception):
+class UnsafePath(Exception):
     """A directory that should be ours alone belongs to another, or is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Places:
+class WorkerPaths:
     """Where a worker keeps things."""
 
     data: Path
@@ -47,14 +47,14 @@ class Places:
         digest = fingerprint(data)
         runtime = remembered(data / "runtime", digest) or runtime_directory(environment, digest)
         snapshots = remembered(data / "snapshots", digest) or snapshot_area(data, shared_memory, digest)
-        places = cls(data=data, runtime=own(runtime), snapshots=own(snapshots))
+        paths = cls(data=data, runtime=own(runtime), snapshots=own(snapshots))
         for place in (runtime, snapshots):
             (place / OWNER_FILE).write_bytes(os.fsencode(data))
-        for path in (places.attempts, places.bundles, places.logs, places.scratch):
+        for path in (paths.attempts, paths.bundles, paths.logs, paths.scratch):
             path.mkdir(mode=0o700, exist_ok=True)
         remember(data / "runtime", runtime)
         remember(data / "snapshots", snapshots)
-        return places
+        return paths
 
     @property
     def journal(self) -> Path:
@@ -77,7 +77,7 @@ class Places:
         return self.runtime / "launcher"
 
     @property
-    def doorbell(self) -> Path:
+    def notify_socket(self) -> Path:
         return self.runtime / "doorbell"
 
     @property
@@ -126,7 +126,7 @@ class Places:
         remove(attempt)
         remove(self.snapshot_directory(attempt))
 
-    def tidy(self, keep: Collection[Path]) -> None:
+    def collect_garbage(self, keep: Collection[Path]) -> None:
         """Removes what no one will ask for: things half made, attempts and snapshots of attempts not in `keep`.
 
         Also the places of workers whose data directory is gone. For the agent only, before it begins anything.
@@ -135,7 +135,7 @@ class Places:
         for path in (*self.scratch.iterdir(), *self.attempts.iterdir(), *self.snapshots.iterdir()):
             if path.name not in names and path.name != OWNER_FILE:
                 remove(path)
-        for place in (*abandoned(self.snapshots.parent), *abandoned(self.runtime.parent)):
+        for place in (*orphaned(self.snapshots.parent), *orphaned(self.runtime.parent)):
             remove(place)
 
     def remove_volatile(self) -> None:
@@ -191,7 +191,7 @@ def own(path: Path) -> Path:
     path.mkdir(mode=0o700, exist_ok=True)
     status = path.lstat()  # a link that someone else left is not followed
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-        raise UnsafePlace(f"{path} is not a directory of ours")
+        raise UnsafePath(f"{path} is not a directory of ours")
     if stat.S_IMODE(status.st_mode) & 0o077:
         path.chmod(0o700)
     return path
@@ -201,7 +201,7 @@ def fingerprint(data: Path) -> str:
     return hashlib.sha256(os.fsencode(data)).hexdigest()[:12]
 
 
-def abandoned(parent: Path) -> list[Path]:
+def orphaned(parent: Path) -> list[Path]:
     """Returns our places whose data directory no longer exists."""
     found = []
     for owner in parent.glob(f"*/{OWNER_FILE}"):

@@ -47,8 +47,8 @@ class Stream:
         hear: Callable[[SynchronizeResponse], Awaitable[None]],
     ) -> None:
         self.address = address
-        self.say = say
-        self.hear = hear
+        self.build_request = say
+        self.on_response = hear
         self.changed = asyncio.Event()
         """Set it to have the worker's state said soon."""
         self.connected = False
@@ -95,7 +95,7 @@ class Stream:
                     await news.wait()
                 news.clear()
                 if newest:
-                    await self.take_in(newest.pop())
+                    await self.handle(newest.pop())
                 if speaker.done():
                     speaker.result()
             reader.result()
@@ -110,18 +110,18 @@ class Stream:
         with contextlib.suppress(asyncio.InvalidStateError):  # the stream has ended; the reader knows why
             while True:
                 self.changed.clear()
-                await call.write(self.say())
+                await call.write(self.build_request())
                 await asyncio.sleep(GAP)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self.interval):
                         await self.changed.wait()
 
-    async def take_in(self, response: SynchronizeResponse) -> None:
+    async def handle(self, response: SynchronizeResponse) -> None:
         if not self.connected:
             log.info("stream_up", control_plane=self.address)
         self.connected = True
         self.interval = response.sync_interval.ToTimedelta().total_seconds() or FIRST_INTERVAL
-        await self.hear(response)
+        await self.on_response(response)
 
 
 BROKEN: Final = (grpc.aio.AioRpcError, grpc.aio.UsageError)

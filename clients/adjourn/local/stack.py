@@ -12,7 +12,7 @@ from typing import Final, Self
 from adjourn.local import access, leftovers, seaweed, services, valkey
 from adjourn.local.directory import Directory, Settings
 from adjourn.local.ports import HOST, free_ports, is_free
-from adjourn.local.supervision import Supervisor, together
+from adjourn.local.supervision import LauncherClient, together
 from adjourn.objects import S3Settings
 
 DEFAULT_PORT: Final = 7400
@@ -70,7 +70,7 @@ class Stack:
         self.s3 = options.s3
         """Where checkpoints are."""
         self.workers = [f"worker-{number}" for number in range(1, options.workers + 1)]
-        self._supervisor = Supervisor(report)
+        self._supervisor = LauncherClient(report)
         self._watch: asyncio.Task[None] | None = None
         self._held = ExitStack()
 

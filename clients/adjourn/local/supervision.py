@@ -26,7 +26,7 @@ class Watched:
 
 
 @dataclass(slots=True)
-class Supervisor:
+class LauncherClient:
     """Starts, watches and stops children."""
 
     report: Callable[[str], None]

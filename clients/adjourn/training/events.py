@@ -14,9 +14,9 @@ from adjourn.internal.v1.trainer_pb2 import TrainingEvent
 class EventLog:
     """File `events`, which is the truth, and the agent's doorbell, which may be lost."""
 
-    def __init__(self, path: Path, doorbell: str) -> None:
+    def __init__(self, path: Path, notify_socket: str) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._doorbell = doorbell
+        self._doorbell = notify_socket
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
 
     def append(self, event: TrainingEvent) -> None:

@@ -14,12 +14,12 @@ import torch._dynamo  # noqa: F401  (two seconds that any optimizer's constructo
 from google.protobuf.struct_pb2 import ListValue, Struct
 
 from adjourn.internal.v1.trainer_pb2 import TrainingEvent, TrainingStart
-from adjourn.mailbox import Control, ProgressBoard
+from adjourn.mailbox import Control, ProgressPage
 from adjourn.training.errors import EntryPointNotFound, EntryPointNotImportable, EnvironmentDiffers, TrainingError
 from adjourn.training.events import EventLog
 from adjourn.training.run import Run
 from adjourn.training.session import Leaving, Session
-from adjourn.training.snapshot.reader import Restored
+from adjourn.training.snapshot.reader import SnapshotReader
 from adjourn.training.state.environment import differences, fingerprint, prepare
 from adjourn.training.state.generators import seed_generators
 from adjourn.v1.job_pb2 import Failure
@@ -43,9 +43,9 @@ def main(directory: Path) -> int:
     faulthandler.enable(sys.__stderr__ or 2)
     start = TrainingStart.FromString((directory / "start").read_bytes())
     with (
-        EventLog(directory / "events", start.doorbell) as events,
+        EventLog(directory / "events", start.notify_socket) as events,
         closing(Control(directory / "control")) as control,
-        closing(ProgressBoard(directory / "progress")) as board,
+        closing(ProgressPage(directory / "progress")) as board,
     ):
         session = None
         try:
@@ -63,10 +63,10 @@ def main(directory: Path) -> int:
             return FAILED
 
 
-def prepared(start: TrainingStart, events: EventLog, control: Control, board: ProgressBoard) -> Session:
+def prepared(start: TrainingStart, events: EventLog, control: Control, board: ProgressPage) -> Session:
     """Sets up device, threads and seeds; raises EnvironmentDiffers or SnapshotUnreadable."""
     device = prepare(start.device_uuids, start.threads)
-    restored = Restored(Path(start.restore_directory), device) if start.restore_directory else None
+    restored = SnapshotReader(Path(start.restore_directory), device) if start.restore_directory else None
     different = {}
     if restored:
         # The bits of a sum depend on the number of threads: a resumed run keeps the one that it began with.

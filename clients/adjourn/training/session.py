@@ -24,14 +24,14 @@ from adjourn.internal.v1.trainer_pb2 import (
     TrainingPaused,
     TrainingStart,
 )
-from adjourn.mailbox import Control, ProgressBoard
+from adjourn.mailbox import Control, ProgressPage
 from adjourn.training.early_stopping import EarlyStopping
 from adjourn.training.errors import SnapshotFailed, StateNotEncodable, TrainingError, TrainingWithoutEpochs
 from adjourn.training.events import EventLog
 from adjourn.training.loader import Loader, Loaders
 from adjourn.training.progress import Meter, held
-from adjourn.training.snapshot.reader import Restored
-from adjourn.training.snapshot.writer import Saver
+from adjourn.training.snapshot.reader import SnapshotReader
+from adjourn.training.snapshot.writer import SnapshotWriter
 from adjourn.training.state.registry import DATA, State
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.job_pb2 import Best, Pause, Progress
@@ -62,9 +62,9 @@ class Session:
         *,
         events: EventLog,
         control: Control,
-        board: ProgressBoard,
+        board: ProgressPage,
         device: torch.device,
-        restored: Restored | None = None,
+        restored: SnapshotReader | None = None,
         exact: bool = True,
     ) -> None:
         """`exact`: the environment is that of the snapshot."""
@@ -77,7 +77,7 @@ class Session:
         self._restored = restored
         self._exact = exact
         self._state = State(self._data, restored)
-        self._saver = Saver(Path(start.snapshot_directory), device)
+        self._saver = SnapshotWriter(Path(start.snapshot_directory), device)
         self._loaders = Loaders(start.spec.seed)
         self._open = False
         self._begun = False

@@ -18,10 +18,10 @@ from adjourn_control_plane.aio import end
 from adjourn_control_plane.api import validation
 from adjourn_control_plane.fleet import reconcile
 from adjourn_control_plane.job.events import Event
-from adjourn_control_plane.job.updater import Ledger
+from adjourn_control_plane.job.updater import JobUpdater
 from adjourn_control_plane.settings import Settings
 from adjourn_control_plane.store.interface import JobName, JobStore, WorkerName
-from adjourn_control_plane.store.notifier import Wakeups
+from adjourn_control_plane.store.notifier import Notifier
 
 log = structlog.get_logger()
 
@@ -32,10 +32,10 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
     """Holds the streams of the agents that this replica serves."""
 
-    def __init__(self, store: JobStore, ledger: Ledger, wakeups: Wakeups, settings: Settings) -> None:
+    def __init__(self, store: JobStore, updater: JobUpdater, notifier: Notifier, settings: Settings) -> None:
         self.store = store
-        self.ledger = ledger
-        self.wakeups = wakeups
+        self.updater = updater
+        self.notifier = notifier
         self.settings = settings
         self.streams = 0
         self.idle = asyncio.Event()
@@ -63,18 +63,18 @@ class AgentService(agent_service_pb2_grpc.AgentServiceServicer):
         if bad:
             raise errors.InvalidRequestError(bad)
         stream = Stream(self, first)
-        with self.counted(), self.wakeups.bell(stream.worker) as bell:
+        with self.counted(), self.notifier.subscription(stream.worker) as subscription:
             await self.store.attach(stream.described(first), first.session_id, stream.id)
             log.info("agent_connected", worker=stream.worker, session=first.session_id, peer=context.peer())
-            reader = asyncio.create_task(stream.read(first, requests, bell))
+            reader = asyncio.create_task(stream.read(first, requests, subscription))
             try:
-                async for response in stream.responses(reader, bell):
+                async for response in stream.responses(reader, subscription):
                     yield response
             finally:
                 await end(reader)
                 await asyncio.shield(self.store.detach(stream.worker, stream.id))
                 log.info("agent_disconnected", worker=stream.worker, session=first.session_id)
-                self.wakeups.ring("")
+                self.notifier.notify("")
 
 
 class Stream:
@@ -96,17 +96,17 @@ class Stream:
         worker.draining = request.draining
         return worker
 
-    async def read(self, first: SynchronizeRequest, requests: Requests, bell: asyncio.Event) -> None:
+    async def read(self, first: SynchronizeRequest, requests: Requests, subscription: asyncio.Event) -> None:
         """Takes in what the agent says, message by message, until its end of the stream closes."""
-        await self.take_in(first)
-        bell.set()
+        await self.handle(first)
+        subscription.set()
         async for request in requests:
-            if not await self.service.store.beat(self.described(request), self.id):
+            if not await self.service.store.heartbeat(self.described(request), self.id):
                 await self.superseded()
-            await self.take_in(request)
-            bell.set()
+            await self.handle(request)
+            subscription.set()
 
-    async def take_in(self, request: SynchronizeRequest) -> None:
+    async def handle(self, request: SynchronizeRequest) -> None:
         """Applies what is so by now, then what happened before, then what the worker has no more."""
         self.reported = list(request.assignments)
         held = await self.held()
@@ -114,19 +114,19 @@ class Stream:
         tokens = {record.job.name: record.token for record in (*held, *others.values())}
         await self.apply(reconcile.reconcile(self.worker, held, self.reported, others), tokens)
         for report in request.reports:
-            await self.service.ledger.report(report, self.worker)
+            await self.service.updater.report(report, self.worker)
             self.acknowledged = max(self.acknowledged, report.sequence)
-        await self.apply(reconcile.missing(self.worker, held, self.reported), tokens)
+        await self.apply(reconcile.lost_attempts(self.worker, held, self.reported), tokens)
 
     async def apply(self, events: Iterable[tuple[str, Event]], tokens: Mapping[str, FencingToken]) -> None:
         """Applies events to the attempts that they were concluded from; elsewhere nothing comes of them."""
         for job, event in events:
             with contextlib.suppress(errors.NotFoundError):  # deleted meanwhile: nothing to keep in step
-                await self.service.ledger.apply(JobName(job), event, token=tokens[job])
+                await self.service.updater.apply(JobName(job), event, token=tokens[job])
 
     async def held(self) -> list[JobRecord]:
-        occupancy = await self.service.store.occupancy(self.worker)
-        return [stored.record for stored in occupancy.jobs]
+        allocation = await self.service.store.allocation(self.worker)
+        return [stored.record for stored in allocation.jobs]
 
     async def others(self, held: list[JobRecord]) -> Mapping[str, JobRecord]:
         """Returns the records of jobs that the worker reports and should not hold."""
@@ -143,12 +143,14 @@ class Stream:
                 log.warning("orphan_left_alone", worker=self.worker, job=status.job, attempt=status.token.attempt)
         return found
 
-    async def responses(self, reader: asyncio.Task[None], bell: asyncio.Event) -> AsyncIterator[SynchronizeResponse]:
+    async def responses(
+        self, reader: asyncio.Task[None], subscription: asyncio.Event
+    ) -> AsyncIterator[SynchronizeResponse]:
         """Yields what the worker should have: after each of its messages, each change, and every interval."""
         interval = self.service.settings.sync_interval
-        reader.add_done_callback(lambda _: bell.set())
+        reader.add_done_callback(lambda _: subscription.set())
         while True:
-            await self.service.wakeups.wait(bell, interval.total_seconds())
+            await self.service.notifier.wait(subscription, interval.total_seconds())
             if reader.done():
                 reader.result()  # raises what ended it
                 return
@@ -157,7 +159,7 @@ class Stream:
                 await self.superseded()
             held = await self.held()
             response = SynchronizeResponse(
-                assignments=reconcile.respond(held, self.reported, await self.others(held)),
+                assignments=reconcile.desired_assignments(held, self.reported, await self.others(held)),
                 acknowledged_report=self.acknowledged,
             )
             response.sync_interval.FromTimedelta(interval)

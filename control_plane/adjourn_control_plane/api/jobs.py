@@ -23,9 +23,9 @@ from adjourn_control_plane.api import validation
 from adjourn_control_plane.api.identity import actor
 from adjourn_control_plane.api.watch import Watch
 from adjourn_control_plane.job import machine
-from adjourn_control_plane.job.events import CancelAsked, PauseAsked, ResumeAsked
+from adjourn_control_plane.job.events import CancelRequested, PauseRequested, ResumeRequested
 from adjourn_control_plane.job.transition import Decision
-from adjourn_control_plane.job.updater import Call, Ledger, now, shown
+from adjourn_control_plane.job.updater import Call, JobUpdater, now, to_public
 from adjourn_control_plane.store.interface import (
     Change,
     Conflict,
@@ -42,16 +42,16 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class JobService(job_service_pb2_grpc.JobServiceServicer):
     """Runs training jobs that can be paused and resumed."""
 
-    def __init__(self, store: JobStore, ledger: Ledger, objects: ObjectStore, watch: Watch) -> None:
+    def __init__(self, store: JobStore, updater: JobUpdater, objects: ObjectStore, watch: Watch) -> None:
         self.store = store
-        self.ledger = ledger
+        self.updater = updater
         self.objects = objects
         self.watch = watch
 
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> Job:
         check(validation.create_job(request))
         call = Call.of(request, request_id=request.request_id)
-        if (answer := await self.ledger.answered(call)) is not None:
+        if (answer := await self.updater.answered(call)) is not None:
             return answer
         spec = request.job.spec
         if spec.bundle and await self.objects.size(bundles.object_key(spec.bundle)) is None:
@@ -63,14 +63,14 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
 
     async def create(self, decision: Decision, call: Call) -> Job:
         """Stores a new job; raises AlreadyExistsError if its id is taken."""
-        answer = shown(decision.record)
+        answer = to_public(decision.record)
         request = Request(id=call.request_id, digest=call.digest, answer=answer) if call.request_id else None
         name = JobName(answer.name)
         change = Change(job=name, expected=0, record=decision.record, events=decision.events, request=request)
         try:
             await self.store.commit(change)
         except RequestSeen as seen:
-            return self.ledger.same(call, seen.digest, seen.answer)
+            return self.updater.same(call, seen.digest, seen.answer)
         except NotYetPurged:
             raise errors.AlreadyExistsError(f"{name} is still being deleted; try again in a moment", job=name) from None
         except Conflict:
@@ -78,7 +78,7 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         return answer
 
     async def GetJob(self, request: pb.GetJobRequest, context: Context) -> Job:
-        return shown(await self.record("name", request.name))
+        return to_public(await self.record("name", request.name))
 
     async def record(self, field: str, name: str) -> JobRecord:
         check(validation.name(field, name))
@@ -96,7 +96,7 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
             before=int(request.page_token) if request.page_token else None,
         )
         token = str(following) if following is not None else ""
-        return pb.ListJobsResponse(jobs=[shown(stored.record) for stored in found], next_page_token=token)
+        return pb.ListJobsResponse(jobs=[to_public(stored.record) for stored in found], next_page_token=token)
 
     async def UpdateJob(self, request: pb.UpdateJobRequest, context: Context) -> Job:
         raise errors.NotImplementedYetError("updating a job is not there yet")
@@ -107,30 +107,30 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
             raise errors.NotImplementedYetError(
                 f"mode {PauseMode.Name(request.mode)} is not there yet; mode EPOCH is", job=request.name
             )
-        event = PauseAsked(actor=actor(context), mode=request.mode, reason=request.reason)
+        event = PauseRequested(actor=actor(context), mode=request.mode, reason=request.reason)
         return await self.ask(request, event)
 
     async def ResumeJob(self, request: pb.ResumeJobRequest, context: Context) -> Job:
         check(validation.verb(request.name, request_id=request.request_id, etag=request.etag))
-        return await self.ask(request, ResumeAsked(actor=actor(context), allow_inexact=request.allow_inexact))
+        return await self.ask(request, ResumeRequested(actor=actor(context), allow_inexact=request.allow_inexact))
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> Job:
         check(validation.verb(request.name, request_id=request.request_id, etag=request.etag, reason=request.reason))
-        return await self.ask(request, CancelAsked(actor=actor(context), reason=request.reason))
+        return await self.ask(request, CancelRequested(actor=actor(context), reason=request.reason))
 
     async def ask(
         self,
         request: pb.PauseJobRequest | pb.ResumeJobRequest | pb.CancelJobRequest,
-        event: PauseAsked | ResumeAsked | CancelAsked,
+        event: PauseRequested | ResumeRequested | CancelRequested,
     ) -> Job:
         call = Call.of(request, request_id=request.request_id, etag=request.etag)
-        return await self.ledger.wish(JobName(request.name), event, call)
+        return await self.updater.request(JobName(request.name), event, call)
 
     async def DeleteJob(self, request: pb.DeleteJobRequest, context: Context) -> empty_pb2.Empty:
         check(validation.verb(request.name, request_id=request.request_id, etag=request.etag))
         call = Call.of(request, request_id=request.request_id, etag=request.etag)
-        if await self.ledger.answered(call) is None:
-            await self.ledger.delete(JobName(request.name), call)
+        if await self.updater.answered(call) is None:
+            await self.updater.delete(JobName(request.name), call)
         return empty_pb2.Empty()
 
     async def WatchJobs(self, request: pb.WatchJobsRequest, context: Context) -> AsyncIterator[pb.WatchJobsResponse]:

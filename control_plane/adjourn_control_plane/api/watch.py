@@ -7,9 +7,9 @@ from typing import Final
 from adjourn import errors
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import WatchJobsRequest, WatchJobsResponse
-from adjourn_control_plane.job.updater import shown
+from adjourn_control_plane.job.updater import to_public
 from adjourn_control_plane.store.interface import JobName, JobStore, TokenTooOld
-from adjourn_control_plane.store.notifier import Wakeups
+from adjourn_control_plane.store.notifier import Notifier
 from adjourn_control_plane.store.redis_codec import is_token
 
 BATCH: Final = 500
@@ -22,9 +22,9 @@ KEEPALIVE_SECONDS: Final = 20.0
 class Watch:
     """Serves any number of watchers from the store."""
 
-    def __init__(self, store: JobStore, wakeups: Wakeups) -> None:
+    def __init__(self, store: JobStore, notifier: Notifier) -> None:
         self.store = store
-        self.wakeups = wakeups
+        self.notifier = notifier
 
     async def follow(self, request: WatchJobsRequest) -> AsyncGenerator[WatchJobsResponse, None]:
         """Yields matching jobs for ever; raises InvalidRequestError, and ShuttingDownError when this process drains."""
@@ -32,11 +32,11 @@ class Watch:
         if token and not is_token(token):
             raise errors.InvalidRequestError({"resume_token": "must be the last one received, or empty"})
         spoken = time.monotonic()
-        with self.wakeups.bell() as bell:
+        with self.notifier.subscription() as subscription:
             while True:
                 starting, moved = not token, False
                 try:
-                    async for response in self.start(request) if starting else self.news(request, token):
+                    async for response in self.start(request) if starting else self.progress_events(request, token):
                         token, moved = response.resume_token, True
                         if starting or response.HasField("job") or response.deleted:
                             yield response
@@ -46,7 +46,7 @@ class Watch:
                     continue
                 if moved:
                     continue
-                await self.wakeups.wait(bell, LOOK_SECONDS)
+                await self.notifier.wait(subscription, LOOK_SECONDS)
                 if time.monotonic() - spoken >= KEEPALIVE_SECONDS:
                     yield WatchJobsResponse(resume_token=token)
                     spoken = time.monotonic()
@@ -61,18 +61,18 @@ class Watch:
             for name in dict.fromkeys(request.names):
                 stored = await self.store.get(JobName(name))
                 if stored is not None and matches(request, stored.record.job):
-                    yield WatchJobsResponse(job=shown(stored.record))
+                    yield WatchJobsResponse(job=to_public(stored.record))
         else:
             before: int | None = None
             while True:
                 page, before = await self.store.page(states=[], labels=dict(request.labels), size=BATCH, before=before)
                 for stored in page:
-                    yield WatchJobsResponse(job=shown(stored.record))
+                    yield WatchJobsResponse(job=to_public(stored.record))
                 if before is None:
                     break
         yield WatchJobsResponse(resume_token=token)
 
-    async def news(self, request: WatchJobsRequest, after: str) -> AsyncIterator[WatchJobsResponse]:
+    async def progress_events(self, request: WatchJobsRequest, after: str) -> AsyncIterator[WatchJobsResponse]:
         """Yields what changed after a token, each job once and as it is now; nothing, if nothing did."""
         changes = await self.store.changes(after, size=BATCH)
         newest = {change.job: change.token for change in changes}
@@ -85,7 +85,7 @@ class Watch:
                 if not request.names or change.job in request.names:
                     response.deleted = change.job
             elif matches(request, stored.record.job):
-                response.job.CopyFrom(shown(stored.record))
+                response.job.CopyFrom(to_public(stored.record))
             yield response
 
 

@@ -27,7 +27,7 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
         session = await self.store.session(WorkerName(request.name))
         if session is None:
             raise errors.NotFoundError(f"there is no {request.name}", worker=request.name)
-        return await self.shown(session)
+        return await self.to_public(session)
 
     async def ListWorkers(self, request: pb.ListWorkersRequest, context: Context) -> pb.ListWorkersResponse:
         check(validation.page(request.page_size, request.page_token))
@@ -35,16 +35,16 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
         start = int(request.page_token or 0)
         end = start + validation.page_size(request.page_size)
         return pb.ListWorkersResponse(
-            workers=[await self.shown(session) for session in sessions[start:end]],
+            workers=[await self.to_public(session) for session in sessions[start:end]],
             next_page_token=str(end) if end < len(sessions) else "",
         )
 
-    async def shown(self, session: Session) -> Worker:
+    async def to_public(self, session: Session) -> Worker:
         """Returns the worker as callers see it."""
         worker = Worker()
         worker.CopyFrom(session.worker)
-        occupancy = await self.store.occupancy(WorkerName(worker.name))
-        worker.jobs.extend(sorted(stored.record.job.name for stored in occupancy.jobs))
+        allocation = await self.store.allocation(WorkerName(worker.name))
+        worker.jobs.extend(sorted(stored.record.job.name for stored in allocation.jobs))
         worker.report_time.FromNanoseconds(session.report_time_ns)
         worker.state = state(session, busy=bool(worker.jobs))
         return worker

@@ -29,8 +29,8 @@ class Leases:
         silent = []
         for session in sessions:
             worker = WorkerName(session.worker.name)
-            beat, since = self.heard.get(worker, (session.beat, now))
-            current[worker] = (beat, since) if beat == session.beat else (session.beat, now)
+            heartbeat, since = self.heard.get(worker, (session.heartbeat, now))
+            current[worker] = (heartbeat, since) if heartbeat == session.heartbeat else (session.heartbeat, now)
             if not session.lost and now - current[worker][1] >= lease:
                 silent.append(session)
         self.heard = current

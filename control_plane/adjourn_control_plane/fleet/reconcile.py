@@ -37,7 +37,7 @@ UNDER_WAY: Final = frozenset({AssignmentStatus.RUNNING, AssignmentStatus.PAUSING
 """Phases that come after the first step."""
 
 
-def told(report: Report, worker: str) -> Event | None:
+def event_of_report(report: Report, worker: str) -> Event | None:
     """Returns the event that a report tells of; None for a kind that this version does not know."""
     match report.WhichOneof("report"):
         case "epoch":
@@ -80,15 +80,17 @@ def reconcile(
     for record in held:
         status = by_token.get((record.job.name, token_key(record.token)))
         if status is not None:
-            events.extend((record.job.name, event) for event in news(worker, record, status))
+            events.extend((record.job.name, event) for event in progress_events(worker, record, status))
     for status in reported:
         known = mine.get(status.job) or others.get(status.job)
         if known is not None:
-            events.extend((status.job, event) for event in corrections(worker, known, status))
+            events.extend((status.job, event) for event in drift(worker, known, status))
     return events
 
 
-def missing(worker: str, held: Sequence[JobRecord], reported: Sequence[AssignmentStatus]) -> list[tuple[str, Event]]:
+def lost_attempts(
+    worker: str, held: Sequence[JobRecord], reported: Sequence[AssignmentStatus]
+) -> list[tuple[str, Event]]:
     """Returns the end of each attempt that a worker had, and has no more."""
     failure = Failure(reason=reasons.ATTEMPT_UNKNOWN, message=f"{worker} knows nothing of the attempt any more")
     known = by_attempt(reported)
@@ -107,7 +109,7 @@ def token_key(token: FencingToken) -> tuple[int, str]:
     return token.attempt, token.nonce
 
 
-def news(worker: str, record: JobRecord, status: AssignmentStatus) -> Iterable[Event]:
+def progress_events(worker: str, record: JobRecord, status: AssignmentStatus) -> Iterable[Event]:
     """Yields what the status of the job's own attempt tells that the record does not have."""
     progress = status.progress if status.HasField("progress") else None
     fresh = progress is not None and progress.report_time != record.job.progress.report_time
@@ -117,7 +119,7 @@ def news(worker: str, record: JobRecord, status: AssignmentStatus) -> Iterable[E
         yield Began(actor=worker)
 
 
-def corrections(worker: str, record: JobRecord, status: AssignmentStatus) -> Iterable[Event]:
+def drift(worker: str, record: JobRecord, status: AssignmentStatus) -> Iterable[Event]:
     """Yields what must be put right because the worker knows better than the record."""
     if status.phase in OVER or record.job.state in ENDED:
         return
@@ -137,7 +139,7 @@ def corrections(worker: str, record: JobRecord, status: AssignmentStatus) -> Ite
         )
 
 
-def respond(
+def desired_assignments(
     held: Sequence[JobRecord], reported: Sequence[AssignmentStatus], others: Mapping[str, JobRecord]
 ) -> list[Assignment]:
     """Returns every assignment meant for a worker: the jobs it holds, and a stop for what it should not run."""

@@ -22,10 +22,10 @@ from adjourn_control_plane.fleet import placement
 from adjourn_control_plane.fleet.leases import Leases
 from adjourn_control_plane.job.events import Lost, Placed
 from adjourn_control_plane.job.retries import ready_time
-from adjourn_control_plane.job.updater import Ledger
+from adjourn_control_plane.job.updater import JobUpdater
 from adjourn_control_plane.settings import Settings
-from adjourn_control_plane.store.interface import Conflict, JobName, JobStore, Occupancy, Session, WorkerName
-from adjourn_control_plane.store.notifier import Wakeups
+from adjourn_control_plane.store.interface import Allocation, Conflict, JobName, JobStore, Session, WorkerName
+from adjourn_control_plane.store.notifier import Notifier
 
 log = structlog.get_logger()
 
@@ -36,12 +36,12 @@ class Upkeep:
     """What must happen without anybody asking."""
 
     def __init__(
-        self, store: JobStore, ledger: Ledger, objects: ObjectStore, wakeups: Wakeups, settings: Settings
+        self, store: JobStore, updater: JobUpdater, objects: ObjectStore, notifier: Notifier, settings: Settings
     ) -> None:
         self.store = store
-        self.ledger = ledger
+        self.updater = updater
         self.objects = objects
-        self.wakeups = wakeups
+        self.notifier = notifier
         self.interval = settings.sync_interval.total_seconds()
         self.leases = Leases(settings.lease_duration)
 
@@ -58,11 +58,11 @@ class Upkeep:
             await end(*loops)
 
     async def on_change(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
-        with self.wakeups.bell() as bell:
-            while not self.wakeups.closed:
+        with self.notifier.subscription() as subscription:
+            while not self.notifier.closed:
                 await self.attempt(name, work)
                 try:
-                    await self.wakeups.wait(bell, self.interval)
+                    await self.notifier.wait(subscription, self.interval)
                 except errors.ShuttingDownError:
                     return
 
@@ -87,18 +87,18 @@ class Upkeep:
         queued = [stored for stored in await self.store.queued() if ready_time(stored.record) <= datetime.now(UTC)]
         if not queued:
             return
-        occupancies: dict[str, Occupancy] = {}
-        offers: dict[str, placement.Offer] = {}
+        allocations: dict[str, Allocation] = {}
+        capacities: dict[str, placement.Capacity] = {}
 
         async def look(worker: Worker) -> None:
-            occupancies[worker.name] = await self.store.occupancy(WorkerName(worker.name))
-            offers[worker.name] = placement.offer(worker, occupancies[worker.name])
+            allocations[worker.name] = await self.store.allocation(WorkerName(worker.name))
+            capacities[worker.name] = placement.capacity(worker, allocations[worker.name])
 
         workers = {each.worker.name: each.worker for each in await self.store.sessions() if takes_work(each)}
         for worker in workers.values():
             await look(worker)
         for stored in queued:
-            place = placement.choose(stored.record.job.spec, list(offers.values()))
+            place = placement.choose(stored.record.job.spec, list(capacities.values()))
             if place is None:
                 continue
             event = Placed(
@@ -108,7 +108,7 @@ class Upkeep:
                 nonce=secrets.token_hex(16),
             )
             try:
-                await self.ledger.apply(JobName(stored.record.job.name), event, occupancy=occupancies[place.worker])
+                await self.updater.apply(JobName(stored.record.job.name), event, allocation=allocations[place.worker])
             except Conflict:
                 log.info("placement_overtaken", job=stored.record.job.name, worker=place.worker)
             except errors.NotFoundError:
@@ -119,7 +119,7 @@ class Upkeep:
         """Takes workers that are silent for a lease for lost, and their jobs from them."""
         sessions = await self.store.sessions()
         for session in self.leases.expired(sessions, time.monotonic()):
-            if await self.store.lose(WorkerName(session.worker.name), session.beat):
+            if await self.store.mark_lost(WorkerName(session.worker.name), session.heartbeat):
                 log.warning("worker_lost", worker=session.worker.name, lease=str(self.leases.duration))
         for session in await self.store.sessions():
             if session.lost:
@@ -128,14 +128,14 @@ class Upkeep:
     async def take_back(self, worker: WorkerName) -> None:
         message = f"{worker} was not heard from for {self.leases.duration.total_seconds():g} s"
         event = Lost(actor="control_plane", failure=Failure(reason=reasons.WORKER_LOST, message=message))
-        for stored in (await self.store.occupancy(worker)).jobs:
-            await self.ledger.apply(JobName(stored.record.job.name), event, token=stored.record.token)
+        for stored in (await self.store.allocation(worker)).jobs:
+            await self.updater.apply(JobName(stored.record.job.name), event, token=stored.record.token)
 
     async def purge(self) -> None:
         """Removes the objects of deleted jobs; only then may their ids be taken again."""
-        for job in await self.store.purges():
+        for job in await self.store.tombstones():
             removed = await self.objects.delete_prefix(f"checkpoints/{job.removeprefix('jobs/')}/")
-            await self.store.purged(job)
+            await self.store.bury(job)
             log.info("job_purged", job=job, objects=removed)
 
 

@@ -26,14 +26,14 @@ class Placed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked(Event):
+class Requested(Event):
     """Somebody wants something: a contradiction is an error, not late news."""
 
     verb: ClassVar[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PauseAsked(Asked):
+class PauseRequested(Requested):
     """Somebody wants the job to rest after its running epoch."""
 
     verb = "pausing"
@@ -42,7 +42,7 @@ class PauseAsked(Asked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ResumeAsked(Asked):
+class ResumeRequested(Requested):
     """Somebody takes the USER hold away."""
 
     verb = "resuming"
@@ -50,7 +50,7 @@ class ResumeAsked(Asked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CancelAsked(Asked):
+class CancelRequested(Requested):
     """Somebody wants the job stopped for good, now."""
 
     verb = "cancelling"

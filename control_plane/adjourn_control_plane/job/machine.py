@@ -20,9 +20,8 @@ from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn_control_plane.job import attempts, requests
 from adjourn_control_plane.job.events import (
     Adopted,
-    Asked,
     Began,
-    CancelAsked,
+    CancelRequested,
     EpochEnded,
     Event,
     Failed,
@@ -30,15 +29,16 @@ from adjourn_control_plane.job.events import (
     FoundRunning,
     Lost,
     Observed,
-    PauseAsked,
     PausePhase,
+    PauseRequested,
     Placed,
     Registered,
+    Requested,
     Rested,
-    ResumeAsked,
+    ResumeRequested,
     Stopped,
 )
-from adjourn_control_plane.job.transition import Decision, Draft
+from adjourn_control_plane.job.transition import Decision, Transition
 
 State: TypeAlias = Job.State.ValueType
 QUEUED, STARTING, RUNNING, PAUSING, PAUSED = Job.QUEUED, Job.STARTING, Job.RUNNING, Job.PAUSING, Job.PAUSED
@@ -52,22 +52,22 @@ ENDED: Final = frozenset({CANCELLED, SUCCEEDED, FAILED})
 # fmt: off
 TRANSITIONS: Final[Mapping[tuple[State, type[Event]], tuple[State, ...]]] = {
     (QUEUED, Placed): (STARTING, PAUSING),              # PAUSING: a pause is still wanted
-    (QUEUED, PauseAsked): (PAUSED, QUEUED),             # nothing to save; QUEUED: asked already, work to be redone
-    (QUEUED, ResumeAsked): (QUEUED,),
-    (QUEUED, CancelAsked): (CANCELLED,),
+    (QUEUED, PauseRequested): (PAUSED, QUEUED),             # nothing to save; QUEUED: asked already, work to be redone
+    (QUEUED, ResumeRequested): (QUEUED,),
+    (QUEUED, CancelRequested): (CANCELLED,),
 
     (STARTING, Began): (RUNNING,),
-    (STARTING, PauseAsked): (PAUSING,),                 # pauses at its first boundary
-    (STARTING, ResumeAsked): (STARTING,),
-    (STARTING, CancelAsked): (CANCELLING,),
+    (STARTING, PauseRequested): (PAUSING,),                 # pauses at its first boundary
+    (STARTING, ResumeRequested): (STARTING,),
+    (STARTING, CancelRequested): (CANCELLING,),
     (STARTING, Finished): (SUCCEEDED, QUEUED, FAILED),  # a run so short that its beginning was not seen
     (STARTING, Rested): (QUEUED, FAILED),
     (STARTING, Stopped): (QUEUED,),
     (STARTING, Failed): (FAILED, QUEUED),
     (STARTING, Lost): (QUEUED, FAILED),
 
-    (RUNNING, PauseAsked): (PAUSING,),
-    (RUNNING, CancelAsked): (CANCELLING,),
+    (RUNNING, PauseRequested): (PAUSING,),
+    (RUNNING, CancelRequested): (CANCELLING,),
     (RUNNING, Finished): (SUCCEEDED, QUEUED, FAILED),
     (RUNNING, Rested): (QUEUED, FAILED),                # the pause was taken back, but training had left
     (RUNNING, Stopped): (QUEUED,),
@@ -75,31 +75,31 @@ TRANSITIONS: Final[Mapping[tuple[State, type[Event]], tuple[State, ...]]] = {
     (RUNNING, Lost): (QUEUED, FAILED),
 
     (PAUSING, Began): (PAUSING,),
-    (PAUSING, PauseAsked): (PAUSING,),
-    (PAUSING, ResumeAsked): (RUNNING, STARTING, PAUSING),  # a change of mind; PAUSING: training has left
-    (PAUSING, CancelAsked): (CANCELLING,),
+    (PAUSING, PauseRequested): (PAUSING,),
+    (PAUSING, ResumeRequested): (RUNNING, STARTING, PAUSING),  # a change of mind; PAUSING: training has left
+    (PAUSING, CancelRequested): (CANCELLING,),
     (PAUSING, Rested): (PAUSED, QUEUED, FAILED),
     (PAUSING, Finished): (SUCCEEDED, QUEUED, PAUSED, FAILED),  # the run ended first
     (PAUSING, Stopped): (PAUSED, QUEUED),
     (PAUSING, Failed): (FAILED, PAUSED, QUEUED),
     (PAUSING, Lost): (PAUSED, QUEUED, FAILED),
 
-    (PAUSED, PauseAsked): (PAUSED,),
-    (PAUSED, ResumeAsked): (QUEUED, PAUSED),            # PAUSED: other holds are left
-    (PAUSED, CancelAsked): (CANCELLED,),
+    (PAUSED, PauseRequested): (PAUSED,),
+    (PAUSED, ResumeRequested): (QUEUED, PAUSED),            # PAUSED: other holds are left
+    (PAUSED, CancelRequested): (CANCELLED,),
     (PAUSED, FoundRunning): (PAUSING,),
 
     (CANCELLING, Began): (CANCELLING,),
-    (CANCELLING, CancelAsked): (CANCELLING,),
+    (CANCELLING, CancelRequested): (CANCELLING,),
     (CANCELLING, Finished): (SUCCEEDED, CANCELLED),     # the run ended first; CANCELLED: its checkpoint is unknown
     (CANCELLING, Rested): (CANCELLED,),
     (CANCELLING, Stopped): (CANCELLED,),
     (CANCELLING, Failed): (CANCELLED,),
     (CANCELLING, Lost): (CANCELLED,),
 
-    (CANCELLED, CancelAsked): (CANCELLED,),
-    (CANCELLED, ResumeAsked): (QUEUED,),
-    (FAILED, ResumeAsked): (QUEUED,),
+    (CANCELLED, CancelRequested): (CANCELLED,),
+    (CANCELLED, ResumeRequested): (QUEUED,),
+    (FAILED, ResumeRequested): (QUEUED,),
 } | {
     (state, event): (state,) for state in HELD for event in (Observed, EpochEnded, Registered, PausePhase)
 } | {
@@ -113,11 +113,11 @@ TRANSITIONS: Final[Mapping[tuple[State, type[Event]], tuple[State, ...]]] = {
 # fmt: on
 
 
-HANDLERS: Final[Mapping[type[Event], Callable[[Draft, Any], None]]] = {
+HANDLERS: Final[Mapping[type[Event], Callable[[Transition, Any], None]]] = {
     Placed: attempts.placed,
-    PauseAsked: requests.pause_asked,
-    ResumeAsked: requests.resume_asked,
-    CancelAsked: requests.cancel_asked,
+    PauseRequested: requests.pause_requested,
+    ResumeRequested: requests.resume_requested,
+    CancelRequested: requests.cancel_requested,
     Observed: attempts.observed,
     Began: attempts.began,
     EpochEnded: attempts.epoch_ended,
@@ -137,12 +137,12 @@ def decide(record: JobRecord, event: Event, now: datetime) -> Decision | None:
     """Returns what comes of `event`; None if nothing does. Raises a PreconditionError if it may not be asked for."""
     allowed = TRANSITIONS.get((record.job.state, type(event)))
     if allowed is None:
-        if isinstance(event, Asked):
+        if isinstance(event, Requested):
             requests.refuse(record, event, states_for(type(event)))
         return None
-    draft = Draft(record, event.actor, now)
-    HANDLERS[type(event)](draft, event)
-    decision = draft.decision(record)
+    transition = Transition(record, event.actor, now)
+    HANDLERS[type(event)](transition, event)
+    decision = transition.decision(record)
     after = decision.record.job.state
     if after not in allowed:
         raise AssertionError(f"{event} took {record} to {Job.State.Name(after)}, which TRANSITIONS does not know")
@@ -153,9 +153,9 @@ def create(job: Job, *, actor: str, now: datetime) -> Decision:
     """Returns the first record of a job whose name, spec and labels are set."""
     record = JobRecord(job=job)
     record.job.create_time.FromDatetime(now)
-    draft = Draft(record, actor, now)
-    draft.enter(QUEUED, JobEvent.CREATED)
-    return draft.decision(JobRecord())
+    transition = Transition(record, actor, now)
+    transition.set_state(QUEUED, JobEvent.CREATED)
+    return transition.decision(JobRecord())
 
 
 def states_for(event: type[Event]) -> list[State]:

@@ -15,7 +15,7 @@ KEPT: Final = 100
 def request(record: JobRecord, *, mode: PauseMode.ValueType, actor: str, reason: str, now: datetime) -> None:
     """Opens the record of a new pause; the one before it moves to the past."""
     job = record.job
-    past = file_away(job)
+    past = archive(job)
     pause = Pause(cause=Pause.HELD, mode=mode or PauseMode.EPOCH, actor=actor, reason=reason, from_worker=job.worker)
     pause.request_time.FromDatetime(now)
     boundary = estimates.to_boundary(record) if job.worker else None
@@ -27,7 +27,7 @@ def request(record: JobRecord, *, mode: PauseMode.ValueType, actor: str, reason:
     job.pause.CopyFrom(pause)
 
 
-def file_away(job: Job) -> Pause:
+def archive(job: Job) -> Pause:
     """Moves the last pause, if there was one, to the past and returns it."""
     past = Pause()
     if job.HasField("pause"):
@@ -44,34 +44,34 @@ def rest(job: Job, checkpoint: Checkpoint, now: datetime) -> None:
     pause.pause_time.FromDatetime(now)
     if not pause.HasField("release_time"):
         pause.release_time.FromDatetime(now)
-    rests_on(pause, checkpoint)
+    set_checkpoint(pause, checkpoint)
 
 
 def overtaken(job: Job, checkpoint: Checkpoint) -> None:
     """Notes that training had left, with `checkpoint`, when the pause was taken back."""
     if job.pause.HasField("resume_request_time") and not job.pause.HasField("resume_time"):
-        rests_on(job.pause, checkpoint)
+        set_checkpoint(job.pause, checkpoint)
         job.pause.note = "resumed after training had left"
 
 
-def rests_on(pause: Pause, checkpoint: Checkpoint) -> None:
+def set_checkpoint(pause: Pause, checkpoint: Checkpoint) -> None:
     pause.checkpoint, pause.epoch, pause.step = checkpoint.name, checkpoint.epoch, checkpoint.step
 
 
-def merge(job: Job, news: Pause) -> None:
+def merge(job: Job, progress_events: Pause) -> None:
     """Takes over the phases that a worker reports, and what follows from them."""
-    if news.HasField("resume_time"):
-        resumed(job, news)
+    if progress_events.HasField("resume_time"):
+        resumed(job, progress_events)
     elif job.HasField("pause"):
-        job.pause.MergeFrom(news)
+        job.pause.MergeFrom(progress_events)
 
 
-def resumed(job: Job, news: Pause) -> None:
+def resumed(job: Job, progress_events: Pause) -> None:
     """Closes the pause that the attempt went on from; a restart after a failure closes none."""
     for pause in (job.pause, *job.past_pauses[-1:]):  # the next pause may have been asked for already
         left = pause.HasField("release_time") and pause.HasField("resume_request_time")
         if left and not pause.HasField("resume_time"):
-            pause.MergeFrom(news)
+            pause.MergeFrom(progress_events)
             idle = pause.resume_time.ToDatetime() - pause.release_time.ToDatetime()
             pause.saved_gpu_seconds = max(idle, timedelta()).total_seconds() * job.spec.gpu_count
             return

@@ -9,14 +9,14 @@ from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.job_pb2 import Hold, Job, PauseMode
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn_control_plane.job import pauses
-from adjourn_control_plane.job.attempts import stand
-from adjourn_control_plane.job.events import Asked, CancelAsked, PauseAsked, ResumeAsked
-from adjourn_control_plane.job.transition import Draft
+from adjourn_control_plane.job.attempts import rewind_to_checkpoint
+from adjourn_control_plane.job.events import CancelRequested, PauseRequested, Requested, ResumeRequested
+from adjourn_control_plane.job.transition import Transition
 
 
 def refuse(
     record: JobRecord,
-    event: Asked,
+    event: Requested,
     allowed: Sequence[Job.State.ValueType],
     kind: type[errors.PreconditionError] | None = None,
 ) -> NoReturn:
@@ -33,57 +33,57 @@ def refuse(
     )
 
 
-def pause_asked(draft: Draft, event: PauseAsked) -> None:
-    record, job = draft.record, draft.job
+def pause_requested(transition: Transition, event: PauseRequested) -> None:
+    record, job = transition.record, transition.job
     if job.spec.total_epochs == 0:
         raise errors.JobNotPausableError(
             f"{job.name} has no epochs, hence no boundary to pause at; it can be cancelled",
             job=job.name,
             state=Job.State.Name(job.state),
         )
-    if draft.held(Hold.USER):
+    if transition.held(Hold.USER):
         return
-    draft.hold(Hold.USER, event.reason)
+    transition.hold(Hold.USER, event.reason)
     if job.state == Job.PAUSED:
         return
     if job.state == Job.PAUSING:  # was resumed after training had left
         job.pause.ClearField("resume_request_time")
     else:
-        pauses.request(record, mode=event.mode, actor=event.actor, reason=event.reason, now=draft.now)
+        pauses.request(record, mode=event.mode, actor=event.actor, reason=event.reason, now=transition.now)
     if job.state == Job.QUEUED:
-        pauses.rest(job, record.checkpoint, draft.now)
-        draft.enter(Job.PAUSED, JobEvent.PAUSED, "nothing was running")
+        pauses.rest(job, record.checkpoint, transition.now)
+        transition.set_state(Job.PAUSED, JobEvent.PAUSED, "nothing was running")
         return
     record.pause_mode = event.mode or PauseMode.EPOCH
-    draft.aim(Assignment.PAUSE)
-    draft.enter(Job.PAUSING, JobEvent.PAUSE_REQUESTED, event.reason)
+    transition.set_target(Assignment.PAUSE)
+    transition.set_state(Job.PAUSING, JobEvent.PAUSE_REQUESTED, event.reason)
 
 
-def resume_asked(draft: Draft, event: ResumeAsked) -> None:
-    record, job = draft.record, draft.job
+def resume_requested(transition: Transition, event: ResumeRequested) -> None:
+    record, job = transition.record, transition.job
     if job.state in (Job.CANCELLED, Job.FAILED):
-        start_anew(draft, event)
+        restart(transition, event)
         return
-    if not draft.unhold(Hold.USER):
+    if not transition.unhold(Hold.USER):
         under_way = job.pause.HasField("resume_request_time") and not job.pause.HasField("resume_time")
         if job.state in (Job.QUEUED, Job.STARTING) and not under_way:
             refuse(record, event, [Job.PAUSING, Job.PAUSED], errors.JobNotPausedError)
         return  # asked already, or kept by holds that are not the caller's
     record.allow_inexact = event.allow_inexact
-    job.pause.resume_request_time.FromDatetime(draft.now)
+    job.pause.resume_request_time.FromDatetime(transition.now)
     if job.holds or job.state == Job.QUEUED or (job.state == Job.PAUSING and record.released):
-        draft.note(JobEvent.RESUME_REQUESTED)
+        transition.record_event(JobEvent.RESUME_REQUESTED)
     elif job.state == Job.PAUSED:
-        draft.enter(Job.QUEUED, JobEvent.RESUME_REQUESTED)
+        transition.set_state(Job.QUEUED, JobEvent.RESUME_REQUESTED)
     else:
-        draft.aim(Assignment.RUN)
+        transition.set_target(Assignment.RUN)
         job.pause.note = "resumed before the boundary"
-        draft.enter(Job.RUNNING if record.began else Job.STARTING, JobEvent.RESUME_REQUESTED, job.pause.note)
+        transition.set_state(Job.RUNNING if record.began else Job.STARTING, JobEvent.RESUME_REQUESTED, job.pause.note)
 
 
-def start_anew(draft: Draft, event: ResumeAsked) -> None:
+def restart(transition: Transition, event: ResumeRequested) -> None:
     """Queues a job that had ended, from its newest checkpoint and with a fresh budget."""
-    record, job = draft.record, draft.job
+    record, job = transition.record, transition.job
     if not record.checkpoint.name:
         raise errors.NoCheckpointError(
             f"{job.name} ended before it had a checkpoint; create a new job instead",
@@ -94,18 +94,18 @@ def start_anew(draft: Draft, event: ResumeAsked) -> None:
     record.ClearField("past_failure")
     job.ClearField("end_time")
     record.allow_inexact = event.allow_inexact
-    stand(draft)
-    draft.enter(Job.QUEUED, JobEvent.RESUME_REQUESTED)
+    rewind_to_checkpoint(transition)
+    transition.set_state(Job.QUEUED, JobEvent.RESUME_REQUESTED)
 
 
-def cancel_asked(draft: Draft, event: CancelAsked) -> None:
-    if draft.job.state in (Job.CANCELLING, Job.CANCELLED):
+def cancel_requested(transition: Transition, event: CancelRequested) -> None:
+    if transition.job.state in (Job.CANCELLING, Job.CANCELLED):
         return
-    del draft.job.holds[:]
-    if draft.job.state == Job.PAUSING:
-        draft.job.pause.note = "cancelled before it came to rest"
-    if draft.job.worker:
-        draft.aim(Assignment.STOP)
-        draft.enter(Job.CANCELLING, JobEvent.CANCEL_REQUESTED, event.reason)
+    del transition.job.holds[:]
+    if transition.job.state == Job.PAUSING:
+        transition.job.pause.note = "cancelled before it came to rest"
+    if transition.job.worker:
+        transition.set_target(Assignment.STOP)
+        transition.set_state(Job.CANCELLING, JobEvent.CANCEL_REQUESTED, event.reason)
     else:
-        draft.enter(Job.CANCELLED, JobEvent.CANCELLED, event.reason)
+        transition.set_state(Job.CANCELLED, JobEvent.CANCELLED, event.reason)

@@ -21,7 +21,7 @@ class Decision:
     checkpoints: tuple[Checkpoint, ...] = ()
 
 
-class Draft:
+class Transition:
     """The record while it is being decided on."""
 
     def __init__(self, record: JobRecord, actor: str, now: datetime) -> None:
@@ -35,7 +35,7 @@ class Draft:
         self.checkpoints: list[Checkpoint] = []
         self.revised = False
 
-    def note(self, kind: JobEvent.Type.ValueType, message: str = "", **details: str) -> None:
+    def record_event(self, kind: JobEvent.Type.ValueType, message: str = "", **details: str) -> None:
         """Records what happened, for the job's history."""
         self.record.event_sequence += 1
         event = JobEvent(
@@ -50,7 +50,7 @@ class Draft:
         event.time.FromDatetime(self.now)
         self.events.append(event)
 
-    def enter(
+    def set_state(
         self, state: Job.State.ValueType, kind: JobEvent.Type.ValueType, message: str = "", **details: str
     ) -> None:
         """Changes the state and records why."""
@@ -59,15 +59,15 @@ class Draft:
         self.job.state_time.FromDatetime(self.now)
         if state in (Job.CANCELLED, Job.SUCCEEDED, Job.FAILED):
             self.job.end_time.FromDatetime(self.now)
-        self.note(kind, message, **details)
+        self.record_event(kind, message, **details)
 
-    def aim(self, target: Assignment.Target.ValueType) -> None:
+    def set_target(self, target: Assignment.Target.ValueType) -> None:
         """Tells the worker something else."""
         self.revised = True
         self.record.target = target
         self.record.generation += 1
 
-    def leave(self) -> None:
+    def unassign(self) -> None:
         """Takes the job from its worker and frees the slot."""
         self.job.worker = ""
         self.record.target = Assignment.TARGET_UNSPECIFIED

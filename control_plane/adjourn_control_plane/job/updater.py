@@ -19,11 +19,11 @@ from adjourn_control_plane.job import machine
 from adjourn_control_plane.job.events import Event
 from adjourn_control_plane.job.transition import Decision
 from adjourn_control_plane.store.interface import (
+    Allocation,
     Change,
     Conflict,
     JobName,
     JobStore,
-    Occupancy,
     Request,
     RequestSeen,
     Stored,
@@ -41,7 +41,7 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def shown(record: JobRecord) -> Job:
+def to_public(record: JobRecord) -> Job:
     """Returns the job as callers see it."""
     job = Job()
     job.CopyFrom(record.job)
@@ -65,13 +65,13 @@ class Call:
         return cls(request_id=request_id, digest=hashlib.sha256(kind + b"\0" + body).hexdigest(), etag=etag)
 
 
-class Ledger:
+class JobUpdater:
     """Applies events to jobs in a store."""
 
     def __init__(self, store: JobStore) -> None:
         self.store = store
 
-    async def wish(self, job: JobName, event: Event, call: Call) -> Job:
+    async def request(self, job: JobName, event: Event, call: Call) -> Job:
         """Applies what a caller asked for and returns the job as it then is.
 
         Raises NotFoundError, StaleEtagError, RequestIdReusedError, ContentionError, or a PreconditionError.
@@ -87,7 +87,7 @@ class Ledger:
             return decision
 
         try:
-            return shown(await self.change(job, decide, call=call))
+            return to_public(await self.change(job, decide, call=call))
         except RequestSeen as seen:
             return self.same(call, seen.digest, seen.answer)
         except (errors.NotFoundError, errors.StaleEtagError, errors.PreconditionError):
@@ -109,7 +109,7 @@ class Ledger:
         return answer
 
     async def apply(
-        self, job: JobName, event: Event, *, token: FencingToken | None = None, occupancy: Occupancy | None = None
+        self, job: JobName, event: Event, *, token: FencingToken | None = None, allocation: Allocation | None = None
     ) -> JobRecord:
         """Applies something that happened; raises NotFoundError if the job is gone.
 
@@ -119,7 +119,7 @@ class Ledger:
         def decide(record: JobRecord) -> Decision | None:
             return None if token is not None and token != record.token else machine.decide(record, event, now())
 
-        return await self.change(job, decide, occupancy=occupancy)
+        return await self.change(job, decide, allocation=allocation)
 
     async def report(self, report: Report, worker: str) -> None:
         """Applies a report once, if it comes from the job's own attempt."""
@@ -130,7 +130,7 @@ class Ledger:
                 return None
             if report.sequence <= record.applied_report:
                 return None
-            event = reconcile.told(report, worker)
+            event = reconcile.event_of_report(report, worker)
             decision = machine.decide(record, event, now()) if event else None
             if decision is not None:
                 decision.record.applied_report = report.sequence
@@ -177,7 +177,7 @@ class Ledger:
             )
 
     async def change(
-        self, job: JobName, decide: Decide, *, call: Call | None = None, occupancy: Occupancy | None = None
+        self, job: JobName, decide: Decide, *, call: Call | None = None, allocation: Allocation | None = None
     ) -> JobRecord:
         """Reads, decides and commits until no one came in between; returns the record as it then is."""
         for _ in range(ATTEMPTS):
@@ -188,19 +188,19 @@ class Ledger:
             if decision is None:
                 return stored.record
             try:
-                await self.store.commit(self.to_commit(stored, decision, call, occupancy))
+                await self.store.commit(self.to_commit(stored, decision, call, allocation))
             except Conflict:
-                if occupancy is not None:
+                if allocation is not None:
                     raise
                 continue
             self.tell(stored.record, decision)
             return decision.record
         raise errors.ContentionError(f"{job} keeps changing; try again", job=job)
 
-    def to_commit(self, stored: Stored, decision: Decision, call: Call | None, occupancy: Occupancy | None) -> Change:
+    def to_commit(self, stored: Stored, decision: Decision, call: Call | None, allocation: Allocation | None) -> Change:
         request = None
         if call is not None and call.request_id:
-            request = Request(id=call.request_id, digest=call.digest, answer=shown(decision.record))
+            request = Request(id=call.request_id, digest=call.digest, answer=to_public(decision.record))
         return Change(
             job=JobName(stored.record.job.name),
             expected=stored.version,
@@ -209,7 +209,7 @@ class Ledger:
             epochs=decision.epochs,
             checkpoints=decision.checkpoints,
             request=request,
-            occupancy=occupancy,
+            allocation=allocation,
         )
 
     def tell(self, before: JobRecord, decision: Decision) -> None:

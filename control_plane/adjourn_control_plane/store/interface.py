@@ -27,7 +27,7 @@ REQUEST_MEMORY = timedelta(days=1)
 
 
 class Conflict(Exception):
-    """The record, or the worker's occupancy, is no longer the one that was read: read again, decide again."""
+    """The record, or the worker's allocation, is no longer the one that was read: read again, decide again."""
 
 
 class NotYetPurged(Conflict):
@@ -64,7 +64,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Occupancy:
+class Allocation:
     """The jobs that a worker holds, and the version of that set."""
 
     worker: WorkerName
@@ -90,8 +90,8 @@ class Change:
     checkpoints: Sequence[Checkpoint] = ()
     """Registered by this change; the same name again replaces."""
     request: Request | None = None
-    occupancy: Occupancy | None = None
-    """If set, the worker's occupancy must still have this version."""
+    allocation: Allocation | None = None
+    """If set, the worker's allocation must still have this version."""
 
     def __post_init__(self) -> None:
         if self.record is None and self.expected == 0:
@@ -114,7 +114,7 @@ class Session:
     """A stream is open, as far as known."""
     lost: bool
     """Not heard from for a lease."""
-    beat: int
+    heartbeat: int
     """Grows with every message of the agent."""
     report_time_ns: int
     """When the agent last spoke, by the store's clock, in nanoseconds since 1970. For display."""
@@ -163,7 +163,7 @@ class JobStore(Protocol):
         """Returns every job in QUEUED, oldest first."""
         ...
 
-    async def occupancy(self, worker: WorkerName) -> Occupancy: ...
+    async def allocation(self, worker: WorkerName) -> Allocation: ...
 
     async def events(self, job: JobName, *, after: int, size: int) -> list[JobEvent]:
         """Returns up to `size` events after sequence `after`, in order."""
@@ -192,7 +192,7 @@ class JobStore(Protocol):
         """
         ...
 
-    def hints(self) -> AsyncGenerator[tuple[JobName, WorkerName], None]:
+    def notifications(self) -> AsyncGenerator[tuple[JobName, WorkerName], None]:
         """Yields the job (and its worker, or "") of each change as it happens; may miss some, ends with the store only.
 
         A job that goes from one worker to another is yielded with each. Yields ("", "") when it begins to listen, at
@@ -204,7 +204,7 @@ class JobStore(Protocol):
         """Makes `stream`, never used before, the one that speaks for the worker."""
         ...
 
-    async def beat(self, worker: Worker, stream: str) -> bool:
+    async def heartbeat(self, worker: Worker, stream: str) -> bool:
         """Notes a sign of life, and the worker's description.
 
         False if another stream speaks for it by now, or none is known: attach again.
@@ -215,7 +215,7 @@ class JobStore(Protocol):
         """Notes that the stream ended; nothing, if another speaks for the worker by now."""
         ...
 
-    async def lose(self, worker: WorkerName, beat: int) -> bool:
+    async def mark_lost(self, worker: WorkerName, heartbeat: int) -> bool:
         """Marks the worker lost, unless it spoke after `beat`; True if it is lost now."""
         ...
 
@@ -225,10 +225,10 @@ class JobStore(Protocol):
 
     async def session(self, worker: WorkerName) -> Session | None: ...
 
-    async def purges(self) -> list[JobName]:
+    async def tombstones(self) -> list[JobName]:
         """Returns deleted jobs whose objects are not yet gone; their ids cannot be taken again before."""
         ...
 
-    async def purged(self, job: JobName) -> None: ...
+    async def bury(self, job: JobName) -> None: ...
 
     async def aclose(self) -> None: ...

@@ -8,45 +8,45 @@ from adjourn import errors
 from adjourn_control_plane.store.interface import JobStore
 
 
-class Wakeups:
+class Notifier:
     """Spreads the store's hints over the bells of this process."""
 
     def __init__(self, store: JobStore) -> None:
         self.store = store
-        self.bells: dict[asyncio.Event, str] = {}
+        self.subscriptions: dict[asyncio.Event, str] = {}
         self.closed = False
 
     async def run(self) -> None:
         """Rings bells for ever."""
-        async for _, worker in self.store.hints():
-            self.ring(worker)
+        async for _, worker in self.store.notifications():
+            self.notify(worker)
 
-    def ring(self, worker: str) -> None:
+    def notify(self, worker: str) -> None:
         """Rings the bells of a worker, and those that listen to everything; all of them for ""."""
-        for bell, topic in self.bells.items():
+        for subscription, topic in self.subscriptions.items():
             if not worker or topic in ("", worker):
-                bell.set()
+                subscription.set()
 
     @contextlib.contextmanager
-    def bell(self, worker: str = "") -> Iterator[asyncio.Event]:
+    def subscription(self, worker: str = "") -> Iterator[asyncio.Event]:
         """Hands out a bell that rings for one worker's jobs, or for all jobs."""
-        bell = asyncio.Event()
-        self.bells[bell] = worker
+        subscription = asyncio.Event()
+        self.subscriptions[subscription] = worker
         try:
-            yield bell
+            yield subscription
         finally:
-            del self.bells[bell]
+            del self.subscriptions[subscription]
 
-    async def wait(self, bell: asyncio.Event, seconds: float) -> bool:
+    async def wait(self, subscription: asyncio.Event, seconds: float) -> bool:
         """Waits for the bell; False if it did not ring in time. Raises ShuttingDownError when this process drains."""
         try:
             async with asyncio.timeout(seconds):
-                await bell.wait()
+                await subscription.wait()
         except TimeoutError:
             rang = False
         else:
             rang = True
-        bell.clear()
+        subscription.clear()
         if self.closed:
             raise errors.ShuttingDownError("this control plane is shutting down; reconnect")
         return rang
@@ -54,4 +54,4 @@ class Wakeups:
     def close(self) -> None:
         """Ends every stream that waits."""
         self.closed = True
-        self.ring("")
+        self.notify("")

@@ -9,7 +9,7 @@ an attachment are remembered by id for a while, the rest is idempotent. Reads th
     {ns}:jobs/x:events              list;  :epochs  sorted set of EpochMetrics, by epoch
     {ns}:jobs/x:checkpoints         hash by name;  :registered  sorted set of names, in order of registration
     {ns}:workers  {ns}:workers/y    set of all; hash: what Session holds
-    {ns}:workers/y:jobs             set;  :occupancy  counter of its changes
+    {ns}:workers/y:jobs             set;  :allocation  counter of its changes
     {ns}:changes  {ns}:hints        stream of all changes; channel that tells of them
     {ns}:purge                      set of deleted jobs whose objects are not yet gone
     {ns}:request:{id}  :done:{id}   hash: digest, answer; result of a change, for its repeats; both expire
@@ -39,12 +39,12 @@ from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.store import redis_codec as values
 from adjourn_control_plane.store.interface import (
+    Allocation,
     Change,
     Changed,
     Conflict,
     JobName,
     NotYetPurged,
-    Occupancy,
     RequestSeen,
     Session,
     Stored,
@@ -96,7 +96,7 @@ class RedisStore:
         folder = resources.files("adjourn_control_plane.store") / "scripts"
         self._scripts = {
             name: self._redis.register_script((folder / f"{name}.lua").read_bytes())
-            for name in ("commit", "page", "occupancy", "attach", "beat", "detach", "lose", "sessions")
+            for name in ("commit", "page", "allocation", "attach", "beat", "detach", "lose", "sessions")
         }
         self._prefix = f"{{{namespace}}}"
         self._changes_kept = changes_kept
@@ -171,10 +171,10 @@ class RedisStore:
         below = "+inf" if before is None else f"({before}"
         return [values.stored(row) for row in await self._run("page", below, size, *indexes)]
 
-    async def occupancy(self, worker: WorkerName) -> Occupancy:
-        version, rows = await self._run("occupancy", worker)
+    async def allocation(self, worker: WorkerName) -> Allocation:
+        version, rows = await self._run("allocation", worker)
         jobs = sorted((values.stored(row) for row in rows), key=lambda item: item.record.number)
-        return Occupancy(worker=worker, version=int(version), jobs=jobs)
+        return Allocation(worker=worker, version=int(version), jobs=jobs)
 
     async def events(self, job: JobName, *, after: int, size: int) -> list[JobEvent]:
         # Sequences run from 1 without gaps, so the sequence is the place in the list.
@@ -213,7 +213,7 @@ class RedisStore:
             raise TokenTooOld(after)
         return [Changed(token=token.decode(), job=JobName(fields[b"job"].decode())) for token, fields in entries[:size]]
 
-    async def hints(self) -> AsyncGenerator[tuple[JobName, WorkerName], None]:
+    async def notifications(self) -> AsyncGenerator[tuple[JobName, WorkerName], None]:
         backoff = ExponentialWithJitterBackoff(base=0.05, cap=1)
         failures = 0
         while not self._closed:
@@ -233,14 +233,14 @@ class RedisStore:
     async def attach(self, worker: Worker, session: str, stream: str) -> None:
         await self._run("attach", worker.name, values.described(worker), session, stream, values.REPEAT_MEMORY)
 
-    async def beat(self, worker: Worker, stream: str) -> bool:
+    async def heartbeat(self, worker: Worker, stream: str) -> bool:
         return bool(await self._run("beat", worker.name, values.described(worker), stream))
 
     async def detach(self, worker: WorkerName, stream: str) -> None:
         await self._run("detach", worker, stream)
 
-    async def lose(self, worker: WorkerName, beat: int) -> bool:
-        return bool(await self._run("lose", worker, beat))
+    async def mark_lost(self, worker: WorkerName, heartbeat: int) -> bool:
+        return bool(await self._run("lose", worker, heartbeat))
 
     async def sessions(self) -> list[Session]:
         found = [values.session(row) for row in await self._run("sessions", *values.SESSION_FIELDS)]
@@ -250,10 +250,10 @@ class RedisStore:
         row = await self._ask("HMGET", worker, *values.SESSION_FIELDS)
         return values.session(row) if None not in row else None
 
-    async def purges(self) -> list[JobName]:
+    async def tombstones(self) -> list[JobName]:
         return sorted(JobName(job.decode()) for job in await self._ask("SMEMBERS", "purge"))
 
-    async def purged(self, job: JobName) -> None:
+    async def bury(self, job: JobName) -> None:
         await self._ask("SREM", "purge", job)
 
     def _key(self, name: str) -> str:

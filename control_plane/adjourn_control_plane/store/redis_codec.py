@@ -39,14 +39,14 @@ def stored(row: Sequence[bytes]) -> Stored:
 
 def session(row: Sequence[bytes]) -> Session:
     """Returns the session that SESSION_FIELDS make."""
-    worker, name, stream, connected, lost, beat, report_time = row
+    worker, name, stream, connected, lost, heartbeat, report_time = row
     return Session(
         worker=Worker.FromString(worker),
         session=name.decode(),
         stream=stream.decode(),
         connected=connected == b"1",
         lost=lost == b"1",
-        beat=int(beat),
+        heartbeat=int(heartbeat),
         report_time_ns=int(report_time) * 1000,  # Redis TIME counts microseconds
     )
 
@@ -62,13 +62,13 @@ def described(worker: Worker) -> bytes:
 
 def commit_arguments(change: Change, *, changes_kept: int) -> list[bytes | str | int]:
     """Returns what commit.lua takes, in its order."""
-    record, request, occupancy = change.record, change.request, change.occupancy
+    record, request, allocation = change.record, change.request, change.allocation
     arguments: list[bytes | str | int] = [change.id, change.job, change.expected]
     if record:
         arguments += [encoded(record), Job.State.Name(record.job.state), record.job.worker, int(record.released)]
     else:
         arguments += ["", "", "", 0]
-    arguments += [occupancy.worker, occupancy.version] if occupancy else ["", 0]
+    arguments += [allocation.worker, allocation.version] if allocation else ["", 0]
     arguments += [request.id, request.digest, encoded(request.answer)] if request else ["", "", ""]
     arguments += [int(REQUEST_MEMORY.total_seconds()), REPEAT_MEMORY, changes_kept]
     arguments += [len(change.events), len(change.epochs), len(change.checkpoints)]

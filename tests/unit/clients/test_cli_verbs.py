@@ -85,7 +85,10 @@ def test_a_resume_tells_from_where(adjourn: Adjourn, plane: "Plane") -> None:
         (Job(state=Job.QUEUED), "starts from the beginning"),
         (Job(state=Job.RUNNING), "had not left its worker yet"),
         (Job(state=Job.PAUSING), "as soon as its checkpoint is durable"),
-        (Job(state=Job.PAUSED, holds=[Hold(kind=Hold.Kind.ValueType(4), reason="spent")]), "is still held by unknown (4): spent"),
+        (
+            Job(state=Job.PAUSED, holds=[Hold(kind=Hold.Kind.ValueType(4), reason="spent")]),
+            "is still held by unknown (4): spent",
+        ),
     ],
 )
 def test_a_resume_tells_what_happens_next(adjourn: Adjourn, plane: "Plane", job: Job, said: str) -> None:

@@ -175,7 +175,11 @@ def sentence(state: Job.State.ValueType, **fields: Any) -> str:
         (Job.PAUSING, {}, "will pause after epoch 5"),
         (Job.PAUSING, {"pause": Pause(mode=PauseMode.STEP)}, "will pause after this step"),
         (Job.PAUSING, {"pause": Pause(boundary_time=at(0))}, "has stopped; its checkpoint is being made durable"),
-        (Job.PAUSED, {"holds": [Hold(kind=Hold.Kind.ValueType(4), actor="ops", reason="spent")]}, "held by unknown (4) ops: spent"),
+        (
+            Job.PAUSED,
+            {"holds": [Hold(kind=Hold.Kind.ValueType(4), actor="ops", reason="spent")]},
+            "held by unknown (4) ops: spent",
+        ),
         (Job.CANCELLING, {}, "is being stopped for good"),
         (
             Job.CANCELLED,

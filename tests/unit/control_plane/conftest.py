@@ -6,15 +6,15 @@ import pytest
 
 from adjourn.v1.job_pb2 import Job, JobSpec
 from adjourn_control_plane.job import machine
-from adjourn_control_plane.job.updater import Ledger
+from adjourn_control_plane.job.updater import JobUpdater
 from adjourn_control_plane.store.interface import Change
 from tests.harness.job_requests import JOB
 from tests.harness.memory_store import MemoryStore
 
 
 @pytest.fixture
-def ledger(memory_store: MemoryStore) -> Ledger:
-    return Ledger(memory_store)
+def updater(memory_store: MemoryStore) -> JobUpdater:
+    return JobUpdater(memory_store)
 
 
 @pytest.fixture

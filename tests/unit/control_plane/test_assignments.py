@@ -44,11 +44,13 @@ def events(
     held: Sequence[JobRecord], *reported: AssignmentStatus, others: Sequence[JobRecord] = ()
 ) -> list[tuple[str, Event]]:
     known = {record.job.name: record for record in others}
-    return [*reconcile.reconcile(A, held, reported, known), *reconcile.missing(A, held, reported)]
+    return [*reconcile.reconcile(A, held, reported, known), *reconcile.lost_attempts(A, held, reported)]
 
 
-def told(held: Sequence[JobRecord], *reported: AssignmentStatus, others: Sequence[JobRecord] = ()) -> list[Assignment]:
-    return reconcile.respond(held, reported, {record.job.name: record for record in others})
+def event_of_report(
+    held: Sequence[JobRecord], *reported: AssignmentStatus, others: Sequence[JobRecord] = ()
+) -> list[Assignment]:
+    return reconcile.desired_assignments(held, reported, {record.job.name: record for record in others})
 
 
 def is_stop(assignment: Assignment, stopped: AssignmentStatus) -> bool:
@@ -64,7 +66,7 @@ def test_running_and_reported_running_is_kept() -> None:
     record = seventh().record
     running = status(record)
     assert events([record], running) == []
-    (assignment,) = told([record], running)
+    (assignment,) = event_of_report([record], running)
     assert (assignment.target, assignment.token, assignment.generation) == (Assignment.RUN, record.token, 1)
     assert assignment.spec == record.job.spec
     assert assignment.restore == assignment.base == record.checkpoint
@@ -75,7 +77,7 @@ def test_an_older_attempt_is_stopped_and_the_newer_untouched() -> None:
     old = status(record, attempt=6)
     mine = status(record)
     assert events([record], mine, old) == []
-    kept, stop = told([record], mine, old)
+    kept, stop = event_of_report([record], mine, old)
     assert kept.token == record.token
     assert is_stop(stop, old)
 
@@ -84,7 +86,7 @@ def test_an_attempt_of_the_same_number_and_another_nonce_is_stopped() -> None:
     record = seventh().record
     foreign = status(record, nonce="f" * 32)
     assert [type(event) for _, event in events([record], foreign)] == [Lost]
-    assert is_stop(told([record], foreign)[1], foreign)
+    assert is_stop(event_of_report([record], foreign)[1], foreign)
 
 
 @pytest.mark.parametrize("worker", [A, B])
@@ -99,13 +101,13 @@ def test_a_later_attempt_is_adopted_and_the_one_we_knew_not_counted_as_lost(work
     )
     life.tell(event)
     assert (life.state, life.job.restart_count) == ("RUNNING", 6)
-    (assignment,) = told([life.record], later)
+    (assignment,) = event_of_report([life.record], later)
     assert (assignment.token, assignment.target) == (later.token, Assignment.RUN)
 
 
 def test_an_exit_report_is_the_end_of_the_attempt() -> None:
     report = Report(exit=Exit(phase=AssignmentStatus.FAILED, code=-9, failure=FAILURE))
-    assert reconcile.told(report, A) == Failed(actor=A, failure=FAILURE)
+    assert reconcile.event_of_report(report, A) == Failed(actor=A, failure=FAILURE)
 
 
 def test_an_acknowledged_attempt_that_is_gone_is_lost() -> None:
@@ -120,7 +122,7 @@ def test_an_acknowledged_attempt_that_is_gone_is_lost() -> None:
 def test_an_attempt_that_was_never_acknowledged_is_handed_out_again() -> None:
     record = Life().placed().record
     assert events([record]) == []
-    (assignment,) = told([record])
+    (assignment,) = event_of_report([record])
     assert (assignment.target, assignment.token) == (Assignment.RUN, record.token)
     assert not assignment.HasField("restore")
 
@@ -129,7 +131,7 @@ def test_a_pause_that_was_not_seen_is_said_again() -> None:
     record = seventh().pause().record
     behind = status(record, generation=record.generation - 1)
     assert events([record], behind) == []
-    (assignment,) = told([record], behind)
+    (assignment,) = event_of_report([record], behind)
     assert (assignment.target, assignment.generation) == (Assignment.PAUSE, record.generation)
 
 
@@ -137,7 +139,7 @@ def test_persisting_is_kept_however_long_it_takes() -> None:
     record = seventh().pause().released().record
     persisting = status(record, AssignmentStatus.PERSISTING)
     assert [type(event) for _, event in events([record], persisting)] == [Observed]
-    (assignment,) = told([record], persisting)
+    (assignment,) = event_of_report([record], persisting)
     assert (assignment.target, assignment.generation) == (Assignment.PAUSE, record.generation)
 
 
@@ -148,7 +150,7 @@ def test_paused_and_found_running_is_pausing_again() -> None:
     ((_, event),) = events([], running, others=[life.record])
     assert event == FoundRunning(actor=A, device_uuids=("GPU-1",), generation=running.observed_generation)
     life.tell(event)
-    (assignment,) = told([life.record], running)
+    (assignment,) = event_of_report([life.record], running)
     assert (life.state, assignment.target) == ("PAUSING", Assignment.PAUSE)
     assert assignment.generation > running.observed_generation
 
@@ -158,7 +160,7 @@ def test_paused_and_over_is_forgotten(phase: AssignmentStatus.Phase.ValueType) -
     record = paused().record
     over = status(record, phase)
     assert events([], over, others=[record]) == []
-    assert told([], over, others=[record]) == []
+    assert event_of_report([], over, others=[record]) == []
 
 
 def test_an_attempt_that_went_elsewhere_stops_without_a_trace() -> None:
@@ -166,7 +168,7 @@ def test_an_attempt_that_went_elsewhere_stops_without_a_trace() -> None:
     old = status(life.record)
     life.is_lost().placed(B)
     assert events([], old, others=[life.record]) == []
-    (stop,) = told([], old, others=[life.record])
+    (stop,) = event_of_report([], old, others=[life.record])
     assert is_stop(stop, old)
 
 
@@ -178,17 +180,17 @@ def test_an_attempt_of_a_job_that_is_not_at_work_is_stopped(state: str) -> None:
     record.CopyFrom(life.is_lost().record)
     record.job.state = Job.State.Value(state)
     assert events([], old, others=[record]) == []
-    assert is_stop(told([], old, others=[record])[0], old)
+    assert is_stop(event_of_report([], old, others=[record])[0], old)
 
 
 def test_an_unknown_live_attempt_is_left_alone() -> None:
     orphan = status(Life().placed().record)
     assert events([], orphan) == []
-    assert told([], orphan) == []
+    assert event_of_report([], orphan) == []
 
 
 def test_each_worker_hears_of_its_own_jobs_only() -> None:
-    assert told([paused().record]) == []
+    assert event_of_report([paused().record]) == []
 
 
 def test_the_first_step_is_noticed_once() -> None:
@@ -232,7 +234,7 @@ def test_an_end_without_a_reason_has_one_all_the_same() -> None:
 
 def test_each_kind_of_report() -> None:
     metrics, made, pause = EpochMetrics(epoch=3), checkpoint(3), Pause(note="n")
-    assert reconcile.told(Report(epoch=metrics), A) == EpochEnded(actor=A, metrics=metrics)
-    assert reconcile.told(Report(checkpoint=made), A) == Registered(actor=A, checkpoint=made)
-    assert reconcile.told(Report(pause=pause), A) == PausePhase(actor=A, pause=pause)
-    assert reconcile.told(Report(sequence=1, token=FencingToken(attempt=1)), A) is None, "of a later version"
+    assert reconcile.event_of_report(Report(epoch=metrics), A) == EpochEnded(actor=A, metrics=metrics)
+    assert reconcile.event_of_report(Report(checkpoint=made), A) == Registered(actor=A, checkpoint=made)
+    assert reconcile.event_of_report(Report(pause=pause), A) == PausePhase(actor=A, pause=pause)
+    assert reconcile.event_of_report(Report(sequence=1, token=FencingToken(attempt=1)), A) is None, "of a later version"

@@ -14,9 +14,8 @@ from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn_control_plane.job import machine
 from adjourn_control_plane.job.events import (
     Adopted,
-    Asked,
     Began,
-    CancelAsked,
+    CancelRequested,
     EpochEnded,
     Event,
     Failed,
@@ -24,12 +23,13 @@ from adjourn_control_plane.job.events import (
     FoundRunning,
     Lost,
     Observed,
-    PauseAsked,
     PausePhase,
+    PauseRequested,
     Placed,
     Registered,
+    Requested,
     Rested,
-    ResumeAsked,
+    ResumeRequested,
     Stopped,
 )
 from adjourn_control_plane.job.machine import ENDED, HANDLERS, HELD, TRANSITIONS, State
@@ -40,17 +40,17 @@ OTHER_HOLD = Hold.Kind.ValueType(4)
 
 
 STATES = [state for state in Job.State.values() if state != Job.STATE_UNSPECIFIED]
-ASKED: list[Asked] = [
-    PauseAsked(actor="bob", mode=PAUSE_MODE_UNSPECIFIED, reason=""),
-    ResumeAsked(actor="bob"),
-    CancelAsked(actor="bob", reason=""),
+REQUESTED: list[Requested] = [
+    PauseRequested(actor="bob", mode=PAUSE_MODE_UNSPECIFIED, reason=""),
+    ResumeRequested(actor="bob"),
+    CancelRequested(actor="bob", reason=""),
 ]
 RESTING = ENDED | {Job.PAUSED}
 
 
 def possible(record: JobRecord) -> Iterator[Event]:
     """Yields one of every kind of event, and several where their content decides what follows."""
-    yield from ASKED
+    yield from REQUESTED
     attempt = record.token.attempt + 1
     token = FencingToken(attempt=attempt, nonce=f"{attempt:032x}")
     yield Placed(actor="control_plane", worker=A, device_uuids=(), nonce=token.nonce)
@@ -151,7 +151,7 @@ def test_what_resolves_by_itself_needs_nobody_to_ask(state: State) -> None:
         for (before, event), all_after in TRANSITIONS.items()
         if before == state
         for after in all_after
-        if not issubclass(event, Asked)
+        if not issubclass(event, Requested)
     }
     assert outcomes & RESTING
 
@@ -170,11 +170,11 @@ def in_state(state: State) -> JobRecord:
     return record
 
 
-REFUSED = [(state, event) for state in STATES for event in ASKED if (state, type(event)) not in TRANSITIONS]
+REFUSED = [(state, event) for state in STATES for event in REQUESTED if (state, type(event)) not in TRANSITIONS]
 
 
 @pytest.mark.parametrize(("state", "event"), REFUSED, ids=lambda it: getattr(it, "verb", None) or Job.State.Name(it))
-def test_what_may_not_be_asked_for_is_refused_with_what_may(state: State, event: Asked) -> None:
+def test_what_may_not_be_asked_for_is_refused_with_what_may(state: State, event: Requested) -> None:
     with pytest.raises(errors.PreconditionError) as caught:
         machine.decide(in_state(state), event, START)
     error = caught.value
@@ -190,7 +190,7 @@ def test_what_may_not_be_asked_for_is_refused_with_what_may(state: State, event:
 def test_late_news_is_ignored() -> None:
     record = in_state(Job.SUCCEEDED)
     for event in possible(record):
-        if not isinstance(event, Asked):
+        if not isinstance(event, Requested):
             assert machine.decide(record, event, START) is None
 
 
@@ -207,7 +207,7 @@ def test_a_decision_leaves_the_record_alone() -> None:
 
 
 def test_an_outcome_beyond_the_table_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong: dict[object, object] = {(Job.QUEUED, CancelAsked): (Job.PAUSED,)}
+    wrong: dict[object, object] = {(Job.QUEUED, CancelRequested): (Job.PAUSED,)}
     monkeypatch.setattr(machine, "TRANSITIONS", wrong)
     with pytest.raises(AssertionError, match="CANCELLED"):
-        machine.decide(Life().record, ASKED[2], START)
+        machine.decide(Life().record, REQUESTED[2], START)

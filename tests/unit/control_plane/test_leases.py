@@ -9,9 +9,15 @@ from adjourn_control_plane.store.interface import Session
 LEASE = 15.0
 
 
-def session(name: str = "workers/a", *, beat: int = 1, lost: bool = False) -> Session:
+def session(name: str = "workers/a", *, heartbeat: int = 1, lost: bool = False) -> Session:
     return Session(
-        worker=Worker(name=name), session="s", stream="t", connected=True, lost=lost, beat=beat, report_time_ns=0
+        worker=Worker(name=name),
+        session="s",
+        stream="t",
+        connected=True,
+        lost=lost,
+        heartbeat=heartbeat,
+        report_time_ns=0,
     )
 
 
@@ -37,9 +43,9 @@ def test_silence_of_a_lease_is_a_loss() -> None:
 
 def test_each_beat_starts_the_lease_anew() -> None:
     leases = Leases(timedelta(seconds=LEASE))
-    watched(leases, 1010, session(beat=1))
-    assert watched(leases, 1025, session(beat=2), since=1011) == []
-    assert silent(leases, 1026, session(beat=2)) == ["workers/a"]
+    watched(leases, 1010, session(heartbeat=1))
+    assert watched(leases, 1025, session(heartbeat=2), since=1011) == []
+    assert silent(leases, 1026, session(heartbeat=2)) == ["workers/a"]
 
 
 def test_who_is_lost_already_is_not_lost_again() -> None:

@@ -11,9 +11,9 @@ from adjourn.v1.agent_service_pb2 import AssignmentStatus, Exit, Report
 from adjourn.v1.job_pb2 import Job, JobSpec
 from adjourn.v1.job_service_pb2 import DeleteJobRequest, JobEvent, PauseJobRequest, ResumeJobRequest
 from adjourn_control_plane.job import machine
-from adjourn_control_plane.job import updater as ledgers
-from adjourn_control_plane.job.events import Asked, Lost, Placed
-from adjourn_control_plane.job.updater import Call, Ledger
+from adjourn_control_plane.job import updater as updaters
+from adjourn_control_plane.job.events import Lost, Placed, Requested
+from adjourn_control_plane.job.updater import Call, JobUpdater
 from adjourn_control_plane.store.interface import Change, Conflict, JobName, WorkerName
 from tests.harness.job_life import GONE, A, B, checkpoint
 from tests.harness.job_requests import CANCEL, JOB, PAUSE, RESUME, fresh, place, there
@@ -22,8 +22,8 @@ from tests.harness.memory_store import MemoryStore
 pytestmark = pytest.mark.usefixtures("one_job")
 
 
-async def test_a_wish_is_stored_with_its_history(ledger: Ledger, memory_store: MemoryStore) -> None:
-    answer = await ledger.wish(JOB, PAUSE, fresh())
+async def test_a_wish_is_stored_with_its_history(updater: JobUpdater, memory_store: MemoryStore) -> None:
+    answer = await updater.request(JOB, PAUSE, fresh())
     record = await there(memory_store)
     assert (answer.state, record.job.state) == (Job.PAUSED, Job.PAUSED)
     assert answer.etag == str(record.revision)
@@ -33,68 +33,70 @@ async def test_a_wish_is_stored_with_its_history(ledger: Ledger, memory_store: M
     ]
 
 
-async def test_an_unknown_job(ledger: Ledger) -> None:
+async def test_an_unknown_job(updater: JobUpdater) -> None:
     for call in (
-        ledger.wish(JobName("jobs/no"), PAUSE, fresh()),
-        ledger.apply(JobName("jobs/no"), PAUSE),
-        ledger.delete(JobName("jobs/no"), fresh()),
+        updater.request(JobName("jobs/no"), PAUSE, fresh()),
+        updater.apply(JobName("jobs/no"), PAUSE),
+        updater.delete(JobName("jobs/no"), fresh()),
     ):
         with pytest.raises(errors.NotFoundError) as caught:
             await call
         assert caught.value.metadata == {"job": "jobs/no"}
 
 
-async def test_a_stale_etag_is_refused_and_a_fresh_one_taken(ledger: Ledger, memory_store: MemoryStore) -> None:
-    first = (await ledger.wish(JOB, PAUSE, fresh(etag="1"))).etag
+async def test_a_stale_etag_is_refused_and_a_fresh_one_taken(updater: JobUpdater, memory_store: MemoryStore) -> None:
+    first = (await updater.request(JOB, PAUSE, fresh(etag="1"))).etag
     with pytest.raises(errors.StaleEtagError) as caught:
-        await ledger.wish(JOB, RESUME, fresh(etag="1"))
+        await updater.request(JOB, RESUME, fresh(etag="1"))
     assert caught.value.metadata == {"job": JOB, "etag": "1"}
-    assert (await ledger.wish(JOB, RESUME, fresh(etag=first))).state == Job.QUEUED
+    assert (await updater.request(JOB, RESUME, fresh(etag=first))).state == Job.QUEUED
 
 
 async def test_a_repeated_request_has_one_effect_and_the_first_answer(
-    ledger: Ledger, memory_store: MemoryStore
+    updater: JobUpdater, memory_store: MemoryStore
 ) -> None:
     call = fresh()
-    first = await ledger.wish(JOB, PAUSE, call)
-    await ledger.wish(JOB, RESUME, fresh())
-    assert await ledger.wish(JOB, PAUSE, call) == first
+    first = await updater.request(JOB, PAUSE, call)
+    await updater.request(JOB, RESUME, fresh())
+    assert await updater.request(JOB, PAUSE, call) == first
     assert (await there(memory_store)).job.state == Job.QUEUED
 
 
-async def test_a_repeat_of_what_changed_nothing_has_no_effect_either(ledger: Ledger, memory_store: MemoryStore) -> None:
-    await ledger.wish(JOB, PAUSE, fresh())
+async def test_a_repeat_of_what_changed_nothing_has_no_effect_either(
+    updater: JobUpdater, memory_store: MemoryStore
+) -> None:
+    await updater.request(JOB, PAUSE, fresh())
     call = fresh()
-    first = await ledger.wish(JOB, PAUSE, call)
+    first = await updater.request(JOB, PAUSE, call)
     assert first.state == Job.PAUSED
-    await ledger.wish(JOB, RESUME, fresh())
-    assert await ledger.wish(JOB, PAUSE, call) == first
+    await updater.request(JOB, RESUME, fresh())
+    assert await updater.request(JOB, PAUSE, call) == first
     assert (await there(memory_store)).job.state == Job.QUEUED, "somebody else's resume stands"
 
 
 async def test_what_changed_nothing_has_no_history_and_keeps_the_etag(
-    ledger: Ledger, memory_store: MemoryStore
+    updater: JobUpdater, memory_store: MemoryStore
 ) -> None:
-    first = await ledger.wish(JOB, PAUSE, fresh())
-    again = await ledger.wish(JOB, PAUSE, fresh())
+    first = await updater.request(JOB, PAUSE, fresh())
+    again = await updater.request(JOB, PAUSE, fresh())
     assert again == first
     assert len(await memory_store.events(JOB, after=0, size=10)) == 2
 
 
 async def test_without_a_request_id_what_changed_nothing_is_not_stored(
-    ledger: Ledger, memory_store: MemoryStore
+    updater: JobUpdater, memory_store: MemoryStore
 ) -> None:
-    await ledger.wish(JOB, PAUSE, fresh(""))
+    await updater.request(JOB, PAUSE, fresh(""))
     token = await memory_store.latest_token()
-    await ledger.wish(JOB, PAUSE, fresh(""))
+    await updater.request(JOB, PAUSE, fresh(""))
     assert await memory_store.latest_token() == token
 
 
-async def test_a_request_id_belongs_to_one_request(ledger: Ledger) -> None:
-    await ledger.wish(JOB, PAUSE, fresh("r"))
+async def test_a_request_id_belongs_to_one_request(updater: JobUpdater) -> None:
+    await updater.request(JOB, PAUSE, fresh("r"))
     other = Call.of(ResumeJobRequest(name=JOB, request_id="r"), request_id="r")
     with pytest.raises(errors.RequestIdReusedError) as caught:
-        await ledger.wish(JOB, RESUME, other)
+        await updater.request(JOB, RESUME, other)
     assert caught.value.metadata == {"request_id": "r"}
 
 
@@ -110,13 +112,13 @@ async def test_requests_of_other_kinds_and_content_have_other_digests() -> None:
 
 @pytest.mark.parametrize("event", [PAUSE, RESUME, CANCEL])
 async def test_the_same_request_twice_at_once_has_one_effect(
-    event: Asked, ledger: Ledger, memory_store: MemoryStore
+    event: Requested, updater: JobUpdater, memory_store: MemoryStore
 ) -> None:
     if event is RESUME:
-        await ledger.wish(JOB, PAUSE, fresh())
+        await updater.request(JOB, PAUSE, fresh())
     etag = str((await there(memory_store)).revision)
     call = fresh(etag=etag)
-    answers = await asyncio.gather(*(ledger.wish(JOB, event, call) for _ in range(5)))
+    answers = await asyncio.gather(*(updater.request(JOB, event, call) for _ in range(5)))
     assert all(answer == answers[0] for answer in answers)
     assert (await there(memory_store)).revision == int(etag) + 1
 
@@ -124,35 +126,35 @@ async def test_the_same_request_twice_at_once_has_one_effect(
 async def test_a_try_that_was_overtaken_by_its_twin_gets_the_twins_answer(memory_store: MemoryStore) -> None:
     """The first try is on its way while the second has been answered and others have gone on."""
 
-    class Overtaken(Ledger):
+    class Overtaken(JobUpdater):
         async def answered(self, call: Call) -> Job | None:
             answer = await super().answered(call)
             if answer is None and call == late:
-                await twin.wish(JOB, PAUSE, replace(call, etag="1"))
+                await twin.request(JOB, PAUSE, replace(call, etag="1"))
             return answer
 
-    late, twin = fresh(etag="1"), Ledger(memory_store)
-    answer = await Overtaken(memory_store).wish(JOB, PAUSE, late)
+    late, twin = fresh(etag="1"), JobUpdater(memory_store)
+    answer = await Overtaken(memory_store).request(JOB, PAUSE, late)
     assert (answer.state, answer.etag) == (Job.PAUSED, "2")
 
 
-async def test_two_resumes_at_once_start_one_run(ledger: Ledger, memory_store: MemoryStore) -> None:
-    await ledger.wish(JOB, PAUSE, fresh())
-    answers = await asyncio.gather(*(ledger.wish(JOB, RESUME, fresh()) for _ in range(5)))
+async def test_two_resumes_at_once_start_one_run(updater: JobUpdater, memory_store: MemoryStore) -> None:
+    await updater.request(JOB, PAUSE, fresh())
+    answers = await asyncio.gather(*(updater.request(JOB, RESUME, fresh()) for _ in range(5)))
     assert {answer.state for answer in answers} == {Job.QUEUED}
-    placements = await asyncio.gather(*(place(ledger, worker) for worker in (A, B, A, B)))
+    placements = await asyncio.gather(*(place(updater, worker) for worker in (A, B, A, B)))
     record = await there(memory_store)
     assert (record.job.attempt, record.job.state) == (1, Job.STARTING)
     assert all(token == record.token for token in placements)
 
 
-async def test_a_pause_and_the_end_at_once_have_one_outcome(ledger: Ledger, memory_store: MemoryStore) -> None:
-    token = await place(ledger)
-    await ledger.report(Report(sequence=1, job=JOB, token=token, checkpoint=checkpoint(10)), A)
+async def test_a_pause_and_the_end_at_once_have_one_outcome(updater: JobUpdater, memory_store: MemoryStore) -> None:
+    token = await place(updater)
+    await updater.report(Report(sequence=1, job=JOB, token=token, checkpoint=checkpoint(10)), A)
     ended = Exit(phase=AssignmentStatus.SUCCEEDED, checkpoint=checkpoint(10).name)
     answers = await asyncio.gather(
-        ledger.wish(JOB, PAUSE, fresh()),
-        ledger.report(Report(sequence=2, job=JOB, token=token, exit=ended), A),
+        updater.request(JOB, PAUSE, fresh()),
+        updater.report(Report(sequence=2, job=JOB, token=token, exit=ended), A),
         return_exceptions=True,
     )
     assert (await there(memory_store)).job.state == Job.SUCCEEDED
@@ -176,24 +178,26 @@ async def test_a_race_that_is_lost_for_ever_is_given_up() -> None:
     decision = machine.create(Job(name=JOB, spec=JobSpec(total_epochs=1)), actor="ann", now=datetime.now(UTC))
     await store.commit(Change(job=JOB, expected=0, record=decision.record))
     with pytest.raises(errors.ContentionError):
-        await Ledger(store).wish(JOB, CANCEL, fresh())
-    assert store.lost == ledgers.ATTEMPTS
+        await JobUpdater(store).request(JOB, CANCEL, fresh())
+    assert store.lost == updaters.ATTEMPTS
 
 
-async def test_an_event_of_an_attempt_that_is_over_has_no_effect(ledger: Ledger, memory_store: MemoryStore) -> None:
-    first = await place(ledger, A)
+async def test_an_event_of_an_attempt_that_is_over_has_no_effect(
+    updater: JobUpdater, memory_store: MemoryStore
+) -> None:
+    first = await place(updater, A)
     lost = Lost(actor="control_plane", failure=GONE)
-    await ledger.apply(JOB, lost, token=first)
-    await place(ledger, B)
-    record = await ledger.apply(JOB, lost, token=first)
+    await updater.apply(JOB, lost, token=first)
+    await place(updater, B)
+    record = await updater.apply(JOB, lost, token=first)
     assert (record.job.state, record.job.worker) == (Job.STARTING, B), "another replica had noticed the loss first"
 
 
-async def test_a_placement_is_not_repeated_on_another_occupancy(ledger: Ledger, memory_store: MemoryStore) -> None:
-    seen = await memory_store.occupancy(WorkerName(A))
+async def test_a_placement_is_not_repeated_on_another_occupancy(updater: JobUpdater, memory_store: MemoryStore) -> None:
+    seen = await memory_store.allocation(WorkerName(A))
     event = Placed(actor="control_plane", worker=A, device_uuids=(), nonce="n")
-    await ledger.apply(JOB, event, occupancy=seen)
+    await updater.apply(JOB, event, allocation=seen)
     other = machine.create(Job(name="jobs/k", spec=JobSpec(total_epochs=1)), actor="ann", now=datetime.now(UTC))
     await memory_store.commit(Change(job=JobName("jobs/k"), expected=0, record=other.record))
     with pytest.raises(Conflict):
-        await ledger.apply(JobName("jobs/k"), event, occupancy=seen)
+        await updater.apply(JobName("jobs/k"), event, allocation=seen)

@@ -10,7 +10,7 @@ from adjourn.v1.agent_service_pb2 import AssignmentStatus, Exit, FencingToken, R
 from adjourn.v1.job_pb2 import Failure, Job
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn_control_plane.job.events import Began, Lost
-from adjourn_control_plane.job.updater import Ledger
+from adjourn_control_plane.job.updater import JobUpdater
 from tests.harness.job_life import GONE, A, B, checkpoint
 from tests.harness.job_requests import CANCEL, JOB, PAUSE, fresh, place, there
 from tests.harness.memory_store import MemoryStore
@@ -18,102 +18,102 @@ from tests.harness.memory_store import MemoryStore
 pytestmark = pytest.mark.usefixtures("one_job")
 
 
-async def test_a_report_is_applied_once(ledger: Ledger, memory_store: MemoryStore) -> None:
-    token = await place(ledger)
+async def test_a_report_is_applied_once(updater: JobUpdater, memory_store: MemoryStore) -> None:
+    token = await place(updater)
     report = Report(sequence=5, job=JOB, token=token, epoch=EpochMetrics(epoch=1, active_duration=Duration(seconds=10)))
     for _ in range(3):
-        await ledger.report(report, A)
+        await updater.report(report, A)
     record = await there(memory_store)
     assert (record.applied_report, record.timed_epochs) == (5, 1)
     older = Report(sequence=4, job=JOB, token=token, epoch=EpochMetrics(epoch=2))
-    await ledger.report(older, A)
+    await updater.report(older, A)
     assert [each.epoch for each in await memory_store.epochs(JOB, after=0, size=10)] == [1]
 
 
-async def test_a_report_of_another_token_is_refused(ledger: Ledger, memory_store: MemoryStore) -> None:
-    token = await place(ledger)
+async def test_a_report_of_another_token_is_refused(updater: JobUpdater, memory_store: MemoryStore) -> None:
+    token = await place(updater)
     for wrong in (
         FencingToken(attempt=token.attempt, nonce="f" * 32),
         FencingToken(attempt=token.attempt + 1, nonce=token.nonce),
         FencingToken(),
     ):
-        await ledger.report(Report(sequence=9, job=JOB, token=wrong, checkpoint=checkpoint(3)), A)
+        await updater.report(Report(sequence=9, job=JOB, token=wrong, checkpoint=checkpoint(3)), A)
     record = await there(memory_store)
     assert (record.checkpoint.name, record.applied_report) == ("", 0)
     assert await memory_store.checkpoints(JOB, size=10, skip=0) == []
 
 
-async def test_after_a_new_hand_out_the_old_token_has_no_effect(ledger: Ledger, memory_store: MemoryStore) -> None:
-    old = await place(ledger)
-    await ledger.apply(JOB, Lost(actor="control_plane", failure=GONE))
-    new = await place(ledger, B)
-    await ledger.report(Report(sequence=1, job=JOB, token=old, checkpoint=checkpoint(1)), A)
+async def test_after_a_new_hand_out_the_old_token_has_no_effect(updater: JobUpdater, memory_store: MemoryStore) -> None:
+    old = await place(updater)
+    await updater.apply(JOB, Lost(actor="control_plane", failure=GONE))
+    new = await place(updater, B)
+    await updater.report(Report(sequence=1, job=JOB, token=old, checkpoint=checkpoint(1)), A)
     ended = Exit(phase=AssignmentStatus.FAILED, failure=Failure(reason=reasons.PROCESS_KILLED))
-    await ledger.report(Report(sequence=2, job=JOB, token=old, exit=ended), A)
+    await updater.report(Report(sequence=2, job=JOB, token=old, exit=ended), A)
     record = await there(memory_store)
     assert (record.token, record.job.state, record.checkpoint.name) == (new, Job.STARTING, "")
 
 
-async def test_a_report_of_an_unknown_job_or_kind_is_let_go(ledger: Ledger, memory_store: MemoryStore) -> None:
-    token = await place(ledger)
-    await ledger.report(Report(sequence=1, job="jobs/no", token=token), A)
-    await ledger.report(Report(sequence=1, job=JOB, token=token), A)
+async def test_a_report_of_an_unknown_job_or_kind_is_let_go(updater: JobUpdater, memory_store: MemoryStore) -> None:
+    token = await place(updater)
+    await updater.report(Report(sequence=1, job="jobs/no", token=token), A)
+    await updater.report(Report(sequence=1, job=JOB, token=token), A)
     assert (await there(memory_store)).applied_report == 0
 
 
-async def test_late_news_of_a_job_that_has_ended_is_let_go(ledger: Ledger, memory_store: MemoryStore) -> None:
-    token = await place(ledger)
+async def test_late_news_of_a_job_that_has_ended_is_let_go(updater: JobUpdater, memory_store: MemoryStore) -> None:
+    token = await place(updater)
     stopped = Report(sequence=1, job=JOB, token=token, exit=Exit(phase=AssignmentStatus.STOPPED))
-    await ledger.wish(JOB, CANCEL, fresh())
-    await ledger.report(stopped, A)
-    await ledger.report(Report(sequence=2, job=JOB, token=token, epoch=EpochMetrics(epoch=1)), A)
+    await updater.request(JOB, CANCEL, fresh())
+    await updater.report(stopped, A)
+    await updater.report(Report(sequence=2, job=JOB, token=token, epoch=EpochMetrics(epoch=1)), A)
     assert (await there(memory_store)).job.state == Job.CANCELLED
     assert await memory_store.epochs(JOB, after=0, size=10) == []
 
 
-async def test_a_later_attempt_replaces_an_epoch(ledger: Ledger, memory_store: MemoryStore) -> None:
+async def test_a_later_attempt_replaces_an_epoch(updater: JobUpdater, memory_store: MemoryStore) -> None:
     for attempt in (1, 2):
-        token = await place(ledger)
+        token = await place(updater)
         metrics = EpochMetrics(epoch=1, attempt=attempt)
-        await ledger.report(Report(sequence=attempt, job=JOB, token=token, epoch=metrics), A)
-        await ledger.apply(JOB, Lost(actor="control_plane", failure=GONE))
+        await updater.report(Report(sequence=attempt, job=JOB, token=token, epoch=metrics), A)
+        await updater.apply(JOB, Lost(actor="control_plane", failure=GONE))
     assert [each.attempt for each in await memory_store.epochs(JOB, after=0, size=10)] == [2]
 
 
-async def test_only_what_has_ended_is_deleted(ledger: Ledger, memory_store: MemoryStore) -> None:
+async def test_only_what_has_ended_is_deleted(updater: JobUpdater, memory_store: MemoryStore) -> None:
     for wish in (None, PAUSE):
         if wish:
-            await ledger.wish(JOB, wish, fresh())
+            await updater.request(JOB, wish, fresh())
         with pytest.raises(errors.JobNotFinishedError) as caught:
-            await ledger.delete(JOB, fresh())
+            await updater.delete(JOB, fresh())
         assert caught.value.metadata["allowed_states"] == "CANCELLED, FAILED, SUCCEEDED"
-    await ledger.wish(JOB, CANCEL, fresh())
-    await ledger.delete(JOB, fresh())
+    await updater.request(JOB, CANCEL, fresh())
+    await updater.delete(JOB, fresh())
     assert await memory_store.get(JOB) is None
-    assert await memory_store.purges() == [JOB]
+    assert await memory_store.tombstones() == [JOB]
 
 
-async def test_a_stale_etag_deletes_nothing(ledger: Ledger, memory_store: MemoryStore) -> None:
-    await ledger.wish(JOB, CANCEL, fresh())
+async def test_a_stale_etag_deletes_nothing(updater: JobUpdater, memory_store: MemoryStore) -> None:
+    await updater.request(JOB, CANCEL, fresh())
     with pytest.raises(errors.StaleEtagError):
-        await ledger.delete(JOB, fresh(etag="1"))
-    await ledger.delete(JOB, fresh(etag="2"))
+        await updater.delete(JOB, fresh(etag="1"))
+    await updater.delete(JOB, fresh(etag="2"))
 
 
-async def test_a_repeat_is_no_error(ledger: Ledger, memory_store: MemoryStore) -> None:
-    await ledger.wish(JOB, CANCEL, fresh())
+async def test_a_repeat_is_no_error(updater: JobUpdater, memory_store: MemoryStore) -> None:
+    await updater.request(JOB, CANCEL, fresh())
     call = fresh("d")
-    await asyncio.gather(*(ledger.delete(JOB, call) for _ in range(3)))
-    await ledger.delete(JOB, call)
+    await asyncio.gather(*(updater.delete(JOB, call) for _ in range(3)))
+    await updater.delete(JOB, call)
     with pytest.raises(errors.NotFoundError):
-        await ledger.delete(JOB, fresh())
+        await updater.delete(JOB, fresh())
 
 
-async def test_what_a_worker_says_of_a_deleted_job_is_let_go(ledger: Ledger, memory_store: MemoryStore) -> None:
-    token = await place(ledger)
-    await ledger.wish(JOB, CANCEL, fresh())
-    await ledger.apply(JOB, Lost(actor="control_plane", failure=GONE))
-    await ledger.delete(JOB, fresh())
-    await ledger.report(Report(sequence=1, job=JOB, token=token, epoch=EpochMetrics(epoch=1)), A)
+async def test_what_a_worker_says_of_a_deleted_job_is_let_go(updater: JobUpdater, memory_store: MemoryStore) -> None:
+    token = await place(updater)
+    await updater.request(JOB, CANCEL, fresh())
+    await updater.apply(JOB, Lost(actor="control_plane", failure=GONE))
+    await updater.delete(JOB, fresh())
+    await updater.report(Report(sequence=1, job=JOB, token=token, epoch=EpochMetrics(epoch=1)), A)
     with pytest.raises(errors.NotFoundError):
-        await ledger.apply(JOB, Began(actor=A))
+        await updater.apply(JOB, Began(actor=A))

@@ -40,9 +40,9 @@ def test_a_reported_release_stays() -> None:
 
 def test_phases_of_no_pause_are_dropped() -> None:
     job = Job()
-    news = Pause()
-    news.release_time.FromSeconds(7)
-    pauses.merge(job, news)
+    progress_events = Pause()
+    progress_events.release_time.FromSeconds(7)
+    pauses.merge(job, progress_events)
     assert job == Job()
 
 
@@ -50,12 +50,12 @@ def test_the_first_step_counts_what_was_saved() -> None:
     job = Job(spec=JobSpec(gpu_count=4))
     job.pause.release_time.FromSeconds(100)
     job.pause.resume_request_time.FromSeconds(150)
-    news = Pause(verdict=Pause.EXACT)
-    news.resume_time.FromSeconds(160)
-    pauses.merge(job, news)
+    progress_events = Pause(verdict=Pause.EXACT)
+    progress_events.resume_time.FromSeconds(160)
+    pauses.merge(job, progress_events)
     assert (job.pause.saved_gpu_seconds, job.pause.verdict) == (240, Pause.EXACT)
-    news.resume_time.FromSeconds(900)
-    pauses.merge(job, news)
+    progress_events.resume_time.FromSeconds(900)
+    pauses.merge(job, progress_events)
     assert job.pause.resume_time.seconds == 160, "a later restart is none of this pause's business"
 
 
@@ -63,7 +63,7 @@ def test_a_worker_whose_clock_is_behind_saves_nothing_negative() -> None:
     job = Job(spec=JobSpec(gpu_count=1))
     job.pause.release_time.FromSeconds(100)
     job.pause.resume_request_time.FromSeconds(150)
-    news = Pause()
-    news.resume_time.FromSeconds(90)
-    pauses.merge(job, news)
+    progress_events = Pause()
+    progress_events.resume_time.FromSeconds(90)
+    pauses.merge(job, progress_events)
     assert job.pause.saved_gpu_seconds == 0

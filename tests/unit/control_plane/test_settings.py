@@ -89,9 +89,9 @@ def test_everything_wrong_is_said_at_once() -> None:
 
 
 def test_secrets_are_not_shown() -> None:
-    shown = repr(Settings.from_environment(ENVIRONMENT))
-    assert "secret@" not in shown
-    assert "hidden" not in shown
+    to_public = repr(Settings.from_environment(ENVIRONMENT))
+    assert "secret@" not in to_public
+    assert "hidden" not in to_public
 
 
 def test_a_lease_outlasts_two_intervals_however_settings_are_made() -> None:

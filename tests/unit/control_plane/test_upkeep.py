@@ -19,11 +19,11 @@ from adjourn.v1.worker_pb2 import Device, Worker
 from adjourn_control_plane.fleet import upkeep as keeping
 from adjourn_control_plane.fleet.upkeep import Upkeep
 from adjourn_control_plane.job import machine
-from adjourn_control_plane.job.events import Observed, PauseAsked, Placed
-from adjourn_control_plane.job.updater import Call, Ledger
+from adjourn_control_plane.job.events import Observed, PauseRequested, Placed
+from adjourn_control_plane.job.updater import Call, JobUpdater
 from adjourn_control_plane.settings import Settings
-from adjourn_control_plane.store.interface import Change, JobName, Occupancy, WorkerName
-from adjourn_control_plane.store.notifier import Wakeups
+from adjourn_control_plane.store.interface import Allocation, Change, JobName, WorkerName
+from adjourn_control_plane.store.notifier import Notifier
 from tests.harness.job_life import A, B
 from tests.harness.memory_objects import MemoryObjects
 from tests.harness.memory_store import MemoryStore
@@ -49,9 +49,9 @@ class Plane:
 
     def __init__(self, store: MemoryStore) -> None:
         self.store = store
-        self.ledger = Ledger(store)
+        self.updater = JobUpdater(store)
         self.objects = MemoryObjects()
-        self.upkeep = Upkeep(store, self.ledger, self.objects, Wakeups(store), SETTINGS)
+        self.upkeep = Upkeep(store, self.updater, self.objects, Notifier(store), SETTINGS)
 
     async def create(self, name: str, **spec: Any) -> JobName:
         job = Job(name=f"jobs/{name}", spec=JobSpec(entry_point="m:f", **spec))
@@ -122,11 +122,11 @@ async def test_only_connected_workers_that_take_work_are_given_any(plane: Plane)
     lost = await plane.worker("workers/c", cpu_slots=1)
     session = await plane.store.session(WorkerName("workers/c"))
     assert session
-    await plane.store.lose(WorkerName("workers/c"), session.beat)
+    await plane.store.mark_lost(WorkerName("workers/c"), session.heartbeat)
     await plane.store.detach(WorkerName(B), draining)
     await plane.upkeep.place()
     assert await plane.where(job) == [""]
-    assert await plane.store.beat(Worker(name="workers/c", cpu_slots=1), lost)
+    assert await plane.store.heartbeat(Worker(name="workers/c", cpu_slots=1), lost)
     await plane.upkeep.place()
     assert await plane.where(job) == ["workers/c"]
 
@@ -148,7 +148,7 @@ async def test_a_failed_job_waits_before_it_is_placed_again(plane: Plane, monkey
     await plane.upkeep.place()
     record = await plane.record(job)
     failed = Exit(phase=AssignmentStatus.FAILED, failure=Failure(reason=reasons.PROCESS_KILLED))
-    await plane.ledger.report(Report(sequence=1, job=job, token=record.token, exit=failed), A)
+    await plane.updater.report(Report(sequence=1, job=job, token=record.token, exit=failed), A)
     await plane.upkeep.place()
     assert (await plane.record(job)).job.state == Job.QUEUED
     later = datetime.now(UTC) + timedelta(seconds=2)
@@ -179,7 +179,7 @@ async def test_a_worker_that_speaks_is_kept(plane: Plane, silence: Silence) -> N
     await plane.upkeep.place()
     for _ in range(5):
         await silence(10)
-        await plane.store.beat(Worker(name=A, cpu_slots=1), stream)
+        await plane.store.heartbeat(Worker(name=A, cpu_slots=1), stream)
     assert await plane.where(job) == [A]
 
 
@@ -218,14 +218,14 @@ async def test_a_replica_that_takes_back_late_does_not_hit_the_next_attempt(memo
     await first.worker(A, cpu_slots=1)
     await first.upkeep.place()
     token = (await first.record(job)).token
-    await first.ledger.apply(job, Observed(actor=A, generation=1), token=token)
+    await first.updater.apply(job, Observed(actor=A, generation=1), token=token)
 
     class Late(MemoryStore):
-        async def occupancy(self, worker: WorkerName) -> Occupancy:
-            seen = await memory_store.occupancy(worker)
+        async def allocation(self, worker: WorkerName) -> Allocation:
+            seen = await memory_store.allocation(worker)
             await first.upkeep.take_back(worker)
             await first.worker(B, cpu_slots=1)
-            await first.ledger.apply(job, Placed(actor="p", worker=B, device_uuids=(), nonce="n"))
+            await first.updater.apply(job, Placed(actor="p", worker=B, device_uuids=(), nonce="n"))
             return seen
 
     second.upkeep.store = Late()
@@ -241,9 +241,9 @@ async def test_a_slot_that_was_released_is_given_to_the_next_job_while_the_check
     assert await plane.where(first, second) == [A, ""]
     released = Pause()
     released.release_time.GetCurrentTime()
-    await plane.ledger.wish(first, PauseAsked(actor="bob", mode=EPOCH, reason=""), Call())
+    await plane.updater.request(first, PauseRequested(actor="bob", mode=EPOCH, reason=""), Call())
     token = (await plane.record(first)).token
-    await plane.ledger.report(Report(sequence=1, job=first, token=token, pause=released), A)
+    await plane.updater.report(Report(sequence=1, job=first, token=token, pause=released), A)
     await plane.upkeep.place()
     assert await plane.where(first, second) == [A, A]
 
@@ -257,7 +257,7 @@ async def test_objects_of_deleted_jobs_are_removed_and_only_they(plane: Plane) -
     await plane.store.commit(Change(job=job, expected=stored.version, record=None))
     await plane.upkeep.purge()
     assert list(plane.objects.contents) == ["checkpoints/j2/manifests/1"]
-    assert await plane.store.purges() == []
+    assert await plane.store.tombstones() == []
 
 
 async def test_a_fault_in_one_round_is_told_and_the_next_round_comes(plane: Plane) -> None:
@@ -271,7 +271,7 @@ async def test_a_fault_in_one_round_is_told_and_the_next_round_comes(plane: Plan
 
 async def test_the_loops_run_until_cancelled_and_placement_follows_hints(plane: Plane) -> None:
     await plane.worker(A, cpu_slots=1)
-    hints = asyncio.create_task(plane.upkeep.wakeups.run())
+    notifications = asyncio.create_task(plane.upkeep.notifier.run())
     loops = asyncio.create_task(plane.upkeep.run())
     job = await plane.create("j")
     found: list[str] = []
@@ -285,4 +285,4 @@ async def test_the_loops_run_until_cancelled_and_placement_follows_hints(plane: 
     with pytest.raises(asyncio.CancelledError):
         await loops
     await plane.store.aclose()
-    await hints
+    await notifications

@@ -12,7 +12,7 @@ from adjourn.v1.job_service_pb2 import WatchJobsRequest, WatchJobsResponse
 from adjourn_control_plane.api import watch as watching
 from adjourn_control_plane.api.watch import Watch
 from adjourn_control_plane.store.interface import JobName, JobStore
-from adjourn_control_plane.store.notifier import Wakeups
+from adjourn_control_plane.store.notifier import Notifier
 from tests.harness.memory_store import MemoryStore
 from tests.harness.store_records import change, created, deletion, there
 
@@ -51,12 +51,12 @@ Open = Callable[..., Awaitable[Watcher]]
 
 @pytest.fixture
 async def watch(memory_store: MemoryStore) -> AsyncIterator[Open]:
-    wakeups = Wakeups(memory_store)
-    ringing = asyncio.create_task(wakeups.run())
+    notifier = Notifier(memory_store)
+    ringing = asyncio.create_task(notifier.run())
     opened = []
 
     async def open_stream(store: JobStore = memory_store, **request: object) -> Watcher:
-        stream = Watch(store, wakeups).follow(WatchJobsRequest(**request))  # type: ignore[arg-type]
+        stream = Watch(store, notifier).follow(WatchJobsRequest(**request))  # type: ignore[arg-type]
         opened.append(stream)
         return Watcher(store, stream)
 
@@ -195,16 +195,16 @@ async def test_silence_is_broken_and_moves_the_token(
 
 
 async def test_draining_ends_every_stream(memory_store: MemoryStore) -> None:
-    wakeups = Wakeups(memory_store)
-    stream = Watch(memory_store, wakeups).follow(WatchJobsRequest())
+    notifier = Notifier(memory_store)
+    stream = Watch(memory_store, notifier).follow(WatchJobsRequest())
     async with aclosing(stream):
         assert (await anext(stream)).resume_token
         waiting = asyncio.ensure_future(anext(stream))
         await asyncio.sleep(0)
-        wakeups.close()
+        notifier.close()
         with pytest.raises(errors.ShuttingDownError):
             await asyncio.wait_for(waiting, 10)
-    assert not wakeups.bells
+    assert not notifier.subscriptions
 
 
 async def test_an_outage_ends_the_stream_with_what_it_is(memory_store: MemoryStore, watch: Open) -> None:

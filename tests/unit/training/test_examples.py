@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness.training_processes import Nursery
+from tests.harness.training_processes import TrainingProcesses
 
 SMALL = [
     ("adjourn.examples.digits:main", {"width": 8}),
@@ -13,7 +13,7 @@ SMALL = [
 
 
 @pytest.mark.parametrize(("entry_point", "args"), SMALL)
-def test_example(nursery: Nursery, entry_point: str, args: dict[str, Any]) -> None:
+def test_example(nursery: TrainingProcesses, entry_point: str, args: dict[str, Any]) -> None:
     whole = nursery.run(entry_point, epochs=2, args=args)
     assert whole.code == 0, whole.log
     assert whole.values[2]["val_loss"] < whole.values[1]["val_loss"]

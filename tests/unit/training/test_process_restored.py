@@ -8,10 +8,10 @@ import pytest
 
 from adjourn.snapshots import STATE
 from adjourn.v1.job_pb2 import Pause
-from tests.harness.training_processes import PAUSE, Attempt, Nursery, failed
+from tests.harness.training_processes import PAUSE, Attempt, TrainingProcesses, failed
 
 
-def test_nothing_left_to_train(nursery: Nursery) -> None:
+def test_nothing_left_to_train(nursery: TrainingProcesses) -> None:
     before = nursery.run("tiny:main", epochs=2, args={"workers": 0})
     attempt = nursery.run("tiny:main", epochs=2, args={"workers": 0}, restore=before)
     assert attempt.kinds == ["began", "snapshot", "finished"]
@@ -19,7 +19,7 @@ def test_nothing_left_to_train(nursery: Nursery) -> None:
     assert attempt.digests == before.digests
 
 
-def test_counts_and_times_are_carried_on(nursery: Nursery) -> None:
+def test_counts_and_times_are_carried_on(nursery: TrainingProcesses) -> None:
     before = nursery.run("tiny:main", args={"workers": 0}, order=PAUSE)
     attempt = nursery.run("tiny:main", args={"workers": 0}, restore=before)
     began = attempt.events[0]
@@ -30,7 +30,7 @@ def test_counts_and_times_are_carried_on(nursery: Nursery) -> None:
     assert [metrics.epoch for metrics in attempt.epochs] == [2, 3]
 
 
-def test_accumulated_gradients_and_thawed_layers_survive(nursery: Nursery) -> None:
+def test_accumulated_gradients_and_thawed_layers_survive(nursery: TrainingProcesses) -> None:
     whole = nursery.run("unusual:accumulates", epochs=4)
     for epoch in (1, 2, 3):
         paused = nursery.paused_at("unusual:accumulates", epoch, epochs=4)
@@ -46,38 +46,38 @@ def test_accumulated_gradients_and_thawed_layers_survive(nursery: Nursery) -> No
         ({"model": 3}, "model does not take the state that was saved"),
     ],
 )
-def test_other_objects_than_were_saved(nursery: Nursery, args: dict[str, int], message: str) -> None:
+def test_other_objects_than_were_saved(nursery: TrainingProcesses, args: dict[str, int], message: str) -> None:
     before = nursery.run("broken:varies", args={"model": 2}, order=PAUSE)
     assert message in failed(nursery.run("broken:varies", args=args, restore=before), "STATE_MISMATCH")
 
 
-def test_errors_cannot_be_swallowed(nursery: Nursery) -> None:
+def test_errors_cannot_be_swallowed(nursery: TrainingProcesses) -> None:
     before = nursery.run("broken:varies", args={"model": 3}, order=PAUSE)
     attempt = nursery.run("broken:catches_its_errors", restore=before)
     assert "caught model does not take" in attempt.log
     failed(attempt, "STATE_MISMATCH")
 
 
-def test_other_data_than_before(nursery: Nursery) -> None:
+def test_other_data_than_before(nursery: TrainingProcesses) -> None:
     before = nursery.run("broken:varies", args={"samples": 4}, order=PAUSE)
     attempt = nursery.run("broken:varies", args={"samples": 5}, restore=before)
     assert failed(attempt, "RESTORE_DIVERGED").endswith("saved: data")
 
 
-def test_state_that_is_changed_after_it_was_restored(nursery: Nursery) -> None:
+def test_state_that_is_changed_after_it_was_restored(nursery: TrainingProcesses) -> None:
     before = nursery.run("broken:changes_what_was_restored", order=PAUSE)
     attempt = nursery.run("broken:changes_what_was_restored", restore=before)
     assert failed(attempt, "RESTORE_DIVERGED").endswith("saved: model")
     assert attempt.kinds == ["failed"]
 
 
-def test_digests_of_the_snapshot_itself_are_used_if_none_are_given(nursery: Nursery) -> None:
+def test_digests_of_the_snapshot_itself_are_used_if_none_are_given(nursery: TrainingProcesses) -> None:
     before = nursery.run("tiny:main", args={"workers": 0}, order=PAUSE)
     attempt = nursery.run("tiny:main", args={"workers": 0}, restore_directory=before.snapshots[-1].directory)
     assert attempt.events[0].began.verdict == Pause.Verdict.EXACT
 
 
-def test_number_of_threads_is_that_of_the_beginning(nursery: Nursery) -> None:
+def test_number_of_threads_is_that_of_the_beginning(nursery: TrainingProcesses) -> None:
     before = nursery.run("unusual:shows_arguments", order=PAUSE, threads=2)
     attempt = nursery.run("unusual:shows_arguments", restore=before, threads=1)
     assert attempt.code == 0
@@ -91,7 +91,7 @@ def change(attempt: Attempt, **environment: str) -> None:
     path.write_text(json.dumps(document))
 
 
-def test_other_environment_is_refused(nursery: Nursery) -> None:
+def test_other_environment_is_refused(nursery: TrainingProcesses) -> None:
     before = nursery.run("tiny:main", args={"workers": 0}, order=PAUSE)
     change(before, torch="1.0", gpus="Voodoo")
     attempt = nursery.run("tiny:main", args={"workers": 0}, restore=before)
@@ -100,7 +100,7 @@ def test_other_environment_is_refused(nursery: Nursery) -> None:
     assert "gpus was Voodoo, is unknown" in message
 
 
-def test_other_environment_may_be_allowed(nursery: Nursery) -> None:
+def test_other_environment_may_be_allowed(nursery: TrainingProcesses) -> None:
     before = nursery.run("tiny:main", args={"workers": 0}, order=PAUSE)
     change(before, torch="1.0")
     attempt = nursery.run("tiny:main", args={"workers": 0}, restore=before, allow_inexact=True)
@@ -108,14 +108,14 @@ def test_other_environment_may_be_allowed(nursery: Nursery) -> None:
     assert attempt.events[0].began.verdict == Pause.Verdict.WITHIN_TOLERANCE
 
 
-def test_same_environment_is_exact_even_if_another_were_allowed(nursery: Nursery) -> None:
+def test_same_environment_is_exact_even_if_another_were_allowed(nursery: TrainingProcesses) -> None:
     before = nursery.run("tiny:main", args={"workers": 0}, order=PAUSE)
     attempt = nursery.run("tiny:main", args={"workers": 0}, restore=before, allow_inexact=True)
     assert attempt.events[0].began.verdict == Pause.Verdict.EXACT
 
 
 @pytest.mark.parametrize("file", ["state.json", "tensors.safetensors"])
-def test_snapshot_that_cannot_be_read(nursery: Nursery, file: str) -> None:
+def test_snapshot_that_cannot_be_read(nursery: TrainingProcesses, file: str) -> None:
     before = nursery.run("tiny:main", args={"workers": 0}, order=PAUSE)
     digests = before.digests
     (Path(before.snapshots[-1].directory) / file).write_bytes(b"\x07")

@@ -12,7 +12,6 @@ from adjourn_worker.attempt.events import (
     Advanced,
     Drop,
     Ended,
-    Instruct,
     Launch,
     Launched,
     Measured,
@@ -21,6 +20,7 @@ from adjourn_worker.attempt.events import (
     Persisted,
     Prepare,
     Prepared,
+    SetDesired,
 )
 from tests.harness.attempt_driver import (
     EXACT,
@@ -98,7 +98,7 @@ def test_a_resumed_run_tells_when_and_how_it_went_on() -> None:
 def test_a_pause() -> None:
     machine = running()
     machine(Measured(progress=None, usage=ResourceSample(memory_bytes=7)))
-    assert machine.order(PAUSE, 2) == (Instruct(order=order(PAUSE, 2)),)
+    assert machine.order(PAUSE, 2) == (SetDesired(order=order(PAUSE, 2)),)
     assert (machine.phase, machine.held.status.observed_generation) == (PAUSING, 2)
     machine.tell((1, 10), epoch=epoch(1))
     machine.tell((1, 10), snapshot=snapshot(1, last=True))
@@ -138,13 +138,13 @@ def test_the_end_of_a_paused_process_that_nobody_saw_is_still_a_pause() -> None:
 def test_a_pause_that_is_taken_back_before_the_boundary() -> None:
     machine = running()
     machine.order(PAUSE, 2)
-    assert machine.order(RUN, 3) == (Instruct(order=order(RUN, 3)),)
+    assert machine.order(RUN, 3) == (SetDesired(order=order(RUN, 3)),)
     assert (machine.phase, machine.held.status.observed_generation) == (RUNNING, 3)
 
 
 def test_a_pause_that_is_taken_back_after_the_boundary_is_one_all_the_same() -> None:
     machine = pausing()
-    assert machine.order(RUN, 3) == (Instruct(order=order(RUN, 3)),)  # the process may not have ended yet
+    assert machine.order(RUN, 3) == (SetDesired(order=order(RUN, 3)),)  # the process may not have ended yet
     machine.end()
     assert machine.order(PAUSE, 4) == ()
     assert (machine.phase, machine.held.status.observed_generation) == (PERSISTING, 4)

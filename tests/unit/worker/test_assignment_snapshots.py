@@ -10,7 +10,6 @@ from adjourn_worker.attempt.events import (
     Drop,
     Ended,
     Event,
-    Instruct,
     Kill,
     Launched,
     Measured,
@@ -19,6 +18,7 @@ from adjourn_worker.attempt.events import (
     PersistFailed,
     Prepare,
     Prepared,
+    SetDesired,
     Told,
     WorkerStopping,
 )
@@ -100,9 +100,9 @@ def test_a_living_process_is_told_again_what_it_should_do() -> None:
     machine = Machine()
     machine(Prepared())
     machine(Launched(process=PROCESS))
-    assert machine.recover() == (Instruct(order=order()),)
+    assert machine.recover() == (SetDesired(order=order()),)
     machine.order(PAUSE, 2)
-    assert machine.recover() == (Instruct(order=order(PAUSE, 2)),)
+    assert machine.recover() == (SetDesired(order=order(PAUSE, 2)),)
     machine.order(STOP, 3)
     assert machine.recover() == (Kill(),)
 
@@ -111,7 +111,7 @@ def test_persisting_goes_on_with_the_first_snapshot() -> None:
     machine = running()
     machine.tell(snapshot=snapshot(1))
     machine.tell(snapshot=snapshot(2))
-    assert machine.recover() == (Instruct(order=order()), Persist(snapshot=snapshot(1)))
+    assert machine.recover() == (SetDesired(order=order()), Persist(snapshot=snapshot(1)))
     machine.end(1)
     assert machine.recover() == (Persist(snapshot=snapshot(1)),)
 
@@ -122,9 +122,9 @@ def test_a_slot_is_given_back_again_until_it_is_used_again() -> None:
     machine(Persisted(checkpoint=checkpoint(1)))
     machine.tell(snapshot=snapshot(2))
     machine(Persisted(checkpoint=checkpoint(2)))
-    assert machine.recover() == (Drop(snapshot=snapshot(1)), Drop(snapshot=snapshot(2)), Instruct(order=order()))
+    assert machine.recover() == (Drop(snapshot=snapshot(1)), Drop(snapshot=snapshot(2)), SetDesired(order=order()))
     machine.tell(snapshot=snapshot(3))
-    assert machine.recover() == (Drop(snapshot=snapshot(2)), Instruct(order=order()), Persist(snapshot=snapshot(3)))
+    assert machine.recover() == (Drop(snapshot=snapshot(2)), SetDesired(order=order()), Persist(snapshot=snapshot(3)))
 
 
 @pytest.mark.parametrize("phase", ["PAUSED", "STOPPED", "SUCCEEDED", "FAILED"])

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from adjourn_worker.host.notify import Doorbell, ring
+from adjourn_worker.host.notify import NotifySocket, ring
 
 
 @pytest.fixture
@@ -11,7 +11,7 @@ def path(tmp_path: Path) -> Path:
 
 
 async def test_it_is_heard_once_however_often_it_rang(path: Path) -> None:
-    async with Doorbell(path) as bell:
+    async with NotifySocket(path) as bell:
         for _ in range(3):
             ring(str(path))
         assert await bell.wait(5)
@@ -19,7 +19,7 @@ async def test_it_is_heard_once_however_often_it_rang(path: Path) -> None:
 
 
 async def test_one_that_rang_too_often_is_left_alone(path: Path) -> None:
-    async with Doorbell(path) as bell:
+    async with NotifySocket(path) as bell:
         for _ in range(10_000):  # far more than the socket holds; nobody reads meanwhile
             ring(str(path))
         assert await bell.wait(5)
@@ -33,7 +33,7 @@ async def test_a_bell_that_is_not_there_is_no_error(path: Path) -> None:
 
 async def test_it_takes_the_place_of_one_whose_agent_was_killed_and_leaves_none(path: Path) -> None:
     path.write_bytes(b"")
-    async with Doorbell(path) as bell:
+    async with NotifySocket(path) as bell:
         assert path.stat().st_mode & 0o777 == 0o600
         ring(str(path))
         assert await bell.wait(5)
@@ -42,5 +42,5 @@ async def test_it_takes_the_place_of_one_whose_agent_was_killed_and_leaves_none(
 
 async def test_a_place_that_cannot_be_bound_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError):
-        async with Doorbell(tmp_path / "none" / "bell"):
+        async with NotifySocket(tmp_path / "none" / "bell"):
             pass

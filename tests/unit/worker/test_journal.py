@@ -9,12 +9,12 @@ from adjourn.internal.v1.trainer_pb2 import HeldAssignment
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, FencingToken, Report
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn_worker.journal import Journal, JournalDamaged, JournalTaken, JournalUnwritable
-from adjourn_worker.paths import Places
+from adjourn_worker.paths import WorkerPaths
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Iterator[Places]:
-    made = Places.prepare(tmp_path / "data", {}, tmp_path)
+def paths(tmp_path: Path) -> Iterator[WorkerPaths]:
+    made = WorkerPaths.prepare(tmp_path / "data", {}, tmp_path)
     yield made
     made.remove_volatile()
 
@@ -29,18 +29,18 @@ def epoch(number: int) -> Report:
     return Report(job="jobs/a", epoch=EpochMetrics(epoch=number))
 
 
-def test_what_was_recorded_is_there_after_a_restart(places: Places) -> None:
-    with Journal(places) as journal:
+def test_what_was_recorded_is_there_after_a_restart(paths: WorkerPaths) -> None:
+    with Journal(paths) as journal:
         journal.record(held(), [])
         numbered = journal.record(held(phase="PAUSING"), [epoch(1), epoch(2)])
         assert [report.sequence for report in numbered] == [1, 2]
-    with Journal(places) as journal:
+    with Journal(paths) as journal:
         assert journal.held() == [held(phase="PAUSING")]
         assert journal.reports() == numbered
 
 
-def test_an_assignment_is_known_by_its_whole_token(places: Places) -> None:
-    with Journal(places) as journal:
+def test_an_assignment_is_known_by_its_whole_token(paths: WorkerPaths) -> None:
+    with Journal(paths) as journal:
         for item in (held(attempt=2), held(nonce="m"), held(), held(job="jobs/0")):
             journal.record(item, [])
         assert journal.held() == [held(job="jobs/0"), held(nonce="m"), held(), held(attempt=2)]
@@ -48,24 +48,26 @@ def test_an_assignment_is_known_by_its_whole_token(places: Places) -> None:
         assert journal.held() == [held(job="jobs/0"), held(nonce="m"), held(attempt=2)]
 
 
-def test_reports_outlive_their_assignment_until_acknowledged(places: Places) -> None:
-    with Journal(places) as journal:
+def test_reports_outlive_their_assignment_until_acknowledged(paths: WorkerPaths) -> None:
+    with Journal(paths) as journal:
         journal.record(held(), [epoch(1), epoch(2), epoch(3)])
         journal.forget("jobs/a", FencingToken(attempt=1, nonce="n"))
         journal.acknowledge(2)
         assert [report.epoch.epoch for report in journal.reports()] == [3]
 
 
-def test_no_sequence_is_given_twice(places: Places) -> None:
-    with Journal(places) as journal:
+def test_no_sequence_is_given_twice(paths: WorkerPaths) -> None:
+    with Journal(paths) as journal:
         journal.record(held(), [epoch(1), epoch(2)])
         journal.acknowledge(2)
-    with Journal(places) as journal:
+    with Journal(paths) as journal:
         assert [report.sequence for report in journal.record(held(), [epoch(3)])] == [3]
 
 
-def test_state_and_reports_are_stored_together_or_not_at_all(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Journal(places) as journal:
+def test_state_and_reports_are_stored_together_or_not_at_all(
+    paths: WorkerPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Journal(paths) as journal:
         journal.record(held(), [])
         broken = epoch(2)
         monkeypatch.setattr("adjourn_worker.journal.Report", FailsAfterOne())
@@ -87,57 +89,57 @@ class FailsAfterOne:
         return Report()
 
 
-def test_a_second_agent_is_refused(places: Places) -> None:
-    with Journal(places), pytest.raises(JournalTaken, match=r"agent \d+ already works in"):
-        Journal(places)
-    Journal(places).close()
+def test_a_second_agent_is_refused(paths: WorkerPaths) -> None:
+    with Journal(paths), pytest.raises(JournalTaken, match=r"agent \d+ already works in"):
+        Journal(paths)
+    Journal(paths).close()
 
 
-def test_an_agent_that_was_killed_leaves_what_it_recorded_and_no_lock(places: Places) -> None:
+def test_an_agent_that_was_killed_leaves_what_it_recorded_and_no_lock(paths: WorkerPaths) -> None:
     script = """if True:
         import os, pathlib, signal, sys
         from adjourn.v1.agent_service_pb2 import Report
         from adjourn.internal.v1.trainer_pb2 import HeldAssignment
         from adjourn_worker.journal import Journal
-        from adjourn_worker.paths import Places
-        journal = Journal(Places.prepare(pathlib.Path(sys.argv[1]), {}))
+        from adjourn_worker.paths import WorkerPaths
+        journal = Journal(WorkerPaths.prepare(pathlib.Path(sys.argv[1]), {}))
         held = HeldAssignment()
         held.assignment.job = "jobs/a"
         journal.record(held, [Report(job="jobs/a")])
         os.kill(os.getpid(), signal.SIGKILL)
     """
-    done = subprocess.run([sys.executable, "-c", script, str(places.data)], check=False)
+    done = subprocess.run([sys.executable, "-c", script, str(paths.data)], check=False)
     assert done.returncode == -9
-    with Journal(places) as journal:
+    with Journal(paths) as journal:
         assert [item.assignment.job for item in journal.held()] == ["jobs/a"]
         assert [report.sequence for report in journal.reports()] == [1]
 
 
 @pytest.mark.parametrize("content", [b"no database at all" * 1000, b"SQLite format 3\0" + b"\xff" * 8192])
-def test_a_damaged_journal_is_not_guessed_at(places: Places, content: bytes) -> None:
-    places.journal.write_bytes(content)
+def test_a_damaged_journal_is_not_guessed_at(paths: WorkerPaths, content: bytes) -> None:
+    paths.journal.write_bytes(content)
     with pytest.raises(JournalDamaged, match=r"journal\.sqlite"):
-        Journal(places)
-    places.journal.unlink()
-    Journal(places).close()
+        Journal(paths)
+    paths.journal.unlink()
+    Journal(paths).close()
 
 
-def test_an_entry_that_is_no_message_is_damage(places: Places) -> None:
-    with Journal(places) as journal:
+def test_an_entry_that_is_no_message_is_damage(paths: WorkerPaths) -> None:
+    with Journal(paths) as journal:
         journal._database.execute("INSERT INTO held VALUES ('jobs/a', 1, 'n', x'ffff')")
         with pytest.raises(JournalDamaged):
             journal.held()
 
 
-def test_a_journal_of_a_newer_version_is_left_alone(places: Places) -> None:
-    with Journal(places) as journal:
+def test_a_journal_of_a_newer_version_is_left_alone(paths: WorkerPaths) -> None:
+    with Journal(paths) as journal:
         journal._database.execute("PRAGMA user_version = 99")
     with pytest.raises(JournalDamaged, match="version 99"):
-        Journal(places)
+        Journal(paths)
 
 
-def test_a_full_disk_changes_nothing(places: Places) -> None:
-    with Journal(places) as journal:
+def test_a_full_disk_changes_nothing(paths: WorkerPaths) -> None:
+    with Journal(paths) as journal:
         journal.record(held(), [])
         (pages,) = journal._database.execute("PRAGMA page_count").fetchone()
         journal._database.execute(f"PRAGMA max_page_count = {pages}")

@@ -86,16 +86,16 @@ class Side:
     """The agent's side, and what it heard."""
 
     def __init__(self, address: str) -> None:
-        self.stream = Stream(address, self.say, self.hear)
+        self.stream = Stream(address, self.build_request, self.on_response)
         self.heard: list[int] = []
         self.spoken = 0
         self.listening: Callable[[], Awaitable[None]] = lambda: asyncio.sleep(0)
 
-    def say(self) -> SynchronizeRequest:
+    def build_request(self) -> SynchronizeRequest:
         self.spoken += 1
         return SynchronizeRequest(session_id=str(self.spoken))
 
-    async def hear(self, heard: SynchronizeResponse) -> None:
+    async def on_response(self, heard: SynchronizeResponse) -> None:
         await self.listening()
         self.heard.append(heard.acknowledged_report)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from adjourn.internal.v1.trainer_pb2 import ProcessExit, Snapshot, TrainingEvent, TrainingProcess
-from adjourn.orders import Order
+from adjourn.orders import DesiredState
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Failure, Progress
@@ -87,43 +87,43 @@ class WorkerStopping(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Instruction:
+class Effect:
     """Something for the agent to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prepare(Instruction):
+class Prepare(Effect):
     """Fetch the code and the checkpoint; answer Prepared or CannotGoOn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Launch(Instruction):
+class Launch(Effect):
     """Write `start` and the order, have the process forked; answer Launched or CannotGoOn."""
 
-    order: Order
+    order: DesiredState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Instruct(Instruction):
+class SetDesired(Effect):
     """Write the order where the process reads it."""
 
-    order: Order
+    order: DesiredState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kill(Instruction):
+class Kill(Effect):
     """End the process and all it started."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Persist(Instruction):
+class Persist(Effect):
     """Make a snapshot durable; answer Advanced, Persisted or PersistFailed."""
 
     snapshot: Snapshot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Drop(Instruction):
+class Drop(Effect):
     """Give a snapshot's slot back."""
 
     snapshot: Snapshot

@@ -23,10 +23,9 @@ from adjourn_worker.attempt.events import (
     Advanced,
     CannotGoOn,
     Drop,
+    Effect,
     Ended,
     Event,
-    Instruct,
-    Instruction,
     Kill,
     Launch,
     Launched,
@@ -37,10 +36,11 @@ from adjourn_worker.attempt.events import (
     PersistFailed,
     Prepare,
     Prepared,
+    SetDesired,
     Told,
     WorkerStopping,
 )
-from adjourn_worker.attempt.transition import OVER, Draft, Outcome, order
+from adjourn_worker.attempt.transition import OVER, Outcome, Transition, order
 
 
 def take_on(assignment: Assignment, directory: str, log: str, now: datetime) -> Outcome:
@@ -54,21 +54,21 @@ def take_on(assignment: Assignment, directory: str, log: str, now: datetime) -> 
     held.status.observed_generation = assignment.generation
     held.status.phase = AssignmentStatus.STARTING
     held.status.held_device_uuids.extend(assignment.device_uuids)
-    draft = Draft(held, now)
+    transition = Transition(held, now)
     if assignment.target == Assignment.STOP:
-        draft.finish(AssignmentStatus.STOPPED)
-    return outcome(draft)
+        transition.finish(AssignmentStatus.STOPPED)
+    return outcome(transition)
 
 
-def recover(held: HeldAssignment) -> tuple[Instruction, ...]:
+def recover(held: HeldAssignment) -> tuple[Effect, ...]:
     """Returns what an agent must do (again) for an assignment that is in its journal."""
     if held.status.phase in OVER:
         return ()
     if not held.HasField("process"):
         return (Prepare(),)
-    again: list[Instruction] = [Drop(snapshot=snapshot) for snapshot in held.dropped]
+    again: list[Effect] = [Drop(snapshot=snapshot) for snapshot in held.dropped]
     if not held.HasField("exit"):
-        again.append(Kill() if held.assignment.target == Assignment.STOP else Instruct(order=order(held)))
+        again.append(Kill() if held.assignment.target == Assignment.STOP else SetDesired(order=order(held)))
     if held.snapshots:
         again.append(Persist(snapshot=held.snapshots[0]))
     return tuple(again)
@@ -76,120 +76,120 @@ def recover(held: HeldAssignment) -> tuple[Instruction, ...]:
 
 def handle(held: HeldAssignment, event: Event, now: datetime) -> Outcome:
     """Returns what `event` comes to; after the end, nothing does any more."""
-    draft = Draft(held, now)
-    if not draft.over:
-        HANDLERS[type(event)](draft, event)
-    return outcome(draft)
+    transition = Transition(held, now)
+    if not transition.over:
+        HANDLERS[type(event)](transition, event)
+    return outcome(transition)
 
 
-def outcome(draft: Draft) -> Outcome:
-    return Outcome(held=draft.held, instructions=tuple(draft.instructions), reports=tuple(draft.reports))
+def outcome(transition: Transition) -> Outcome:
+    return Outcome(held=transition.held, instructions=tuple(transition.instructions), reports=tuple(transition.reports))
 
 
-def ordered(draft: Draft, event: Ordered) -> None:
-    held, assignment = draft.held, event.assignment
-    if assignment.generation <= draft.status.observed_generation:
+def ordered(transition: Transition, event: Ordered) -> None:
+    held, assignment = transition.held, event.assignment
+    if assignment.generation <= transition.status.observed_generation:
         return
-    draft.status.observed_generation = assignment.generation
+    transition.status.observed_generation = assignment.generation
     held.assignment.generation = assignment.generation
     held.assignment.target = assignment.target
     held.assignment.pause_mode = assignment.pause_mode
     if assignment.target == Assignment.STOP:
-        if draft.alive:
-            draft.do(Kill())
+        if transition.alive:
+            transition.do(Kill())
         else:
-            draft.finish(AssignmentStatus.STOPPED)
-    elif draft.alive:
-        draft.do(Instruct(order=draft.order))
-        show_target(draft)
+            transition.finish(AssignmentStatus.STOPPED)
+    elif transition.alive:
+        transition.do(SetDesired(order=transition.order))
+        show_target(transition)
 
 
-def show_target(draft: Draft) -> None:
+def show_target(transition: Transition) -> None:
     """Lets the phase of a training process say where it is heading."""
-    if draft.status.phase in (AssignmentStatus.RUNNING, AssignmentStatus.PAUSING):
-        pausing = draft.held.assignment.target == Assignment.PAUSE
-        draft.status.phase = AssignmentStatus.PAUSING if pausing else AssignmentStatus.RUNNING
+    if transition.status.phase in (AssignmentStatus.RUNNING, AssignmentStatus.PAUSING):
+        pausing = transition.held.assignment.target == Assignment.PAUSE
+        transition.status.phase = AssignmentStatus.PAUSING if pausing else AssignmentStatus.RUNNING
 
 
-def prepared(draft: Draft, _event: Prepared) -> None:
-    if not draft.held.HasField("process"):
-        draft.do(Launch(order=draft.order))
+def prepared(transition: Transition, _event: Prepared) -> None:
+    if not transition.held.HasField("process"):
+        transition.do(Launch(order=transition.order))
 
 
-def cannot_go_on(draft: Draft, event: CannotGoOn) -> None:
-    draft.finish(AssignmentStatus.FAILED, failure=event.failure)
+def cannot_go_on(transition: Transition, event: CannotGoOn) -> None:
+    transition.finish(AssignmentStatus.FAILED, failure=event.failure)
 
 
-def launched(draft: Draft, event: Launched) -> None:
-    draft.held.process.CopyFrom(event.process)
+def launched(transition: Transition, event: Launched) -> None:
+    transition.held.process.CopyFrom(event.process)
 
 
-def told(draft: Draft, event: Told) -> None:
-    held, word = draft.held, event.event
+def told(transition: Transition, event: Told) -> None:
+    held, word = transition.held, event.event
     held.events_offset = event.offset
     if word.HasField("progress"):
-        draft.show(word.progress)
+        transition.show(word.progress)
     match word.WhichOneof("event"):
         case "began":
-            draft.status.phase = AssignmentStatus.RUNNING
-            show_target(draft)
+            transition.status.phase = AssignmentStatus.RUNNING
+            show_target(transition)
             if held.assignment.HasField("restore"):
                 resumed = Pause(resume_time=word.time, verdict=word.began.verdict)
-                draft.report().pause.CopyFrom(resumed)
+                transition.report().pause.CopyFrom(resumed)
         case "epoch":
-            draft.report().epoch.CopyFrom(word.epoch)
-            draft.reports[-1].epoch.attempt = draft.status.token.attempt
+            transition.report().epoch.CopyFrom(word.epoch)
+            transition.reports[-1].epoch.attempt = transition.status.token.attempt
         case "snapshot":
-            queue(draft, word.snapshot)
-        case "paused" | "finished" | "failed" if not held.last_word.HasField("failed"):
-            held.last_word.CopyFrom(word)
+            queue(transition, word.snapshot)
+        case "paused" | "finished" | "failed" if not held.final_event.HasField("failed"):
+            held.final_event.CopyFrom(word)
         case _:
             pass  # progress alone, news of a later version, or a pause whose snapshot has already turned out lost
 
 
-def queue(draft: Draft, snapshot: Snapshot) -> None:
+def queue(transition: Transition, snapshot: Snapshot) -> None:
     """Lines a snapshot up: the first is being persisted, and of those that wait only the newest is worth it."""
-    waiting = draft.held.snapshots
-    draft.reuse(snapshot.directory)
+    waiting = transition.held.snapshots
+    transition.reuse(snapshot.directory)
     if len(waiting) > 1:
-        draft.drop(waiting.pop())
+        transition.drop(waiting.pop())
     waiting.append(snapshot)
     if len(waiting) == 1:
-        draft.do(Persist(snapshot=snapshot))
+        transition.do(Persist(snapshot=snapshot))
 
 
-def measured(draft: Draft, event: Measured) -> None:
+def measured(transition: Transition, event: Measured) -> None:
     if event.progress is not None:
-        draft.show(event.progress)
+        transition.show(event.progress)
     if event.usage is not None:
-        draft.held.usage.CopyFrom(event.usage)
+        transition.held.usage.CopyFrom(event.usage)
 
 
-def ended(draft: Draft, event: Ended) -> None:
-    held = draft.held
+def ended(transition: Transition, event: Ended) -> None:
+    held = transition.held
     if held.HasField("exit"):
         return
     held.exit.CopyFrom(event.exit or ProcessExit(code=0))
-    del draft.status.held_device_uuids[:]
-    word = held.last_word.WhichOneof("event")
+    del transition.status.held_device_uuids[:]
+    word = held.final_event.WhichOneof("event")
     if held.assignment.target == Assignment.STOP:
-        draft.finish(AssignmentStatus.STOPPED)
+        transition.finish(AssignmentStatus.STOPPED)
         return
     if word is None:
-        held.last_word.failed.CopyFrom(unexplained(event.exit))
+        held.final_event.failed.CopyFrom(unexplained(event.exit))
     if word == "paused":
-        pause = Pause(boundary_time=held.last_word.paused.boundary_time, snapshot_time=held.last_word.time)
+        pause = Pause(boundary_time=held.final_event.paused.boundary_time, snapshot_time=held.final_event.time)
         if held.HasField("usage"):
             pause.usage.CopyFrom(held.usage)
         if event.exit is not None:
             pause.release_time.CopyFrom(event.exit.time)
         else:
-            pause.release_time.FromDatetime(draft.now)
-        draft.report().pause.CopyFrom(pause)
+            pause.release_time.FromDatetime(transition.now)
+        transition.report().pause.CopyFrom(pause)
     if held.snapshots:
-        draft.status.phase = AssignmentStatus.PERSISTING
+        transition.status.phase = AssignmentStatus.PERSISTING
     else:
-        conclude(draft)
+        conclude(transition)
 
 
 def unexplained(how: ProcessExit | None) -> Failure:
@@ -210,59 +210,59 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def conclude(draft: Draft) -> None:
+def conclude(transition: Transition) -> None:
     """Ends the assignment as training said it would."""
-    word = draft.held.last_word
+    word = transition.held.final_event
     match word.WhichOneof("event"):
         case "paused":
-            draft.finish(AssignmentStatus.PAUSED)
+            transition.finish(AssignmentStatus.PAUSED)
         case "finished":
-            draft.finish(AssignmentStatus.SUCCEEDED)
+            transition.finish(AssignmentStatus.SUCCEEDED)
         case _:
             stopped = word.failed.reason == reasons.WORKER_STOPPED
             phase = AssignmentStatus.STOPPED if stopped else AssignmentStatus.FAILED
-            draft.finish(phase, failure=word.failed)
+            transition.finish(phase, failure=word.failed)
 
 
-def advanced(draft: Draft, event: Advanced) -> None:
-    if draft.status.phase == AssignmentStatus.PERSISTING:
-        draft.status.persisted_fraction = event.fraction
+def advanced(transition: Transition, event: Advanced) -> None:
+    if transition.status.phase == AssignmentStatus.PERSISTING:
+        transition.status.persisted_fraction = event.fraction
 
 
-def persisted(draft: Draft, event: Persisted) -> None:
-    draft.held.persisted.CopyFrom(event.checkpoint)
-    draft.report().checkpoint.CopyFrom(event.checkpoint)
-    go_on(draft)
+def persisted(transition: Transition, event: Persisted) -> None:
+    transition.held.persisted.CopyFrom(event.checkpoint)
+    transition.report().checkpoint.CopyFrom(event.checkpoint)
+    go_on(transition)
 
 
-def persist_failed(draft: Draft, event: PersistFailed) -> None:
-    held = draft.held
-    if held.snapshots and held.snapshots[0].last and not held.last_word.HasField("failed"):
-        held.last_word.failed.CopyFrom(event.failure)
-    go_on(draft)
+def persist_failed(transition: Transition, event: PersistFailed) -> None:
+    held = transition.held
+    if held.snapshots and held.snapshots[0].last and not held.final_event.HasField("failed"):
+        held.final_event.failed.CopyFrom(event.failure)
+    go_on(transition)
 
 
-def go_on(draft: Draft) -> None:
+def go_on(transition: Transition) -> None:
     """Gives the first snapshot's slot back and turns to the next, or to the end."""
-    waiting = draft.held.snapshots
+    waiting = transition.held.snapshots
     if waiting:
-        draft.drop(waiting.pop(0))
+        transition.drop(waiting.pop(0))
     if waiting:
-        draft.do(Persist(snapshot=waiting[0]))
-    elif draft.held.HasField("exit"):
-        conclude(draft)
+        transition.do(Persist(snapshot=waiting[0]))
+    elif transition.held.HasField("exit"):
+        conclude(transition)
 
 
-def worker_stopping(draft: Draft, _event: WorkerStopping) -> None:
+def worker_stopping(transition: Transition, _event: WorkerStopping) -> None:
     """Ends what runs; what is on its way to storage stays, for the worker's next start."""
-    if draft.alive:
-        draft.do(Kill())
-    elif draft.status.phase == AssignmentStatus.STARTING:
+    if transition.alive:
+        transition.do(Kill())
+    elif transition.status.phase == AssignmentStatus.STARTING:
         failure = Failure(reason=reasons.WORKER_STOPPED, message="the worker was stopped with all it runs")
-        draft.finish(AssignmentStatus.STOPPED, failure=failure)
+        transition.finish(AssignmentStatus.STOPPED, failure=failure)
 
 
-HANDLERS: Final[Mapping[type[Event], Callable[[Draft, Any], None]]] = {
+HANDLERS: Final[Mapping[type[Event], Callable[[Transition, Any], None]]] = {
     Ordered: ordered,
     Prepared: prepared,
     CannotGoOn: cannot_go_on,

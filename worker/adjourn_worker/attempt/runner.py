@@ -16,8 +16,8 @@ from google.protobuf.message import DecodeError
 
 from adjourn import reasons, snapshots
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment, Snapshot
-from adjourn.mailbox import Control, ProgressBoard
-from adjourn.orders import Order
+from adjourn.mailbox import Control, ProgressPage
+from adjourn.orders import DesiredState
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, Report
 from adjourn.v1.job_pb2 import Failure
 from adjourn_worker.attempt import files, machine
@@ -25,10 +25,9 @@ from adjourn_worker.attempt.events import (
     Advanced,
     CannotGoOn,
     Drop,
+    Effect,
     Ended,
     Event,
-    Instruct,
-    Instruction,
     Kill,
     Launch,
     Launched,
@@ -38,13 +37,14 @@ from adjourn_worker.attempt.events import (
     PersistFailed,
     Prepare,
     Prepared,
+    SetDesired,
     Told,
 )
 from adjourn_worker.attempt.transition import OVER, Outcome
 from adjourn_worker.journal import Journal
-from adjourn_worker.launcher.client import LaunchRefused, Supervisor
+from adjourn_worker.launcher.client import LauncherClient, LaunchRefused
 from adjourn_worker.launcher.start import LauncherFailed
-from adjourn_worker.storage.tasks import Chores, Unusable
+from adjourn_worker.storage.tasks import StorageTasks, Unusable
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -52,7 +52,7 @@ UNJOURNALED: Final = (Measured, Advanced)
 """What is told anew all the time needs no disk."""
 
 
-class Holder:
+class AttemptRunner:
     """Holds one assignment from its beginning to its end."""
 
     def __init__(
@@ -61,21 +61,21 @@ class Holder:
         *,
         journal: Journal,
         turn: asyncio.Lock,
-        supervisor: Supervisor,
-        chores: Chores,
+        launcher: LauncherClient,
+        storage: StorageTasks,
         tell: Callable[[Sequence[Report]], None],
     ) -> None:
         self.held = held
         self.journal = journal
-        self.turn = turn
+        self.journal_lock = turn
         """Whose it is may journal: reports that are told out of their order would be acknowledged unheard."""
-        self.supervisor = supervisor
-        self.chores = chores
+        self.launcher = launcher
+        self.storage = storage
         self.tell = tell
         """Called after every change, with the reports that it brought."""
         self.inbox: asyncio.Queue[Event | None] = asyncio.Queue()
         """None: look at the attempt's files."""
-        self.nudged = False
+        self.woken = False
         self.beside: set[asyncio.Task[None]] = set()
         self.log = log.bind(job=held.assignment.job, attempt=held.assignment.token.attempt)
 
@@ -100,10 +100,10 @@ class Holder:
         """Takes a new assignment on; `run` then does what there is to do, as for one that is found in the journal."""
         await self.settle(machine.take_on(given, self.held.directory, log_place, datetime.now(UTC)))
 
-    def nudge(self) -> None:
+    def wake(self) -> None:
         """Has the attempt's files looked at soon: once, however often it is asked for meanwhile."""
-        if not self.nudged:
-            self.nudged = True
+        if not self.woken:
+            self.woken = True
             self.inbox.put_nowait(None)
 
     async def run(self) -> None:
@@ -112,17 +112,17 @@ class Holder:
             await self.find_process()
             for instruction in machine.recover(self.held):
                 await self.carry_out(instruction)
-            self.nudge()
+            self.wake()
             while not self.over:
                 event = await self.inbox.get()
                 if event is None:
-                    self.nudged = False
-                    await self.look()
+                    self.woken = False
+                    await self.poll()
                 else:
-                    await self.take_in(event)
+                    await self.handle(event)
         finally:
             await self.drop_work()
-        await self.chores.put_away(self.held)
+        await self.storage.clean_up(self.held)
 
     async def find_process(self) -> None:
         """Takes in a process that was launched by an agent which died before it could journal that."""
@@ -134,14 +134,14 @@ class Holder:
             await self.give_up(error)
         else:
             if process is not None:
-                await self.take_in(Launched(process=process))
+                await self.handle(Launched(process=process))
 
     async def drop_work(self) -> None:
         for task in self.beside:
             task.cancel()
         await asyncio.gather(*self.beside, return_exceptions=True)
 
-    async def take_in(self, event: Event) -> None:
+    async def handle(self, event: Event) -> None:
         """Works one event in: state and reports to the journal, then the instructions."""
         if self.over:
             return
@@ -153,7 +153,7 @@ class Holder:
             await self.settle(outcome)
 
     async def settle(self, outcome: Outcome) -> None:
-        async with self.turn:
+        async with self.journal_lock:
             reports = await asyncio.to_thread(self.journal.record, outcome.held, outcome.reports)
             phase = self.status.phase
             self.held = outcome.held
@@ -165,19 +165,19 @@ class Holder:
         for instruction in outcome.instructions:
             await self.carry_out(instruction)
 
-    async def look(self) -> None:
+    async def poll(self) -> None:
         """Takes in what the training process shows and wrote, and its end."""
         if not self.alive:
             return
         try:
             ended = await asyncio.to_thread(files.read_exit, self.directory)
-            unseen = ended is None and await self.supervisor.unseen(self.held.process)
+            exit_lost = ended is None and await self.launcher.exit_lost(self.held.process)
             await self.measure()
             while batch := await asyncio.to_thread(files.read_events, self.directory, self.held.events_offset):
                 for event, offset in batch:
-                    await self.take_in(Told(event=event, offset=offset))
-            if ended is not None or unseen:
-                await self.take_in(Ended(exit=ended))
+                    await self.handle(Told(event=event, offset=offset))
+            if ended is not None or exit_lost:
+                await self.handle(Ended(exit=ended))
         except files.AttemptDamaged as error:
             await self.give_up(error)
         except (LauncherFailed, LaunchRefused) as error:
@@ -188,29 +188,29 @@ class Holder:
         progress = None
         with (
             contextlib.suppress(OSError, DecodeError),  # then it is not shown; events tell the same at each epoch
-            contextlib.closing(ProgressBoard(self.directory / "progress")) as board,
+            contextlib.closing(ProgressPage(self.directory / "progress")) as board,
         ):
             progress = board.read()
         if progress is not None and progress != self.status.progress:
-            await self.take_in(Measured(progress=progress, usage=None))
+            await self.handle(Measured(progress=progress, usage=None))
 
     async def give_up(self, error: Exception) -> None:
         """Ends an attempt whose files are of no use any more: training code can write there too."""
-        await self.supervisor.kill(self.directory)
-        await self.supervisor.processes()  # answered once its end is recorded: nobody writes there any more
+        await self.launcher.kill(self.directory)
+        await self.launcher.processes()  # answered once its end is recorded: nobody writes there any more
         failure = Failure(reason=reasons.PROCESS_ENDED, message=f"its files cannot be used any more: {error}")
-        await self.take_in(CannotGoOn(failure=failure))
+        await self.handle(CannotGoOn(failure=failure))
 
-    async def carry_out(self, instruction: Instruction) -> None:
+    async def carry_out(self, instruction: Effect) -> None:
         match instruction:
             case Prepare():
                 self.start(self.prepare, CannotGoOn, reasons.LAUNCH_FAILED)
             case Launch(order=order):
                 await self.launch(order)
-            case Instruct(order=order):
+            case SetDesired(order=order):
                 await self.instruct(order)
             case Kill():
-                await self.supervisor.kill(self.directory)
+                await self.launcher.kill(self.directory)
             case Persist(snapshot=snapshot):
                 self.start(lambda: self.persist(snapshot), PersistFailed, reasons.SNAPSHOT_FAILED)
             case Drop(snapshot=snapshot):
@@ -242,22 +242,22 @@ class Holder:
         task.add_done_callback(self.beside.discard)
 
     async def prepare(self) -> Event:
-        await self.chores.prepare(self.held)
+        await self.storage.prepare(self.held)
         return Prepared()
 
-    async def launch(self, order: Order) -> None:
+    async def launch(self, order: DesiredState) -> None:
         await self.instruct(order)
         if self.over:
             return
         try:
-            process = await self.supervisor.launch(self.directory, self.held.assignment.token.nonce)
+            process = await self.launcher.launch(self.directory, self.held.assignment.token.nonce)
         except (LauncherFailed, LaunchRefused) as error:
             failure = Failure(reason=reasons.LAUNCH_FAILED, message=str(error))
-            await self.take_in(CannotGoOn(failure=failure))
+            await self.handle(CannotGoOn(failure=failure))
         else:
-            await self.take_in(Launched(process=process))
+            await self.handle(Launched(process=process))
 
-    async def instruct(self, order: Order) -> None:
+    async def instruct(self, order: DesiredState) -> None:
         try:
             with contextlib.closing(Control(self.directory / "control")) as control:
                 control.write(order)
@@ -268,7 +268,7 @@ class Holder:
         def advance(fraction: float) -> None:
             self.inbox.put_nowait(Advanced(fraction=fraction))
 
-        return Persisted(checkpoint=await self.chores.persist(self.held, snapshot, advance))
+        return Persisted(checkpoint=await self.storage.persist(self.held, snapshot, advance))
 
 
 def drop(snapshot: Snapshot) -> None:

@@ -6,10 +6,10 @@ from typing import Final
 
 from adjourn import reasons
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment, Snapshot
-from adjourn.orders import Order
+from adjourn.orders import DesiredState
 from adjourn.v1.agent_service_pb2 import AssignmentStatus, Exit, Report
 from adjourn.v1.job_pb2 import Failure, Progress
-from adjourn_worker.attempt.events import Drop, Instruction
+from adjourn_worker.attempt.events import Drop, Effect
 
 OVER: Final = frozenset(
     {AssignmentStatus.PAUSED, AssignmentStatus.STOPPED, AssignmentStatus.SUCCEEDED, AssignmentStatus.FAILED}
@@ -22,11 +22,11 @@ class Outcome:
     """What an event comes to."""
 
     held: HeldAssignment
-    instructions: tuple[Instruction, ...]
+    instructions: tuple[Effect, ...]
     reports: tuple[Report, ...]
 
 
-class Draft:
+class Transition:
     """A held assignment while an event is worked into it."""
 
     def __init__(self, held: HeldAssignment, now: datetime) -> None:
@@ -34,7 +34,7 @@ class Draft:
         self.held.CopyFrom(held)
         self.status = self.held.status
         self.now = now
-        self.instructions: list[Instruction] = []
+        self.instructions: list[Effect] = []
         self.reports: list[Report] = []
 
     @property
@@ -47,10 +47,10 @@ class Draft:
         return self.held.HasField("process") and not self.held.HasField("exit")
 
     @property
-    def order(self) -> Order:
+    def order(self) -> DesiredState:
         return order(self.held)
 
-    def do(self, instruction: Instruction) -> None:
+    def do(self, instruction: Effect) -> None:
         self.instructions.append(instruction)
 
     def drop(self, snapshot: Snapshot) -> None:
@@ -96,7 +96,7 @@ class Draft:
         self.report().exit.CopyFrom(how)
 
 
-def order(held: HeldAssignment) -> Order:
+def order(held: HeldAssignment) -> DesiredState:
     """Returns what the training process is to be told."""
     assignment = held.assignment
-    return Order(generation=assignment.generation, target=assignment.target, mode=assignment.pause_mode)
+    return DesiredState(generation=assignment.generation, target=assignment.target, mode=assignment.pause_mode)

@@ -17,7 +17,7 @@ def ring(path: str) -> None:
         bell.sendto(b"!", path)
 
 
-class Doorbell:
+class NotifySocket:
     """The agent's end: `async with Doorbell(path) as bell: await bell.wait(1.0)`."""
 
     def __init__(self, path: Path) -> None:

@@ -24,10 +24,10 @@ from adjourn.internal.v1.trainer_pb2 import (
 from adjourn_worker.attempt import files
 from adjourn_worker.host.notify import ring
 from adjourn_worker.launcher import process_tree
-from adjourn_worker.launcher.link import LauncherGone, Link
+from adjourn_worker.launcher.link import LauncherConnection, LauncherGone
 from adjourn_worker.launcher.server import ENTRY
 from adjourn_worker.launcher.start import LauncherFailed, find, find_or_start, kill_holder, until_gone
-from adjourn_worker.paths import Places
+from adjourn_worker.paths import WorkerPaths
 
 START_SECONDS: Final = 90.0
 """Importing torch from a cold disk takes a while."""
@@ -39,17 +39,17 @@ class LaunchRefused(Exception):
     """The launcher cannot do what it was asked; the text says why."""
 
 
-class Supervisor:
+class LauncherClient:
     """The launcher of a data directory, whichever process that is. `async with` it; leaving lets the launcher live."""
 
     def __init__(
-        self, places: Places, environment: Mapping[str, str], *, entry: str = ENTRY, patience: float = START_SECONDS
+        self, paths: WorkerPaths, environment: Mapping[str, str], *, entry: str = ENTRY, patience: float = START_SECONDS
     ) -> None:
-        self._places = places
+        self._places = paths
         self._environment = environment
         self._entry = entry
         self._patience = patience
-        self._link: Link | None = None
+        self._link: LauncherConnection | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._turn = asyncio.Lock()
         self._over = False
@@ -76,7 +76,7 @@ class Supervisor:
                 if self._child:
                     self._child.wait()  # the earlier one is gone, or this one would not have its lock
                 self._child = child
-            await self._end_strays(link)
+            await self._end_orphans(link)
             self._link = link
 
     async def keep(self) -> None:
@@ -109,7 +109,7 @@ class Supervisor:
         """Returns the training processes whose end is not yet recorded."""
         return list((await self._ask(LauncherRequest(list=ListProcesses()))).processes)
 
-    async def unseen(self, process: TrainingProcess) -> bool:
+    async def exit_lost(self, process: TrainingProcess) -> bool:
         """Tells whether a process is gone and nobody saw it end: its launcher had died, so no `exit` will come."""
         if process_tree.alive(process) or process in await self.processes():
             return False
@@ -130,12 +130,12 @@ class Supervisor:
             await until_gone(self._places)
             if self._child:
                 self._child.wait()
-            await asyncio.to_thread(end_strays, self._places, [])
+            await asyncio.to_thread(end_orphans, self._places, [])
 
-    async def _end_strays(self, link: Link) -> None:
+    async def _end_orphans(self, link: LauncherConnection) -> None:
         known = (await link.ask(LauncherRequest(list=ListProcesses()))).processes
-        if await asyncio.to_thread(end_strays, self._places, known):
-            ring(str(self._places.doorbell))
+        if await asyncio.to_thread(end_orphans, self._places, known):
+            ring(str(self._places.notify_socket))
 
     async def _ask(self, request: LauncherRequest) -> LauncherResponse:
         """Asks, and if the launcher dies under it asks the next one: every request may be repeated."""
@@ -150,16 +150,16 @@ class Supervisor:
             raise LaunchRefused(answer.error)
         return answer
 
-    async def _living(self) -> Link:
+    async def _living(self) -> LauncherConnection:
         await self.start()
         assert self._link
         return self._link
 
 
-def end_strays(places: Places, known: Sequence[TrainingProcess]) -> list[TrainingProcess]:
+def end_orphans(paths: WorkerPaths, known: Sequence[TrainingProcess]) -> list[TrainingProcess]:
     """Ends the processes of attempts that the launcher does not know, and returns those that still ran."""
-    strays = []
-    for directory in places.attempt_directories():
+    orphans = []
+    for directory in paths.attempt_directories():
         try:
             process = files.read_process(directory)
             over = files.read_exit(directory) is not None
@@ -171,6 +171,6 @@ def end_strays(places: Places, known: Sequence[TrainingProcess]) -> list[Trainin
         lives = process_tree.alive(process)
         process_tree.end(process, leads=lives)
         if lives:
-            strays.append(process)
+            orphans.append(process)
             log.warning("stray_ended", directory=directory.name, pid=process.pid)
-    return strays
+    return orphans

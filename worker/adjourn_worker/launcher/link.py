@@ -17,7 +17,7 @@ class LauncherGone(ConnectionError):
     """The launcher has ended, or does not answer."""
 
 
-class Link(asyncio.Protocol):
+class LauncherConnection(asyncio.Protocol):
     """A connection to a launcher: `await Link.open(path)`, then `ask` until `lost`."""
 
     def __init__(self) -> None:

@@ -28,13 +28,13 @@ class Running:
     """A training process that has not been reaped."""
 
     process: TrainingProcess
-    doorbell: str
+    notify_socket: str
     killed: bool = False
     """As asked."""
 
 
 @dataclass(slots=True, kw_only=True)
-class Forks:
+class ProcessTable:
     """The training processes of this process."""
 
     attempts_directory: Path
@@ -66,7 +66,7 @@ class Forks:
             raise Refused(f"{directory} had process {earlier.pid} of an earlier launcher; its end is not recorded")
         began = time.monotonic()
         process = self.fork(directory, request.nonce)
-        self.running[process.pid] = Running(process=process, doorbell=start.doorbell)
+        self.running[process.pid] = Running(process=process, notify_socket=start.notify_socket)
         took = round(time.monotonic() - began, 4)
         log.info("training_launched", pid=process.pid, directory=directory.name, seconds=took)
 
@@ -128,5 +128,5 @@ class Forks:
                     continue
             os.waitpid(pid, 0)
             del self.running[pid]
-            ring(item.doorbell)
+            ring(item.notify_socket)
             log.info("training_ended", pid=pid, code=code, killed=item.killed)

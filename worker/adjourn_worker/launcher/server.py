@@ -30,8 +30,8 @@ from adjourn.internal.v1.trainer_pb2 import LauncherRequest, LauncherResponse
 from adjourn_worker.attempt.files import AttemptDamaged
 from adjourn_worker.host.locks import take
 from adjourn_worker.launcher.bootstrap import Entry
-from adjourn_worker.launcher.process_table import Forks, Refused
-from adjourn_worker.paths import Places
+from adjourn_worker.launcher.process_table import ProcessTable, Refused
+from adjourn_worker.paths import WorkerPaths
 
 ENTRY: Final = "adjourn.training.process:main"
 ENVIRONMENT: Final = {"PYTHONHASHSEED": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "OPENBLAS_NUM_THREADS": "1"}
@@ -50,9 +50,9 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 class Launcher:
     """Serves requests until it is told to end."""
 
-    def __init__(self, places: Places, entry: Entry, lock: int) -> None:
-        self.places = places
-        self.forks = Forks(attempts_directory=places.attempts, entry=entry, in_child=self.forget)
+    def __init__(self, paths: WorkerPaths, entry: Entry, lock: int) -> None:
+        self.paths = paths
+        self.table = ProcessTable(attempts_directory=paths.attempts, entry=entry, in_child=self.forget)
         self.lock = lock
         self.selector = selectors.DefaultSelector()
         self.signals = socket.socketpair()
@@ -63,17 +63,17 @@ class Launcher:
 
     def serve(self) -> None:
         """Returns after SIGTERM or a Shutdown request, when no training process is left."""
-        listener = listen(self.places.launcher_socket)
+        listener = listen(self.paths.launcher_socket)
         self.watch_signals()
         self.selector.register(listener, selectors.EVENT_READ, self.accept)
         self.selector.register(self.signals[0], selectors.EVENT_READ, self.signalled)
-        log.info("launcher_started", pid=os.getpid(), data=str(self.places.data))
+        log.info("launcher_started", pid=os.getpid(), data=str(self.paths.data))
         while not self.ending:
-            for key, _ in self.selector.select(RETRY_SECONDS if self.forks.running else None):
+            for key, _ in self.selector.select(RETRY_SECONDS if self.table.running else None):
                 key.data(key.fileobj)
-            self.forks.reap()
+            self.table.reap()
         self.kill_all()
-        self.places.launcher_socket.unlink(missing_ok=True)
+        self.paths.launcher_socket.unlink(missing_ok=True)
         log.info("launcher_ended", pid=os.getpid())
 
     def watch_signals(self) -> None:
@@ -92,9 +92,9 @@ class Launcher:
         client, _ = listener.accept()
         client.settimeout(SEND_SECONDS)
         self.received[client] = b""
-        self.selector.register(client, selectors.EVENT_READ, self.hear)
+        self.selector.register(client, selectors.EVENT_READ, self.on_response)
 
-    def hear(self, client: socket.socket) -> None:
+    def on_response(self, client: socket.socket) -> None:
         """Answers each request that has come in whole; a client that talks nonsense is cut off."""
         try:
             chunk = client.recv(1 << 16)
@@ -120,30 +120,30 @@ class Launcher:
         try:
             match request.WhichOneof("request"):
                 case "launch":
-                    self.forks.launch(request.launch)
+                    self.table.launch(request.launch)
                 case "kill":
-                    self.forks.kill(request.kill.directory)
+                    self.table.kill(request.kill.directory)
                 case "shutdown":
                     self.ending = True
                     self.kill_all()
                 case "list":
-                    self.forks.reap()
+                    self.table.reap()
                 case _:
                     error = "the request is unknown to this launcher"
         except (Refused, OSError, AttemptDamaged) as problem:
             error = str(problem)
-        return LauncherResponse(processes=self.forks.processes, error=error)
+        return LauncherResponse(processes=self.table.processes, error=error)
 
     def kill_all(self) -> None:
         """Returns when all ends are recorded; gives up on what hangs in the kernel."""
-        self.forks.kill_all()
+        self.table.kill_all()
         deadline = time.monotonic() + REAP_SECONDS
-        self.forks.reap()
-        while self.forks.running and (left := deadline - time.monotonic()) > 0:
+        self.table.reap()
+        while self.table.running and (left := deadline - time.monotonic()) > 0:
             select.select([self.signals[0]], [], [], min(left, RETRY_SECONDS))
             with contextlib.suppress(BlockingIOError):
                 self.signals[0].recv(4096)
-            self.forks.reap()
+            self.table.reap()
 
     def forget(self) -> None:
         """In a child: closes what is the launcher's, through the objects that own it.
@@ -186,14 +186,14 @@ def main(arguments: Sequence[str]) -> int:
         if os.environ.get(name) != value:
             parser.error(f"{name} must be {value} in the environment before Python starts")
     logs.configure(os.environ.get("ADJOURN_LOG_FORMAT", "json"), service="launcher")
-    places = Places.prepare(options.data, os.environ)
-    lock = take(places.launcher_lock)
+    paths = WorkerPaths.prepare(options.data, os.environ)
+    lock = take(paths.launcher_lock)
     if lock is None:
-        sys.stderr.write(f"another launcher serves {places.data}\n")
+        sys.stderr.write(f"another launcher serves {paths.data}\n")
         return TAKEN
-    os.chdir(places.data)
+    os.chdir(paths.data)
     entry = load(options.entry)
     gc.collect()
     gc.freeze()  # so that a collection in a child touches, and thereby copies, nothing of ours
-    Launcher(places, entry, lock).serve()
+    Launcher(paths, entry, lock).serve()
     return 0

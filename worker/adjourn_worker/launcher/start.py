@@ -15,9 +15,9 @@ import structlog
 from adjourn.internal.v1.trainer_pb2 import LauncherRequest, ListProcesses
 from adjourn_worker.attempt.files import tail
 from adjourn_worker.host.locks import holder, take
-from adjourn_worker.launcher.link import LauncherGone, Link
+from adjourn_worker.launcher.link import LauncherConnection, LauncherGone
 from adjourn_worker.launcher.server import ENVIRONMENT, TAKEN
-from adjourn_worker.paths import Places
+from adjourn_worker.paths import WorkerPaths
 
 INHERITED: Final = frozenset(
     {
@@ -50,10 +50,10 @@ def inherited(environment: Mapping[str, str]) -> dict[str, str]:
     return {**kept, **ENVIRONMENT}
 
 
-async def find(places: Places) -> Link | None:
+async def find(paths: WorkerPaths) -> LauncherConnection | None:
     """Returns a connection to a launcher that answers."""
     try:
-        link = await Link.open(places.launcher_socket)
+        link = await LauncherConnection.open(paths.launcher_socket)
         await link.ask(LauncherRequest(list=ListProcesses()), patience=PROBE_SECONDS)
     except LauncherGone:
         return None
@@ -61,8 +61,8 @@ async def find(places: Places) -> Link | None:
 
 
 async def find_or_start(
-    places: Places, environment: Mapping[str, str], entry: str, patience: float
-) -> tuple[Link, subprocess.Popen[bytes] | None]:
+    paths: WorkerPaths, environment: Mapping[str, str], entry: str, patience: float
+) -> tuple[LauncherConnection, subprocess.Popen[bytes] | None]:
     """Returns a connection to a launcher that answers, and its process if it was started here.
 
     One that keeps the lock and does not answer for `patience` seconds hangs, and is killed. Raises LauncherFailed.
@@ -70,58 +70,58 @@ async def find_or_start(
     loop = asyncio.get_running_loop()
     deadline = loop.time() + patience
     child: subprocess.Popen[bytes] | None = None
-    link: Link | None = None
+    link: LauncherConnection | None = None
     try:
-        while not (link := await find(places)):
+        while not (link := await find(paths)):
             if child and child.poll() not in (None, TAKEN):
-                raise LauncherFailed(f"the launcher ended with {child.poll()}:\n{tail(places.launcher_log)}")
+                raise LauncherFailed(f"the launcher ended with {child.poll()}:\n{tail(paths.launcher_log)}")
             if loop.time() > deadline:
-                if child and holder(places.launcher_lock) == child.pid:
-                    raise LauncherFailed(f"no launcher after {patience:.0f} s:\n{tail(places.launcher_log)}")
-                kill_holder(places)
+                if child and holder(paths.launcher_lock) == child.pid:
+                    raise LauncherFailed(f"no launcher after {patience:.0f} s:\n{tail(paths.launcher_log)}")
+                kill_holder(paths)
                 deadline = loop.time() + patience
             if child is None or child.poll() == TAKEN:
-                child = start(places, environment, entry)
+                child = start(paths, environment, entry)
             await asyncio.sleep(POLL_SECONDS)
     finally:
         if child and not link:
             child.kill()
             child.wait()
-    if child and holder(places.launcher_lock) != child.pid:
+    if child and holder(paths.launcher_lock) != child.pid:
         await asyncio.to_thread(child.wait)  # it came second
         child = None
     return link, child
 
 
-def start(places: Places, environment: Mapping[str, str], entry: str) -> subprocess.Popen[bytes]:
-    with places.launcher_log.open("ab") as output:
+def start(paths: WorkerPaths, environment: Mapping[str, str], entry: str) -> subprocess.Popen[bytes]:
+    with paths.launcher_log.open("ab") as output:
         # Popen and not asyncio's: a transport that is closed or collected would kill the child.
         return subprocess.Popen(
-            (sys.executable, "-m", "adjourn_worker.launcher", str(places.data), "--entry", entry),
+            (sys.executable, "-m", "adjourn_worker.launcher", str(paths.data), "--entry", entry),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            cwd=places.data,
+            cwd=paths.data,
             env=inherited(environment),
             start_new_session=True,
         )
 
 
-def kill_holder(places: Places) -> None:
+def kill_holder(paths: WorkerPaths) -> None:
     """Ends the launcher that has the lock."""
-    pid = holder(places.launcher_lock)
+    pid = holder(paths.launcher_lock)
     with contextlib.suppress(OSError):
         if pid and b"adjourn_worker.launcher" in Path(f"/proc/{pid}/cmdline").read_bytes():  # not another of its pid
             log.warning("launcher_killed", pid=pid)
             os.kill(pid, signal.SIGKILL)
 
 
-async def until_gone(places: Places) -> None:
+async def until_gone(paths: WorkerPaths) -> None:
     """Returns when no process is the launcher; kills one that takes too long."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + END_SECONDS
-    while (lock := take(places.launcher_lock)) is None:
+    while (lock := take(paths.launcher_lock)) is None:
         if loop.time() > deadline:
-            kill_holder(places)
+            kill_holder(paths)
         await asyncio.sleep(POLL_SECONDS)
     os.close(lock)

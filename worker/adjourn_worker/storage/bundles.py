@@ -13,14 +13,14 @@ from adjourn import bundles
 from adjourn.channel import BUNDLE_LIMIT_BYTES
 from adjourn.objects import ObjectMissing, ObjectStore, ObjectTooLong
 from adjourn_worker.attempt.files import sync
-from adjourn_worker.paths import Places, remove
+from adjourn_worker.paths import WorkerPaths, remove
 
 
 class BundleCorrupt(Exception):
     """A bundle is missing, is not what its name says, or cannot be unpacked. Trying again would not help."""
 
 
-async def fetch_bundle(objects: ObjectStore, bundle: str, places: Places) -> Path:
+async def fetch_bundle(objects: ObjectStore, bundle: str, paths: WorkerPaths) -> Path:
     """Returns the directory with the code of `bundles/{sha256}`.
 
     Raises BundleCorrupt, ObjectStoreUnavailableError, OSError.
@@ -28,14 +28,14 @@ async def fetch_bundle(objects: ObjectStore, bundle: str, places: Places) -> Pat
     match = re.fullmatch(r"bundles/([0-9a-f]{64})", bundle)
     if not match:
         raise BundleCorrupt(f"{bundle!r} is no name of a bundle")
-    target = places.bundle(match[1])
+    target = paths.bundle(match[1])
     if target.is_dir():
         return target
     try:
         data = await objects.get(bundles.object_key(bundle), limit=BUNDLE_LIMIT_BYTES)
     except (ObjectMissing, ObjectTooLong) as error:
         raise BundleCorrupt(f"{bundle}: {error}") from error
-    await asyncio.to_thread(unpack, data, match[1], target, places.scratch / secrets.token_hex(8))
+    await asyncio.to_thread(unpack, data, match[1], target, paths.scratch / secrets.token_hex(8))
     return target
 
 

@@ -19,7 +19,7 @@ from adjourn.snapshots import SnapshotInvalid
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Failure
 from adjourn_worker.attempt.files import write_start
-from adjourn_worker.paths import Places
+from adjourn_worker.paths import WorkerPaths
 from adjourn_worker.storage.bundles import BundleCorrupt, fetch_bundle
 from adjourn_worker.storage.fetch import CheckpointCorrupt, fetch, read_manifest
 from adjourn_worker.storage.manifest import Manifest
@@ -42,25 +42,25 @@ class Unusable(Exception):
         self.failure = Failure(reason=reason, message=message)
 
 
-class Chores:
+class StorageTasks:
     """Does the long work for all assignments of a worker."""
 
-    def __init__(self, objects: ObjectStore, places: Places, threads: int) -> None:
+    def __init__(self, objects: ObjectStore, paths: WorkerPaths, threads: int) -> None:
         self.objects = objects
-        self.places = places
+        self.paths = paths
         self.threads = threads
         """Of a training process that begins from scratch."""
 
     async def prepare(self, held: HeldAssignment) -> None:
         """Fetches code and checkpoint and writes the start file; raises Unusable."""
         assignment, directory = held.assignment, Path(held.directory)
-        snapshots = self.places.snapshot_directory(directory)
+        snapshots = self.paths.snapshot_directory(directory)
         start = TrainingStart(
             job=assignment.job,
             attempt=assignment.token.attempt,
             spec=assignment.spec,
             snapshot_directory=str(snapshots),
-            doorbell=str(self.places.doorbell),
+            notify_socket=str(self.paths.notify_socket),
             threads=self.threads,
             device_uuids=assignment.device_uuids,
             allow_inexact=assignment.allow_inexact,
@@ -70,11 +70,11 @@ class Chores:
                 await asyncio.to_thread(place.mkdir, mode=0o700, exist_ok=True)
             if assignment.spec.bundle:
                 bundle = assignment.spec.bundle
-                code = await patiently(lambda: fetch_bundle(self.objects, bundle, self.places), "bundle")
+                code = await retry_forever(lambda: fetch_bundle(self.objects, bundle, self.paths), "bundle")
                 start.code_directory = str(code)
             if assignment.HasField("restore"):
                 into = directory / RESTORE
-                await patiently(lambda: fetch(self.objects, assignment.restore, into), "checkpoint")
+                await retry_forever(lambda: fetch(self.objects, assignment.restore, into), "checkpoint")
                 start.restore_directory = str(into)
                 start.restore_digests.update(assignment.restore.component_digests)
             await asyncio.to_thread(write_start, directory, start)
@@ -91,18 +91,18 @@ class Chores:
         """Makes a snapshot durable; raises Unusable."""
         base = await self.base(held)
         try:
-            return await patiently(
+            return await retry_forever(
                 lambda: persist(self.objects, held.assignment, snapshot, base, on_fraction), "persisting"
             )
         except (SnapshotLost, SnapshotInvalid) as error:
             raise Unusable(reasons.SNAPSHOT_FAILED, str(error)) from error
 
-    async def put_away(self, held: HeldAssignment) -> None:
+    async def clean_up(self, held: HeldAssignment) -> None:
         """Frees disk and memory of an attempt that is over; its log stays."""
         assignment = held.assignment
-        log_file = self.places.log(assignment.job, assignment.token.attempt)
+        log_file = self.paths.log(assignment.job, assignment.token.attempt)
         try:
-            await asyncio.to_thread(self.places.retire, Path(held.directory), log_file)
+            await asyncio.to_thread(self.paths.retire, Path(held.directory), log_file)
         except OSError as error:
             log.warning("not_put_away", directory=held.directory, error=str(error))  # the next agent tidies up
 
@@ -112,13 +112,13 @@ class Chores:
         if not newest.name:
             return None
         try:
-            return await patiently(lambda: read_manifest(self.objects, newest), "manifest")
+            return await retry_forever(lambda: read_manifest(self.objects, newest), "manifest")
         except CheckpointCorrupt as error:
             log.warning("base_unusable", error=str(error))  # then every part is uploaded
             return None
 
 
-async def patiently(work: Callable[[], Awaitable[T]], what: str) -> T:
+async def retry_forever(work: Callable[[], Awaitable[T]], what: str) -> T:
     """Tries until storage answers."""
     failures = 0
     while True:

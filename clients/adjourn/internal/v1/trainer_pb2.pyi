@@ -317,7 +317,7 @@ class TrainingStart(_message.Message):
     RESTORE_DIGESTS_FIELD_NUMBER: _builtins.int
     ALLOW_INEXACT_FIELD_NUMBER: _builtins.int
     SNAPSHOT_DIRECTORY_FIELD_NUMBER: _builtins.int
-    DOORBELL_FIELD_NUMBER: _builtins.int
+    NOTIFY_SOCKET_FIELD_NUMBER: _builtins.int
     THREADS_FIELD_NUMBER: _builtins.int
     DEVICE_UUIDS_FIELD_NUMBER: _builtins.int
     JOB_UID_FIELD_NUMBER: _builtins.int
@@ -334,8 +334,8 @@ class TrainingStart(_message.Message):
     """Restore even where the environment differs."""
     snapshot_directory: _builtins.str
     """Where snapshots go: one directory a slot, reused when its file `taken` is gone."""
-    doorbell: _builtins.str
-    """The agent's datagram socket."""
+    notify_socket: _builtins.str
+    """The agent's datagram socket: a byte on it says "look"."""
     threads: _builtins.int
     """Threads for one operation, if nothing is restored; a restored run keeps the number it began with."""
     job_uid: _builtins.str
@@ -365,7 +365,7 @@ class TrainingStart(_message.Message):
         restore_digests: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         allow_inexact: _builtins.bool = ...,
         snapshot_directory: _builtins.str = ...,
-        doorbell: _builtins.str = ...,
+        notify_socket: _builtins.str = ...,
         threads: _builtins.int = ...,
         device_uuids: _abc.Iterable[_builtins.str] | None = ...,
         job_uid: _builtins.str = ...,
@@ -373,7 +373,7 @@ class TrainingStart(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_inexact", b"allow_inexact", "attempt", b"attempt", "code_directory", b"code_directory", "device_uuids", b"device_uuids", "doorbell", b"doorbell", "fallback_snapshot_directory", b"fallback_snapshot_directory", "job", b"job", "job_uid", b"job_uid", "restore_digests", b"restore_digests", "restore_directory", b"restore_directory", "snapshot_directory", b"snapshot_directory", "spec", b"spec", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_inexact", b"allow_inexact", "attempt", b"attempt", "code_directory", b"code_directory", "device_uuids", b"device_uuids", "fallback_snapshot_directory", b"fallback_snapshot_directory", "job", b"job", "job_uid", b"job_uid", "notify_socket", b"notify_socket", "restore_digests", b"restore_digests", "restore_directory", b"restore_directory", "snapshot_directory", b"snapshot_directory", "spec", b"spec", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -667,7 +667,7 @@ class HeldAssignment(_message.Message):
     DIRECTORY_FIELD_NUMBER: _builtins.int
     PROCESS_FIELD_NUMBER: _builtins.int
     EVENTS_OFFSET_FIELD_NUMBER: _builtins.int
-    LAST_WORD_FIELD_NUMBER: _builtins.int
+    FINAL_EVENT_FIELD_NUMBER: _builtins.int
     SNAPSHOTS_FIELD_NUMBER: _builtins.int
     PERSISTED_FIELD_NUMBER: _builtins.int
     LOG_FIELD_NUMBER: _builtins.int
@@ -697,7 +697,7 @@ class HeldAssignment(_message.Message):
         """The training process, once started; kept after its end."""
 
     @_builtins.property
-    def last_word(self) -> Global___TrainingEvent:
+    def final_event(self) -> Global___TrainingEvent:
         """How training said it would end: `paused`, `finished` or `failed`; unset: it has not said."""
 
     @_builtins.property
@@ -734,7 +734,7 @@ class HeldAssignment(_message.Message):
         directory: _builtins.str = ...,
         process: Global___TrainingProcess | None = ...,
         events_offset: _builtins.int = ...,
-        last_word: Global___TrainingEvent | None = ...,
+        final_event: Global___TrainingEvent | None = ...,
         snapshots: _abc.Iterable[Global___Snapshot] | None = ...,
         persisted: _checkpoint_pb2.Checkpoint | None = ...,
         log: _builtins.str = ...,
@@ -744,9 +744,9 @@ class HeldAssignment(_message.Message):
         conditions: _abc.Iterable[_job_pb2.Condition] | None = ...,
         gpu_memory_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "assignment", b"assignment", "exit", b"exit", "gpu_memory_bytes", b"gpu_memory_bytes", "last_word", b"last_word", "persisted", b"persisted", "process", b"process", "status", b"status", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "assignment", b"assignment", "exit", b"exit", "final_event", b"final_event", "gpu_memory_bytes", b"gpu_memory_bytes", "persisted", b"persisted", "process", b"process", "status", b"status", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "assignment", b"assignment", "conditions", b"conditions", "directory", b"directory", "dropped", b"dropped", "events_offset", b"events_offset", "exit", b"exit", "gpu_memory_bytes", b"gpu_memory_bytes", "last_word", b"last_word", "log", b"log", "persisted", b"persisted", "process", b"process", "snapshots", b"snapshots", "status", b"status", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "assignment", b"assignment", "conditions", b"conditions", "directory", b"directory", "dropped", b"dropped", "events_offset", b"events_offset", "exit", b"exit", "final_event", b"final_event", "gpu_memory_bytes", b"gpu_memory_bytes", "log", b"log", "persisted", b"persisted", "process", b"process", "snapshots", b"snapshots", "status", b"status", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__gpu_memory_bytes: _TypeAlias = _typing.Literal["gpu_memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__gpu_memory_bytes: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes"]  # noqa: Y015

@@ -15,7 +15,7 @@ from adjourn.training.state.codec import Decoder
 from adjourn.v1.job_pb2 import Progress
 
 
-class Restored:
+class SnapshotReader:
     """Reads the components of a snapshot, each when it is wanted."""
 
     def __init__(self, directory: Path, device: torch.device) -> None:

@@ -20,7 +20,7 @@ class Encodable(Protocol):
     def encode(self) -> tuple[dict[str, Tree], dict[str, Blob]]: ...
 
 
-class Saver:
+class SnapshotWriter:
     """Writes snapshots into the slots of an attempt, numbering them."""
 
     def __init__(self, directory: Path, device: torch.device) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from adjourn.snapshots import Tree, component_digest
 from adjourn.training.errors import RestoreDiverged, StateMismatch
-from adjourn.training.snapshot.reader import Restored
+from adjourn.training.snapshot.reader import SnapshotReader
 from adjourn.training.state.codec import Blob, Encoder
 from adjourn.training.state.components import Component, component
 from adjourn.training.state.generators import generator_states, restore_generator
@@ -17,7 +17,7 @@ DATA = "data"
 class State:
     """The components of a run: encoded for a snapshot, loaded from one, compared with it."""
 
-    def __init__(self, data: Callable[[], Any], restored: Restored | None) -> None:
+    def __init__(self, data: Callable[[], Any], restored: SnapshotReader | None) -> None:
         self.tracked: dict[str, Component] = {}
         self._data = data
         self._restored = restored

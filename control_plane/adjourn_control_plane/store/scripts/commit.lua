@@ -4,7 +4,7 @@
 local prefix = KEYS[1]
 local id, job, expected, record = ARGV[1], ARGV[2], ARGV[3], ARGV[4] -- an empty record deletes the job
 local state, worker, released = ARGV[5], ARGV[6], ARGV[7]
-local guarded, occupancy = ARGV[8], ARGV[9]
+local guarded, allocation = ARGV[8], ARGV[9]
 local request, digest, answer, request_memory = ARGV[10], ARGV[11], ARGV[12], ARGV[13]
 local repeat_memory, changes_kept = ARGV[14], ARGV[15]
 local events, epochs, checkpoints = tonumber(ARGV[16]), tonumber(ARGV[17]), tonumber(ARGV[18])
@@ -38,9 +38,9 @@ if expected == '0' and redis.call('SISMEMBER', key('purge'), job) == 1 then
   return {'PURGE', job .. ' was deleted, its objects are not yet gone'}
 end
 if guarded ~= '' then
-  local current = redis.call('GET', key(guarded .. ':occupancy')) or '0'
-  if current ~= occupancy then
-    return {'CONFLICT', 'occupancy of ' .. guarded .. ' has version ' .. current .. ', not ' .. occupancy}
+  local current = redis.call('GET', key(guarded .. ':allocation')) or '0'
+  if current ~= allocation then
+    return {'CONFLICT', 'allocation of ' .. guarded .. ' has version ' .. current .. ', not ' .. allocation}
   end
 end
 
@@ -59,14 +59,14 @@ end
 if old_worker ~= worker then
   if old_worker ~= '' then
     redis.call('SREM', key(old_worker .. ':jobs'), job)
-    redis.call('INCR', key(old_worker .. ':occupancy'))
+    redis.call('INCR', key(old_worker .. ':allocation'))
   end
   if worker ~= '' then
     redis.call('SADD', key(worker .. ':jobs'), job)
-    redis.call('INCR', key(worker .. ':occupancy'))
+    redis.call('INCR', key(worker .. ':allocation'))
   end
 elseif worker ~= '' and old_released ~= released then
-  redis.call('INCR', key(worker .. ':occupancy'))
+  redis.call('INCR', key(worker .. ':allocation'))
 end
 
 if record == '' then
