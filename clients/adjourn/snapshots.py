@@ -19,7 +19,7 @@ from blake3 import blake3
 
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
-TAKEN = "taken"
+IN_USE = "in-use"
 """While this file is there, the snapshot is the agent's; once it is gone, training may write over it."""
 
 FORMAT = 1

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from adjourn.desired_state import DesiredState
 from adjourn.internal.v1.trainer_pb2 import (
     ProcessExit,
     Snapshot,
@@ -13,7 +14,6 @@ from adjourn.internal.v1.trainer_pb2 import (
     TrainingPaused,
     TrainingProcess,
 )
-from adjourn.orders import DesiredState
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, Exit, FencingToken, Report
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Failure, Pause, PauseMode, Progress

@@ -25,7 +25,7 @@ from adjourn.internal.v1.trainer_pb2 import (
     TrainingPaused,
     TrainingStart,
 )
-from adjourn.mailbox import Control, ProgressPage
+from adjourn.shared_files import Control, ProgressPage
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.job_pb2 import Failure, Pause, Progress
 from adjourn.v1.usage_pb2 import EpochMetrics
@@ -116,7 +116,7 @@ class Emulated:
 
     def save(self, *, last: bool) -> None:
         area = Path(self.start.snapshot_directory)
-        free = [number for number in (0, 1) if not (area / f"slot-{number}" / snapshots.TAKEN).exists()]
+        free = [number for number in (0, 1) if not (area / f"slot-{number}" / snapshots.IN_USE).exists()]
         if not free and not last:
             return
         slot = area / f"slot-{free[0] if free else 2}"
@@ -134,7 +134,7 @@ class Emulated:
             "progress": json_format.MessageToDict(self.progress, preserving_proto_field_name=True),
         }
         (slot / snapshots.STATE).write_text(json.dumps(document))
-        (slot / snapshots.TAKEN).touch()
+        (slot / snapshots.IN_USE).touch()
         if self.losing:
             (slot / snapshots.STATE).unlink()
         self.sequence += 1

@@ -12,7 +12,7 @@ from google.protobuf.json_format import ParseDict
 
 from adjourn import bundles
 from adjourn.client import AsyncClient
-from adjourn.mailbox import Control
+from adjourn.shared_files import Control
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.job_pb2 import Job, JobSpec
 

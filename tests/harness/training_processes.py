@@ -12,9 +12,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from adjourn import frames, snapshots
+from adjourn.desired_state import DesiredState
 from adjourn.internal.v1.trainer_pb2 import Snapshot, TrainingEvent, TrainingStart
-from adjourn.mailbox import Control
-from adjourn.orders import DesiredState
+from adjourn.shared_files import Control
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.job_pb2 import PauseMode
 from adjourn.v1.usage_pb2 import EpochMetrics
@@ -22,7 +22,7 @@ from adjourn.v1.usage_pb2 import EpochMetrics
 TRAININGS = Path(__file__).parents[1] / "trainings"
 DEADLINE_SECONDS = 60
 
-FORKS = """
+FORK_LOOP = """
 import os, sys, time
 from pathlib import Path
 import adjourn_worker
@@ -92,7 +92,7 @@ class TrainingProcesses:
         self._directory = directory
         self._attempts = 0
         self._process = subprocess.Popen(
-            (sys.executable, "-c", FORKS), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            (sys.executable, "-c", FORK_LOOP), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def __enter__(self) -> Self:

@@ -28,21 +28,21 @@ COMPONENTS = (
 
 
 @pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainingProcesses]:
+def trainings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainingProcesses]:
     with TrainingProcesses(tmp_path_factory.mktemp("attempts")) as started:
         yield started
 
 
 @pytest.fixture(scope="module")
-def whole(nursery: TrainingProcesses) -> Attempt:
+def whole(trainings: TrainingProcesses) -> Attempt:
     """The run that was never interrupted."""
-    attempt = nursery.run("tiny:main", epochs=EPOCHS, args={"workers": 0})
+    attempt = trainings.run("tiny:main", epochs=EPOCHS, args={"workers": 0})
     assert attempt.kinds[-2:] == ["snapshot", "finished"]
     assert set(attempt.digests) == set(COMPONENTS)
     return attempt
 
 
-def train(nursery: TrainingProcesses, cuts: Sequence[int], workers: Sequence[int]) -> list[Attempt]:
+def train(trainings: TrainingProcesses, cuts: Sequence[int], workers: Sequence[int]) -> list[Attempt]:
     """Trains with a pause after each epoch of `cuts`; each attempt has its own number of loader workers."""
     attempts: list[Attempt] = []
     for number, cut in enumerate((*cuts, EPOCHS)):
@@ -50,7 +50,7 @@ def train(nursery: TrainingProcesses, cuts: Sequence[int], workers: Sequence[int
         trained = cut - (before.epochs[-1].epoch if before else 0)
         # The pause is asked for while the epoch is trained; from there the next boundary is its own.
         args = {"workers": workers[number % len(workers)], "pause_in": cut if cut < EPOCHS else 0}
-        attempts.append(nursery.run("tiny:main", epochs=EPOCHS, args=args, restore=before))
+        attempts.append(trainings.run("tiny:main", epochs=EPOCHS, args=args, restore=before))
         assert len(attempts[-1].epochs) == trained
     return attempts
 
@@ -60,8 +60,8 @@ def train(nursery: TrainingProcesses, cuts: Sequence[int], workers: Sequence[int
     cuts=st.sets(st.integers(1, EPOCHS - 1)).map(sorted),
     workers=st.lists(st.integers(0, 1), min_size=1, max_size=EPOCHS),
 )
-def test_cuts_change_nothing(nursery: TrainingProcesses, whole: Attempt, cuts: list[int], workers: list[int]) -> None:
-    attempts = train(nursery, cuts, workers)
+def test_cuts_change_nothing(trainings: TrainingProcesses, whole: Attempt, cuts: list[int], workers: list[int]) -> None:
+    attempts = train(trainings, cuts, workers)
     assert attempts[-1].digests == whole.digests
     assert {epoch: values for attempt in attempts for epoch, values in attempt.values.items()} == whole.values
     assert [attempt.kinds[-1] for attempt in attempts] == ["paused"] * len(cuts) + ["finished"]
@@ -71,10 +71,10 @@ def test_cuts_change_nothing(nursery: TrainingProcesses, whole: Attempt, cuts: l
 
 
 @pytest.fixture(scope="module")
-def two_epochs(nursery: TrainingProcesses) -> tuple[Attempt, Attempt]:
+def two_epochs(trainings: TrainingProcesses) -> tuple[Attempt, Attempt]:
     """The same run, paused after its first and after its second epoch."""
-    first = nursery.run("tiny:main", epochs=EPOCHS, args={"workers": 0}, order=PAUSE)
-    return first, nursery.run("tiny:main", epochs=EPOCHS, args={"workers": 0}, order=PAUSE, restore=first)
+    first = trainings.run("tiny:main", epochs=EPOCHS, args={"workers": 0}, order=PAUSE)
+    return first, trainings.run("tiny:main", epochs=EPOCHS, args={"workers": 0}, order=PAUSE, restore=first)
 
 
 def with_older(component: str, older: Path, newer: Path, target: Path) -> None:
@@ -100,7 +100,7 @@ def tensor_names(*directories: Path) -> set[str]:
 
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_every_component_matters(
-    nursery: TrainingProcesses, whole: Attempt, two_epochs: tuple[Attempt, Attempt], component: str, tmp_path: Path
+    trainings: TrainingProcesses, whole: Attempt, two_epochs: tuple[Attempt, Attempt], component: str, tmp_path: Path
 ) -> None:
     """With any one component left as it was an epoch before, the run ends elsewhere: the comparison sees them all."""
     first, second = two_epochs
@@ -111,11 +111,11 @@ def test_every_component_matters(
 
     args = {"workers": 0}
     directory = str(tmp_path / "mixed")
-    unnoticed = nursery.run("tiny:main", epochs=EPOCHS, args=args, restore_directory=directory, restore_digests=mixed)
+    unnoticed = trainings.run("tiny:main", epochs=EPOCHS, args=args, restore_directory=directory, restore_digests=mixed)
     assert unnoticed.last.HasField("finished")
     assert (unnoticed.digests, unnoticed.values) != (whole.digests, whole.values)
 
-    noticed = nursery.run(
+    noticed = trainings.run(
         "tiny:main", epochs=EPOCHS, args=args, restore_directory=directory, restore_digests=second.digests
     )
     assert noticed.code != 0

@@ -12,8 +12,8 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from adjourn import training
-from adjourn.mailbox import Control
-from adjourn.orders import DesiredState
+from adjourn.desired_state import DesiredState
+from adjourn.shared_files import Control
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.job_pb2 import PauseMode
 

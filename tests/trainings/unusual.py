@@ -51,8 +51,8 @@ def frees_slots(run: training.Run) -> None:
     """Does what the agent does: gives each slot back, once its snapshot is durable."""
     for _ in run.epochs():
         run.step()
-        for taken in Path("snapshots").glob("*/taken"):
-            taken.unlink()
+        for mark in Path("snapshots").glob("*/in-use"):
+            mark.unlink()
 
 
 def accumulates(run: training.Run) -> None:

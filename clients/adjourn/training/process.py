@@ -14,11 +14,11 @@ import torch._dynamo  # noqa: F401  (two seconds that any optimizer's constructo
 from google.protobuf.struct_pb2 import ListValue, Struct
 
 from adjourn.internal.v1.trainer_pb2 import TrainingEvent, TrainingStart
-from adjourn.mailbox import Control, ProgressPage
+from adjourn.shared_files import Control, ProgressPage
 from adjourn.training.errors import EntryPointNotFound, EntryPointNotImportable, EnvironmentDiffers, TrainingError
 from adjourn.training.events import EventLog
 from adjourn.training.run import Run
-from adjourn.training.session import Leaving, Session
+from adjourn.training.session import Session, StopTraining
 from adjourn.training.snapshot.reader import SnapshotReader
 from adjourn.training.state.environment import differences, fingerprint, prepare
 from adjourn.training.state.generators import seed_generators
@@ -45,25 +45,25 @@ def main(directory: Path) -> int:
     with (
         EventLog(directory / "events", start.notify_socket) as events,
         closing(Control(directory / "control")) as control,
-        closing(ProgressPage(directory / "progress")) as board,
+        closing(ProgressPage(directory / "progress")) as progress_page,
     ):
         session = None
         try:
-            session = prepared(start, events, control, board)
+            session = prepared(start, events, control, progress_page)
             return trained(session)
-        except Leaving as leaving:
+        except StopTraining as leaving:
             traceback.clear_frames(leaving.__traceback__)  # ends the workers of a loader that is still iterated over
             return leaving.code
         except BaseException as error:  # noqa: BLE001  (user code may raise anything; the job's owner is told)
             traceback.print_exc()
             if session:
-                session.meter.losses.clear()  # those on a GPU that failed can no longer be read
+                session.tracker.losses.clear()  # those on a GPU that failed can no longer be read
             (session or events).append(TrainingEvent(failed=failure(start, error)))
             traceback.clear_frames(error.__traceback__)
             return FAILED
 
 
-def prepared(start: TrainingStart, events: EventLog, control: Control, board: ProgressPage) -> Session:
+def prepared(start: TrainingStart, events: EventLog, control: Control, progress_page: ProgressPage) -> Session:
     """Sets up device, threads and seeds; raises EnvironmentDiffers or SnapshotUnreadable."""
     device = prepare(start.device_uuids, start.threads)
     restored = SnapshotReader(Path(start.restore_directory), device) if start.restore_directory else None
@@ -76,7 +76,13 @@ def prepared(start: TrainingStart, events: EventLog, control: Control, board: Pr
             raise EnvironmentDiffers(different)
     seed_generators(start.spec.seed)
     return Session(
-        start, events=events, control=control, board=board, device=device, restored=restored, exact=not different
+        start,
+        events=events,
+        control=control,
+        progress_page=progress_page,
+        device=device,
+        restored=restored,
+        exact=not different,
     )
 
 

@@ -10,8 +10,8 @@ import torch
 from adjourn.v1.job_pb2 import Best, Progress
 
 
-class Meter:
-    """Counts of completed things, and the newest values."""
+class ProgressTracker:
+    """Counts what has been completed, and keeps the newest values."""
 
     def __init__(self, restored: Progress | None) -> None:
         before = restored or Progress()
@@ -91,8 +91,11 @@ class Meter:
         return progress
 
 
-def held(loss: torch.Tensor | SupportsFloat) -> float | torch.Tensor:
-    """Returns the loss as a number if that costs nothing, else a copy on its device: its memory may be used again."""
+def copied(loss: torch.Tensor | SupportsFloat) -> float | torch.Tensor:
+    """Returns the loss as a number if that costs nothing, else as a copy on its device.
+
+    A copy, because the memory of a tensor may be used again.
+    """
     if type(loss) is float:
         return loss
     if isinstance(loss, torch.Tensor):

@@ -35,12 +35,12 @@ class Run:
     @property
     def epoch(self) -> int:
         """Epochs completed, those before a pause included."""
-        return self._session.meter.epoch
+        return self._session.tracker.epoch
 
     @property
     def steps(self) -> int:
         """Optimizer steps completed, over all epochs."""
-        return self._session.meter.step
+        return self._session.tracker.step
 
     def track(self, **objects: Any) -> None:
         """Makes objects part of every snapshot, and, in a resumed run, loads them from it now.

@@ -24,12 +24,12 @@ from adjourn.internal.v1.trainer_pb2 import (
     TrainingPaused,
     TrainingStart,
 )
-from adjourn.mailbox import Control, ProgressPage
+from adjourn.shared_files import Control, ProgressPage
 from adjourn.training.early_stopping import EarlyStopping
 from adjourn.training.errors import SnapshotFailed, StateNotEncodable, TrainingError, TrainingWithoutEpochs
 from adjourn.training.events import EventLog
 from adjourn.training.loader import Loader, Loaders
-from adjourn.training.progress import Meter, held
+from adjourn.training.progress import ProgressTracker, copied
 from adjourn.training.snapshot.reader import SnapshotReader
 from adjourn.training.snapshot.writer import SnapshotWriter
 from adjourn.training.state.registry import DATA, State
@@ -44,7 +44,7 @@ ABANDONED = 75
 """Exit code of a process whose launcher is gone; EX_TEMPFAIL."""
 
 
-class Leaving(BaseException):
+class StopTraining(BaseException):
     """Ends user code at a boundary; not an Exception, so that `except Exception` there does not hold it up."""
 
     def __init__(self, code: int) -> None:
@@ -62,7 +62,7 @@ class Session:
         *,
         events: EventLog,
         control: Control,
-        board: ProgressPage,
+        progress_page: ProgressPage,
         device: torch.device,
         restored: SnapshotReader | None = None,
         exact: bool = True,
@@ -70,14 +70,14 @@ class Session:
         """`exact`: the environment is that of the snapshot."""
         self.start = start
         self.device = device
-        self.meter = Meter(restored.progress if restored else None)
+        self.tracker = ProgressTracker(restored.progress if restored else None)
         self._events = events
         self._control = control
-        self._board = board
+        self._progress_page = progress_page
         self._restored = restored
         self._exact = exact
         self._state = State(self._data, restored)
-        self._saver = SnapshotWriter(Path(start.snapshot_directory), device)
+        self._writer = SnapshotWriter(Path(start.snapshot_directory), device)
         self._loaders = Loaders(start.spec.seed)
         self._open = False
         self._begun = False
@@ -90,8 +90,8 @@ class Session:
         self._verdict = Pause.Verdict.VERDICT_UNSPECIFIED
         if restored:
             data = restored.value(DATA)
-            self.meter.epoch, self.meter.step = data["epoch"], data["step"]
-        self._restored_epoch, self._restored_step = self.meter.epoch, self.meter.step
+            self.tracker.epoch, self.tracker.step = data["epoch"], data["step"]
+        self._restored_epoch, self._restored_step = self.tracker.epoch, self.tracker.step
 
     # What user code calls, through `Run`.
 
@@ -112,29 +112,29 @@ class Session:
             raise RuntimeError("run.epochs() was iterated over before")
         with self._remembered():
             self._begin()
-        while self.meter.epoch < self.start.spec.total_epochs:
+        while self.tracker.epoch < self.start.spec.total_epochs:
             self._open_epoch()
-            yield self.meter.epoch + 1
+            yield self.tracker.epoch + 1
             self._end_epoch()
             self._boundary()
 
     def step(self, loss: torch.Tensor | SupportsFloat | None) -> None:
-        meter = self.meter
-        meter.step += 1
-        meter.epoch_step += 1
+        tracker = self.tracker
+        tracker.step += 1
+        tracker.epoch_step += 1
         if loss is not None:
-            meter.losses.append(held(loss))
+            tracker.losses.append(copied(loss))
         if time.monotonic() >= self._publish_time or self._control.word != self._order:
             self._publish()
 
     def log(self, values: Mapping[str, SupportsFloat]) -> None:
-        self.meter.record(values, in_epoch=self._open)
+        self.tracker.record(values, in_epoch=self._open)
 
     # What the process calls.
 
     def begin_task(self) -> None:
         """Begins what has no epochs."""
-        self.meter.start()
+        self.tracker.start()
         self.announce()
 
     def announce(self) -> None:
@@ -189,37 +189,37 @@ class Session:
                 self._state.compare(self.start.restore_digests or snapshots.component_digests(directory))
             self._verdict = Pause.Verdict.EXACT if self._exact else Pause.Verdict.WITHIN_TOLERANCE
             self._restored = None
-        self.meter.start()
-        self._board.write(self._progress())
+        self.tracker.start()
+        self._progress_page.write(self._progress())
 
     def _open_epoch(self) -> None:
-        self._loaders.epoch = self.meter.epoch + 1
+        self._loaders.epoch = self.tracker.epoch + 1
         self._open = True
-        self.meter.begin_epoch()
+        self.tracker.begin_epoch()
         if (rate := self._learning_rate()) is not None:
-            self.meter.record({"learning_rate": rate}, in_epoch=True)
-        if self.meter.steps_per_epoch is None and self._loaders.first:
-            self.meter.steps_per_epoch = len(self._loaders.first)
+            self.tracker.record({"learning_rate": rate}, in_epoch=True)
+        if self.tracker.steps_per_epoch is None and self._loaders.first:
+            self.tracker.steps_per_epoch = len(self._loaders.first)
 
     def _end_epoch(self) -> None:
         self._open = False
-        self.meter.end_epoch()
+        self.tracker.end_epoch()
         self._publish()
         best = self._best()
         metrics = EpochMetrics(
-            epoch=self.meter.epoch,
+            epoch=self.tracker.epoch,
             attempt=self.start.attempt,
-            step=self.meter.step,
-            values=self.meter.values,
-            best=best is not None and best.epoch == self.meter.epoch,
+            step=self.tracker.step,
+            values=self.tracker.values,
+            best=best is not None and best.epoch == self.tracker.epoch,
         )
-        metrics.active_duration.FromTimedelta(timedelta(seconds=self.meter.epoch_seconds))
+        metrics.active_duration.FromTimedelta(timedelta(seconds=self.tracker.epoch_seconds))
         metrics.time.GetCurrentTime()
         self.append(TrainingEvent(epoch=metrics))
 
     def _boundary(self) -> None:
         spec = self.start.spec
-        if self.meter.epoch == spec.total_epochs:
+        if self.tracker.epoch == spec.total_epochs:
             return  # `finish` follows
         reached = Timestamp()
         reached.GetCurrentTime()
@@ -231,16 +231,16 @@ class Session:
             self.append(TrainingEvent(paused=TrainingPaused(boundary_time=reached)))
             self._leave(0)
         interval = spec.checkpoint_epochs if spec.HasField("checkpoint_epochs") else 1
-        if interval > 0 and self.meter.epoch % interval == 0:
+        if interval > 0 and self.tracker.epoch % interval == 0:
             self._save(last=False)
 
     def _leave(self, code: int) -> None:
         self._left = code
-        raise Leaving(code)
+        raise StopTraining(code)
 
     def _save(self, *, last: bool) -> None:
         try:
-            snapshot = self._saver.save(self._state, self._progress(), self.meter.values, last=last)
+            snapshot = self._writer.save(self._state, self._progress(), self.tracker.values, last=last)
         except SnapshotFailed as error:
             if last:
                 raise
@@ -254,14 +254,14 @@ class Session:
             raise RuntimeError("run.step() was called before run.epochs()")
         self._order = self._control.word
         self._publish_time = time.monotonic() + PUBLISH_SECONDS
-        self._board.write(self._progress())
+        self._progress_page.write(self._progress())
         self.announce()
 
     def _progress(self) -> Progress:
-        return self.meter.progress(self._best())
+        return self.tracker.progress(self._best())
 
     def _data(self) -> dict[str, Any]:
-        return {"epoch": self.meter.epoch, "step": self.meter.step, "loaders": self._loaders.identities()}
+        return {"epoch": self.tracker.epoch, "step": self.tracker.step, "loaders": self._loaders.identities()}
 
     def _of_kind(self, kind: type[T]) -> T | None:
         subjects = (item.subject for item in self._state.tracked.values())

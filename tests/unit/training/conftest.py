@@ -6,7 +6,7 @@ from tests.harness.training_processes import TrainingProcesses
 
 
 @pytest.fixture(scope="session")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainingProcesses]:
+def trainings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainingProcesses]:
     """Where training processes are forked; one for all tests, since importing torch takes seconds."""
     with TrainingProcesses(tmp_path_factory.mktemp("attempts")) as started:
         yield started

@@ -13,12 +13,12 @@ SMALL = [
 
 
 @pytest.mark.parametrize(("entry_point", "args"), SMALL)
-def test_example(nursery: TrainingProcesses, entry_point: str, args: dict[str, Any]) -> None:
-    whole = nursery.run(entry_point, epochs=2, args=args)
+def test_example(trainings: TrainingProcesses, entry_point: str, args: dict[str, Any]) -> None:
+    whole = trainings.run(entry_point, epochs=2, args=args)
     assert whole.code == 0, whole.log
     assert whole.values[2]["val_loss"] < whole.values[1]["val_loss"]
-    paused = nursery.paused_at(entry_point, 1, epochs=2, args=args)
-    resumed = nursery.run(entry_point, epochs=2, args=args, restore=paused)
+    paused = trainings.paused_at(entry_point, 1, epochs=2, args=args)
+    resumed = trainings.run(entry_point, epochs=2, args=args, restore=paused)
     assert resumed.digests == whole.digests
     assert resumed.values[2] == whole.values[2]
     assert whole.log.splitlines()[-1] == resumed.log.splitlines()[-1]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from adjourn.mailbox import ProgressPage
+from adjourn.shared_files import ProgressPage
 from adjourn.v1.job_pb2 import JobSpec, Pause
 from tests.harness.training_processes import PAUSE, TrainingProcesses, failed, read_events, until
 
@@ -29,34 +29,34 @@ from tests.harness.training_processes import PAUSE, TrainingProcesses, failed, r
         ("broken:loops_twice", "TRAINING_RAISED", "iterated over before"),
     ],
 )
-def test_failures_are_told(nursery: TrainingProcesses, entry_point: str, reason: str, message: str) -> None:
-    attempt = nursery.run(entry_point)
+def test_failures_are_told(trainings: TrainingProcesses, entry_point: str, reason: str, message: str) -> None:
+    attempt = trainings.run(entry_point)
     assert message in failed(attempt, reason)
     assert message in attempt.log
     assert "Traceback" in attempt.log
 
 
-def test_message_is_the_end_of_the_traceback(nursery: TrainingProcesses) -> None:
-    attempt = nursery.run("broken:raises")
+def test_message_is_the_end_of_the_traceback(trainings: TrainingProcesses) -> None:
+    attempt = trainings.run("broken:raises")
     message = failed(attempt, "TRAINING_RAISED")
     assert "raise ValueError" in message
     assert len(message.splitlines()) <= 5
     assert attempt.last.progress.step == 1
-    assert len(failed(nursery.run("broken:says_a_lot"), "TRAINING_RAISED")) <= 4000
+    assert len(failed(trainings.run("broken:says_a_lot"), "TRAINING_RAISED")) <= 4000
 
 
-def test_exit_with_an_error_is_a_failure(nursery: TrainingProcesses) -> None:
-    assert "SystemExit: 3" in failed(nursery.run("broken:exits", args={"code": 3}), "TRAINING_RAISED")
+def test_exit_with_an_error_is_a_failure(trainings: TrainingProcesses) -> None:
+    assert "SystemExit: 3" in failed(trainings.run("broken:exits", args={"code": 3}), "TRAINING_RAISED")
 
 
-def test_exit_without_one_ends_the_training(nursery: TrainingProcesses) -> None:
-    attempt = nursery.run("broken:exits", args={"code": 0})
+def test_exit_without_one_ends_the_training(trainings: TrainingProcesses) -> None:
+    attempt = trainings.run("broken:exits", args={"code": 0})
     assert attempt.code == 0
     assert attempt.kinds == ["began", "epoch", "snapshot", "finished"]
 
 
-def test_training_is_told_step_by_step(nursery: TrainingProcesses) -> None:
-    attempt = nursery.run("tiny:main", epochs=2, args={"workers": 0})
+def test_training_is_told_step_by_step(trainings: TrainingProcesses) -> None:
+    attempt = trainings.run("tiny:main", epochs=2, args={"workers": 0})
     assert attempt.code == 0
     assert attempt.kinds == ["began", "epoch", "snapshot", "epoch", "snapshot", "finished"]
     began, epoch, snapshot = attempt.events[:3]
@@ -77,28 +77,28 @@ def test_training_is_told_step_by_step(nursery: TrainingProcesses) -> None:
     assert [snapshot.sequence for snapshot in attempt.snapshots] == [1, 2]
     size = sum(file.stat().st_size for file in Path(attempt.snapshots[-1].directory).iterdir())
     assert attempt.snapshots[-1].size_bytes == size
-    with closing(ProgressPage(attempt.directory / "progress")) as board:
-        progress = board.read()
+    with closing(ProgressPage(attempt.directory / "progress")) as progress_page:
+        progress = progress_page.read()
     assert progress
     assert (progress.epoch, progress.step) == (2, 10)
 
 
-def test_doorbell_rings_for_each_event(nursery: TrainingProcesses, tmp_path: Path) -> None:
+def test_doorbell_rings_for_each_event(trainings: TrainingProcesses, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify_socket:
         notify_socket.bind(str(tmp_path / "bell"))
-        attempt = nursery.run("unusual:without_steps", epochs=1, notify_socket=str(tmp_path / "bell"))
+        attempt = trainings.run("unusual:without_steps", epochs=1, notify_socket=str(tmp_path / "bell"))
         notify_socket.setblocking(False)
         assert [notify_socket.recv(8) for _ in attempt.events] == [b"!"] * len(attempt.events)
 
 
-def test_training_without_steps_begins_with_its_first_epoch(nursery: TrainingProcesses) -> None:
-    attempt = nursery.run("unusual:without_steps", epochs=2)
+def test_training_without_steps_begins_with_its_first_epoch(trainings: TrainingProcesses) -> None:
+    attempt = trainings.run("unusual:without_steps", epochs=2)
     assert attempt.kinds == ["began", "epoch", "snapshot", "epoch", "snapshot", "finished"]
     assert attempt.values == {1: {"number": 1}, 2: {"number": 2}}
 
 
-def test_task_without_epochs(nursery: TrainingProcesses) -> None:
-    attempt = nursery.run("unusual:task", epochs=0, order=PAUSE)
+def test_task_without_epochs(trainings: TrainingProcesses) -> None:
+    attempt = trainings.run("unusual:task", epochs=0, order=PAUSE)
     assert attempt.code == 0
     assert attempt.kinds == ["began", "finished"]
     assert attempt.last.progress.step == 3
@@ -106,9 +106,9 @@ def test_task_without_epochs(nursery: TrainingProcesses) -> None:
     assert attempt.last.progress.active_duration.ToNanoseconds() > 0
 
 
-def test_arguments_seed_and_threads(nursery: TrainingProcesses) -> None:
+def test_arguments_seed_and_threads(trainings: TrainingProcesses) -> None:
     args = {"lr": 0.5, "width": 64, "deep": {"list": [1, 2.5, "x", None, True]}}
-    attempt = nursery.run("unusual:shows_arguments", epochs=1, args=args)
+    attempt = trainings.run("unusual:shows_arguments", epochs=1, args=args)
     first, second = attempt.log.splitlines()
     shown, rest = first.rsplit("}", 1)
     assert eval(shown + "}") == args
@@ -116,82 +116,82 @@ def test_arguments_seed_and_threads(nursery: TrainingProcesses) -> None:
     assert "64.0" not in first
     assert rest == " 7 cpu 1"
     assert second.startswith("1  ")
-    assert attempt.log == nursery.run("unusual:shows_arguments", epochs=1, args=args).log
+    assert attempt.log == trainings.run("unusual:shows_arguments", epochs=1, args=args).log
 
 
-def test_users_module_comes_before_one_that_was_imported(nursery: TrainingProcesses) -> None:
-    assert "the user's own worker" in nursery.run("worker:main").log
+def test_users_module_comes_before_one_that_was_imported(trainings: TrainingProcesses) -> None:
+    assert "the user's own worker" in trainings.run("worker:main").log
 
 
-def test_early_stop_ends_the_training_after_its_epoch(nursery: TrainingProcesses) -> None:
-    attempt = nursery.run("unusual:stops_early", epochs=5, args={"stop": 2})
+def test_early_stop_ends_the_training_after_its_epoch(trainings: TrainingProcesses) -> None:
+    attempt = trainings.run("unusual:stops_early", epochs=5, args={"stop": 2})
     assert attempt.kinds == ["began", "epoch", "snapshot", "epoch", "snapshot", "finished"]
     assert attempt.values[2] == {"train_loss": 2, "val_loss": 0.5, "test_loss": 0.25}
     assert attempt.last.progress.epoch == 2
 
 
-def test_early_stop_wins_over_a_pause_in_the_same_epoch(nursery: TrainingProcesses) -> None:
-    attempt = nursery.run("unusual:stops_early", epochs=5, args={"stop": 1}, order=PAUSE)
+def test_early_stop_wins_over_a_pause_in_the_same_epoch(trainings: TrainingProcesses) -> None:
+    attempt = trainings.run("unusual:stops_early", epochs=5, args={"stop": 1}, order=PAUSE)
     assert attempt.kinds[-2:] == ["snapshot", "finished"]
 
 
-def test_pause_in_the_last_epoch_finishes(nursery: TrainingProcesses) -> None:
-    attempt = nursery.run("unusual:without_steps", epochs=1, order=PAUSE)
+def test_pause_in_the_last_epoch_finishes(trainings: TrainingProcesses) -> None:
+    attempt = trainings.run("unusual:without_steps", epochs=1, order=PAUSE)
     assert attempt.kinds == ["began", "epoch", "snapshot", "finished"]
 
 
-def test_pause(nursery: TrainingProcesses) -> None:
-    attempt = nursery.run("unusual:without_steps", epochs=3, order=PAUSE)
+def test_pause(trainings: TrainingProcesses) -> None:
+    attempt = trainings.run("unusual:without_steps", epochs=3, order=PAUSE)
     assert attempt.code == 0
     assert attempt.kinds == ["began", "epoch", "snapshot", "paused"]
     assert attempt.snapshots[0].last
     assert attempt.last.paused.boundary_time.ToNanoseconds() <= attempt.events[2].time.ToNanoseconds()
 
 
-def test_user_code_cannot_swallow_a_pause(nursery: TrainingProcesses) -> None:
-    attempt = nursery.run("unusual:catches_everything", order=PAUSE)
+def test_user_code_cannot_swallow_a_pause(trainings: TrainingProcesses) -> None:
+    attempt = trainings.run("unusual:catches_everything", order=PAUSE)
     assert attempt.code == 0
     assert attempt.kinds[-1] == "paused"
-    assert "caught Leaving" in attempt.log
+    assert "caught StopTraining" in attempt.log
 
 
 @pytest.mark.parametrize(("interval", "epochs"), [(0, [6]), (1, [1, 2, 3, 4, 5, 6]), (2, [2, 4, 6]), (4, [4, 6])])
-def test_snapshots_are_taken_when_due(nursery: TrainingProcesses, interval: int, epochs: list[int]) -> None:
-    attempt = nursery.run("unusual:frees_slots", epochs=6, spec=JobSpec(checkpoint_epochs=interval))
+def test_snapshots_are_taken_when_due(trainings: TrainingProcesses, interval: int, epochs: list[int]) -> None:
+    attempt = trainings.run("unusual:frees_slots", epochs=6, spec=JobSpec(checkpoint_epochs=interval))
     assert [snapshot.progress.epoch for snapshot in attempt.snapshots] == epochs
 
 
-def test_snapshots_are_skipped_while_no_slot_is_free_but_not_the_last(nursery: TrainingProcesses) -> None:
-    attempt = nursery.run("unusual:without_steps", epochs=6)
+def test_snapshots_are_skipped_while_no_slot_is_free_but_not_the_last(trainings: TrainingProcesses) -> None:
+    attempt = trainings.run("unusual:without_steps", epochs=6)
     assert [snapshot.progress.epoch for snapshot in attempt.snapshots] == [1, 2, 6]
     assert len({snapshot.directory for snapshot in attempt.snapshots}) == 3
 
 
-def test_snapshot_that_cannot_be_written(nursery: TrainingProcesses, tmp_path: Path) -> None:
+def test_snapshot_that_cannot_be_written(trainings: TrainingProcesses, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    attempt = nursery.run("unusual:without_steps", epochs=3, snapshot_directory=str(tmp_path / "file"))
+    attempt = trainings.run("unusual:without_steps", epochs=3, snapshot_directory=str(tmp_path / "file"))
     failed(attempt, "SNAPSHOT_FAILED")
     assert len(attempt.epochs) == 3
     assert attempt.log.count("training goes on without a snapshot") == 2
 
 
-def test_refused_state_may_be_done_without(nursery: TrainingProcesses) -> None:
-    attempt = nursery.run("broken:does_without")
+def test_refused_state_may_be_done_without(trainings: TrainingProcesses) -> None:
+    attempt = trainings.run("broken:does_without")
     assert attempt.last.HasField("finished")
     assert "ema" in attempt.digests
 
 
-def test_workers_of_a_loader_end_with_the_training(nursery: TrainingProcesses) -> None:
-    attempt = nursery.run("broken:raises_amid_workers")
+def test_workers_of_a_loader_end_with_the_training(trainings: TrainingProcesses) -> None:
+    attempt = trainings.run("broken:raises_amid_workers")
     assert "amid workers" in failed(attempt, "TRAINING_RAISED")
     workers = attempt.log.splitlines()[0].split()
     assert len(workers) == 2
     assert not [worker for worker in workers if Path("/proc", worker).exists()]
 
 
-def test_orphan_ends_itself_with_a_snapshot(nursery: TrainingProcesses) -> None:
-    directory = nursery.prepare("unusual:outlives_its_launcher")
-    nursery.abandon(directory)
+def test_orphan_ends_itself_with_a_snapshot(trainings: TrainingProcesses) -> None:
+    directory = trainings.prepare("unusual:outlives_its_launcher")
+    trainings.abandon(directory)
     until(lambda: any(event.HasField("snapshot") for event in read_events(directory)))
     *_, snapshot = read_events(directory)
     assert snapshot.snapshot.last

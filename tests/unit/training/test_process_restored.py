@@ -11,17 +11,17 @@ from adjourn.v1.job_pb2 import Pause
 from tests.harness.training_processes import PAUSE, Attempt, TrainingProcesses, failed
 
 
-def test_nothing_left_to_train(nursery: TrainingProcesses) -> None:
-    before = nursery.run("tiny:main", epochs=2, args={"workers": 0})
-    attempt = nursery.run("tiny:main", epochs=2, args={"workers": 0}, restore=before)
+def test_nothing_left_to_train(trainings: TrainingProcesses) -> None:
+    before = trainings.run("tiny:main", epochs=2, args={"workers": 0})
+    attempt = trainings.run("tiny:main", epochs=2, args={"workers": 0}, restore=before)
     assert attempt.kinds == ["began", "snapshot", "finished"]
     assert attempt.events[0].began.verdict == Pause.Verdict.EXACT
     assert attempt.digests == before.digests
 
 
-def test_counts_and_times_are_carried_on(nursery: TrainingProcesses) -> None:
-    before = nursery.run("tiny:main", args={"workers": 0}, order=PAUSE)
-    attempt = nursery.run("tiny:main", args={"workers": 0}, restore=before)
+def test_counts_and_times_are_carried_on(trainings: TrainingProcesses) -> None:
+    before = trainings.run("tiny:main", args={"workers": 0}, order=PAUSE)
+    attempt = trainings.run("tiny:main", args={"workers": 0}, restore=before)
     began = attempt.events[0]
     assert (began.began.restored_epoch, began.began.restored_step) == (1, 5)
     assert (began.progress.epoch, began.progress.step, began.progress.epoch_step) == (1, 6, 1)
@@ -30,11 +30,11 @@ def test_counts_and_times_are_carried_on(nursery: TrainingProcesses) -> None:
     assert [metrics.epoch for metrics in attempt.epochs] == [2, 3]
 
 
-def test_accumulated_gradients_and_thawed_layers_survive(nursery: TrainingProcesses) -> None:
-    whole = nursery.run("unusual:accumulates", epochs=4)
+def test_accumulated_gradients_and_thawed_layers_survive(trainings: TrainingProcesses) -> None:
+    whole = trainings.run("unusual:accumulates", epochs=4)
     for epoch in (1, 2, 3):
-        paused = nursery.paused_at("unusual:accumulates", epoch, epochs=4)
-        resumed = nursery.run("unusual:accumulates", epochs=4, restore=paused)
+        paused = trainings.paused_at("unusual:accumulates", epoch, epochs=4)
+        resumed = trainings.run("unusual:accumulates", epochs=4, restore=paused)
         assert resumed.digests == whole.digests
 
 
@@ -46,40 +46,40 @@ def test_accumulated_gradients_and_thawed_layers_survive(nursery: TrainingProces
         ({"model": 3}, "model does not take the state that was saved"),
     ],
 )
-def test_other_objects_than_were_saved(nursery: TrainingProcesses, args: dict[str, int], message: str) -> None:
-    before = nursery.run("broken:varies", args={"model": 2}, order=PAUSE)
-    assert message in failed(nursery.run("broken:varies", args=args, restore=before), "STATE_MISMATCH")
+def test_other_objects_than_were_saved(trainings: TrainingProcesses, args: dict[str, int], message: str) -> None:
+    before = trainings.run("broken:varies", args={"model": 2}, order=PAUSE)
+    assert message in failed(trainings.run("broken:varies", args=args, restore=before), "STATE_MISMATCH")
 
 
-def test_errors_cannot_be_swallowed(nursery: TrainingProcesses) -> None:
-    before = nursery.run("broken:varies", args={"model": 3}, order=PAUSE)
-    attempt = nursery.run("broken:catches_its_errors", restore=before)
+def test_errors_cannot_be_swallowed(trainings: TrainingProcesses) -> None:
+    before = trainings.run("broken:varies", args={"model": 3}, order=PAUSE)
+    attempt = trainings.run("broken:catches_its_errors", restore=before)
     assert "caught model does not take" in attempt.log
     failed(attempt, "STATE_MISMATCH")
 
 
-def test_other_data_than_before(nursery: TrainingProcesses) -> None:
-    before = nursery.run("broken:varies", args={"samples": 4}, order=PAUSE)
-    attempt = nursery.run("broken:varies", args={"samples": 5}, restore=before)
+def test_other_data_than_before(trainings: TrainingProcesses) -> None:
+    before = trainings.run("broken:varies", args={"samples": 4}, order=PAUSE)
+    attempt = trainings.run("broken:varies", args={"samples": 5}, restore=before)
     assert failed(attempt, "RESTORE_DIVERGED").endswith("saved: data")
 
 
-def test_state_that_is_changed_after_it_was_restored(nursery: TrainingProcesses) -> None:
-    before = nursery.run("broken:changes_what_was_restored", order=PAUSE)
-    attempt = nursery.run("broken:changes_what_was_restored", restore=before)
+def test_state_that_is_changed_after_it_was_restored(trainings: TrainingProcesses) -> None:
+    before = trainings.run("broken:changes_what_was_restored", order=PAUSE)
+    attempt = trainings.run("broken:changes_what_was_restored", restore=before)
     assert failed(attempt, "RESTORE_DIVERGED").endswith("saved: model")
     assert attempt.kinds == ["failed"]
 
 
-def test_digests_of_the_snapshot_itself_are_used_if_none_are_given(nursery: TrainingProcesses) -> None:
-    before = nursery.run("tiny:main", args={"workers": 0}, order=PAUSE)
-    attempt = nursery.run("tiny:main", args={"workers": 0}, restore_directory=before.snapshots[-1].directory)
+def test_digests_of_the_snapshot_itself_are_used_if_none_are_given(trainings: TrainingProcesses) -> None:
+    before = trainings.run("tiny:main", args={"workers": 0}, order=PAUSE)
+    attempt = trainings.run("tiny:main", args={"workers": 0}, restore_directory=before.snapshots[-1].directory)
     assert attempt.events[0].began.verdict == Pause.Verdict.EXACT
 
 
-def test_number_of_threads_is_that_of_the_beginning(nursery: TrainingProcesses) -> None:
-    before = nursery.run("unusual:shows_arguments", order=PAUSE, threads=2)
-    attempt = nursery.run("unusual:shows_arguments", restore=before, threads=1)
+def test_number_of_threads_is_that_of_the_beginning(trainings: TrainingProcesses) -> None:
+    before = trainings.run("unusual:shows_arguments", order=PAUSE, threads=2)
+    attempt = trainings.run("unusual:shows_arguments", restore=before, threads=1)
     assert attempt.code == 0
     assert attempt.log.splitlines()[1].startswith("2 ")
 
@@ -91,35 +91,35 @@ def change(attempt: Attempt, **environment: str) -> None:
     path.write_text(json.dumps(document))
 
 
-def test_other_environment_is_refused(nursery: TrainingProcesses) -> None:
-    before = nursery.run("tiny:main", args={"workers": 0}, order=PAUSE)
+def test_other_environment_is_refused(trainings: TrainingProcesses) -> None:
+    before = trainings.run("tiny:main", args={"workers": 0}, order=PAUSE)
     change(before, torch="1.0", gpus="Voodoo")
-    attempt = nursery.run("tiny:main", args={"workers": 0}, restore=before)
+    attempt = trainings.run("tiny:main", args={"workers": 0}, restore=before)
     message = failed(attempt, "ENVIRONMENT_DIFFERS")
     assert "torch was 1.0, is 2." in message
     assert "gpus was Voodoo, is unknown" in message
 
 
-def test_other_environment_may_be_allowed(nursery: TrainingProcesses) -> None:
-    before = nursery.run("tiny:main", args={"workers": 0}, order=PAUSE)
+def test_other_environment_may_be_allowed(trainings: TrainingProcesses) -> None:
+    before = trainings.run("tiny:main", args={"workers": 0}, order=PAUSE)
     change(before, torch="1.0")
-    attempt = nursery.run("tiny:main", args={"workers": 0}, restore=before, allow_inexact=True)
+    attempt = trainings.run("tiny:main", args={"workers": 0}, restore=before, allow_inexact=True)
     assert attempt.code == 0
     assert attempt.events[0].began.verdict == Pause.Verdict.WITHIN_TOLERANCE
 
 
-def test_same_environment_is_exact_even_if_another_were_allowed(nursery: TrainingProcesses) -> None:
-    before = nursery.run("tiny:main", args={"workers": 0}, order=PAUSE)
-    attempt = nursery.run("tiny:main", args={"workers": 0}, restore=before, allow_inexact=True)
+def test_same_environment_is_exact_even_if_another_were_allowed(trainings: TrainingProcesses) -> None:
+    before = trainings.run("tiny:main", args={"workers": 0}, order=PAUSE)
+    attempt = trainings.run("tiny:main", args={"workers": 0}, restore=before, allow_inexact=True)
     assert attempt.events[0].began.verdict == Pause.Verdict.EXACT
 
 
 @pytest.mark.parametrize("file", ["state.json", "tensors.safetensors"])
-def test_snapshot_that_cannot_be_read(nursery: TrainingProcesses, file: str) -> None:
-    before = nursery.run("tiny:main", args={"workers": 0}, order=PAUSE)
+def test_snapshot_that_cannot_be_read(trainings: TrainingProcesses, file: str) -> None:
+    before = trainings.run("tiny:main", args={"workers": 0}, order=PAUSE)
     digests = before.digests
     (Path(before.snapshots[-1].directory) / file).write_bytes(b"\x07")
-    attempt = nursery.run(
+    attempt = trainings.run(
         "tiny:main",
         args={"workers": 0},
         restore_directory=before.snapshots[-1].directory,

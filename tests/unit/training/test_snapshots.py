@@ -8,7 +8,7 @@ import torch
 
 from adjourn import snapshots
 from adjourn.snapshots import STATE, TENSORS, SnapshotInvalid
-from adjourn.training.snapshot.slots import Slot
+from adjourn.training.snapshot.writer import Slot
 from adjourn.training.state.codec import Encoder
 
 

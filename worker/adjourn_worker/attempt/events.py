@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from adjourn.desired_state import DesiredState
 from adjourn.internal.v1.trainer_pb2 import ProcessExit, Snapshot, TrainingEvent, TrainingProcess
-from adjourn.orders import DesiredState
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Failure, Progress

@@ -15,9 +15,9 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from adjourn import reasons, snapshots
+from adjourn.desired_state import DesiredState
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment, Snapshot
-from adjourn.mailbox import Control, ProgressPage
-from adjourn.orders import DesiredState
+from adjourn.shared_files import Control, ProgressPage
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, Report
 from adjourn.v1.job_pb2 import Failure
 from adjourn_worker.attempt import files, machine
@@ -279,4 +279,4 @@ def drop(snapshot: Snapshot) -> None:
     except snapshots.SnapshotInvalid:
         there = None  # damaged, hence not a new one
     if there in (None, snapshot.progress.report_time.ToJsonString()):
-        (directory / snapshots.TAKEN).unlink(missing_ok=True)
+        (directory / snapshots.IN_USE).unlink(missing_ok=True)

@@ -5,8 +5,8 @@ from datetime import datetime
 from typing import Final
 
 from adjourn import reasons
+from adjourn.desired_state import DesiredState
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment, Snapshot
-from adjourn.orders import DesiredState
 from adjourn.v1.agent_service_pb2 import AssignmentStatus, Exit, Report
 from adjourn.v1.job_pb2 import Failure, Progress
 from adjourn_worker.attempt.events import Drop, Effect

@@ -333,7 +333,7 @@ class TrainingStart(_message.Message):
     allow_inexact: _builtins.bool
     """Restore even where the environment differs."""
     snapshot_directory: _builtins.str
-    """Where snapshots go: one directory a slot, reused when its file `taken` is gone."""
+    """Where snapshots go: one directory a slot, reused when its file `in-use` is gone."""
     notify_socket: _builtins.str
     """The agent's datagram socket: a byte on it says "look"."""
     threads: _builtins.int
@@ -615,7 +615,7 @@ class Snapshot(_message.Message):
     LAST_FIELD_NUMBER: _builtins.int
     LIVE_DIGESTS_FIELD_NUMBER: _builtins.int
     directory: _builtins.str
-    """Directory with `tensors.safetensors`, `state.json` and `taken`. Whoever removes `taken` gives the slot back."""
+    """Directory with `tensors.safetensors`, `state.json` and `in-use`. Whoever removes `in-use` gives the slot back."""
     sequence: _builtins.int
     """Grows by one with each snapshot of the attempt."""
     size_bytes: _builtins.int

@@ -1,55 +1,55 @@
 import pytest
 import torch
 
-from adjourn.training.progress import Meter, held
+from adjourn.training.progress import ProgressTracker, copied
 from adjourn.v1.job_pb2 import Progress
 
 
 @pytest.mark.parametrize("interval", [1, 2, 7, 1000])
 def test_mean_loss_does_not_depend_on_when_losses_are_settled(interval: int) -> None:
-    meter = Meter(None)
-    meter.begin_epoch()
+    tracker = ProgressTracker(None)
+    tracker.begin_epoch()
     losses = [1 / (number + 3) for number in range(1000)]
     for number, loss in enumerate(losses):
-        meter.losses.append(loss)
+        tracker.losses.append(loss)
         if number % interval == 0:
-            meter.settle()
-    meter.end_epoch()
-    assert meter.values["train_loss"] == sum(losses) / 1000
-    assert meter.loss == losses[-1]
+            tracker.settle()
+    tracker.end_epoch()
+    assert tracker.values["train_loss"] == sum(losses) / 1000
+    assert tracker.loss == losses[-1]
 
 
-def test_held_losses_do_not_change_with_the_tensor_they_came_from() -> None:
+def test_copied_losses_do_not_change_with_the_tensor_they_came_from() -> None:
     loss = torch.ones((), requires_grad=True)
-    on_cpu = held(loss)
-    elsewhere = held(torch.ones((), device="meta", requires_grad=True))
+    on_cpu = copied(loss)
+    elsewhere = copied(torch.ones((), device="meta", requires_grad=True))
     with torch.no_grad():
         loss.zero_()
     assert on_cpu == 1
     assert isinstance(elsewhere, torch.Tensor)
     assert not elsewhere.requires_grad
     with pytest.raises(RuntimeError, match="2 elements"):
-        held(torch.ones(2))
+        copied(torch.ones(2))
 
 
 def test_metrics_outside_an_epoch_belong_to_none() -> None:
-    meter = Meter(None)
-    meter.record({"parameters": torch.tensor(10)}, in_epoch=False)
-    meter.begin_epoch()
-    meter.record({"val_loss": 0.5}, in_epoch=True)
-    assert meter.values == {"val_loss": 0.5}
-    assert meter.metrics == {"parameters": 10, "val_loss": 0.5}
+    tracker = ProgressTracker(None)
+    tracker.record({"parameters": torch.tensor(10)}, in_epoch=False)
+    tracker.begin_epoch()
+    tracker.record({"val_loss": 0.5}, in_epoch=True)
+    assert tracker.values == {"val_loss": 0.5}
+    assert tracker.metrics == {"parameters": 10, "val_loss": 0.5}
     with pytest.raises(TypeError):
-        meter.record({"name": None}, in_epoch=True)  # type: ignore[dict-item]
+        tracker.record({"name": None}, in_epoch=True)  # type: ignore[dict-item]
 
 
 def test_time_and_metrics_are_carried_on() -> None:
     before = Progress(metrics={"val_loss": 2}, loss=3, steps_per_epoch=4)
     before.active_duration.FromSeconds(100)
-    meter = Meter(before)
-    progress = meter.progress(None)
+    tracker = ProgressTracker(before)
+    progress = tracker.progress(None)
     assert progress.active_duration.seconds == 100
-    meter.start()
-    assert meter.active_seconds > 100
+    tracker.start()
+    assert tracker.active_seconds > 100
     assert dict(progress.metrics) == {"val_loss": 2}
     assert (progress.loss, progress.steps_per_epoch) == (3, 4)

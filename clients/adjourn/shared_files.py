@@ -1,4 +1,4 @@
-"""What the agent and a training process tell each other without waiting: two small mapped files.
+"""Two small mapped files through which an agent and its training process tell each other things without waiting.
 
 `control` is one 64-bit word that the agent writes and training reads at every boundary; an aligned 8-byte store is
 atomic, so no lock is needed. `progress` is one message that training overwrites and the agent reads, guarded by a
@@ -9,7 +9,7 @@ import mmap
 import struct
 from pathlib import Path
 
-from adjourn.orders import DesiredState
+from adjourn.desired_state import DesiredState
 from adjourn.v1.job_pb2 import Progress
 
 PROGRESS_BYTES = 64 << 10

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from adjourn import snapshots, training
-from adjourn.snapshots import STATE, TAKEN, TENSORS
-from adjourn.training.snapshot.slots import Slot, Slots
+from adjourn.snapshots import IN_USE, STATE, TENSORS
+from adjourn.training.snapshot.writer import Slot, SnapshotWriter
 from adjourn.training.state.codec import Blob
 
 
@@ -23,7 +23,7 @@ def content(slot: Slot) -> list[float]:
     return [value for (value,) in struct.iter_unpack("<f", data)]
 
 
-def test_snapshot_is_written_and_the_slot_is_taken(tmp_path: Path) -> None:
+def test_snapshot_is_written_and_the_slot_is_in_use(tmp_path: Path) -> None:
     slot = Slot(tmp_path / "slot")
     size = slot.write({"format": 1}, blobs(1.5))
     assert not slot.free
@@ -37,7 +37,7 @@ def test_same_file_is_written_again(tmp_path: Path) -> None:
     slot.write({}, blobs(1))
     file = (slot.directory / TENSORS).stat().st_ino
     for value, size in ((2, 1000), (3, 50_000), (4, 10), (5, 0)):
-        (slot.directory / TAKEN).unlink()
+        (slot.directory / IN_USE).unlink()
         slot.write({}, blobs(value, size))
         assert content(slot) == [value] * size
     assert (slot.directory / TENSORS).stat().st_ino == file
@@ -49,20 +49,20 @@ def test_snapshot_without_tensors(tmp_path: Path) -> None:
 
 
 def test_slots_take_turns_and_the_last_snapshot_finds_a_place(tmp_path: Path) -> None:
-    slots = Slots(tmp_path)
+    writer = SnapshotWriter(tmp_path, torch.device("cpu"))
     used = []
     for _ in range(2):
-        slot = slots.next(last=False)
+        slot = writer.free_slot(last=False)
         assert slot
         slot.write({}, blobs(1))
         used.append(slot.directory)
     assert len(set(used)) == 2
-    assert slots.next(last=False) is None
-    last = slots.next(last=True)
+    assert writer.free_slot(last=False) is None
+    last = writer.free_slot(last=True)
     assert last
     assert last.directory not in used
-    (used[0] / TAKEN).unlink()
-    again = slots.next(last=False)
+    (used[0] / IN_USE).unlink()
+    again = writer.free_slot(last=False)
     assert again
     assert again.directory == used[0]
 
@@ -70,7 +70,7 @@ def test_slots_take_turns_and_the_last_snapshot_finds_a_place(tmp_path: Path) ->
 def test_lack_of_space_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slot = Slot(tmp_path / "slot")
     slot.write({}, blobs(1))
-    (slot.directory / TAKEN).unlink()
+    (slot.directory / IN_USE).unlink()
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
