@@ -97,7 +97,7 @@ class NotFoundError(AdjournError):
 
 
 class AlreadyExistsError(AdjournError):
-    """The job id is taken, or its last owner is still being deleted."""
+    """The job id is taken."""
 
     code = code_pb2.ALREADY_EXISTS
     reason = "ALREADY_EXISTS"

@@ -18,8 +18,10 @@ from adjourn_control_plane.store.interface import (
     Allocation,
     Change,
     Conflict,
+    Fence,
     JobName,
     JobStore,
+    JobUid,
     Request,
     RequestSeen,
     WorkerName,
@@ -29,6 +31,7 @@ from tests.harness.memory_store import MemoryStore
 from tests.harness.store_records import record
 
 JOBS = [JobName(f"jobs/{i}") for i in range(3)]
+UIDS = [JobUid(f"uid-{i}") for i in range(3)]
 WORKERS = [WorkerName(f"workers/{i}") for i in range(2)]
 STATES: list[Job.State.ValueType] = [Job.QUEUED, Job.RUNNING, Job.PAUSED]
 STREAMS = ["s1", "s2", "s3"]
@@ -45,11 +48,15 @@ def commits(draw: st.DrawFn) -> Call:
         worker=draw(st.sampled_from(["", *WORKERS])),
         released=draw(st.booleans()),
         labels={"team": draw(st.sampled_from("ab"))},
+        uid=draw(st.sampled_from(UIDS)),
     )
     deleting = draw(st.integers(0, 5)) == 0
     behind = draw(st.integers(0, 9)) == 0  # someone else came first
     guard, guard_behind = draw(st.sampled_from(WORKERS)), draw(st.sampled_from([None, None, 0, 1]))
     request_id = draw(st.sampled_from([None, None, None, "r1", "r2"]))
+    fence = draw(
+        st.sampled_from([None, None, *(Fence(worker=WORKERS[0], stream=f"{WORKERS[0]} {s}") for s in STREAMS)])
+    )
     number, event_count, repeats = draw(st.tuples(st.integers(1, 4), st.integers(0, 2), st.integers(1, 2)))
     change_id = uuid4().hex
 
@@ -66,6 +73,7 @@ def commits(draw: st.DrawFn) -> Call:
             epochs=[EpochMetrics(epoch=number, attempt=version)],
             checkpoints=[Checkpoint(name=f"{job}/checkpoints/{number}", step=version)],
             request=Request(id=request_id, digest=f"{job} {number}", answer=new.job) if request_id else None,
+            fence=fence,
             allocation=None if guard_behind is None else Allocation(worker=guard, version=held.version - guard_behind),
         )
         return [await store.commit(change) for _ in range(repeats)]
@@ -87,8 +95,8 @@ def sessions() -> st.SearchStrategy[Call]:
     return built.flatmap(st.sampled_from)
 
 
-def bury(job: JobName) -> Call:
-    return lambda store: store.bury(job)
+def remove_tombstone(uid: JobUid) -> Call:
+    return lambda store: store.remove_tombstone(uid)
 
 
 async def outcome(store: JobStore, call: Call) -> object:
@@ -122,7 +130,7 @@ async def seen(store: JobStore) -> list[object]:
     return view
 
 
-calls = st.one_of(commits(), commits(), sessions(), st.builds(bury, st.sampled_from(JOBS)))
+calls = st.one_of(commits(), commits(), sessions(), st.builds(remove_tombstone, st.sampled_from(UIDS)))
 
 
 @settings(max_examples=60, deadline=None)

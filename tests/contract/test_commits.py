@@ -4,16 +4,20 @@ import asyncio
 
 import pytest
 
+from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.usage_pb2 import EpochMetrics
+from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.store.interface import (
     Change,
     Conflict,
+    Fence,
+    Fenced,
     JobName,
     JobStore,
-    NotYetPurged,
+    JobUid,
     Request,
     RequestSeen,
     WorkerName,
@@ -137,7 +141,6 @@ async def test_repeated_creation_and_deletion_happen_once(store: JobStore) -> No
     assert await store.commit(birth) == await store.commit(birth)
     death = deletion(await there(store, A))
     assert [await store.commit(death), await store.commit(death)] == [0, 0]
-    await store.bury(A)
     await created(store, "jobs/a")
     assert await store.commit(death) == 0
     assert await store.get(A) is not None
@@ -187,20 +190,37 @@ async def test_deletion_takes_everything_with_it(store: JobStore) -> None:
     assert after.version > allocation.version
 
 
-async def test_id_can_be_taken_again_when_its_objects_are_gone(store: JobStore) -> None:
+async def test_deletion_leaves_a_tombstone_and_frees_the_name_at_once(store: JobStore) -> None:
     old = await created(store, "jobs/a")
+    uid = JobUid(old.record.job.uid)
     await store.commit(deletion(old))
-    assert await store.tombstones() == [A]
-    with pytest.raises(NotYetPurged):
-        await store.commit(creation(A))
-    await store.bury(A)
-    await store.bury(A)
-    assert await store.tombstones() == []
+    assert await store.tombstones() == [uid]
     new = await created(store, "jobs/a")
+    assert await store.tombstones() == [uid]
+    await store.remove_tombstone(uid)
+    await store.remove_tombstone(uid)
+    assert await store.tombstones() == []
     assert new.record.number > old.record.number
     assert new.version > old.version
     with pytest.raises(Conflict):  # whoever read the deleted job cannot change the new one
         await store.commit(change(old, state=Job.FAILED))
+
+
+async def test_change_from_a_stream_that_speaks_no_more_is_fenced(store: JobStore) -> None:
+    """A replica that was stopped goes on with what an agent said over a stream that has ended since (C11)."""
+    old = await created(store, "jobs/a")
+    fenced = change(old, state=Job.RUNNING, fence=Fence(worker=WORKER, stream="stream-1"))
+    with pytest.raises(Fenced):  # nobody speaks for the worker
+        await store.commit(fenced)
+    await store.attach(Worker(name=WORKER), "session", "stream-1")
+    version = await store.commit(fenced)
+    await store.attach(Worker(name=WORKER), "session", "stream-2")
+    assert await store.commit(fenced) == version, "the repeat of what was carried out before"
+    current = await there(store, A)
+    with pytest.raises(Fenced):
+        await store.commit(change(current, state=Job.PAUSED, fence=Fence(worker=WORKER, stream="stream-1")))
+    assert await there(store, A) == current
+    await store.commit(change(current, state=Job.PAUSED, fence=Fence(worker=WORKER, stream="stream-2")))
 
 
 def test_change_that_makes_no_sense_is_refused() -> None:
@@ -208,3 +228,5 @@ def test_change_that_makes_no_sense_is_refused() -> None:
         Change(job=A, expected=0, record=None)
     with pytest.raises(ValueError, match="jobs/b"):
         Change(job=A, expected=0, record=record(JobName("jobs/b")))
+    with pytest.raises(ValueError, match="no uid"):
+        Change(job=A, expected=0, record=JobRecord(job=Job(name=A)))

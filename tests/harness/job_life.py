@@ -35,6 +35,7 @@ from adjourn_control_plane.job.transition import Decision
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
 NAME = "jobs/j"
+UID = "6e0d1f3a-0000-4000-8000-000000000001"
 A, B = "workers/a", "workers/b"
 RAISED = Failure(reason=reasons.TRAINING_RAISED, message="ValueError: no")
 GONE = Failure(reason=reasons.WORKER_LOST, message="silent")
@@ -58,7 +59,7 @@ class Life:
         self.now = START
         fields = {"entry_point": "train:main", "total_epochs": 20, **spec}
         job = Job(name=NAME, spec=JobSpec(**fields), labels=labels)
-        self.decisions: list[Decision] = [machine.create(job, actor="ann", now=self.now)]
+        self.decisions: list[Decision] = [machine.create(job, uid=UID, actor="ann", now=self.now)]
         self.last: Decision | None = self.decisions[0]
         """What came of the last event; None if nothing did."""
 
@@ -179,16 +180,21 @@ def status(
     *,
     attempt: int | None = None,
     nonce: str | None = None,
+    uid: str | None = None,
     generation: int | None = None,
     progress: Progress | None = None,
     devices: tuple[str, ...] = (),
 ) -> AssignmentStatus:
     """Returns what a worker says of the job's own attempt, or of another."""
-    token = FencingToken(attempt=record.token.attempt if attempt is None else attempt, nonce=record.token.nonce)
+    token = FencingToken()
+    token.CopyFrom(record.token)
+    token.attempt = record.token.attempt if attempt is None else attempt
     if attempt not in (None, record.token.attempt):
         token.nonce = f"{attempt:032x}"
     if nonce is not None:
         token.nonce = nonce
+    if uid is not None:
+        token.job_uid = uid
     return AssignmentStatus(
         job=record.job.name,
         token=token,

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Coroutine
 from datetime import UTC, datetime
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, precondition, rule
@@ -84,7 +85,7 @@ class ControlPlane(RuleBasedStateMachine):
     def create(self, epochs: int, restarts: int) -> None:
         name = JobName(f"jobs/j{len(self.names)}")
         spec = JobSpec(entry_point="m:f", total_epochs=epochs, max_restarts=restarts)
-        decision = machine.create(Job(name=name, spec=spec), actor="ann", now=datetime.now(UTC))
+        decision = machine.create(Job(name=name, spec=spec), uid=str(uuid4()), actor="ann", now=datetime.now(UTC))
         self.run(self.store.commit(Change(job=name, expected=0, record=decision.record, events=decision.events)))
         self.names.append(name)
 

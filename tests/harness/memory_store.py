@@ -17,8 +17,9 @@ from adjourn_control_plane.store.interface import (
     Change,
     Changed,
     Conflict,
+    Fenced,
     JobName,
-    NotYetPurged,
+    JobUid,
     RequestSeen,
     Session,
     Stored,
@@ -61,7 +62,7 @@ class MemoryStore:
         self._requests: dict[str, tuple[str, bytes]] = {}
         self._occupancy: dict[str, int] = {}
         self._changes: list[tuple[int, JobName]] = []
-        self._purge: set[JobName] = set()
+        self._tombstones: set[JobUid] = set()
         self._sessions: dict[str, Session] = {}
         self._attached: set[str] = set()
         self._listeners: set[asyncio.Queue[Hint | None]] = set()
@@ -96,10 +97,12 @@ class MemoryStore:
         if change.request and change.request.id in self._requests:
             digest, answer = self._requests[change.request.id]
             raise RequestSeen(digest, Job.FromString(answer))
+        fence = change.fence
+        session = self._sessions.get(fence.worker) if fence else None
+        if fence and (session is None or session.stream != fence.stream):
+            raise Fenced(fence.worker)
         if (old.version if old else 0) != change.expected:
             raise Conflict(change.job)
-        if old is None and change.job in self._purge:
-            raise NotYetPurged(change.job)
         guard = change.allocation
         if guard and self._occupancy.get(guard.worker, 0) != guard.version:
             raise Conflict(guard.worker)
@@ -107,8 +110,9 @@ class MemoryStore:
     def _write(self, change: Change, old: Entry | None) -> Entry | None:
         record = change.record
         if record is None:
+            assert old
             del self._entries[change.job]
-            self._purge.add(change.job)
+            self._tombstones.add(JobUid(old.read().record.job.uid))
             return None
         new = replace(
             old or Entry(number=self._version),
@@ -258,13 +262,13 @@ class MemoryStore:
     def _described(self, worker: Worker) -> Worker:
         return Worker.FromString(values.described(worker))
 
-    async def tombstones(self) -> list[JobName]:
+    async def tombstones(self) -> list[JobUid]:
         await self._reach()
-        return sorted(self._purge)
+        return sorted(self._tombstones)
 
-    async def bury(self, job: JobName) -> None:
+    async def remove_tombstone(self, uid: JobUid) -> None:
         await self._reach()
-        self._purge.discard(job)
+        self._tombstones.discard(uid)
 
     async def aclose(self) -> None:
         for listener in self._listeners:

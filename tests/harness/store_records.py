@@ -1,13 +1,14 @@
 """Jobs for the tests of the store."""
 
 from collections.abc import Mapping, Sequence
+from uuid import uuid4
 
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.usage_pb2 import EpochMetrics
-from adjourn_control_plane.store.interface import Allocation, Change, JobName, JobStore, Request, Stored
+from adjourn_control_plane.store.interface import Allocation, Change, Fence, JobName, JobStore, Request, Stored
 
 
 def record(
@@ -17,8 +18,11 @@ def record(
     worker: str = "",
     released: bool = False,
     labels: Mapping[str, str] | None = None,
+    uid: str = "",
 ) -> JobRecord:
-    return JobRecord(job=Job(name=job, state=state, worker=worker, labels=labels), released=released)
+    """Returns the record of a job; with a uid of its own, unless one is given."""
+    identity = uid or str(uuid4())
+    return JobRecord(job=Job(name=job, uid=identity, state=state, worker=worker, labels=labels), released=released)
 
 
 def creation(
@@ -59,6 +63,7 @@ def change(
     worker: str | None = None,
     released: bool | None = None,
     allocation: Allocation | None = None,
+    fence: Fence | None = None,
     request: Request | None = None,
     events: Sequence[JobEvent] = (),
     epochs: Sequence[EpochMetrics] = (),
@@ -79,6 +84,7 @@ def change(
         expected=old.version,
         record=new,
         allocation=allocation,
+        fence=fence,
         request=request,
         events=events,
         epochs=epochs,

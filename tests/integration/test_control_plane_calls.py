@@ -2,6 +2,7 @@
 
 import asyncio
 from typing import Any
+from uuid import UUID
 
 import grpc
 import pytest
@@ -62,17 +63,17 @@ class TestCreation:
         seeded = pb.CreateJobRequest(job=Job(spec=JobSpec(entry_point="m:f", seed=0)))
         assert (await plane.jobs.CreateJob(seeded)).spec.seed == 0
 
-    async def test_an_id_is_taken_until_its_last_owner_is_purged(self, plane: Replica) -> None:
-        await plane.jobs.CreateJob(creation(name="j"))
+    async def test_a_name_is_free_at_once_when_its_job_is_deleted_and_a_uid_never_used_again(
+        self, plane: Replica
+    ) -> None:
+        first = await plane.jobs.CreateJob(creation(name="j"))
         with refused(errors.AlreadyExistsError):
             await plane.jobs.CreateJob(creation(name="j"))
         await plane.jobs.CancelJob(pb.CancelJobRequest(name="jobs/j"))
         await plane.jobs.DeleteJob(pb.DeleteJobRequest(name="jobs/j"))
-        with refused(errors.AlreadyExistsError) as caught:
-            await plane.jobs.CreateJob(creation(name="j"))
-        assert "still being deleted" in caught.error.message
-        await plane.store.bury(JobName("jobs/j"))
-        assert (await plane.jobs.CreateJob(creation(name="j"))).state == Job.QUEUED
+        again = await plane.jobs.CreateJob(creation(name="j"))
+        assert again.state == Job.QUEUED
+        assert UUID(first.uid) != UUID(again.uid)
 
     async def test_a_retry_gets_the_first_answer(self, plane: Replica) -> None:
         request = creation(request_id="r")

@@ -131,27 +131,25 @@ async def test_a_job_is_deleted_with_its_objects_after_it_was_cancelled(
     with pytest.raises(errors.JobNotFinishedError) as refused:
         await trial.client.delete_job(trial.name)
     assert refused.value.metadata["state"] == "PAUSED"
-    assert await objects.list("checkpoints/deleted/")
+    first = await trial.get()
+    assert await objects.list(f"checkpoints/{first.uid}/")
     assert (await trial.client.cancel_job(trial.name)).state == Job.CANCELLED
 
     await trial.client.delete_job(trial.name)
     trials.made.remove(trial)
     with pytest.raises(errors.NotFoundError):
         await trial.get()
-    again = None
-    deadline = asyncio.get_running_loop().time() + 30
-    while again is None:
-        trials.directory = trials.directory / "again"
-        trials.directory.mkdir()
-        try:
-            again = await trials.start("deleted", limit=EPOCHS)
-        except errors.AlreadyExistsError as error:
-            assert "still being deleted" in error.message  # noqa: PT017
-            assert asyncio.get_running_loop().time() < deadline
+    trials.directory = trials.directory / "again"
+    trials.directory.mkdir()
+    again = await trials.start("deleted", limit=EPOCHS)
     job = await again.until(Job.SUCCEEDED)
-    assert job.attempt == 1
-    names = {key.rpartition("/")[2] for key in await objects.list("checkpoints/deleted/manifests/")}
-    assert {name.partition("-")[0] for name in names} == {"1"}
+    assert (job.attempt, job.uid == first.uid) == (1, False)
+
+    async def purged() -> bool:
+        return not await objects.list(f"checkpoints/{first.uid}/")
+
+    await trials.eventually(purged, seconds=30)
+    assert await objects.list(f"checkpoints/{job.uid}/manifests/"), "what has its name now keeps its own"
 
 
 async def test_a_task_without_epochs_runs_and_can_only_be_cancelled(trials: Trials, tmp_path: Path) -> None:

@@ -31,7 +31,6 @@ from adjourn_control_plane.store.interface import (
     Conflict,
     JobName,
     JobStore,
-    NotYetPurged,
     Request,
     RequestSeen,
 )
@@ -59,10 +58,10 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         job = Job(name=f"jobs/{request.job_id or uuid4().hex[:12]}", spec=spec, labels=request.job.labels)
         if not spec.HasField("seed"):
             job.spec.seed = secrets.randbits(53)  # what JSON numbers carry without loss
-        return await self.create(machine.create(job, actor=actor(context), now=now()), call)
+        return await self.create(machine.create(job, uid=str(uuid4()), actor=actor(context), now=now()), call)
 
     async def create(self, decision: Decision, call: Call) -> Job:
-        """Stores a new job; raises AlreadyExistsError if its id is taken."""
+        """Stores a new job; raises AlreadyExistsError if its name is taken."""
         answer = to_public(decision.record)
         request = Request(id=call.request_id, digest=call.digest, answer=answer) if call.request_id else None
         name = JobName(answer.name)
@@ -71,8 +70,6 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
             await self.store.commit(change)
         except RequestSeen as seen:
             return self.updater.same(call, seen.digest, seen.answer)
-        except NotYetPurged:
-            raise errors.AlreadyExistsError(f"{name} is still being deleted; try again in a moment", job=name) from None
         except Conflict:
             raise errors.AlreadyExistsError(f"{name} is taken; choose another id", job=name) from None
         return answer

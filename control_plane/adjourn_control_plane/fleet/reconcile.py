@@ -6,7 +6,7 @@ should have. Absent and live: left alone. Absent and finished: forgotten.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 from adjourn import reasons
 from adjourn.internal.v1.record_pb2 import JobRecord
@@ -33,6 +33,8 @@ OVER: Final = frozenset(
     {AssignmentStatus.PAUSED, AssignmentStatus.STOPPED, AssignmentStatus.SUCCEEDED, AssignmentStatus.FAILED}
 )
 """Phases after which the worker does nothing more for the assignment."""
+TokenKey: TypeAlias = tuple[int, str, str]
+"""A fencing token, to look things up by."""
 UNDER_WAY: Final = frozenset({AssignmentStatus.RUNNING, AssignmentStatus.PAUSING, AssignmentStatus.PERSISTING})
 """Phases that come after the first step."""
 
@@ -101,12 +103,12 @@ def lost_attempts(
     ]
 
 
-def by_attempt(reported: Sequence[AssignmentStatus]) -> dict[tuple[str, tuple[int, str]], AssignmentStatus]:
+def by_attempt(reported: Sequence[AssignmentStatus]) -> dict[tuple[str, TokenKey], AssignmentStatus]:
     return {(status.job, token_key(status.token)): status for status in reported}
 
 
-def token_key(token: FencingToken) -> tuple[int, str]:
-    return token.attempt, token.nonce
+def token_key(token: FencingToken) -> TokenKey:
+    return token.attempt, token.nonce, token.job_uid
 
 
 def progress_events(worker: str, record: JobRecord, status: AssignmentStatus) -> Iterable[Event]:
@@ -123,7 +125,7 @@ def drift(worker: str, record: JobRecord, status: AssignmentStatus) -> Iterable[
     """Yields what must be put right because the worker knows better than the record."""
     if status.phase in OVER or record.job.state in ENDED:
         return
-    if status.token.attempt > record.token.attempt:
+    if status.token.job_uid == record.job.uid and status.token.attempt > record.token.attempt:
         yield Adopted(
             actor=worker,
             token=status.token,

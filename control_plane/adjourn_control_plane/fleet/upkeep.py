@@ -132,11 +132,14 @@ class Upkeep:
             await self.updater.apply(JobName(stored.record.job.name), event, token=stored.record.token)
 
     async def purge(self) -> None:
-        """Removes the objects of deleted jobs; only then may their ids be taken again."""
-        for job in await self.store.tombstones():
-            removed = await self.objects.delete_prefix(f"checkpoints/{job.removeprefix('jobs/')}/")
-            await self.store.bury(job)
-            log.info("job_purged", job=job, objects=removed)
+        """Removes the objects of deleted jobs.
+
+        No uid is used twice, so any number of replicas may do it, again and however late.
+        """
+        for uid in await self.store.tombstones():
+            removed = await self.objects.delete_prefix(f"checkpoints/{uid}/")
+            await self.store.remove_tombstone(uid)
+            log.info("job_purged", uid=uid, objects=removed)
 
 
 def takes_work(session: Session) -> bool:

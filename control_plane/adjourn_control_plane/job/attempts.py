@@ -31,7 +31,7 @@ from adjourn_control_plane.job.transition import Transition
 
 def placed(transition: Transition, event: Placed) -> None:
     record, job = transition.record, transition.job
-    token = FencingToken(attempt=record.token.attempt + 1, nonce=event.nonce)
+    token = FencingToken(attempt=record.token.attempt + 1, nonce=event.nonce, job_uid=job.uid)
     occupy(transition, token, event.worker, event.device_uuids)
     record.generation, record.observed_generation, record.applied_report = 0, 0, 0
     record.began = False

@@ -22,6 +22,8 @@ from adjourn_control_plane.store.interface import (
     Allocation,
     Change,
     Conflict,
+    Fence,
+    Fenced,
     JobName,
     JobStore,
     Request,
@@ -109,20 +111,30 @@ class JobUpdater:
         return answer
 
     async def apply(
-        self, job: JobName, event: Event, *, token: FencingToken | None = None, allocation: Allocation | None = None
+        self,
+        job: JobName,
+        event: Event,
+        *,
+        token: FencingToken | None = None,
+        allocation: Allocation | None = None,
+        fence: Fence | None = None,
     ) -> JobRecord:
-        """Applies something that happened; raises NotFoundError if the job is gone.
+        """Applies something that happened.
 
-        `token`: of the attempt that it happened to; nothing comes of it once the job has another.
+        `token`: of the attempt that it happened to; nothing comes of it once the job has another. `allocation`: of the
+        worker, which must not have changed since. `fence`: the stream that told it.
+
+        Raises NotFoundError if the job is gone, Conflict if the allocation changed, Fenced if another stream speaks for
+        the worker by now.
         """
 
         def decide(record: JobRecord) -> Decision | None:
             return None if token is not None and token != record.token else machine.decide(record, event, now())
 
-        return await self.change(job, decide, allocation=allocation)
+        return await self.change(job, decide, allocation=allocation, fence=fence)
 
-    async def report(self, report: Report, worker: str) -> None:
-        """Applies a report once, if it comes from the job's own attempt."""
+    async def report(self, report: Report, worker: str, *, fence: Fence | None = None) -> None:
+        """Applies a report once, if it comes from the job's own attempt. Raises Fenced as `apply` does."""
 
         def decide(record: JobRecord) -> Decision | None:
             if report.token != record.token:
@@ -137,7 +149,7 @@ class JobUpdater:
             return decision
 
         try:
-            await self.change(JobName(report.job), decide)
+            await self.change(JobName(report.job), decide, fence=fence)
         except errors.NotFoundError:
             log.warning("report_of_unknown_job", job=report.job, worker=worker)
 
@@ -177,7 +189,13 @@ class JobUpdater:
             )
 
     async def change(
-        self, job: JobName, decide: Decide, *, call: Call | None = None, allocation: Allocation | None = None
+        self,
+        job: JobName,
+        decide: Decide,
+        *,
+        call: Call | None = None,
+        allocation: Allocation | None = None,
+        fence: Fence | None = None,
     ) -> JobRecord:
         """Reads, decides and commits until no one came in between; returns the record as it then is."""
         for _ in range(ATTEMPTS):
@@ -188,7 +206,9 @@ class JobUpdater:
             if decision is None:
                 return stored.record
             try:
-                await self.store.commit(self.to_commit(stored, decision, call, allocation))
+                await self.store.commit(self.to_commit(stored, decision, call, allocation, fence))
+            except Fenced:
+                raise
             except Conflict:
                 if allocation is not None:
                     raise
@@ -197,7 +217,14 @@ class JobUpdater:
             return decision.record
         raise errors.ContentionError(f"{job} keeps changing; try again", job=job)
 
-    def to_commit(self, stored: Stored, decision: Decision, call: Call | None, allocation: Allocation | None) -> Change:
+    def to_commit(
+        self,
+        stored: Stored,
+        decision: Decision,
+        call: Call | None,
+        allocation: Allocation | None,
+        fence: Fence | None,
+    ) -> Change:
         request = None
         if call is not None and call.request_id:
             request = Request(id=call.request_id, digest=call.digest, answer=to_public(decision.record))
@@ -210,6 +237,7 @@ class JobUpdater:
             checkpoints=decision.checkpoints,
             request=request,
             allocation=allocation,
+            fence=fence,
         )
 
     def tell(self, before: JobRecord, decision: Decision) -> None:

@@ -19,6 +19,8 @@ from adjourn.v1.worker_pb2 import Worker
 
 JobName = NewType("JobName", str)
 """`jobs/{job}`."""
+JobUid = NewType("JobUid", str)
+"""`Job.uid`."""
 WorkerName = NewType("WorkerName", str)
 """`workers/{worker}`."""
 
@@ -30,8 +32,8 @@ class Conflict(Exception):
     """The record, or the worker's allocation, is no longer the one that was read: read again, decide again."""
 
 
-class NotYetPurged(Conflict):
-    """The id belongs to a deleted job whose objects are not yet gone."""
+class Fenced(Conflict):
+    """The stream that the change comes from no longer speaks for its worker: what it said is out of date. Give up."""
 
 
 class RequestSeen(Exception):
@@ -49,8 +51,8 @@ class Stored:
 
     record: JobRecord
     version: int
-    """From 1; grows with every change, though not by one: no two changes of any jobs have the same version, so an id
-    that was deleted and taken again cannot be mistaken for the job that was read."""
+    """From 1; grows with every change, though not by one: no two changes of any jobs have the same version, so a job
+    that has taken the name of a deleted one cannot be mistaken for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +76,14 @@ class Allocation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fence:
+    """The stream of a worker's agent that a change comes from."""
+
+    worker: WorkerName
+    stream: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
     """One atomic change of one job."""
 
@@ -83,7 +93,7 @@ class Change:
     expected: int
     """Version that was read; 0: the job must not exist."""
     record: JobRecord | None
-    """What to store; None deletes the job with all its series, and remembers to purge its objects."""
+    """What to store; None deletes the job with all its series, and leaves a tombstone: its objects are to be purged."""
     events: Sequence[JobEvent] = ()
     epochs: Sequence[EpochMetrics] = ()
     """One value for each epoch: a later one replaces it."""
@@ -92,12 +102,16 @@ class Change:
     request: Request | None = None
     allocation: Allocation | None = None
     """If set, the worker's allocation must still have this version."""
+    fence: Fence | None = None
+    """If set, this stream must still be the one that speaks for the worker."""
 
     def __post_init__(self) -> None:
         if self.record is None and self.expected == 0:
             raise ValueError(f"{self.job}: a deletion names the version that it deletes")
         if self.record is not None and self.record.job.name != self.job:
             raise ValueError(f"{self.job}: the record is of {self.record.job.name!r}")
+        if self.record is not None and not self.record.job.uid:
+            raise ValueError(f"{self.job}: the record has no uid")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +156,7 @@ class JobStore(Protocol):
         """Carries the change out and returns the new version (0 after a deletion).
 
         Gives a new record its `number`. A change whose answer was lost can be repeated, as the same Change and within
-        a minute: it is carried out once. Raises Conflict or RequestSeen, having changed nothing.
+        a minute: it is carried out once. Raises Conflict, Fenced or RequestSeen, having changed nothing.
         """
         ...
 
@@ -225,10 +239,12 @@ class JobStore(Protocol):
 
     async def session(self, worker: WorkerName) -> Session | None: ...
 
-    async def tombstones(self) -> list[JobName]:
-        """Returns deleted jobs whose objects are not yet gone; their ids cannot be taken again before."""
+    async def tombstones(self) -> list[JobUid]:
+        """Returns the uids of deleted jobs whose objects may not be gone yet."""
         ...
 
-    async def bury(self, job: JobName) -> None: ...
+    async def remove_tombstone(self, uid: JobUid) -> None:
+        """Notes that the objects of a deleted job are gone. May be repeated."""
+        ...
 
     async def aclose(self) -> None: ...

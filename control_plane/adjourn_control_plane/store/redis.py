@@ -11,7 +11,7 @@ an attachment are remembered by id for a while, the rest is idempotent. Reads th
     {ns}:workers  {ns}:workers/y    set of all; hash: what Session holds
     {ns}:workers/y:jobs             set;  :allocation  counter of its changes
     {ns}:changes  {ns}:hints        stream of all changes; channel that tells of them
-    {ns}:purge                      set of deleted jobs whose objects are not yet gone
+    {ns}:tombstones                 set of the uids of deleted jobs whose objects may not be gone yet
     {ns}:request:{id}  :done:{id}   hash: digest, answer; result of a change, for its repeats; both expire
 
 The namespace is the hash tag of all its keys: one slot of a cluster holds them, so scripts may touch them together.
@@ -43,8 +43,9 @@ from adjourn_control_plane.store.interface import (
     Change,
     Changed,
     Conflict,
+    Fenced,
     JobName,
-    NotYetPurged,
+    JobUid,
     RequestSeen,
     Session,
     Stored,
@@ -136,8 +137,8 @@ class RedisStore:
                 return int(rest[0])
             case b"SEEN":
                 raise RequestSeen(rest[0].decode(), Job.FromString(rest[1]))
-            case b"PURGE":
-                raise NotYetPurged(rest[0].decode())
+            case b"FENCED":
+                raise Fenced(rest[0].decode())
             case _:
                 raise Conflict(rest[0].decode())
 
@@ -250,11 +251,11 @@ class RedisStore:
         row = await self._ask("HMGET", worker, *values.SESSION_FIELDS)
         return values.session(row) if None not in row else None
 
-    async def tombstones(self) -> list[JobName]:
-        return sorted(JobName(job.decode()) for job in await self._ask("SMEMBERS", "purge"))
+    async def tombstones(self) -> list[JobUid]:
+        return sorted(JobUid(uid.decode()) for uid in await self._ask("SMEMBERS", "tombstones"))
 
-    async def bury(self, job: JobName) -> None:
-        await self._ask("SREM", "purge", job)
+    async def remove_tombstone(self, uid: JobUid) -> None:
+        await self._ask("SREM", "tombstones", uid)
 
     def _key(self, name: str) -> str:
         return f"{self._prefix}:{name}"

@@ -62,7 +62,7 @@ def described(worker: Worker) -> bytes:
 
 def commit_arguments(change: Change, *, changes_kept: int) -> list[bytes | str | int]:
     """Returns what commit.lua takes, in its order."""
-    record, request, allocation = change.record, change.request, change.allocation
+    record, request, allocation, fence = change.record, change.request, change.allocation, change.fence
     arguments: list[bytes | str | int] = [change.id, change.job, change.expected]
     if record:
         arguments += [encoded(record), Job.State.Name(record.job.state), record.job.worker, int(record.released)]
@@ -72,6 +72,8 @@ def commit_arguments(change: Change, *, changes_kept: int) -> list[bytes | str |
     arguments += [request.id, request.digest, encoded(request.answer)] if request else ["", "", ""]
     arguments += [int(REQUEST_MEMORY.total_seconds()), REPEAT_MEMORY, changes_kept]
     arguments += [len(change.events), len(change.epochs), len(change.checkpoints)]
+    arguments += [record.job.uid if record else ""]
+    arguments += [fence.worker, fence.stream] if fence else ["", ""]
     arguments += [encoded(event) for event in change.events]
     for metrics in change.epochs:
         arguments += [metrics.epoch, encoded(metrics)]

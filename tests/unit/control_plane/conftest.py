@@ -1,6 +1,7 @@
 """A ledger and its store, for the tests of what changes jobs."""
 
 from datetime import UTC, datetime
+from uuid import uuid4
 
 import pytest
 
@@ -21,5 +22,5 @@ def updater(memory_store: MemoryStore) -> JobUpdater:
 async def one_job(memory_store: MemoryStore) -> None:
     """A queued job in the store."""
     spec = JobSpec(entry_point="m:f", total_epochs=10)
-    decision = machine.create(Job(name=JOB, spec=spec), actor="ann", now=datetime.now(UTC))
+    decision = machine.create(Job(name=JOB, spec=spec), uid=str(uuid4()), actor="ann", now=datetime.now(UTC))
     await memory_store.commit(Change(job=JOB, expected=0, record=decision.record, events=decision.events))

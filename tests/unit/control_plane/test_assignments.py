@@ -105,6 +105,20 @@ def test_a_later_attempt_is_adopted_and_the_one_we_knew_not_counted_as_lost(work
     assert (assignment.token, assignment.target) == (later.token, Assignment.RUN)
 
 
+@pytest.mark.parametrize("attempt", [6, 7, 8])
+def test_an_attempt_of_a_deleted_job_whose_name_is_used_again_is_stopped(attempt: int) -> None:
+    """Its worker was out of reach while its job was deleted (C1)."""
+    life = seventh()
+    foreign = status(life.record, attempt=attempt, uid="uid of the deleted job")
+    mine = status(life.record)
+    for held, others in (([life.record], []), ([], [life.record])):
+        assert not [event for _, event in events(held, mine, foreign, others=others) if isinstance(event, Adopted)]
+        assert is_stop(event_of_report(held, mine, foreign, others=others)[-1], foreign)
+    fresh = Life()
+    assert events([], foreign, others=[fresh.record]) == []
+    assert is_stop(event_of_report([], foreign, others=[fresh.record])[0], foreign)
+
+
 def test_an_exit_report_is_the_end_of_the_attempt() -> None:
     report = Report(exit=Exit(phase=AssignmentStatus.FAILED, code=-9, failure=FAILURE))
     assert reconcile.event_of_report(report, A) == Failed(actor=A, failure=FAILURE)

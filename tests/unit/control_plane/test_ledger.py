@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime
+from uuid import uuid4
 
 import pytest
 
@@ -175,7 +176,9 @@ class Busy(MemoryStore):
 
 async def test_a_race_that_is_lost_for_ever_is_given_up() -> None:
     store = Busy()
-    decision = machine.create(Job(name=JOB, spec=JobSpec(total_epochs=1)), actor="ann", now=datetime.now(UTC))
+    decision = machine.create(
+        Job(name=JOB, spec=JobSpec(total_epochs=1)), uid=str(uuid4()), actor="ann", now=datetime.now(UTC)
+    )
     await store.commit(Change(job=JOB, expected=0, record=decision.record))
     with pytest.raises(errors.ContentionError):
         await JobUpdater(store).request(JOB, CANCEL, fresh())
@@ -197,7 +200,9 @@ async def test_a_placement_is_not_repeated_on_another_occupancy(updater: JobUpda
     seen = await memory_store.allocation(WorkerName(A))
     event = Placed(actor="control_plane", worker=A, device_uuids=(), nonce="n")
     await updater.apply(JOB, event, allocation=seen)
-    other = machine.create(Job(name="jobs/k", spec=JobSpec(total_epochs=1)), actor="ann", now=datetime.now(UTC))
+    other = machine.create(
+        Job(name="jobs/k", spec=JobSpec(total_epochs=1)), uid=str(uuid4()), actor="ann", now=datetime.now(UTC)
+    )
     await memory_store.commit(Change(job=JobName("jobs/k"), expected=0, record=other.record))
     with pytest.raises(Conflict):
         await updater.apply(JobName("jobs/k"), event, allocation=seen)

@@ -9,8 +9,10 @@ from adjourn import errors, reasons
 from adjourn.v1.agent_service_pb2 import AssignmentStatus, Exit, FencingToken, Report
 from adjourn.v1.job_pb2 import Failure, Job
 from adjourn.v1.usage_pb2 import EpochMetrics
+from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.job.events import Began, Lost
 from adjourn_control_plane.job.updater import JobUpdater
+from adjourn_control_plane.store.interface import Fence, Fenced, WorkerName
 from tests.harness.job_life import GONE, A, B, checkpoint
 from tests.harness.job_requests import CANCEL, JOB, PAUSE, fresh, place, there
 from tests.harness.memory_store import MemoryStore
@@ -33,8 +35,9 @@ async def test_a_report_is_applied_once(updater: JobUpdater, memory_store: Memor
 async def test_a_report_of_another_token_is_refused(updater: JobUpdater, memory_store: MemoryStore) -> None:
     token = await place(updater)
     for wrong in (
-        FencingToken(attempt=token.attempt, nonce="f" * 32),
-        FencingToken(attempt=token.attempt + 1, nonce=token.nonce),
+        FencingToken(attempt=token.attempt, nonce="f" * 32, job_uid=token.job_uid),
+        FencingToken(attempt=token.attempt + 1, nonce=token.nonce, job_uid=token.job_uid),
+        FencingToken(attempt=token.attempt, nonce=token.nonce, job_uid="another"),
         FencingToken(),
     ):
         await updater.report(Report(sequence=9, job=JOB, token=wrong, checkpoint=checkpoint(3)), A)
@@ -52,6 +55,23 @@ async def test_after_a_new_hand_out_the_old_token_has_no_effect(updater: JobUpda
     await updater.report(Report(sequence=2, job=JOB, token=old, exit=ended), A)
     record = await there(memory_store)
     assert (record.token, record.job.state, record.checkpoint.name) == (new, Job.STARTING, "")
+
+
+async def test_what_a_stream_tells_after_another_has_taken_over_changes_nothing(
+    updater: JobUpdater, memory_store: MemoryStore
+) -> None:
+    """A replica that was stopped while it took a message in, and goes on (C11)."""
+    token = await place(updater)
+    fence = Fence(worker=WorkerName(A), stream="stream-1")
+    await memory_store.attach(Worker(name=A), "session", "stream-1")
+    await updater.report(Report(sequence=1, job=JOB, token=token, checkpoint=checkpoint(1)), A, fence=fence)
+    await memory_store.attach(Worker(name=A), "session", "stream-2")
+    before = await memory_store.get(JOB)
+    with pytest.raises(Fenced):
+        await updater.report(Report(sequence=2, job=JOB, token=token, checkpoint=checkpoint(2)), A, fence=fence)
+    with pytest.raises(Fenced):
+        await updater.apply(JOB, Began(actor=A), token=token, fence=fence)
+    assert await memory_store.get(JOB) == before
 
 
 async def test_a_report_of_an_unknown_job_or_kind_is_let_go(updater: JobUpdater, memory_store: MemoryStore) -> None:
@@ -88,9 +108,10 @@ async def test_only_what_has_ended_is_deleted(updater: JobUpdater, memory_store:
             await updater.delete(JOB, fresh())
         assert caught.value.metadata["allowed_states"] == "CANCELLED, FAILED, SUCCEEDED"
     await updater.request(JOB, CANCEL, fresh())
+    uid = (await there(memory_store)).job.uid
     await updater.delete(JOB, fresh())
     assert await memory_store.get(JOB) is None
-    assert await memory_store.tombstones() == [JOB]
+    assert await memory_store.tombstones() == [uid]
 
 
 async def test_a_stale_etag_deletes_nothing(updater: JobUpdater, memory_store: MemoryStore) -> None:

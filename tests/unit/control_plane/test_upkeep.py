@@ -22,7 +22,7 @@ from adjourn_control_plane.job import machine
 from adjourn_control_plane.job.events import Observed, PauseRequested, Placed
 from adjourn_control_plane.job.updater import Call, JobUpdater
 from adjourn_control_plane.settings import Settings
-from adjourn_control_plane.store.interface import Allocation, Change, JobName, WorkerName
+from adjourn_control_plane.store.interface import Allocation, Change, JobName, JobUid, WorkerName
 from adjourn_control_plane.store.notifier import Notifier
 from tests.harness.job_life import A, B
 from tests.harness.memory_objects import MemoryObjects
@@ -47,15 +47,15 @@ class Clock:
 class Plane:
     """A replica's upkeep, on a store that may be shared."""
 
-    def __init__(self, store: MemoryStore) -> None:
+    def __init__(self, store: MemoryStore, objects: MemoryObjects | None = None) -> None:
         self.store = store
         self.updater = JobUpdater(store)
-        self.objects = MemoryObjects()
+        self.objects = objects or MemoryObjects()
         self.upkeep = Upkeep(store, self.updater, self.objects, Notifier(store), SETTINGS)
 
     async def create(self, name: str, **spec: Any) -> JobName:
         job = Job(name=f"jobs/{name}", spec=JobSpec(entry_point="m:f", **spec))
-        decision = machine.create(job, actor="ann", now=datetime.now(UTC))
+        decision = machine.create(job, uid=str(uuid4()), actor="ann", now=datetime.now(UTC))
         await self.store.commit(Change(job=JobName(job.name), expected=0, record=decision.record))
         return JobName(job.name)
 
@@ -70,6 +70,20 @@ class Plane:
         stored = await self.store.get(job)
         assert stored
         return stored.record
+
+    async def manifest(self, job: JobName) -> str:
+        """Returns the key of a manifest of the job."""
+        return f"checkpoints/{(await self.record(job)).job.uid}/manifests/1"
+
+    async def saves(self, job: JobName) -> str:
+        key = await self.manifest(job)
+        await self.objects.put(key, b"x")
+        return key
+
+    async def delete(self, job: JobName) -> None:
+        stored = await self.store.get(job)
+        assert stored
+        await self.store.commit(Change(job=job, expected=stored.version, record=None))
 
     async def where(self, *names: JobName) -> list[str]:
         return [(await self.record(name)).job.worker for name in names]
@@ -249,15 +263,38 @@ async def test_a_slot_that_was_released_is_given_to_the_next_job_while_the_check
 
 
 async def test_objects_of_deleted_jobs_are_removed_and_only_they(plane: Plane) -> None:
-    job, neighbour = await plane.create("j"), await plane.create("j2")
-    for name in (job, neighbour):
-        await plane.objects.put(f"checkpoints/{name.removeprefix('jobs/')}/manifests/1", b"x")
-    stored = await plane.store.get(job)
-    assert stored
-    await plane.store.commit(Change(job=job, expected=stored.version, record=None))
+    deleted, neighbour = await plane.create("j"), await plane.create("j2")
+    await plane.saves(deleted)
+    kept = await plane.saves(neighbour)
+    await plane.delete(deleted)
     await plane.upkeep.purge()
-    assert list(plane.objects.contents) == ["checkpoints/j2/manifests/1"]
+    assert list(plane.objects.contents) == [kept]
     assert await plane.store.tombstones() == []
+
+
+async def test_a_replica_that_purges_late_leaves_the_next_job_of_the_name_alone(memory_store: MemoryStore) -> None:
+    """Two replicas purge the same job; between the two its name is taken again, and the new job saves (C2)."""
+    objects = MemoryObjects()
+    first, second = Plane(memory_store, objects), Plane(memory_store, objects)
+    job = await first.create("j")
+    await first.saves(job)
+    await first.delete(job)
+
+    class Slow(MemoryStore):
+        async def tombstones(self) -> list[JobUid]:
+            """Lists what is to be purged; everything else happens before it is purged."""
+            seen = await memory_store.tombstones()
+            await first.upkeep.purge()
+            await first.saves(await first.create("j"))
+            return seen
+
+        async def remove_tombstone(self, uid: JobUid) -> None:
+            await memory_store.remove_tombstone(uid)
+
+    second.upkeep.store = Slow()
+    await second.upkeep.purge()
+    assert list(objects.contents) == [await first.manifest(job)]
+    assert await memory_store.tombstones() == []
 
 
 async def test_a_fault_in_one_round_is_told_and_the_next_round_comes(plane: Plane) -> None:

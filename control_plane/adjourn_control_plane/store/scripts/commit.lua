@@ -8,7 +8,8 @@ local guarded, allocation = ARGV[8], ARGV[9]
 local request, digest, answer, request_memory = ARGV[10], ARGV[11], ARGV[12], ARGV[13]
 local repeat_memory, changes_kept = ARGV[14], ARGV[15]
 local events, epochs, checkpoints = tonumber(ARGV[16]), tonumber(ARGV[17]), tonumber(ARGV[18])
-local next_item = 19
+local uid, fenced, stream = ARGV[19], ARGV[20], ARGV[21]
+local next_item = 22
 
 local function key(name)
   return prefix .. ':' .. name
@@ -29,13 +30,13 @@ if request ~= '' then
     return {'SEEN', seen[1], seen[2]}
   end
 end
-local old = redis.call('HMGET', key(job), 'version', 'number', 'state', 'worker', 'released')
+if fenced ~= '' and redis.call('HGET', key(fenced), 'stream') ~= stream then
+  return {'FENCED', 'stream ' .. stream .. ' no longer speaks for ' .. fenced}
+end
+local old = redis.call('HMGET', key(job), 'version', 'number', 'state', 'worker', 'released', 'uid')
 local old_state, old_worker, old_released = old[3] or '', old[4] or '', old[5] or '0'
 if (old[1] or '0') ~= expected then
   return {'CONFLICT', job .. ' has version ' .. (old[1] or '0') .. ', not ' .. expected}
-end
-if expected == '0' and redis.call('SISMEMBER', key('purge'), job) == 1 then
-  return {'PURGE', job .. ' was deleted, its objects are not yet gone'}
 end
 if guarded ~= '' then
   local current = redis.call('GET', key(guarded .. ':allocation')) or '0'
@@ -73,10 +74,10 @@ if record == '' then
   redis.call('DEL', key(job), key(job .. ':events'), key(job .. ':epochs'), key(job .. ':checkpoints'),
     key(job .. ':registered'))
   redis.call('ZREM', key('jobs'), job)
-  redis.call('SADD', key('purge'), job)
+  redis.call('SADD', key('tombstones'), old[6])
 else
   redis.call('HSET', key(job), 'record', record, 'version', version, 'number', number, 'state', state,
-    'worker', worker, 'released', released)
+    'worker', worker, 'released', released, 'uid', uid)
   redis.call('ZADD', key('jobs'), number, job)
   for _ = 1, events do
     redis.call('RPUSH', key(job .. ':events'), item())
