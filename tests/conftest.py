@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from adjourn.local import access, leftovers, seaweed, valkey
-from adjourn.local.child import Child, Program
+from adjourn.local import process_cleanup, s3_url, seaweed, valkey
+from adjourn.local.managed_process import ManagedProcess, Program
 from adjourn.local.ports import free_ports
 from tests.harness.memory_store import MemoryStore
 from tests.harness.process_guard import guarded
@@ -31,7 +31,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @contextmanager
 def running(program: Program) -> Iterator[None]:
-    child = Child(program)
+    child = ManagedProcess(program)
     child.start()
     try:
         asyncio.run(child.until_ready())
@@ -50,7 +50,7 @@ def redis_url(servers: Path) -> Iterator[str]:
         logs=servers,
         port=port,
         password=password,
-        environment={leftovers.MARKER: str(servers)},
+        environment={process_cleanup.MARKER: str(servers)},
     )
     with running(program):
         yield valkey.url(port=port, password=password)
@@ -66,10 +66,10 @@ def s3_environment(servers: Path) -> Iterator[dict[str, str]]:
         logs=servers,
         ports=ports,
         access=settings,
-        environment={leftovers.MARKER: str(servers)},
+        environment={process_cleanup.MARKER: str(servers)},
     )
     with running(program):
-        yield access.environment(settings)
+        yield s3_url.environment(settings)
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager, Retry,
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
 
-from adjourn.environment import Reader
 from adjourn.errors import ObjectStoreUnavailableError
+from adjourn.settings_reader import SettingsReader
 
 T = TypeVar("T")
 
@@ -103,7 +103,7 @@ class S3Settings:
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:
         """Reads ADJOURN_S3_*; raises InvalidSettings naming everything that is wrong."""
-        reader = Reader(environment)
+        reader = SettingsReader(environment)
         settings = cls(
             endpoint=reader.take("ADJOURN_S3_ENDPOINT", endpoint),
             bucket=reader.take("ADJOURN_S3_BUCKET", bucket_name),

@@ -7,10 +7,10 @@ import sys
 
 import structlog
 
-from adjourn.environment import InvalidSettings
 from adjourn.errors import AdjournError
 from adjourn.logs import configure
 from adjourn.objects import S3Objects
+from adjourn.settings_reader import InvalidSettings
 from adjourn_control_plane.aio import end
 from adjourn_control_plane.fleet.upkeep import Upkeep
 from adjourn_control_plane.job.updater import JobUpdater

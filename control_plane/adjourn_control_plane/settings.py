@@ -8,8 +8,8 @@ from typing import Final, Self
 from urllib.parse import urlsplit
 
 from adjourn.channel import DEFAULT_ADDRESS
-from adjourn.environment import Reader, address
 from adjourn.objects import S3Settings
+from adjourn.settings_reader import SettingsReader, address
 
 LEASE_RULE: Final = "must outlast two sync intervals, or one late message loses a worker"
 
@@ -39,7 +39,7 @@ class Settings:
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:
         """Reads ADJOURN_*; raises InvalidSettings (a ValueError) naming everything that is wrong."""
-        reader = Reader(environment)
+        reader = SettingsReader(environment)
         interval = reader.take("ADJOURN_SYNC_INTERVAL", seconds(0.05, 3600), timedelta(seconds=2))
         lease = reader.take("ADJOURN_LEASE_DURATION", seconds(0.1, 86400), timedelta(seconds=15))
         if "ADJOURN_SYNC_INTERVAL" not in reader.problems and lease < 2 * interval:

@@ -13,8 +13,8 @@ import pytest
 from redis.asyncio import Redis
 
 from adjourn.errors import StoreUnavailableError
-from adjourn.local import leftovers, valkey
-from adjourn.local.child import Child
+from adjourn.local import process_cleanup, valkey
+from adjourn.local.managed_process import ManagedProcess
 from adjourn.local.ports import free_ports
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent
@@ -32,7 +32,7 @@ WORKER = WorkerName("workers/w")
 class Server:
     """A Valkey of the test's own, to be killed."""
 
-    child: Child
+    child: ManagedProcess
     url: str
 
     async def start(self) -> None:
@@ -54,9 +54,9 @@ class Server:
 async def server(servers: Path, tmp_path: Path) -> AsyncIterator[Server]:
     (port,) = free_ports(1)
     password = secrets.token_hex(8)
-    marker = {leftovers.MARKER: str(servers)}
+    marker = {process_cleanup.MARKER: str(servers)}
     program = valkey.program(directory=tmp_path, logs=tmp_path, port=port, password=password, environment=marker)
-    server = Server(child=Child(program), url=valkey.url(port=port, password=password))
+    server = Server(child=ManagedProcess(program), url=valkey.url(port=port, password=password))
     await server.start()
     yield server
     server.send(signal.SIGCONT)

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 GUARD = (
-    "import asyncio, pathlib, sys; from adjourn.local import leftovers; sys.stdin.read();"
-    "asyncio.run(leftovers.end(pathlib.Path(sys.argv[1])))"
+    "import asyncio, pathlib, sys; from adjourn.local import process_cleanup; sys.stdin.read();"
+    "asyncio.run(process_cleanup.end(pathlib.Path(sys.argv[1])))"
 )
 """Ends what carries the marker when its standard input closes."""
 

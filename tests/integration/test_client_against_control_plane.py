@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from adjourn import AsyncClient, Client, bundles, cli, errors
-from adjourn.local import leftovers
+from adjourn.local import process_cleanup
 from adjourn.local.ports import HOST, free_ports
 from adjourn.v1.job_pb2 import Job, JobSpec
 
@@ -47,7 +47,7 @@ def control_plane(redis_url: str, s3_environment: dict[str, str], servers: Path)
             **s3_environment,
             "ADJOURN_REDIS_URL": redis_url,
             "ADJOURN_NAMESPACE": f"client-{uuid4().hex[:8]}",
-            leftovers.MARKER: str(servers),
+            process_cleanup.MARKER: str(servers),
         }
     )
     plane.start()

@@ -18,7 +18,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from adjourn import errors
-from adjourn.local import leftovers
+from adjourn.local import process_cleanup
 from adjourn.local.ports import HOST, free_ports
 from adjourn.v1.job_pb2 import Job, JobSpec
 from adjourn.v1.job_service_pb2 import CreateJobRequest, GetJobRequest, WatchJobsRequest
@@ -58,7 +58,7 @@ def environment(redis_url: str, s3_environment: dict[str, str], servers: Path) -
         "ADJOURN_REDIS_URL": redis_url,
         "ADJOURN_NAMESPACE": f"process-{uuid4().hex[:8]}",
         "ADJOURN_SYNC_INTERVAL": "0.2",
-        leftovers.MARKER: str(servers),
+        process_cleanup.MARKER: str(servers),
     }
 
 

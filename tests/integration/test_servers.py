@@ -12,18 +12,18 @@ import pytest
 import redis.asyncio
 
 from adjourn.errors import ObjectStoreUnavailableError
-from adjourn.local import access, leftovers, seaweed, valkey
-from adjourn.local.child import Child, MissingServerError, Program
+from adjourn.local import process_cleanup, s3_url, seaweed, valkey
+from adjourn.local.managed_process import ManagedProcess, MissingServerError, Program
 from adjourn.local.ports import HOST, free_ports
 from adjourn.objects import S3Objects, S3Settings
 
 
 @pytest.fixture
 def marker(servers: Path) -> Mapping[str, str]:
-    return {leftovers.MARKER: str(servers)}
+    return {process_cleanup.MARKER: str(servers)}
 
 
-def addresses(child: Child) -> set[str]:
+def addresses(child: ManagedProcess) -> set[str]:
     assert child.pid
     return {link.laddr.ip for link in psutil.Process(child.pid).net_connections("tcp") if link.status == "LISTEN"}
 
@@ -35,7 +35,7 @@ async def test_what_valkey_acknowledged_survives_sigkill_and_it_listens_here_onl
     program = valkey.program(
         directory=tmp_path / "valkey", logs=tmp_path, port=port, password="secret", environment=marker
     )
-    child = Child(program)
+    child = ManagedProcess(program)
     try:
         child.start()
         await child.until_ready()
@@ -83,7 +83,7 @@ async def test_objects_survive_sigkill_and_a_change_of_ports(tmp_path: Path, mar
         program = seaweed.program(
             directory=tmp_path / "s3", logs=tmp_path, ports=ports, access=settings, environment=marker
         )
-        child = Child(program)
+        child = ManagedProcess(program)
         try:
             child.start()
             await child.until_ready()
@@ -110,8 +110,8 @@ async def test_s3_refuses_a_wrong_secret(s3_environment: dict[str, str]) -> None
 
 
 def test_an_s3_url_names_everything() -> None:
-    settings = access.parse("https://k%2Fey:se%40cret@s3.example.org:9000/models?region=eu-1")
-    assert access.environment(settings) == {
+    settings = s3_url.parse("https://k%2Fey:se%40cret@s3.example.org:9000/models?region=eu-1")
+    assert s3_url.environment(settings) == {
         "ADJOURN_S3_ENDPOINT": "https://s3.example.org:9000",
         "ADJOURN_S3_BUCKET": "models",
         "ADJOURN_S3_ACCESS_KEY": "k/ey",
@@ -123,7 +123,7 @@ def test_an_s3_url_names_everything() -> None:
 @pytest.mark.parametrize("url", ["", "http://host:1/models", "http://k:hidden@host:1", "s3://k:hidden@host:1/models"])
 def test_a_wrong_s3_url_is_refused_without_quoting_its_secret(url: str) -> None:
     with pytest.raises(ValueError, match="must be http") as caught:
-        access.parse(url)
+        s3_url.parse(url)
     assert "hidden" not in str(caught.value)
 
 

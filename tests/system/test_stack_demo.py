@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from adjourn.cli.demo import play
-from adjourn.demo import story
-from adjourn.demo.place import place
-from adjourn.local import leftovers
-from adjourn.local.directory import Directory
+from adjourn.demo import scenario
+from adjourn.demo.temporary_directory import temporary_directory
+from adjourn.local import process_cleanup
+from adjourn.local.data_directory import DataDirectory
 
 Eventually = Callable[..., Awaitable[None]]
 
@@ -28,9 +28,9 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 async def test_its_directory_goes_with_it_unless_it_is_kept(temporary: Path) -> None:
-    async with place(keep=False) as gone, place(keep=True) as kept:
+    async with temporary_directory(keep=False) as gone, temporary_directory(keep=True) as kept:
         (gone / "something").touch()
-    async with place(keep=False):
+    async with temporary_directory(keep=False):
         assert within(temporary) > {kept}
     assert within(temporary) == {kept}
 
@@ -40,13 +40,13 @@ def within(directory: Path) -> set[Path]:
 
 
 async def test_what_a_killed_demonstration_left_is_removed(temporary: Path) -> None:
-    async with place(keep=False) as running:
-        with Directory(running).held():
+    async with temporary_directory(keep=False) as running:
+        with DataDirectory(running).held():
             left = temporary / "adjourn-demo-killed"
-            with Directory(left).held():
+            with DataDirectory(left).held():
                 pass
-            process = await asyncio.create_subprocess_exec("sleep", "600", env={leftovers.MARKER: str(left)})
-            async with place(keep=False):
+            process = await asyncio.create_subprocess_exec("sleep", "600", env={process_cleanup.MARKER: str(left)})
+            async with temporary_directory(keep=False):
                 assert await process.wait() == -signal.SIGTERM
                 assert not left.exists()
                 assert running.exists(), "that one is in use"
@@ -55,7 +55,7 @@ async def test_what_a_killed_demonstration_left_is_removed(temporary: Path) -> N
 async def test_a_failure_is_explained_with_the_logs_and_is_no_success(
     temporary: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(story, "ENTRY_POINT", "adjourn.examples.nowhere:main")
+    monkeypatch.setattr(scenario, "ENTRY_POINT", "adjourn.examples.nowhere:main")
     assert await play(keep=False) == 1
     printed = capsys.readouterr().out
     assert re.search(r"(?s)while waiting for its end: jobs/reference is FAILED, [A-Z_]+: .*nowhere", printed)
@@ -126,5 +126,5 @@ async def test_a_signal_leaves_nothing_behind(
     (data,) = demo.left()
     demo.process.send_signal(number)
     assert demo.process.wait(20) == 130, demo.printed()
-    assert list(leftovers.find(data)) == []
+    assert list(process_cleanup.find(data)) == []
     assert demo.left() == []

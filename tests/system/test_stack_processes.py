@@ -13,12 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from adjourn.local import leftovers
-from adjourn.local.child import Child, ChildError, Program
-from adjourn.local.directory import Directory, DirectoryInUseError
-from adjourn.local.leftovers import Role
+from adjourn.local import process_cleanup
+from adjourn.local.data_directory import DataDirectory, DirectoryInUseError
+from adjourn.local.managed_process import ManagedProcess, Program, ProgramError
 from adjourn.local.ports import HOST, free_ports, is_free
-from adjourn.local.supervision import LauncherClient, together
+from adjourn.local.process_cleanup import Role
+from adjourn.local.supervisor import ProcessSupervisor, together
 
 STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
@@ -36,7 +36,7 @@ def program(tmp_path: Path) -> Callable[..., Program]:
         return Program(
             name=name,
             argv=(sys.executable, "-c", code),
-            environment={leftovers.MARKER: str(tmp_path)},
+            environment={process_cleanup.MARKER: str(tmp_path)},
             directory=tmp_path,
             log=log,
             ready=ready,
@@ -56,7 +56,7 @@ def hurried() -> asyncio.Event:
 @pytest.fixture(autouse=True)
 async def nothing_left(tmp_path: Path) -> AsyncIterator[None]:
     yield
-    await leftovers.end(tmp_path)
+    await process_cleanup.end(tmp_path)
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def marked(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     def start(code: str = STUBBORN, *more: str, stack: Path = tmp_path, **environment: str) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
             [sys.executable, "-c", code, *more],
-            env={**os.environ, leftovers.MARKER: str(stack), **environment},
+            env={**os.environ, process_cleanup.MARKER: str(stack), **environment},
             stdout=subprocess.PIPE,
             start_new_session=True,
         )
@@ -84,25 +84,25 @@ def marked(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
 
 
 async def test_a_child_that_ends_before_it_is_ready_tells_its_last_words(program: Callable[..., Program]) -> None:
-    child = Child(program("print('one'); print('two'); raise SystemExit(3)"))
+    child = ManagedProcess(program("print('one'); print('two'); raise SystemExit(3)"))
     child.program.log.write_text("of an earlier start\n")
     child.start()
-    with pytest.raises(ChildError, match=r"(?s)probe ended with status 3.*\| one\n.*\| two") as caught:
+    with pytest.raises(ProgramError, match=r"(?s)probe ended with status 3.*\| one\n.*\| two") as caught:
         await child.until_ready()
     assert "earlier" not in str(caught.value)
 
 
 async def test_a_child_that_is_never_ready_is_given_up(program: Callable[..., Program]) -> None:
-    child = Child(program("import time; time.sleep(600)", patience=0.3))
+    child = ManagedProcess(program("import time; time.sleep(600)", patience=0.3))
     child.start()
-    with pytest.raises(ChildError, match="not ready after"):
+    with pytest.raises(ProgramError, match="not ready after"):
         await child.until_ready()
     await child.stop()
     assert child.pid is None
 
 
 async def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(program: Callable[..., Program]) -> None:
-    child = Child(program(STUBBORN, grace=0.2))
+    child = ManagedProcess(program(STUBBORN, grace=0.2))
     child.start()
     await child.until_ready()
     await child.stop()
@@ -110,7 +110,7 @@ async def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(program: C
 
 
 async def test_a_hurry_takes_the_grace_away(program: Callable[..., Program]) -> None:
-    child = Child(program(STUBBORN, grace=600))
+    child = ManagedProcess(program(STUBBORN, grace=600))
     child.start()
     await child.until_ready()
     async with asyncio.timeout(10):
@@ -122,53 +122,53 @@ async def test_a_child_does_not_get_our_settings(
     program: Callable[..., Program], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("ADJOURN_ADDRESS", "elsewhere:1")
-    child = Child(program("import os; print([n for n in os.environ if n.startswith('ADJOURN')], 'up')"))
+    child = ManagedProcess(program("import os; print([n for n in os.environ if n.startswith('ADJOURN')], 'up')"))
     child.start()
     assert child.process
     child.process.wait()
-    assert child.program.log.read_text() == f"['{leftovers.MARKER}'] up\n"
+    assert child.program.log.read_text() == f"['{process_cleanup.MARKER}'] up\n"
 
 
 async def test_a_child_that_ends_is_started_again_and_said_so(
     program: Callable[..., Program], eventually: Callable[..., Awaitable[None]]
 ) -> None:
     said: list[str] = []
-    launcher = LauncherClient(said.append)
-    await launcher.start(program(STUBBORN))
-    first = launcher.children["probe"].pid
+    supervisor = ProcessSupervisor(said.append)
+    await supervisor.start(program(STUBBORN))
+    first = supervisor.processes["probe"].pid
     assert first
-    watch = asyncio.create_task(launcher.watch())
+    watch = asyncio.create_task(supervisor.watch())
     try:
         os.kill(first, signal.SIGKILL)
-        await eventually(lambda: launcher.children["probe"].pid not in (None, first))
-        again = launcher.children["probe"].pid
+        await eventually(lambda: supervisor.processes["probe"].pid not in (None, first))
+        again = supervisor.processes["probe"].pid
         assert again
         assert said == ["probe was ended by SIGKILL, starts again in 0.5 s"]
-        launcher.release("probe")
+        supervisor.release("probe")
         os.kill(again, signal.SIGKILL)
-        await eventually(lambda: launcher.children["probe"].pid is None)
+        await eventually(lambda: supervisor.processes["probe"].pid is None)
         assert len(said) == 1, "what was released may end"
-        launcher.revive("probe")
-        await eventually(lambda: launcher.children["probe"].pid)
+        supervisor.revive("probe")
+        await eventually(lambda: supervisor.processes["probe"].pid)
     finally:
         watch.cancel()
-        await launcher.stop({"probe"}, hurried())
+        await supervisor.stop({"probe"}, hurried())
 
 
 async def test_of_several_starts_the_first_error_is_raised_as_it_is(program: Callable[..., Program]) -> None:
-    launcher = LauncherClient(print)
+    supervisor = ProcessSupervisor(print)
     slow = program("import time; time.sleep(600)", "slow", patience=600)
-    with pytest.raises(ChildError, match="broken ended with status 1"):
-        await together(launcher.start(slow), launcher.start(program("raise SystemExit(1)", "broken")))
-    await launcher.stop({"slow", "broken"}, asyncio.Event())
-    assert launcher.children["slow"].pid is None
+    with pytest.raises(ProgramError, match="broken ended with status 1"):
+        await together(supervisor.start(slow), supervisor.start(program("raise SystemExit(1)", "broken")))
+    await supervisor.stop({"slow", "broken"}, asyncio.Event())
+    assert supervisor.processes["slow"].pid is None
 
 
 @pytest.mark.parametrize(
     ("argv", "role"),
     [
         (["python", "-P", "-m", "adjourn_worker"], Role.AGENT),
-        (["python", "-m", "adjourn_worker.launcher", "/data"], Role.TRAINING),
+        (["python", "-m", "adjourn_worker.supervisor", "/data"], Role.TRAINING),
         (["python", "-m", "adjourn_control_plane"], Role.CONTROL_PLANE),
         (["/venv/bin/weed", "server", "-dir=/m"], Role.S3),
         (["/x/valkey-server", "/data/valkey.conf"], Role.VALKEY),
@@ -177,26 +177,26 @@ async def test_of_several_starts_the_first_error_is_raised_as_it_is(program: Cal
     ],
 )
 def test_a_process_is_known_by_its_command_line(argv: list[str], role: Role) -> None:
-    assert leftovers.role(argv) is role
+    assert process_cleanup.role(argv) is role
 
 
 async def test_leftovers_are_those_with_exactly_our_marker(
     tmp_path: Path, marked: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
     ours, other = marked(), marked(stack=tmp_path / "other")
-    assert [process.pid for _, process in leftovers.find(tmp_path)] == [ours.pid]
-    assert await leftovers.end(tmp_path, hurry=hurried()) == 1
+    assert [process.pid for _, process in process_cleanup.find(tmp_path)] == [ours.pid]
+    assert await process_cleanup.end(tmp_path, hurry=hurried()) == 1
     assert ours.wait() == -signal.SIGKILL
     assert other.poll() is None
 
 
 def test_we_and_our_ancestors_are_no_leftovers(tmp_path: Path) -> None:
     code = (
-        "import pathlib, subprocess, sys; from adjourn.local import leftovers\n"
+        "import pathlib, subprocess, sys; from adjourn.local import process_cleanup\n"
         "if sys.argv[1] == 'parent': sys.exit(subprocess.call([sys.executable, *sys.orig_argv[1:3], 'child']))\n"
-        f"sys.exit(len(list(leftovers.find(pathlib.Path({str(tmp_path)!r})))))"
+        f"sys.exit(len(list(process_cleanup.find(pathlib.Path({str(tmp_path)!r})))))"
     )
-    environment = {**os.environ, leftovers.MARKER: str(tmp_path)}
+    environment = {**os.environ, process_cleanup.MARKER: str(tmp_path)}
     assert subprocess.run([sys.executable, "-c", code, "parent"], env=environment, check=False).returncode == 0
 
 
@@ -204,40 +204,40 @@ async def test_one_worker_is_killed_and_the_other_is_not(
     tmp_path: Path, marked: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
     agent = marked(ADJOURN_WORKER="worker-1")
-    launcher = marked(STUBBORN, str(tmp_path / "worker-1"))
+    supervisor = marked(STUBBORN, str(tmp_path / "worker-1"))
     other = marked(STUBBORN, str(tmp_path / "worker-2"), ADJOURN_WORKER="worker-2")
-    killed = await leftovers.kill(tmp_path, "worker-1", tmp_path / "worker-1")
-    assert killed == sorted([agent.pid, launcher.pid])
-    assert (agent.wait(), launcher.wait()) == (-signal.SIGKILL, -signal.SIGKILL)
+    killed = await process_cleanup.kill(tmp_path, "worker-1", tmp_path / "worker-1")
+    assert killed == sorted([agent.pid, supervisor.pid])
+    assert (agent.wait(), supervisor.wait()) == (-signal.SIGKILL, -signal.SIGKILL)
     assert other.poll() is None
     assert psutil.pid_exists(other.pid)
 
 
 def test_a_directory_has_one_user_at_a_time(tmp_path: Path) -> None:
     code = (
-        "import pathlib, sys; from adjourn.local.directory import Directory\n"
-        "with Directory(pathlib.Path(sys.argv[1])).held(): print('up', flush=True); sys.stdin.read()"
+        "import pathlib, sys; from adjourn.local.data_directory import DataDirectory\n"
+        "with DataDirectory(pathlib.Path(sys.argv[1])).held(): print('up', flush=True); sys.stdin.read()"
     )
     argv = [sys.executable, "-c", code, str(tmp_path)]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout
         assert holder.stdout.readline() == b"up\n"
-        with pytest.raises(DirectoryInUseError, match=f"pid {holder.pid}"), Directory(tmp_path).held():
+        with pytest.raises(DirectoryInUseError, match=f"pid {holder.pid}"), DataDirectory(tmp_path).held():
             pass
         holder.kill()
-    with Directory(tmp_path).held():
+    with DataDirectory(tmp_path).held():
         assert (tmp_path / "lock").read_text() == str(os.getpid())
 
 
 def test_the_first_start_decides_for_later_ones(tmp_path: Path) -> None:
-    directory = Directory(tmp_path)
+    directory = DataDirectory(tmp_path)
     first = directory.settings(threads=3, ports=2)
-    assert Directory(tmp_path).settings(threads=1, ports=2) == first
+    assert DataDirectory(tmp_path).settings(threads=1, ports=2) == first
     assert stat.S_IMODE((tmp_path / "stack.json").stat().st_mode) == 0o600
 
 
 async def test_a_port_that_someone_took_is_replaced_and_no_secret_changes(tmp_path: Path) -> None:
-    directory = Directory(tmp_path)
+    directory = DataDirectory(tmp_path)
     first = directory.settings(threads=1, ports=2)
     async with await asyncio.start_server(lambda _reader, writer: writer.close(), HOST, first.ports[0]):
         second = directory.settings(threads=1, ports=2)

@@ -13,10 +13,10 @@ import psutil
 import pytest
 
 from adjourn.client import AsyncClient
-from adjourn.local import leftovers
-from adjourn.local.directory import Directory
-from adjourn.local.leftovers import Role
+from adjourn.local import process_cleanup
+from adjourn.local.data_directory import DataDirectory
 from adjourn.local.ports import free_ports, is_free
+from adjourn.local.process_cleanup import Role
 from adjourn.v1.job_pb2 import JobSpec
 
 Eventually = Callable[..., Awaitable[None]]
@@ -50,7 +50,7 @@ class Up:
         return found[1]
 
     def members(self, role: Role | None = None) -> list[psutil.Process]:
-        return [process for kind, process in leftovers.find(self.data) if role in (None, kind)]
+        return [process for kind, process in process_cleanup.find(self.data) if role in (None, kind)]
 
     def tell(self, number: signal.Signals) -> float:
         """Returns how long it took to end, in seconds."""
@@ -61,7 +61,7 @@ class Up:
 
     def ports(self) -> set[int]:
         ports = (
-            set(Directory(self.data).settings(threads=1, ports=9).ports)
+            set(DataDirectory(self.data).settings(threads=1, ports=9).ports)
             if (self.data / "stack.json").exists()
             else set()
         )

@@ -10,8 +10,8 @@ import pytest
 import pytest_asyncio
 
 from adjourn.client import AsyncClient
-from adjourn.local import leftovers
-from adjourn.local.leftovers import Role
+from adjourn.local import process_cleanup
+from adjourn.local.process_cleanup import Role
 from adjourn.local.stack import Stack
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.worker_pb2 import Worker
@@ -29,7 +29,7 @@ class Processes:
         self.stack = stack
 
     def of(self, role: Role) -> list[psutil.Process]:
-        return [process for kind, process in leftovers.find(self.stack.directory.path) if kind is role]
+        return [process for kind, process in process_cleanup.find(self.stack.directory.path) if kind is role]
 
     def one(self, role: Role) -> psutil.Process:
         (process,) = self.of(role)

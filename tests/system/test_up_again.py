@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from adjourn.client import AsyncClient
-from adjourn.local import leftovers
+from adjourn.local import process_cleanup
 from adjourn.local.ports import free_ports
 from tests.harness.jobs import Outcome, Trials
 from tests.harness.process_guard import guarded
@@ -70,7 +70,7 @@ async def test_a_training_goes_on_where_it_was_and_no_restart_is_used_up(
                 first.end(signal.SIGINT)
                 assert first.process.returncode == 0
                 assert not training.lives()
-                assert list(leftovers.find(data)) == []
+                assert list(process_cleanup.find(data)) == []
 
             with started(data, port) as second:
                 await eventually(second.is_ready, seconds=90)

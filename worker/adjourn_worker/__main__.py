@@ -7,9 +7,9 @@ import sys
 
 import structlog
 
-from adjourn.environment import InvalidSettings
 from adjourn.logs import configure
 from adjourn.objects import S3Objects
+from adjourn.settings_reader import InvalidSettings
 from adjourn_worker.agent import Agent
 from adjourn_worker.host.gpus import find_gpus
 from adjourn_worker.journal import Journal, JournalDamaged, JournalTaken, JournalUnwritable

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from adjourn.channel import DEFAULT_ADDRESS
-from adjourn.environment import Reader, address, within
 from adjourn.objects import S3Settings
+from adjourn.settings_reader import SettingsReader, address, within
 
 
 class OnTerm(StrEnum):
@@ -65,7 +65,7 @@ class Settings:
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:
         """Reads ADJOURN_*; raises InvalidSettings naming everything that is wrong."""
-        reader = Reader(environment)
+        reader = SettingsReader(environment)
         slots = reader.take("ADJOURN_CPU_SLOTS", within(0, 1024), 1)
         share = len(os.sched_getaffinity(0)) // max(1, slots)
         settings = cls(

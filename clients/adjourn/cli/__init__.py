@@ -11,12 +11,12 @@ import typer
 
 from adjourn import __version__
 from adjourn.channel import DEFAULT_ADDRESS
-from adjourn.cli import arguments, failures, following, reading, submit, verbs
+from adjourn.cli import arguments, error_messages, queries, submit, verbs, watch
 
 SETTINGS: Final[dict[str, Any]] = {"help_option_names": ["--help", "-h"]}
 
 app = typer.Typer(
-    cls=failures.Commands,
+    cls=error_messages.Commands,
     help="Pause a training job at any moment and resume it later, on any worker, bit for bit.",
     no_args_is_help=True,
     add_completion=False,
@@ -25,16 +25,16 @@ app = typer.Typer(
 )
 
 app.command("submit")(submit.submit)
-app.command("list")(reading.list_jobs)
-app.command("get")(reading.get)
-app.command("watch")(following.watch)
+app.command("list")(queries.list_jobs)
+app.command("get")(queries.get)
+app.command("watch")(watch.watch)
 app.command("pause")(verbs.pause)
 app.command("resume")(verbs.resume)
 app.command("cancel")(verbs.cancel)
 app.command("delete")(verbs.delete)
-app.command("metrics")(reading.metrics)
-app.command("checkpoints")(reading.checkpoints)
-app.command("workers")(reading.workers)
+app.command("metrics")(queries.metrics)
+app.command("checkpoints")(queries.checkpoints)
+app.command("workers")(queries.workers)
 
 
 PASSED_ON: Final[dict[str, Any]] = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -92,8 +92,8 @@ def options(
 
 def main() -> None:
     """Runs the command line; every failure is a line on standard error and an exit status."""
-    sys.unraisablehook = failures.aside
+    sys.unraisablehook = error_messages.ignore_unraisable
     try:
         app()
     except Exception as error:  # noqa: BLE001 - the last resort: told in a line, with its traceback on request
-        sys.exit(failures.unexpected(error))
+        sys.exit(error_messages.unexpected(error))

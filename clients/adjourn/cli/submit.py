@@ -8,8 +8,8 @@ from google.protobuf.json_format import ParseDict
 
 from adjourn import bundles
 from adjourn.cli import arguments, formatting, output
-from adjourn.cli.following import follow
-from adjourn.cli.session import connect
+from adjourn.cli.connection import connect
+from adjourn.cli.watch import follow
 from adjourn.v1.job_pb2 import Job, JobSpec
 
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adjourn.cli import formatting
-from adjourn.cli.views import badge
+from adjourn.cli.job_view import badge
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.usage_pb2 import EpochMetrics

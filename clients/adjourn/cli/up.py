@@ -8,17 +8,17 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from adjourn.cli import failures, output
-from adjourn.local import access, interruption
-from adjourn.local.child import ChildError, MissingServerError
-from adjourn.local.directory import DirectoryInUseError
+from adjourn.cli import error_messages, output
+from adjourn.local import s3_url, signals
+from adjourn.local.data_directory import DirectoryInUseError
+from adjourn.local.managed_process import MissingServerError, ProgramError
 from adjourn.local.stack import Options, PortTakenError, Stack
 from adjourn.objects import S3Settings
 
 
 def parse_s3(url: str) -> S3Settings:
     try:
-        return access.parse(url)
+        return s3_url.parse(url)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 
@@ -44,9 +44,9 @@ def up(
     """Run Adjourn on this machine: Valkey, S3, control plane and workers. Ctrl-C ends it, a second one at once."""
     options = Options(data=data, workers=workers, port=port, redis=redis, s3=s3)
     try:
-        interruption.run(serve(options))
-    except (ChildError, DirectoryInUseError, MissingServerError, PortTakenError) as error:
-        failures.tell(str(error))
+        signals.run(serve(options))
+    except (ProgramError, DirectoryInUseError, MissingServerError, PortTakenError) as error:
+        error_messages.print_error(str(error))
         raise typer.Exit(1) from None
 
 

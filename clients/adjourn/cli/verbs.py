@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from adjourn.cli import arguments, formatting, output, phrases
-from adjourn.cli.following import ENDED
-from adjourn.cli.session import connect
+from adjourn.cli.connection import connect
+from adjourn.cli.watch import ENDED
 from adjourn.errors import DeadlineError, JobFinishedError
 from adjourn.v1.job_pb2 import Hold, Job, Pause
 

@@ -1,4 +1,4 @@
-"""Free TCP ports of this machine."""
+"""Finds free TCP ports of this machine."""
 
 import contextlib
 import random
@@ -8,12 +8,12 @@ from typing import Final
 
 HOST: Final = "127.0.0.1"
 RANGE: Final = range(20_000, 32_000)
-"""Below the ports that kernels give to outgoing connections, one of which could take a port before its server does."""
+"""Below the ephemeral ports: an outgoing connection could take one of those before the server does."""
 
 
 def is_free(port: int) -> bool:
     with contextlib.closing(socket.socket()) as probe:
-        # As servers do: a port whose last connections are still in TIME_WAIT is free.
+        # As servers do: a port with connections in TIME_WAIT is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))

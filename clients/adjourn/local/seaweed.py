@@ -1,4 +1,4 @@
-"""The embedded S3 server: SeaweedFS, all of its parts in one process."""
+"""The embedded S3 server: SeaweedFS, with all of its parts in one process."""
 
 import asyncio
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from adjourn.errors import ObjectStoreUnavailableError
-from adjourn.local.child import MissingServerError, Program
+from adjourn.local.managed_process import MissingServerError, Program
 from adjourn.local.ports import HOST
 from adjourn.objects import ObjectMissing, S3Objects, S3Settings
 
@@ -17,7 +17,7 @@ BUCKET: Final = "models"
 PROBE: Final = "adjourn-ready"
 PARTS: Final = ("master", "volume", "filer", "s3")
 SOCKETS: Final = Path("/tmp")  # noqa: S108
-"""Where it insists on making its sockets."""
+"""Where it makes its sockets; this cannot be configured."""
 PORT_COUNT: Final = 2 * len(PARTS)
 """Every part listens for HTTP and for gRPC."""
 
@@ -54,9 +54,9 @@ def program(
             # Relative, as a socket's path has to be short.
             *("-filer.localSocket=filer.sock", "-s3.localSocket=s3.sock"),
             "-master.telemetry=false",
-            # The only master need not wait for others, nor, after a restart, 10 s and more to elect itself.
+            # A single master need not wait for others; after a restart it would take over 10 s to elect itself.
             *("-master.peers=none", "-master.electionTimeout=1s"),
-            # Volumes grow as they fill, and there is room for many: every bucket has its own.
+            # Every bucket has its own volumes: allow many, and let them grow as they fill.
             *("-master.volumeSizeLimitMB=1024", "-volume.max=1000", "-volume.preStopSeconds=0"),
         ),
         environment={**environment, "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"},
@@ -64,15 +64,15 @@ def program(
         log=logs / "s3.log",
         ready=lambda: stores(access),
         patience=60,
-        # When told to end it waits 15 s for connections of its own parts. Nothing is lost by not waiting: what it
-        # has acknowledged is with the kernel.
+        # After SIGTERM it waits 15 s for connections of its own parts. SIGKILL loses nothing: acknowledged data
+        # is in the page cache.
         grace=1,
         sockets=[SOCKETS / f"seaweedfs-{part}-grpc-{port}.sock" for part, port in zip(PARTS, ports[1::2], strict=True)],
     )
 
 
 async def stores(access: S3Settings) -> bool:
-    """Whether the server takes an object and gives it back; its parts need some seconds to find one another."""
+    """Returns whether an object can be stored and read back; the parts need seconds to find one another."""
     if not await listens(int(access.endpoint.rpartition(":")[2])):
         return False
     try:

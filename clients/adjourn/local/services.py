@@ -1,4 +1,4 @@
-"""Our own processes as the stack runs them: the control plane and the agents."""
+"""The control plane and the agents, as programs of the stack."""
 
 import sys
 import time
@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from adjourn import channel
 from adjourn.client import AsyncClient
 from adjourn.errors import AdjournError
-from adjourn.local.child import Program
+from adjourn.local.managed_process import Program
 from adjourn.v1.worker_pb2 import Worker
 
 CONTROL_PLANE: Final = "control-plane"
@@ -22,7 +22,7 @@ ANSWER_SECONDS: Final = 2.0
 def control_plane(*, directory: Path, logs: Path, address: str, environment: Mapping[str, str]) -> Program:
     return Program(
         name=CONTROL_PLANE,
-        # -P: what lies in the working directory cannot take the module's place.
+        # -P: a module in the working directory must not be imported instead.
         argv=(sys.executable, "-P", "-m", "adjourn_control_plane"),
         environment={"ADJOURN_LISTEN": address, **environment},
         directory=directory,
@@ -66,7 +66,7 @@ async def serves(address: str) -> bool:
 
 
 async def is_active(address: str, name: str, *, since: float) -> bool:
-    """Whether the control plane has heard from the worker after `since` (seconds since 1970) and gives it jobs."""
+    """Returns whether the worker is ACTIVE and has reported after `since`, in seconds since 1970."""
     try:
         async with AsyncClient(address, timeout=ANSWER_SECONDS) as client:
             worker = await client.get_worker(f"workers/{name}")

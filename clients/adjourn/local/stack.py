@@ -1,4 +1,4 @@
-"""The stack as a whole: started in order, watched, stopped in order."""
+"""The stack: starts its processes in order, watches them, and stops them in order."""
 
 import asyncio
 import os
@@ -9,10 +9,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from adjourn.local import access, leftovers, seaweed, services, valkey
-from adjourn.local.directory import Directory, Settings
+from adjourn.local import process_cleanup, s3_url, seaweed, services, valkey
+from adjourn.local.data_directory import DataDirectory, StackSettings
 from adjourn.local.ports import HOST, free_ports, is_free
-from adjourn.local.supervision import LauncherClient, together
+from adjourn.local.supervisor import ProcessSupervisor, together
 from adjourn.objects import S3Settings
 
 DEFAULT_PORT: Final = 7400
@@ -20,7 +20,7 @@ NAMESPACE: Final = "adjourn"
 
 
 class PortTakenError(Exception):
-    """The port that was asked for is in use."""
+    """The requested port is in use."""
 
     def __init__(self, port: int) -> None:
         super().__init__(f"port {port} of {HOST} is taken; stop what listens there, or choose another --port")
@@ -28,49 +28,49 @@ class PortTakenError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What a stack consists of."""
+    """Options of a stack."""
 
     data: Path
     workers: int = 2
     port: int | None = None
-    """Of the control plane; None: DEFAULT_PORT if it is free, else another."""
+    """Port of the control plane; None: DEFAULT_PORT if it is free, else any other."""
     threads: int | None = None
-    """Of one training process; None: the cores, shared among the workers. Fixed at the first start."""
+    """Threads of one training process; None: the cores divided by the workers. Fixed at the first start."""
     redis: str | None = None
-    """An external server instead of ours, `redis://[:password@]host:port/0`."""
+    """URL of an external server, `redis://[:password@]host:port/0`; None: the embedded one."""
     s3: S3Settings | None = None
-    """An external server instead of ours."""
+    """An external server; None: the embedded one."""
     sync_interval: float | None = None
-    """Seconds between what agents say; None: as the control plane chooses."""
+    """Longest time between two messages of an agent, in seconds; None: the control plane's default."""
     lease_duration: float | None = None
-    """Seconds of silence after which a worker is taken for lost; None: as the control plane chooses."""
+    """Silence after which a worker counts as lost, in seconds; None: the control plane's default."""
 
     def timing(self) -> dict[str, str]:
-        """Returns the settings of the control plane that were chosen here."""
+        """Returns the control plane's variables for the intervals that are set."""
         chosen = {"ADJOURN_SYNC_INTERVAL": self.sync_interval, "ADJOURN_LEASE_DURATION": self.lease_duration}
         return {name: f"{seconds:g}" for name, seconds in chosen.items() if seconds is not None}
 
 
 class Stack:
-    """A running stack, as an async context manager; leaving it ends every process of it.
+    """A running stack, as an async context manager that ends every process of the stack.
 
-    Raises ChildError (something did not start), DirectoryInUseError, PortTakenError. Cancelled while it stops, it
-    stops at once.
+    Entering raises ProgramError (something did not start), MissingServerError, DirectoryInUseError, PortTakenError.
+    Cancelling it while it stops sends SIGKILL at once.
     """
 
     def __init__(self, options: Options, *, report: Callable[[str], None]) -> None:
         self.options = options
         self.report = report
-        """Told what happens, in a line of text."""
-        self.directory = Directory(options.data)
+        """Called with one line of text for each thing that happens."""
+        self.directory = DataDirectory(options.data)
         self.address = ""
-        """Of the control plane, host:port."""
+        """Address of the control plane, host:port."""
         self.redis = options.redis or ""
-        """Where the control plane keeps jobs."""
+        """URL of the server that keeps the jobs."""
         self.s3 = options.s3
-        """Where checkpoints are."""
+        """The server that keeps checkpoints."""
         self.workers = [f"worker-{number}" for number in range(1, options.workers + 1)]
-        self._supervisor = LauncherClient(report)
+        self._supervisor = ProcessSupervisor(report)
         self._watch: asyncio.Task[None] | None = None
         self._held = ExitStack()
 
@@ -89,33 +89,33 @@ class Stack:
         await self._stop()
 
     def places(self) -> dict[str, str]:
-        """Returns where the servers are, without credentials."""
+        """Returns the addresses of the servers, without credentials."""
         redis = self.redis.rpartition("@")[2].removeprefix("redis://")
         return {"redis": redis, "s3": f"{self.s3.endpoint}/{self.s3.bucket}" if self.s3 else ""}
 
     async def serve(self) -> None:
-        """Waits; until cancelled, or until watching over the processes fails."""
+        """Waits until cancelled, or until the supervisor fails."""
         assert self._watch
         await asyncio.shield(self._watch)
 
     async def kill(self, worker: str) -> list[int]:
-        """Ends a worker with SIGKILL, agent, launcher and training, and keeps it down; returns the process ids."""
+        """Sends SIGKILL to every process of a worker and keeps the worker down; returns the process ids."""
         self._supervisor.release(worker)
-        return await leftovers.kill(self.directory.path, worker, self._worker_directory(worker))
+        return await process_cleanup.kill(self.directory.path, worker, self._worker_directory(worker))
 
     def revive(self, worker: str) -> None:
-        """Lets a worker that was killed come back; does not wait for it."""
+        """Starts a killed worker again; does not wait until it is ready."""
         self._supervisor.revive(worker)
 
     async def _start(self) -> None:
-        if count := await leftovers.end(self.directory.path):
+        if count := await process_cleanup.end(self.directory.path):
             self.report(f"ended {count} processes that an earlier stack had left behind")
         self.address = f"{HOST}:{self._port()}"
         settings = self.directory.settings(threads=self._threads(), ports=1 + seaweed.PORT_COUNT)
         self._watch = asyncio.create_task(self._supervisor.watch())
         self.redis, self.s3 = await self._start_servers(settings)
-        marker = {leftovers.MARKER: str(self.directory.path)}
-        shared = {**marker, **access.environment(self.s3)}
+        marker = {process_cleanup.MARKER: str(self.directory.path)}
+        shared = {**marker, **s3_url.environment(self.s3)}
         control_plane = services.control_plane(
             directory=self.directory.path,
             logs=self.directory.logs,
@@ -141,13 +141,13 @@ class Stack:
             )
             for number, name in enumerate(self.workers)
         ]
-        # Agents connect as soon as there is something to connect to; meanwhile they load torch.
+        # Agents load torch while the control plane starts, and connect when it listens.
         await together(*map(self._supervisor.start, (control_plane, *agents)))
 
-    async def _start_servers(self, settings: Settings) -> tuple[str, S3Settings]:
-        """Starts what is not external; returns how to reach them."""
+    async def _start_servers(self, settings: StackSettings) -> tuple[str, S3Settings]:
+        """Starts the servers that are not external; returns how to reach them."""
         port, *ports = settings.ports
-        marker = {leftovers.MARKER: str(self.directory.path)}
+        marker = {process_cleanup.MARKER: str(self.directory.path)}
         redis = self.options.redis or valkey.url(port=port, password=settings.redis_password)
         s3 = self.options.s3 or seaweed.access_to(
             ports=ports, access_key=settings.s3_access_key, secret_key=settings.s3_secret_key
@@ -192,7 +192,7 @@ class Stack:
         return self.options.threads or max(1, cores // max(1, self.options.workers))
 
     async def _stop(self) -> None:
-        """Ends everything, whatever happens meanwhile; being cancelled takes the grace away."""
+        """Ends every process. A cancellation meanwhile skips the grace, not the end."""
         self.report("stopping")
         hurry = asyncio.Event()
         stopping = asyncio.create_task(self._end(hurry))
@@ -211,7 +211,7 @@ class Stack:
     async def _end(self, hurry: asyncio.Event) -> None:
         if self._watch:
             self._watch.cancel()
-        # Agents first: they have something to say to the control plane, which has something to store.
+        # In this order each can still send its last messages to the next.
         for names in (set(self.workers), {services.CONTROL_PLANE}, {seaweed.NAME}, {valkey.NAME}):
             await self._supervisor.stop(names, hurry)
-        await leftovers.end(self.directory.path, hurry=hurry)
+        await process_cleanup.end(self.directory.path, hurry=hurry)

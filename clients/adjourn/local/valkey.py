@@ -1,11 +1,11 @@
-"""The embedded Valkey, which keeps what it has acknowledged."""
+"""The embedded Valkey server, set up to keep every write that it acknowledged."""
 
 import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from adjourn.local.child import MissingServerError, Program
+from adjourn.local.managed_process import MissingServerError, Program
 from adjourn.local.ports import HOST
 
 NAME: Final = "valkey"
@@ -27,11 +27,11 @@ def program(*, directory: Path, logs: Path, port: int, password: str, environmen
     config.touch(mode=0o600)
     config.write_text(
         f"bind {HOST}\nport {port}\nprotected-mode yes\nrequirepass {password}\n"
-        # An accepted call is durable. With everysec, WAITAOF answers before the data is on disk (Valkey 9.1).
+        # Every acknowledged write is on disk. With everysec, WAITAOF answers before that (Valkey 9.1).
         f'dir "{directory}"\nappendonly yes\nappendfsync always\nsave ""\n'
-        # A full server refuses writes; it must not forget jobs.
+        # A full server must refuse writes rather than drop jobs.
         "maxmemory-policy noeviction\n"
-        # A title would be written over the environment, by which `leftovers` finds its own.
+        # A process title would overwrite the environment, by which `process_cleanup` finds it.
         "set-proc-title no\n"
     )
     return Program(
@@ -47,7 +47,7 @@ def program(*, directory: Path, logs: Path, port: int, password: str, environmen
 
 
 async def answers(*, port: int, password: str) -> bool:
-    """Whether the server at the port takes the password and has its data loaded."""
+    """Returns whether the server accepts the password and has loaded its data."""
     try:
         reader, writer = await asyncio.open_connection(HOST, port)
     except OSError:

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from adjourn import __version__, cli, errors
-from adjourn.cli import failures
+from adjourn.cli import error_messages
 
 if TYPE_CHECKING:
     from tests.unit.clients.conftest import Plane
@@ -81,9 +81,9 @@ def test_an_unexpected_fault_is_a_line_too(monkeypatch: pytest.MonkeyPatch, caps
     assert caught.value.code == 1
     assert (
         capsys.readouterr().err
-        == f"adjourn: internal error, RuntimeError: of ours; {failures.TRACEBACK_VARIABLE}=1 shows where\n"
+        == f"adjourn: internal error, RuntimeError: of ours; {error_messages.TRACEBACK_VARIABLE}=1 shows where\n"
     )
-    monkeypatch.setenv(failures.TRACEBACK_VARIABLE, "1")
+    monkeypatch.setenv(error_messages.TRACEBACK_VARIABLE, "1")
     with pytest.raises(SystemExit):
         cli.main()
     assert "Traceback" in capsys.readouterr().err
@@ -96,10 +96,10 @@ def test_what_ctrl_c_left_half_built_is_told_on_request(
         def __del__(self) -> None:
             raise AttributeError("_state")
 
-    monkeypatch.setattr(sys, "unraisablehook", failures.aside)
+    monkeypatch.setattr(sys, "unraisablehook", error_messages.ignore_unraisable)
     HalfBuilt()
     assert capsys.readouterr().err == ""
-    monkeypatch.setenv(failures.TRACEBACK_VARIABLE, "1")
+    monkeypatch.setenv(error_messages.TRACEBACK_VARIABLE, "1")
     HalfBuilt()
     assert "_state" in capsys.readouterr().err
 

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from adjourn.environment import InvalidSettings
+from adjourn.settings_reader import InvalidSettings
 from adjourn_control_plane.settings import Settings
 
 ENVIRONMENT = {

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from adjourn.channel import DEFAULT_ADDRESS
-from adjourn.environment import InvalidSettings
+from adjourn.settings_reader import InvalidSettings
 from adjourn_worker.settings import GpuShare, LogFormat, OnTerm, Settings
 
 ENOUGH = {

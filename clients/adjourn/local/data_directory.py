@@ -1,4 +1,4 @@
-"""The data directory of a stack: who uses it, and what has to be the same at its next start."""
+"""The data directory of a stack: its lock, and the settings that must be equal at the next start."""
 
 import fcntl
 import json
@@ -20,20 +20,20 @@ class DirectoryInUseError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """Chosen at the first start, kept for every later one."""
+class StackSettings:
+    """Settings chosen at the first start and kept for all later ones."""
 
     redis_password: str
     s3_access_key: str
     s3_secret_key: str
     threads: int
-    """Of one training process. Another number would give other bits."""
+    """Threads of one training process. Another number gives other bits."""
     ports: Sequence[int]
-    """Of the servers; changed if someone else has taken one."""
+    """Ports of the servers; chosen again if one is taken."""
 
 
-class Directory:
-    """A data directory that is ours while `held`."""
+class DataDirectory:
+    """A data directory, locked while `held`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
@@ -41,7 +41,7 @@ class Directory:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keeps others out; raises DirectoryInUseError. The lock goes with our process, however it ends."""
+        """Locks the directory; raises DirectoryInUseError. The kernel drops the lock when our process ends."""
         for directory in (self.path, self.logs):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (self.path / "lock").open("a+") as lock:
@@ -56,16 +56,16 @@ class Directory:
             yield
             lock.truncate(0)
 
-    def settings(self, *, threads: int, ports: int) -> Settings:
-        """Returns the settings of the first start, or of this one if it is the first."""
+    def settings(self, *, threads: int, ports: int) -> StackSettings:
+        """Returns the settings of the first start; makes them if this is the first."""
         file = self.path / "stack.json"
         if file.exists():
-            known = Settings(**json.loads(file.read_text()))
+            known = StackSettings(**json.loads(file.read_text()))
             if len(known.ports) == ports and all(map(is_free, known.ports)):
                 return known
-            settings = Settings(**{**asdict(known), "ports": free_ports(ports)})
+            settings = StackSettings(**{**asdict(known), "ports": free_ports(ports)})
         else:
-            settings = Settings(
+            settings = StackSettings(
                 redis_password=secrets.token_urlsafe(24),
                 s3_access_key=secrets.token_hex(10),
                 s3_secret_key=secrets.token_urlsafe(30),
@@ -77,7 +77,7 @@ class Directory:
 
 
 def write_private(file: Path, text: str) -> None:
-    """Replaces `file` as a whole; nobody else can read it at any moment."""
+    """Replaces `file` in one step. It is never readable for other users."""
     draft = file.with_suffix(".new")
     draft.unlink(missing_ok=True)
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -1,4 +1,4 @@
-"""An S3 server as a URL and as the variables that our processes read."""
+"""An S3 server as a URL, and as the environment variables that our processes read."""
 
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -6,7 +6,7 @@ from adjourn.objects import S3Settings
 
 
 def parse(url: str) -> S3Settings:
-    """Reads `http(s)://key:secret@host:port/bucket[?region=...]`; raises ValueError, without the secret in it."""
+    """Reads `http(s)://key:secret@host:port/bucket[?region=...]`; raises ValueError, whose text has no secret."""
     parts = urlsplit(url)
     environment = {
         "ADJOURN_S3_ENDPOINT": f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}",

@@ -1,4 +1,4 @@
-"""PURE. Compares two runs that should have come to the same end."""
+"""PURE. Compares two runs that should have ended with the same result."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,18 +17,18 @@ class Run:
 
     job: Job
     checkpoint: Checkpoint
-    """Its last."""
+    """The last one."""
     history: Sequence[EpochMetrics]
 
     @property
     def pauses(self) -> Sequence[Pause]:
-        """Those that came to rest and went on."""
+        """Pauses that reached PAUSED and were resumed."""
         every = [*self.job.past_pauses, *([self.job.pause] if self.job.HasField("pause") else [])]
         return [pause for pause in every if pause.HasField("pause_time") and pause.HasField("resume_time")]
 
     @property
     def workers(self) -> set[str]:
-        """Those that trained it."""
+        """Names of the workers that trained it."""
         return {name for pause in self.pauses for name in (pause.from_worker, pause.to_worker) if name}
 
 
@@ -46,8 +46,8 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """Whether the interrupted run came to what the uninterrupted one came to."""
+class Comparison:
+    """Whether the interrupted run ended with the result of the uninterrupted one."""
 
     rows: Sequence[Row]
     epochs: int
@@ -68,9 +68,9 @@ class Verdict:
         return f"DIFFERENT: {what}; not equal to the uninterrupted run: {differing}"
 
 
-def compare(reference: Run, interrupted: Run) -> Verdict:
-    """Compares state, epochs, every digest of the last checkpoints, and all that was measured in every epoch."""
-    return Verdict(
+def compare(reference: Run, interrupted: Run) -> Comparison:
+    """Compares state, epochs, every digest of the last checkpoints, and the metrics of every epoch."""
+    return Comparison(
         rows=[*rows(reference, interrupted)],
         epochs=interrupted.job.progress.epoch,
         pauses=len(interrupted.pauses),
@@ -84,7 +84,7 @@ def rows(reference: Run, interrupted: Run) -> Iterator[Row]:
     yield pair("epochs", *(str(run.job.progress.epoch) for run in (reference, interrupted)))
     yield pair("steps", *(str(run.job.progress.step) for run in (reference, interrupted)))
     digests = [run.checkpoint.component_digests for run in (reference, interrupted)]
-    # Weights are there even if nobody digested them: their absence is no equality.
+    # Two missing digests of the weights are not equal weights.
     for name in (WEIGHTS, *sorted({*digests[0], *digests[1]} - {WEIGHTS})):
         yield pair(name, *(of.get(name, ABSENT) for of in digests))
     histories = [{measured.epoch: figures(measured) for measured in run.history} for run in (reference, interrupted)]
@@ -98,7 +98,7 @@ def pair(name: str, expected: str, found: str) -> Row:
 
 
 def figures(measured: EpochMetrics) -> str:
-    """Returns all that must be the same of an epoch, to the last bit; times and attempts are not among it."""
+    """Returns what must be equal to the last bit in an epoch; times and attempts may differ."""
     values: Mapping[str, float] = measured.values
     told = " ".join(f"{name}={values[name].hex()}" for name in sorted(values))
     return f"step={measured.step} best={measured.best} {told}"

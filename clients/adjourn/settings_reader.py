@@ -1,4 +1,4 @@
-"""Settings from environment variables: all that is wrong with them is said at once."""
+"""Reads settings from environment variables, and reports all that is wrong with them at once."""
 
 from collections.abc import Callable, Mapping
 from typing import TypeVar, cast
@@ -7,15 +7,15 @@ T = TypeVar("T")
 
 
 class InvalidSettings(ValueError):
-    """Variables are missing or cannot be understood; `problems` says why, by name."""
+    """Variables are missing or cannot be parsed; `problems` says why, by name."""
 
     def __init__(self, problems: Mapping[str, str]) -> None:
         super().__init__("; ".join(f"{name}: {why}" for name, why in problems.items()))
         self.problems = dict(problems)
 
 
-class Reader:
-    """Takes variables one by one and remembers what was wrong; `check` raises it all.
+class SettingsReader:
+    """Takes variables one by one and collects the problems; `check` raises them.
 
     Values are never quoted in problems: some are secret.
     """
@@ -27,8 +27,8 @@ class Reader:
     def take(self, name: str, parse: Callable[[str], T], default: T | None = None) -> T:
         """Returns the value of a variable, which is required unless there is a default.
 
-        `parse` raises ValueError with a sentence on what is expected. After a problem the result means nothing; no
-        one sees it, because `check` raises.
+        `parse` raises ValueError with a sentence on what is expected. After a problem the result is meaningless, and
+        `check` raises.
         """
         text = self._environment.get(name, "").strip()
         if not text:
@@ -42,7 +42,7 @@ class Reader:
             return cast(T, default)
 
     def nested(self, read: Callable[[Mapping[str, str]], T]) -> T:
-        """Returns settings of another part; its problems join ours."""
+        """Returns the settings of another part and adds its problems to these."""
         try:
             return read(self._environment)
         except InvalidSettings as error:

@@ -11,7 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console, RenderableType
 
-from adjourn.cli import formatting, phrases, resources, tables, views
+from adjourn.cli import formatting, job_view, phrases, tables, usage_table
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Hold, Job, Pause, PauseMode
 from adjourn.v1.usage_pb2 import EpochMetrics, GpuSample, ResourceSample
@@ -88,7 +88,7 @@ def paused() -> Job:
 
 
 def test_a_paused_run_tells_everything() -> None:
-    shown = text(views.paused_run(paused(), now=NOW))
+    shown = text(job_view.paused_run(paused(), now=NOW))
     for fact in (
         "PAUSED", "rests after epoch 5, on no worker; `adjourn resume digits` goes on with epoch 6",
         "digits:main", "small-cnn", "s3://data/digits", "lr=0.001", "42", "team=vision",
@@ -103,7 +103,7 @@ def test_a_paused_run_tells_everything() -> None:
 
 
 def test_an_empty_job_is_shown_without_a_fault() -> None:
-    shown = text(views.paused_run(Job(name="jobs/x"), now=NOW))
+    shown = text(job_view.paused_run(Job(name="jobs/x"), now=NOW))
     assert "a state that this version does not know" in shown
     assert "1970" not in shown
 
@@ -111,7 +111,7 @@ def test_an_empty_job_is_shown_without_a_fault() -> None:
 def test_a_failed_job_tells_why() -> None:
     job = Job(name="jobs/x", state=Job.FAILED, attempt=4, restart_count=3)
     job.failure.reason, job.failure.message, job.failure.attempt = "TRAINING_RAISED", "ValueError: bad\n  line", 4
-    shown = text(views.paused_run(job, now=NOW))
+    shown = text(job_view.paused_run(job, now=NOW))
     for fact in ("gave up (TRAINING_RAISED)", "ValueError: bad", "4, of which 3 after a failure", "no checkpoint"):
         assert fact in shown
 
@@ -119,7 +119,7 @@ def test_a_failed_job_tells_why() -> None:
 def test_what_users_wrote_cannot_steer_the_terminal() -> None:
     job = paused()
     job.pause.reason = "[red]x[/]\x1b[2J\x07"
-    shown = text(views.paused_run(job, now=NOW))
+    shown = text(job_view.paused_run(job, now=NOW))
     assert "[red]x[/]\N{REPLACEMENT CHARACTER}[2J" in shown
     assert "\x1b" not in shown
 
@@ -127,36 +127,36 @@ def test_what_users_wrote_cannot_steer_the_terminal() -> None:
 @pytest.mark.parametrize(("share", "code"), [(90.5, "31"), (90, "33"), (70.5, "33"), (70, "32"), (10, "32")])
 def test_shares_are_coloured_by_threshold(share: float, code: str) -> None:
     sample = ResourceSample(gpus=[GpuSample(utilization_percent=share)])
-    assert f"\x1b[{code}m{share:.0f} %" in text(resources.usage_table(sample), colour=True)
+    assert f"\x1b[{code}m{share:.0f} %" in text(usage_table.usage_table(sample), colour=True)
 
 
 def test_what_a_machine_cannot_tell_is_a_dash() -> None:
-    shown = text(resources.usage_table(ResourceSample(gpus=[GpuSample(index=3)])))
+    shown = text(usage_table.usage_table(ResourceSample(gpus=[GpuSample(index=3)])))
     assert "GPU 3" in shown
     assert "0 %" not in shown
     assert "GPU average" not in shown
-    assert "-" in text(resources.usage_table(ResourceSample(gpus=[GpuSample(), GpuSample(index=1)])))
+    assert "-" in text(usage_table.usage_table(ResourceSample(gpus=[GpuSample(), GpuSample(index=1)])))
 
 
 def test_phases_that_were_not_reached_are_dashes() -> None:
     running = Pause(request_time=at(0), boundary_time=at(2), from_worker="workers/a")
-    row = text(views.phase_table([running], first=7)).splitlines()[-2]
+    row = text(job_view.phase_table([running], first=7)).splitlines()[-2]
     assert row.split() == ["7", "-", "2.0", "s", "-", "-", "-", "-", "-", "a", "-"]
 
 
 def test_phases_fit_a_narrow_terminal() -> None:
-    shown = text(views.phase_table([pause(from_worker="workers/worker-1", to_worker="workers/worker-2")]), width=80)
+    shown = text(job_view.phase_table([pause(from_worker="workers/worker-1", to_worker="workers/worker-2")]), width=80)
     assert "…" not in shown
     for fact in ("boundary", "snapshot", "750 ms", "1 min 00 s", "worker-2", "EXACT"):
         assert fact in shown
 
 
 def test_a_pause_that_never_rested_tells_what_became_of_it() -> None:
-    assert "the run finished first" in text(views.phase_table([Pause(note="the run finished first")]))
+    assert "the run finished first" in text(job_view.phase_table([Pause(note="the run finished first")]))
 
 
 def test_clocks_that_disagree_give_no_negative_phase() -> None:
-    assert views.between(at(10), at(9)) == "0 ms"
+    assert job_view.between(at(10), at(9)) == "0 ms"
 
 
 def sentence(state: Job.State.ValueType, **fields: Any) -> str:

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adjourn.cli import formatting, phrases
-from adjourn.cli.resources import usage_table
+from adjourn.cli.usage_table import usage_table
 from adjourn.v1.job_pb2 import Job, Pause, PauseMode, Progress
 
 COLOURS = {

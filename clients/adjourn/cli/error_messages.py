@@ -47,9 +47,9 @@ class Commands(TyperGroup):
                 raise typer.Exit(INTERRUPTED) from None
             raise
         except errors.AdjournError as error:
-            tell(sentence(error))
+            print_error(sentence(error))
         except BundleInvalid as error:
-            tell(f"cannot make a bundle: {error.reason}")
+            print_error(f"cannot make a bundle: {error.reason}")
         raise typer.Exit(1)
 
 
@@ -63,7 +63,7 @@ def sentence(error: errors.AdjournError) -> str:
     return f"{message}; {advice}" if advice and advice not in message else message
 
 
-def tell(text: str) -> None:
+def print_error(text: str) -> None:
     typer.echo(f"adjourn: {printable(text)}", err=True)
 
 
@@ -73,11 +73,11 @@ def unexpected(error: Exception) -> int:
         sys.excepthook(type(error), error, error.__traceback__)
     else:
         said = " ".join(str(error).split())
-        tell(f"internal error, {type(error).__name__}: {said}; {TRACEBACK_VARIABLE}=1 shows where")
+        print_error(f"internal error, {type(error).__name__}: {said}; {TRACEBACK_VARIABLE}=1 shows where")
     return 1
 
 
-def aside(fault: "sys.UnraisableHookArgs") -> None:
+def ignore_unraisable(fault: "sys.UnraisableHookArgs") -> None:
     """Keeps to itself what Ctrl-C left half built: its destructors fail, and nobody needs to know."""
     if os.environ.get(TRACEBACK_VARIABLE):
         sys.__unraisablehook__(fault)

@@ -1,4 +1,4 @@
-"""What the demonstration does, step by step; every wait has a deadline, and every step is said as it happens."""
+"""The steps of the demonstration. Every wait has a deadline, and every step is printed as it happens."""
 
 import asyncio
 import time
@@ -9,8 +9,8 @@ from typing import Final
 from google.protobuf.struct_pb2 import Struct
 
 from adjourn.client import AsyncClient
-from adjourn.demo.narrator import Narrator
-from adjourn.demo.verdict import Run, Verdict, compare
+from adjourn.demo.comparison import Comparison, Run, compare
+from adjourn.demo.printer import Printer
 from adjourn.errors import DeadlineError, JobFinishedError
 from adjourn.local.stack import Stack
 from adjourn.v1.checkpoint_pb2 import Checkpoint
@@ -22,54 +22,54 @@ PAUSE_IN: Final = (3, 6, 9)
 """Epochs during which a pause is asked for."""
 SEED: Final = 20260
 WAIT_SECONDS: Final = 60.0
-"""Longest time without anything new."""
+"""Longest wait for the next change of a job, in seconds."""
 POLL_SECONDS: Final = 0.05
 
 
 class DemoError(Exception):
-    """Something went otherwise than the demonstration needs it."""
+    """A step of the demonstration did not have the expected result."""
 
 
 @dataclass(slots=True)
-class Story:
+class Scenario:
     """One demonstration on a running stack."""
 
     stack: Stack
     client: AsyncClient
-    narrator: Narrator
+    printer: Printer
     _shown: dict[str, int] = field(default_factory=dict, init=False)
     """Epochs already printed, by job."""
 
-    async def tell(self) -> Verdict:
-        """Raises DemoError, AdjournError, ChildError."""
-        self.narrator.chapter(f"Reference: {EPOCHS} epochs of {ENTRY_POINT}, not interrupted")
+    async def run(self) -> Comparison:
+        """Runs every step and returns the comparison. Raises DemoError, AdjournError, ProgramError."""
+        self.printer.chapter(f"Reference: {EPOCHS} epochs of {ENTRY_POINT}, not interrupted")
         reference = await self._finish(await self._create("reference"))
-        self.narrator.chapter(f"The same with the same seed, paused in epochs {', '.join(map(str, PAUSE_IN))}")
+        self.printer.chapter(f"The same with the same seed, paused in epochs {', '.join(map(str, PAUSE_IN))}")
         name = await self._create("interrupted")
         for number, epoch in enumerate(PAUSE_IN, start=1):
             paused = await self._pause(name, epoch)
             if number == 1:
-                self.narrator.view(paused)
+                self.printer.view(paused)
                 await self._resume_elsewhere(paused)
             else:
                 await self._resume(paused)
         interrupted = await self._finish(name)
-        self.narrator.phases(interrupted.pauses)
-        verdict = compare(reference, interrupted)
-        self.narrator.comparison(verdict)
-        if verdict.pauses != len(PAUSE_IN) or verdict.workers < 2 or verdict.epochs != EPOCHS:
-            raise DemoError(f"this was to be {EPOCHS} epochs, {len(PAUSE_IN)} pauses and 2 workers: {verdict}")
-        return verdict
+        self.printer.phases(interrupted.pauses)
+        comparison = compare(reference, interrupted)
+        self.printer.comparison_table(comparison)
+        if comparison.pauses != len(PAUSE_IN) or comparison.workers < 2 or comparison.epochs != EPOCHS:
+            raise DemoError(f"this was to be {EPOCHS} epochs, {len(PAUSE_IN)} pauses and 2 workers: {comparison}")
+        return comparison
 
     async def _create(self, job_id: str) -> str:
         spec = JobSpec(entry_point=ENTRY_POINT, total_epochs=EPOCHS, seed=SEED, args=Struct())
         job = await self.client.create_job(spec, job_id=job_id)
-        self.narrator.step(f"{job.name} created: {Job.State.Name(job.state)}")
+        self.printer.step(f"{job.name} created: {Job.State.Name(job.state)}")
         return job.name
 
     async def _finish(self, name: str) -> Run:
         job = await self._follow(name, "its end", lambda job: job.state == Job.SUCCEEDED)
-        self.narrator.step(f"{name} SUCCEEDED")
+        self.printer.step(f"{name} SUCCEEDED")
         history = [measured async for measured in self.client.list_epoch_metrics(name)]
         return Run(job=job, checkpoint=await self._checkpoint(job), history=history)
 
@@ -82,60 +82,60 @@ class Story:
         return checkpoint
 
     async def _pause(self, name: str, epoch: int) -> Job:
-        """Asks for a pause while `epoch` runs and returns the paused job."""
+        """Asks for a pause while `epoch` runs, and returns the paused job."""
         await self._follow(
             name, f"epoch {epoch}", lambda job: job.state == Job.RUNNING and job.progress.epoch >= epoch - 1
         )
         job = await self.client.pause_job(name, reason=f"demonstration, in epoch {epoch}")
-        self.narrator.situation("pause asked for", job)
+        self.printer.situation("pause asked for", job)
         job = await self._follow(name, "the pause", lambda job: job.state == Job.PAUSED)
-        self.narrator.situation("paused", job)
-        self.narrator.step(f"it rests on {job.pause.checkpoint}")
+        self.printer.situation("paused", job)
+        self.printer.step(f"it rests on {job.pause.checkpoint}")
         return job
 
     async def _resume(self, paused: Job) -> Job:
         asked = await self.client.resume_job(paused.name)
-        self.narrator.situation("resume asked for", asked)
+        self.printer.situation("resume asked for", asked)
         job = await self._follow(
             paused.name, "the resume", lambda job: job.state == Job.RUNNING and job.pause.HasField("resume_time")
         )
-        self.narrator.situation(f"resumed from epoch {paused.progress.epoch}", job)
+        self.printer.situation(f"resumed from epoch {paused.progress.epoch}", job)
         return job
 
     async def _resume_elsewhere(self, paused: Job) -> None:
-        """Resumes after the worker that held the job was killed, and brings that worker back afterwards."""
+        """Kills the worker that held the job, resumes the job on another, then starts the killed worker again."""
         worker = paused.pause.from_worker.removeprefix("workers/")
         if worker not in self.stack.workers:
             raise DemoError(f"the pause does not say which worker held the job: {paused.pause.from_worker!r}")
         killed = await self.stack.kill(worker)
-        self.narrator.step(f"{worker} killed with SIGKILL, {len(killed)} processes: {', '.join(map(str, killed))}")
+        self.printer.step(f"{worker} killed with SIGKILL, {len(killed)} processes: {', '.join(map(str, killed))}")
         job = await self._resume(paused)
         if job.worker == paused.pause.from_worker:
             raise DemoError(f"{job.name} was resumed on {job.worker}, which is dead")
         self.stack.revive(worker)
-        self.narrator.step(f"{worker} may come back")
+        self.printer.step(f"{worker} may come back")
 
     async def _follow(self, name: str, what: str, done: Callable[[Job], bool]) -> Job:
-        """Prints the job's epochs as they end, and returns it when it is `done`; `what` says what that is."""
+        """Prints epochs as they end; returns the job when `done` accepts it. `what` names the goal in errors."""
         while True:
-            job = await self._news(name, what, done)
+            job = await self._changed_job(name, what, done)
             await self._show(job)
             if done(job):
                 return job
 
     async def _show(self, job: Job) -> None:
-        """Prints what the epochs came to that have ended since; progress may be told a moment before them."""
+        """Prints the metrics of epochs that ended since the last call; they may arrive a moment after the progress."""
         deadline = time.monotonic() + WAIT_SECONDS
         while (shown := self._shown.get(job.name, 0)) < job.progress.epoch:
             async for measured in self.client.list_epoch_metrics(job.name):
                 if shown < measured.epoch:
-                    self.narrator.epoch(job, measured)
+                    self.printer.epoch(job, measured)
                     self._shown[job.name] = measured.epoch
             if time.monotonic() > deadline:
                 raise DemoError(f"{job.name} has no metrics of epoch {job.progress.epoch}")
             await asyncio.sleep(POLL_SECONDS)
 
-    async def _news(self, name: str, what: str, done: Callable[[Job], bool]) -> Job:
+    async def _changed_job(self, name: str, what: str, done: Callable[[Job], bool]) -> Job:
         shown = self._shown.get(name, 0)
         try:
             return await self.client.wait_job(

@@ -1,4 +1,4 @@
-"""One process of the stack: started in a session of its own, its output in a file, ended with a grace."""
+"""One process of the stack. It has a session and a log file of its own, and is ended by SIGTERM, then SIGKILL."""
 
 import asyncio
 import contextlib
@@ -17,14 +17,14 @@ TAIL_BYTES: Final = 16 << 10
 
 
 class MissingServerError(Exception):
-    """A server that the stack is to run is not installed."""
+    """A server that the stack runs is not installed."""
 
     def __init__(self, program: str, option: str) -> None:
         super().__init__(f"{program} is not installed: pip install 'adjourn[local]', or name a server with {option}")
 
 
-class ChildError(Exception):
-    """A process of the stack ended, or did not get ready; the text has the end of its log."""
+class ProgramError(Exception):
+    """A process of the stack ended, or did not become ready. The text has the end of its log."""
 
     def __init__(self, name: str, what: str, log: Path, *, after: int = 0) -> None:
         lines = tail(log, after=after)
@@ -34,7 +34,7 @@ class ChildError(Exception):
 
 
 def tail(log: Path, lines: int = TAIL_LINES, *, after: int = 0) -> list[str]:
-    """Returns the last lines after a position in bytes of a log that may not exist."""
+    """Returns the last lines of a log, from byte `after` on; none if there is no such file."""
     with contextlib.suppress(FileNotFoundError), log.open("rb") as file:
         file.seek(max(after, file.seek(0, os.SEEK_END) - TAIL_BYTES))
         return file.read().decode(errors="replace").splitlines()[-lines:]
@@ -43,35 +43,35 @@ def tail(log: Path, lines: int = TAIL_LINES, *, after: int = 0) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """What to run, and how to tell that it is ready."""
+    """What to run, and how to find out whether it is ready."""
 
     name: str
     argv: Sequence[str]
     environment: Mapping[str, str]
-    """Added to ours."""
+    """Added to our own, without our ADJOURN_ variables."""
     directory: Path
     """Working directory."""
     log: Path
     ready: Callable[[], Awaitable[bool]]
-    """Asks once."""
+    """Asks once whether it is ready."""
     patience: float
     """Longest time until it is ready, in seconds."""
     grace: float
     """From SIGTERM to SIGKILL, in seconds."""
     sockets: Sequence[Path] = ()
-    """Files that it leaves behind."""
+    """Socket files to remove when it has ended."""
 
 
 @dataclass(slots=True)
-class Child:
-    """A program and its process, if it runs."""
+class ManagedProcess:
+    """A program, with its process while it runs."""
 
     program: Program
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     started: float = field(default=0.0, init=False)
     """time.monotonic() of the last start."""
     log_start: int = field(default=0, init=False)
-    """Where the log was at the last start, in bytes."""
+    """Size of the log at the last start, in bytes."""
 
     @property
     def pid(self) -> int | None:
@@ -83,7 +83,7 @@ class Child:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("ADJOURN_")}
         with program.log.open("ab") as log:
             self.log_start = log.tell()
-            # Popen and not asyncio's: a transport that is closed or collected would kill the child.
+            # Popen, because asyncio kills the child when its transport is closed or collected.
             self.process = subprocess.Popen(
                 program.argv,
                 stdin=subprocess.DEVNULL,
@@ -91,35 +91,35 @@ class Child:
                 stderr=subprocess.STDOUT,
                 cwd=program.directory,
                 env={**inherited, **program.environment},
-                start_new_session=True,  # Ctrl-C in the terminal is for us, who end it in order
+                start_new_session=True,  # Ctrl-C in the terminal reaches us only; we end it in order
             )
         self.started = time.monotonic()
 
     async def until_ready(self) -> None:
-        """Raises ChildError if it ends, or is not ready in time."""
+        """Waits until it is ready; raises ProgramError if it ends, or takes longer than its patience."""
         while not await self.program.ready():
             if self.pid is None:
                 raise self.failed(self.ending())
             if time.monotonic() - self.started > self.program.patience:
                 raise self.failed(f"is not ready after {self.program.patience:.0f} s")
             await asyncio.sleep(POLL_SECONDS)
-        if self.pid is None:  # what answered was someone else, on a port that it could not get
+        if self.pid is None:  # another process has its port, and answered
             raise self.failed(self.ending())
 
     def ending(self) -> str:
-        """Returns how it ended, for people."""
+        """Returns how it ended, as text."""
         code = self.process.poll() if self.process else None
         return f"was ended by {signal.Signals(-code).name}" if code and code < 0 else f"ended with status {code}"
 
-    def failed(self, how: str) -> ChildError:
-        return ChildError(self.program.name, how, self.program.log, after=self.log_start)
+    def failed(self, how: str) -> ProgramError:
+        return ProgramError(self.program.name, how, self.program.log, after=self.log_start)
 
-    def last_words(self) -> str:
-        """Returns the last line that it wrote since it was started."""
+    def last_line(self) -> str:
+        """Returns the last line written since the last start."""
         return "".join(tail(self.program.log, 1, after=self.log_start))
 
     async def stop(self, hurry: asyncio.Event | None = None) -> None:
-        """SIGTERM, and after the grace (or at once when `hurry` is set) SIGKILL; returns when the process is gone."""
+        """Sends SIGTERM; after the grace, or as soon as `hurry` is set, SIGKILL. Returns when the process is gone."""
         if self.process and self.process.poll() is None:
             self.process.terminate()
             deadline = time.monotonic() + self.program.grace

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from adjourn.cli import arguments, output, tables, views
-from adjourn.cli.session import connect
+from adjourn.cli import arguments, job_view, output, tables
+from adjourn.cli.connection import connect
 from adjourn.cli.verbs import JobName
 
 Json = Annotated[bool, typer.Option("--json", help="As JSON, one object on a line.")]
@@ -45,7 +45,7 @@ def get(ctx: typer.Context, job: JobName, *, json: Json = False) -> None:
     if json:
         output.emit(found)
     else:
-        output.show(views.paused_run(found))
+        output.show(job_view.paused_run(found))
 
 
 def metrics(ctx: typer.Context, job: JobName, *, json: Json = False) -> None:

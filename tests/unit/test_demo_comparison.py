@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from adjourn.demo.verdict import Run, compare
+from adjourn.demo.comparison import Run, compare
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job, Pause, Progress
 from adjourn.v1.usage_pb2 import EpochMetrics

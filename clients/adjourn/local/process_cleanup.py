@@ -1,4 +1,4 @@
-"""Finds and ends the processes of a stack, whoever started them: all carry its data directory in ADJOURN_STACK."""
+"""Finds and ends the processes of a stack. All have its data directory in the variable ADJOURN_STACK."""
 
 import asyncio
 import os
@@ -11,13 +11,13 @@ from typing import Final
 
 import psutil
 
-from adjourn.local.child import POLL_SECONDS
+from adjourn.local.managed_process import POLL_SECONDS
 
 MARKER: Final = "ADJOURN_STACK"
 
 
 class Role(IntEnum):
-    """What a process is to the stack, in the order in which they are ended."""
+    """Kind of a process of the stack; processes are ended in this order."""
 
     AGENT = 0
     TRAINING = 1
@@ -27,11 +27,11 @@ class Role(IntEnum):
 
 
 GRACE: Final = {Role.AGENT: 4.0, Role.TRAINING: 2.0, Role.CONTROL_PLANE: 3.0, Role.S3: 1.0, Role.VALKEY: 3.0}
-"""From SIGTERM to SIGKILL, in seconds. Valkey's is for its file to be whole."""
+"""From SIGTERM to SIGKILL, in seconds. Valkey needs its time to complete its file."""
 
 
 def role(argv: Sequence[str]) -> Role:
-    """Returns the role of a process by its command line; TRAINING includes launchers and what user code started."""
+    """Returns the role that a command line shows; TRAINING includes launchers and processes of user code."""
     if argv and Path(argv[0]).name == "weed":
         return Role.S3
     if argv and Path(argv[0]).name.startswith("valkey-server"):
@@ -42,7 +42,7 @@ def role(argv: Sequence[str]) -> Role:
 
 
 def find(stack: Path) -> Iterator[tuple[Role, psutil.Process]]:
-    """Yields the live processes of the stack; never ourselves, nor an ancestor."""
+    """Yields the live processes of the stack, without this process and its ancestors."""
     ours = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     for process in psutil.process_iter():
         try:
@@ -60,7 +60,7 @@ async def end(stack: Path, *, hurry: asyncio.Event | None = None) -> int:
     for kind in Role:
         deadline = time.monotonic() + GRACE[kind]
         told: set[int] = set()
-        # Looked for again each time: a launcher may have forked meanwhile.
+        # Search again each time: a launcher may have forked meanwhile.
         while processes := [process for found, process in find(stack) if found is kind]:
             late = time.monotonic() > deadline or (hurry is not None and hurry.is_set())
             for process in processes:
@@ -89,7 +89,7 @@ async def kill(stack: Path, worker: str, directory: Path) -> list[int]:
 
 
 def belongs(process: psutil.Process, worker: str, directory: Path) -> bool:
-    """Whether it is the worker's agent, or its launcher, or was forked by that one (and has its command line)."""
+    """Returns whether it is the agent or launcher of the worker, or was forked by the launcher."""
     try:
         return process.environ().get("ADJOURN_WORKER") == worker or str(directory) in process.cmdline()
     except (psutil.NoSuchProcess, psutil.AccessDenied):

@@ -1,4 +1,4 @@
-"""Signals as cancellation, so that what was started is ended by the same `async with` in every case."""
+"""Turns signals into cancellation, so that `async with` ends what it started in every case."""
 
 import asyncio
 import signal
@@ -11,7 +11,7 @@ SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run(work: Coroutine[None, None, T]) -> T | None:
-    """Runs `work`, which each SIGINT, SIGTERM or SIGHUP cancels once more; returns None if that ended it."""
+    """Runs `work`. Each SIGINT, SIGTERM or SIGHUP cancels it; returns None if that ended it."""
     return asyncio.run(_interruptible(work))
 
 

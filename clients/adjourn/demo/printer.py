@@ -1,4 +1,4 @@
-"""What the demonstration prints."""
+"""Prints the demonstration as it runs."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -10,16 +10,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from adjourn.cli import formatting, phrases, views
-from adjourn.demo.verdict import Verdict
-from adjourn.local.child import tail
+from adjourn.cli import formatting, job_view, phrases
+from adjourn.demo.comparison import Comparison
+from adjourn.local.managed_process import tail
 from adjourn.v1.job_pb2 import Job, Pause
 from adjourn.v1.usage_pb2 import EpochMetrics
 
 
 @dataclass(slots=True)
-class Narrator:
-    """Says what happens and how long after the start."""
+class Printer:
+    """Prints each step with the seconds since the start."""
 
     console: Console
     _begun: float = field(default_factory=time.monotonic, init=False)
@@ -41,21 +41,21 @@ class Narrator:
         self.step(f"{what}: {formatting.short(job.name)} is {state}, {phrases.situation(job, datetime.now(UTC))}")
 
     def view(self, job: Job) -> None:
-        self.console.print(views.paused_run(job))
+        self.console.print(job_view.paused_run(job))
         self.console.print()
 
     def phases(self, pauses: Sequence[Pause]) -> None:
         self.chapter("What each pause took")
-        self.console.print(views.phase_table(pauses))
+        self.console.print(job_view.phase_table(pauses))
 
-    def comparison(self, verdict: Verdict) -> None:
-        """Prints a row for each thing compared, but only one for all the epochs whose metrics are equal."""
+    def comparison_table(self, comparison: Comparison) -> None:
+        """Prints one row for each thing compared; all epochs with equal metrics share a row."""
         self.chapter("Compared with the uninterrupted run")
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for column in ("", "uninterrupted", "paused", ""):
             table.add_column(column, overflow="fold")
-        measured = [row for row in verdict.rows if row.name.startswith("metrics")]
-        for row in verdict.rows:
+        measured = [row for row in comparison.rows if row.name.startswith("metrics")]
+        for row in comparison.rows:
             if row not in measured or not row.equal:
                 colour, sign = ("green", "=") if row.equal else ("bold red", "differs")
                 table.add_row(row.name, shortened(row.expected), shortened(row.found), Text(sign, style=colour))
@@ -63,11 +63,11 @@ class Narrator:
             table.add_row("metric history", f"{equal} epochs", f"{equal} epochs", Text("=", style="green"))
         self.console.print(table)
 
-    def verdict(self, verdict: Verdict) -> None:
-        self.console.print(str(verdict), style="bold green" if verdict.exact else "bold red", soft_wrap=True)
+    def verdict(self, comparison: Comparison) -> None:
+        self.console.print(str(comparison), style="bold green" if comparison.exact else "bold red", soft_wrap=True)
 
     def failure(self, error: Exception, logs: Iterable[Path]) -> None:
-        """Says what went wrong, and the last words of everyone concerned."""
+        """Prints the error and the last lines of each log."""
         self.console.print(f"\n{error}", style="bold red", soft_wrap=True)
         for log in logs:
             self.console.print(f"\n{log}", style="bold", soft_wrap=True)

@@ -9,7 +9,7 @@ import typer
 from rich.live import Live
 
 from adjourn.cli import arguments, formatting, output, phrases
-from adjourn.cli.session import connect
+from adjourn.cli.connection import connect
 from adjourn.cli.tables import job_table
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import WatchJobsResponse
