@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch._dynamo  # noqa: F401  (two seconds that any optimizer's constructor takes; here they precede the fork)
 from google.protobuf.struct_pb2 import ListValue, Struct
 
+from adjourn.environments import differences
 from adjourn.internal.v1.trainer_pb2 import TrainingEvent, TrainingStart
 from adjourn.shared_files import Control, ProgressPage
 from adjourn.training.errors import EntryPointNotFound, EntryPointNotImportable, EnvironmentDiffers, TrainingError
@@ -20,7 +21,7 @@ from adjourn.training.events import EventLog
 from adjourn.training.run import Run
 from adjourn.training.session import Session, StopTraining
 from adjourn.training.snapshot.reader import SnapshotReader
-from adjourn.training.state.environment import differences, fingerprint, prepare
+from adjourn.training.state.environment import fingerprint, prepare
 from adjourn.training.state.generators import seed_generators
 from adjourn.v1.job_pb2 import Failure
 
@@ -71,7 +72,7 @@ def prepared(start: TrainingStart, events: EventLog, control: Control, progress_
     if restored:
         # The bits of a sum depend on the number of threads: a resumed run keeps the one that it began with.
         prepare(start.device_uuids, int(restored.environment.get("threads", 0)))
-        different = differences(restored.environment, fingerprint(device))
+        different = differences(restored.environment, fingerprint(device, imported=lambda _: True))
         if different and not start.allow_inexact:
             raise EnvironmentDiffers(different)
     seed_generators(start.spec.seed)

@@ -1,4 +1,4 @@
-"""What the bits of a training depend on beside its state: set up, recorded, compared.
+"""What the bits of a training depend on beside its state: set up and recorded; `adjourn.environments` compares it.
 
 PyTorch promises equal results for equal software on equal devices only
 (https://pytorch.org/docs/stable/notes/randomness.html); sums on a CPU differ even between one thread and two.
@@ -7,11 +7,36 @@ PyTorch promises equal results for equal software on equal devices only
 import functools
 import os
 import platform
-from collections.abc import Mapping, Sequence
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
+
+from adjourn.environments import LIBRARY
+
+CPU_VARIABLES: Final = ("OMP_", "KMP_", "GOMP_", "MKL_", "DNNL_", "ONEDNN_", "OPENBLAS_")
+"""Prefixes of the variables that math libraries read on a CPU."""
+GPU_VARIABLES: Final = ("CUBLAS_", "CUDNN_", "NCCL_", "NVIDIA_TF32_OVERRIDE")
+"""Prefixes of the variables that math libraries read on a GPU."""
+WORKSPACE: Final = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+"""Without it, cuBLAS may choose among workspaces."""
+LIBRARIES: Final[Mapping[str, str]] = {
+    **{name: name for name in ("accelerate", "albumentations", "datasets", "diffusers", "imgaug", "jax", "kornia")},
+    **{name: name for name in ("librosa", "lightning", "numba", "pandas", "peft", "scipy", "timm", "tokenizers")},
+    **{name: name for name in ("torchaudio", "torchmetrics", "torchvision", "transformers", "triton", "xformers")},
+    "PIL": "pillow",
+    "cv2": "opencv-python",
+    "flash_attn": "flash-attn",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "torch_geometric": "torch-geometric",
+}
+"""Libraries that compute what a training sees, by the name they are imported by."""
 
 
 def prepare(device_uuids: Sequence[str], threads: int) -> torch.device:
@@ -19,8 +44,10 @@ def prepare(device_uuids: Sequence[str], threads: int) -> torch.device:
 
     `threads` for one operation; 0: as many as torch thinks fit.
     """
+    software_environment()  # remembered before user code can change the variables that libraries have read
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(device_uuids)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS may choose among workspaces
+    for name, value in WORKSPACE.items():
+        os.environ.setdefault(name, value)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
@@ -29,8 +56,16 @@ def prepare(device_uuids: Sequence[str], threads: int) -> torch.device:
     return torch.device("cuda", 0) if device_uuids else torch.device("cpu")
 
 
-def fingerprint(device: torch.device) -> dict[str, str]:
-    """Returns what must be equal for two runs to come to the same bits."""
+def software_environment() -> dict[str, str]:
+    """Returns what the bits of any training on this machine depend on, as `Worker.environment`; starts no CUDA.
+
+    Every library of `LIBRARIES` that is installed is in it. The variables are those of the first call.
+    """
+    return dict(found_software())
+
+
+@functools.cache
+def found_software() -> Mapping[str, str]:
     found = {
         "python": ".".join(platform.python_version_tuple()[:2]),
         "hash_seed": os.environ.get("PYTHONHASHSEED", "random"),  # the order of sets of strings
@@ -39,23 +74,62 @@ def fingerprint(device: torch.device) -> dict[str, str]:
         "machine": platform.machine(),
         "cpu": cpu_model(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": str(torch.get_num_threads()),
-        "device": device.type,
+        "cpu_variables": variables(os.environ, CPU_VARIABLES),
+        "gpu_variables": variables({**WORKSPACE, **os.environ}, GPU_VARIABLES),
     }
-    if device.type == "cuda":
-        found["gpus"] = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
-        found["cuda"] = str(torch.version.cuda)
-        found["cudnn"] = str(torch.backends.cudnn.version())
+    if torch.version.cuda:
+        found["cuda"] = torch.version.cuda
+    if driver := driver_version():
+        found["driver"] = driver
+    for distribution in sorted(set(LIBRARIES.values())):
+        if version := version_of(distribution):
+            found[f"{LIBRARY}{distribution}"] = version
     return found
 
 
-def differences(there: Mapping[str, str], here: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Returns (there, here) of everything that is not equal."""
-    return {
-        name: (there.get(name, "unknown"), here.get(name, "unknown"))
-        for name in sorted(there.keys() | here.keys())
-        if there.get(name) != here.get(name)
-    }
+def fingerprint(device: torch.device, imported: Callable[[str], bool] = sys.modules.__contains__) -> dict[str, str]:
+    """Returns what must be equal for two runs on `device` to come to the same bits.
+
+    Of the libraries, those that `imported` holds for.
+    """
+    software = software_environment()
+    used = {f"{LIBRARY}{distribution}" for module, distribution in LIBRARIES.items() if imported(module)}
+    found = {name: value for name, value in software.items() if not name.startswith(LIBRARY) or name in used}
+    found |= {"threads": str(torch.get_num_threads()), "device": device.type}
+    if device.type == "cuda":
+        gpus = range(torch.cuda.device_count())
+        found["gpus"] = ", ".join(torch.cuda.get_device_name(index) for index in gpus)
+        found["compute_capability"] = ", ".join(
+            "{}.{}".format(*torch.cuda.get_device_capability(index)) for index in gpus
+        )
+        found["cudnn"] = str(torch.backends.cudnn.version())
+    else:
+        for name in ("cuda", "driver", "gpu_variables"):
+            found.pop(name, None)
+    return found
+
+
+def variables(environment: Mapping[str, str], prefixes: tuple[str, ...]) -> str:
+    """Returns the variables whose names begin with one of `prefixes`, as `A=1 B=2`, in the order of their names."""
+    return " ".join(f"{name}={value}" for name, value in sorted(environment.items()) if name.startswith(prefixes))
+
+
+def version_of(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def driver_version(
+    module: Path = Path("/sys/module/nvidia/version"), driver: Path = Path("/proc/driver/nvidia/version")
+) -> str | None:
+    """Returns the version of NVIDIA's kernel driver; None: there is none."""
+    if module.exists():
+        return module.read_text().strip()
+    if driver.exists() and (found := re.search(r"Module.*?\s(\d+\.[\d.]+)\s", driver.read_text())):
+        return found[1]
+    return None
 
 
 @functools.cache
