@@ -12,7 +12,9 @@ from adjourn.logs import configure
 from adjourn.objects import S3Objects
 from adjourn.settings_reader import InvalidSettings
 from adjourn_control_plane.aio import end
-from adjourn_control_plane.fleet.upkeep import Upkeep
+from adjourn_control_plane.fleet.collector import Collector
+from adjourn_control_plane.fleet.lease_monitor import LeaseMonitor
+from adjourn_control_plane.fleet.scheduler import Scheduler
 from adjourn_control_plane.job.updater import JobUpdater
 from adjourn_control_plane.server import AddressTaken, Server
 from adjourn_control_plane.settings import Settings
@@ -34,9 +36,14 @@ async def serve(settings: Settings) -> None:
         await objects.ensure_bucket()
         updater = JobUpdater(store)
         notifier = Notifier(store)
-        upkeep = Upkeep(store, updater, objects, notifier, settings)
+        controllers = (
+            notifier.run(),
+            Scheduler(store, updater, notifier, settings).run(),
+            LeaseMonitor(store, updater, settings).run(),
+            Collector(store, objects).run(),
+        )
         async with asyncio.TaskGroup() as group:
-            loops = [group.create_task(notifier.run()), group.create_task(upkeep.run())]
+            loops = [group.create_task(controller) for controller in controllers]
             try:
                 async with Server(settings, store, objects, updater, notifier) as server:
                     log.info("serving", listen=settings.listen, port=server.port, namespace=settings.namespace)

@@ -34,7 +34,9 @@ from adjourn.v1.job_service_pb2_grpc import JobServiceStub
 from adjourn.v1.worker_pb2 import Device, Worker
 from adjourn.v1.worker_service_pb2_grpc import WorkerServiceStub
 from adjourn_control_plane.aio import end
-from adjourn_control_plane.fleet.upkeep import Upkeep
+from adjourn_control_plane.fleet.collector import Collector
+from adjourn_control_plane.fleet.lease_monitor import LeaseMonitor
+from adjourn_control_plane.fleet.scheduler import Scheduler
 from adjourn_control_plane.job.updater import JobUpdater
 from adjourn_control_plane.server import Server
 from adjourn_control_plane.settings import Settings
@@ -114,15 +116,19 @@ class Replica:
 
 @asynccontextmanager
 async def replica(
-    store: JobStore, *, objects: ObjectStore | None = None, lease: float = 30.0, upkeep: bool = True
+    store: JobStore, *, objects: ObjectStore | None = None, lease: float = 30.0, controllers: bool = True
 ) -> AsyncIterator[Replica]:
     """Serves as `adjourn_control_plane.__main__` does, on a store that is given; drains in the end."""
     settings = replace(SETTINGS, lease_duration=timedelta(seconds=lease))
     kept = objects or MemoryObjects()
     updater, notifier = JobUpdater(store), Notifier(store)
     loops = [asyncio.create_task(notifier.run())]
-    if upkeep:
-        loops.append(asyncio.create_task(Upkeep(store, updater, kept, notifier, settings).run()))
+    if controllers:
+        loops += [
+            asyncio.create_task(Scheduler(store, updater, notifier, settings).run()),
+            asyncio.create_task(LeaseMonitor(store, updater, settings).run()),
+            asyncio.create_task(Collector(store, kept).run()),
+        ]
     try:
         server = Server(settings, store, kept, updater, notifier)
         address = f"{HOST}:{server.port}"

@@ -1,8 +1,8 @@
 """What callers, workers and the network may do to a control plane, in any order; and what it promises meanwhile.
 
-The control plane's own ledger, upkeep and agent streams run on the store in memory. Workers are modelled: they hold
-attempts, train, journal reports and say all of it again until it is acknowledged; they fall silent, lose their stream,
-come back with a new one or with nothing at all, and their old messages arrive late.
+The control plane's own updater, controllers and agent sessions run on the store in memory. Workers are modelled: they
+hold attempts, train, journal reports and say all of it again until it is acknowledged; they fall silent, lose their
+stream, come back with a new one or with nothing at all, and their old messages arrive late.
 """
 
 import asyncio
@@ -19,8 +19,9 @@ from adjourn import errors, reasons
 from adjourn.objects import S3Settings
 from adjourn.v1 import job_service_pb2 as pb
 from adjourn.v1.job_pb2 import EPOCH, Failure, Job, JobSpec
-from adjourn_control_plane.api.agents import AgentService, Stream
-from adjourn_control_plane.fleet.upkeep import Upkeep
+from adjourn_control_plane.fleet.lease_monitor import LeaseMonitor
+from adjourn_control_plane.fleet.scheduler import Scheduler
+from adjourn_control_plane.fleet.session import AgentSession
 from adjourn_control_plane.job import machine
 from adjourn_control_plane.job.events import CancelRequested, PauseRequested, Requested, ResumeRequested
 from adjourn_control_plane.job.machine import ENDED
@@ -28,7 +29,6 @@ from adjourn_control_plane.job.updater import Call, JobUpdater
 from adjourn_control_plane.settings import Settings
 from adjourn_control_plane.store.interface import Change, JobName, WorkerName
 from adjourn_control_plane.store.notifier import Notifier
-from tests.harness.memory_objects import MemoryObjects
 from tests.harness.worker_model import SLOTS, Attempt, Machine, Status, Witness
 
 T = TypeVar("T")
@@ -57,8 +57,8 @@ class ControlPlane(RuleBasedStateMachine):
         self.store = Witness()
         self.updater = JobUpdater(self.store)
         self.notifier = Notifier(self.store)
-        self.service = AgentService(self.store, self.updater, self.notifier, SETTINGS)
-        self.replicas = [Upkeep(self.store, self.updater, MemoryObjects(), self.notifier, SETTINGS) for _ in range(2)]
+        self.schedulers = [Scheduler(self.store, self.updater, self.notifier, SETTINGS) for _ in range(2)]
+        self.monitors = [LeaseMonitor(self.store, self.updater, SETTINGS) for _ in range(2)]
         self.machines = {name: Machine(name) for name in SLOTS}
         self.names: list[JobName] = []
         self.asked = 0
@@ -125,11 +125,11 @@ class ControlPlane(RuleBasedStateMachine):
         with contextlib.suppress(errors.JobNotFinishedError, errors.NotFoundError):
             self.run(self.updater.delete(self.names[index % len(self.names)], Call()))
 
-    # upkeep
+    # controllers
 
     @rule()
     def place(self) -> None:
-        self.run(at_once(*(replica.place() for replica in self.replicas)))
+        self.run(at_once(*(scheduler.place() for scheduler in self.schedulers)))
 
     @rule(turns=TURNS, worker=WORKER)
     def mark_lost(self, turns: int, worker: str) -> None:
@@ -140,8 +140,10 @@ class ControlPlane(RuleBasedStateMachine):
     async def expire(self, worker: WorkerName) -> None:
         session = await self.store.session(worker)
         if session and await self.store.mark_lost(worker, session.heartbeat):
-            first, second = self.replicas
-            await at_once(first.take_back(worker), first.place(), second.take_back(worker), second.place())
+            await at_once(
+                *(monitor.take_back(worker) for monitor in self.monitors),
+                *(scheduler.place() for scheduler in self.schedulers),
+            )
 
     # streams
 
@@ -150,9 +152,9 @@ class ControlPlane(RuleBasedStateMachine):
         self.machines[worker].sessions += restarted
         self.run(self.attach(self.machines[worker]))
 
-    async def attach(self, machine: Machine) -> Stream:
+    async def attach(self, machine: Machine) -> AgentSession:
         first = machine.says()
-        machine.stream = Stream(self.service, first)
+        machine.stream = AgentSession(first, self.store, self.updater, self.notifier, SETTINGS)
         await self.store.attach(machine.stream.described(first), first.session_id, machine.stream.id)
         await machine.stream.handle(first)
         return machine.stream
@@ -178,7 +180,7 @@ class ControlPlane(RuleBasedStateMachine):
         if machine.travelling:
             self.run(self.handle(machine, machine.travelling[-1 if newest else 0][0], one=True))
 
-    async def handle(self, machine: Machine, stream: Stream, *, one: bool = False) -> None:
+    async def handle(self, machine: Machine, stream: AgentSession, *, one: bool = False) -> None:
         """Lets what was sent on a stream arrive."""
         mine = [message for message in machine.travelling if message[0] is stream][: 1 if one else None]
         for message in mine:
@@ -218,7 +220,7 @@ class ControlPlane(RuleBasedStateMachine):
         machine.travelling.append((stream, machine.says()))
         await self.handle(machine, stream)
         await machine.listen(stream)
-        await self.replicas[0].place()
+        await self.schedulers[0].place()
 
     # training
 

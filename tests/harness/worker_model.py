@@ -21,7 +21,7 @@ from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Failure, Job, Pause
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
-from adjourn_control_plane.api.agents import Stream
+from adjourn_control_plane.fleet.session import AgentSession
 from adjourn_control_plane.job.machine import ENDED, HELD
 from adjourn_control_plane.store.interface import Change, JobName
 from tests.harness.memory_store import MemoryStore
@@ -140,12 +140,12 @@ class Machine:
     name: str
     life: int = 0
     sessions: int = 0
-    stream: Stream | None = None
+    stream: AgentSession | None = None
     attempts: dict[tuple[str, int, str], Attempt] = field(default_factory=dict)
     sequence: int = 0
     reports: list[Report] = field(default_factory=list)
     sent: list[Report] = field(default_factory=list)
-    travelling: list[tuple[Stream, SynchronizeRequest]] = field(default_factory=list)
+    travelling: list[tuple[AgentSession, SynchronizeRequest]] = field(default_factory=list)
 
     @property
     def session(self) -> str:
@@ -179,7 +179,7 @@ class Machine:
             if key not in wanted and attempt.over and key not in unheard:
                 del self.attempts[key]
 
-    async def listen(self, stream: Stream) -> None:
+    async def listen(self, stream: AgentSession) -> None:
         """Hears what the control plane says next; the stream may have ended instead."""
         subscription = asyncio.Event()
         subscription.set()

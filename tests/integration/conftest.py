@@ -40,7 +40,7 @@ async def plane(job_store: RedisStore) -> AsyncIterator[Replica]:
 @pytest.fixture
 async def idle_plane(job_store: RedisStore) -> AsyncIterator[Replica]:
     """A control plane that answers calls; nothing happens by itself."""
-    async with replica(job_store, upkeep=False) as served:
+    async with replica(job_store, controllers=False) as served:
         yield served
 
 

@@ -249,7 +249,7 @@ class Broken(MemoryStore):
 async def test_a_fault_of_ours_ends_the_stream_without_its_text() -> None:
     broken: JobStore = Broken()
     with capture_logs() as logs:
-        async with replica(broken, upkeep=False) as plane, Agent(plane.address) as agent:
+        async with replica(broken, controllers=False) as plane, Agent(plane.address) as agent:
             await agent.say()
             with refused(errors.InternalError) as caught:
                 await agent.ended()

@@ -173,7 +173,7 @@ class Broken(MemoryStore):
 
 
 async def test_a_fault_of_ours_is_told_without_its_text() -> None:
-    async with replica(Broken(), upkeep=False) as plane:
+    async with replica(Broken(), controllers=False) as plane:
         with capture_logs(processors=[merge_contextvars]) as logs, refused(errors.InternalError) as caught:
             await plane.jobs.GetJob(pb.GetJobRequest(name="jobs/j"))
         with capture_logs(), refused(errors.InternalError) as streamed:
@@ -187,7 +187,7 @@ async def test_a_fault_of_ours_is_told_without_its_text() -> None:
 
 
 async def test_an_outage_of_the_store_is_unavailable_and_passes(memory_store: MemoryStore) -> None:
-    async with replica(memory_store, upkeep=False) as plane:
+    async with replica(memory_store, controllers=False) as plane:
         await plane.jobs.CreateJob(creation(name="j"))
         watch = plane.jobs.WatchJobs(pb.WatchJobsRequest())
         await watch.read()

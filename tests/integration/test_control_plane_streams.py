@@ -119,7 +119,7 @@ class TestWatching:
         await watch.read()
         token = (await watch.read()).resume_token
         watch.cancel()
-        async with replica(plane.store, upkeep=False) as other:
+        async with replica(plane.store, controllers=False) as other:
             watch = other.jobs.WatchJobs(pb.WatchJobsRequest(resume_token=token))
             await plane.jobs.PauseJob(pb.PauseJobRequest(name="jobs/j"))
             assert (await watch.read()).job.state == Job.PAUSED
@@ -127,7 +127,7 @@ class TestWatching:
 
 
 async def test_draining_ends_streams_with_a_reason_to_come_back(memory_store: JobStore) -> None:
-    async with replica(memory_store, upkeep=False) as plane:
+    async with replica(memory_store, controllers=False) as plane:
         watch = plane.jobs.WatchJobs(pb.WatchJobsRequest())
         await watch.read()
         ending = asyncio.create_task(drained(watch))

@@ -9,13 +9,13 @@ import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 
-from adjourn_control_plane.fleet import upkeep
+from adjourn_control_plane.fleet import scheduler
 from tests.harness.job_state_machine import ControlPlane
 
 
 @pytest.fixture(autouse=True)
 def _restarts_wait_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upkeep, "datetime", SimpleNamespace(now=lambda zone: datetime.max.replace(tzinfo=zone)))
+    monkeypatch.setattr(scheduler, "datetime", SimpleNamespace(now=lambda zone: datetime.max.replace(tzinfo=zone)))
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ from adjourn.v1 import worker_service_pb2_grpc
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.api import validation
 from adjourn_control_plane.api.jobs import check
+from adjourn_control_plane.fleet.worker_state import state
 from adjourn_control_plane.store.interface import JobStore, Session, WorkerName
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -51,14 +52,3 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
 
     async def DeleteWorker(self, request: pb.DeleteWorkerRequest, context: Context) -> empty_pb2.Empty:
         raise errors.NotImplementedYetError("deleting a worker is not there yet")
-
-
-def state(session: Session, *, busy: bool) -> Worker.State.ValueType:
-    """Returns the state that a session amounts to."""
-    if session.lost:
-        return Worker.LOST
-    if not session.connected:
-        return Worker.DISCONNECTED
-    if session.worker.draining:
-        return Worker.DRAINING if busy else Worker.DRAINED
-    return Worker.ACTIVE

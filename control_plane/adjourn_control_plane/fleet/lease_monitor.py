@@ -1,0 +1,58 @@
+"""Takes workers that have been silent for a lease for lost, and their jobs from them.
+
+Every replica does so. They race safely: a loss is a compare-and-set on the worker's heartbeat, and taking a job back
+is one on the job's fencing token.
+"""
+
+import time
+
+import structlog
+
+from adjourn import errors, reasons
+from adjourn.v1.job_pb2 import Failure
+from adjourn_control_plane.fleet import rounds
+from adjourn_control_plane.fleet.leases import Leases
+from adjourn_control_plane.job.events import Lost
+from adjourn_control_plane.job.updater import JobUpdater
+from adjourn_control_plane.settings import Settings
+from adjourn_control_plane.store.interface import JobName, JobStore, WorkerName
+
+log = structlog.get_logger()
+
+
+class LeaseMonitor:
+    """Counts the leases of all workers."""
+
+    def __init__(self, store: JobStore, updater: JobUpdater, settings: Settings) -> None:
+        self.store = store
+        self.updater = updater
+        self.interval = settings.sync_interval.total_seconds()
+        self.leases = Leases(settings.lease_duration)
+
+    async def run(self) -> None:
+        """Looks twice an interval until cancelled."""
+        await rounds.every(self.interval / 2, "lease_monitor", self.expire)
+
+    async def expire(self) -> None:
+        """Marks silent workers lost and takes their jobs back."""
+        try:
+            await self.expire_leases()
+        except errors.StoreUnavailableError:
+            self.leases.forget()  # nobody's heartbeat can be seen
+            raise
+
+    async def expire_leases(self) -> None:
+        sessions = await self.store.sessions()
+        for session in self.leases.expired(sessions, time.monotonic()):
+            if await self.store.mark_lost(WorkerName(session.worker.name), session.heartbeat):
+                log.warning("worker_lost", worker=session.worker.name, lease=str(self.leases.duration))
+        for session in await self.store.sessions():
+            if session.lost:
+                await self.take_back(WorkerName(session.worker.name))
+
+    async def take_back(self, worker: WorkerName) -> None:
+        """Takes all jobs from a lost worker."""
+        message = f"{worker} was not heard from for {self.leases.duration.total_seconds():g} s"
+        event = Lost(actor="control_plane", failure=Failure(reason=reasons.WORKER_LOST, message=message))
+        for stored in (await self.store.allocation(worker)).jobs:
+            await self.updater.apply(JobName(stored.record.job.name), event, token=stored.record.token)

@@ -1,0 +1,148 @@
+"""One agent's stream: hears what the worker has, says what it should have. Decisions are made in `reconcile`."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from uuid import uuid4
+
+import structlog
+
+from adjourn import errors
+from adjourn.internal.v1.record_pb2 import JobRecord
+from adjourn.v1.agent_service_pb2 import AssignmentStatus, FencingToken, SynchronizeRequest, SynchronizeResponse
+from adjourn.v1.worker_pb2 import Worker
+from adjourn_control_plane.aio import end
+from adjourn_control_plane.fleet import reconcile
+from adjourn_control_plane.job.events import Event
+from adjourn_control_plane.job.updater import JobUpdater
+from adjourn_control_plane.settings import Settings
+from adjourn_control_plane.store.interface import JobName, JobStore, WorkerName
+from adjourn_control_plane.store.notifier import Notifier
+
+log = structlog.get_logger()
+
+Requests = AsyncIterator[SynchronizeRequest]
+
+
+class AgentSession:
+    """A stream of Synchronize."""
+
+    def __init__(
+        self,
+        first: SynchronizeRequest,
+        store: JobStore,
+        updater: JobUpdater,
+        notifier: Notifier,
+        settings: Settings,
+    ) -> None:
+        self.store = store
+        self.updater = updater
+        self.notifier = notifier
+        self.settings = settings
+        self.id = uuid4().hex
+        """Names the stream: of all streams of a worker, the one that attached last speaks for it."""
+        self.session = first.session_id
+        """Names the agent's process."""
+        self.worker = WorkerName(first.worker.name)
+        self.reported: list[AssignmentStatus] = []
+        self.acknowledged = 0
+        self.orphans: set[str] = set()
+
+    async def run(self, first: SynchronizeRequest, requests: Requests) -> AsyncGenerator[SynchronizeResponse, None]:
+        """Speaks for the worker until either end closes the stream, or another stream takes over."""
+        with self.notifier.subscription(self.worker) as subscription:
+            await self.store.attach(self.described(first), first.session_id, self.id)
+            reader = asyncio.create_task(self.read(first, requests, subscription))
+            try:
+                async for response in self.responses(reader, subscription):
+                    yield response
+            finally:
+                await end(reader)
+                await asyncio.shield(self.store.detach(self.worker, self.id))
+                self.notifier.notify("")
+
+    def described(self, request: SynchronizeRequest) -> Worker:
+        """Returns the worker as it describes itself, and whether it wants new work."""
+        worker = Worker()
+        worker.CopyFrom(request.worker)
+        worker.draining = request.draining
+        return worker
+
+    async def read(self, first: SynchronizeRequest, requests: Requests, subscription: asyncio.Event) -> None:
+        """Takes in what the agent says, message by message, until its end of the stream closes."""
+        await self.handle(first)
+        subscription.set()
+        async for request in requests:
+            if not await self.store.heartbeat(self.described(request), self.id):
+                await self.superseded()
+            await self.handle(request)
+            subscription.set()
+
+    async def handle(self, request: SynchronizeRequest) -> None:
+        """Applies what is so by now, then what happened before, then what the worker has no more."""
+        self.reported = list(request.assignments)
+        held = await self.held()
+        others = await self.others(held)
+        tokens = {record.job.name: record.token for record in (*held, *others.values())}
+        await self.apply(reconcile.reconcile(self.worker, held, self.reported, others), tokens)
+        for report in request.reports:
+            await self.updater.report(report, self.worker)
+            self.acknowledged = max(self.acknowledged, report.sequence)
+        await self.apply(reconcile.lost_attempts(self.worker, held, self.reported), tokens)
+
+    async def apply(self, events: Iterable[tuple[str, Event]], tokens: Mapping[str, FencingToken]) -> None:
+        """Applies events to the attempts that they were concluded from; elsewhere nothing comes of them."""
+        for job, event in events:
+            with contextlib.suppress(errors.NotFoundError):  # deleted meanwhile: nothing to keep in step
+                await self.updater.apply(JobName(job), event, token=tokens[job])
+
+    async def held(self) -> list[JobRecord]:
+        allocation = await self.store.allocation(self.worker)
+        return [stored.record for stored in allocation.jobs]
+
+    async def others(self, held: list[JobRecord]) -> Mapping[str, JobRecord]:
+        """Returns the records of jobs that the worker reports and should not hold."""
+        mine = {record.job.name for record in held}
+        found: dict[str, JobRecord] = {}
+        for status in self.reported:
+            if status.job in mine or status.job in found:
+                continue
+            stored = await self.store.get(JobName(status.job))
+            if stored is not None:
+                found[status.job] = stored.record
+            elif status.phase not in reconcile.OVER and status.job not in self.orphans:
+                self.orphans.add(status.job)
+                log.warning("orphan_left_alone", worker=self.worker, job=status.job, attempt=status.token.attempt)
+        return found
+
+    async def responses(
+        self, reader: asyncio.Task[None], subscription: asyncio.Event
+    ) -> AsyncIterator[SynchronizeResponse]:
+        """Yields what the worker should have: after each of its messages, each change, and every interval."""
+        interval = self.settings.sync_interval
+        reader.add_done_callback(lambda _: subscription.set())
+        while True:
+            await self.notifier.wait(subscription, interval.total_seconds())
+            if reader.done():
+                reader.result()  # raises what ended it
+                return
+            session = await self.store.session(self.worker)
+            if session is None or session.stream != self.id:
+                await self.superseded()
+            held = await self.held()
+            response = SynchronizeResponse(
+                assignments=reconcile.desired_assignments(held, self.reported, await self.others(held)),
+                acknowledged_report=self.acknowledged,
+            )
+            response.sync_interval.FromTimedelta(interval)
+            response.lease_duration.FromTimedelta(self.settings.lease_duration)
+            yield response
+
+    async def superseded(self) -> None:
+        """Ends the stream: another agent speaks now, or this one over a newer stream, or the store has forgotten it."""
+        session = await self.store.session(self.worker)
+        if session is None or session.session == self.session:
+            raise errors.ShuttingDownError(f"{self.worker} no longer speaks over this stream; open a new one")
+        raise errors.SessionSupersededError(
+            f"another agent speaks for {self.worker} now; is its name used twice?", worker=self.worker
+        )

@@ -1,0 +1,48 @@
+"""What is removed once nobody can reach it."""
+
+import pytest
+
+from adjourn_control_plane.store.interface import JobUid
+from tests.harness.controllers import Controllers
+from tests.harness.memory_objects import MemoryObjects
+from tests.harness.memory_store import MemoryStore
+
+
+@pytest.fixture
+def plane(memory_store: MemoryStore) -> Controllers:
+    return Controllers(memory_store)
+
+
+async def test_objects_of_deleted_jobs_are_removed_and_only_they(plane: Controllers) -> None:
+    deleted, neighbour = await plane.create("j"), await plane.create("j2")
+    await plane.saves(deleted)
+    kept = await plane.saves(neighbour)
+    await plane.delete(deleted)
+    await plane.collector.purge()
+    assert list(plane.objects.contents) == [kept]
+    assert await plane.store.tombstones() == []
+
+
+async def test_a_replica_that_purges_late_leaves_the_next_job_of_the_name_alone(memory_store: MemoryStore) -> None:
+    """Two replicas purge the same job; between the two its name is taken again, and the new job saves (C2)."""
+    objects = MemoryObjects()
+    first, second = Controllers(memory_store, objects), Controllers(memory_store, objects)
+    job = await first.create("j")
+    await first.saves(job)
+    await first.delete(job)
+
+    class Slow(MemoryStore):
+        async def tombstones(self) -> list[JobUid]:
+            """Lists what is to be purged; everything else happens before it is purged."""
+            seen = await memory_store.tombstones()
+            await first.collector.purge()
+            await first.saves(await first.create("j"))
+            return seen
+
+        async def remove_tombstone(self, uid: JobUid) -> None:
+            await memory_store.remove_tombstone(uid)
+
+    second.collector.store = Slow()
+    await second.collector.purge()
+    assert list(objects.contents) == [await first.manifest(job)]
+    assert await memory_store.tombstones() == []

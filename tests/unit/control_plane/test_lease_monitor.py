@@ -1,0 +1,129 @@
+"""Workers that fall silent lose their jobs. A test runs each round by hand."""
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+from structlog.testing import capture_logs
+
+from adjourn import errors, reasons
+from adjourn.v1.job_pb2 import Job
+from adjourn.v1.worker_pb2 import Worker
+from adjourn_control_plane.fleet import lease_monitor as monitoring
+from adjourn_control_plane.fleet import rounds
+from adjourn_control_plane.job.events import Observed, Placed
+from adjourn_control_plane.store.interface import Allocation, WorkerName
+from tests.harness.controllers import Controllers
+from tests.harness.job_life import A, B
+from tests.harness.memory_store import MemoryStore
+
+Silence = Callable[[float], Awaitable[None]]
+
+
+class Clock:
+    """Monotonic seconds that the test moves."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def plane(memory_store: MemoryStore) -> Controllers:
+    return Controllers(memory_store)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(monitoring, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def silence(plane: Controllers, clock: Clock) -> Silence:
+    """Lets time pass, with a round of the lease monitor every second."""
+
+    async def pass_by(seconds: float) -> None:
+        for _ in range(int(seconds)):
+            clock.seconds += 1
+            await plane.monitor.expire()
+
+    return pass_by
+
+
+async def test_a_silent_worker_is_lost_and_its_jobs_go_elsewhere(plane: Controllers, silence: Silence) -> None:
+    job = await plane.create("j")
+    stream = await plane.worker(A, cpu_slots=1)
+    await plane.scheduler.place()
+    await plane.store.detach(WorkerName(A), stream)
+    await silence(15)
+    assert await plane.where(job) == [A], "not yet"
+    await silence(2)
+    record = await plane.record(job)
+    assert (record.job.state, record.job.failure.reason) == (Job.QUEUED, reasons.WORKER_LOST)
+    await plane.worker(B, cpu_slots=1)
+    await plane.scheduler.place()
+    assert ((await plane.record(job)).job.attempt, *await plane.where(job)) == (2, B)
+
+
+async def test_a_worker_that_speaks_is_kept(plane: Controllers, silence: Silence) -> None:
+    job = await plane.create("j")
+    stream = await plane.worker(A, cpu_slots=1)
+    await plane.scheduler.place()
+    for _ in range(5):
+        await silence(10)
+        await plane.store.heartbeat(Worker(name=A, cpu_slots=1), stream)
+    assert await plane.where(job) == [A]
+
+
+async def test_an_outage_of_the_store_loses_nobody(plane: Controllers, silence: Silence, clock: Clock) -> None:
+    job = await plane.create("j")
+    await plane.worker(A, cpu_slots=1)
+    await plane.scheduler.place()
+    await silence(14)
+    plane.store.available = False
+    with capture_logs() as logs:
+        await rounds.attempt("lease_monitor", plane.monitor.expire)
+    assert [entry["event"] for entry in logs] == ["controller_waits"]
+    plane.store.available = True
+    await silence(14)
+    assert await plane.where(job) == [A]
+
+
+async def test_an_outage_of_the_objects_keeps_nobody_from_being_lost(plane: Controllers, silence: Silence) -> None:
+    job = await plane.create("j")
+    await plane.worker(A, cpu_slots=1)
+    await plane.scheduler.place()
+
+    async def unreachable() -> None:
+        raise errors.ObjectStoreUnavailableError("no answer")
+
+    for _ in range(5):
+        await silence(4)
+        await rounds.attempt("collector", unreachable)
+    assert await plane.where(job) == [""]
+
+
+async def test_a_replica_that_takes_back_late_does_not_hit_the_next_attempt(memory_store: MemoryStore) -> None:
+    """Two replicas see the same loss; one has placed the job again before the other gets to it."""
+    first, second = Controllers(memory_store), Controllers(memory_store)
+    job = await first.create("j", max_restarts=1)
+    await first.worker(A, cpu_slots=1)
+    await first.scheduler.place()
+    token = (await first.record(job)).token
+    await first.updater.apply(job, Observed(actor=A, generation=1), token=token)
+
+    class Late(MemoryStore):
+        async def allocation(self, worker: WorkerName) -> Allocation:
+            seen = await memory_store.allocation(worker)
+            await first.monitor.take_back(worker)
+            await first.worker(B, cpu_slots=1)
+            await first.updater.apply(job, Placed(actor="p", worker=B, device_uuids=(), nonce="n"))
+            return seen
+
+    second.monitor.store = Late()
+    await second.monitor.take_back(WorkerName(A))
+    record = await first.record(job)
+    assert (record.job.state, record.job.worker, record.job.restart_count) == (Job.STARTING, B, 1)
