@@ -1,45 +1,66 @@
-"""What can go wrong in a call: one class a situation, its data as attributes; to and from google.rpc.Status.
+"""The errors of calls: one class for each situation, converted to and from google.rpc.Status.
 
-The class carries the status code and the reason that go on the wire (`google.rpc.ErrorInfo`), and is found again by
-that reason on the other side, so that server and client speak of the same thing. Imports no grpc: pure modules raise
-these errors.
+A class has the status code and the reason that are sent (`google.rpc.ErrorInfo`). The receiver finds the class by that
+reason. docs/reasons.md explains each reason. Imports no grpc, because pure modules raise these errors.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Self
+from datetime import timedelta
+from typing import ClassVar, Self
 
 from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 DOMAIN = "adjourn.v1"
+RESOURCE_TYPES: Mapping[str, str] = {
+    "checkpoint": "adjourn.v1/Checkpoint",
+    "worker": "adjourn.v1/Worker",
+    "job": "adjourn.v1/Job",
+}
+"""Type of the resource that each key of `metadata` names, as google.api.resource declares it."""
 
 
 class AdjournError(Exception):
-    """A call that was answered with an error; subclasses name the situation.
+    """A call was answered with an error; subclasses name the situation.
 
-    `code` and `reason` are the class's own, except in an answer whose reason this version does not know: there they
-    are what was answered.
+    `code` and `reason` belong to the class. An answer whose reason this version does not know keeps its own.
     """
 
     code: int = code_pb2.UNKNOWN
     reason: str = "UNKNOWN"
+    RETRY_DELAY: ClassVar[timedelta | None] = None
+    """How long to wait before the same request may succeed; None where repeating it does not help."""
 
     def __init__(self, message: str, **metadata: str) -> None:
         super().__init__(message)
         self.message = message
         self.metadata: Mapping[str, str] = metadata
         """What the error is about, by name: `job`, `state`, `allowed_states`..."""
+        self.retry_delay = self.RETRY_DELAY
+        """How long to wait before the same request is repeated; None: repeating it does not help."""
 
     def details(self) -> Iterable[Message]:
         """Returns the typed details for google.rpc.Status, ErrorInfo first."""
         yield error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN, metadata=dict(self.metadata))
+        kind, name = self.resource
+        if self.code in (code_pb2.NOT_FOUND, code_pb2.ALREADY_EXISTS) and name:
+            yield error_details_pb2.ResourceInfo(resource_type=kind, resource_name=name, description=self.message)
         if self.code == code_pb2.FAILED_PRECONDITION:
-            subject = self.metadata.get("job", "")
-            violation = error_details_pb2.PreconditionFailure.Violation(
-                type=self.reason, subject=subject, description=self.message
-            )
-            yield error_details_pb2.PreconditionFailure(violations=[violation])
+            failure = error_details_pb2.PreconditionFailure()
+            failure.violations.add(type=self.reason, subject=name, description=self.message)
+            yield failure
+        if self.retry_delay is not None:
+            retry = error_details_pb2.RetryInfo()
+            retry.retry_delay.FromTimedelta(self.retry_delay)
+            yield retry
+
+    @property
+    def resource(self) -> tuple[str, str]:
+        """Type and name of the resource that `metadata` names; empty if it names none."""
+        return next(
+            ((kind, self.metadata[key]) for key, kind in RESOURCE_TYPES.items() if key in self.metadata), ("", "")
+        )
 
     def to_status(self) -> status_pb2.Status:
         status = status_pb2.Status(code=self.code, message=self.message)
@@ -52,6 +73,8 @@ class AdjournError(Exception):
         """Returns the error of this class that `status` describes."""
         error = cls.__new__(cls)
         AdjournError.__init__(error, status.message, **metadata)
+        retry = error_details_pb2.RetryInfo()
+        error.retry_delay = retry.retry_delay.ToTimedelta() if unpacked(status.details, retry) else None
         return error
 
 
@@ -104,7 +127,7 @@ class AlreadyExistsError(AdjournError):
 
 
 class StaleEtagError(AdjournError):
-    """The job has changed since the etag was read: get it again, decide again."""
+    """The job has changed since the etag was read: get it and decide again. The same request fails again."""
 
     code = code_pb2.ABORTED
     reason = "ETAG_STALE"
@@ -115,6 +138,7 @@ class ContentionError(AdjournError):
 
     code = code_pb2.ABORTED
     reason = "CONTENTION"
+    RETRY_DELAY = timedelta(milliseconds=200)
 
 
 class SessionSupersededError(AdjournError):
@@ -132,15 +156,33 @@ class PreconditionError(AdjournError):
 
 
 class JobFinishedError(PreconditionError):
-    """The job has ended; nothing is left to pause, resume or cancel."""
+    """The job has ended; nothing is left to pause, resume, cancel or change."""
 
     reason = "JOB_FINISHED"
 
 
+class JobCancellingError(PreconditionError):
+    """The job is being stopped for good, which cannot be taken back. Once CANCELLED it can be resumed."""
+
+    reason = "JOB_CANCELLING"
+
+
+class JobHeldByWorkerError(PreconditionError):
+    """The change would not reach the attempt that a worker has: pause the job, change it, resume it."""
+
+    reason = "JOB_HELD_BY_WORKER"
+
+
 class JobNotPausableError(PreconditionError):
-    """The job has no epochs, hence no boundary to pause at."""
+    """The job has no epochs, and therefore no boundary to pause at."""
 
     reason = "JOB_NOT_PAUSABLE"
+
+
+class PauseModeUnsupportedError(PreconditionError):
+    """This version cannot pause in the requested mode; `metadata` has `mode` and `supported_modes`."""
+
+    reason = "PAUSE_MODE_UNSUPPORTED"
 
 
 class JobNotPausedError(PreconditionError):
@@ -161,11 +203,26 @@ class JobNotFinishedError(PreconditionError):
     reason = "JOB_NOT_FINISHED"
 
 
+class WorkerInUseError(PreconditionError):
+    """Only a worker that is LOST and holds no job can be deleted."""
+
+    reason = "WORKER_IN_USE"
+
+
+class TooManyUploadsError(AdjournError):
+    """Other uploads use all the memory that is set aside for them: try again."""
+
+    code = code_pb2.RESOURCE_EXHAUSTED
+    reason = "TOO_MANY_UPLOADS"
+    RETRY_DELAY = timedelta(seconds=5)
+
+
 class StoreUnavailableError(AdjournError):
     """The store cannot be reached: retry with the same request_id."""
 
     code = code_pb2.UNAVAILABLE
     reason = "STORE_UNAVAILABLE"
+    RETRY_DELAY = timedelta(seconds=1)
 
 
 class ObjectStoreUnavailableError(AdjournError):
@@ -173,6 +230,7 @@ class ObjectStoreUnavailableError(AdjournError):
 
     code = code_pb2.UNAVAILABLE
     reason = "OBJECT_STORE_UNAVAILABLE"
+    RETRY_DELAY = timedelta(seconds=2)
 
 
 class ShuttingDownError(AdjournError):
@@ -180,6 +238,7 @@ class ShuttingDownError(AdjournError):
 
     code = code_pb2.UNAVAILABLE
     reason = "SHUTTING_DOWN"
+    RETRY_DELAY = timedelta(milliseconds=500)
 
 
 class ControlPlaneUnreachableError(AdjournError):
@@ -197,14 +256,14 @@ class DeadlineError(AdjournError):
 
 
 class NotImplementedYetError(AdjournError):
-    """The contract has it, this version does not."""
+    """The server does not know this call: it is older than the client."""
 
     code = code_pb2.UNIMPLEMENTED
     reason = "NOT_IMPLEMENTED"
 
 
 class InternalError(AdjournError):
-    """A fault of ours; the log of the control plane has the story, under `error_id`."""
+    """A fault of the control plane; its log has the traceback under `error_id`."""
 
     code = code_pb2.INTERNAL
     reason = "INTERNAL"
@@ -224,7 +283,7 @@ BY_CODE: Mapping[int, type[AdjournError]] = {
     code_pb2.DEADLINE_EXCEEDED: DeadlineError,
     code_pb2.UNIMPLEMENTED: NotImplementedYetError,
 }
-"""For answers without our details (they come from gRPC itself), or with a reason of a newer version."""
+"""Classes for answers without our details (gRPC itself made them), or with a reason of a newer version."""
 
 
 def from_status(status: status_pb2.Status) -> AdjournError:

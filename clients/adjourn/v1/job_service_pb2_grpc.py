@@ -33,10 +33,10 @@ class JobServiceStub:
     Verbs change intent and return the job as it then is; `Job.state` follows.
     They are idempotent: asking for what is already so changes nothing. Every
     error carries google.rpc.ErrorInfo with a reason of docs/reasons.md;
-    NOT_FOUND with google.rpc.ResourceInfo for an unknown job, INVALID_ARGUMENT
+    NOT_FOUND and ALREADY_EXISTS with google.rpc.ResourceInfo, INVALID_ARGUMENT
     with google.rpc.BadRequest for bad fields, ABORTED for a stale `etag`,
-    UNAVAILABLE with google.rpc.RetryInfo (retry with the same `request_id`)
-    while the store cannot be reached.
+    UNAVAILABLE while the store cannot be reached. google.rpc.RetryInfo is there
+    where repeating the request with the same `request_id` can succeed.
     """
 
     def __init__(self, channel):
@@ -113,10 +113,10 @@ class JobServiceServicer:
     Verbs change intent and return the job as it then is; `Job.state` follows.
     They are idempotent: asking for what is already so changes nothing. Every
     error carries google.rpc.ErrorInfo with a reason of docs/reasons.md;
-    NOT_FOUND with google.rpc.ResourceInfo for an unknown job, INVALID_ARGUMENT
+    NOT_FOUND and ALREADY_EXISTS with google.rpc.ResourceInfo, INVALID_ARGUMENT
     with google.rpc.BadRequest for bad fields, ABORTED for a stale `etag`,
-    UNAVAILABLE with google.rpc.RetryInfo (retry with the same `request_id`)
-    while the store cannot be reached.
+    UNAVAILABLE while the store cannot be reached. google.rpc.RetryInfo is there
+    where repeating the request with the same `request_id` can succeed.
     """
 
     def CreateJob(self, request, context):
@@ -141,8 +141,10 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateJob(self, request, context):
-        """Changes labels, `spec.max_restarts`, or `spec.total_epochs` upward. INVALID_ARGUMENT for any other field;
-        FAILED_PRECONDITION: JOB_FINISHED.
+        """Changes labels, `spec.max_restarts`, or `spec.total_epochs` upward. INVALID_ARGUMENT for any other field.
+        Labels may be changed in any state. An attempt knows its epochs from its start, so `spec.total_epochs` may be
+        changed while no worker has the job: pause it first. FAILED_PRECONDITION: JOB_FINISHED, JOB_CANCELLING,
+        JOB_HELD_BY_WORKER.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -150,7 +152,7 @@ class JobServiceServicer:
 
     def PauseJob(self, request, context):
         """Adds the USER hold. The job comes back in PAUSING with the predicted times, or in PAUSED if it had not
-        started. FAILED_PRECONDITION: JOB_FINISHED, JOB_NOT_PAUSABLE, PAUSE_MODE_UNSUPPORTED.
+        started. FAILED_PRECONDITION: JOB_FINISHED, JOB_CANCELLING, JOB_NOT_PAUSABLE, PAUSE_MODE_UNSUPPORTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -159,7 +161,7 @@ class JobServiceServicer:
     def ResumeJob(self, request, context):
         """Removes the USER hold; without other holds the job comes back in QUEUED (or in RUNNING, if it had not left
         yet). A job that failed or was cancelled starts again from its newest checkpoint. FAILED_PRECONDITION:
-        JOB_FINISHED, JOB_NOT_PAUSED, NO_CHECKPOINT.
+        JOB_FINISHED, JOB_CANCELLING, JOB_NOT_PAUSED, NO_CHECKPOINT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -284,10 +286,10 @@ class JobService:
     Verbs change intent and return the job as it then is; `Job.state` follows.
     They are idempotent: asking for what is already so changes nothing. Every
     error carries google.rpc.ErrorInfo with a reason of docs/reasons.md;
-    NOT_FOUND with google.rpc.ResourceInfo for an unknown job, INVALID_ARGUMENT
+    NOT_FOUND and ALREADY_EXISTS with google.rpc.ResourceInfo, INVALID_ARGUMENT
     with google.rpc.BadRequest for bad fields, ABORTED for a stale `etag`,
-    UNAVAILABLE with google.rpc.RetryInfo (retry with the same `request_id`)
-    while the store cannot be reached.
+    UNAVAILABLE while the store cannot be reached. google.rpc.RetryInfo is there
+    where repeating the request with the same `request_id` can succeed.
     """
 
     @staticmethod

@@ -34,10 +34,10 @@ class JobServiceStub:
     Verbs change intent and return the job as it then is; `Job.state` follows.
     They are idempotent: asking for what is already so changes nothing. Every
     error carries google.rpc.ErrorInfo with a reason of docs/reasons.md;
-    NOT_FOUND with google.rpc.ResourceInfo for an unknown job, INVALID_ARGUMENT
+    NOT_FOUND and ALREADY_EXISTS with google.rpc.ResourceInfo, INVALID_ARGUMENT
     with google.rpc.BadRequest for bad fields, ABORTED for a stale `etag`,
-    UNAVAILABLE with google.rpc.RetryInfo (retry with the same `request_id`)
-    while the store cannot be reached.
+    UNAVAILABLE while the store cannot be reached. google.rpc.RetryInfo is there
+    where repeating the request with the same `request_id` can succeed.
     """
 
     @_typing.overload
@@ -51,17 +51,19 @@ class JobServiceStub:
     ListJobs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListJobsRequest, _job_service_pb2.ListJobsResponse]
     """Lists jobs, newest first."""
     UpdateJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.UpdateJobRequest, _job_pb2.Job]
-    """Changes labels, `spec.max_restarts`, or `spec.total_epochs` upward. INVALID_ARGUMENT for any other field;
-    FAILED_PRECONDITION: JOB_FINISHED.
+    """Changes labels, `spec.max_restarts`, or `spec.total_epochs` upward. INVALID_ARGUMENT for any other field.
+    Labels may be changed in any state. An attempt knows its epochs from its start, so `spec.total_epochs` may be
+    changed while no worker has the job: pause it first. FAILED_PRECONDITION: JOB_FINISHED, JOB_CANCELLING,
+    JOB_HELD_BY_WORKER.
     """
     PauseJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.PauseJobRequest, _job_pb2.Job]
     """Adds the USER hold. The job comes back in PAUSING with the predicted times, or in PAUSED if it had not
-    started. FAILED_PRECONDITION: JOB_FINISHED, JOB_NOT_PAUSABLE, PAUSE_MODE_UNSUPPORTED.
+    started. FAILED_PRECONDITION: JOB_FINISHED, JOB_CANCELLING, JOB_NOT_PAUSABLE, PAUSE_MODE_UNSUPPORTED.
     """
     ResumeJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ResumeJobRequest, _job_pb2.Job]
     """Removes the USER hold; without other holds the job comes back in QUEUED (or in RUNNING, if it had not left
     yet). A job that failed or was cancelled starts again from its newest checkpoint. FAILED_PRECONDITION:
-    JOB_FINISHED, JOB_NOT_PAUSED, NO_CHECKPOINT.
+    JOB_FINISHED, JOB_CANCELLING, JOB_NOT_PAUSED, NO_CHECKPOINT.
     """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _job_pb2.Job]
     """Stops a job for good, now, without a last checkpoint. FAILED_PRECONDITION: JOB_FINISHED."""
@@ -83,10 +85,10 @@ class JobServiceAsyncStub(JobServiceStub):
     Verbs change intent and return the job as it then is; `Job.state` follows.
     They are idempotent: asking for what is already so changes nothing. Every
     error carries google.rpc.ErrorInfo with a reason of docs/reasons.md;
-    NOT_FOUND with google.rpc.ResourceInfo for an unknown job, INVALID_ARGUMENT
+    NOT_FOUND and ALREADY_EXISTS with google.rpc.ResourceInfo, INVALID_ARGUMENT
     with google.rpc.BadRequest for bad fields, ABORTED for a stale `etag`,
-    UNAVAILABLE with google.rpc.RetryInfo (retry with the same `request_id`)
-    while the store cannot be reached.
+    UNAVAILABLE while the store cannot be reached. google.rpc.RetryInfo is there
+    where repeating the request with the same `request_id` can succeed.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -97,17 +99,19 @@ class JobServiceAsyncStub(JobServiceStub):
     ListJobs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListJobsRequest, _job_service_pb2.ListJobsResponse]  # type: ignore[assignment]
     """Lists jobs, newest first."""
     UpdateJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.UpdateJobRequest, _job_pb2.Job]  # type: ignore[assignment]
-    """Changes labels, `spec.max_restarts`, or `spec.total_epochs` upward. INVALID_ARGUMENT for any other field;
-    FAILED_PRECONDITION: JOB_FINISHED.
+    """Changes labels, `spec.max_restarts`, or `spec.total_epochs` upward. INVALID_ARGUMENT for any other field.
+    Labels may be changed in any state. An attempt knows its epochs from its start, so `spec.total_epochs` may be
+    changed while no worker has the job: pause it first. FAILED_PRECONDITION: JOB_FINISHED, JOB_CANCELLING,
+    JOB_HELD_BY_WORKER.
     """
     PauseJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.PauseJobRequest, _job_pb2.Job]  # type: ignore[assignment]
     """Adds the USER hold. The job comes back in PAUSING with the predicted times, or in PAUSED if it had not
-    started. FAILED_PRECONDITION: JOB_FINISHED, JOB_NOT_PAUSABLE, PAUSE_MODE_UNSUPPORTED.
+    started. FAILED_PRECONDITION: JOB_FINISHED, JOB_CANCELLING, JOB_NOT_PAUSABLE, PAUSE_MODE_UNSUPPORTED.
     """
     ResumeJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ResumeJobRequest, _job_pb2.Job]  # type: ignore[assignment]
     """Removes the USER hold; without other holds the job comes back in QUEUED (or in RUNNING, if it had not left
     yet). A job that failed or was cancelled starts again from its newest checkpoint. FAILED_PRECONDITION:
-    JOB_FINISHED, JOB_NOT_PAUSED, NO_CHECKPOINT.
+    JOB_FINISHED, JOB_CANCELLING, JOB_NOT_PAUSED, NO_CHECKPOINT.
     """
     CancelJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _job_pb2.Job]  # type: ignore[assignment]
     """Stops a job for good, now, without a last checkpoint. FAILED_PRECONDITION: JOB_FINISHED."""
@@ -128,10 +132,10 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     Verbs change intent and return the job as it then is; `Job.state` follows.
     They are idempotent: asking for what is already so changes nothing. Every
     error carries google.rpc.ErrorInfo with a reason of docs/reasons.md;
-    NOT_FOUND with google.rpc.ResourceInfo for an unknown job, INVALID_ARGUMENT
+    NOT_FOUND and ALREADY_EXISTS with google.rpc.ResourceInfo, INVALID_ARGUMENT
     with google.rpc.BadRequest for bad fields, ABORTED for a stale `etag`,
-    UNAVAILABLE with google.rpc.RetryInfo (retry with the same `request_id`)
-    while the store cannot be reached.
+    UNAVAILABLE while the store cannot be reached. google.rpc.RetryInfo is there
+    where repeating the request with the same `request_id` can succeed.
     """
 
     @_abc_1.abstractmethod
@@ -164,8 +168,10 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.UpdateJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
-        """Changes labels, `spec.max_restarts`, or `spec.total_epochs` upward. INVALID_ARGUMENT for any other field;
-        FAILED_PRECONDITION: JOB_FINISHED.
+        """Changes labels, `spec.max_restarts`, or `spec.total_epochs` upward. INVALID_ARGUMENT for any other field.
+        Labels may be changed in any state. An attempt knows its epochs from its start, so `spec.total_epochs` may be
+        changed while no worker has the job: pause it first. FAILED_PRECONDITION: JOB_FINISHED, JOB_CANCELLING,
+        JOB_HELD_BY_WORKER.
         """
 
     @_abc_1.abstractmethod
@@ -175,7 +181,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
         """Adds the USER hold. The job comes back in PAUSING with the predicted times, or in PAUSED if it had not
-        started. FAILED_PRECONDITION: JOB_FINISHED, JOB_NOT_PAUSABLE, PAUSE_MODE_UNSUPPORTED.
+        started. FAILED_PRECONDITION: JOB_FINISHED, JOB_CANCELLING, JOB_NOT_PAUSABLE, PAUSE_MODE_UNSUPPORTED.
         """
 
     @_abc_1.abstractmethod
@@ -186,7 +192,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
         """Removes the USER hold; without other holds the job comes back in QUEUED (or in RUNNING, if it had not left
         yet). A job that failed or was cancelled starts again from its newest checkpoint. FAILED_PRECONDITION:
-        JOB_FINISHED, JOB_NOT_PAUSED, NO_CHECKPOINT.
+        JOB_FINISHED, JOB_CANCELLING, JOB_NOT_PAUSED, NO_CHECKPOINT.
         """
 
     @_abc_1.abstractmethod

@@ -100,9 +100,11 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
 
     async def PauseJob(self, request: pb.PauseJobRequest, context: Context) -> Job:
         check(validation.verb(request.name, request_id=request.request_id, etag=request.etag, reason=request.reason))
+        check(validation.pause_mode(request.mode))
         if request.mode not in (PAUSE_MODE_UNSPECIFIED, EPOCH):
-            raise errors.NotImplementedYetError(
-                f"mode {PauseMode.Name(request.mode)} is not there yet; mode EPOCH is", job=request.name
+            mode = PauseMode.Name(request.mode)
+            raise errors.PauseModeUnsupportedError(
+                f"mode {mode} is not supported; use mode EPOCH", job=request.name, mode=mode, supported_modes="EPOCH"
             )
         event = PauseRequested(actor=actor(context), mode=request.mode, reason=request.reason)
         return await self.ask(request, event)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from adjourn.v1.job_pb2 import Job, JobSpec
+from adjourn.v1.job_pb2 import Job, JobSpec, PauseMode
 from adjourn.v1.job_service_pb2 import CreateJobRequest
 
 ID: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -110,6 +110,11 @@ def verb(job: str, *, request_id: str, etag: str, reason: str = "") -> Violation
     if len(reason) > MAX_TEXT:
         found["reason"] = f"must have {MAX_TEXT} characters at most"
     return found
+
+
+def pause_mode(given: int) -> Violations:
+    known = PauseMode.values()
+    return {} if given in known else {"mode": f"must be one of {', '.join(PauseMode.keys()[1:])}; is {given}"}
 
 
 def page_size(value: int) -> int:

@@ -1,7 +1,7 @@
 """PURE. What a job becomes when somebody asks for a pause, a resume, a cancel."""
 
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Final, NoReturn
 
 from adjourn import errors
 from adjourn.internal.v1.record_pb2 import JobRecord
@@ -13,6 +13,14 @@ from adjourn_control_plane.job.attempts import rewind_to_checkpoint
 from adjourn_control_plane.job.events import CancelRequested, PauseRequested, Requested, ResumeRequested
 from adjourn_control_plane.job.transition import Transition
 
+REFUSALS: Final[Mapping[Job.State.ValueType, type[errors.PreconditionError]]] = {
+    Job.CANCELLING: errors.JobCancellingError,
+    Job.CANCELLED: errors.JobFinishedError,
+    Job.SUCCEEDED: errors.JobFinishedError,
+    Job.FAILED: errors.JobFinishedError,
+}
+"""Error for a request that a state does not allow. The other states refuse only to resume: JobNotPausedError."""
+
 
 def refuse(
     record: JobRecord,
@@ -22,8 +30,7 @@ def refuse(
 ) -> NoReturn:
     """Raises the error for what may not be asked for in this state."""
     state = record.job.state
-    at_work = state in (Job.QUEUED, Job.STARTING, Job.RUNNING)
-    kind = kind or (errors.JobNotPausedError if at_work else errors.JobFinishedError)
+    kind = kind or REFUSALS.get(state, errors.JobNotPausedError)
     names = ", ".join(Job.State.Name(each) for each in sorted(set(allowed)))
     raise kind(
         f"{record.job.name} is {Job.State.Name(state)}; {event.verb} needs one of: {names}",

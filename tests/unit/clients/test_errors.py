@@ -33,6 +33,35 @@ def test_a_precondition_is_told_in_googles_words_too() -> None:
     assert [(each.type, each.subject) for each in failure.violations] == [("JOB_NOT_PAUSED", "jobs/x")]
 
 
+@pytest.mark.parametrize("kind", errors.BY_REASON.values())
+def test_an_answer_says_when_to_repeat_it_only_where_that_helps(kind: type[errors.AdjournError]) -> None:
+    error = kind({"field": "why"}) if kind is errors.InvalidRequestError else kind("what")
+    retry = error_details_pb2.RetryInfo()
+    found = errors.unpacked(error.to_status().details, retry)
+    assert found == (kind.RETRY_DELAY is not None)
+    assert errors.from_status(error.to_status()).retry_delay == kind.RETRY_DELAY
+    passing = {code_pb2.UNAVAILABLE, code_pb2.RESOURCE_EXHAUSTED}
+    never = {errors.StaleEtagError, errors.SessionSupersededError, errors.ControlPlaneUnreachableError}
+    assert found == ((kind.code in passing or kind is errors.ContentionError) and kind not in never)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "resource"),
+    [
+        ({"job": "jobs/x"}, ("adjourn.v1/Job", "jobs/x")),
+        ({"worker": "workers/w"}, ("adjourn.v1/Worker", "workers/w")),
+        ({"checkpoint": "jobs/x/checkpoints/1"}, ("adjourn.v1/Checkpoint", "jobs/x/checkpoints/1")),
+    ],
+)
+@pytest.mark.parametrize("kind", [errors.NotFoundError, errors.AlreadyExistsError])
+def test_what_is_missing_or_taken_is_named_as_a_resource(
+    kind: type[errors.AdjournError], metadata: dict[str, str], resource: tuple[str, str]
+) -> None:
+    info = error_details_pb2.ResourceInfo()
+    assert errors.unpacked(kind("no", **metadata).to_status().details, info)
+    assert (info.resource_type, info.resource_name, info.description) == (*resource, "no")
+
+
 def test_reasons_are_unique() -> None:
     kinds = list(errors.subclasses(errors.AdjournError))
     assert len({kind.reason for kind in kinds}) == len(kinds)

@@ -183,8 +183,10 @@ def test_what_may_not_be_asked_for_is_refused_with_what_may(state: State, event:
     allowed = {Job.State.Value(name) for name in error.metadata["allowed_states"].split(", ")}
     assert allowed == {before for before, known in TRANSITIONS if known is type(event)}
     assert Job.State.Name(state) in error.message
-    ended = state in ENDED or state == Job.CANCELLING
-    assert type(error) is (errors.JobFinishedError if ended else errors.JobNotPausedError)
+    expected: dict[State, type[errors.AdjournError]] = dict.fromkeys(ENDED, errors.JobFinishedError) | {
+        Job.CANCELLING: errors.JobCancellingError
+    }
+    assert type(error) is expected.get(state, errors.JobNotPausedError)
 
 
 def test_late_news_is_ignored() -> None:
