@@ -156,3 +156,9 @@ def test_the_way_of_a_pause_names_functions_that_exist() -> None:
     code = "\n".join(path.read_text() for path in SOURCES)
     assert len(named) > 30
     assert {each for each in named if not re.search(rf"\bdef {each}\(", code)} == set()
+
+
+def test_the_page_on_the_test_helpers_names_each() -> None:
+    harness = ROOT / "tests" / "harness"
+    page = (harness / "README.md").read_text()
+    assert {path.stem for path in harness.glob("*.py") if f"`{path.stem}" not in page} == set()
