@@ -28,7 +28,7 @@ from adjourn_control_plane.store.interface import (
 )
 from adjourn_control_plane.store.redis import RedisStore
 from tests.harness.memory_store import MemoryStore
-from tests.harness.store_records import record
+from tests.harness.store_records import queued, record
 
 JOBS = [JobName(f"jobs/{i}") for i in range(3)]
 UIDS = [JobUid(f"uid-{i}") for i in range(3)]
@@ -111,7 +111,7 @@ async def outcome(store: JobStore, call: Call) -> object:
 async def seen(store: JobStore) -> list[object]:
     """Returns all that can be read; without what depends on the clock."""
     token = "0-0"
-    view: list[object] = [await store.queued(), await store.tombstones(), await store.answered("r1")]
+    view: list[object] = [await queued(store), await store.tombstones(), await store.answered("r1")]
     view.append([replace(session, report_time_ns=0) for session in await store.sessions()])
     view.append([change.job for change in await store.changes(token, size=99)])
     view += [await store.page(states=STATES[:2], labels={"team": "a"}, size=1, before=None)]

@@ -7,6 +7,7 @@ from contextlib import aclosing
 import pytest
 
 from adjourn.v1.job_pb2 import Job
+from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.store.interface import Change, Conflict, JobName, JobStore, TokenTooOld, WorkerName
 from tests.harness.store_records import change, created, creation, deletion, record, there
 
@@ -122,3 +123,39 @@ async def test_hints_reach_everybody_and_end_with_the_store(store: JobStore) -> 
         await store.aclose()
     assert [task.result() for task in waiting] == [[], []]
     assert await rest(listeners[2]) == []
+
+
+async def test_a_change_tells_the_state_and_whose_allocation_changed(store: JobStore) -> None:
+    start = await store.latest_token()
+    await created(store, "jobs/a", labels={"team": "x"})
+    await store.commit(change(await there(store, A), state=Job.RUNNING, worker=ONE))
+    await store.commit(change(await there(store, A)))  # progress, as it were
+    await store.commit(change(await there(store, A), released=True))
+    await store.commit(change(await there(store, A), worker=TWO))
+    await store.commit(deletion(await there(store, A)))
+    found = await store.changes(start, size=10)
+    assert [(each.state, each.workers) for each in found] == [
+        (Job.QUEUED, ()),
+        (Job.RUNNING, (ONE,)),
+        (Job.RUNNING, ()),
+        (Job.RUNNING, (ONE,)),
+        (Job.RUNNING, (ONE, TWO)),
+        (None, (TWO,)),
+    ]
+    assert [dict(each.labels) for each in found] == [{}] * 5 + [{"team": "x"}]
+    assert [each.version for each in found] == sorted(each.version for each in found)
+    assert (await store.allocation(ONE)).version == found[4].version
+    assert (await store.allocation(TWO)).version == found[5].version
+
+
+async def test_hints_tell_of_workers_that_come(store: JobStore) -> None:
+    notifications = store.notifications()
+    async with aclosing(notifications):
+        assert await heard(notifications, 1) == [("", "")]
+        await store.attach(Worker(name=ONE), "session", "stream")
+        assert await heard(notifications, 1) == [("", ONE)]
+        session = await store.session(ONE)
+        assert session
+        await store.mark_lost(ONE, session.heartbeat)
+        await store.heartbeat(Worker(name=ONE), "stream")
+        assert await heard(notifications, 1) == [("", ONE)]

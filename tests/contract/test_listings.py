@@ -7,7 +7,7 @@ import pytest
 from adjourn.v1.job_pb2 import Job
 from adjourn_control_plane.store import redis
 from adjourn_control_plane.store.interface import Allocation, Conflict, JobName, JobStore, Stored, WorkerName
-from tests.harness.store_records import change, created, creation, deletion, there
+from tests.harness.store_records import change, created, creation, deletion, queued, there
 
 ONE, TWO = WorkerName("workers/one"), WorkerName("workers/two")
 
@@ -85,14 +85,14 @@ async def test_jobs_that_stay_are_on_exactly_one_page_while_others_change(store:
     assert len(set(seen)) == len(seen)
 
 
-async def test_queue_has_the_oldest_first(store: JobStore) -> None:
+async def test_queue_has_the_newest_first(store: JobStore) -> None:
     for name in "abcdefgh":
         await created(store, f"jobs/{name}")
     await store.commit(change(await there(store, JobName("jobs/b")), state=Job.RUNNING))
     await store.commit(change(await there(store, JobName("jobs/c")), state=Job.RUNNING))
     await store.commit(change(await there(store, JobName("jobs/c")), state=Job.QUEUED))  # has its old place again
     await store.commit(deletion(await there(store, JobName("jobs/d"))))
-    assert names(await store.queued()) == ["a", "c", "e", "f", "g", "h"]
+    assert names(await queued(store)) == ["h", "g", "f", "e", "c", "a"]
 
 
 async def test_occupancy_changes_when_a_job_comes_leaves_or_releases(store: JobStore) -> None:
@@ -130,13 +130,13 @@ async def test_occupancy_has_the_jobs_of_the_worker(store: JobStore) -> None:
 
 
 async def test_of_two_that_give_away_the_last_slot_one_wins(store: JobStore) -> None:
-    queued = [await created(store, f"jobs/{i}") for i in range(10)]
+    waiting = [await created(store, f"jobs/{i}") for i in range(10)]
     free = await store.allocation(ONE)
-    placements = [change(job, state=Job.STARTING, worker=ONE, allocation=free) for job in queued]
+    placements = [change(job, state=Job.STARTING, worker=ONE, allocation=free) for job in waiting]
     outcomes = await asyncio.gather(*(store.commit(each) for each in placements), return_exceptions=True)
     assert sum(isinstance(outcome, Conflict) for outcome in outcomes) == 9
     assert len((await store.allocation(ONE)).jobs) == 1
-    assert len(await store.queued()) == 9
+    assert len(await queued(store)) == 9
 
 
 async def test_guard_speaks_of_its_worker_alone(store: JobStore) -> None:

@@ -12,7 +12,7 @@ from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.store import redis
 from adjourn_control_plane.store.interface import JobName, WorkerName
 from adjourn_control_plane.store.redis import RedisStore
-from tests.harness.store_records import change, created, creation, deletion, there
+from tests.harness.store_records import change, created, creation, deletion, queued, there
 
 A = JobName("jobs/a")
 WORKER = WorkerName("workers/w")
@@ -121,7 +121,7 @@ async def test_more_calls_than_connections_all_get_through(
     async with RedisStore.connect(redis_url, namespace) as store:
         names = [JobName(f"jobs/{i}") for i in range(40)]
         await asyncio.gather(*(store.commit(creation(name)) for name in names))
-        assert len(await store.queued()) == 40
+        assert len(await queued(store)) == 40
 
 
 async def test_call_that_was_cancelled_leaves_the_others_their_answers(

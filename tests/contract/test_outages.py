@@ -22,7 +22,7 @@ from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.store import redis
 from adjourn_control_plane.store.interface import JobName, Request, WorkerName
 from adjourn_control_plane.store.redis import RedisStore
-from tests.harness.store_records import change, created, creation, there
+from tests.harness.store_records import change, created, creation, queued, there
 
 A = JobName("jobs/a")
 WORKER = WorkerName("workers/w")
@@ -108,7 +108,7 @@ async def test_server_that_is_gone_is_reported_soon_and_found_again(server: Serv
     old = await created(store, "jobs/a")
     server.kill()
     began = time.monotonic()
-    for call in (store.get(A), store.commit(change(old)), store.queued(), store.ping(), store.durability()):
+    for call in (store.get(A), store.commit(change(old)), queued(store), store.ping(), store.durability()):
         with pytest.raises(StoreUnavailableError) as unavailable:
             await call
     assert time.monotonic() - began < 10

@@ -2,13 +2,15 @@
 
 import asyncio
 import time
+from datetime import timedelta
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from adjourn.v1.worker_pb2 import Device, Worker
+from adjourn_control_plane.store import redis
 from adjourn_control_plane.store.interface import JobStore, Session, WorkerName
-from tests.harness.store_records import created
+from tests.harness.store_records import change, created, deletion
 
 NAME = WorkerName("workers/w")
 
@@ -126,3 +128,79 @@ async def test_sessions_are_in_order_of_name_and_know_no_jobs(store: JobStore, w
         worker.name = name
         await store.attach(worker, "session", f"stream-{name}")
     assert [session.worker.name for session in await store.sessions()] == ["workers/a", "workers/b", "workers/c"]
+
+
+async def lost(store: JobStore, name: str) -> WorkerName:
+    """Attaches a worker and marks it lost."""
+    await store.attach(Worker(name=name), "session", f"stream-{name}")
+    session = await store.session(WorkerName(name))
+    assert session
+    assert await store.mark_lost(WorkerName(name), session.heartbeat)
+    return WorkerName(name)
+
+
+async def names(store: JobStore) -> list[str]:
+    return [session.worker.name for session in await store.live_sessions()]
+
+
+async def test_live_sessions_are_those_that_are_not_lost(store: JobStore, worker: Worker) -> None:
+    await store.attach(worker, "session-1", "stream-1")
+    gone = await lost(store, "workers/gone")
+    back = await lost(store, "workers/back")
+    assert await names(store) == [NAME]
+    assert await store.heartbeat(Worker(name=back), f"stream-{back}")
+    assert await names(store) == [back, NAME]
+    await store.attach(Worker(name=gone), "session", "stream-2")
+    assert await names(store) == [back, gone, NAME]
+
+
+async def test_lost_holders_are_lost_and_hold_jobs(store: JobStore, worker: Worker) -> None:
+    await store.attach(worker, "session-1", "stream-1")
+    await lost(store, "workers/empty")
+    await created(store, "jobs/live", worker=NAME)
+    holder = await lost(store, "workers/holder")
+    jobs = [await created(store, name, worker=holder) for name in ("jobs/a", "jobs/b")]
+    assert await store.lost_holders() == [holder]
+    await store.commit(change(jobs[0], worker=""))
+    assert await store.lost_holders() == [holder]
+    await store.commit(deletion(jobs[1]))
+    assert await store.lost_holders() == []
+
+
+async def test_a_worker_is_forgotten_once_it_is_lost_and_holds_nothing(store: JobStore, worker: Worker) -> None:
+    await store.attach(worker, "session-1", "stream-1")
+    assert not await store.forget(NAME), "it is not lost"
+    job = await created(store, "jobs/a", worker=NAME)
+    await store.mark_lost(NAME, (await current(store)).heartbeat)
+    assert not await store.forget(NAME), "it holds a job"
+    assert (await current(store)).lost
+    before = await store.allocation(NAME)
+    await store.commit(change(job, worker=""))
+    for _ in range(2):
+        assert await store.forget(NAME)
+    assert await store.session(NAME) is None
+    assert await store.sessions() == []
+    assert not await store.heartbeat(worker, "stream-1"), "its old stream does not bring it back"
+    await created(store, "jobs/b", worker=NAME)
+    assert (await store.allocation(NAME)).version > before.version, "no version of an allocation comes twice"
+
+
+async def test_workers_that_were_lost_long_ago_are_forgotten_by_age(store: JobStore, worker: Worker) -> None:
+    await store.attach(worker, "session-1", "stream-1")
+    for number in range(5):
+        await lost(store, f"workers/{number}")
+    await created(store, "jobs/a", worker="workers/0")
+    assert await store.forget_lost(timedelta(hours=1), size=10) == []
+    assert len(await store.forget_lost(timedelta(), size=2)) in (1, 2)
+    while await store.forget_lost(timedelta(), size=10):
+        pass
+    assert [session.worker.name for session in await store.sessions()] == ["workers/0", NAME]
+
+
+async def test_more_workers_than_one_script_reads(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis, "BATCH", 3)
+    expected = [f"workers/{number}" for number in range(8)]
+    for name in expected:
+        await store.attach(Worker(name=name), "session", f"stream-{name}")
+    assert [session.worker.name for session in await store.sessions()] == expected
+    assert await names(store) == expected

@@ -2,8 +2,11 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from itertools import islice
 
 from adjourn.errors import StoreUnavailableError
 from adjourn.v1.checkpoint_pb2 import Checkpoint
@@ -28,6 +31,8 @@ from adjourn_control_plane.store.interface import (
 )
 
 Hint = tuple[JobName, WorkerName]
+PAGE = 200
+"""Jobs that `queued` yields at a time."""
 
 
 @dataclass
@@ -55,13 +60,17 @@ class MemoryStore:
         self.available = True
         """False: every call raises StoreUnavailableError."""
         self._now_ns = now_ns
-        self._changes_kept = changes_kept
         self._version = 0
         self._entries: dict[JobName, Entry] = {}
         self._done: dict[str, int] = {}
         self._requests: dict[str, tuple[str, bytes]] = {}
         self._occupancy: dict[str, int] = {}
-        self._changes: list[tuple[int, JobName]] = []
+        self._changes: deque[Changed] = deque(maxlen=changes_kept)
+        self._queued: dict[JobName, None] = {}
+        self._holding: dict[str, dict[JobName, None]] = {}
+        """The jobs of each worker that holds any."""
+        self._lost: dict[str, int] = {}
+        """When each lost worker was lost, in nanoseconds."""
         self._tombstones: set[JobUid] = set()
         self._sessions: dict[str, Session] = {}
         self._attached: set[str] = set()
@@ -81,16 +90,25 @@ class MemoryStore:
         self._version += 1
         new = self._write(change, old)
         workers = {old.worker if old else "", new.worker if new else ""} - {""}
-        if old is None or new is None or (old.worker, old.released) != (new.worker, new.released):
-            for worker in workers:
-                self._occupancy[worker] = self._occupancy.get(worker, 0) + 1
+        touched = old is None or new is None or (old.worker, old.released) != (new.worker, new.released)
+        for worker in workers if touched else ():
+            self._occupancy[worker] = self._version
+        self._index(change.job, old, new)
         if change.request:
             self._requests[change.request.id] = (change.request.digest, values.encoded(change.request.answer))
         self._done[change.id] = new.version if new else 0
-        self._changes = [*self._changes, (self._version, change.job)][-self._changes_kept :]
-        for listener in self._listeners:
-            for worker in workers or {""}:
-                listener.put_nowait((change.job, WorkerName(worker)))
+        self._changes.append(
+            Changed(
+                token=f"{self._version}-0",
+                job=change.job,
+                version=self._version,
+                state=new.state if new else None,
+                workers=tuple(sorted(WorkerName(worker) for worker in workers)) if touched else (),
+                labels=dict(old.read().record.job.labels) if old and not new else {},
+            )
+        )
+        for worker in workers or {""}:
+            self._tell(change.job, WorkerName(worker))
         return self._done[change.id]
 
     def _check(self, change: Change, old: Entry | None) -> None:
@@ -128,6 +146,18 @@ class MemoryStore:
         self._entries[change.job] = new
         return new
 
+    def _index(self, job: JobName, old: Entry | None, new: Entry | None) -> None:
+        if old and old.state == Job.QUEUED:
+            del self._queued[job]
+        if new and new.state == Job.QUEUED:
+            self._queued[job] = None
+        if old and old.worker:
+            del self._holding[old.worker][job]
+            if not self._holding[old.worker]:
+                del self._holding[old.worker]
+        if new and new.worker:
+            self._holding.setdefault(new.worker, {})[job] = None
+
     async def answered(self, request_id: str) -> tuple[str, Job] | None:
         await self._reach()
         if request_id not in self._requests:
@@ -148,13 +178,17 @@ class MemoryStore:
         ]
         return found[:size], found[size - 1].record.number if len(found) > size else None
 
-    async def queued(self) -> list[Stored]:
+    async def queued(self) -> AsyncGenerator[list[Stored], None]:
         await self._reach()
-        return [item for item in self._by_number() if item.record.job.state == Job.QUEUED]
+        names = sorted(self._queued, key=lambda name: -self._entries[name].number)
+        for start in range(0, len(names), PAGE):
+            await self._reach()
+            yield [self._entries[name].read() for name in names[start : start + PAGE] if name in self._queued]
 
     async def allocation(self, worker: WorkerName) -> Allocation:
         await self._reach()
-        jobs = [item for item in self._by_number() if item.record.job.worker == worker]
+        jobs = [self._entries[name].read() for name in self._holding.get(worker, ())]
+        jobs.sort(key=lambda item: item.record.number)
         return Allocation(worker=worker, version=self._occupancy.get(worker, 0), jobs=jobs)
 
     def _by_number(self) -> list[Stored]:
@@ -191,11 +225,11 @@ class MemoryStore:
         if not values.is_token(after):
             raise ValueError(f"{after!r} is no token of this store")
         position = int(after.split("-", maxsplit=1)[0])
-        kept_from = self._changes[0][0] if self._changes else 1
+        kept_from = self._changes[0].version if self._changes else 1
         if not kept_from - 1 <= position <= self._version:
             raise TokenTooOld(after)
-        newer = [Changed(token=f"{version}-0", job=job) for version, job in self._changes if version > position]
-        return newer[:size]
+        start = position - kept_from + 1  # every version has one change
+        return list(islice(self._changes, start, start + size))
 
     async def notifications(self) -> AsyncGenerator[Hint, None]:
         listener: asyncio.Queue[Hint | None] = asyncio.Queue()
@@ -209,8 +243,11 @@ class MemoryStore:
 
     def reconnect(self) -> None:
         """Tells who listens to hints that anything may have happened."""
+        self._tell(JobName(""), WorkerName(""))
+
+    def _tell(self, job: JobName, worker: WorkerName) -> None:
         for listener in self._listeners:
-            listener.put_nowait((JobName(""), WorkerName("")))
+            listener.put_nowait((job, worker))
 
     async def attach(self, worker: Worker, session: str, stream: str) -> None:
         await self._reach()
@@ -218,6 +255,8 @@ class MemoryStore:
             return
         self._attached.add(stream)
         old = self._sessions.get(worker.name)
+        self._lost.pop(worker.name, None)
+        self._tell(JobName(""), WorkerName(worker.name))
         self._sessions[worker.name] = Session(
             worker=self._described(worker),
             session=session,
@@ -233,6 +272,9 @@ class MemoryStore:
         old = self._sessions.get(worker.name)
         if old is None or old.stream != stream:
             return False
+        if old.lost:
+            del self._lost[worker.name]
+            self._tell(JobName(""), WorkerName(worker.name))
         self._sessions[worker.name] = replace(
             old, worker=self._described(worker), lost=False, heartbeat=old.heartbeat + 1, report_time_ns=self._now_ns()
         )
@@ -247,13 +289,35 @@ class MemoryStore:
     async def mark_lost(self, worker: WorkerName, heartbeat: int) -> bool:
         await self._reach()
         old = self._sessions.get(worker)
-        if old and old.heartbeat == heartbeat:
+        if old and old.heartbeat == heartbeat and not old.lost:
             old = self._sessions[worker] = replace(old, lost=True)
+            self._lost[worker] = self._now_ns()
         return bool(old and old.lost)
 
     async def sessions(self) -> list[Session]:
         await self._reach()
         return [self._sessions[worker] for worker in sorted(self._sessions)]
+
+    async def live_sessions(self) -> list[Session]:
+        return [session for session in await self.sessions() if not session.lost]
+
+    async def lost_holders(self) -> list[WorkerName]:
+        await self._reach()
+        return sorted(WorkerName(worker) for worker in self._holding if worker in self._lost)
+
+    async def forget(self, worker: WorkerName) -> bool:
+        await self._reach()
+        session = self._sessions.get(worker)
+        if session and (not session.lost or worker in self._holding):
+            return False
+        for kept in (self._sessions, self._lost, self._occupancy):
+            kept.pop(worker, None)
+        return True
+
+    async def forget_lost(self, age: timedelta, *, size: int) -> list[WorkerName]:
+        before = self._now_ns() - int(age.total_seconds() * 1e9)
+        old = [WorkerName(worker) for worker, since in self._lost.items() if since <= before][:size]
+        return [worker for worker in old if await self.forget(worker)]
 
     async def session(self, worker: WorkerName) -> Session | None:
         await self._reach()

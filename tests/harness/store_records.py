@@ -56,6 +56,11 @@ async def there(store: JobStore, job: JobName) -> Stored:
     return stored
 
 
+async def queued(store: JobStore) -> list[Stored]:
+    """Returns every job in QUEUED, newest first."""
+    return [stored async for page in store.queued() for stored in page]
+
+
 def change(
     old: Stored,
     *,

@@ -44,7 +44,8 @@ class Scheduler:
 
     async def place(self) -> None:
         """Hands queued jobs to workers with room, oldest first."""
-        queued = [stored for stored in await self.store.queued() if ready_time(stored.record) <= datetime.now(UTC)]
+        waiting = [stored async for page in self.store.queued() for stored in page]
+        queued = [stored for stored in waiting[::-1] if ready_time(stored.record) <= datetime.now(UTC)]
         if not queued:
             return
         allocations: dict[str, Allocation] = {}

@@ -4,7 +4,7 @@ A job is one record with a version. Every change is one compare-and-set that wri
 entries, appends what happened and wakes whoever listens, or does nothing at all. Nothing else writes jobs.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import NewType, Protocol
@@ -71,7 +71,7 @@ class Allocation:
 
     worker: WorkerName
     version: int
-    """Changes whenever a job comes to the worker, leaves it, or releases its slot."""
+    """Grows whenever a job comes to the worker, leaves it, or releases its slot; to the `Changed.version` of that."""
     jobs: Sequence[Stored] = field(default=(), compare=False)
 
 
@@ -141,6 +141,14 @@ class Changed:
     token: str
     """Position in the stream; resume after it."""
     job: JobName
+    version: int
+    """Of the record; of an allocation that changed, too."""
+    state: Job.State.ValueType | None
+    """In which the job was then; None: it was deleted."""
+    workers: Sequence[WorkerName] = ()
+    """Whose allocation changed."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Of a job that was deleted: its last ones."""
 
 
 class TokenTooOld(Exception):
@@ -173,8 +181,8 @@ class JobStore(Protocol):
         """
         ...
 
-    async def queued(self) -> list[Stored]:
-        """Returns every job in QUEUED, oldest first."""
+    def queued(self) -> AsyncGenerator[list[Stored], None]:
+        """Yields every job in QUEUED, in pages, newest first. What changes meanwhile may be missed."""
         ...
 
     async def allocation(self, worker: WorkerName) -> Allocation: ...
@@ -209,7 +217,8 @@ class JobStore(Protocol):
     def notifications(self) -> AsyncGenerator[tuple[JobName, WorkerName], None]:
         """Yields the job (and its worker, or "") of each change as it happens; may miss some, ends with the store only.
 
-        A job that goes from one worker to another is yielded with each. Yields ("", "") when it begins to listen, at
+        A job that goes from one worker to another is yielded with each. Yields ("", worker) when a worker attaches, or
+        is heard from after it was lost. Yields ("", "") when it begins to listen, at
         first and after a reconnect: before that, anything may have happened.
         """
         ...
@@ -230,14 +239,33 @@ class JobStore(Protocol):
         ...
 
     async def mark_lost(self, worker: WorkerName, heartbeat: int) -> bool:
-        """Marks the worker lost, unless it spoke after `beat`; True if it is lost now."""
+        """Marks the worker lost, unless it spoke after `heartbeat`; True if it is lost now."""
         ...
 
     async def sessions(self) -> list[Session]:
-        """Returns every worker, by name."""
+        """Returns every worker, by name. They are not read at one moment."""
+        ...
+
+    async def live_sessions(self) -> list[Session]:
+        """Returns the workers that are not lost, by name; costs nothing for those that are."""
         ...
 
     async def session(self, worker: WorkerName) -> Session | None: ...
+
+    async def lost_holders(self) -> list[WorkerName]:
+        """Returns the lost workers that hold jobs; costs nothing for those that hold none."""
+        ...
+
+    async def forget(self, worker: WorkerName) -> bool:
+        """Forgets a worker that is lost and holds no job; False if it is not lost, or holds one.
+
+        One that is not known is forgotten already.
+        """
+        ...
+
+    async def forget_lost(self, age: timedelta, *, size: int) -> list[WorkerName]:
+        """Forgets up to `size` workers that have been lost for `age` and hold no job; returns them."""
+        ...
 
     async def tombstones(self) -> list[JobUid]:
         """Returns the uids of deleted jobs whose objects may not be gone yet."""

@@ -8,8 +8,10 @@ an attachment are remembered by id for a while, the rest is idempotent. Reads th
     {ns}:jobs/x                     hash: record, version, number, and what the indexes hold of it
     {ns}:jobs/x:events              list;  :epochs  sorted set of EpochMetrics, by epoch
     {ns}:jobs/x:checkpoints         hash by name;  :registered  sorted set of names, in order of registration
-    {ns}:workers  {ns}:workers/y    set of all; hash: what Session holds
-    {ns}:workers/y:jobs             set;  :allocation  counter of its changes
+    {ns}:workers  {ns}:workers:lost  set of workers that are not lost; sorted set of the others, by ms since 1970
+    {ns}:workers:holding            set of workers that hold jobs
+    {ns}:workers/y                  hash: what Session holds
+    {ns}:workers/y:jobs             set;  :allocation  version of its newest change
     {ns}:changes  {ns}:hints        stream of all changes; channel that tells of them
     {ns}:tombstones                 set of the uids of deleted jobs whose objects may not be gone yet
     {ns}:request:{id}  :done:{id}   hash: digest, answer; result of a change, for its repeats; both expire
@@ -19,8 +21,9 @@ The namespace is the hash tag of all its keys: one slot of a cluster holds them,
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
+from datetime import timedelta
 from importlib import resources
 from typing import Any, Self, TypeVar
 
@@ -62,7 +65,11 @@ CONNECTIONS = 50
 CHANGES_KEPT = 100_000
 """Entries that the stream of changes holds at least."""
 BATCH = 200
-"""Jobs read at a time: a script holds up everybody else."""
+"""Jobs or workers read at a time: a script holds up everybody else."""
+SCRIPTS = (
+    *("commit", "page", "allocation"),
+    *("attach", "beat", "detach", "lose", "sessions", "lost_holders", "forget", "forget_lost"),
+)
 LATER = (
     OSError,  # TimeoutError is one
     exceptions.ConnectionError,
@@ -95,10 +102,7 @@ class RedisStore:
         self._listener = Redis.from_pool(ConnectionPool.from_url(url, retry=Retry(backoff, 0), **patience))
         self._command: Callable[..., Awaitable[Any]] = self._redis.execute_command
         folder = resources.files("adjourn_control_plane.store") / "scripts"
-        self._scripts = {
-            name: self._redis.register_script((folder / f"{name}.lua").read_bytes())
-            for name in ("commit", "page", "allocation", "attach", "beat", "detach", "lose", "sessions")
-        }
+        self._scripts = {name: self._redis.register_script((folder / f"{name}.lua").read_bytes()) for name in SCRIPTS}
         self._prefix = f"{{{namespace}}}"
         self._changes_kept = changes_kept
         self._closed = False
@@ -160,13 +164,11 @@ class RedisStore:
             before = read[-1].record.number
         return found[:size], found[size - 1].record.number if len(found) > size else None
 
-    async def queued(self) -> list[Stored]:
-        found: list[Stored] = []
+    async def queued(self) -> AsyncGenerator[list[Stored], None]:
         before = None
         while read := await self._newest(["state:QUEUED"], before, BATCH):
-            found += read
             before = read[-1].record.number
-        return found[::-1]
+            yield read
 
     async def _newest(self, indexes: list[str], before: int | None, size: int) -> list[Stored]:
         below = "+inf" if before is None else f"({before}"
@@ -212,7 +214,7 @@ class RedisStore:
             entries = entries[1:]
         elif entries and entries[0][1][b"version"] != b"1":  # the first change of all had version 1
             raise TokenTooOld(after)
-        return [Changed(token=token.decode(), job=JobName(fields[b"job"].decode())) for token, fields in entries[:size]]
+        return [values.changed(token, fields) for token, fields in entries[:size]]
 
     async def notifications(self) -> AsyncGenerator[tuple[JobName, WorkerName], None]:
         backoff = ExponentialWithJitterBackoff(base=0.05, cap=1)
@@ -244,12 +246,36 @@ class RedisStore:
         return bool(await self._run("lose", worker, heartbeat))
 
     async def sessions(self) -> list[Session]:
-        found = [values.session(row) for row in await self._run("sessions", *values.SESSION_FIELDS)]
-        return sorted(found, key=lambda item: item.worker.name)
+        lost = await self._ask("ZRANGE", "workers:lost", 0, -1)
+        return await self._described(dict.fromkeys([*await self._ask("SMEMBERS", "workers"), *lost]))
+
+    async def live_sessions(self) -> list[Session]:
+        return [item for item in await self._described(await self._ask("SMEMBERS", "workers")) if not item.lost]
+
+    async def _described(self, workers: Iterable[bytes]) -> list[Session]:
+        found: list[Session] = []
+        names = sorted(workers)
+        for start in range(0, len(names), BATCH):
+            rows = await self._run(
+                "sessions", len(values.SESSION_FIELDS), *values.SESSION_FIELDS, *names[start : start + BATCH]
+            )
+            found += [values.session(row) for row in rows if None not in row]  # None: forgotten in between
+        return found
 
     async def session(self, worker: WorkerName) -> Session | None:
         row = await self._ask("HMGET", worker, *values.SESSION_FIELDS)
         return values.session(row) if None not in row else None
+
+    async def lost_holders(self) -> list[WorkerName]:
+        found = await self._run("lost_holders")
+        return sorted(WorkerName(worker.decode()) for worker in found)
+
+    async def forget(self, worker: WorkerName) -> bool:
+        return bool(await self._run("forget", worker))
+
+    async def forget_lost(self, age: timedelta, *, size: int) -> list[WorkerName]:
+        found = await self._run("forget_lost", int(age.total_seconds() * 1000), size)
+        return [WorkerName(worker.decode()) for worker in found]
 
     async def tombstones(self) -> list[JobUid]:
         return sorted(JobUid(uid.decode()) for uid in await self._ask("SMEMBERS", "tombstones"))

@@ -1,7 +1,7 @@
 """How a store keeps its values: messages as bytes, rows of bytes as what they mean."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.checkpoint_pb2 import Checkpoint
@@ -9,7 +9,15 @@ from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
-from adjourn_control_plane.store.interface import REQUEST_MEMORY, Change, Session, Stored
+from adjourn_control_plane.store.interface import (
+    REQUEST_MEMORY,
+    Change,
+    Changed,
+    JobName,
+    Session,
+    Stored,
+    WorkerName,
+)
 
 RECORD_FIELDS = ("record", "version", "number")
 SESSION_FIELDS = ("worker", "session", "stream", "connected", "lost", "beat", "report_time")
@@ -51,6 +59,19 @@ def session(row: Sequence[bytes]) -> Session:
     )
 
 
+def changed(token: bytes, fields: Mapping[bytes, bytes]) -> Changed:
+    """Returns the change that an entry of the stream stands for."""
+    state = fields[b"state"].decode()
+    return Changed(
+        token=token.decode(),
+        job=JobName(fields[b"job"].decode()),
+        version=int(fields[b"version"]),
+        state=Job.State.Value(state) if state else None,
+        workers=tuple(WorkerName(worker) for worker in fields[b"workers"].decode().split()),
+        labels=dict(Job.FromString(fields[b"labels"]).labels),
+    )
+
+
 def described(worker: Worker) -> bytes:
     """Returns the worker without what is derived when it is shown."""
     kept = Worker()
@@ -74,6 +95,7 @@ def commit_arguments(change: Change, *, changes_kept: int) -> list[bytes | str |
     arguments += [len(change.events), len(change.epochs), len(change.checkpoints)]
     arguments += [record.job.uid if record else ""]
     arguments += [fence.worker, fence.stream] if fence else ["", ""]
+    arguments += [encoded(Job(labels=record.job.labels)) if record else ""]
     arguments += [encoded(event) for event in change.events]
     for metrics in change.epochs:
         arguments += [metrics.epoch, encoded(metrics)]

@@ -7,7 +7,9 @@ end
 local time = redis.call('TIME')
 local key = prefix .. ':' .. worker
 redis.call('SADD', prefix .. ':workers', worker)
+redis.call('ZREM', prefix .. ':workers:lost', worker)
 redis.call('HSET', key, 'worker', description, 'session', session, 'stream', stream, 'connected', 1, 'lost', 0,
   'report_time', time[1] .. string.format('%06d', time[2]))
 redis.call('HINCRBY', key, 'beat', 1)
+redis.call('PUBLISH', prefix .. ':hints', ' ' .. worker)
 return 1

@@ -8,8 +8,8 @@ local guarded, allocation = ARGV[8], ARGV[9]
 local request, digest, answer, request_memory = ARGV[10], ARGV[11], ARGV[12], ARGV[13]
 local repeat_memory, changes_kept = ARGV[14], ARGV[15]
 local events, epochs, checkpoints = tonumber(ARGV[16]), tonumber(ARGV[17]), tonumber(ARGV[18])
-local uid, fenced, stream = ARGV[19], ARGV[20], ARGV[21]
-local next_item = 22
+local uid, fenced, stream, labels = ARGV[19], ARGV[20], ARGV[21], ARGV[22]
+local next_item = 23
 
 local function key(name)
   return prefix .. ':' .. name
@@ -33,7 +33,7 @@ end
 if fenced ~= '' and redis.call('HGET', key(fenced), 'stream') ~= stream then
   return {'FENCED', 'stream ' .. stream .. ' no longer speaks for ' .. fenced}
 end
-local old = redis.call('HMGET', key(job), 'version', 'number', 'state', 'worker', 'released', 'uid')
+local old = redis.call('HMGET', key(job), 'version', 'number', 'state', 'worker', 'released', 'uid', 'labels')
 local old_state, old_worker, old_released = old[3] or '', old[4] or '', old[5] or '0'
 if (old[1] or '0') ~= expected then
   return {'CONFLICT', job .. ' has version ' .. (old[1] or '0') .. ', not ' .. expected}
@@ -57,17 +57,24 @@ if old_state ~= state then
     redis.call('ZADD', key('state:' .. state), number, job)
   end
 end
+local touched = '' -- workers whose allocation this changes
 if old_worker ~= worker then
   if old_worker ~= '' then
     redis.call('SREM', key(old_worker .. ':jobs'), job)
-    redis.call('INCR', key(old_worker .. ':allocation'))
+    if redis.call('EXISTS', key(old_worker .. ':jobs')) == 0 then
+      redis.call('SREM', key('workers:holding'), old_worker)
+    end
   end
   if worker ~= '' then
     redis.call('SADD', key(worker .. ':jobs'), job)
-    redis.call('INCR', key(worker .. ':allocation'))
+    redis.call('SADD', key('workers:holding'), worker)
   end
-elseif worker ~= '' and old_released ~= released then
-  redis.call('INCR', key(worker .. ':allocation'))
+  touched = old_worker .. ' ' .. worker
+elseif old_released ~= released then
+  touched = worker
+end
+for name in string.gmatch(touched, '%S+') do
+  redis.call('SET', key(name .. ':allocation'), version)
 end
 
 if record == '' then
@@ -77,7 +84,7 @@ if record == '' then
   redis.call('SADD', key('tombstones'), old[6])
 else
   redis.call('HSET', key(job), 'record', record, 'version', version, 'number', number, 'state', state,
-    'worker', worker, 'released', released, 'uid', uid)
+    'worker', worker, 'released', released, 'uid', uid, 'labels', labels)
   redis.call('ZADD', key('jobs'), number, job)
   for _ = 1, events do
     redis.call('RPUSH', key(job .. ':events'), item())
@@ -102,7 +109,8 @@ if request ~= '' then
   redis.call('HSET', key('request:' .. request), 'digest', digest, 'answer', answer)
   redis.call('EXPIRE', key('request:' .. request), request_memory)
 end
-redis.call('XADD', key('changes'), 'MAXLEN', '~', changes_kept, '*', 'job', job, 'version', version)
+redis.call('XADD', key('changes'), 'MAXLEN', '~', changes_kept, '*', 'job', job, 'version', version, 'state', state,
+  'workers', touched, 'labels', record == '' and old[7] or '')
 if old_worker ~= '' and old_worker ~= worker then
   redis.call('PUBLISH', key('hints'), job .. ' ' .. old_worker)
 end

@@ -1,8 +1,15 @@
 -- Marks a worker lost if its last beat is still the one that was read; tells whether it is lost now.
-local key, beat = KEYS[1] .. ':' .. ARGV[1], ARGV[2]
+local prefix, worker, beat = KEYS[1], ARGV[1], ARGV[2]
+local key = prefix .. ':' .. worker
 local known = redis.call('HMGET', key, 'beat', 'lost')
-if known[1] == beat then
-  redis.call('HSET', key, 'lost', 1)
+if known[2] == '1' then
   return 1
 end
-return known[2] == '1' and 1 or 0
+if known[1] ~= beat then
+  return 0
+end
+local time = redis.call('TIME')
+redis.call('HSET', key, 'lost', 1)
+redis.call('SREM', prefix .. ':workers', worker)
+redis.call('ZADD', prefix .. ':workers:lost', math.floor(time[1] * 1000 + time[2] / 1000), worker)
+return 1
