@@ -47,11 +47,6 @@ class BundleInvalid(ValueError):
         self.reason = reason
 
 
-def key(bundle: str) -> str:
-    """Returns the object storage key of `bundles/{sha256}`."""
-    return f"{bundle}.tar.gz"
-
-
 def module_name(script: Path) -> str:
     """Returns the name under which a worker imports `script`; raises BundleInvalid if it cannot be imported."""
     name = script.stem
@@ -232,5 +227,5 @@ def check_rest(zipped: Unzipping) -> None:
 
 
 def object_key(bundle: str) -> str:
-    """Returns where object storage has a bundle, `bundles/{sha256}`."""
+    """Returns the key under which object storage has the bundle `bundles/{sha256}`."""
     return f"{bundle}.tar.gz"

@@ -217,6 +217,14 @@ class TooManyUploadsError(AdjournError):
     RETRY_DELAY = timedelta(seconds=5)
 
 
+class UploadStalledError(AdjournError):
+    """The next part of an upload did not come in time: upload it again."""
+
+    code = code_pb2.DEADLINE_EXCEEDED
+    reason = "UPLOAD_STALLED"
+    RETRY_DELAY = timedelta()
+
+
 class StoreUnavailableError(AdjournError):
     """The store cannot be reached: retry with the same request_id."""
 

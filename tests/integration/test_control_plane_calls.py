@@ -11,18 +11,20 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from adjourn import errors
 from adjourn.channel import ACTOR_KEY
+from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1 import checkpoint_service_pb2 as checkpoint_pb
 from adjourn.v1 import job_service_pb2 as pb
 from adjourn.v1 import worker_service_pb2 as worker_pb
 from adjourn.v1.agent_service_pb2 import Report
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.job_pb2 import Job, JobSpec
+from adjourn.v1.job_pb2 import Job, JobSpec, Pause
+from adjourn.v1.job_service_pb2_grpc import JobServiceStub
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.job.events import Placed
 from adjourn_control_plane.job.updater import JobUpdater
 from adjourn_control_plane.server import SERVICES
-from adjourn_control_plane.store.interface import JobName
+from adjourn_control_plane.store.interface import Change, JobName
 from tests.harness.control_planes import Replica, refused
 
 SPEC = JobSpec(entry_point="train:main", total_epochs=3)
@@ -190,6 +192,63 @@ class TestLists:
         worker = await plane.workers.GetWorker(worker_pb.GetWorkerRequest(name="workers/a"))
         assert (worker.state, list(worker.jobs)) == (Worker.ACTIVE, ["jobs/j"])
         assert worker.HasField("report_time")
+
+    async def test_events_by_page_oldest_first(self, plane: Replica) -> None:
+        await plane.jobs.CreateJob(creation(name="j"))
+        await plane.jobs.PauseJob(pb.PauseJobRequest(name="jobs/j", reason="lunch"), metadata=((ACTOR_KEY, "ann"),))
+        await plane.jobs.ResumeJob(pb.ResumeJobRequest(name="jobs/j"))
+        first = await plane.jobs.ListJobEvents(pb.ListJobEventsRequest(parent="jobs/j", page_size=2))
+        request = pb.ListJobEventsRequest(parent="jobs/j", page_token=first.next_page_token)
+        second = await plane.jobs.ListJobEvents(request)
+        events = [*first.events, *second.events]
+        assert second.next_page_token == ""
+        assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+        assert [event.type for event in events] == [
+            pb.JobEvent.CREATED,
+            pb.JobEvent.PAUSED,
+            pb.JobEvent.RESUME_REQUESTED,
+        ]
+        assert (events[1].actor, events[1].state) == ("ann", Job.PAUSED)
+
+    async def test_a_token_of_another_query_is_refused_by_every_list(self, plane: Replica) -> None:
+        for name in "ab":
+            await plane.jobs.CreateJob(pb.CreateJobRequest(job_id=name, job=Job(spec=SPEC, labels={"x": "y"})))
+        token = (await plane.jobs.ListJobs(pb.ListJobsRequest(page_size=1))).next_page_token
+        for call, request in (
+            (plane.jobs.ListJobs, pb.ListJobsRequest(labels={"x": "y"}, page_token=token)),
+            (plane.jobs.ListJobs, pb.ListJobsRequest(states=[Job.QUEUED], page_token=token)),
+            (plane.jobs.ListJobEvents, pb.ListJobEventsRequest(parent="jobs/a", page_token=token)),
+            (plane.jobs.ListEpochMetrics, pb.ListEpochMetricsRequest(parent="jobs/a", page_token=token)),
+            (
+                plane.checkpoints.ListCheckpoints,
+                checkpoint_pb.ListCheckpointsRequest(parent="jobs/a", page_token=token),
+            ),
+            (plane.workers.ListWorkers, worker_pb.ListWorkersRequest(page_token=token)),
+        ):
+            with refused(errors.InvalidRequestError) as caught:
+                await call(request)
+            assert isinstance(caught.error, errors.InvalidRequestError)
+            assert list(caught.error.violations) == ["page_token"]
+
+    async def test_five_hundred_jobs_of_the_largest_size_are_listed_within_the_limit_of_a_message(
+        self, plane: Replica
+    ) -> None:
+        text = "x" * (250 << 10)
+        pause = Pause(reason="y" * 1024, actor="z" * 256, checkpoint="jobs/j/checkpoints/1", from_worker="workers/a")
+        for number in range(500):
+            record = JobRecord(job=Job(name=f"jobs/j{number}", state=Job.QUEUED, past_pauses=[pause] * 100))
+            record.job.spec.args["text"] = text
+            record.job.uid = f"{number:032x}"
+            await plane.store.commit(Change(job=JobName(record.job.name), expected=0, record=record))
+        names: list[str] = []
+        request = pb.ListJobsRequest(page_size=500)
+        async with grpc.aio.insecure_channel(plane.address) as channel:  # with gRPC's own limit, 4 MiB
+            stub: Any = JobServiceStub(channel)
+            while not names or request.page_token:
+                page = await stub.ListJobs(request)
+                names += [job.name for job in page.jobs]
+                request.page_token = page.next_page_token
+        assert names == [f"jobs/j{number}" for number in range(499, -1, -1)]
 
 
 async def services(plane: Replica) -> set[str]:

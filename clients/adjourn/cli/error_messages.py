@@ -31,6 +31,7 @@ ADVICE: Final[Mapping[type[errors.AdjournError], str]] = {
     errors.ContentionError: "try again",
     errors.WorkerInUseError: "`adjourn workers` shows its state and jobs",
     errors.TooManyUploadsError: "try again in a moment",
+    errors.UploadStalledError: "submit it again",
     errors.StoreUnavailableError: "running trainings go on; try again in a moment",
     errors.ObjectStoreUnavailableError: "try again in a moment",
     errors.ShuttingDownError: "try again in a moment",

@@ -1,5 +1,6 @@
 """CheckpointService: proto <-> domain, nothing else."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -8,7 +9,7 @@ from adjourn import errors
 from adjourn.v1 import checkpoint_service_pb2 as pb
 from adjourn.v1 import checkpoint_service_pb2_grpc
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn_control_plane.api import validation
+from adjourn_control_plane.api import pages, validation
 from adjourn_control_plane.api.jobs import check
 from adjourn_control_plane.store.interface import JobName, JobStore
 
@@ -30,11 +31,20 @@ class CheckpointService(checkpoint_service_pb2_grpc.CheckpointServiceServicer):
         return found
 
     async def ListCheckpoints(self, request: pb.ListCheckpointsRequest, context: Context) -> pb.ListCheckpointsResponse:
-        check(validation.name("parent", request.parent) | validation.page(request.page_size, request.page_token))
-        if await self.store.get(JobName(request.parent)) is None:
-            raise errors.NotFoundError(f"there is no {request.parent}", job=request.parent)
-        size = validation.page_size(request.page_size)
-        skip = int(request.page_token or 0)
-        found = await self.store.checkpoints(JobName(request.parent), size=size + 1, skip=skip)
-        token = str(skip + size) if len(found) > size else ""
-        return pb.ListCheckpointsResponse(checkpoints=found[:size], next_page_token=token)
+        check(validation.name("parent", request.parent))
+        check(pages.violations(request))
+        job = JobName(request.parent)
+        if await self.store.get(job) is None:
+            raise errors.NotFoundError(f"there is no {job}", job=job)
+        start = int(pages.cursor(request) or 0)
+        shown: dict[str, int] = {"": start}
+
+        async def read(last: Checkpoint | None, count: int) -> Sequence[Checkpoint]:
+            skip = shown[last.name if last else ""]
+            found = await self.store.checkpoints(job, size=count, skip=skip)
+            shown.update((checkpoint.name, skip + place) for place, checkpoint in enumerate(found, start=1))
+            return found
+
+        checkpoints, more = await pages.filled(pages.size(request), read)
+        token = pages.token(request, str(shown[checkpoints[-1].name])) if more else ""
+        return pb.ListCheckpointsResponse(checkpoints=checkpoints, next_page_token=token)

@@ -1,9 +1,7 @@
 """JobService: proto <-> domain, nothing else."""
 
-import asyncio
-import hashlib
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from itertools import islice
 from typing import Any
@@ -13,14 +11,14 @@ import grpc
 from google.protobuf import empty_pb2
 
 from adjourn import bundles, errors
-from adjourn.channel import BUNDLE_LIMIT_BYTES, CHUNK_BYTES
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.objects import ObjectStore
 from adjourn.v1 import job_service_pb2 as pb
 from adjourn.v1 import job_service_pb2_grpc
 from adjourn.v1.job_pb2 import EPOCH, PAUSE_MODE_UNSPECIFIED, Job, PauseMode
-from adjourn_control_plane.api import validation
+from adjourn_control_plane.api import pages, validation
 from adjourn_control_plane.api.identity import actor
+from adjourn_control_plane.api.uploads import Uploads
 from adjourn_control_plane.api.watch import Watch
 from adjourn_control_plane.job import machine
 from adjourn_control_plane.job.events import CancelRequested, PauseRequested, ResumeRequested
@@ -45,6 +43,7 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         self.store = store
         self.updater = updater
         self.objects = objects
+        self.uploads = Uploads(objects)
         self.watch = watch
 
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> Job:
@@ -85,15 +84,19 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         return stored.record
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
-        check(validation.page(request.page_size, request.page_token) | validation.states(list(request.states)))
-        found, following = await self.store.page(
-            states=request.states,
-            labels=dict(request.labels),
-            size=validation.page_size(request.page_size),
-            before=int(request.page_token) if request.page_token else None,
-        )
-        token = str(following) if following is not None else ""
-        return pb.ListJobsResponse(jobs=[to_public(stored.record) for stored in found], next_page_token=token)
+        check(pages.violations(request) | validation.states(list(request.states)))
+        numbers: dict[str, int] = {"": int(pages.cursor(request) or 0)}
+
+        async def read(last: Job | None, count: int) -> Sequence[Job]:
+            before = numbers[last.name if last else ""] or None
+            labels = dict(request.labels)
+            found, _ = await self.store.page(states=request.states, labels=labels, size=count, before=before)
+            numbers.update((stored.record.job.name, stored.record.number) for stored in found)
+            return [to_public(stored.record) for stored in found]
+
+        jobs, more = await pages.filled(pages.size(request), read)
+        token = pages.token(request, str(numbers[jobs[-1].name])) if more else ""
+        return pb.ListJobsResponse(jobs=jobs, next_page_token=token)
 
     async def UpdateJob(self, request: pb.UpdateJobRequest, context: Context) -> Job:
         raise errors.NotImplementedYetError("updating a job is not there yet")
@@ -140,39 +143,33 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
                 yield response
 
     async def ListJobEvents(self, request: pb.ListJobEventsRequest, context: Context) -> pb.ListJobEventsResponse:
-        raise errors.NotImplementedYetError("listing a job's events is not there yet; WatchJobs is")
+        check(pages.violations(request))
+        name = JobName((await self.record("parent", request.parent)).job.name)
+        start = int(pages.cursor(request) or 0)
+        events, more = await pages.filled(
+            pages.size(request),
+            lambda last, count: self.store.events(name, after=last.sequence if last else start, size=count),
+        )
+        token = pages.token(request, str(events[-1].sequence)) if more else ""
+        return pb.ListJobEventsResponse(events=events, next_page_token=token)
 
     async def ListEpochMetrics(
         self, request: pb.ListEpochMetricsRequest, context: Context
     ) -> pb.ListEpochMetricsResponse:
-        check(validation.page(request.page_size, request.page_token))
-        record = await self.record("parent", request.parent)
-        size = validation.page_size(request.page_size)
-        after = int(request.page_token or 0)
-        found = await self.store.epochs(JobName(record.job.name), after=after, size=size + 1)
-        more = len(found) > size
-        epochs = found[:size]
-        return pb.ListEpochMetricsResponse(epochs=epochs, next_page_token=str(epochs[-1].epoch) if more else "")
+        check(pages.violations(request))
+        name = JobName((await self.record("parent", request.parent)).job.name)
+        start = int(pages.cursor(request) or 0)
+        epochs, more = await pages.filled(
+            pages.size(request),
+            lambda last, count: self.store.epochs(name, after=last.epoch if last else start, size=count),
+        )
+        token = pages.token(request, str(epochs[-1].epoch)) if more else ""
+        return pb.ListEpochMetricsResponse(epochs=epochs, next_page_token=token)
 
     async def UploadBundle(
         self, requests: AsyncIterator[pb.UploadBundleRequest], context: Context
     ) -> pb.UploadBundleResponse:
-        data = bytearray()
-        async for request in requests:
-            if len(request.chunk) > CHUNK_BYTES:
-                raise errors.InvalidRequestError({"chunk": f"must have {CHUNK_BYTES} bytes at most"})
-            data += request.chunk
-            if len(data) > BUNDLE_LIMIT_BYTES:
-                limit = f"a bundle has {BUNDLE_LIMIT_BYTES} bytes at most; keep data out of it"
-                raise errors.InvalidRequestError({"chunk": limit})
-        try:
-            await asyncio.to_thread(bundles.verify, bytes(data))
-        except bundles.BundleInvalid as error:
-            raise errors.InvalidRequestError({"chunk": str(error)}) from None
-        bundle = f"bundles/{hashlib.sha256(data).hexdigest()}"
-        if await self.objects.size(bundles.object_key(bundle)) is None:
-            await self.objects.put(bundles.object_key(bundle), bytes(data))
-        return pb.UploadBundleResponse(bundle=bundle)
+        return pb.UploadBundleResponse(bundle=await self.uploads.receive(request.chunk async for request in requests))
 
 
 def check(violations: validation.Violations) -> None:

@@ -16,8 +16,6 @@ MAX_LABELS: Final = 64
 MAX_LABEL_VALUE: Final = 256
 MAX_ARGS_BYTES: Final = 256 << 10
 MAX_TEXT: Final = 1024
-DEFAULT_PAGE: Final = 50
-MAX_PAGE: Final = 500
 
 MAX_QUOTED: Final = 64
 """Characters of a wrong value that are said back: an answer must fit into metadata."""
@@ -115,20 +113,6 @@ def verb(job: str, *, request_id: str, etag: str, reason: str = "") -> Violation
 def pause_mode(given: int) -> Violations:
     known = PauseMode.values()
     return {} if given in known else {"mode": f"must be one of {', '.join(PauseMode.keys()[1:])}; is {given}"}
-
-
-def page_size(value: int) -> int:
-    """Returns the size of page to serve: the default for 0, the ceiling for more than that."""
-    return min(value, MAX_PAGE) if value > 0 else DEFAULT_PAGE
-
-
-def page(size: int, page_token: str) -> Violations:
-    found: Violations = {}
-    if size < 0:
-        found["page_size"] = f"must be 0 or more; is {size}"
-    if page_token and not re.fullmatch(r"[0-9]{1,18}", page_token):
-        found |= {"page_token": "must be the next_page_token of the page before"}
-    return found
 
 
 def states(given: list[int]) -> Violations:

@@ -1,5 +1,7 @@
 """WorkerService: proto <-> domain, nothing else."""
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -9,7 +11,7 @@ from adjourn import errors
 from adjourn.v1 import worker_service_pb2 as pb
 from adjourn.v1 import worker_service_pb2_grpc
 from adjourn.v1.worker_pb2 import Worker
-from adjourn_control_plane.api import validation
+from adjourn_control_plane.api import pages, validation
 from adjourn_control_plane.api.jobs import check
 from adjourn_control_plane.fleet.worker_state import state
 from adjourn_control_plane.store.interface import JobStore, Session, WorkerName
@@ -31,14 +33,18 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
         return await self.to_public(session)
 
     async def ListWorkers(self, request: pb.ListWorkersRequest, context: Context) -> pb.ListWorkersResponse:
-        check(validation.page(request.page_size, request.page_token))
+        check(pages.violations(request))
         sessions = await self.store.sessions()
-        start = int(request.page_token or 0)
-        end = start + validation.page_size(request.page_size)
-        return pb.ListWorkersResponse(
-            workers=[await self.to_public(session) for session in sessions[start:end]],
-            next_page_token=str(end) if end < len(sessions) else "",
-        )
+        names = [session.worker.name for session in sessions]
+        start = pages.cursor(request)
+
+        async def read(last: Worker | None, count: int) -> Sequence[Worker]:
+            first = bisect_right(names, last.name if last else start)
+            return [await self.to_public(session) for session in sessions[first : first + count]]
+
+        workers, more = await pages.filled(pages.size(request), read)
+        token = pages.token(request, workers[-1].name) if more else ""
+        return pb.ListWorkersResponse(workers=workers, next_page_token=token)
 
     async def to_public(self, session: Session) -> Worker:
         """Returns the worker as callers see it."""

@@ -190,4 +190,4 @@ def test_bundles_need_no_grpc() -> None:
 
 
 def test_the_place_of_a_bundle_in_object_storage() -> None:
-    assert bundles.key("bundles/ab12") == "bundles/ab12.tar.gz"
+    assert bundles.object_key("bundles/ab12") == "bundles/ab12.tar.gz"

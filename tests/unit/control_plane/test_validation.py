@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from google.protobuf.json_format import ParseDict
 
-from adjourn.v1.job_pb2 import Job, JobSpec
+from adjourn.v1.job_pb2 import Job, JobSpec, PauseMode
 from adjourn.v1.job_service_pb2 import CreateJobRequest
 from adjourn_control_plane.api import validation
 
@@ -172,16 +172,9 @@ def test_what_every_verb_carries() -> None:
     assert set(wrong) == {"name", "request_id", "etag", "reason"}
 
 
-@pytest.mark.parametrize(("asked", "served"), [(0, 50), (1, 1), (500, 500), (501, 500), (2**31 - 1, 500)])
-def test_page_sizes(asked: int, served: int) -> None:
-    assert validation.page_size(asked) == served
-
-
-def test_pages() -> None:
-    assert validation.page(0, "") == validation.page(10, "123") == {}
-    assert list(validation.page(-1, "")) == ["page_size"]
-    for token in ("x", "-1", "1.5", " 1", "1" * 19, "٣"):
-        assert list(validation.page(0, token)) == ["page_token"]
+def test_pause_modes() -> None:
+    assert validation.pause_mode(0) == validation.pause_mode(PauseMode.LATEST) == {}
+    assert validation.pause_mode(17) == {"mode": "must be one of EPOCH, STEP, LATEST; is 17"}
 
 
 def test_states() -> None:

@@ -1,0 +1,71 @@
+"""Takes in bundles: bounded memory, hashed while they arrive, verified before they are stored."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from io import BytesIO
+from typing import Final
+
+from adjourn import bundles, errors
+from adjourn.channel import BUNDLE_LIMIT_BYTES, CHUNK_BYTES
+from adjourn.objects import ObjectStore
+
+BUDGET_BYTES: Final = 4 * BUNDLE_LIMIT_BYTES
+"""Memory for the bundles of all uploads under way in this process."""
+SILENCE_SECONDS: Final = 30.0
+"""Longest wait for the next chunk: a stalled upload must not keep its memory."""
+
+
+class Uploads:
+    """Receives bundles. Each is in memory once, and all of them together stay within a budget."""
+
+    def __init__(self, objects: ObjectStore, *, budget: int = BUDGET_BYTES, silence: float = SILENCE_SECONDS) -> None:
+        self._objects = objects
+        self._free = budget
+        self._silence = silence
+
+    async def receive(self, chunks: AsyncIterator[bytes]) -> str:
+        """Stores a bundle and returns its name, `bundles/{sha256}`.
+
+        Raises InvalidRequestError, TooManyUploadsError, UploadStalledError, and what object storage raises.
+        """
+        reserved = 0
+        data, digest = BytesIO(), hashlib.sha256()
+        try:
+            async for chunk in self._timed(chunks):
+                if len(chunk) > CHUNK_BYTES:
+                    raise errors.InvalidRequestError({"chunk": f"must have {CHUNK_BYTES} bytes at most"})
+                if reserved + len(chunk) > BUNDLE_LIMIT_BYTES:
+                    limit = f"a bundle has {BUNDLE_LIMIT_BYTES} bytes at most; keep data out of it"
+                    raise errors.InvalidRequestError({"chunk": limit})
+                if len(chunk) > self._free:
+                    raise errors.TooManyUploadsError("other uploads use all the memory for bundles; try again")
+                self._free -= len(chunk)
+                reserved += len(chunk)
+                data.write(chunk)
+                await asyncio.to_thread(digest.update, chunk)
+            return await self._store(data.getvalue(), digest.hexdigest())  # getvalue shares the buffer: no copy
+        finally:
+            self._free += reserved
+
+    async def _timed(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """Yields the chunks; raises UploadStalledError if the next one does not come in time."""
+        while True:
+            try:
+                async with asyncio.timeout(self._silence):
+                    chunk = await anext(chunks, None)
+            except TimeoutError:
+                raise errors.UploadStalledError(f"no chunk came for {self._silence:g} s; upload it again") from None
+            if chunk is None:
+                return
+            yield chunk
+
+    async def _store(self, data: bytes, digest: str) -> str:
+        try:
+            await asyncio.to_thread(bundles.verify, data)
+        except bundles.BundleInvalid as error:
+            raise errors.InvalidRequestError({"chunk": str(error)}) from None
+        bundle = f"bundles/{digest}"
+        if await self._objects.size(bundles.object_key(bundle)) is None:
+            await self._objects.put(bundles.object_key(bundle), data)
+        return bundle
