@@ -21,7 +21,7 @@ from adjourn_control_plane.api.identity import actor
 from adjourn_control_plane.api.uploads import Uploads
 from adjourn_control_plane.api.watch import Watch
 from adjourn_control_plane.job import machine
-from adjourn_control_plane.job.events import CancelRequested, PauseRequested, ResumeRequested
+from adjourn_control_plane.job.events import CancelRequested, PauseRequested, ResumeRequested, UpdateRequested
 from adjourn_control_plane.job.transition import Decision
 from adjourn_control_plane.job.updater import Call, JobUpdater, now, to_public
 from adjourn_control_plane.store.interface import (
@@ -99,7 +99,10 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         return pb.ListJobsResponse(jobs=jobs, next_page_token=token)
 
     async def UpdateJob(self, request: pb.UpdateJobRequest, context: Context) -> Job:
-        raise errors.NotImplementedYetError("updating a job is not there yet")
+        check(validation.update_job(request))
+        event = UpdateRequested(actor=actor(context), job=request.job, fields=tuple(request.update_mask.paths))
+        call = Call.of(request, request_id=request.request_id, etag=request.job.etag)
+        return await self.updater.request(JobName(request.job.name), event, call)
 
     async def PauseJob(self, request: pb.PauseJobRequest, context: Context) -> Job:
         check(validation.verb(request.name, request_id=request.request_id, etag=request.etag, reason=request.reason))

@@ -1,11 +1,12 @@
 """PURE. What is wrong with a request, field by field; an empty answer means nothing."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from adjourn.v1.job_pb2 import Job, JobSpec, PauseMode
-from adjourn.v1.job_service_pb2 import CreateJobRequest
+from adjourn.v1.job_service_pb2 import CreateJobRequest, UpdateJobRequest
+from adjourn_control_plane.job.requests import LABELS, UPDATABLE
 
 ID: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 ID_RULE: Final = "1 to 63 of a-z, 0-9 and '-', with a letter or digit at both ends"
@@ -47,17 +48,32 @@ def create_job(request: CreateJobRequest) -> Violations:
     return found
 
 
+def update_job(request: UpdateJobRequest) -> Violations:
+    """Returns what cannot be accepted of an UpdateJobRequest; fields beside the mask are not looked at."""
+    job = request.job
+    found = {
+        **name("job.name", job.name),
+        **short_id("request_id", request.request_id),
+        **version("job.etag", job.etag),
+    }
+    paths = request.update_mask.paths
+    if not paths:
+        found["update_mask"] = f"must name fields of the job: {', '.join(UPDATABLE)}"
+    elif unknown := sorted(set(paths) - set(UPDATABLE)):
+        found["update_mask"] = f"may name {', '.join(UPDATABLE)}; not {quoted(', '.join(unknown))}"
+    if LABELS in paths:
+        found.update(labels("job.labels", job.labels))
+    found.update(ranges(job.spec, [path.removeprefix("spec.") for path in paths if path.startswith("spec.")]))
+    return found
+
+
 def spec(spec: JobSpec) -> Violations:
     found: Violations = {}
     if not ENTRY_POINT.fullmatch(spec.entry_point):
         found["job.spec.entry_point"] = f"must be 'package.module:function'; is {quoted(spec.entry_point)}"
     if spec.bundle and not BUNDLE.fullmatch(spec.bundle):
         found["job.spec.bundle"] = "must be 'bundles/{sha256}', as UploadBundle returns it, or empty"
-    given = {field.name for field, _ in spec.ListFields()}
-    for field, low, high in RANGES:
-        value = getattr(spec, field)
-        if field in given and not low <= value <= high:
-            found[f"job.spec.{field}"] = f"must be {low} to {high}; is {value}"
+    found.update(ranges(spec, [field.name for field, _ in spec.ListFields()]))
     if spec.args.ByteSize() > MAX_ARGS_BYTES:
         found["job.spec.args"] = f"must take {MAX_ARGS_BYTES} bytes at most; takes {spec.args.ByteSize()}"
     for text in ("entry_point", "model_name", "dataset_uri"):
@@ -65,6 +81,15 @@ def spec(spec: JobSpec) -> Violations:
             found[f"job.spec.{text}"] = f"must have {MAX_TEXT} characters at most"
     found.update(labels("job.spec.worker_selector", spec.worker_selector))
     return found
+
+
+def ranges(spec: JobSpec, fields: Collection[str]) -> Violations:
+    """Checks the numbers among these fields of a spec."""
+    return {
+        f"job.spec.{field}": f"must be {low} to {high}; is {getattr(spec, field)}"
+        for field, low, high in RANGES
+        if field in fields and not low <= getattr(spec, field) <= high
+    }
 
 
 def labels(field: str, given: Mapping[str, str]) -> Violations:
@@ -100,11 +125,13 @@ def quoted(value: str) -> str:
     return repr(value) if len(value) <= MAX_QUOTED else f"{value[:MAX_QUOTED]!r}... ({len(value)} characters)"
 
 
+def version(field: str, value: str) -> Violations:
+    return {field: "must be the etag of a job"} if len(value) > MAX_QUOTED else {}
+
+
 def verb(job: str, *, request_id: str, etag: str, reason: str = "") -> Violations:
     """Checks what every verb on a job carries."""
-    found = {**name("name", job), **short_id("request_id", request_id)}
-    if len(etag) > MAX_QUOTED:
-        found["etag"] = "must be the etag of a job"
+    found = {**name("name", job), **short_id("request_id", request_id), **version("etag", etag)}
     if len(reason) > MAX_TEXT:
         found["reason"] = f"must have {MAX_TEXT} characters at most"
     return found

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from adjourn.v1.agent_service_pb2 import FencingToken
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.job_pb2 import Failure, Pause, PauseMode, Progress
+from adjourn.v1.job_pb2 import Failure, Job, Pause, PauseMode, Progress
 from adjourn.v1.usage_pb2 import EpochMetrics
 
 
@@ -55,6 +55,15 @@ class CancelRequested(Requested):
 
     verb = "cancelling"
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateRequested(Requested):
+    """Somebody changes what a job is to do; `fields` names the paths of `job` to take over."""
+
+    verb = "updating"
+    job: Job
+    fields: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

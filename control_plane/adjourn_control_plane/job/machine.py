@@ -37,6 +37,7 @@ from adjourn_control_plane.job.events import (
     Rested,
     ResumeRequested,
     Stopped,
+    UpdateRequested,
 )
 from adjourn_control_plane.job.transition import Decision, Transition
 
@@ -101,6 +102,9 @@ TRANSITIONS: Final[Mapping[tuple[State, type[Event]], tuple[State, ...]]] = {
     (CANCELLED, ResumeRequested): (QUEUED,),
     (FAILED, ResumeRequested): (QUEUED,),
 } | {
+    (state, UpdateRequested): (state,)
+    for state in (QUEUED, STARTING, RUNNING, PAUSING, PAUSED, CANCELLING, CANCELLED, SUCCEEDED, FAILED)
+} | {
     (state, event): (state,) for state in HELD for event in (Observed, EpochEnded, Registered, PausePhase)
 } | {
     (QUEUED, Adopted): (RUNNING, PAUSING),
@@ -118,6 +122,7 @@ HANDLERS: Final[Mapping[type[Event], Callable[[Transition, Any], None]]] = {
     PauseRequested: requests.pause_requested,
     ResumeRequested: requests.resume_requested,
     CancelRequested: requests.cancel_requested,
+    UpdateRequested: requests.update_requested,
     Observed: attempts.observed,
     Began: attempts.began,
     EpochEnded: attempts.epoch_ended,

@@ -9,8 +9,14 @@ from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.job_pb2 import Hold, Job, PauseMode
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn_control_plane.job import pauses
-from adjourn_control_plane.job.attempts import rewind_to_checkpoint
-from adjourn_control_plane.job.events import CancelRequested, PauseRequested, Requested, ResumeRequested
+from adjourn_control_plane.job.attempts import estimate, rewind_to_checkpoint
+from adjourn_control_plane.job.events import (
+    CancelRequested,
+    PauseRequested,
+    Requested,
+    ResumeRequested,
+    UpdateRequested,
+)
 from adjourn_control_plane.job.transition import Transition
 
 REFUSALS: Final[Mapping[Job.State.ValueType, type[errors.PreconditionError]]] = {
@@ -116,3 +122,63 @@ def cancel_requested(transition: Transition, event: CancelRequested) -> None:
         transition.set_state(Job.CANCELLING, JobEvent.CANCEL_REQUESTED, event.reason)
     else:
         transition.set_state(Job.CANCELLED, JobEvent.CANCELLED, event.reason)
+
+
+LABELS: Final = "labels"
+MAX_RESTARTS: Final = "spec.max_restarts"
+TOTAL_EPOCHS: Final = "spec.total_epochs"
+UPDATABLE: Final = (LABELS, MAX_RESTARTS, TOTAL_EPOCHS)
+"""Paths of a Job that UpdateJob may change."""
+LIVE: Final = (Job.QUEUED, Job.STARTING, Job.RUNNING, Job.PAUSING, Job.PAUSED)
+"""States in which the spec of a job still matters."""
+
+
+def update_requested(transition: Transition, event: UpdateRequested) -> None:
+    """Changes labels in any state; the spec of a job that has not ended.
+
+    Raises JobFinishedError, JobCancellingError, JobHeldByWorkerError, and InvalidRequestError for fewer epochs.
+    """
+    record, job = transition.record, transition.job
+    if set(event.fields) - {LABELS} and job.state not in LIVE:
+        refuse(record, event, LIVE)
+    details = {}
+    if LABELS in event.fields and dict(job.labels) != dict(event.job.labels):
+        job.ClearField("labels")
+        job.labels.update(event.job.labels)
+        details[LABELS] = ", ".join(f"{key}={job.labels[key]}" for key in sorted(job.labels))
+    if MAX_RESTARTS in event.fields and limit(job) != limit(event.job):
+        job.spec.ClearField("max_restarts")
+        if event.job.spec.HasField("max_restarts"):
+            job.spec.max_restarts = event.job.spec.max_restarts
+        details[MAX_RESTARTS] = str(limit(job)) if limit(job) is not None else "default"
+    if TOTAL_EPOCHS in event.fields and job.spec.total_epochs != event.job.spec.total_epochs:
+        extend(transition, event.job.spec.total_epochs)
+        details[TOTAL_EPOCHS] = str(job.spec.total_epochs)
+    if details:
+        transition.revised = True
+        transition.record_event(JobEvent.UPDATED, ", ".join(details), **details)
+
+
+def limit(job: Job) -> int | None:
+    return job.spec.max_restarts if job.spec.HasField("max_restarts") else None
+
+
+def extend(transition: Transition, total_epochs: int) -> None:
+    """Raises the number of epochs. A process learns it when it starts: one that may still train would end too early."""
+    job = transition.job
+    if job.spec.total_epochs == 0:
+        raise errors.InvalidRequestError({f"job.{TOTAL_EPOCHS}": f"{job.name} is a task without epochs; stays 0"})
+    if total_epochs < job.spec.total_epochs:
+        raise errors.InvalidRequestError(
+            {f"job.{TOTAL_EPOCHS}": f"can only grow: is {job.spec.total_epochs}, would be {total_epochs}"}
+        )
+    if job.worker:
+        raise errors.JobHeldByWorkerError(
+            f"{job.name} is {Job.State.Name(job.state)} on {job.worker}, in an attempt that began with "
+            f"{job.spec.total_epochs} epochs; pause it, change it, resume it",
+            job=job.name,
+            state=Job.State.Name(job.state),
+            allowed_states="QUEUED, PAUSED",
+        )
+    job.spec.total_epochs = total_epochs
+    estimate(transition)

@@ -31,6 +31,7 @@ from adjourn_control_plane.job.events import (
     Rested,
     ResumeRequested,
     Stopped,
+    UpdateRequested,
 )
 from adjourn_control_plane.job.machine import ENDED, HANDLERS, HELD, TRANSITIONS, State
 from tests.harness.job_life import GONE, RAISED, START, A, Life, checkpoint
@@ -44,6 +45,7 @@ REQUESTED: list[Requested] = [
     PauseRequested(actor="bob", mode=PAUSE_MODE_UNSPECIFIED, reason=""),
     ResumeRequested(actor="bob"),
     CancelRequested(actor="bob", reason=""),
+    UpdateRequested(actor="bob", job=Job(labels={"a": "b"}), fields=("labels",)),
 ]
 RESTING = ENDED | {Job.PAUSED}
 
