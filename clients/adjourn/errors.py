@@ -241,6 +241,16 @@ class ObjectStoreUnavailableError(AdjournError):
     RETRY_DELAY = timedelta(seconds=2)
 
 
+class ObjectStoreRefusedError(AdjournError):
+    """The object storage answers and refuses: a wrong key, a missing bucket, a missing permission.
+
+    Waiting does not mend it. `metadata` has `bucket` and `s3_code`, the code that S3 gave.
+    """
+
+    code = code_pb2.FAILED_PRECONDITION
+    reason = "OBJECT_STORE_REFUSED"
+
+
 class ShuttingDownError(AdjournError):
     """This replica is going away: reconnect, to another if there is one."""
 

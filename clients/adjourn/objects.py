@@ -1,16 +1,22 @@
 """The object store through a few verbs: any S3 server. The only module that imports minio.
 
 minio blocks, so a store has a few threads of its own. Every call ends: connecting, sending, each read and the number of
-attempts are bounded. What the server refuses or fails at becomes ObjectStoreUnavailableError, whose text has the
-server's error code and never a credential.
+attempts are bounded. A server that is away or fails raises ObjectStoreUnavailableError, one that refuses raises
+ObjectStoreRefusedError. Their texts have the server's error code and never a credential.
+
+What is known of servers: AWS, MinIO and SeaweedFS 4.48 compare what they receive with the SHA-256 that is sent along,
+refuse with BadDigest if it differs, and return that SHA-256. A server that does not return it has not compared.
+If-None-Match is obeyed by AWS (since 2024), MinIO and SeaweedFS (since 3.97); older servers ignore it. An ETag is
+computed when an object is written: it tells whether somebody wrote again, not whether a disk has lost a bit since.
 """
 
 import asyncio
+import hashlib
 import re
+from base64 import b64encode
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from io import BytesIO
 from typing import Any, Final, Protocol, Self, TypeVar
 from urllib.parse import urlsplit
 
@@ -21,7 +27,7 @@ from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager, Retry,
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
 
-from adjourn.errors import ObjectStoreUnavailableError
+from adjourn.errors import ObjectStoreRefusedError, ObjectStoreUnavailableError
 from adjourn.settings_reader import SettingsReader
 
 T = TypeVar("T")
@@ -47,6 +53,27 @@ RETRIES: Final = Retry(
 )
 
 
+HEALING_CODES: Final = frozenset(
+    {
+        *("BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "RequestTimeout"),
+        *("ConditionalRequestConflict", "OperationAborted", "SlowDown", "TooManyRequests"),
+    }
+)
+"""S3 codes that come with a status of 4xx although the same request may succeed later."""
+ADVICE: Final = {
+    "InvalidAccessKeyId": "correct ADJOURN_S3_ACCESS_KEY",
+    "SignatureDoesNotMatch": "correct ADJOURN_S3_SECRET_KEY",
+    "NoSuchBucket": "create the bucket, or correct ADJOURN_S3_BUCKET",
+    "RequestTimeTooSkewed": "set the clock of this machine",
+    "AccessDenied": "check ADJOURN_S3_ACCESS_KEY and ADJOURN_S3_SECRET_KEY, and what the key may do",
+}
+STORAGE_ERRORS: Final = (ObjectStoreUnavailableError, ObjectStoreRefusedError)
+"""What every call may raise: storage is away, or it refuses."""
+
+
+CHECKSUM_HEADER: Final = "x-amz-checksum-sha256"
+
+
 class ObjectMissing(LookupError):
     """There is no object of that key."""
 
@@ -64,8 +91,21 @@ class ObjectTooLong(ValueError):
         self.limit = limit
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectVersion:
+    """What a store says of an object without sending it. It changes when somebody writes other content."""
+
+    size: int
+    """In bytes."""
+    etag: str
+    modified: str
+
+
 class ObjectStore(Protocol):
-    """Objects of one bucket. Every verb may be repeated; all raise ObjectStoreUnavailableError."""
+    """Objects of one bucket. Every verb may be repeated.
+
+    All raise ObjectStoreUnavailableError and ObjectStoreRefusedError.
+    """
 
     @property
     def bucket(self) -> str: ...
@@ -73,14 +113,23 @@ class ObjectStore(Protocol):
     async def ensure_bucket(self) -> None:
         """Makes the bucket if it is not there."""
 
-    async def put(self, key: str, data: bytes) -> None:
-        """Stores an object, whole or not at all."""
+    async def put(self, key: str, data: bytes) -> bool:
+        """Stores an object, whole or not at all, in place of one that is there.
+
+        Returns whether the store has compared the SHA-256 of what it received with that of `data`.
+        """
+
+    async def create(self, key: str, data: bytes) -> bool:
+        """Stores an object unless there is one of that key; returns whether it did.
+
+        A store that does not know conditions replaces what is there: whoever minds looks before and after.
+        """
 
     async def get(self, key: str, *, limit: int) -> bytes:
         """Returns an object of at most `limit` bytes; raises ObjectMissing, ObjectTooLong."""
 
-    async def size(self, key: str) -> int | None:
-        """Returns the size of an object in bytes; None if it is not there."""
+    async def stat(self, key: str) -> ObjectVersion | None:
+        """Returns the version of an object; None if it is not there."""
 
     async def list(self, prefix: str) -> Mapping[str, int]:
         """Returns the sizes of all objects below a prefix, by key."""
@@ -170,22 +219,21 @@ class S3Objects:
     async def ensure_bucket(self) -> None:
         await self._call(self._make_bucket)
 
-    async def put(self, key: str, data: bytes) -> None:
-        await self._call(
-            # One request whatever the size: completing a multipart upload is not atomic on every server.
-            lambda: self._client.put_object(
-                self._bucket, key, BytesIO(data), len(data), part_size=max(len(data), 5 << 20)
-            )
-        )
+    async def put(self, key: str, data: bytes) -> bool:
+        return await self._call(lambda: self._put(key, data, {}))
+
+    async def create(self, key: str, data: bytes) -> bool:
+        try:
+            await self._call(lambda: self._put(key, data, {"If-None-Match": "*"}))
+        except _Exists:
+            return False
+        return True
 
     async def get(self, key: str, *, limit: int) -> bytes:
         return await self._call(lambda: self._read(key, limit))
 
-    async def size(self, key: str) -> int | None:
-        try:
-            return await self._call(lambda: self._client.stat_object(self._bucket, key).size)
-        except ObjectMissing:
-            return None
+    async def stat(self, key: str) -> ObjectVersion | None:
+        return await self._call(lambda: self._stat(key))
 
     async def list(self, prefix: str) -> Mapping[str, int]:
         return await self._call(lambda: self._list(prefix))
@@ -200,11 +248,22 @@ class S3Objects:
         try:
             return work()
         except S3Error as error:
-            if error.code == "NoSuchKey":
-                raise ObjectMissing(error.object_name or "") from error
-            raise self._unavailable(f"{error.code}: {error.message}") from error
+            raise self._explained(error) from error
         except (MinioException, HTTPError, OSError) as error:
             raise self._unavailable(f"{type(error).__name__}: {error}") from error
+
+    def _explained(self, error: S3Error) -> Exception:
+        match error.code:
+            case "NoSuchKey":
+                return ObjectMissing(error.object_name or "")
+            case "PreconditionFailed":
+                return _Exists()
+        why = f"{error.code}: {error.message}"
+        return self._refused(str(error.code), why) if refuses(error) else self._unavailable(why)
+
+    def _refused(self, code: str, why: str) -> ObjectStoreRefusedError:
+        advice = f"; {ADVICE[code]}" if code in ADVICE else ""
+        return ObjectStoreRefusedError(f"{self._place} refuses: {why}{advice}", bucket=self._bucket, s3_code=code)
 
     def _unavailable(self, why: str) -> ObjectStoreUnavailableError:
         return ObjectStoreUnavailableError(f"{self._place} cannot be used: {why}", bucket=self._bucket)
@@ -217,6 +276,30 @@ class S3Objects:
         except S3Error as error:
             if error.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):  # someone was faster
                 raise
+
+    def _put(self, key: str, data: bytes, headers: Mapping[str, str]) -> bool:
+        sent = checksum(data)
+        # minio's put_object takes no conditions, and would upload larger objects in parts, which not every server
+        # puts together atomically. This is the request that it makes for small ones.
+        result = self._client._put_object(  # noqa: SLF001
+            self._bucket,
+            key,
+            data,
+            headers={"Content-Type": "application/octet-stream", CHECKSUM_HEADER: sent, **headers},
+        )
+        return bool(result.http_headers.get(CHECKSUM_HEADER) == sent)
+
+    def _stat(self, key: str) -> ObjectVersion | None:
+        try:
+            found = self._client.stat_object(self._bucket, key)
+        except S3Error as error:
+            if error.code != "NoSuchKey":
+                raise
+            # The answer to HEAD has no body, so minio cannot tell a missing bucket from a missing object.
+            if not self._client.bucket_exists(self._bucket):
+                raise self._refused("NoSuchBucket", "NoSuchBucket: it does not exist") from error
+            return None
+        return ObjectVersion(size=found.size or 0, etag=found.etag or "", modified=str(found.last_modified))
 
     def _read(self, key: str, limit: int) -> bytes:
         for attempt in range(1, READ_ATTEMPTS + 1):
@@ -242,8 +325,26 @@ class S3Objects:
     def _delete(self, prefix: str) -> int:
         keys = list(self._list(prefix))
         for error in self._client.remove_objects(self._bucket, map(DeleteObject, keys)):
-            raise self._unavailable(f"{error.code}: {error.name}")
+            why = f"{error.code}: {error.name}"
+            if error.code == "AccessDenied":
+                raise self._refused("AccessDenied", why)
+            raise self._unavailable(why)
         return len(keys)
+
+
+class _Exists(Exception):
+    """The condition of a write does not hold: there is an object of that key."""
+
+
+def checksum(data: bytes) -> str:
+    """Returns the SHA-256 of an object as S3 writes it."""
+    return b64encode(hashlib.sha256(data).digest()).decode()
+
+
+def refuses(error: S3Error) -> bool:
+    """Returns whether a server has refused a request, so that repeating it does not help."""
+    status = error.response.status if error.response is not None else 0
+    return 400 <= status < 500 and status not in (408, 409, 429) and error.code not in HEALING_CODES
 
 
 class _Sending:

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from uuid import uuid4
 
 import psutil
 
@@ -61,7 +62,7 @@ class Bench:
         os.mkfifo(commands)
         assignment = Assignment(
             job=f"jobs/{name}",
-            token=FencingToken(attempt=attempt, nonce=secrets.token_hex(16)),
+            token=FencingToken(attempt=attempt, nonce=secrets.token_hex(16), job_uid=str(uuid4())),
             generation=1,
             target=Assignment.RUN,
             **fields,
@@ -77,7 +78,7 @@ class Bench:
         return self.paths.attempt(job.name, job.assignment.token)
 
     def log(self, job: Job) -> Path:
-        return self.paths.log(job.name, job.assignment.token.attempt)
+        return self.paths.log(job.name, job.assignment.token)
 
     async def until(self, condition: Callable[[], object]) -> None:
         await self.eventually(condition, seconds=DEADLINE)

@@ -1,8 +1,9 @@
 """Objects in a dictionary; passes the contract tests of the real store."""
 
+import hashlib
 from collections.abc import Mapping
 
-from adjourn.objects import ObjectMissing, ObjectTooLong
+from adjourn.objects import ObjectMissing, ObjectTooLong, ObjectVersion
 
 
 class MemoryObjects:
@@ -10,6 +11,9 @@ class MemoryObjects:
 
     def __init__(self, bucket: str = "memory") -> None:
         self.contents: dict[str, bytes] = {}
+        """What lies there. A test that changes it does what a disk does that loses bits: no version tells of it."""
+        self.versions: dict[str, tuple[str, str]] = {}
+        """ETag and time of the last write, by key."""
         self._bucket = bucket
 
     @property
@@ -19,8 +23,17 @@ class MemoryObjects:
     async def ensure_bucket(self) -> None:
         """Is always there."""
 
-    async def put(self, key: str, data: bytes) -> None:
+    async def put(self, key: str, data: bytes) -> bool:
         self.contents[key] = bytes(data)
+        _, before = self.versions.get(key, ("", "0"))
+        self.versions[key] = (hashlib.md5(data, usedforsecurity=False).hexdigest(), str(int(before) + 1))
+        return True
+
+    async def create(self, key: str, data: bytes) -> bool:
+        if key in self.contents:
+            return False
+        await self.put(key, data)
+        return True
 
     async def get(self, key: str, *, limit: int) -> bytes:
         if key not in self.contents:
@@ -29,8 +42,11 @@ class MemoryObjects:
             raise ObjectTooLong(key, limit)
         return self.contents[key]
 
-    async def size(self, key: str) -> int | None:
-        return len(self.contents[key]) if key in self.contents else None
+    async def stat(self, key: str) -> ObjectVersion | None:
+        if key not in self.contents:
+            return None
+        etag, modified = self.versions.get(key, ("", "0"))
+        return ObjectVersion(size=len(self.contents[key]), etag=etag, modified=modified)
 
     async def list(self, prefix: str) -> Mapping[str, int]:
         return {key: len(data) for key, data in sorted(self.contents.items()) if key.startswith(prefix)}

@@ -8,7 +8,7 @@ import pytest
 from adjourn import reasons
 from adjourn.errors import ObjectStoreUnavailableError
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
-from adjourn.v1.job_pb2 import Pause
+from adjourn.v1.job_pb2 import Condition, Pause
 from adjourn_worker import agent as module
 from adjourn_worker.storage import tasks
 from tests.harness.agents import Bench, alive
@@ -16,6 +16,7 @@ from tests.harness.memory_objects import MemoryObjects
 
 RUNNING, PAUSING = AssignmentStatus.RUNNING, AssignmentStatus.PAUSING
 PERSISTING, PAUSED, STOPPED = AssignmentStatus.PERSISTING, AssignmentStatus.PAUSED, AssignmentStatus.STOPPED
+STORAGE_FAILING = Condition.STORAGE_FAILING
 SUCCEEDED, FAILED = AssignmentStatus.SUCCEEDED, AssignmentStatus.FAILED
 
 
@@ -42,7 +43,7 @@ async def test_a_job_runs_to_its_end_and_is_forgotten(bench: Bench, objects: Mem
     assert (how.phase, how.checkpoint) == (SUCCEEDED, bench.plane.checkpoints(job)[-1].name)
     assert (bench.attempt(job).exists(), snapshots.exists()) == (False, False)
     assert bench.held() == []
-    assert "training in a-1-" in bench.log(job).read_text()
+    assert f"training in {bench.attempt(job).name}" in bench.log(job).read_text()
 
 
 async def test_reports_are_repeated_until_they_are_acknowledged(bench: Bench, objects: MemoryObjects) -> None:
@@ -177,10 +178,10 @@ class Away(MemoryObjects):
 
     away = True
 
-    async def put(self, key: str, data: bytes) -> None:
+    async def put(self, key: str, data: bytes) -> bool:
         if self.away:
             raise ObjectStoreUnavailableError("it is away", bucket=self.bucket)
-        await super().put(key, data)
+        return await super().put(key, data)
 
 
 async def test_object_storage_is_away_during_a_pause(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,10 +196,15 @@ async def test_object_storage_is_away_during_a_pause(bench: Bench, monkeypatch: 
         said = len(bench.plane.heard)
         await bench.until(lambda: len(bench.plane.heard) > said + 3)
         assert bench.plane.phase(job) == PERSISTING
-        assert bench.plane.kinds(job) == ["epoch", "pause"]
+        await bench.until(lambda: "condition" in bench.plane.kinds(job))
+        assert sorted(bench.plane.kinds(job), key=str) == ["condition", "epoch", "pause"]
         objects.away = False
         await bench.until_forgotten(job)
-    assert bench.plane.kinds(job) == ["epoch", "pause", "checkpoint", "exit"]
+    assert bench.plane.kinds(job)[-3:] == ["condition", "checkpoint", "exit"]
+    began, ended = (report.condition for report in bench.plane.of(job) if report.HasField("condition"))
+    assert (began.condition.type, began.condition.reason) == (STORAGE_FAILING, reasons.OBJECT_STORE_UNAVAILABLE)
+    assert (began.condition.message, began.ended) == ("it is away", False)
+    assert (ended.condition.type, ended.ended) == (STORAGE_FAILING, True)
     assert bench.plane.exit(job).phase == PAUSED
 
 

@@ -2,8 +2,6 @@
 
 import asyncio
 import hashlib
-import io
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 from adjourn.objects import ObjectStore
 from adjourn_worker.paths import WorkerPaths
 from adjourn_worker.storage.bundles import BundleCorrupt, fetch_bundle
+from tests.harness.bundle_archives import archive
 from tests.harness.memory_objects import MemoryObjects
 
 
@@ -20,16 +19,6 @@ def paths(tmp_path: Path) -> Iterator[WorkerPaths]:
     made = WorkerPaths.prepare(tmp_path / "data", {}, tmp_path)
     yield made
     made.remove_volatile()
-
-
-def archive(**members: bytes) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for name, content in members.items():
-            member = tarfile.TarInfo(name.replace("__", "/"))
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
 
 
 async def put_bundle(store: ObjectStore, data: bytes) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import secrets
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -15,21 +16,23 @@ from adjourn.objects import ObjectStore, S3Objects, S3Settings
 from adjourn.v1.agent_service_pb2 import Assignment, FencingToken
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import JobSpec, Progress
+from adjourn.v1.manifest_pb2 import Manifest
 from adjourn_worker.storage import persist as persisting
 from adjourn_worker.storage.fetch import CheckpointCorrupt, fetch, read_manifest
-from adjourn_worker.storage.manifest import Manifest
-from adjourn_worker.storage.parts import IN_FLIGHT, PART_BYTES, digest, each, part_key
-from adjourn_worker.storage.persist import SnapshotLost, persist
+from adjourn_worker.storage.manifest import PART_BYTES
+from adjourn_worker.storage.parts import IN_FLIGHT, KeyTaken, PartStore, digest, each, manifest_key, part_key
+from adjourn_worker.storage.persist import SnapshotDiffers, SnapshotLost, persist
 from tests.harness.memory_objects import MemoryObjects
 
 FROZEN = secrets.token_bytes(PART_BYTES)
 """The first part of every tensors file made here, header aside."""
+ENVIRONMENT = {"torch": "2.13.0", "device": "cpu"}
 
 
 @pytest.fixture
 def assignment() -> Assignment:
-    token = FencingToken(attempt=2, nonce=secrets.token_hex(16))
-    return Assignment(job=f"jobs/{secrets.token_hex(6)}", token=token, spec=JobSpec(entry_point="a:b", total_epochs=5))
+    token = FencingToken(attempt=2, nonce=secrets.token_hex(16), job_uid=str(uuid4()))
+    return Assignment(job="jobs/digits", token=token, spec=JobSpec(entry_point="a:b", total_epochs=5))
 
 
 def snapshot(directory: Path, *, sequence: int = 1, tail: bytes = b"tail" * 1000) -> Snapshot:
@@ -42,15 +45,24 @@ def snapshot(directory: Path, *, sequence: int = 1, tail: bytes = b"tail" * 1000
         content += tensors[name]
     (directory / snapshots.TENSORS).write_bytes(content)
     tree = {name: {"$": "tensor", "name": name, "dtype": "U8", "shape": [len(data)]} for name, data in tensors.items()}
-    state = {"format": snapshots.FORMAT, "components": {"model": tree}, "environment": {}, "progress": {}}
+    state = {"format": snapshots.FORMAT, "components": {"model": tree}, "environment": ENVIRONMENT, "progress": {}}
     (directory / snapshots.STATE).write_text(json.dumps(state))
     progress = Progress(epoch=sequence, step=sequence * 10)
     progress.active_duration.FromSeconds(7)
     return Snapshot(directory=str(directory), sequence=sequence, progress=progress, metrics={"val_loss": 0.5})
 
 
-async def kept(store: ObjectStore, assignment: Assignment, taken: Snapshot, base: Manifest | None = None) -> Checkpoint:
-    return await persist(store, assignment, taken, base, lambda _: None)
+async def kept(
+    store: ObjectStore | PartStore, assignment: Assignment, taken: Snapshot, base: Manifest | None = None
+) -> Checkpoint:
+    """Persists a snapshot; as a new agent would, given an ObjectStore."""
+    parts = store if isinstance(store, PartStore) else PartStore(store)
+    return await persist(parts, assignment, taken, base, lambda _: None)
+
+
+async def fetched(store: ObjectStore, checkpoint: Checkpoint, into: Path) -> dict[str, bytes]:
+    await fetch(PartStore(store), checkpoint, into)
+    return files(into)
 
 
 def files(directory: Path) -> dict[str, bytes]:
@@ -60,18 +72,20 @@ def files(directory: Path) -> dict[str, bytes]:
 async def test_a_snapshot_comes_back_bit_for_bit(store: ObjectStore, assignment: Assignment, tmp_path: Path) -> None:
     taken = snapshot(tmp_path / "slot")
     heard: list[float] = []
-    checkpoint = await persist(store, assignment, taken, None, heard.append)
-    manifest = await fetch(store, checkpoint, tmp_path / "restored", heard.append)
+    checkpoint = await persist(PartStore(store), assignment, taken, None, heard.append)
+    manifest = await fetch(PartStore(store), checkpoint, tmp_path / "restored")
     assert files(tmp_path / "restored") == files(tmp_path / "slot")
-    assert heard == sorted(heard[: len(heard) // 2]) + sorted(heard[len(heard) // 2 :])
-    assert heard.count(1.0) == 2
+    assert heard == sorted(heard)
+    assert heard[-1] == 1.0
+    uid = assignment.token.job_uid
     name = f"2-{assignment.token.nonce[:8]}-1"
-    key = f"checkpoints/{assignment.job.removeprefix('jobs/')}/manifests/{name}.json"
+    key = f"checkpoints/{uid}/manifests/{name}.json"
     size = sum(map(len, files(tmp_path / "slot").values()))
     written = await store.get(key, limit=1 << 20)
     components = snapshots.component_digests(tmp_path / "restored")
     expected = Checkpoint(
-        name=f"{assignment.job}/checkpoints/{name}",
+        name=f"jobs/digits/checkpoints/{name}",
+        job_uid=uid,
         attempt=2,
         epoch=1,
         step=10,
@@ -82,22 +96,23 @@ async def test_a_snapshot_comes_back_bit_for_bit(store: ObjectStore, assignment:
         uploaded_bytes=size + len(written),
         metrics={"val_loss": 0.5},
         component_digests=components,
+        environment=ENVIRONMENT,
     )
     expected.active_duration.FromSeconds(7)
     assert checkpoint == expected
-    assert (manifest.job, manifest.spec, manifest.progress) == (assignment.job, assignment.spec, taken.progress)
+    assert (manifest.job, manifest.job_uid, manifest.spec) == (assignment.job, uid, assignment.spec)
+    assert (manifest.progress, dict(manifest.environment)) == (taken.progress, ENVIRONMENT)
 
 
 async def test_what_the_last_checkpoint_has_is_not_sent_again(
     store: ObjectStore, assignment: Assignment, tmp_path: Path
 ) -> None:
     first = await kept(store, assignment, snapshot(tmp_path / "slot"))
-    base = await read_manifest(store, first)
+    base = await read_manifest(PartStore(store), first)
     second = await kept(store, assignment, snapshot(tmp_path / "slot", sequence=2, tail=b"new." * 1000), base)
     assert second.size_bytes == first.size_bytes
     assert second.uploaded_bytes < PART_BYTES < first.uploaded_bytes
-    await fetch(store, second, tmp_path / "restored")
-    assert files(tmp_path / "restored") == files(tmp_path / "slot")
+    assert await fetched(store, second, tmp_path / "restored") == files(tmp_path / "slot")
 
 
 async def test_persisting_again_gives_the_same_checkpoint(
@@ -107,19 +122,165 @@ async def test_persisting_again_gives_the_same_checkpoint(
     assert await kept(store, assignment, taken) == await kept(store, assignment, taken)
 
 
-async def test_a_part_that_the_base_only_claims_to_have_is_sent(
+async def test_two_jobs_of_one_name_share_no_object(
     memory: MemoryObjects, assignment: Assignment, tmp_path: Path
 ) -> None:
-    base = await read_manifest(memory, await kept(memory, assignment, snapshot(tmp_path / "slot")))
-    for key in list(memory.contents):
-        memory.contents[key] = memory.contents[key][:-1]  # damaged where it lies
+    await kept(memory, assignment, snapshot(tmp_path / "slot"))
+    before = set(memory.contents)
+    assignment.token.job_uid = str(uuid4())
+    checkpoint = await kept(memory, assignment, snapshot(tmp_path / "slot"))
+    assert await memory.delete_prefix(f"checkpoints/{assignment.token.job_uid}/") == len(before)
+    assert set(memory.contents) == before
+    assert checkpoint.job_uid == assignment.token.job_uid
+
+
+async def test_a_manifest_is_never_replaced(store: ObjectStore, assignment: Assignment, tmp_path: Path) -> None:
+    name = f"2-{assignment.token.nonce[:8]}-1"
+    key = manifest_key(assignment.token.job_uid, name)
+    for other in (b"{}", b"." * 100_000):
+        await store.put(key, other)
+        with pytest.raises(KeyTaken, match=name):
+            await kept(store, assignment, snapshot(tmp_path / "slot"))
+        assert await store.get(key, limit=len(other)) == other
+
+
+class Overtaken(MemoryObjects):
+    """Another writes a manifest of its own in the moment between looking and writing."""
+
+    async def create(self, key: str, data: bytes) -> bool:
+        await super().put(key, b"{}")
+        return await super().create(key, data)
+
+
+async def test_a_manifest_that_another_wrote_at_the_same_time_is_not_ours(
+    assignment: Assignment, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyTaken):
+        await kept(Overtaken(), assignment, snapshot(tmp_path / "slot"))
+
+
+def flip(store: MemoryObjects, key: str) -> None:
+    """Loses a bit where it lies: size and version stay."""
+    data = store.contents[key]
+    store.contents[key] = data[:-1] + bytes([data[-1] ^ 1])
+
+
+@pytest.mark.parametrize("damage", ["flipped", "short", "missing"])
+async def test_a_damaged_part_of_the_base_is_sent_again(
+    memory: MemoryObjects, assignment: Assignment, tmp_path: Path, damage: str
+) -> None:
+    first = await kept(memory, assignment, snapshot(tmp_path / "slot"))
+    base = await read_manifest(PartStore(memory), first)
+    for key in [key for key in memory.contents if "/parts/" in key]:
+        match damage:
+            case "flipped":
+                flip(memory, key)
+            case "short":
+                memory.contents[key] = memory.contents[key][:-1]
+            case "missing":
+                del memory.contents[key]
     second = await kept(memory, assignment, snapshot(tmp_path / "slot", sequence=2), base)
-    await fetch(memory, second, tmp_path / "restored")
-    assert files(tmp_path / "restored") == files(tmp_path / "slot")
+    assert second.uploaded_bytes > second.size_bytes
+    assert await fetched(memory, second, tmp_path / "restored") == files(tmp_path / "slot")
+
+
+class Counting(MemoryObjects):
+    """Counts the bytes that are read."""
+
+    read = 0
+
+    async def get(self, key: str, *, limit: int) -> bytes:
+        data = await super().get(key, limit=limit)
+        self.read += len(data)
+        return data
+
+
+@pytest.mark.parametrize("known_by", ["upload", "restore", "reading"])
+async def test_a_part_is_read_once_in_an_agents_life(assignment: Assignment, tmp_path: Path, known_by: str) -> None:
+    store = Counting()
+    agent = PartStore(store)
+    first = await kept(agent, assignment, snapshot(tmp_path / "slot"))
+    base = await read_manifest(agent, first)
+    if known_by != "upload":
+        agent = PartStore(store)  # the next one
+    if known_by == "restore":
+        await fetch(agent, first, tmp_path / "restored")
+    if known_by == "reading":
+        store.read = 0
+        await kept(agent, assignment, snapshot(tmp_path / "slot", sequence=2), base)
+        assert store.read > PART_BYTES
+    store.read = 0
+    third = await kept(agent, assignment, snapshot(tmp_path / "slot", sequence=3), base)
+    assert store.read < PART_BYTES > third.uploaded_bytes
+
+
+async def test_a_part_that_somebody_wrote_again_is_read_again(
+    memory: MemoryObjects, assignment: Assignment, tmp_path: Path
+) -> None:
+    agent = PartStore(memory)
+    base = await read_manifest(agent, await kept(agent, assignment, snapshot(tmp_path / "slot")))
+    largest = max(memory.contents, key=lambda key: len(memory.contents[key]))
+    await memory.put(largest, bytes(len(memory.contents[largest])))
+    second = await kept(agent, assignment, snapshot(tmp_path / "slot", sequence=2), base)
+    assert second.uploaded_bytes > PART_BYTES
+    assert await fetched(memory, second, tmp_path / "restored") == files(tmp_path / "slot")
+
+
+class Unreadable(MemoryObjects):
+    """Fails at reading a part, for ever: what SeaweedFS answers when its own checksum is wrong."""
+
+    async def get(self, key: str, *, limit: int) -> bytes:
+        if "/parts/" in key:
+            raise ObjectStoreUnavailableError("InternalError")
+        return await super().get(key, limit=limit)
+
+
+async def test_a_part_that_the_store_fails_to_read_is_sent_again(assignment: Assignment, tmp_path: Path) -> None:
+    store = Unreadable()
+    base = await read_manifest(PartStore(store), await kept(store, assignment, snapshot(tmp_path / "slot")))
+    second = await kept(store, assignment, snapshot(tmp_path / "slot", sequence=2), base)
+    assert second.uploaded_bytes > second.size_bytes
+
+
+class Damaging(MemoryObjects):
+    """Compares nothing, and flips a bit of the first part that it takes."""
+
+    damaged = False
+
+    async def put(self, key: str, data: bytes) -> bool:
+        await super().put(key, data)
+        if not self.damaged:
+            self.damaged = True
+            flip(self, key)
+        return False
+
+
+async def test_an_upload_that_was_damaged_is_found_out(assignment: Assignment, tmp_path: Path) -> None:
+    store = Damaging()
+    taken = snapshot(tmp_path / "slot")
+    with pytest.raises(ObjectStoreUnavailableError, match="is not what was written"):
+        await kept(store, assignment, taken)
+    assert not [key for key in store.contents if "/manifests/" in key]
+    checkpoint = await kept(store, assignment, taken)
+    assert await fetched(store, checkpoint, tmp_path / "restored") == files(tmp_path / "slot")
+
+
+async def test_a_snapshot_that_is_not_the_live_state_is_no_checkpoint(
+    memory: MemoryObjects, assignment: Assignment, tmp_path: Path
+) -> None:
+    taken = snapshot(tmp_path / "slot")
+    components = snapshots.component_digests(tmp_path / "slot")
+    taken.live_digests.update(components)
+    assert await kept(memory, assignment, taken)
+    memory.contents.clear()
+    taken.live_digests.update({"model": "00" * 32, "lost": "11" * 32})
+    with pytest.raises(SnapshotDiffers, match="lost, model"):
+        await kept(memory, assignment, taken)
+    assert memory.contents == {}
 
 
 class Failing(MemoryObjects):
-    """Fails at the n-th put; loses what is put if told to; counts what is in flight."""
+    """Fails at the n-th write; loses what is put if told to; counts what is in flight."""
 
     def __init__(self, *, fail_at: int = 0, lose: bool = False) -> None:
         super().__init__()
@@ -128,7 +289,7 @@ class Failing(MemoryObjects):
         self.puts = 0
         self.in_flight = self.most_in_flight = 0
 
-    async def put(self, key: str, data: bytes) -> None:
+    async def put(self, key: str, data: bytes) -> bool:
         self.puts += 1
         fails = self.puts == self.fail_at
         self.in_flight += 1
@@ -137,8 +298,7 @@ class Failing(MemoryObjects):
         self.in_flight -= 1
         if fails:
             raise ObjectStoreUnavailableError("no")
-        if not self.lose:
-            await super().put(key, data)
+        return self.lose or await super().put(key, data)
 
 
 @pytest.mark.parametrize("fail_at", [1, 2, 3, 4])
@@ -149,7 +309,7 @@ async def test_until_all_parts_are_there_is_no_manifest(assignment: Assignment, 
         await kept(store, assignment, taken)
     assert not [key for key in store.contents if "/manifests/" in key]
     checkpoint = await kept(store, assignment, taken)
-    await fetch(store, checkpoint, tmp_path / "restored")
+    await fetched(store, checkpoint, tmp_path / "restored")
 
 
 async def test_a_store_that_loses_what_it_took_is_found_out(assignment: Assignment, tmp_path: Path) -> None:
@@ -165,8 +325,7 @@ async def test_few_parts_are_in_memory_at_a_time_and_equal_ones_sent_once(
     checkpoint = await kept(store, assignment, snapshot(tmp_path / "slot", tail=bytes(64 << 14)))
     assert 1 < store.most_in_flight <= IN_FLIGHT
     assert checkpoint.uploaded_bytes < checkpoint.size_bytes - (8 << 16)
-    await fetch(store, checkpoint, tmp_path / "restored")
-    assert files(tmp_path / "restored") == files(tmp_path / "slot")
+    assert await fetched(store, checkpoint, tmp_path / "restored") == files(tmp_path / "slot")
 
 
 async def test_a_snapshot_that_is_gone_is_said_to_be(
@@ -179,16 +338,16 @@ async def test_a_snapshot_that_is_gone_is_said_to_be(
     with pytest.raises(snapshots.SnapshotInvalid):
         await kept(memory, assignment, taken)
     taken = snapshot(tmp_path / "slot")
-    real = persisting.component_digests
+    real = persisting.describe
 
-    def cut_afterwards(directory: Path) -> dict[str, str]:
-        digests = real(directory)
+    def cut_afterwards(directory: Path) -> tuple[dict[str, str], dict[str, str]]:
+        described = real(directory)
         pieces = persisting.split(directory / snapshots.TENSORS)
         monkeypatch.setattr(persisting, "split", lambda path: pieces if path.name == snapshots.TENSORS else [])
         (directory / snapshots.TENSORS).write_bytes(b"short")
-        return digests
+        return described
 
-    monkeypatch.setattr(persisting, "component_digests", cut_afterwards)
+    monkeypatch.setattr(persisting, "describe", cut_afterwards)
     with pytest.raises(SnapshotLost, match="ends at byte"):
         await kept(memory, assignment, taken)
     assert memory.contents == {}
@@ -210,7 +369,7 @@ async def test_damage_is_found_and_named_and_nothing_is_left(
         case "long":
             memory.contents[key] = data + b"."
     with pytest.raises(CheckpointCorrupt) as caught:
-        await fetch(memory, checkpoint, tmp_path / "restored")
+        await fetched(memory, checkpoint, tmp_path / "restored")
     assert caught.value.key == key
     assert caught.value.checkpoint == checkpoint.name
     assert key in str(caught.value)
@@ -225,16 +384,24 @@ async def test_a_manifest_of_another_job_or_bucket_is_not_this_checkpoint(
     other.CopyFrom(checkpoint)
     other.name = "jobs/other/checkpoints/1-00000000-1"
     with pytest.raises(CheckpointCorrupt, match="belongs to"):
-        await fetch(memory, other, tmp_path / "restored")
+        await fetched(memory, other, tmp_path / "restored")
+    other.CopyFrom(checkpoint)
+    other.job_uid = str(uuid4())
+    with pytest.raises(CheckpointCorrupt, match="belongs to"):
+        await fetched(memory, other, tmp_path / "restored")
+    other.CopyFrom(checkpoint)
+    other.size_bytes += 1
+    with pytest.raises(CheckpointCorrupt, match="bytes in all"):
+        await fetched(memory, other, tmp_path / "restored")
     other.CopyFrom(checkpoint)
     other.uri = checkpoint.uri.replace(memory.bucket, "elsewhere")
     with pytest.raises(CheckpointCorrupt, match="not in the bucket"):
-        await fetch(memory, other, tmp_path / "restored")
+        await fetched(memory, other, tmp_path / "restored")
     other.CopyFrom(checkpoint)
     other.manifest_digest = digest(b"{}")
     memory.contents[checkpoint.uri.removeprefix("s3://memory/")] = b"{}"
     with pytest.raises(CheckpointCorrupt, match="is no manifest"):
-        await fetch(memory, other, tmp_path / "restored")
+        await fetched(memory, other, tmp_path / "restored")
 
 
 async def test_what_a_killed_fetch_left_is_replaced(
@@ -244,7 +411,7 @@ async def test_what_a_killed_fetch_left_is_replaced(
     for left in ("restored", ".restored.fetching"):
         (tmp_path / left).mkdir()
         (tmp_path / left / "junk").touch()
-    await fetch(memory, checkpoint, tmp_path / "restored")
+    await fetched(memory, checkpoint, tmp_path / "restored")
     assert files(tmp_path / "restored") == files(tmp_path / "slot")
     assert not (tmp_path / ".restored.fetching").exists()
 
@@ -257,7 +424,7 @@ async def test_an_outage_is_not_damage(
     settings = S3Settings(endpoint="http://127.0.0.1:1", bucket=memory.bucket, access_key="a", secret_key="b")
     async with S3Objects(settings) as unreachable:
         with pytest.raises(ObjectStoreUnavailableError):
-            await fetch(unreachable, checkpoint, tmp_path / "restored")
+            await fetched(unreachable, checkpoint, tmp_path / "restored")
     assert not (tmp_path / "restored").exists()
 
 
@@ -275,7 +442,10 @@ async def test_the_first_error_ends_the_work() -> None:
     assert len(done) < 10
 
 
-def test_parts_are_keyed_by_job_and_content() -> None:
-    assert part_key("jobs/a", digest(b"")) == f"checkpoints/a/parts/{digest(b'')}"
-    with pytest.raises(ValueError):
-        part_key("a", "x")
+def test_objects_are_keyed_by_uid_and_content() -> None:
+    uid = str(uuid4())
+    assert part_key(uid, digest(b"")) == f"checkpoints/{uid}/parts/{digest(b'')}"
+    assert manifest_key(uid, "1-a-2") == f"checkpoints/{uid}/manifests/1-a-2.json"
+    for name in ("", "digits", "jobs/digits", "../x"):
+        with pytest.raises(ValueError, match="not the uid of a job"):
+            part_key(name, digest(b""))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from adjourn import objects as module
-from adjourn.errors import ObjectStoreUnavailableError
+from adjourn.errors import AdjournError, ObjectStoreRefusedError, ObjectStoreUnavailableError
 from adjourn.objects import ObjectMissing, ObjectStore, ObjectTooLong, S3Objects, S3Settings
 
 
@@ -22,10 +22,10 @@ async def test_what_was_put_is_there(store: ObjectStore, prefix: str) -> None:
     key = f"{prefix}a"
     await store.put(key, b"first")
     assert await store.get(key, limit=5) == b"first"
-    assert await store.size(key) == 5
+    assert await size(store, key) == 5
     await store.put(key, b"")
     assert await store.get(key, limit=0) == b""
-    assert await store.size(key) == 0
+    assert await size(store, key) == 0
 
 
 async def test_more_than_one_part_of_a_multipart_upload_is_one_object(store: ObjectStore, prefix: str) -> None:
@@ -34,8 +34,50 @@ async def test_more_than_one_part_of_a_multipart_upload_is_one_object(store: Obj
     assert await store.get(f"{prefix}large", limit=len(data)) == data
 
 
+async def size(store: ObjectStore, key: str) -> int | None:
+    found = await store.stat(key)
+    return found.size if found else None
+
+
+async def test_an_object_is_created_once(store: ObjectStore, prefix: str) -> None:
+    assert await store.create(f"{prefix}a", b"first")
+    assert not await store.create(f"{prefix}a", b"second")
+    assert await store.get(f"{prefix}a", limit=9) == b"first"
+
+
+async def test_a_version_tells_whether_somebody_wrote_other_content(store: ObjectStore, prefix: str) -> None:
+    await store.put(f"{prefix}a", b"first")
+    first = await store.stat(f"{prefix}a")
+    assert await store.stat(f"{prefix}a") == first
+    await store.put(f"{prefix}a", b"other")
+    assert await store.stat(f"{prefix}a") != first
+
+
+async def test_the_server_compares_what_it_receives(
+    s3_environment: dict[str, str], prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with S3Objects(S3Settings.from_environment(s3_environment)) as store:
+        await store.ensure_bucket()
+        assert await store.put(f"{prefix}a", b"right")
+        sent = module.checksum(b"as it was sent")
+        monkeypatch.setattr(module, "checksum", lambda _: sent)
+        with pytest.raises(ObjectStoreUnavailableError, match="BadDigest"):  # so it is sent again
+            await store.put(f"{prefix}b", b"damaged on its way")
+        assert await store.stat(f"{prefix}b") is None
+
+
+async def test_a_server_that_returns_no_checksum_has_compared_nothing() -> None:
+    async def old(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, before: int) -> None:
+        await reader.readexactly(4)
+        writer.write(answer("200 OK"))
+        await writer.drain()
+
+    async with faulty(old) as (store, _):
+        assert not await store.put("a", b"data")
+
+
 async def test_what_is_not_there(store: ObjectStore, prefix: str) -> None:
-    assert await store.size(f"{prefix}a") is None
+    assert await store.stat(f"{prefix}a") is None
     with pytest.raises(ObjectMissing) as caught:
         await store.get(f"{prefix}a", limit=1)
     assert caught.value.key == f"{prefix}a"
@@ -67,21 +109,56 @@ async def test_the_bucket_may_be_there_already(store: ObjectStore) -> None:
 async def test_a_new_bucket_is_made(s3_environment: dict[str, str], prefix: str) -> None:
     bucket = f"tests-{secrets.token_hex(6)}"
     async with S3Objects(S3Settings.from_environment({**s3_environment, "ADJOURN_S3_BUCKET": bucket})) as store:
-        with pytest.raises(ObjectStoreUnavailableError, match="NoSuchBucket"):
-            await store.get("a", limit=1)
+        for call in (store.get("a", limit=1), store.stat("a")):
+            with pytest.raises(ObjectStoreRefusedError, match=r"NoSuchBucket.*correct ADJOURN_S3_BUCKET") as caught:
+                await call
+            assert caught.value.metadata == {"bucket": bucket, "s3_code": "NoSuchBucket"}
         await store.ensure_bucket()
         await store.put("a", b"1")
         assert store.bucket == bucket
-        assert await store.size("a") == 1
+        assert await size(store, "a") == 1
 
 
-async def test_a_wrong_key_is_said_and_not_shown(s3_environment: dict[str, str]) -> None:
-    wrong = {**s3_environment, "ADJOURN_S3_SECRET_KEY": "not-the-secret"}
+@pytest.mark.parametrize(
+    ("variable", "code"),
+    [("ADJOURN_S3_SECRET_KEY", "SignatureDoesNotMatch"), ("ADJOURN_S3_ACCESS_KEY", "InvalidAccessKeyId")],
+)
+async def test_a_wrong_key_is_refused_and_not_shown(s3_environment: dict[str, str], variable: str, code: str) -> None:
+    wrong = {**s3_environment, variable: "not-the-key"}
     async with S3Objects(S3Settings.from_environment(wrong)) as store:
-        with pytest.raises(ObjectStoreUnavailableError, match="SignatureDoesNotMatch") as caught:
+        with pytest.raises(ObjectStoreRefusedError, match=f"{code}.*correct {variable}") as caught:
             await store.put("a", b"1")
-    assert "not-the-secret" not in f"{caught.value} {caught.value.metadata}"
+        assert caught.value.metadata["s3_code"] == code
+        for call in (store.stat("a"), store.get("a", limit=1), store.list("a"), store.ensure_bucket()):
+            with pytest.raises(ObjectStoreRefusedError):
+                await call
+    assert "not-the-key" not in f"{caught.value} {caught.value.metadata}"
     assert s3_environment["ADJOURN_S3_ACCESS_KEY"] not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        ("403 Forbidden", "AccessDenied", ObjectStoreRefusedError),
+        ("403 Forbidden", "RequestTimeTooSkewed", ObjectStoreRefusedError),
+        ("400 Bad Request", "ExpiredToken", ObjectStoreRefusedError),
+        ("405 Method Not Allowed", "MethodNotAllowed", ObjectStoreRefusedError),
+        ("400 Bad Request", "RequestTimeout", ObjectStoreUnavailableError),
+        ("400 Bad Request", "IncompleteBody", ObjectStoreUnavailableError),
+        ("409 Conflict", "OperationAborted", ObjectStoreUnavailableError),
+        ("501 Not Implemented", "NotImplemented", ObjectStoreUnavailableError),
+    ],
+)
+async def test_refusing_is_told_from_failing(status: str, code: str, kind: type[AdjournError]) -> None:
+    body = f"<Error><Code>{code}</Code><Message>why</Message></Error>".encode()
+
+    async def error(_: asyncio.StreamReader, writer: asyncio.StreamWriter, before: int) -> None:
+        writer.write(answer(status, body, content_type="application/xml"))
+        await writer.drain()
+
+    async with faulty(error) as (store, _):
+        with pytest.raises(kind, match=f"bucket models.*{code}: why"):
+            await store.get("a", limit=1)
 
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter, int], Awaitable[None]]
@@ -113,8 +190,9 @@ async def faulty(handler: Handler) -> AsyncIterator[tuple[S3Objects, FaultyServe
         yield store, server
 
 
-def answer(status: str, body: bytes = b"", *, length: int | None = None) -> bytes:
-    head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body) if length is None else length}\r\nETag: x\r\n\r\n"
+def answer(status: str, body: bytes = b"", *, length: int | None = None, content_type: str = "text/html") -> bytes:
+    size = len(body) if length is None else length
+    head = f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {size}\r\nETag: x\r\n\r\n"
     return head.encode() + body
 
 
@@ -137,7 +215,7 @@ async def test_a_server_that_stays_broken_is_given_up(monkeypatch: pytest.Monkey
 
     async with faulty(broken) as (store, server):
         with pytest.raises(ObjectStoreUnavailableError, match="bucket models"):
-            await store.size("a")
+            await store.stat("a")
         assert 2 <= server.requests <= 7
 
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import redis.asyncio
 
-from adjourn.errors import ObjectStoreUnavailableError
+from adjourn.errors import ObjectStoreRefusedError
 from adjourn.local import process_cleanup, s3_url, seaweed, valkey
 from adjourn.local.managed_process import ManagedProcess, MissingServerError, Program
 from adjourn.local.ports import HOST, free_ports
@@ -105,7 +105,7 @@ async def test_objects_survive_sigkill_and_a_change_of_ports(tmp_path: Path, mar
 async def test_s3_refuses_a_wrong_secret(s3_environment: dict[str, str]) -> None:
     wrong = S3Settings.from_environment({**s3_environment, "ADJOURN_S3_SECRET_KEY": "wrong"})
     async with S3Objects(wrong) as objects:
-        with pytest.raises(ObjectStoreUnavailableError, match="SignatureDoesNotMatch"):
+        with pytest.raises(ObjectStoreRefusedError, match="SignatureDoesNotMatch"):
             await objects.put("intruder", b"")
 
 

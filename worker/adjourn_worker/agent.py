@@ -154,7 +154,7 @@ class Agent:
         if self.draining:
             return  # the control plane hears of it, and places the job elsewhere
         directory = self.paths.attempt(assignment.job, assignment.token)
-        log_file = self.paths.log(assignment.job, assignment.token.attempt)
+        log_file = self.paths.log(assignment.job, assignment.token)
         holder = self.holder(HeldAssignment(assignment=assignment, directory=str(directory)))
         await holder.begin(assignment, f"{log_file} on {self.worker.name}")
         self.hold(holder)

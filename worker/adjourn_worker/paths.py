@@ -20,6 +20,7 @@ SOCKET_PATH_BYTES: Final = 107
 LONGEST_SOCKET_NAME: Final = "/doorbell"
 SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108
 TEMPORARY: Final = Path("/tmp")  # noqa: S108 - TMPDIR is often too long for a socket
+UID: Final = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 OWNER_FILE: Final = "data-directory"
 """Names, within a place elsewhere, the data directory that it belongs to."""
 
@@ -99,13 +100,11 @@ class WorkerPaths:
 
     def attempt(self, job: str, token: FencingToken) -> Path:
         """Returns the directory of an attempt of `jobs/{job}`; raises ValueError for what is no name."""
-        if not re.fullmatch(r"[0-9a-f]{32}", token.nonce):
-            raise ValueError("a nonce is 32 hex digits")
-        return self.attempts / f"{job_id(job)}-{token.attempt}-{token.nonce[:8]}"
+        return self.attempts / attempt_name(job, token)
 
-    def log(self, job: str, attempt: int) -> Path:
+    def log(self, job: str, token: FencingToken) -> Path:
         """Returns where the log of an attempt is kept after its directory is gone."""
-        return self.logs / job_id(job) / f"{attempt}.log"
+        return self.logs / f"{attempt_name(job, token)}.log"
 
     def snapshot_directory(self, attempt: Path) -> Path:
         """Returns where the snapshots of an attempt's directory go."""
@@ -120,7 +119,6 @@ class WorkerPaths:
 
     def retire(self, attempt: Path, log: Path) -> None:
         """Removes an attempt's directory and snapshots; what it printed is kept as `log`."""
-        log.parent.mkdir(mode=0o700, exist_ok=True)
         if (attempt / "log").exists():
             (attempt / "log").replace(log)
         remove(attempt)
@@ -144,12 +142,16 @@ class WorkerPaths:
         remove(self.snapshots)
 
 
-def job_id(job: str) -> str:
-    """Returns the id in `jobs/{job}`; raises ValueError for what is no name."""
-    match = re.fullmatch(r"jobs/([a-z0-9][a-z0-9-]{0,62})", job)
-    if not match:
+def attempt_name(job: str, token: FencingToken) -> str:
+    """Returns `{job}-{uid8}-{attempt}-{nonce8}`; raises ValueError for what is no name, uid or nonce."""
+    name = re.fullmatch(r"jobs/([a-z0-9][a-z0-9-]{0,62})", job)
+    if not name:
         raise ValueError(f"{job!r} is no name of a job")
-    return match[1]
+    if not re.fullmatch(UID, token.job_uid):
+        raise ValueError(f"{token.job_uid!r} is no uid of a job")
+    if not re.fullmatch(r"[0-9a-f]{32}", token.nonce):
+        raise ValueError("a nonce is 32 hex digits")
+    return f"{name[1]}-{token.job_uid[:8]}-{token.attempt}-{token.nonce[:8]}"
 
 
 def runtime_directory(environment: Mapping[str, str], digest: str) -> Path:

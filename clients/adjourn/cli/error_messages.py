@@ -34,6 +34,7 @@ ADVICE: Final[Mapping[type[errors.AdjournError], str]] = {
     errors.UploadStalledError: "submit it again",
     errors.StoreUnavailableError: "running trainings go on; try again in a moment",
     errors.ObjectStoreUnavailableError: "try again in a moment",
+    errors.ObjectStoreRefusedError: "the control plane's settings of object storage have to be mended",
     errors.ShuttingDownError: "try again in a moment",
     errors.DeadlineError: "see with `adjourn get` what became of it before you repeat it",
 }

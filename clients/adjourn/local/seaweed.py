@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from adjourn.errors import ObjectStoreUnavailableError
 from adjourn.local.managed_process import MissingServerError, Program
 from adjourn.local.ports import HOST
-from adjourn.objects import ObjectMissing, S3Objects, S3Settings
+from adjourn.objects import STORAGE_ERRORS, ObjectMissing, S3Objects, S3Settings
 
 NAME: Final = "s3"
 BUCKET: Final = "models"
@@ -80,7 +79,7 @@ async def stores(access: S3Settings) -> bool:
             await objects.ensure_bucket()
             await objects.put(PROBE, b"ready")
             return await objects.get(PROBE, limit=8) == b"ready"
-    except (ObjectStoreUnavailableError, ObjectMissing):
+    except (*STORAGE_ERRORS, ObjectMissing):
         return False
 
 

@@ -52,7 +52,7 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         if (answer := await self.updater.answered(call)) is not None:
             return answer
         spec = request.job.spec
-        if spec.bundle and await self.objects.size(bundles.object_key(spec.bundle)) is None:
+        if spec.bundle and await self.objects.stat(bundles.object_key(spec.bundle)) is None:
             raise errors.InvalidRequestError({"job.spec.bundle": f"{spec.bundle} was never uploaded"})
         job = Job(name=f"jobs/{request.job_id or uuid4().hex[:12]}", spec=spec, labels=request.job.labels)
         if not spec.HasField("seed"):

@@ -66,6 +66,6 @@ class Uploads:
         except bundles.BundleInvalid as error:
             raise errors.InvalidRequestError({"chunk": str(error)}) from None
         bundle = f"bundles/{digest}"
-        if await self._objects.size(bundles.object_key(bundle)) is None:
+        if await self._objects.stat(bundles.object_key(bundle)) is None:
             await self._objects.put(bundles.object_key(bundle), data)
         return bundle

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from adjourn import errors
+from adjourn.objects import STORAGE_ERRORS
 
 log = structlog.get_logger()
 
@@ -16,7 +17,7 @@ async def attempt(controller: str, work: Work) -> None:
     """Runs one round. An outage is logged in a line, anything else with its traceback."""
     try:
         await work()
-    except (errors.StoreUnavailableError, errors.ObjectStoreUnavailableError) as error:
+    except (errors.StoreUnavailableError, *STORAGE_ERRORS) as error:
         log.warning("controller_waits", controller=controller, error=error.message)
     except Exception:
         log.exception("controller_failed", controller=controller)

@@ -1,105 +1,121 @@
 import json
 import math
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adjourn import snapshots
 from adjourn.v1.job_pb2 import JobSpec, Progress
-from adjourn_worker.storage.manifest import File, Manifest, ManifestInvalid, Part
+from adjourn.v1.manifest_pb2 import Manifest
+from adjourn_worker.storage.manifest import FORMAT, ManifestInvalid, decode, distinct_parts, encode, total_size
 
 DIGEST = "ab" * 32
+COMPONENTS = {"model": "12" * 32, "optimizer": "34" * 32}
 
 
-def manifest(**changes: Any) -> Manifest:
-    values: dict[str, Any] = {
-        "job": "jobs/digits-1",
-        "attempt": 3,
-        "nonce": "0123456789abcdef" * 2,
-        "sequence": 2,
-        "spec": JobSpec(entry_point="a:b", total_epochs=4, seed=7),
-        "progress": Progress(epoch=2, step=40, metrics={"loss": math.nan}),
-        "metrics": {"val_loss": 0.25, "best": math.inf},
-        "files": (
-            File(name="tensors.safetensors", parts=(Part(digest=DIGEST, size=8 << 20), Part(digest="cd" * 32, size=9))),
-            File(name="state.json", parts=(Part(digest="ef" * 32, size=100),)),
-        ),
-        "component_digests": {"model": "12" * 32},
-        "state_digest": "34" * 32,
-    }
-    return Manifest(**{**values, **changes})
+def manifest(components: dict[str, str] = COMPONENTS, metrics: dict[str, float] | None = None) -> Manifest:
+    made = Manifest(
+        format=FORMAT,
+        job="jobs/digits-1",
+        job_uid="01234567-89ab-4def-8123-456789abcdef",
+        attempt=3,
+        nonce="0123456789abcdef" * 2,
+        sequence=2,
+        spec=JobSpec(entry_point="a:b", total_epochs=4, seed=7),
+        progress=Progress(epoch=2, step=40, metrics={"loss": math.nan}),
+        metrics={"val_loss": 0.25, "best": math.inf} if metrics is None else metrics,
+        component_digests=components,
+        state_digest=snapshots.state_digest(components),
+        environment={"torch": "2.13.0", "cpu": "x"},
+    )
+    made.files.add(name="tensors.safetensors").parts.add(digest=DIGEST, size_bytes=8 << 20)
+    made.files[0].parts.add(digest="cd" * 32, size_bytes=9)
+    made.files.add(name="state.json").parts.add(digest="ef" * 32, size_bytes=100)
+    return made
 
 
 def test_it_comes_back_as_it_was() -> None:
     written = manifest()
-    read = Manifest.from_json(written.to_json())
-    assert read.to_json() == written.to_json()
-    assert read.files == written.files
-    assert read.spec == written.spec
-    assert (read.progress.epoch, read.progress.step) == (2, 40)
+    read = decode(encode(written))
+    assert encode(read) == encode(written)
+    assert (read.files, read.spec, read.environment) == (written.files, written.spec, written.environment)
     assert math.isnan(read.progress.metrics["loss"])
-    assert read.metrics == written.metrics
-    assert read.size == (8 << 20) + 109
-    assert read.parts == {DIGEST: 8 << 20, "cd" * 32: 9, "ef" * 32: 100}
+    assert dict(read.metrics) == dict(written.metrics)
+    assert total_size(read) == (8 << 20) + 109
+    assert distinct_parts(read) == {DIGEST: 8 << 20, "cd" * 32: 9, "ef" * 32: 100}
 
 
 @given(st.permutations(["a", "b", "c", "model", "random.torch"]))
 def test_its_bytes_do_not_depend_on_the_order_of_names(names: list[str]) -> None:
-    digests = dict.fromkeys(names, DIGEST)
-    metrics = dict.fromkeys(names, 1.0)
-    shuffled = manifest(component_digests=digests, metrics=metrics).to_json()
-    ordered = {name: digests[name] for name in sorted(names)}
-    assert shuffled == manifest(component_digests=ordered, metrics=dict.fromkeys(sorted(names), 1.0)).to_json()
+    def of(order: list[str]) -> bytes:
+        return encode(manifest(dict.fromkeys(order, DIGEST), dict.fromkeys(order, 1.0)))
+
+    assert of(names) == of(sorted(names))
+
+
+def test_it_is_json_with_sorted_keys_and_no_blanks() -> None:
+    text = encode(manifest()).decode()
+    assert text == json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
+    assert text.startswith('{"attempt":3,"componentDigests":{"model":')
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "why"),
+    ("change", "place"),
     [
-        ("format", "adjourn.checkpoint/9", "format"),
-        ("format", None, "format"),
-        ("job", "jobs/../x", "job"),
-        ("attempt", -1, "attempt"),
-        ("attempt", True, "attempt"),
-        ("nonce", "short", "nonce"),
-        ("epoch", 3, "epoch and step"),
-        ("size_bytes", 1, "size_bytes"),
-        ("spec", {"totalEpochs": "many"}, "spec"),
-        ("metrics", {"loss": "low"}, "metrics"),
-        ("metrics", {"loss": True}, "metrics"),
-        ("component_digests", {"model": "12"}, "component_digests"),
-        ("state_digest", "xyz", "state_digest"),
-        ("files", [{"name": "../evil", "size": 0, "parts": []}], "name"),
-        ("files", [{"name": "a", "size": 5, "parts": [[DIGEST, 4]]}], "size"),
-        ("files", [{"name": "a", "size": 0, "parts": [[DIGEST, 0]]}], "part"),
-        ("files", [{"name": "a", "size": 1 << 30, "parts": [[DIGEST, 1 << 30]]}], "part"),
-        ("files", [{"name": "a", "size": 1, "parts": [["xyz", 1]]}], "part"),
-        ("files", [{"name": "a", "size": 0, "parts": [], "mode": 1}], "mode"),
-        ("files", ["a"], "object"),
-        ("files", {}, "files"),
-        ("surprise", 1, "surprise"),
+        (lambda m: setattr(m, "format", "adjourn.checkpoint/1"), "format"),
+        (lambda m: m.ClearField("format"), "format"),
+        (lambda m: setattr(m, "job", "jobs/../x"), "job"),
+        (lambda m: setattr(m, "job_uid", "digits"), "job_uid"),
+        (lambda m: m.ClearField("job_uid"), "job_uid"),
+        (lambda m: setattr(m, "attempt", -1), "attempt"),
+        (lambda m: m.ClearField("sequence"), "sequence"),
+        (lambda m: setattr(m, "nonce", "short"), "nonce"),
+        (lambda m: m.component_digests.update({"model": "12"}), r"component_digests\[model\]"),
+        (lambda m: m.component_digests.update({"model": DIGEST}), "state_digest"),
+        (lambda m: setattr(m, "state_digest", "xyz"), "state_digest"),
+        (lambda m: setattr(m.files[0], "name", "../evil"), "evil"),
+        (lambda m: setattr(m.files[0], "name", "state.json"), "one name"),
+        (lambda m: setattr(m.files[1].parts[0], "size_bytes", 0), r"files\[state.json\].parts\[0\].size_bytes"),
+        (lambda m: setattr(m.files[1].parts[0], "size_bytes", 1 << 30), "size_bytes"),
+        (lambda m: setattr(m.files[0].parts[1], "digest", "XYZ"), r"files\[tensors.safetensors\].parts\[1\].digest"),
     ],
 )
-def test_what_is_not_exactly_a_manifest_is_refused(field: str, value: object, why: str) -> None:
-    document = json.loads(manifest().to_json())
+def test_what_no_restore_could_rely_on_is_refused(change: Callable[[Manifest], object], place: str) -> None:
+    wrong = manifest()
+    change(wrong)
+    with pytest.raises(ManifestInvalid, match=place):
+        decode(encode(wrong))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("spec", {"totalEpochs": "many"}),
+        ("metrics", {"loss": "low"}),
+        ("files", ["a"]),
+        ("files", {}),
+        ("files", [{"name": "a", "parts": [[DIGEST, 4]]}]),
+        ("attempt", 1.5),
+        ("job", 7),
+    ],
+)
+def test_what_is_of_another_type_is_refused(field: str, value: object) -> None:
+    document = json.loads(encode(manifest()))
     document[field] = value
-    with pytest.raises(ManifestInvalid, match=why):
-        Manifest.from_json(json.dumps(document).encode())
+    with pytest.raises(ManifestInvalid, match=r"not a manifest|is not the name"):
+        decode(json.dumps(document).encode())
 
 
-def test_files_have_different_names() -> None:
-    twice = manifest().files[1:] * 2
-    with pytest.raises(ManifestInvalid, match="one name"):
-        Manifest.from_json(manifest(files=twice).to_json())
-
-
-@pytest.mark.parametrize("data", [b"", b"\xff\xfe", b"[]", b"null", b"[" * 100_000])
+@pytest.mark.parametrize("data", [b"", b"\xff\xfe", b"[]", b"null", b"7", b"[" * 100_000])
 def test_what_is_no_object_is_refused(data: bytes) -> None:
     with pytest.raises(ManifestInvalid):
-        Manifest.from_json(data)
+        decode(data)
 
 
-def test_what_a_newer_version_added_to_a_message_does_not_matter() -> None:
-    document = json.loads(manifest().to_json())
+def test_what_a_newer_version_added_does_not_matter() -> None:
+    document = json.loads(encode(manifest()))
     document["progress"]["samples"] = 1
-    assert Manifest.from_json(json.dumps(document).encode()).progress.step == 40
+    document["signature"] = "s"
+    assert decode(json.dumps(document).encode()).progress.step == 40

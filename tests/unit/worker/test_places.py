@@ -9,7 +9,8 @@ from adjourn.v1.agent_service_pb2 import FencingToken
 from adjourn_worker import paths as module
 from adjourn_worker.paths import UnsafePath, WorkerPaths
 
-TOKEN = FencingToken(attempt=3, nonce="0123456789abcdef" * 2)
+UID = "89abcdef-0123-4567-89ab-cdef01234567"
+TOKEN = FencingToken(attempt=3, nonce="0123456789abcdef" * 2, job_uid=UID)
 
 
 @pytest.fixture
@@ -93,9 +94,9 @@ def test_a_place_open_to_others_is_closed(paths: WorkerPaths, tmp_path: Path, me
 
 def test_names(paths: WorkerPaths) -> None:
     attempt = paths.attempt("jobs/digits-1", TOKEN)
-    assert attempt == paths.attempts / "digits-1-3-01234567"
-    assert paths.snapshot_directory(attempt) == paths.snapshots / "digits-1-3-01234567"
-    assert paths.log("jobs/digits-1", 3) == paths.logs / "digits-1" / "3.log"
+    assert attempt == paths.attempts / "digits-1-89abcdef-3-01234567"
+    assert paths.snapshot_directory(attempt) == paths.snapshots / "digits-1-89abcdef-3-01234567"
+    assert paths.log("jobs/digits-1", TOKEN) == paths.logs / "digits-1-89abcdef-3-01234567.log"
 
 
 @pytest.mark.parametrize("job", ["jobs/../../etc", "jobs/", "digits", "jobs/a/b", "jobs/A"])
@@ -103,7 +104,9 @@ def test_what_is_no_name_becomes_no_path(paths: WorkerPaths, job: str) -> None:
     with pytest.raises(ValueError, match="no name of a job"):
         paths.attempt(job, TOKEN)
     with pytest.raises(ValueError, match="nonce"):
-        paths.attempt("jobs/a", FencingToken(attempt=1, nonce="../"))
+        paths.attempt("jobs/a", FencingToken(attempt=1, nonce="../", job_uid=UID))
+    with pytest.raises(ValueError, match="uid"):
+        paths.attempt("jobs/a", FencingToken(attempt=1, nonce=TOKEN.nonce))
 
 
 def test_a_retired_attempt_leaves_its_log(paths: WorkerPaths) -> None:
@@ -111,7 +114,7 @@ def test_a_retired_attempt_leaves_its_log(paths: WorkerPaths) -> None:
     (attempt / "work").mkdir(parents=True)
     (attempt / "log").write_text("hello\n")
     paths.snapshot_directory(attempt).mkdir()
-    log = paths.log("jobs/a", 3)
+    log = paths.log("jobs/a", TOKEN)
     paths.retire(attempt, log)
     paths.retire(attempt, log)
     assert log.read_text() == "hello\n"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from adjourn.desired_state import DesiredState
 from adjourn.internal.v1.trainer_pb2 import ProcessExit, Snapshot, TrainingEvent, TrainingProcess
-from adjourn.v1.agent_service_pb2 import Assignment
+from adjourn.v1.agent_service_pb2 import Assignment, ConditionChange
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Failure, Progress
 from adjourn.v1.usage_pb2 import ResourceSample
@@ -79,6 +79,13 @@ class PersistFailed(Event):
     """The snapshot cannot be read any more; storage that is away is waited for instead."""
 
     failure: Failure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConditionChanged(Event):
+    """The agent's work has found that a condition of the job began, changed or ended."""
+
+    change: ConditionChange
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ from adjourn.v1.job_pb2 import Failure, Pause
 from adjourn_worker.attempt.events import (
     Advanced,
     CannotGoOn,
+    ConditionChanged,
     Drop,
     Effect,
     Ended,
@@ -253,6 +254,20 @@ def go_on(transition: Transition) -> None:
         conclude(transition)
 
 
+def condition_changed(transition: Transition, event: ConditionChanged) -> None:
+    """Reports a condition when it begins, when its reason changes, and when it ends."""
+    told, condition = transition.held.conditions, event.change.condition
+    before = [each for each in told if each.type == condition.type]
+    others = [each for each in told if each.type != condition.type]
+    if event.change.ended and not before:
+        return
+    if not event.change.ended and before and before[0].reason == condition.reason:
+        return
+    del told[:]
+    told.extend(others if event.change.ended else [*others, condition])
+    transition.report().condition.CopyFrom(event.change)
+
+
 def worker_stopping(transition: Transition, _event: WorkerStopping) -> None:
     """Ends what runs; what is on its way to storage stays, for the worker's next start."""
     if transition.alive:
@@ -273,5 +288,6 @@ HANDLERS: Final[Mapping[type[Event], Callable[[Transition, Any], None]]] = {
     Advanced: advanced,
     Persisted: persisted,
     PersistFailed: persist_failed,
+    ConditionChanged: condition_changed,
     WorkerStopping: worker_stopping,
 }

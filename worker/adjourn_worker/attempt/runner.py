@@ -18,12 +18,13 @@ from adjourn import reasons, snapshots
 from adjourn.desired_state import DesiredState
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment, Snapshot
 from adjourn.shared_files import Control, ProgressPage
-from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, Report
+from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, ConditionChange, Report
 from adjourn.v1.job_pb2 import Failure
 from adjourn_worker.attempt import files, machine
 from adjourn_worker.attempt.events import (
     Advanced,
     CannotGoOn,
+    ConditionChanged,
     Drop,
     Effect,
     Ended,
@@ -242,7 +243,7 @@ class AttemptRunner:
         task.add_done_callback(self.beside.discard)
 
     async def prepare(self) -> Event:
-        await self.storage.prepare(self.held)
+        await self.storage.prepare(self.held, self.on_condition)
         return Prepared()
 
     async def launch(self, order: DesiredState) -> None:
@@ -264,11 +265,15 @@ class AttemptRunner:
         except OSError as error:
             await self.give_up(error)
 
+    def on_condition(self, change: ConditionChange) -> None:
+        """Has a condition of the job reported; for work that runs beside."""
+        self.inbox.put_nowait(ConditionChanged(change=change))
+
     async def persist(self, snapshot: Snapshot) -> Event:
         def advance(fraction: float) -> None:
             self.inbox.put_nowait(Advanced(fraction=fraction))
 
-        return Persisted(checkpoint=await self.storage.persist(self.held, snapshot, advance))
+        return Persisted(checkpoint=await self.storage.persist(self.held, snapshot, advance, self.on_condition))
 
 
 def drop(snapshot: Snapshot) -> None:

@@ -1,18 +1,19 @@
 """Brings a checkpoint back: whole and verified to the last byte, or not at all."""
 
-import asyncio
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from adjourn.objects import ObjectMissing, ObjectStore, ObjectTooLong
+from adjourn.objects import ObjectMissing, ObjectTooLong
 from adjourn.v1.checkpoint_pb2 import Checkpoint
+from adjourn.v1.manifest_pb2 import Manifest
 from adjourn_worker.attempt.files import sync
-from adjourn_worker.storage.manifest import Manifest, ManifestInvalid, Part
-from adjourn_worker.storage.parts import MANIFEST_LIMIT, digest, each, part_key
+from adjourn_worker.storage.manifest import ManifestInvalid, decode, file_size, total_size
+from adjourn_worker.storage.parts import MANIFEST_LIMIT, PartStore, digest, each, part_key
 
 
 class CheckpointCorrupt(Exception):
@@ -32,60 +33,66 @@ class Span:
 
     path: Path
     offset: int
-    part: Part
+    part: Manifest.Part
 
 
-async def fetch(
-    objects: ObjectStore, checkpoint: Checkpoint, into: Path, on_fraction: Callable[[float], None] = lambda _: None
-) -> Manifest:
+async def fetch(store: PartStore, checkpoint: Checkpoint, into: Path) -> Manifest:
     """Makes the directory `into` with the snapshot's files, replacing what is there; returns the manifest.
 
-    `on_fraction` hears how much has come, 0 to 1. Raises CheckpointCorrupt, ObjectStoreUnavailableError, OSError.
+    Raises CheckpointCorrupt, ObjectStoreUnavailableError, ObjectStoreRefusedError, OSError.
     """
-    manifest = await read_manifest(objects, checkpoint)
+    manifest = await read_manifest(store, checkpoint)
     fresh = into.with_name(f".{into.name}.fetching")
-    received = 0
 
     async def bring(span: Span) -> None:
-        nonlocal received
-        key = part_key(manifest.job, span.part.digest)
-        data = await obtain(objects, checkpoint, key, span.part.size)
-        if len(data) != span.part.size or await asyncio.to_thread(digest, data) != span.part.digest:
-            raise CheckpointCorrupt(checkpoint.name, key, "is damaged")
-        await asyncio.to_thread(place, span, data)
-        received += len(data)
-        on_fraction(received / manifest.size)
+        key = part_key(manifest.job_uid, span.part.digest)
+        async with store.memory:
+            with explained(checkpoint, key):
+                data = await store.download(key, span.part.digest, span.part.size_bytes)
+            if data is None:
+                raise CheckpointCorrupt(checkpoint.name, key, "is damaged")
+            await store.run(place, span, data)
 
     try:
-        await asyncio.to_thread(lay_out, fresh, manifest)
+        await store.run(lay_out, fresh, manifest)
         await each(spans(fresh, manifest), bring)
-        await asyncio.to_thread(publish, fresh, into)
+        await store.run(publish, fresh, into)
     finally:
-        await asyncio.to_thread(shutil.rmtree, fresh, ignore_errors=True)
+        await store.run(shutil.rmtree, fresh, ignore_errors=True)
     return manifest
 
 
-async def read_manifest(objects: ObjectStore, checkpoint: Checkpoint) -> Manifest:
-    """Returns the manifest of a checkpoint; raises CheckpointCorrupt, ObjectStoreUnavailableError."""
-    place_ = urlsplit(checkpoint.uri)
-    key = place_.path.lstrip("/")
-    if (place_.scheme, place_.netloc) != ("s3", objects.bucket):
-        raise CheckpointCorrupt(checkpoint.name, checkpoint.uri, f"is not in the bucket {objects.bucket}")
-    data = await obtain(objects, checkpoint, key, MANIFEST_LIMIT)
-    if digest(data) != checkpoint.manifest_digest:
+async def read_manifest(store: PartStore, checkpoint: Checkpoint) -> Manifest:
+    """Returns the manifest of a checkpoint.
+
+    Raises CheckpointCorrupt, ObjectStoreUnavailableError, ObjectStoreRefusedError.
+    """
+    uri = urlsplit(checkpoint.uri)
+    key = uri.path.lstrip("/")
+    bucket = store.objects.bucket
+    if (uri.scheme, uri.netloc) != ("s3", bucket):
+        raise CheckpointCorrupt(checkpoint.name, checkpoint.uri, f"is not in the bucket {bucket}")
+    with explained(checkpoint, key):
+        data = await store.objects.get(key, limit=MANIFEST_LIMIT)
+    if await store.run(digest, data) != checkpoint.manifest_digest:
         raise CheckpointCorrupt(checkpoint.name, key, "is damaged")
     try:
-        manifest = Manifest.from_json(data)
+        manifest = await store.run(decode, data)
     except ManifestInvalid as error:
         raise CheckpointCorrupt(checkpoint.name, key, f"is no manifest: {error}") from error
-    if not checkpoint.name.startswith(f"{manifest.job}/checkpoints/"):
-        raise CheckpointCorrupt(checkpoint.name, key, f"belongs to {manifest.job}")
+    if manifest.job_uid != checkpoint.job_uid or not checkpoint.name.startswith(f"{manifest.job}/checkpoints/"):
+        raise CheckpointCorrupt(checkpoint.name, key, f"belongs to {manifest.job} of uid {manifest.job_uid}")
+    if total_size(manifest) != checkpoint.size_bytes:
+        why = f"has parts of {total_size(manifest)} bytes in all, and the checkpoint {checkpoint.size_bytes}"
+        raise CheckpointCorrupt(checkpoint.name, key, why)
     return manifest
 
 
-async def obtain(objects: ObjectStore, checkpoint: Checkpoint, key: str, limit: int) -> bytes:
+@contextmanager
+def explained(checkpoint: Checkpoint, key: str) -> Iterator[None]:
+    """Turns the absence of an object, and one that is too long, into CheckpointCorrupt."""
     try:
-        return await objects.get(key, limit=limit)
+        yield
     except ObjectMissing as error:
         raise CheckpointCorrupt(checkpoint.name, key, "is missing") from error
     except ObjectTooLong as error:
@@ -97,7 +104,7 @@ def spans(directory: Path, manifest: Manifest) -> Iterator[Span]:
         offset = 0
         for part in file.parts:
             yield Span(path=directory / file.name, offset=offset, part=part)
-            offset += part.size
+            offset += part.size_bytes
 
 
 def lay_out(directory: Path, manifest: Manifest) -> None:
@@ -106,8 +113,8 @@ def lay_out(directory: Path, manifest: Manifest) -> None:
     directory.mkdir(mode=0o700)
     for file in manifest.files:
         with (directory / file.name).open("wb") as output:
-            if file.size:
-                os.posix_fallocate(output.fileno(), 0, file.size)
+            if size := file_size(file):
+                os.posix_fallocate(output.fileno(), 0, size)
 
 
 def place(span: Span, data: bytes) -> None:

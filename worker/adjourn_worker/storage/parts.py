@@ -1,24 +1,43 @@
-"""How a checkpoint is laid out in the object store.
+"""The parts of checkpoints in object storage: where they are, and whether their content is right.
 
-    checkpoints/{job}/parts/{blake3}                                a piece of a file, by its content
-    checkpoints/{job}/manifests/{attempt}-{nonce8}-{sequence}.json  which pieces make up a snapshot
+    checkpoints/{job_uid}/parts/{blake3}                                a piece of a file, by its content
+    checkpoints/{job_uid}/manifests/{attempt}-{nonce8}-{sequence}.json  which pieces make up a snapshot
 
-No key is ever used for other content, so an agent that should have stopped can overwrite nothing.
+No key is ever used for other content, so an agent that should have stopped can damage nothing.
+
+A part counts as stored when its content was verified: by the store, which has compared the SHA-256 of what it received,
+or else by reading the part back, which costs its bytes once more. A part of an earlier checkpoint is read before a new
+one rests on it, once in an agent's life. From then on its version tells whether somebody has written it again; that
+costs one HEAD a part. A disk of the store that loses bits later is not seen by that: it is seen when an agent that has
+not read the part yet rests on it, and by every restore.
 """
 
 import asyncio
+import re
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Final, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, ParamSpec, TypeVar
 
+import structlog
 from blake3 import blake3
 
-from adjourn_worker.paths import job_id
+from adjourn.errors import ObjectStoreUnavailableError
+from adjourn.objects import ObjectMissing, ObjectStore, ObjectTooLong, ObjectVersion
+from adjourn_worker.paths import UID
 
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
 T = TypeVar("T")
+P = ParamSpec("P")
 
-PART_BYTES: Final = 8 << 20
 IN_FLIGHT: Final = 4
-"""Parts in memory at a time."""
+"""Parts of one checkpoint that are worked on at a time."""
+PARTS_IN_MEMORY: Final = 16
+"""Parts of all checkpoints of an agent that are in memory at a time; each may be there twice, sent and read back."""
+THREADS: Final = 4
+"""For hashing and files. Whatever else an agent does in threads never waits behind them."""
+VERSIONS_KEPT: Final = 65_536
+"""Verified parts that an agent remembers: 512 GiB of state."""
 MANIFEST_LIMIT: Final = 64 << 20
 """Longest manifest that is read, in bytes; a part takes about 100 in it."""
 
@@ -27,16 +46,121 @@ def digest(data: bytes) -> str:
     return blake3(data).hexdigest()
 
 
-def part_key(job: str, part: str) -> str:
-    return f"checkpoints/{job_id(job)}/parts/{part}"
+def prefix(job_uid: str) -> str:
+    """Returns where all objects of a job are; raises ValueError for what is no uid."""
+    if not re.fullmatch(UID, job_uid):
+        raise ValueError(f"{job_uid!r} is not the uid of a job")
+    return f"checkpoints/{job_uid}/"
 
 
-def manifest_key(job: str, checkpoint: str) -> str:
-    return f"checkpoints/{job_id(job)}/manifests/{checkpoint}.json"
+def part_key(job_uid: str, part: str) -> str:
+    return f"{prefix(job_uid)}parts/{part}"
+
+
+def manifest_key(job_uid: str, checkpoint: str) -> str:
+    return f"{prefix(job_uid)}manifests/{checkpoint}.json"
+
+
+class PartStore:
+    """Object storage as the checkpoints of an agent use it. Lives as long as the agent."""
+
+    def __init__(self, objects: ObjectStore) -> None:
+        self.objects = objects
+        self.memory = asyncio.Semaphore(PARTS_IN_MEMORY)
+        """Taken by whoever has a part in memory."""
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="parts")
+        self._verified: OrderedDict[str, ObjectVersion] = OrderedDict()
+        """Versions whose content was right, by key; the longest unused first."""
+
+    async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs work that blocks or computes in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: work(*args, **kwargs))
+
+    async def holds(self, key: str, part: str, size: int) -> bool:
+        """Returns whether the store has a part, with the right content."""
+        version = await self.objects.stat(key)
+        if version is None or version.size != size:
+            return False
+        if self._verified.get(key) == version:
+            self._verified.move_to_end(key)
+            return True
+        if not await self._readable(key, part, size):
+            log.warning("part_damaged", key=key)  # whoever has its content uploads it again
+            return False
+        self._remember(key, version)
+        return True
+
+    async def upload(self, key: str, part: str, data: bytes) -> None:
+        """Stores a part; returns once its content is verified. Raises ObjectStoreUnavailableError if it is wrong."""
+        compared = await self.objects.put(key, data)
+        if not compared and not await self._readable(key, part, len(data)):
+            raise self._wrong(f"object {key} is not what was written")
+        version = await self.objects.stat(key)
+        if version is None or version.size != len(data):
+            found = "is not there" if version is None else f"has {version.size}"
+            raise self._wrong(f"object {key} was written with {len(data)} bytes and {found}")
+        self._remember(key, version)
+
+    async def download(self, key: str, part: str, size: int) -> bytes | None:
+        """Returns a part; None: its content is wrong. Raises ObjectMissing, ObjectTooLong."""
+        version = await self.objects.stat(key)
+        data = await self.objects.get(key, limit=size)
+        if len(data) != size or await self.run(digest, data) != part:
+            return None
+        if version is not None:
+            self._remember(key, version)
+        return data
+
+    async def create(self, key: str, data: bytes) -> None:
+        """Stores an object under a key that no other content has or will get.
+
+        The same content may be there already. Raises KeyTaken, ObjectStoreUnavailableError.
+        """
+        found = await self._content(key, len(data))
+        if found is None:
+            await self.objects.create(key, data)
+            found = await self._content(key, len(data))  # as it lies there, whoever wrote it
+            if found is None:
+                raise self._wrong(f"object {key} was written and is not there")
+        if found != data:
+            raise KeyTaken(key)
+
+    async def _content(self, key: str, size: int) -> bytes | None:
+        try:
+            return await self.objects.get(key, limit=size)
+        except ObjectMissing:
+            return None
+        except ObjectTooLong as error:
+            raise KeyTaken(key) from error
+
+    async def _readable(self, key: str, part: str, size: int) -> bool:
+        """Returns whether a part can be read and is right. A store that fails at reading it has lost it."""
+        try:
+            data = await self.objects.get(key, limit=size)
+        except (ObjectMissing, ObjectTooLong, ObjectStoreUnavailableError):
+            return False
+        return len(data) == size and await self.run(digest, data) == part
+
+    def _remember(self, key: str, version: ObjectVersion) -> None:
+        self._verified[key] = version
+        self._verified.move_to_end(key)
+        if len(self._verified) > VERSIONS_KEPT:
+            self._verified.popitem(last=False)
+
+    def _wrong(self, why: str) -> ObjectStoreUnavailableError:
+        return ObjectStoreUnavailableError(f"bucket {self.objects.bucket}: {why}", bucket=self.objects.bucket)
+
+
+class KeyTaken(Exception):
+    """A key that is written once has other content."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"object {key} exists with other content; it was left as it is")
+        self.key = key
 
 
 async def each(items: Iterable[T], work: Callable[[T], Awaitable[None]]) -> None:
-    """Does the work for every item, a few at a time; the first error ends it all and is raised."""
+    """Does the work for every item, a few at a time. The first error ends it all and is raised."""
     waiting = iter(items)
 
     async def take_turns() -> None:

@@ -1,10 +1,9 @@
-"""Makes a snapshot durable: every part first, each checked to be there, the manifest last.
+"""Makes a snapshot durable: every part first, each verified by content, the manifest last.
 
-Until the manifest exists there is no checkpoint, so dying at any moment leaves nothing wrong, and doing it again gives
-the same manifest.
+Until the manifest exists there is no checkpoint, so dying at any moment leaves nothing wrong. Doing it again gives the
+same manifest.
 """
 
-import asyncio
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,19 +11,25 @@ from pathlib import Path
 from typing import Final
 
 from adjourn import snapshots
-from adjourn.errors import ObjectStoreUnavailableError
 from adjourn.internal.v1.trainer_pb2 import Snapshot
-from adjourn.objects import ObjectStore
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn_worker.storage.manifest import File, Manifest, Part
-from adjourn_worker.storage.parts import PART_BYTES, digest, each, manifest_key, part_key
+from adjourn.v1.manifest_pb2 import Manifest
+from adjourn_worker.storage.manifest import FORMAT, PART_BYTES, distinct_parts, encode, total_size
+from adjourn_worker.storage.parts import PartStore, digest, each, manifest_key, part_key
 
 FILES: Final = (snapshots.TENSORS, snapshots.STATE)
 
 
 class SnapshotLost(Exception):
     """A snapshot is not, or no longer, whole on this machine (a reboot empties shared memory)."""
+
+
+class SnapshotDiffers(Exception):
+    """A snapshot is not the state that it was taken of."""
+
+    def __init__(self, components: list[str]) -> None:
+        super().__init__(f"the snapshot differs from the state it was taken of: {', '.join(components)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +42,7 @@ class Piece:
 
 
 async def persist(
-    objects: ObjectStore,
+    store: PartStore,
     assignment: Assignment,
     snapshot: Snapshot,
     base: Manifest | None,
@@ -45,58 +50,70 @@ async def persist(
 ) -> Checkpoint:
     """Returns the checkpoint that the snapshot has become, to be registered.
 
-    Parts that `base` has, and that are really there, are not uploaded again. `on_fraction` hears how much is durable,
-    0 to 1. Raises SnapshotLost, adjourn.snapshots.SnapshotInvalid, ObjectStoreUnavailableError.
+    Parts of `base` whose content in storage is right are not uploaded again. `on_fraction` hears how much is durable,
+    0 to 1. Raises SnapshotLost, SnapshotDiffers, adjourn.snapshots.SnapshotInvalid, KeyTaken,
+    ObjectStoreUnavailableError, ObjectStoreRefusedError.
     """
     directory = Path(snapshot.directory)
-    components = await asyncio.to_thread(component_digests, directory)
+    environment, components = await store.run(describe, directory)
+    live = snapshot.live_digests
+    if different := sorted(name for name in live if components.get(name) != live[name]):
+        raise SnapshotDiffers(different)
     pieces = [piece for name in FILES for piece in split(directory / name)]
-    uploads = Uploads(objects, assignment.job, base)
-    parts: dict[Piece, Part] = {}
+    uploads = Uploads(store, assignment.token.job_uid, base)
+    parts: dict[Piece, Manifest.Part] = {}
     total = sum(piece.size for piece in pieces) or 1
+    done = 0
 
-    async def store(piece: Piece) -> None:
+    async def upload(piece: Piece) -> None:
+        nonlocal done
         parts[piece] = await uploads.store(piece)
-        on_fraction(sum(part.size for part in parts.values()) / total)
+        done += piece.size
+        on_fraction(done / total)
 
-    await each(pieces, store)
+    await each(pieces, upload)
+    files = [
+        Manifest.File(name=name, parts=[parts[piece] for piece in pieces if piece.path.name == name]) for name in FILES
+    ]
     manifest = Manifest(
+        format=FORMAT,
         job=assignment.job,
+        job_uid=assignment.token.job_uid,
         attempt=assignment.token.attempt,
         nonce=assignment.token.nonce,
         sequence=snapshot.sequence,
         spec=assignment.spec,
         progress=snapshot.progress,
-        metrics=dict(snapshot.metrics),
-        files=tuple(
-            File(name=name, parts=tuple(parts[piece] for piece in pieces if piece.path.name == name)) for name in FILES
-        ),
+        metrics=snapshot.metrics,
+        files=files,
         component_digests=components,
         state_digest=snapshots.state_digest(components),
+        environment=environment,
     )
-    return await conclude(objects, manifest, uploads.uploaded)
+    return await conclude(store, manifest, uploads.uploaded)
 
 
-async def conclude(objects: ObjectStore, manifest: Manifest, uploaded: int) -> Checkpoint:
+async def conclude(store: PartStore, manifest: Manifest, uploaded: int) -> Checkpoint:
     """Writes the manifest, which makes the checkpoint exist."""
     name = f"{manifest.attempt}-{manifest.nonce[:8]}-{manifest.sequence}"
-    key = manifest_key(manifest.job, name)
-    data = manifest.to_json()
-    await objects.put(key, data)
-    await check(objects, key, len(data))
+    key = manifest_key(manifest.job_uid, name)
+    data = encode(manifest)
+    await store.create(key, data)
     progress = manifest.progress
     checkpoint = Checkpoint(
         name=f"{manifest.job}/checkpoints/{name}",
+        job_uid=manifest.job_uid,
         attempt=manifest.attempt,
         epoch=progress.epoch,
         step=progress.step,
-        uri=f"s3://{objects.bucket}/{key}",
+        uri=f"s3://{store.objects.bucket}/{key}",
         manifest_digest=digest(data),
         state_digest=manifest.state_digest,
-        size_bytes=manifest.size,
+        size_bytes=total_size(manifest),
         uploaded_bytes=uploaded + len(data),
         metrics=manifest.metrics,
         component_digests=manifest.component_digests,
+        environment=manifest.environment,
     )
     if progress.HasField("active_duration"):
         checkpoint.active_duration.CopyFrom(progress.active_duration)
@@ -104,44 +121,41 @@ async def conclude(objects: ObjectStore, manifest: Manifest, uploaded: int) -> C
 
 
 class Uploads:
-    """The parts of one checkpoint on their way; each distinct one is sent once."""
+    """The parts of one checkpoint on their way. Each distinct one is sent once."""
 
-    def __init__(self, objects: ObjectStore, job: str, base: Manifest | None) -> None:
-        self._objects = objects
-        self._job = job
-        self._base = base.parts if base else {}
+    def __init__(self, store: PartStore, job_uid: str, base: Manifest | None) -> None:
+        self._store = store
+        self._job_uid = job_uid
+        self._base = distinct_parts(base) if base else {}
         self._seen: set[str] = set()
         self.uploaded = 0
         """Bytes sent."""
 
-    async def store(self, piece: Piece) -> Part:
+    async def store(self, piece: Piece) -> Manifest.Part:
         """Returns the part once it is in the store, or once another task has taken it upon itself."""
-        data = await asyncio.to_thread(read, piece)
-        part = Part(digest=await asyncio.to_thread(digest, data), size=len(data))
-        if part.digest not in self._seen:
-            self._seen.add(part.digest)
-            key = part_key(self._job, part.digest)
-            # Having it in the base is not enough: it is this checkpoint that has to be whole.
-            if part.digest not in self._base or await self._objects.size(key) != part.size:
-                await self._objects.put(key, data)
-                await check(self._objects, key, part.size)
-                self.uploaded += part.size
+        async with self._store.memory:
+            data = await self._store.run(read, piece)
+            part = Manifest.Part(digest=await self._store.run(digest, data), size_bytes=len(data))
+            if part.digest not in self._seen:
+                self._seen.add(part.digest)
+                await self._send(part, data)
         return part
 
+    async def _send(self, part: Manifest.Part, data: bytes) -> None:
+        key = part_key(self._job_uid, part.digest)
+        # Having it in the base is not enough: it is this checkpoint that has to be whole.
+        if part.digest in self._base and await self._store.holds(key, part.digest, part.size_bytes):
+            return
+        await self._store.upload(key, part.digest, data)
+        self.uploaded += part.size_bytes
 
-async def check(objects: ObjectStore, key: str, size: int) -> None:
-    """Raises ObjectStoreUnavailableError if what was just written is not there."""
-    found = await objects.size(key)
-    if found != size:
-        raise ObjectStoreUnavailableError(
-            f"object {key} was written with {size} bytes and has {found}", bucket=objects.bucket
-        )
 
-
-def component_digests(directory: Path) -> dict[str, str]:
+def describe(directory: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Returns the environment of a snapshot and the digests of its components; raises SnapshotLost, SnapshotInvalid."""
     if not all((directory / name).is_file() for name in FILES):
         raise SnapshotLost(f"there is no snapshot in {directory}")
-    return snapshots.component_digests(directory)
+    environment = snapshots.read_state(directory).environment
+    return {name: str(value) for name, value in environment.items()}, snapshots.component_digests(directory)
 
 
 def split(path: Path) -> list[Piece]:

@@ -1,29 +1,33 @@
 """The long work for an assignment: bringing code and state to this machine, and snapshots to object storage.
 
 Storage that is away is waited for, for as long as it takes: training goes on meanwhile, and a pause keeps its snapshot.
+Storage that refuses is asked again too, as somebody may mend it. Both are shown on the job as a condition.
 """
 
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, TypeVar
 
 import structlog
 
 from adjourn import reasons
-from adjourn.errors import ObjectStoreUnavailableError
+from adjourn.errors import ObjectStoreRefusedError, ObjectStoreUnavailableError
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment, Snapshot, TrainingStart
-from adjourn.objects import ObjectStore
+from adjourn.objects import STORAGE_ERRORS, ObjectStore
 from adjourn.snapshots import SnapshotInvalid
+from adjourn.v1.agent_service_pb2 import ConditionChange
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.job_pb2 import Failure
+from adjourn.v1.job_pb2 import Condition, Failure
+from adjourn.v1.manifest_pb2 import Manifest
 from adjourn_worker.attempt.files import write_start
 from adjourn_worker.paths import WorkerPaths
 from adjourn_worker.storage.bundles import BundleCorrupt, fetch_bundle
 from adjourn_worker.storage.fetch import CheckpointCorrupt, fetch, read_manifest
-from adjourn_worker.storage.manifest import Manifest
-from adjourn_worker.storage.persist import SnapshotLost, persist
+from adjourn_worker.storage.parts import KeyTaken, PartStore
+from adjourn_worker.storage.persist import SnapshotDiffers, SnapshotLost, persist
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 T = TypeVar("T")
@@ -32,6 +36,9 @@ BACKOFF_FIRST: Final = 0.5
 BACKOFF_MOST: Final = 10.0
 RESTORE: Final = "restore"
 """Directory, in the attempt's, of the snapshot to restore."""
+
+OnCondition = Callable[[ConditionChange], None]
+"""Hears when a condition of the job begins, changes or ends."""
 
 
 class Unusable(Exception):
@@ -47,16 +54,19 @@ class StorageTasks:
 
     def __init__(self, objects: ObjectStore, paths: WorkerPaths, threads: int) -> None:
         self.objects = objects
+        self.store = PartStore(objects)
         self.paths = paths
         self.threads = threads
         """Of a training process that begins from scratch."""
 
-    async def prepare(self, held: HeldAssignment) -> None:
+    async def prepare(self, held: HeldAssignment, on_condition: OnCondition) -> None:
         """Fetches code and checkpoint and writes the start file; raises Unusable."""
         assignment, directory = held.assignment, Path(held.directory)
+        retry = Retry(held, on_condition)
         snapshots = self.paths.snapshot_directory(directory)
         start = TrainingStart(
             job=assignment.job,
+            job_uid=assignment.token.job_uid,
             attempt=assignment.token.attempt,
             spec=assignment.spec,
             snapshot_directory=str(snapshots),
@@ -67,17 +77,17 @@ class StorageTasks:
         )
         try:
             for place in (directory, snapshots):
-                await asyncio.to_thread(place.mkdir, mode=0o700, exist_ok=True)
+                await self.store.run(place.mkdir, mode=0o700, exist_ok=True)
             if assignment.spec.bundle:
                 bundle = assignment.spec.bundle
-                code = await retry_forever(lambda: fetch_bundle(self.objects, bundle, self.paths), "bundle")
+                code = await retry.forever(lambda: fetch_bundle(self.objects, bundle, self.paths), "bundle")
                 start.code_directory = str(code)
             if assignment.HasField("restore"):
                 into = directory / RESTORE
-                await retry_forever(lambda: fetch(self.objects, assignment.restore, into), "checkpoint")
+                await retry.forever(lambda: fetch(self.store, assignment.restore, into), "checkpoint")
                 start.restore_directory = str(into)
                 start.restore_digests.update(assignment.restore.component_digests)
-            await asyncio.to_thread(write_start, directory, start)
+            await self.store.run(write_start, directory, start)
         except BundleCorrupt as error:
             raise Unusable(reasons.BUNDLE_UNUSABLE, str(error)) from error
         except CheckpointCorrupt as error:
@@ -86,46 +96,82 @@ class StorageTasks:
             raise Unusable(reasons.LAUNCH_FAILED, f"cannot prepare the attempt: {error}") from error
 
     async def persist(
-        self, held: HeldAssignment, snapshot: Snapshot, on_fraction: Callable[[float], None]
+        self,
+        held: HeldAssignment,
+        snapshot: Snapshot,
+        on_fraction: Callable[[float], None],
+        on_condition: OnCondition,
     ) -> Checkpoint:
         """Makes a snapshot durable; raises Unusable."""
-        base = await self.base(held)
+        retry = Retry(held, on_condition)
+        base = await self.base(held, retry)
         try:
-            return await retry_forever(
-                lambda: persist(self.objects, held.assignment, snapshot, base, on_fraction), "persisting"
+            return await retry.forever(
+                lambda: persist(self.store, held.assignment, snapshot, base, on_fraction), "persisting"
             )
-        except (SnapshotLost, SnapshotInvalid) as error:
+        except SnapshotDiffers as error:
+            raise Unusable(reasons.SNAPSHOT_DIFFERS, str(error)) from error
+        except (SnapshotLost, SnapshotInvalid, KeyTaken) as error:
             raise Unusable(reasons.SNAPSHOT_FAILED, str(error)) from error
 
     async def clean_up(self, held: HeldAssignment) -> None:
         """Frees disk and memory of an attempt that is over; its log stays."""
         assignment = held.assignment
-        log_file = self.paths.log(assignment.job, assignment.token.attempt)
+        log_file = self.paths.log(assignment.job, assignment.token)
         try:
-            await asyncio.to_thread(self.paths.retire, Path(held.directory), log_file)
+            await self.store.run(self.paths.retire, Path(held.directory), log_file)
         except OSError as error:
-            log.warning("not_put_away", directory=held.directory, error=str(error))  # the next agent tidies up
+            log.warning("not_cleaned_up", directory=held.directory, error=str(error))  # the next agent does it
 
-    async def base(self, held: HeldAssignment) -> Manifest | None:
+    async def base(self, held: HeldAssignment, retry: "Retry") -> Manifest | None:
         """Returns the newest registered checkpoint's manifest: its parts need no upload."""
         newest = held.persisted if held.HasField("persisted") else held.assignment.base
         if not newest.name:
             return None
         try:
-            return await retry_forever(lambda: read_manifest(self.objects, newest), "manifest")
+            return await retry.forever(lambda: read_manifest(self.store, newest), "manifest")
         except CheckpointCorrupt as error:
             log.warning("base_unusable", error=str(error))  # then every part is uploaded
             return None
 
 
-async def retry_forever(work: Callable[[], Awaitable[T]], what: str) -> T:
-    """Tries until storage answers."""
-    failures = 0
-    while True:
-        try:
-            return await work()
-        except ObjectStoreUnavailableError as error:
-            log.warning("object_store_away", doing=what, error=error.message, failures=failures)
-        limit = min(BACKOFF_MOST, BACKOFF_FIRST * 2 ** min(failures, 10))
-        failures += 1
-        await asyncio.sleep(random.uniform(0, limit))  # noqa: S311  # jitter
+class Retry:
+    """Tries work of one assignment until storage answers, and tells how storage does."""
+
+    def __init__(self, held: HeldAssignment, on_condition: OnCondition) -> None:
+        self._on_condition = on_condition
+        self._log = log.bind(job=held.assignment.job, attempt=held.assignment.token.attempt)
+        # An earlier agent, or earlier work, may have begun what ends here.
+        told = [each.reason for each in held.conditions if each.type == Condition.STORAGE_FAILING]
+        self._told = told[0] if told else ""
+
+    async def forever(self, work: Callable[[], Awaitable[T]], what: str) -> T:
+        failures = 0
+        while True:
+            try:
+                done = await work()
+            except STORAGE_ERRORS as error:
+                self._log.warning("object_store_failing", doing=what, error=error.message, failures=failures)
+                self._failing(error)
+            else:
+                self._working()
+                return done
+            limit = min(BACKOFF_MOST, BACKOFF_FIRST * 2 ** min(failures, 10))
+            failures += 1
+            await asyncio.sleep(random.uniform(0, limit))  # noqa: S311  # jitter
+
+    def _failing(self, error: ObjectStoreUnavailableError | ObjectStoreRefusedError) -> None:
+        refused = isinstance(error, ObjectStoreRefusedError)
+        reason = reasons.OBJECT_STORE_REFUSED if refused else reasons.OBJECT_STORE_UNAVAILABLE
+        if self._told == reason:
+            return
+        self._told = reason
+        condition = Condition(type=Condition.STORAGE_FAILING, reason=reason, message=error.message)
+        condition.time.FromDatetime(datetime.now(UTC))
+        self._on_condition(ConditionChange(condition=condition))
+
+    def _working(self) -> None:
+        if self._told:
+            self._told = ""
+            ended = ConditionChange(condition=Condition(type=Condition.STORAGE_FAILING), ended=True)
+            self._on_condition(ended)
