@@ -140,9 +140,11 @@ def canonical(tree: Tree) -> tuple[bytes, list[str]]:
     """Returns a text that is equal for equal trees, and the names of their tensors in its order.
 
     Mappings are sorted, since a state that was loaded may have its keys in another order and still be the same state;
-    an OrderedDict keeps its order. Where a tensor lay (its name, its device, its memory layout) does not count.
+    an OrderedDict keeps its order. The name and the device of a tensor do not count. Its strides do, and whether it is
+    the same as an earlier one, or part of it.
     """
     names: list[str] = []
+    first: dict[str, int] = {}
 
     def walk(node: Tree) -> Tree:
         if isinstance(node, list):
@@ -152,7 +154,13 @@ def canonical(tree: Tree) -> tuple[bytes, list[str]]:
         match node.get("$"):
             case "tensor" | "array":
                 names.append(node["name"])
-                return {key: node[key] for key in ("$", "dtype", "shape")}
+                earlier = first.setdefault(node["name"], len(names))
+                text = {key: value for key, value in node.items() if key not in ("name", "device", "of")}
+                if "of" in node:
+                    text["of"] = first.get(node["of"], 0)
+                return text if earlier == len(names) else {**text, "same": earlier}
+            case "set" | "frozenset":
+                return {**node, "items": sorted(node["items"], key=dumps)}
             case "dict" | "defaultdict" | "Counter":
                 items = sorted(node["items"], key=lambda item: dumps(item[0]))
                 return {**node, "items": [[key, walk(value)] for key, value in items]}

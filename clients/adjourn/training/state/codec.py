@@ -2,20 +2,24 @@
 
 No pickle: a value of a type that is not listed here is refused with its path, so that a snapshot never holds, and a
 restore never runs, code. Types are matched exactly; a subclass may carry what its base does not.
+
+Besides values, what changes the bits of later results is kept: the strides of tensors and arrays, conjugate and
+negative bits, and sharing. A container, array or tensor that is reached twice within a component comes back as one
+object; a tensor that is part of another one comes back as part of it.
 """
 
 import base64
 import math
 import struct
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from adjourn.snapshots import SnapshotInvalid, Tree, dumps
+from adjourn.snapshots import SnapshotInvalid, Tree
 from adjourn.training.errors import StateNotEncodable
 
 DEPTH_LIMIT = 100
@@ -132,24 +136,50 @@ class Encoder:
 
     def __init__(self) -> None:
         self.blobs: dict[str, Blob] = {}
+        self.remarks: list[str] = []
+        """What may not come back as it was, in sentences."""
         self._names: dict[Hashable, str] = {}
+        self._component: Hashable = None
+        self._seen: dict[int, tuple[Any, str | None]] = {}
+        """Containers of the running component, by id; each kept alive, with its place once it is complete."""
+        self._memory = SharedMemory()
 
     def encode(self, value: Any, path: Path) -> Tree:
         """Returns the tree of `value`; raises StateNotEncodable."""
+        if path[0] != self._component:  # sharing ends with a component: each is restored by itself
+            self._component, self._seen, self._memory = path[0], {}, SharedMemory()
         kind = type(value)
         if value is None or kind in (bool, str) or (kind is float and math.isfinite(value)):
             return value  # repr() of a float, which json uses, is exact
         if kind is int and abs(value) < INTEGER_LIMIT:
             return value
-        if atom := ATOMS.get(kind):
+        if kind is not bytearray and (atom := ATOMS.get(kind)):
             return {"$": atom.name, "value": atom.write(value)}
         if isinstance(value, torch.Tensor):
             return self._tensor(value.detach(), path)
         if isinstance(value, np.generic) and value.dtype.str in ARRAY_DTYPES:
             return {"$": "scalar", "dtype": value.dtype.str, "value": value.tobytes().hex()}
-        if kind is np.ndarray and value.dtype.str in ARRAY_DTYPES:
-            return self._array(value, path)
-        return self._container(value, path)
+        if kind in (tuple, frozenset, torch.Size):
+            return self._container(value, path)
+        return self._once(value, path)
+
+    def _once(self, value: Any, path: Path) -> Tree:
+        """Encodes what can be changed in place; where it is met again, only the place of the first time."""
+        if len(path) > DEPTH_LIMIT:
+            raise refusal(path[:3], f"nested more than {DEPTH_LIMIT} deep, or in itself")
+        if seen := self._seen.get(id(value)):
+            if seen[1] is None:
+                raise refusal(path, "nested in itself")
+            return {"$": "same", "place": seen[1]}
+        self._seen[id(value)] = (value, None)
+        if type(value) is np.ndarray and value.dtype.str in ARRAY_DTYPES:
+            tree = self._array(value, path)
+        elif type(value) is bytearray:
+            tree = {"$": "bytearray", "value": ATOMS[bytearray].write(value)}
+        else:
+            tree = self._container(value, path)
+        self._seen[id(value)] = (value, steps(path))
+        return tree
 
     def _container(self, value: Any, path: Path) -> Tree:
         kind = type(value)
@@ -163,7 +193,12 @@ class Encoder:
                 return items
             return {"$": kind.__name__, "items": items, **({"maxlen": value.maxlen} if kind is deque else {})}
         if kind in (set, frozenset):
-            return {"$": kind.__name__, "items": sorted(self._keys(value, path), key=dumps)}
+            if list(kind(list(value))) != list(value):
+                self.remarks.append(
+                    f"{place(path)}: the order of this {kind.__name__} comes from how it grew and shrank, and is not"
+                    " restored: iterate over sorted(...) of it, or keep a dict"
+                )
+            return {"$": kind.__name__, "items": self._keys(value, path)}
         raise refusal(path, f"a {kind.__module__}.{kind.__qualname__} cannot be stored exactly: {describe(value)}")
 
     def _mapping(self, value: Mapping[Any, Any], path: Path) -> Tree:
@@ -190,28 +225,75 @@ class Encoder:
         return trees
 
     def _tensor(self, value: torch.Tensor, path: Path) -> Tree:
-        if type(value) is not torch.Tensor or value.layout is not torch.strided or value.is_quantized or value.is_meta:
+        if type(value) is not torch.Tensor or value.is_quantized or value.is_meta:
             raise refusal(path, f"a {type(value).__qualname__} of layout {value.layout}, on {value.device}")
-        shape = list(value.shape)
-        tree: dict[str, Tree] = {"$": "tensor", "dtype": ATOMS[torch.dtype].write(value.dtype), "shape": shape}
+        if value.layout in SPARSE:
+            return self._sparse(value, path)
+        if value.layout is not torch.strided:
+            raise refusal(path, f"a tensor of layout {value.layout}: convert it with to_dense() or to_sparse()")
+        tree: dict[str, Tree] = {
+            "$": "tensor",
+            "dtype": ATOMS[torch.dtype].write(value.dtype),
+            "shape": list(value.shape),
+        }
         if value.device.type != "cpu":
             tree["device"] = str(value.device)
-        if not value.is_contiguous():
-            # Channels-last and the like are given back as they were: kernels choose their way by the strides.
-            order = sorted(range(value.dim()), key=value.stride().__getitem__, reverse=True)
-            if value.permute(order).is_contiguous():
-                tree["order"] = order
-        same = (value.data_ptr(), value.device, value.dtype, value.shape, value.stride())
+        if not regular(value.shape, value.stride()):
+            if overlapping(value.shape, value.stride()):
+                raise refusal(path, f"elements of strides {value.stride()} overlap in memory: keep a clone() of it")
+            tree["strides"] = list(value.stride())
+        tree |= {flag: True for flag, is_set in (("conj", value.is_conj()), ("neg", value.is_neg())) if is_set}
+        same = (
+            value.data_ptr(),
+            value.device,
+            value.dtype,
+            value.shape,
+            value.stride(),
+            value.is_conj(),
+            value.is_neg(),
+        )
         if same not in self._names:  # tied weights are stored once
             known = DTYPES.get(value.dtype)
             stored = value.shape if known else (value.nbytes,)
-            self._names[same] = self._add(path, Blob(dtype=known or "U8", shape=stored, data=value))
-        return {**tree, "name": self._names[same]}
+            data = value.resolve_conj().resolve_neg()
+            self._names[same] = self._add(path, Blob(dtype=known or "U8", shape=stored, data=data))
+        tree["name"] = self._names[same]
+        if value.numel():
+            begin = value.data_ptr()
+            end = begin + extent(value.shape, value.stride()) * value.element_size()
+            key = (value.untyped_storage().data_ptr(), str(value.device))
+            tree |= self._memory.relation(key, begin, end, same, tree["name"], path)
+        return tree
+
+    def _sparse(self, value: torch.Tensor, path: Path) -> Tree:
+        parts = [
+            self.encode(getattr(value, name)().detach(), (*path, name.strip("_")))
+            for name in SPARSE[value.layout].parts
+        ]
+        tree: dict[str, Tree] = {
+            "$": "sparse",
+            "layout": SPARSE[value.layout].name,
+            "shape": list(value.shape),
+            "parts": parts,
+        }
+        return tree | ({"coalesced": value.is_coalesced()} if value.layout is torch.sparse_coo else {})
 
     def _array(self, value: np.ndarray[Any, Any], path: Path) -> Tree:
         data = torch.tensor(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
         name = self._add(path, Blob(dtype=ARRAY_DTYPES[value.dtype.str], shape=value.shape, data=data))
-        return {"$": "array", "dtype": value.dtype.str, "shape": list(value.shape), "name": name}
+        tree: dict[str, Tree] = {"$": "array", "dtype": value.dtype.str, "shape": list(value.shape), "name": name}
+        strides = [stride // value.itemsize for stride in value.strides]
+        if not regular(value.shape, strides):
+            if any(stride % value.itemsize for stride in value.strides):
+                raise refusal(path, f"strides {value.strides} are not those of whole elements: keep a copy() of it")
+            tree["strides"] = strides
+        if value.size:
+            begin, end = np.lib.array_utils.byte_bounds(value)
+            root = value
+            while isinstance(root.base, np.ndarray):
+                root = root.base
+            self._memory.relation((root.ctypes.data, "cpu"), begin, end, id(value), None, path)
+        return tree
 
     def _add(self, path: Path, blob: Blob) -> str:
         name = "/".join(map(str, path))
@@ -221,48 +303,145 @@ class Encoder:
         return name
 
 
+class SharedMemory:
+    """Which memory the tensors and arrays of a component lie in."""
+
+    def __init__(self) -> None:
+        self._found: dict[Hashable, list[tuple[int, int, Hashable, str | None, Path]]] = defaultdict(list)
+
+    def relation(
+        self, storage: Hashable, begin: int, end: int, identity: Hashable, name: str | None, path: Path
+    ) -> dict[str, Tree]:
+        """Returns how a tree says that its memory is part of that of another; empty: it is not.
+
+        `identity` is equal for two that are the same tensor, `name` that of its data; None if it is an array. Raises
+        StateNotEncodable if memory is shared in another way.
+        """
+        found = self._found[storage]
+        for other_begin, other_end, other, other_name, other_path in found:
+            if other == identity:
+                return {}
+            if begin < other_end and other_begin < end:
+                if name and other_name and other_begin <= begin and end <= other_end:
+                    return {"of": other_name, "offset": begin - other_begin}
+                raise refusal(
+                    path,
+                    f"shares memory with {place(other_path)}, which begins or ends within it: keep a copy of it, or put"
+                    " the larger one first",
+                )
+        found.append((begin, end, identity, name, path))
+        return {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SparseLayout:
+    """What a sparse tensor is made of."""
+
+    name: str
+    parts: tuple[str, ...]
+    """Methods that return its dense parts."""
+
+
+SPARSE: Mapping[torch.layout, SparseLayout] = {
+    torch.sparse_coo: SparseLayout(name="coo", parts=("_indices", "_values")),
+    torch.sparse_csr: SparseLayout(name="csr", parts=("crow_indices", "col_indices", "values")),
+}
+
+
+def contiguous_strides(shape: Sequence[int]) -> list[int]:
+    strides, size = [], 1
+    for length in reversed(shape):
+        strides.append(size)
+        size *= max(length, 1)
+    return strides[::-1]
+
+
+def regular(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Tells whether strides, in elements, are those of a new tensor; without elements, all are alike."""
+    return 0 in shape or list(strides) == contiguous_strides(shape)
+
+
+def extent(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """Returns how many elements lie from the first to the last, for strides that are not negative."""
+    return 1 + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
+
+
+def overlapping(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Tells whether two indices may mean one element, for another reason than a stride of 0."""
+    dimensions = sorted(
+        (stride, length) for length, stride in zip(shape, strides, strict=True) if length > 1 and stride
+    )
+    reach = 0
+    for stride, length in dimensions:
+        if stride <= reach:
+            return True
+        reach += stride * (length - 1)
+    return False
+
+
 class Decoder:
-    """Decodes trees; every tensor and array it returns is a copy of its own."""
+    """Decodes trees; every tensor and array it returns is a copy, shared with nothing outside the value."""
 
     def __init__(self, read: Callable[[str], torch.Tensor], device: torch.device) -> None:
         self._read = read
         """Returns the bytes of a name, as a flat tensor of torch.uint8."""
         self._device = device
         """Where tensors go that were not on a CPU."""
+        self._places: dict[str, Any] = {}
+        self._tensors: dict[str, torch.Tensor] = {}
 
     def decode(self, tree: Tree) -> Any:
         """Returns the value that `tree` was made from; raises SnapshotInvalid."""
+        self._places, self._tensors = {}, {}
+        try:
+            return self._decode(tree, ("",))
+        finally:
+            self._places, self._tensors = {}, {}
+
+    def _decode(self, tree: Tree, path: Path) -> Any:
         if isinstance(tree, list):
-            return [self.decode(item) for item in tree]
+            return self._kept([self._decode(item, (*path, index)) for index, item in enumerate(tree)], path)
         if not isinstance(tree, dict):
             return tree
         if "$" not in tree:
-            return {key: self.decode(item) for key, item in tree.items()}
+            return self._kept({key: self._decode(item, (*path, key)) for key, item in tree.items()}, path)
         try:
-            return self._tagged(tree["$"], tree)
-        except (KeyError, ValueError, TypeError, RuntimeError, struct.error) as error:
+            return self._tagged(tree["$"], tree, path)
+        except (KeyError, ValueError, TypeError, AttributeError, StopIteration, RuntimeError, struct.error) as error:
             raise SnapshotInvalid(f"cannot read back {describe(tree)}: {error}") from error
 
-    def _tagged(self, tag: str, tree: Mapping[str, Tree]) -> Any:
+    def _kept(self, value: Any, path: Path) -> Any:
+        """Remembers where a value is that can be changed in place: another may be the same."""
+        self._places[steps(path)] = value
+        return value
+
+    def _tagged(self, tag: str, tree: Mapping[str, Tree], path: Path) -> Any:
         if atom := ATOMS_BY_NAME.get(tag):
-            return atom.read(tree["value"])
+            value = atom.read(tree["value"])
+            return self._kept(value, path) if tag == "bytearray" else value
         if sequence := SEQUENCES.get(tag):
-            return sequence(self.decode(tree["items"]))
+            value = sequence([self._decode(item, (*path, index)) for index, item in enumerate(tree["items"])])
+            return self._kept(value, path) if tag == "set" else value
         match tag:
+            case "same":
+                return self._places[tree["place"]]
             case "tensor":
                 return self._tensor(tree)
+            case "sparse":
+                return self._sparse(tree, path)
             case "array":
-                data = self._read(tree["name"]).numpy().copy()
-                return data.view(np.dtype(tree["dtype"])).reshape(tree["shape"])
+                return self._kept(self._array(tree), path)
             case "scalar":
                 return np.frombuffer(bytes.fromhex(tree["value"]), np.dtype(tree["dtype"]))[0]
             case "deque":
-                return deque(self.decode(tree["items"]), tree["maxlen"])
+                items = [self._decode(item, (*path, index)) for index, item in enumerate(tree["items"])]
+                return self._kept(deque(items, tree["maxlen"]), path)
             case _:
-                return self._mapping(tag, tree)
+                return self._kept(self._mapping(tag, tree, path), path)
 
-    def _mapping(self, tag: str, tree: Mapping[str, Tree]) -> Any:
-        items = {self.decode(key): self.decode(value) for key, value in tree["items"]}
+    def _mapping(self, tag: str, tree: Mapping[str, Tree], path: Path) -> Any:
+        keys = [self._decode(key, path) for key, _ in tree["items"]]
+        items = {key: self._decode(value, (*path, key)) for key, (_, value) in zip(keys, tree["items"], strict=True)}
         match tag:
             case "dict":
                 return items
@@ -273,17 +452,69 @@ class Decoder:
             case "OrderedDict":
                 ordered: OrderedDict[Any, Any] = OrderedDict(items)
                 if "metadata" in tree:
-                    vars(ordered)["_metadata"] = OrderedDict(self.decode(tree["metadata"]))
+                    vars(ordered)["_metadata"] = OrderedDict(self._decode(tree["metadata"], (*path, "_metadata")))
                 return ordered
             case _:
                 raise SnapshotInvalid(f"unknown tag {tag!r}")
 
     def _tensor(self, tree: Mapping[str, Tree]) -> torch.Tensor:
-        value = self._read(tree["name"]).clone().view(dtype_named(tree["dtype"])).reshape(tree["shape"])
-        if order := tree.get("order"):
-            inverse = sorted(range(len(order)), key=order.__getitem__)
-            value = value.permute(order).contiguous().permute(inverse)
-        return value.to(self._device) if "device" in tree else value
+        name, dtype = tree["name"], dtype_named(tree["dtype"])
+        shape, strides = tree["shape"], tree.get("strides") or contiguous_strides(tree["shape"])
+        if name in self._tensors and "of" not in tree:
+            return self._tensors[name]
+        data = self._read(name)
+        if "of" in tree:
+            whole = self._tensors[tree["of"]]
+            start = whole.storage_offset() * whole.element_size() + tree["offset"]
+            value = torch.empty(0, dtype=dtype, device=whole.device)
+            value.set_(whole.untyped_storage(), start // dtype.itemsize, shape, strides)
+        else:
+            value = data.clone().view(dtype).reshape(shape)
+            value = value.conj_physical() if "conj" in tree else value
+            value = -value if "neg" in tree else value
+            value = value.to(self._device) if "device" in tree else value
+            value = with_strides(value, strides) if "strides" in tree else value
+        value = value.conj() if "conj" in tree else value
+        value = torch._neg_view(value) if "neg" in tree else value  # noqa: SLF001  (no public way to set the bit)
+        if "of" in tree and not torch.equal(raw(value), data.to(value.device)):
+            raise ValueError(f"{name} is not part of {tree['of']}")
+        self._tensors[name] = value
+        return value
+
+    def _sparse(self, tree: Mapping[str, Tree], path: Path) -> torch.Tensor:
+        names = next(layout.parts for layout in SPARSE.values() if layout.name == tree["layout"])
+        parts = [self._decode(part, (*path, name.strip("_"))) for name, part in zip(names, tree["parts"], strict=True)]
+        if tree["layout"] == "csr":
+            return torch.sparse_csr_tensor(parts[0], parts[1], parts[2], tree["shape"], check_invariants=True)
+        value = torch.sparse_coo_tensor(parts[0], parts[1], tree["shape"], check_invariants=True)
+        return value._coalesced_(tree["coalesced"])
+
+    def _array(self, tree: Mapping[str, Tree]) -> np.ndarray[Any, Any]:
+        data = self._read(tree["name"]).numpy().copy().view(np.dtype(tree["dtype"])).reshape(tree["shape"])
+        if "strides" not in tree:
+            return data
+        shape, strides = tree["shape"], tree["strides"]
+        first = sum((1 - length) * stride for length, stride in zip(shape, strides, strict=True) if stride < 0)
+        memory = np.zeros(first + extent(shape, [max(stride, 0) for stride in strides]), data.dtype)
+        value: np.ndarray[Any, Any] = np.ndarray(
+            shape, data.dtype, memory, first * data.itemsize, [stride * data.itemsize for stride in strides]
+        )
+        value[...] = data
+        return value
+
+
+def raw(value: torch.Tensor) -> torch.Tensor:
+    return value.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+
+
+def with_strides(value: torch.Tensor, strides: Sequence[int]) -> torch.Tensor:
+    """Returns a copy with these strides; those of 0 repeat one element."""
+    shape = value.shape
+    for dimension, stride in enumerate(strides):
+        if stride == 0 and shape[dimension] > 1:
+            value = value.narrow(dimension, 0, 1)
+    made = torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device)
+    return made.copy_(value).as_strided(shape, strides)
 
 
 def describe(value: Any) -> str:
@@ -291,5 +522,15 @@ def describe(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
+def place(path: Path) -> str:
+    """Returns a path as one would write it in Python."""
+    return str(path[0]) + steps(path)
+
+
+def steps(path: Path) -> str:
+    """Returns how one gets from a component to a place in it."""
+    return "".join(f"[{key!r}]" for key in path[1:])
+
+
 def refusal(path: Path, why: str) -> StateNotEncodable:
-    return StateNotEncodable(str(path[0]) + "".join(f"[{key!r}]" for key in path[1:]), why)
+    return StateNotEncodable(place(path), why)
