@@ -50,7 +50,7 @@ def redis_url(servers: Path) -> Iterator[str]:
         logs=servers,
         port=port,
         password=password,
-        environment={process_cleanup.MARKER: str(servers)},
+        environment=process_cleanup.marker(servers),
     )
     with running(program):
         yield valkey.url(port=port, password=password)
@@ -66,7 +66,7 @@ def s3_environment(servers: Path) -> Iterator[dict[str, str]]:
         logs=servers,
         ports=ports,
         access=settings,
-        environment={process_cleanup.MARKER: str(servers)},
+        environment=process_cleanup.marker(servers),
     )
     with running(program):
         yield s3_url.environment(settings)

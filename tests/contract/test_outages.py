@@ -54,7 +54,7 @@ class Server:
 async def server(servers: Path, tmp_path: Path) -> AsyncIterator[Server]:
     (port,) = free_ports(1)
     password = secrets.token_hex(8)
-    marker = {process_cleanup.MARKER: str(servers)}
+    marker = process_cleanup.marker(servers)
     program = valkey.program(directory=tmp_path, logs=tmp_path, port=port, password=password, environment=marker)
     server = Server(child=ManagedProcess(program), url=valkey.url(port=port, password=password))
     await server.start()

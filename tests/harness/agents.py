@@ -18,6 +18,7 @@ from uuid import uuid4
 import psutil
 
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment
+from adjourn.local import process_cleanup
 from adjourn.objects import ObjectStore
 from adjourn.v1.agent_service_pb2 import (
     Assignment,
@@ -32,7 +33,7 @@ from adjourn_worker.journal import Journal
 from adjourn_worker.launcher.client import LauncherClient
 from adjourn_worker.paths import WorkerPaths
 from adjourn_worker.settings import Settings
-from tests.harness.emulated_training import ENTRY
+from tests.harness.emulated_training import ENTRY, SOFTWARE
 from tests.harness.scripted_control_plane import ControlPlane, Job
 
 ROOT: Final = Path(__file__).parents[2]
@@ -96,7 +97,7 @@ class Bench:
 
     def environment(self, **variables: str) -> dict[str, str]:
         """Returns what agents and launchers get: whatever is left of them is ended with the tests."""
-        return {**os.environ, "ADJOURN_STACK": str(self.marker), "PYTHONPATH": str(ROOT), **variables}
+        return {**os.environ, **process_cleanup.marker(self.marker), "PYTHONPATH": str(ROOT), **variables}
 
     @asynccontextmanager
     async def agent(self, objects: ObjectStore) -> AsyncIterator[Agent]:
@@ -105,7 +106,7 @@ class Bench:
         heard = len(self.plane.heard)
         stop = asyncio.Event()
         with Journal(self.paths) as journal:
-            async with LauncherClient(self.paths, self.environment(), entry=ENTRY) as launcher:
+            async with LauncherClient(self.paths, self.environment(), entry=ENTRY, software=SOFTWARE) as launcher:
                 agent = Agent(settings, self.paths, journal, launcher, objects, NoGpus())
                 task = asyncio.create_task(agent.run(stop))
                 try:
@@ -144,7 +145,7 @@ class Bench:
 
     async def launcher(self) -> None:
         """Starts the launcher that the next agent will find: it forks the emulation, without torch."""
-        async with LauncherClient(self.paths, self.environment(), entry=ENTRY):
+        async with LauncherClient(self.paths, self.environment(), entry=ENTRY, software=SOFTWARE):
             pass
 
     async def ended(self, process: Process) -> int:

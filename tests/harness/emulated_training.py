@@ -29,9 +29,10 @@ from adjourn.shared_files import Control, ProgressPage
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.job_pb2 import Failure, Pause, Progress
 from adjourn.v1.usage_pb2 import EpochMetrics
-from adjourn_worker.host.notify import ring
+from adjourn_worker.host.notify import notify
 
 ENTRY: Final = "tests.harness.emulated_training:main"
+SOFTWARE: Final = "tests.harness.emulated_training:software"
 STEPS: Final = 10
 """In an epoch."""
 GARBAGE: Final = b"\xff" * 64
@@ -98,13 +99,13 @@ class Emulated:
         with (self.directory / name).open("r+b") as file:
             file.seek(0, os.SEEK_END if name == "events" else os.SEEK_SET)
             file.write(GARBAGE)
-        ring(self.start.notify_socket)
+        notify(self.start.notify_socket)
 
     def storm(self) -> None:
         """Rings for a second as often as it can."""
         end = time.monotonic() + 1
         while time.monotonic() < end:
-            ring(self.start.notify_socket)
+            notify(self.start.notify_socket)
 
     def append(self, event: TrainingEvent) -> None:
         event.time.GetCurrentTime()
@@ -112,7 +113,7 @@ class Emulated:
         event.progress.CopyFrom(self.progress)
         with (self.directory / "events").open("ab") as file:
             file.write(frames.encode(event))
-        ring(self.start.notify_socket)
+        notify(self.start.notify_socket)
 
     def save(self, *, last: bool) -> None:
         area = Path(self.start.snapshot_directory)
@@ -145,3 +146,7 @@ class Emulated:
 def main(directory: Path) -> int:
     sys.stderr.write(f"training in {directory.name}\n")
     return Emulated(directory).run()
+
+
+def software() -> dict[str, str]:
+    return {"torch": "emulated"}

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,25 +15,30 @@ from adjourn.internal.v1.trainer_pb2 import ProcessExit, TrainingStart
 from adjourn_worker.attempt import files
 from adjourn_worker.host.locks import holder
 from adjourn_worker.launcher import process_tree
-from adjourn_worker.launcher.client import LauncherClient, end_orphans
+from adjourn_worker.launcher.client import LauncherClient
 from adjourn_worker.paths import WorkerPaths
 
 DEADLINE: Final = 20.0
 NONCE: Final = "0" * 32
 ENTRY: Final = "scripted:main"
+SOFTWARE: Final = "scripted:software"
 SCRIPTED: Final = """
 def main(directory):
     scope = {"directory": directory}
     exec((directory / "script").read_text(), scope)
     return scope.get("code", 0)
+
+def software():
+    return {"torch": "none"}
 """
 SLEEPER: Final = "import pathlib, time; pathlib.Path('began').touch(); time.sleep(600)"
 FAMILY: Final = """
 import os, pathlib, subprocess, sys, time
-# One in our group; one with a session of its own; one whose parent has gone, with its output elsewhere.
+# One in our group; one with a session of its own; one whose parent has gone, with all of it elsewhere.
 child = subprocess.Popen(["sleep", "600"])
 apart = subprocess.Popen(["sleep", "600"], start_new_session=True)
-orphan = "import subprocess; print(subprocess.Popen(['sleep', '600'], start_new_session=True, stdout=2).pid)"
+elsewhere = "start_new_session=True, cwd='/', stdout=-3, stderr=-3"  # -3 is /dev/null
+orphan = f"import subprocess; print(subprocess.Popen(['sleep', '600'], {elsewhere}).pid)"
 found = subprocess.run([sys.executable, "-c", orphan], stdout=subprocess.PIPE, check=True, text=True)
 (directory / "family.new").write_text(f"{child.pid} {apart.pid} {found.stdout.strip()}")
 os.rename(directory / "family.new", directory / "family")
@@ -49,7 +53,7 @@ class Stand:
     environment: dict[str, str]
 
     def launcher(self, **options: Any) -> LauncherClient:
-        return LauncherClient(self.paths, self.environment, **{"entry": ENTRY, **options})
+        return LauncherClient(self.paths, self.environment, **{"entry": ENTRY, "software": SOFTWARE, **options})
 
     def attempt(self, script: str, number: int = 1) -> Path:
         directory = self.paths.attempts / f"job-{number}-{NONCE[:8]}"
@@ -73,7 +77,7 @@ def stand(directory: Path) -> Iterator[Stand]:
     ]
     for process in left:
         process.kill()
-    end_orphans(paths, [])
+    process_tree.end_marked(process_tree.mark(paths.data))
     paths.remove_volatile()
     assert not left, f"launcher {pid} was left running"
 
@@ -91,11 +95,3 @@ async def ended(directory: Path) -> ProcessExit:
     result = await until(lambda: files.read_exit(directory))
     assert isinstance(result, ProcessExit)
     return result
-
-
-def sleeping(directory: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(["sleep", "600"], cwd=directory, start_new_session=True)
-
-
-def runs(pid: int) -> bool:
-    return process_tree.stat(pid) is not None

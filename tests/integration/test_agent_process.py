@@ -2,7 +2,10 @@
 
 import asyncio
 import hashlib
+import subprocess
+import sys
 from collections.abc import AsyncIterator
+from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -156,6 +159,52 @@ async def test_what_cannot_be_stored_at_sigterm_is_kept_for_the_next_start(bench
     assert (how.phase, how.failure.reason) == (STOPPED, reasons.WORKER_STOPPED)
 
 
+SAME_USER = """
+import os, sys
+import adjourn_worker.__main__ as agent
+from adjourn_worker.host import kernel
+
+if os.getuid() == 0:  # root may read everything
+    os.setgroups([])
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # as after an exec
+
+def readable():
+    agent, (reader, writer) = os.getpid(), os.pipe()
+    if os.fork() == 0:
+        try:
+            found = open(f"/proc/{agent}/environ", "rb").read().split(b"ADJOURN_S3_SECRET_KEY=")[1][:4]
+        except PermissionError:
+            found = b"refused"
+        os.write(writer, found)
+        os._exit(0)
+    return os.read(reader, 100).decode()
+
+def run(work):
+    work.close()
+    print(readable(), [name for name in os.environ if name.endswith("_KEY")])
+
+print(readable())
+agent.asyncio.run = run
+sys.exit(agent.main())
+"""
+"""Asks for the secret as training code of the agent's user could, before and after the agent begins."""
+
+
+async def test_training_code_cannot_read_the_secrets_of_the_agent(bench: Bench) -> None:
+    environment = {**bench.environment(**bench.settings()), "ADJOURN_S3_SECRET_KEY": "hush"}
+    done = await asyncio.to_thread(
+        subprocess.run,
+        (sys.executable, "-c", SAME_USER),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "hush\nrefused []\n", "")
+
+
 async def test_with_torch_and_real_training(
     bench: Bench, objects: S3Objects, s3_environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -163,6 +212,7 @@ async def test_with_torch_and_real_training(
     name = f"bundles/{hashlib.sha256(bundle).hexdigest()}"
     await objects.put(bundles.object_key(name), bundle)
     await bench.process(**s3_environment)
+    assert bench.plane.heard[-1].worker.environment["torch"] == metadata.version("torch")
     spec = JobSpec(entry_point="mlp:main", bundle=name, total_epochs=2, seed=7)
     gate = Gate(tmp_path / "gate", 0)
     spec.args.update({"gate": str(gate.directory), "fail_in": 2})

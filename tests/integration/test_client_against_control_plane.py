@@ -47,7 +47,7 @@ def control_plane(redis_url: str, s3_environment: dict[str, str], servers: Path)
             **s3_environment,
             "ADJOURN_REDIS_URL": redis_url,
             "ADJOURN_NAMESPACE": f"client-{uuid4().hex[:8]}",
-            process_cleanup.MARKER: str(servers),
+            **process_cleanup.marker(servers),
         }
     )
     plane.start()

@@ -58,7 +58,7 @@ def environment(redis_url: str, s3_environment: dict[str, str], servers: Path) -
         "ADJOURN_REDIS_URL": redis_url,
         "ADJOURN_NAMESPACE": f"process-{uuid4().hex[:8]}",
         "ADJOURN_SYNC_INTERVAL": "0.2",
-        process_cleanup.MARKER: str(servers),
+        **process_cleanup.marker(servers),
     }
 
 

@@ -1,9 +1,13 @@
-"""What a launcher starts and ends, with real processes; only training is replaced, by short scripts."""
+"""The launcher and the agent's client of it, with real processes; only training is replaced, by short scripts."""
 
 import asyncio
+import contextlib
 import json
+import os
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -13,10 +17,12 @@ from adjourn.internal.v1.trainer_pb2 import TrainingProcess, TrainingStart
 from adjourn_worker.attempt import files
 from adjourn_worker.host.locks import holder
 from adjourn_worker.host.notify import NotifySocket
+from adjourn_worker.launcher import client as module
 from adjourn_worker.launcher import process_tree
-from adjourn_worker.launcher.client import LauncherClient, LaunchRefused
-from adjourn_worker.launcher.server import ENVIRONMENT
-from tests.harness.launchers import DEADLINE, FAMILY, NONCE, SLEEPER, Stand, ended, runs, until
+from adjourn_worker.launcher.client import LauncherClient, LauncherFailed, LaunchRefused, launcher_environment
+from adjourn_worker.launcher.process_tree import runs
+from adjourn_worker.launcher.server import ALREADY_RUNNING, ENVIRONMENT
+from tests.harness.launchers import DEADLINE, ENTRY, FAMILY, NONCE, SLEEPER, Stand, ended, until
 
 LOOK_AROUND = """
 import json, os, signal, sys
@@ -116,6 +122,45 @@ async def test_nothing_that_a_training_process_started_outlives_it(
     assert not [pid for pid in family if runs(pid)]
 
 
+async def test_it_tells_what_software_trains_here(stand: Stand, launcher: LauncherClient) -> None:
+    assert launcher.software == {"torch": "none"}
+
+
+def test_training_gets_no_proxy_with_a_password_and_no_variable_that_may_be_secret(stand: Stand) -> None:
+    given = {
+        "HTTPS_PROXY": "http://user:hush@proxy:3128",
+        "http_proxy": "user:hush@proxy:3128",
+        "HTTP_PROXY": "http://proxy:3128",
+        "https_proxy": "http://[hush",
+        "ADJOURN_STACK": "/stack",
+        "ADJOURN_STACK_ID": "0" * 32,
+        "ADJOURN_S3_SECRET_KEY": "hush",
+        "LC_ALL": "C",
+    }
+    passed = launcher_environment(given, stand.paths)
+    assert passed == {
+        **ENVIRONMENT,
+        "HTTP_PROXY": "http://proxy:3128",
+        "ADJOURN_STACK_ID": "0" * 32,
+        "LC_ALL": "C",
+        process_tree.MARK: process_tree.mark(stand.paths.data),
+    }
+
+
+async def test_a_log_that_grows_without_end_takes_no_more_than_its_limit(stand: Stand) -> None:
+    script = "print('the first line', flush=True)\nwhile True: print('x' * 1000)"
+    directory = stand.attempt(script)
+    log = directory / "log"
+    limit = 1 << 20
+    async with stand.launcher(log_bytes=limit) as launcher:
+        await launcher.launch(directory, NONCE)
+        await until(lambda: log.exists() and log.stat().st_size > 20 * limit)
+        psutil.Process((await launcher.processes())[0].pid).suspend()  # so that its size stands still
+        await until(lambda: log.stat().st_blocks * 512 <= limit + 2 * os.statvfs(log).f_frsize)
+        await launcher.shutdown()
+    assert log.read_bytes().startswith(b"the first line\nxxx")
+
+
 async def test_killing_one_leaves_the_others(stand: Stand, launcher: LauncherClient) -> None:
     one, other = stand.attempt(SLEEPER, 1), stand.attempt(SLEEPER, 2)
     await launcher.launch(one, NONCE)
@@ -168,7 +213,7 @@ async def test_an_end_that_cannot_be_recorded_yet_is_recorded_later(stand: Stand
 
 
 @pytest.mark.parametrize("garbage", [b"\xff\xff\xff\xff", b"\0\0\0\1\xff", b"\0\0"])
-async def test_a_client_that_talks_nonsense_is_cut_off_and_no_one_else(
+async def test_a_client_that_sends_garbage_is_disconnected_and_no_one_else(
     stand: Stand, launcher: LauncherClient, garbage: bytes
 ) -> None:
     with socket.socket(socket.AF_UNIX) as client:
@@ -199,3 +244,210 @@ async def test_with_torch_loaded_a_fork_takes_milliseconds_and_grpc_is_nowhere(s
     assert seconds < 0.5
     assert any("torch" in name for name in libraries)
     assert not any("cygrpc" in name for name in libraries)
+
+
+# Launchers, one after another.
+
+
+async def test_training_goes_on_without_an_agent_and_the_next_one_finds_it(stand: Stand) -> None:
+    directory = stand.attempt(SLEEPER)
+    async with stand.launcher() as first:
+        process = await first.launch(directory, NONCE)
+        pid = holder(stand.paths.launcher_lock)
+    async with stand.launcher() as second:
+        assert holder(stand.paths.launcher_lock) == pid
+        assert await second.processes() == [process]
+        assert process_tree.alive(process)
+        await second.kill(directory)
+        assert (await ended(directory)).killed
+        await second.shutdown()
+
+
+async def test_a_launcher_that_dies_is_replaced_and_its_training_ended(stand: Stand, launcher: LauncherClient) -> None:
+    directory = stand.attempt(FAMILY + "time.sleep(600)")
+    process = await launcher.launch(directory, NONCE)
+    await until((directory / "family").exists)
+    family = [int(pid) for pid in (directory / "family").read_text().split()]
+    pid = holder(stand.paths.launcher_lock)
+    assert pid
+    keeper = asyncio.create_task(launcher.keep())
+    async with NotifySocket(stand.paths.notify_socket) as bell:
+        os.kill(pid, signal.SIGKILL)
+        assert await bell.wait(DEADLINE)
+    assert not [pid for pid in (process.pid, *family) if runs(pid)]
+    assert await launcher.processes() == []
+    assert holder(stand.paths.launcher_lock) != pid
+    assert await launcher.exit_lost(process)
+    assert files.read_exit(directory) is None
+    with pytest.raises(LaunchRefused, match="earlier launcher"):
+        await launcher.launch(directory, NONCE)
+    keeper.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await keeper
+
+
+async def test_a_request_finds_the_next_launcher_if_one_dies(stand: Stand, launcher: LauncherClient) -> None:
+    pid = holder(stand.paths.launcher_lock)
+    assert pid
+    os.kill(pid, signal.SIGKILL)
+    await launcher.launch(stand.attempt("code = 4"), NONCE)
+    assert (await ended(stand.paths.attempts / f"job-1-{NONCE[:8]}")).code == 4
+
+
+async def test_what_survived_launcher_and_training_process_is_ended(stand: Stand) -> None:
+    """The launcher dies first, so that its orphans go to another parent than the next launcher; then their parent."""
+    directory = stand.attempt(FAMILY + "time.sleep(600)")
+    async with stand.launcher() as first:
+        process = await first.launch(directory, NONCE)
+        await until((directory / "family").exists)
+        family = [int(pid) for pid in (directory / "family").read_text().split()]
+        pid = holder(stand.paths.launcher_lock)
+    assert pid
+    for each in (pid, process.pid):  # the launcher first
+        os.kill(each, signal.SIGKILL)
+    await until(lambda: not runs(pid) and not runs(process.pid))
+    assert all(map(runs, family))
+    with sleeping(directory) as bystander:
+        async with stand.launcher() as second:
+            assert await second.processes() == []
+            assert not any(map(runs, family))
+            assert runs(bystander.pid)
+            bystander.kill()
+            await second.shutdown()
+
+
+def sleeping(directory: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(["sleep", "600"], cwd=directory)
+
+
+async def test_a_copied_data_directory_has_another_mark(stand: Stand, tmp_path: Path) -> None:
+    (tmp_path / "copy").mkdir()
+    assert process_tree.mark(stand.paths.data) == process_tree.mark(stand.paths.data)
+    assert process_tree.mark(stand.paths.data) != process_tree.mark(tmp_path / "copy")
+
+
+async def test_what_training_leaves_behind_while_others_train_is_ended_and_nothing_else(
+    stand: Stand, launcher: LauncherClient
+) -> None:
+    other = stand.attempt(FAMILY + "time.sleep(600)", 2)
+    await launcher.launch(other, NONCE)
+    await until((other / "family").exists)
+    directory = stand.attempt(FAMILY)
+    await launcher.launch(directory, NONCE)
+    await ended(directory)
+    assert not [pid for pid in (directory / "family").read_text().split() if runs(int(pid))]
+    assert all(runs(int(pid)) for pid in (other / "family").read_text().split())
+    pid = holder(stand.paths.launcher_lock)
+    assert pid
+    assert not [each for each in process_tree.children(pid) if not runs(each)], "a zombie was left"
+
+
+async def test_a_recorded_process_of_an_earlier_boot_is_not_alive(stand: Stand) -> None:
+    process = process_tree.identify(os.getpid(), stand.paths.data, NONCE)
+    assert process_tree.alive(process)
+    process.boot_id = "another"
+    assert not process_tree.alive(process)
+    with pytest.raises(ProcessLookupError):
+        process_tree.identify(2**22 + 1, stand.paths.data, NONCE)
+
+
+async def test_shutdown_ends_everything_and_records_it(stand: Stand) -> None:
+    one, other = stand.attempt(SLEEPER, 1), stand.attempt(SLEEPER, 2)
+    async with stand.launcher() as launcher:
+        running = [await launcher.launch(directory, NONCE) for directory in (one, other)]
+        pid = holder(stand.paths.launcher_lock)
+        await launcher.shutdown()
+    assert pid
+    assert not runs(pid)
+    assert not any(map(process_tree.alive, running))
+    for directory in (one, other):
+        end = files.read_exit(directory)
+        assert end
+        assert end.killed
+    assert not stand.paths.launcher_socket.exists()
+    await stand.launcher().shutdown()  # with no launcher there is nothing to do
+
+
+async def test_after_a_shutdown_nothing_is_started_again(stand: Stand) -> None:
+    async with stand.launcher() as launcher:
+        keeper = asyncio.create_task(launcher.keep())
+        await launcher.shutdown()
+        await asyncio.wait_for(keeper, DEADLINE)
+        with pytest.raises(LauncherFailed, match="shut down"):
+            await launcher.processes()
+    assert not stand.paths.launcher_socket.exists()
+
+
+async def test_a_launcher_that_is_still_loading_is_shut_down_at_once(stand: Stand, tmp_path: Path) -> None:
+    (tmp_path / "code" / "slow.py").write_text("import time; time.sleep(600)")
+    loading = stand.launcher(entry="slow:main").spawn()
+    await until(lambda: holder(stand.paths.launcher_lock) == loading.pid)
+    await asyncio.wait_for(stand.launcher().shutdown(), DEADLINE)
+    assert loading.wait(DEADLINE) == -signal.SIGKILL
+
+
+async def test_sigterm_ends_everything_in_order(stand: Stand) -> None:
+    directory = stand.attempt(SLEEPER)
+    async with stand.launcher() as launcher:
+        process = await launcher.launch(directory, NONCE)
+        parent = psutil.Process(holder(stand.paths.launcher_lock))
+        parent.terminate()
+        assert await asyncio.to_thread(parent.wait, DEADLINE) == 0
+    end = files.read_exit(directory)
+    assert end
+    assert end.killed
+    assert not process_tree.alive(process)
+
+
+async def test_there_is_one_launcher_a_data_directory(stand: Stand, launcher: LauncherClient) -> None:
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "adjourn_worker.launcher", str(stand.paths.data), "--entry", ENTRY],
+        env=launcher_environment(stand.environment, stand.paths),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == ALREADY_RUNNING
+    assert done.stderr == f"another launcher serves {stand.paths.data}\n"
+    assert await launcher.processes() == []
+
+
+async def test_it_does_not_run_where_training_could_not_be_exact(stand: Stand) -> None:
+    environment = launcher_environment(stand.environment, stand.paths)
+    del environment["PYTHONHASHSEED"]
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "adjourn_worker.launcher", str(stand.paths.data)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "PYTHONHASHSEED must be 0" in done.stderr
+
+
+async def test_a_launcher_that_cannot_start_says_why(stand: Stand) -> None:
+    with pytest.raises(LauncherFailed, match="No module named 'nowhere'"):
+        await stand.launcher(entry="nowhere:main").start()
+
+
+async def test_a_launcher_that_takes_too_long_is_given_up(stand: Stand, tmp_path: Path) -> None:
+    (tmp_path / "code" / "slow.py").write_text("import time; time.sleep(600)")
+    with pytest.raises(LauncherFailed, match="no launcher after 2 s"):
+        await stand.launcher(entry="slow:main", patience=2).start()
+
+
+async def test_a_launcher_that_hangs_is_replaced(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PROBE_SECONDS", 0.3)
+    async with stand.launcher() as launcher:
+        process = await launcher.launch(stand.attempt(SLEEPER), NONCE)
+    stopped = holder(stand.paths.launcher_lock)
+    assert stopped
+    os.kill(stopped, signal.SIGSTOP)
+    async with stand.launcher(patience=1.0) as launcher:
+        assert holder(stand.paths.launcher_lock) != stopped
+        assert await launcher.processes() == []
+        assert not process_tree.alive(process)
+        await launcher.shutdown()

@@ -20,7 +20,7 @@ from adjourn.objects import S3Objects, S3Settings
 
 @pytest.fixture
 def marker(servers: Path) -> Mapping[str, str]:
-    return {process_cleanup.MARKER: str(servers)}
+    return process_cleanup.marker(servers)
 
 
 def addresses(child: ManagedProcess) -> set[str]:

@@ -45,7 +45,7 @@ async def test_what_a_killed_demonstration_left_is_removed(temporary: Path) -> N
             left = temporary / "adjourn-demo-killed"
             with DataDirectory(left).held():
                 pass
-            process = await asyncio.create_subprocess_exec("sleep", "600", env={process_cleanup.MARKER: str(left)})
+            process = await asyncio.create_subprocess_exec("sleep", "600", env=process_cleanup.marker(left))
             async with temporary_directory(keep=False):
                 assert await process.wait() == -signal.SIGTERM
                 assert not left.exists()

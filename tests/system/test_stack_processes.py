@@ -36,7 +36,7 @@ def program(tmp_path: Path) -> Callable[..., Program]:
         return Program(
             name=name,
             argv=(sys.executable, "-c", code),
-            environment={process_cleanup.MARKER: str(tmp_path)},
+            environment=process_cleanup.marker(tmp_path),
             directory=tmp_path,
             log=log,
             ready=ready,
@@ -66,7 +66,7 @@ def marked(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     def start(code: str = STUBBORN, *more: str, stack: Path = tmp_path, **environment: str) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
             [sys.executable, "-c", code, *more],
-            env={**os.environ, process_cleanup.MARKER: str(stack), **environment},
+            env={**os.environ, **process_cleanup.marker(stack), **environment},
             stdout=subprocess.PIPE,
             start_new_session=True,
         )
@@ -169,6 +169,7 @@ async def test_of_several_starts_the_first_error_is_raised_as_it_is(program: Cal
     [
         (["python", "-P", "-m", "adjourn_worker"], Role.AGENT),
         (["python", "-m", "adjourn_worker.supervisor", "/data"], Role.TRAINING),
+        (["python", "-P", *process_cleanup.agent_options("0", "w"), "-m", "adjourn_worker"], Role.AGENT),
         (["python", "-m", "adjourn_control_plane"], Role.CONTROL_PLANE),
         (["/venv/bin/weed", "server", "-dir=/m"], Role.S3),
         (["/x/valkey-server", "/data/valkey.conf"], Role.VALKEY),
@@ -190,13 +191,30 @@ async def test_leftovers_are_those_with_exactly_our_marker(
     assert other.poll() is None
 
 
+async def test_an_agent_is_found_though_its_environment_cannot_be_read(
+    tmp_path: Path, marked: Callable[..., subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = process_cleanup.agent_options(process_cleanup.stack_id(tmp_path), "worker-1")
+    agent = marked(STUBBORN, *options)
+    other = marked(STUBBORN, *process_cleanup.agent_options("other", "worker-1"))
+
+    def refuse(process: psutil.Process) -> dict[str, str]:
+        raise psutil.AccessDenied(process.pid)
+
+    monkeypatch.setattr(psutil.Process, "environ", refuse)
+    assert [process.pid for _, process in process_cleanup.find(tmp_path)] == [agent.pid]
+    assert await process_cleanup.kill(tmp_path, "worker-2", tmp_path / "worker-2") == []
+    assert await process_cleanup.kill(tmp_path, "worker-1", tmp_path / "worker-1") == [agent.pid]
+    assert other.poll() is None
+
+
 def test_we_and_our_ancestors_are_no_leftovers(tmp_path: Path) -> None:
     code = (
         "import pathlib, subprocess, sys; from adjourn.local import process_cleanup\n"
         "if sys.argv[1] == 'parent': sys.exit(subprocess.call([sys.executable, *sys.orig_argv[1:3], 'child']))\n"
         f"sys.exit(len(list(process_cleanup.find(pathlib.Path({str(tmp_path)!r})))))"
     )
-    environment = {**os.environ, process_cleanup.MARKER: str(tmp_path)}
+    environment = {**os.environ, **process_cleanup.marker(tmp_path)}
     assert subprocess.run([sys.executable, "-c", code, "parent"], env=environment, check=False).returncode == 0
 
 

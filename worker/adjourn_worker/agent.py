@@ -72,6 +72,7 @@ class Agent:
             agent_version=__version__,
         )
         self.gpus = gpus
+        self.environment = gpus.environment()
         self.session_id = str(uuid4())
         self.stream = Stream(settings.control_plane, self.build_request, self.on_response)
         self.runners: dict[Key, AttemptRunner] = {}
@@ -120,6 +121,8 @@ class Agent:
 
     def build_request(self) -> SynchronizeRequest:
         """Returns the worker's whole state."""
+        self.worker.environment.clear()
+        self.worker.environment.update(self.environment | self.launcher.software)
         return SynchronizeRequest(
             worker=self.worker,
             session_id=self.session_id,
@@ -166,6 +169,7 @@ class Agent:
             turn=self.journal_lock,
             launcher=self.launcher,
             storage=self.storage,
+            log_bytes=self.settings.log_bytes,
             tell=self.note,
         )
 

@@ -1,4 +1,4 @@
-"""What a worker agent is told by its environment."""
+"""The settings of a worker agent, from environment variables."""
 
 import os
 import re
@@ -11,10 +11,11 @@ from typing import Self, TypeVar
 from adjourn.channel import DEFAULT_ADDRESS
 from adjourn.objects import S3Settings
 from adjourn.settings_reader import SettingsReader, address, within
+from adjourn_worker.attempt import training_log
 
 
 class OnTerm(StrEnum):
-    """What becomes of training when the agent gets SIGTERM."""
+    """What happens to training when the agent gets SIGTERM."""
 
     LEAVE = "leave"
     """It goes on; the next agent adopts it."""
@@ -43,7 +44,7 @@ Choice = TypeVar("Choice", bound=StrEnum)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """All that an agent is told."""
+    """All settings of an agent."""
 
     control_plane: str
     """`host:port`."""
@@ -58,6 +59,8 @@ class Settings:
     """Which of the machine's GPUs are this worker's."""
     threads: int
     """Threads of a training process; by default the cores we may use, shared among the slots."""
+    log_bytes: int
+    """Most bytes that the log of an attempt may have; what is in the middle is left out."""
     on_term: OnTerm
     log_format: LogFormat
     s3: S3Settings
@@ -76,6 +79,7 @@ class Settings:
             labels=reader.take("ADJOURN_LABELS", labels, {}),
             gpus=reader.take("ADJOURN_GPUS", gpu_share, GpuShare()),
             threads=reader.take("ADJOURN_THREADS", within(1, 4096), max(1, share)),
+            log_bytes=reader.take("ADJOURN_LOG_BYTES", within(1 << 16, 1 << 40), training_log.LIMIT),
             on_term=reader.take("ADJOURN_ON_TERM", one_of(OnTerm), OnTerm.LEAVE),
             log_format=reader.take("ADJOURN_LOG_FORMAT", one_of(LogFormat), LogFormat.JSON),
             s3=reader.nested(S3Settings.from_environment),

@@ -1,6 +1,11 @@
-"""Finds and ends the processes of a stack. All have its data directory in the variable ADJOURN_STACK."""
+"""Finds and ends the processes of a stack. All have its id in the variable ADJOURN_STACK_ID.
+
+The id is a digest: it tells training code nothing of where the stack keeps its credentials. The environment of an agent
+cannot be read by others of its user, so an agent has id and name on its command line as well.
+"""
 
 import asyncio
+import hashlib
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -13,7 +18,7 @@ import psutil
 
 from adjourn.local.managed_process import POLL_SECONDS
 
-MARKER: Final = "ADJOURN_STACK"
+MARKER: Final = "ADJOURN_STACK_ID"
 
 
 class Role(IntEnum):
@@ -41,17 +46,41 @@ def role(argv: Sequence[str]) -> Role:
     return modules.get(named[0], Role.TRAINING) if named else Role.TRAINING
 
 
+def stack_id(stack: Path) -> str:
+    """Returns the id of the stack with this data directory."""
+    return hashlib.sha256(os.fsencode(stack.resolve())).hexdigest()[:32]
+
+
+def marker(stack: Path) -> dict[str, str]:
+    """Returns the variable by which the processes of a stack are found."""
+    return {MARKER: stack_id(stack)}
+
+
+def agent_options(stack_id: str, worker: str) -> tuple[str, ...]:
+    """Returns options for Python, which ignores them, that tell an agent from others."""
+    return "-X", f"adjourn_stack={stack_id}", "-X", f"adjourn_worker={worker}"
+
+
 def find(stack: Path) -> Iterator[tuple[Role, psutil.Process]]:
     """Yields the live processes of the stack, without this process and its ancestors."""
+    wanted = stack_id(stack)
     ours = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     for process in psutil.process_iter():
         try:
             if process.pid in ours or process.uids().effective != os.geteuid():
                 continue
-            if process.environ().get(MARKER) == str(stack) and process.status() != psutil.STATUS_ZOMBIE:
+            if has(process, MARKER, wanted, "adjourn_stack") and process.status() != psutil.STATUS_ZOMBIE:
                 yield role(process.cmdline()), process
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
+
+
+def has(process: psutil.Process, variable: str, value: str, option: str) -> bool:
+    """Tells whether a variable of a process, or where that cannot be read its option, has a value."""
+    try:
+        return process.environ().get(variable) == value
+    except psutil.AccessDenied:
+        return f"{option}={value}" in process.cmdline()
 
 
 async def end(stack: Path, *, hurry: asyncio.Event | None = None) -> int:
@@ -91,6 +120,6 @@ async def kill(stack: Path, worker: str, directory: Path) -> list[int]:
 def belongs(process: psutil.Process, worker: str, directory: Path) -> bool:
     """Returns whether it is the agent or launcher of the worker, or was forked by the launcher."""
     try:
-        return process.environ().get("ADJOURN_WORKER") == worker or str(directory) in process.cmdline()
+        return has(process, "ADJOURN_WORKER", worker, "adjourn_worker") or str(directory) in process.cmdline()
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return False

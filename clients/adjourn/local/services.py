@@ -13,6 +13,7 @@ from adjourn import channel
 from adjourn.client import AsyncClient
 from adjourn.errors import AdjournError
 from adjourn.local.managed_process import Program
+from adjourn.local.process_cleanup import MARKER, agent_options
 from adjourn.v1.worker_pb2 import Worker
 
 CONTROL_PLANE: Final = "control-plane"
@@ -38,7 +39,7 @@ def agent(*, name: str, directory: Path, logs: Path, address: str, environment: 
     begun = time.time()
     return Program(
         name=name,
-        argv=(sys.executable, "-P", "-m", "adjourn_worker"),
+        argv=(sys.executable, "-P", *agent_options(environment.get(MARKER, ""), name), "-m", "adjourn_worker"),
         environment={
             "ADJOURN_CONTROL_PLANE": address,
             "ADJOURN_WORKER": name,

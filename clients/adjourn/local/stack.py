@@ -114,7 +114,7 @@ class Stack:
         settings = self.directory.settings(threads=self._threads(), ports=1 + seaweed.PORT_COUNT)
         self._watch = asyncio.create_task(self._supervisor.watch())
         self.redis, self.s3 = await self._start_servers(settings)
-        marker = {process_cleanup.MARKER: str(self.directory.path)}
+        marker = process_cleanup.marker(self.directory.path)
         shared = {**marker, **s3_url.environment(self.s3)}
         control_plane = services.control_plane(
             directory=self.directory.path,
@@ -147,7 +147,7 @@ class Stack:
     async def _start_servers(self, settings: StackSettings) -> tuple[str, S3Settings]:
         """Starts the servers that are not external; returns how to reach them."""
         port, *ports = settings.ports
-        marker = {process_cleanup.MARKER: str(self.directory.path)}
+        marker = process_cleanup.marker(self.directory.path)
         redis = self.options.redis or valkey.url(port=port, password=settings.redis_password)
         s3 = self.options.s3 or seaweed.access_to(
             ports=ports, access_key=settings.s3_access_key, secret_key=settings.s3_secret_key

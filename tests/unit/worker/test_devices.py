@@ -28,6 +28,7 @@ class FakeNvml:
         self.processes = [SimpleNamespace(pid=7, usedGpuMemory=100), SimpleNamespace(pid=8, usedGpuMemory=30)]
         answers: dict[str, Callable[..., Any]] = {
             "Init": lambda: None,
+            "SystemGetDriverVersion": lambda: "580.95.05",
             "DeviceGetCount": lambda: 2,
             "DeviceGetHandleByIndex": lambda index: index,
             "DeviceGetUUID": lambda handle: f"GPU-{handle}",
@@ -62,6 +63,12 @@ def test_inventory() -> None:
         Device(uuid="GPU-0", index=0, model="H200", memory_bytes=1000),
         Device(uuid="GPU-1", index=1, model="H200", memory_bytes=1000),
     ]
+
+
+def test_the_driver_is_told_of_if_there_is_one() -> None:
+    assert find_gpus(GpuShare(), FakeNvml()).environment() == {"driver": "580.95.05"}
+    assert find_gpus(GpuShare(), FakeNvml("SystemGetDriverVersion")).environment() == {}
+    assert find_gpus(GpuShare(), FakeNvml("Init")).environment() == {}
 
 
 def test_a_gpu_that_fell_off_the_bus_stays_known_and_is_offered_to_nobody() -> None:

@@ -23,6 +23,7 @@ def test_what_is_not_said_has_a_default() -> None:
     assert settings.cpu_slots == 1
     assert settings.labels == {}
     assert settings.threads >= 1
+    assert settings.log_bytes == 64 << 20
     assert settings.on_term is OnTerm.LEAVE
     assert settings.log_format is LogFormat.JSON
     assert settings.s3.region == "us-east-1"
@@ -35,6 +36,7 @@ def test_everything_can_be_said() -> None:
         "ADJOURN_LABELS": "zone=a, disk = nvme",
         "ADJOURN_GPUS": "1/2",
         "ADJOURN_THREADS": "3",
+        "ADJOURN_LOG_BYTES": "100000",
         "ADJOURN_ON_TERM": "stop",
         "ADJOURN_LOG_FORMAT": "console",
         "ADJOURN_S3_REGION": "eu-central-1",
@@ -45,6 +47,7 @@ def test_everything_can_be_said() -> None:
     assert settings.labels == {"zone": "a", "disk": "nvme"}
     assert settings.gpus == GpuShare(part=1, of=2)
     assert settings.threads == 3
+    assert settings.log_bytes == 100_000
     assert settings.on_term is OnTerm.STOP
     assert settings.log_format is LogFormat.CONSOLE
     assert settings.s3.region == "eu-central-1"

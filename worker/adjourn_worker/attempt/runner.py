@@ -20,7 +20,7 @@ from adjourn.internal.v1.trainer_pb2 import HeldAssignment, Snapshot
 from adjourn.shared_files import Control, ProgressPage
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, ConditionChange, Report
 from adjourn.v1.job_pb2 import Failure
-from adjourn_worker.attempt import files, machine
+from adjourn_worker.attempt import files, machine, training_log
 from adjourn_worker.attempt.events import (
     Advanced,
     CannotGoOn,
@@ -43,8 +43,7 @@ from adjourn_worker.attempt.events import (
 )
 from adjourn_worker.attempt.transition import OVER, Outcome
 from adjourn_worker.journal import Journal
-from adjourn_worker.launcher.client import LauncherClient, LaunchRefused
-from adjourn_worker.launcher.start import LauncherFailed
+from adjourn_worker.launcher.client import LauncherClient, LauncherFailed, LaunchRefused
 from adjourn_worker.storage.tasks import StorageTasks, Unusable
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -64,6 +63,7 @@ class AttemptRunner:
         turn: asyncio.Lock,
         launcher: LauncherClient,
         storage: StorageTasks,
+        log_bytes: int,
         tell: Callable[[Sequence[Report]], None],
     ) -> None:
         self.held = held
@@ -72,6 +72,7 @@ class AttemptRunner:
         """Whose it is may journal: reports that are told out of their order would be acknowledged unheard."""
         self.launcher = launcher
         self.storage = storage
+        self.log_bytes = log_bytes
         self.tell = tell
         """Called after every change, with the reports that it brought."""
         self.inbox: asyncio.Queue[Event | None] = asyncio.Queue()
@@ -178,6 +179,7 @@ class AttemptRunner:
                 for event, offset in batch:
                     await self.handle(Told(event=event, offset=offset))
             if ended is not None or exit_lost:
+                await asyncio.to_thread(training_log.compact, self.directory / files.LOG, self.log_bytes)
                 await self.handle(Ended(exit=ended))
         except files.AttemptDamaged as error:
             await self.give_up(error)

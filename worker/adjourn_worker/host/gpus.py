@@ -26,6 +26,9 @@ class Gpus(Protocol):
 
     def inventory(self) -> list[Device]: ...
 
+    def environment(self) -> dict[str, str]:
+        """Returns what of the bits of a training depends on the driver, as `Worker.environment`."""
+
     def sample(self, uuids: Collection[str], pids: Collection[int]) -> list[GpuSample]:
         """Returns the figures of some GPUs, by index; `pids` are the job's processes."""
 
@@ -35,6 +38,9 @@ class NoGpus:
 
     def inventory(self) -> list[Device]:
         return []
+
+    def environment(self) -> dict[str, str]:
+        return {}
 
     def sample(self, uuids: Collection[str], pids: Collection[int]) -> list[GpuSample]:
         return []
@@ -68,6 +74,10 @@ class NvidiaGpus:
             copy.quarantined = self._told(self._nvml.nvmlDeviceGetMemoryInfo, self._handles[uuid]) is None
             found.append(copy)
         return found
+
+    def environment(self) -> dict[str, str]:
+        driver = self._told(self._nvml.nvmlSystemGetDriverVersion)
+        return {} if driver is None else {"driver": str(driver)}
 
     def sample(self, uuids: Collection[str], pids: Collection[int]) -> list[GpuSample]:
         return [self._sample(device, pids) for uuid, device in self._devices.items() if uuid in uuids]

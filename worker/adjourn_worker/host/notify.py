@@ -1,4 +1,4 @@
-"""A datagram socket on which training processes and the launcher say "look": faster than asking, never relied upon."""
+"""A datagram socket that tells the agent of news from training processes and the launcher: fast, never relied upon."""
 
 import asyncio
 import contextlib
@@ -7,22 +7,22 @@ from pathlib import Path
 from typing import Final, Self
 
 BURST: Final = 64
-"""Rings that are taken for one."""
+"""Notifications that are taken for one."""
 
 
-def ring(path: str) -> None:
-    """Rings a doorbell; one that is not there, or that has rung often enough, is left alone."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bell:
-        bell.setblocking(False)
-        bell.sendto(b"!", path)
+def notify(path: str) -> None:
+    """Notifies the agent; does nothing if no one listens, or if notifications enough wait to be read."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.setblocking(False)
+        sender.sendto(b"!", path)
 
 
 class NotifySocket:
-    """The agent's end: `async with Doorbell(path) as bell: await bell.wait(1.0)`."""
+    """The agent's end: `async with NotifySocket(path) as notifications: await notifications.wait(1.0)`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._rung = asyncio.Event()
+        self._notified = asyncio.Event()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
 
     async def __aenter__(self) -> Self:
@@ -33,7 +33,7 @@ class NotifySocket:
         except BaseException:
             self._socket.close()
             raise
-        asyncio.get_running_loop().add_reader(self._socket, self._hear)
+        asyncio.get_running_loop().add_reader(self._socket, self._read)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -41,18 +41,18 @@ class NotifySocket:
         self._socket.close()
         self._path.unlink(missing_ok=True)
 
-    def _hear(self) -> None:
-        self._rung.set()
+    def _read(self) -> None:
+        self._notified.set()
         with contextlib.suppress(BlockingIOError):
-            for _ in range(BURST):  # one who never stops ringing must not keep us here
+            for _ in range(BURST):  # one who never stops must not keep us here
                 self._socket.recv(16)
 
     async def wait(self, timeout: float) -> bool:  # noqa: ASYNC109 - waiting is all it does
-        """Returns True as soon as it has rung since the last call, False after `timeout` seconds."""
+        """Returns True once there was a notification since the last call, False after `timeout` seconds."""
         try:
             async with asyncio.timeout(timeout):
-                await self._rung.wait()
+                await self._notified.wait()
         except TimeoutError:
             return False
-        self._rung.clear()
+        self._notified.clear()
         return True

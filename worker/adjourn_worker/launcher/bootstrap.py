@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from adjourn_worker.attempt.files import LOG, WORK
+from adjourn_worker.host.kernel import become_subreaper
 
 Entry = Callable[[Path], int]
 """Runs the attempt in a directory and returns the exit code."""
@@ -24,11 +25,14 @@ OOM_SCORE: Final = "500"
 def become_training(entry: Entry, directory: Path, gate: int) -> NoReturn:
     """Runs the entry in a session of its own, without anything of the launcher, and ends the process.
 
-    Waits for a byte on `gate`; its end without one means that the launcher died before it recorded us.
+    Waits for a byte on `gate`; its end without one means that the launcher died before it recorded us. As a subreaper
+    the process becomes the parent of what loses its parent below it: `os.wait()` in training code may return such a
+    process.
     """
     code = RAISED
     try:
         os.setsid()
+        become_subreaper()
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)

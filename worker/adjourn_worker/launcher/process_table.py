@@ -1,5 +1,6 @@
 """The training processes of a launcher: forked, ended and reaped."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -11,8 +12,8 @@ from pathlib import Path
 import structlog
 
 from adjourn.internal.v1.trainer_pb2 import Launch, TrainingProcess
-from adjourn_worker.attempt import files
-from adjourn_worker.host.notify import ring
+from adjourn_worker.attempt import files, training_log
+from adjourn_worker.host.notify import notify
 from adjourn_worker.launcher import process_tree
 from adjourn_worker.launcher.bootstrap import RAISED, Entry, become_training
 
@@ -35,13 +36,15 @@ class Running:
 
 @dataclass(slots=True, kw_only=True)
 class ProcessTable:
-    """The training processes of this process."""
+    """The training processes of this process, which must be a subreaper."""
 
     attempts_directory: Path
     """Where the directories of attempts are; no other is touched."""
     entry: Entry
     in_child: Callable[[], None]
-    """Run first in each fork, to close what is ours."""
+    """Runs first in each fork, to close what is the launcher's."""
+    log_bytes: int
+    """Most bytes that the log of a training process takes on the disk."""
     running: dict[int, Running] = field(default_factory=dict)
     """By pid."""
 
@@ -91,33 +94,35 @@ class ProcessTable:
                 os.waitpid(pid, 0)
                 (directory / files.PROCESS).unlink(missing_ok=True)
                 raise
-            os.write(opener, b"!")  # recorded, so it may begin
+            os.write(opener, b"!")  # it is recorded, so it may begin
         finally:
             os.close(gate)
             os.close(opener)
         return process
 
     def kill(self, directory: str) -> None:
-        for item in self.running.values():
+        for pid, item in self.running.items():
             if item.process.directory == directory:
                 item.killed = True
-                process_tree.end(item.process, leads=True)
+                process_tree.end([pid])
 
     def kill_all(self) -> None:
-        for process in self.processes:
-            self.kill(process.directory)
+        for item in self.running.values():
+            item.killed = True
+        process_tree.end(self.running)
 
     def reap(self) -> None:
         """Records the ends of training processes, each after ending what it left behind.
 
-        Reaped last: until then its pid, hence its group and session, cannot become another's, and a full disk only
-        means to try again.
+        A training process is reaped last. Until then no other can get its pid, and a full disk only means to try
+        again.
         """
-        for pid, item in list(self.running.items()):
-            found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
-            if not found:
-                continue
-            process_tree.end(item.process, leads=True)
+        ended = {pid: found for pid in self.running if (found := ended_child(os.P_PID, pid))}
+        if ended:
+            # The children of an ended process are ours by now, those of a living one are its own.
+            process_tree.end(process_tree.children(os.getpid()) - self.running.keys())
+        for pid, found in ended.items():
+            item = self.running[pid]
             directory = Path(item.process.directory)
             code = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
             try:
@@ -128,5 +133,23 @@ class ProcessTable:
                     continue
             os.waitpid(pid, 0)
             del self.running[pid]
-            ring(item.notify_socket)
+            notify(item.notify_socket)
             log.info("training_ended", pid=pid, code=code, killed=item.killed)
+        self.reap_adopted()
+
+    def reap_adopted(self) -> None:
+        """Forgets what became our child by losing its parent and has ended since."""
+        while (found := ended_child(os.P_ALL, 0)) and found.si_pid not in self.running:
+            os.waitpid(found.si_pid, 0)
+
+    def bound_logs(self) -> None:
+        """Keeps the logs of running training processes within their limit."""
+        for item in self.running.values():
+            training_log.bound(Path(item.process.directory) / files.LOG, self.log_bytes)
+
+
+def ended_child(kind: int, pid: int) -> os.waitid_result | None:
+    """Returns how a child ended that is not yet reaped, and leaves it so."""
+    with contextlib.suppress(ChildProcessError):
+        return os.waitid(kind, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+    return None

@@ -1,11 +1,18 @@
 """Training processes as the operating system knows them: telling one from another, and ending it with all it started.
 
-What a training process started may have left its group and session (setsid) and lost its parent. What it keeps is a
-working directory, or an output, in the attempt's directory. All of these are looked at.
+The launcher and each training process are subreapers (prctl(2), PR_SET_CHILD_SUBREAPER). A process that loses its
+parent becomes a child of its training process, or of the launcher once that one has ended. So all that a training
+process has started is in the tree below it, and a child of the launcher that is no training process was left behind.
+
+Only a launcher that was killed leaves processes outside of its tree. Every process of a launcher inherits the variable
+MARK; the next launcher ends all that have it. A process that was started with an empty environment, and whose parents
+are gone as well, is not found.
 """
 
 import contextlib
+import os
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,8 +20,9 @@ from typing import Final
 import psutil
 
 from adjourn.internal.v1.trainer_pb2 import TrainingProcess
-from adjourn_worker.attempt.files import LOG, WORK
 
+MARK: Final = "ADJOURN_LAUNCHER"
+"""Variable that names the data directory of a launcher, by device and inode: a copied directory is another."""
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 DEATH_SECONDS: Final = 2.0
 """How long to wait for what was killed; longer takes only what hangs in the kernel."""
@@ -23,29 +31,29 @@ POLL_SECONDS: Final = 0.005
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stat:
-    """A living process in the kernel's table."""
+    """A process in the kernel's table."""
 
     parent: int
-    group: int
-    session: int
-    terminal: int
-    """0: none."""
     start_ticks: int
     """Since boot."""
+    zombie: bool
+    """It has ended, and its parent has not asked how."""
 
 
 def stat(pid: int) -> Stat | None:
-    """Returns None if there is no such process, or only what is left of it (a zombie)."""
+    """Returns None if there is no such process."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return None
     # The name, in parentheses, may contain anything; behind it are the fields from the third on.
-    state, *fields = text[text.rindex(")") + 2 :].split()
-    parent, group, session, terminal = map(int, fields[:4])
-    if state in ("Z", "X"):
-        return None
-    return Stat(parent=parent, group=group, session=session, terminal=terminal, start_ticks=int(fields[18]))
+    state, parent, *fields = text[text.rindex(")") + 2 :].split()
+    return Stat(parent=int(parent), start_ticks=int(fields[17]), zombie=state in ("Z", "X"))
+
+
+def runs(pid: int) -> bool:
+    found = stat(pid)
+    return found is not None and not found.zombie
 
 
 def boot_id() -> str:
@@ -55,7 +63,7 @@ def boot_id() -> str:
 def identify(pid: int, directory: Path, nonce: str) -> TrainingProcess:
     """Returns a living process as it is recorded; raises ProcessLookupError."""
     found = stat(pid)
-    if not found:
+    if not found or found.zombie:
         raise ProcessLookupError(f"no process {pid}")
     return TrainingProcess(
         directory=str(directory), pid=pid, start_ticks=found.start_ticks, boot_id=boot_id(), nonce=nonce
@@ -65,17 +73,36 @@ def identify(pid: int, directory: Path, nonce: str) -> TrainingProcess:
 def alive(process: TrainingProcess) -> bool:
     """Tells whether exactly this process runs, and not another of its pid."""
     found = stat(process.pid)
-    return found is not None and (process.boot_id, process.start_ticks) == (boot_id(), found.start_ticks)
+    return (
+        found is not None
+        and not found.zombie
+        and (process.boot_id, process.start_ticks) == (boot_id(), found.start_ticks)
+    )
 
 
-def end(process: TrainingProcess, *, leads: bool) -> None:
-    """SIGKILLs a training process and all it started, and waits a little until that is so (zombies are gone).
+def children(pid: int) -> set[int]:
+    """Returns the children of a process, zombies included."""
+    return {each for each in psutil.pids() if (found := stat(each)) and found.parent == pid}
 
-    `leads`: the pid is still the process's own (it runs, or is our zombie), so that its group and session are known to
-    be its. Otherwise only what lives in its directory is.
-    """
+
+def tree(roots: Collection[int]) -> set[psutil.Process]:
+    """Returns the living processes among `roots` and below them."""
+    table = {pid: found for pid in psutil.pids() if (found := stat(pid))}
+    pids = set(roots) & table.keys()
+    while below := {pid for pid, found in table.items() if found.parent in pids} - pids:
+        pids |= below
+    members = set()
+    for pid in pids:
+        if not table[pid].zombie:
+            with contextlib.suppress(psutil.Error):
+                members.add(psutil.Process(pid))
+    return members
+
+
+def end(roots: Collection[int]) -> None:
+    """SIGKILLs processes and all below them, and waits a little until they are gone (zombies are)."""
     found: set[psutil.Process] = set()
-    while fresh := family(process, leads=leads) - found:
+    while fresh := tree(roots) - found:
         for member in fresh:  # stopped first, so that none can start another while we look
             with contextlib.suppress(psutil.Error):
                 member.suspend()
@@ -84,35 +111,23 @@ def end(process: TrainingProcess, *, leads: bool) -> None:
         with contextlib.suppress(psutil.Error):
             member.kill()
     deadline = time.monotonic() + DEATH_SECONDS
-    while any(stat(member.pid) for member in found) and time.monotonic() < deadline:
+    while any(runs(member.pid) for member in found) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
 
 
-def family(process: TrainingProcess, *, leads: bool) -> set[psutil.Process]:
-    """Returns the living processes of a training process, itself included."""
-    table = {pid: found for pid in psutil.pids() if (found := stat(pid))}
-    directory = Path(process.directory)
-    pids = {
-        pid
-        for pid, found in table.items()
-        # Whoever has a terminal is a person who looks around there.
-        if found.start_ticks >= process.start_ticks and not found.terminal and lives_in(pid, directory)
-    }
-    if leads:
-        pids |= {pid for pid, found in table.items() if process.pid in (pid, found.group, found.session)}
-    while children := {pid for pid, found in table.items() if found.parent in pids} - pids:
-        pids |= children
-    members = set()
-    for pid in pids:
-        with contextlib.suppress(psutil.Error):
-            members.add(psutil.Process(pid))
-    return members
+def mark(data: Path) -> str:
+    """Returns the value of MARK for the launchers of a data directory."""
+    found = data.stat()
+    return f"{found.st_dev}:{found.st_ino}"
 
 
-def lives_in(pid: int, directory: Path) -> bool:
-    """Tells whether a process works in an attempt's directory or writes to its log."""
-    for link, place in (("cwd", directory / WORK), ("fd/1", directory / LOG), ("fd/2", directory / LOG)):
-        with contextlib.suppress(OSError):
-            if Path(f"/proc/{pid}/{link}").readlink().is_relative_to(place):
-                return True
-    return False
+def end_marked(value: str) -> list[int]:
+    """Ends every process that has the mark, but this one, with all below them; returns those that had it."""
+    entry = f"{MARK}={value}".encode()
+    marked = []
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError):  # it has just ended, or is another user's
+            if pid != os.getpid() and entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                marked.append(pid)
+    end(marked)
+    return marked

@@ -5,6 +5,9 @@
 A process of its own because gRPC must not be where forks are; one thread, no CUDA, no network, no secrets. It outlives
 the agent, and as the parent it alone learns how each training process ended. Files in the attempt's directory are the
 truth: `process` is written before the training process runs its first line, `exit` once all that it started is gone.
+
+A launcher that was killed leaves its training processes without anyone to see how they end. Its successor ends them
+before it does anything else, so that no attempt can run twice.
 """
 
 import argparse
@@ -18,25 +21,30 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from google.protobuf.message import DecodeError
 
 from adjourn import frames, logs
 from adjourn.internal.v1.trainer_pb2 import LauncherRequest, LauncherResponse
+from adjourn_worker.attempt import training_log
 from adjourn_worker.attempt.files import AttemptDamaged
+from adjourn_worker.host.kernel import become_subreaper
 from adjourn_worker.host.locks import take
+from adjourn_worker.host.notify import notify
+from adjourn_worker.launcher import process_tree
 from adjourn_worker.launcher.bootstrap import Entry
 from adjourn_worker.launcher.process_table import ProcessTable, Refused
 from adjourn_worker.paths import WorkerPaths
 
 ENTRY: Final = "adjourn.training.process:main"
+SOFTWARE: Final = "adjourn.training.state.environment:software_environment"
 ENVIRONMENT: Final = {"PYTHONHASHSEED": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "OPENBLAS_NUM_THREADS": "1"}
 """What exact training needs, and what can only be set before Python, or CUDA, starts."""
-TAKEN: Final = 3
+ALREADY_RUNNING: Final = 3
 """Exit status: another launcher serves the data directory."""
 SEND_SECONDS: Final = 1.0
 REAP_SECONDS: Final = 10.0
@@ -50,10 +58,16 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 class Launcher:
     """Serves requests until it is told to end."""
 
-    def __init__(self, paths: WorkerPaths, entry: Entry, lock: int) -> None:
+    def __init__(
+        self, paths: WorkerPaths, entry: Entry, lock: int, environment: Mapping[str, str], log_bytes: int
+    ) -> None:
         self.paths = paths
-        self.table = ProcessTable(attempts_directory=paths.attempts, entry=entry, in_child=self.forget)
+        self.table = ProcessTable(
+            attempts_directory=paths.attempts, entry=entry, in_child=self.close_inherited, log_bytes=log_bytes
+        )
         self.lock = lock
+        self.environment = environment
+        """What the bits of a training here depend on."""
         self.selector = selectors.DefaultSelector()
         self.signals = socket.socketpair()
         """Reading and writing end."""
@@ -72,6 +86,7 @@ class Launcher:
             for key, _ in self.selector.select(RETRY_SECONDS if self.table.running else None):
                 key.data(key.fileobj)
             self.table.reap()
+            self.table.bound_logs()
         self.kill_all()
         self.paths.launcher_socket.unlink(missing_ok=True)
         log.info("launcher_ended", pid=os.getpid())
@@ -92,10 +107,10 @@ class Launcher:
         client, _ = listener.accept()
         client.settimeout(SEND_SECONDS)
         self.received[client] = b""
-        self.selector.register(client, selectors.EVENT_READ, self.on_response)
+        self.selector.register(client, selectors.EVENT_READ, self.on_request)
 
-    def on_response(self, client: socket.socket) -> None:
-        """Answers each request that has come in whole; a client that talks nonsense is cut off."""
+    def on_request(self, client: socket.socket) -> None:
+        """Answers each complete request; disconnects a client that sends anything else."""
         try:
             chunk = client.recv(1 << 16)
             if not chunk:
@@ -132,7 +147,7 @@ class Launcher:
                     error = "the request is unknown to this launcher"
         except (Refused, OSError, AttemptDamaged) as problem:
             error = str(problem)
-        return LauncherResponse(processes=self.table.processes, error=error)
+        return LauncherResponse(processes=self.table.processes, error=error, environment=self.environment)
 
     def kill_all(self) -> None:
         """Returns when all ends are recorded; gives up on what hangs in the kernel."""
@@ -145,10 +160,10 @@ class Launcher:
                 self.signals[0].recv(4096)
             self.table.reap()
 
-    def forget(self) -> None:
-        """In a child: closes what is the launcher's, through the objects that own it.
+    def close_inherited(self) -> None:
+        """Closes, in a child, what is the launcher's, through the objects that own it.
 
-        Else one of them might later close a descriptor that the number has gone to.
+        One of them might otherwise close a descriptor later that has got the same number.
         """
         signal.set_wakeup_fd(-1)
         for key in list(self.selector.get_map().values()):
@@ -171,16 +186,17 @@ def listen(path: Path) -> socket.socket:
     return listener
 
 
-def load(name: str) -> Entry:
+def load(name: str) -> Any:
     module, _, function = name.partition(":")
-    entry: Entry = getattr(importlib.import_module(module), function)
-    return entry
+    return getattr(importlib.import_module(module), function)
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="adjourn_worker.launcher")
     parser.add_argument("data", type=Path, help="data directory of the worker")
     parser.add_argument("--entry", default=ENTRY, help="what a training process runs, module:function")
+    parser.add_argument("--software", default=SOFTWARE, help="what tells the software here, module:function")
+    parser.add_argument("--log-bytes", type=int, default=training_log.LIMIT, help="limit of a training process's log")
     options = parser.parse_args(arguments)
     for name, value in ENVIRONMENT.items():
         if os.environ.get(name) != value:
@@ -190,10 +206,19 @@ def main(arguments: Sequence[str]) -> int:
     lock = take(paths.launcher_lock)
     if lock is None:
         sys.stderr.write(f"another launcher serves {paths.data}\n")
-        return TAKEN
+        return ALREADY_RUNNING
+    mark = process_tree.mark(paths.data)
+    if os.environ.get(process_tree.MARK) != mark:
+        parser.error(f"{process_tree.MARK} must be {mark} in the environment")
+    if left := process_tree.end_marked(mark):
+        log.warning("orphans_ended", pids=left)
+        notify(str(paths.notify_socket))  # the agent looks after them, and waits for us to answer
+    become_subreaper()
     os.chdir(paths.data)
-    entry = load(options.entry)
+    entry: Entry = load(options.entry)
+    software: Callable[[], Mapping[str, str]] = load(options.software)
+    launcher = Launcher(paths, entry, lock, software(), options.log_bytes)
     gc.collect()
     gc.freeze()  # so that a collection in a child touches, and thereby copies, nothing of ours
-    Launcher(paths, entry, lock).serve()
+    launcher.serve()
     return 0

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from adjourn_worker.host.notify import NotifySocket, ring
+from adjourn_worker.host.notify import NotifySocket, notify
 
 
 @pytest.fixture
@@ -13,7 +13,7 @@ def path(tmp_path: Path) -> Path:
 async def test_it_is_heard_once_however_often_it_rang(path: Path) -> None:
     async with NotifySocket(path) as bell:
         for _ in range(3):
-            ring(str(path))
+            notify(str(path))
         assert await bell.wait(5)
         assert not await bell.wait(0.01)
 
@@ -21,21 +21,21 @@ async def test_it_is_heard_once_however_often_it_rang(path: Path) -> None:
 async def test_one_that_rang_too_often_is_left_alone(path: Path) -> None:
     async with NotifySocket(path) as bell:
         for _ in range(10_000):  # far more than the socket holds; nobody reads meanwhile
-            ring(str(path))
+            notify(str(path))
         assert await bell.wait(5)
 
 
 async def test_a_bell_that_is_not_there_is_no_error(path: Path) -> None:
-    ring(str(path))
-    ring("")
-    ring("x" * 1000)
+    notify(str(path))
+    notify("")
+    notify("x" * 1000)
 
 
 async def test_it_takes_the_place_of_one_whose_agent_was_killed_and_leaves_none(path: Path) -> None:
     path.write_bytes(b"")
     async with NotifySocket(path) as bell:
         assert path.stat().st_mode & 0o777 == 0o600
-        ring(str(path))
+        notify(str(path))
         assert await bell.wait(5)
     assert not path.exists()
 
