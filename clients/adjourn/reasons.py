@@ -10,6 +10,7 @@ STATE_NOT_ENCODABLE: Final = "STATE_NOT_ENCODABLE"
 STATE_MISMATCH: Final = "STATE_MISMATCH"
 SNAPSHOT_FAILED: Final = "SNAPSHOT_FAILED"
 ENVIRONMENT_DIFFERS: Final = "ENVIRONMENT_DIFFERS"
+"""The checkpoint was made in another environment than the worker's; another worker may have an equal one."""
 RESTORE_DIVERGED: Final = "RESTORE_DIVERGED"
 SNAPSHOT_DIFFERS: Final = "SNAPSHOT_DIFFERS"
 """A snapshot is not the state it was taken of."""
@@ -35,6 +36,8 @@ OBJECT_STORE_REFUSED: Final = "OBJECT_STORE_REFUSED"
 """Object storage answers and refuses (a wrong key, no bucket, no permission): somebody has to mend that."""
 OBJECT_STORE_UNAVAILABLE: Final = "OBJECT_STORE_UNAVAILABLE"
 """Object storage cannot be reached, or fails."""
+NO_EQUAL_ENVIRONMENT: Final = "NO_EQUAL_ENVIRONMENT"
+"""Condition UNPLACED: no worker has the environment that the checkpoint was made in."""
 
 WHOLE_LOG: Final = "\nThe whole log: "
 """What comes before the place of the log, at the end of a failure's message. The place differs between attempts."""
@@ -46,7 +49,6 @@ DETERMINISTIC: Final = frozenset(
         TRAINING_WITHOUT_EPOCHS,
         STATE_NOT_ENCODABLE,
         STATE_MISMATCH,
-        ENVIRONMENT_DIFFERS,
         RESTORE_DIVERGED,
         BUNDLE_UNUSABLE,
         CHECKPOINT_CORRUPT,

@@ -540,7 +540,10 @@ Global___Hold: _TypeAlias = Hold  # noqa: Y015
 @_typing.final
 class Pause(_message.Message):
     """One cycle of pause and resume: what was asked, what happened, how long each
-    phase took. Fields of phases not reached are unset.
+    phase took. Fields of phases not reached are unset. `boundary_time`,
+    `snapshot_time` and `release_time` are times of the worker's clock, all
+    others of the control plane's; durations between them are as good as the
+    clocks agree.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -644,9 +647,11 @@ class Pause(_message.Message):
     to_worker: _builtins.str
     """Worker after, `workers/{worker}`."""
     verdict: Global___Pause.Verdict.ValueType
-    """Outcome of comparing the restored state with the checkpoint's digests."""
+    """Outcome of comparing the restored state with the checkpoint's digests; unset if there was nothing to restore."""
     saved_gpu_seconds: _builtins.float
-    """GPU time not used while paused: seconds from release to the first step afterwards, times the GPUs."""
+    """GPU time not used while paused: seconds from release to the first step afterwards, times the GPUs. Counted on the
+    control plane's clock, from when it learned of the release; 0 for a job that was paused in the queue.
+    """
     note: _builtins.str
     """What became of it, if it never came to rest: "the run finished first", "resumed before the boundary"..."""
     persisted_fraction: _builtins.float
@@ -685,7 +690,7 @@ class Pause(_message.Message):
 
     @_builtins.property
     def resume_time(self) -> _timestamp_pb2.Timestamp:
-        """First training step afterwards."""
+        """First training step afterwards, as soon as the control plane knew of it."""
 
     @_builtins.property
     def lost_duration(self) -> _duration_pb2.Duration:

@@ -533,7 +533,7 @@ class JobEvent(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     DETAILS_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    """Position in the job's history, from 1, without gaps."""
+    """Position in the job's history, from 1, without gaps. The newest 10,000 events of a job are kept."""
     type: Global___JobEvent.Type.ValueType
     """What."""
     actor: _builtins.str

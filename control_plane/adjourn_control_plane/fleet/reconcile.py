@@ -1,8 +1,8 @@
-"""PURE. What a worker holds against what it should hold: what follows for the jobs, and what the worker is told.
+"""PURE. Compares what a worker holds with what it should hold.
 
-Both sides speak in whole states. `reconcile` tells what is so by now, `told` what happened before (a report), `missing`
-what the worker has no more; in this order, so that an end finds the last progress. `respond` says what the worker
-should have. Absent and live: left alone. Absent and finished: forgotten.
+Both sides speak in whole states. From a message of the worker follow events, in this order, so that the end of an
+attempt finds its last progress: `reconcile` (what is so by now), `event_of_report` (what happened before),
+`lost_attempts` (what the worker no longer has). `desired_assignments` is the answer: what the worker should have.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,11 +15,11 @@ from adjourn.v1.job_pb2 import Failure, Job
 from adjourn_control_plane.job.events import (
     Adopted,
     Began,
+    ConditionChanged,
     EpochEnded,
     Event,
     Failed,
     Finished,
-    FoundRunning,
     Lost,
     Observed,
     PausePhase,
@@ -48,6 +48,8 @@ def event_of_report(report: Report, worker: str) -> Event | None:
             return Registered(actor=worker, checkpoint=report.checkpoint)
         case "pause":
             return PausePhase(actor=worker, pause=report.pause)
+        case "condition":
+            return ConditionChanged(actor=worker, condition=report.condition.condition, ended=report.condition.ended)
         case "exit":
             return ended(report.exit, worker)
         case _:
@@ -85,22 +87,40 @@ def reconcile(
             events.extend((record.job.name, event) for event in progress_events(worker, record, status))
     for status in reported:
         known = mine.get(status.job) or others.get(status.job)
-        if known is not None:
-            events.extend((status.job, event) for event in drift(worker, known, status))
+        if known is not None and adoptable(known, status, held):
+            adopted = Adopted(
+                actor=worker,
+                token=status.token,
+                worker=worker,
+                device_uuids=tuple(status.held_device_uuids),
+                generation=status.observed_generation,
+                released=status.phase == AssignmentStatus.PERSISTING,
+            )
+            events.append((status.job, adopted))
     return events
 
 
 def lost_attempts(
-    worker: str, held: Sequence[JobRecord], reported: Sequence[AssignmentStatus]
+    worker: str, held: Sequence[JobRecord], reported: Sequence[AssignmentStatus], *, reports_pending: bool
 ) -> list[tuple[str, Event]]:
-    """Returns the end of each attempt that a worker had, and has no more."""
-    failure = Failure(reason=reasons.ATTEMPT_UNKNOWN, message=f"{worker} knows nothing of the attempt any more")
+    """Returns the loss of each attempt that a worker had, and cannot account for any more.
+
+    Either it no longer knows the attempt. Or the attempt is over, though its exit was never applied, and will not be:
+    there are no reports left (`reports_pending`: the message had some, so there may be more).
+    """
+    events: list[tuple[str, Event]] = []
     known = by_attempt(reported)
-    return [
-        (record.job.name, Lost(actor=worker, failure=failure))
-        for record in held
-        if record.observed_generation and (record.job.name, token_key(record.token)) not in known
-    ]
+    for record in held:
+        status = known.get((record.job.name, token_key(record.token)))
+        if status is None and record.observed_generation:
+            message = f"{worker} no longer knows the attempt"
+        elif status is not None and status.phase in OVER and not reports_pending:
+            message = f"the attempt is over, and {worker} has no report of how it ended"
+        else:
+            continue
+        failure = Failure(reason=reasons.ATTEMPT_UNKNOWN, message=message)
+        events.append((record.job.name, Lost(actor=worker, failure=failure)))
+    return events
 
 
 def by_attempt(reported: Sequence[AssignmentStatus]) -> dict[tuple[str, TokenKey], AssignmentStatus]:
@@ -112,47 +132,63 @@ def token_key(token: FencingToken) -> TokenKey:
 
 
 def progress_events(worker: str, record: JobRecord, status: AssignmentStatus) -> Iterable[Event]:
-    """Yields what the status of the job's own attempt tells that the record does not have."""
+    """Yields what the status of the job's own attempt says that the record does not have."""
     progress = status.progress if status.HasField("progress") else None
     fresh = progress is not None and progress.report_time != record.job.progress.report_time
-    if status.observed_generation > record.observed_generation or fresh:
-        yield Observed(actor=worker, generation=status.observed_generation, progress=progress if fresh else None)
+    fraction = persisted_fraction(record, status)
+    if status.observed_generation > record.observed_generation or fresh or fraction is not None:
+        yield Observed(
+            actor=worker,
+            generation=status.observed_generation,
+            progress=progress if fresh else None,
+            persisted_fraction=fraction,
+        )
     if not record.began and status.phase in UNDER_WAY:
         yield Began(actor=worker)
 
 
-def drift(worker: str, record: JobRecord, status: AssignmentStatus) -> Iterable[Event]:
-    """Yields what must be put right because the worker knows better than the record."""
-    if status.phase in OVER or record.job.state in ENDED:
-        return
-    if status.token.job_uid == record.job.uid and status.token.attempt > record.token.attempt:
-        yield Adopted(
-            actor=worker,
-            token=status.token,
-            worker=worker,
-            device_uuids=tuple(status.held_device_uuids),
-            generation=status.observed_generation,
-        )
-    elif status.token == record.token and record.job.state == Job.PAUSED:
-        yield FoundRunning(
-            actor=worker,
-            device_uuids=tuple(status.held_device_uuids),
-            generation=status.observed_generation,
-        )
+def persisted_fraction(record: JobRecord, status: AssignmentStatus) -> float | None:
+    """Returns the share of a pause's checkpoint that is durable, in whole per cent; None if the record has it."""
+    if record.job.state != Job.PAUSING or not status.HasField("persisted_fraction"):
+        return None
+    fraction = int(status.persisted_fraction * 100) / 100
+    pause = record.job.pause
+    return None if pause.HasField("persisted_fraction") and pause.persisted_fraction == fraction else fraction
+
+
+def adoptable(record: JobRecord, status: AssignmentStatus, held: Sequence[JobRecord]) -> bool:
+    """Returns whether a job takes over a live attempt that its record does not give to a worker.
+
+    It does if the attempt had counted as lost and has not been replaced, unless its GPUs have been given to another of
+    the worker's jobs since. And it does if the attempt is a later one than the record's: the record is older. An
+    attempt of another uid belongs to a job that was deleted.
+    """
+    if status.phase in OVER:
+        return False
+    if status.token == record.token:
+        taken = {uuid for other in held if not other.released for uuid in other.device_uuids}
+        return record.HasField("lost_attempt") and not taken.intersection(status.held_device_uuids)
+    later = status.token.job_uid == record.job.uid and status.token.attempt > record.token.attempt
+    return later and record.job.state not in ENDED
 
 
 def desired_assignments(
     held: Sequence[JobRecord], reported: Sequence[AssignmentStatus], others: Mapping[str, JobRecord]
 ) -> list[Assignment]:
-    """Returns every assignment meant for a worker: the jobs it holds, and a stop for what it should not run."""
+    """Returns every assignment meant for a worker: the jobs it holds, and a stop for what it should not run.
+
+    An attempt that is over is left out, so the worker forgets it. So are live ones of unknown jobs, and those that are
+    about to be adopted: the worker leaves them alone.
+    """
     assignments = [assignment(record) for record in held if record.job.state in HELD]
     current = {(each.job, token_key(each.token)) for each in assignments}
     mine = {record.job.name: record for record in held}
     for status in reported:
         known = mine.get(status.job) or others.get(status.job)
         if known is None or status.phase in OVER or (status.job, token_key(status.token)) in current:
-            continue  # unknown and live: an orphan, left alone; over: forgotten
-        assignments.append(stop(status))
+            continue
+        if not adoptable(known, status, held):
+            assignments.append(stop(status))
     return assignments
 
 

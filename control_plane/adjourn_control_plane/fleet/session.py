@@ -88,7 +88,8 @@ class AgentSession:
         for report in request.reports:
             await self.updater.report(report, self.worker)
             self.acknowledged = max(self.acknowledged, report.sequence)
-        await self.apply(reconcile.lost_attempts(self.worker, held, self.reported), tokens)
+        pending = bool(request.reports)
+        await self.apply(reconcile.lost_attempts(self.worker, held, self.reported, reports_pending=pending), tokens)
 
     async def apply(self, events: Iterable[tuple[str, Event]], tokens: Mapping[str, FencingToken]) -> None:
         """Applies events to the attempts that they were concluded from; elsewhere nothing comes of them."""

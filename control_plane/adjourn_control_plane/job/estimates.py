@@ -1,4 +1,4 @@
-"""PURE. How long things will take, judged by what this job has done so far; None while there is nothing to judge by."""
+"""PURE. How long things will take, judged by what the job has done so far. None while there is nothing to judge by."""
 
 from datetime import timedelta
 
@@ -8,7 +8,7 @@ from adjourn.v1.usage_pb2 import EpochMetrics
 
 
 def count_epoch(record: JobRecord, metrics: EpochMetrics) -> None:
-    """Takes one more epoch into the record's mean epoch time."""
+    """Adds an epoch to the record's mean epoch time."""
     mean = record.epoch_duration.ToTimedelta().total_seconds()
     record.timed_epochs += 1
     mean += (metrics.active_duration.ToTimedelta().total_seconds() - mean) / record.timed_epochs
@@ -35,6 +35,13 @@ def remaining(record: JobRecord) -> timedelta | None:
     if record.job.progress.epoch >= record.job.spec.total_epochs:
         return timedelta()
     return boundary + later * record.epoch_duration.ToTimedelta()
+
+
+def update_remaining(record: JobRecord) -> None:
+    """Sets the estimate of the training time that is left, if there is something to judge by."""
+    left = remaining(record)
+    if left is not None:
+        record.job.progress.remaining_duration.FromTimedelta(left)
 
 
 def release_after_boundary(past: Pause) -> timedelta | None:

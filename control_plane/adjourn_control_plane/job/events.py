@@ -1,17 +1,17 @@
-"""PURE. What can happen to a job; the job machine in `jobs.py` says what comes of it."""
+"""PURE. What can happen to a job. `machine.decide` says what follows from it."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 from adjourn.v1.agent_service_pb2 import FencingToken
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.job_pb2 import Failure, Job, Pause, PauseMode, Progress
+from adjourn.v1.job_pb2 import Condition, Failure, Job, Pause, PauseMode, Progress
 from adjourn.v1.usage_pb2 import EpochMetrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something that happened to a job; `actor` says through whom."""
+    """Something that happened to a job. `actor`: who caused it, or who told of it."""
 
     actor: str
 
@@ -26,15 +26,23 @@ class Placed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unplaced(Event):
+    """The scheduler looked at the queued job and did not place it."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Requested(Event):
-    """Somebody wants something: a contradiction is an error, not late news."""
+    """A caller asks for something. If the state does not allow it, the caller gets an error."""
 
     verb: ClassVar[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PauseRequested(Requested):
-    """Somebody wants the job to rest after its running epoch."""
+    """A caller wants the job to rest after its running epoch."""
 
     verb = "pausing"
     mode: PauseMode.ValueType
@@ -43,7 +51,7 @@ class PauseRequested(Requested):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResumeRequested(Requested):
-    """Somebody takes the USER hold away."""
+    """A caller removes the USER hold."""
 
     verb = "resuming"
     allow_inexact: bool = False
@@ -51,7 +59,7 @@ class ResumeRequested(Requested):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelRequested(Requested):
-    """Somebody wants the job stopped for good, now."""
+    """A caller wants the job stopped for good, now."""
 
     verb = "cancelling"
     reason: str
@@ -68,10 +76,11 @@ class UpdateRequested(Requested):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed(Event):
-    """The worker says how the assignment stands; nothing of it needs to be kept for ever."""
+    """The worker says how the assignment stands. A later one replaces it."""
 
     generation: int
     progress: Progress | None = None
+    persisted_fraction: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +90,8 @@ class Began(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochEnded(Event):
+    """An epoch ended, its validation included."""
+
     metrics: EpochMetrics
 
 
@@ -93,14 +104,22 @@ class Registered(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PausePhase(Event):
-    """A phase of the pause (or of the resume after it) was reached; only its own fields are set."""
+    """A phase of a pause, or of the resume after it, was reached. Only the fields of that phase are set."""
 
     pause: Pause
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConditionChanged(Event):
+    """The worker says that a condition began, changed or ended. Of one that ended, only the type is set."""
+
+    condition: Condition
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rested(Event):
-    """The process is gone, its last checkpoint is registered."""
+    """The process is gone and its last checkpoint is registered."""
 
     checkpoint: str
 
@@ -114,7 +133,7 @@ class Finished(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stopped(Event):
-    """The process is gone without a checkpoint: it was told to, or the worker had to (`failure` says why)."""
+    """The process is gone without a checkpoint. `failure`: why the worker stopped it; None if we asked for that."""
 
     failure: Failure | None = None
 
@@ -128,24 +147,22 @@ class Failed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lost(Event):
-    """The worker is silent for a lease, or knows nothing of the attempt."""
+    """The attempt counts as lost: its worker was silent for a lease, or cannot say what became of the attempt."""
 
     failure: Failure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FoundRunning(Event):
-    """A worker trains what should be at rest, with the job's own token (our record was older)."""
-
-    device_uuids: tuple[str, ...]
-    generation: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Adopted(Event):
-    """A worker runs a later attempt than we know of (our record was older): it is right."""
+    """A worker has a live attempt that the record does not give to any worker, and the job takes it over.
+
+    Either its token is the record's: the attempt counted as lost. Or its attempt is a later one of the same job: the
+    store was restored from an older state.
+    """
 
     token: FencingToken
     worker: str
     device_uuids: tuple[str, ...]
     generation: int
+    released: bool
+    """Its process is gone and its checkpoint on the way."""

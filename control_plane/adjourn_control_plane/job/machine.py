@@ -1,13 +1,16 @@
 """PURE. The job machine: the whole life of a job, and everything that may change its state.
 
-Theory of operation. A job is a JobRecord. Something happens to it: an Event. `decide(record, event, now)` returns a
-Decision: the record as it then is, and what is to be stored with it, as data. It never changes the record it is
-given, reads no clock and does no IO; the caller commits the decision by compare-and-set, and on a conflict reads and
-decides again. An event that contradicts the state raises a typed error which names the state and what it allows.
+Theory of operation. A job is a JobRecord. What happens to it is an Event. `decide(record, event, now)` returns a
+Decision: the record as it then is, and what is stored with it. It does not change the record it is given, reads no
+clock and does no IO. The caller commits the decision by compare-and-set; on a conflict it reads and decides again.
 
 TRANSITIONS is the specification: for a state and an event, the states that may follow, the usual one first. Which of
-them depends on what `wishes.py` and `outcomes.py` read from the record: holds, checkpoint, budgets. An event that the
-table does not know for a state is refused if somebody asked for it, ignored if a worker told it (it is late news).
+them it is depends on the record (holds, checkpoint, budget), and is decided in `requests.py`, `attempts.py` and
+`lost_attempts.py`. An event that the table does not have for a state is an error if a caller asked for it; the error
+names the state and the states that allow it. If a worker told of it, it comes too late and nothing follows.
+
+While a job rests, waits or has failed after its attempt was lost, the attempt may still be heard of. Those rows are
+below, in a block of their own; `lost_attempts.py` says which records they apply to.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,16 +20,16 @@ from typing import Any, Final, TypeAlias
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent
-from adjourn_control_plane.job import attempts, requests
+from adjourn_control_plane.job import attempts, lost_attempts, requests
 from adjourn_control_plane.job.events import (
     Adopted,
     Began,
     CancelRequested,
+    ConditionChanged,
     EpochEnded,
     Event,
     Failed,
     Finished,
-    FoundRunning,
     Lost,
     Observed,
     PausePhase,
@@ -37,6 +40,7 @@ from adjourn_control_plane.job.events import (
     Rested,
     ResumeRequested,
     Stopped,
+    Unplaced,
     UpdateRequested,
 )
 from adjourn_control_plane.job.transition import Decision, Transition
@@ -53,6 +57,7 @@ ENDED: Final = frozenset({CANCELLED, SUCCEEDED, FAILED})
 # fmt: off
 TRANSITIONS: Final[Mapping[tuple[State, type[Event]], tuple[State, ...]]] = {
     (QUEUED, Placed): (STARTING, PAUSING),              # PAUSING: a pause is still wanted
+    (QUEUED, Unplaced): (QUEUED,),
     (QUEUED, PauseRequested): (PAUSED, QUEUED),             # nothing to save; QUEUED: asked already, work to be redone
     (QUEUED, ResumeRequested): (QUEUED,),
     (QUEUED, CancelRequested): (CANCELLED,),
@@ -88,7 +93,6 @@ TRANSITIONS: Final[Mapping[tuple[State, type[Event]], tuple[State, ...]]] = {
     (PAUSED, PauseRequested): (PAUSED,),
     (PAUSED, ResumeRequested): (QUEUED, PAUSED),            # PAUSED: other holds are left
     (PAUSED, CancelRequested): (CANCELLED,),
-    (PAUSED, FoundRunning): (PAUSING,),
 
     (CANCELLING, Began): (CANCELLING,),
     (CANCELLING, CancelRequested): (CANCELLING,),
@@ -105,20 +109,48 @@ TRANSITIONS: Final[Mapping[tuple[State, type[Event]], tuple[State, ...]]] = {
     (state, UpdateRequested): (state,)
     for state in (QUEUED, STARTING, RUNNING, PAUSING, PAUSED, CANCELLING, CANCELLED, SUCCEEDED, FAILED)
 } | {
-    (state, event): (state,) for state in HELD for event in (Observed, EpochEnded, Registered, PausePhase)
+    (state, event): (state,)
+    for state in HELD
+    for event in (Observed, EpochEnded, Registered, PausePhase, ConditionChanged)
 } | {
-    (QUEUED, Adopted): (RUNNING, PAUSING),
-    (STARTING, Adopted): (RUNNING,),
-    (RUNNING, Adopted): (RUNNING,),
-    (PAUSING, Adopted): (PAUSING, RUNNING),             # RUNNING: resumed after training had left
-    (PAUSED, Adopted): (PAUSING,),
+    # A later attempt than the record knows of is adopted: the store is older than the worker.
+    (STARTING, Adopted): (STARTING,),
+    (RUNNING, Adopted): (STARTING, RUNNING),
+    (PAUSING, Adopted): (PAUSING, STARTING),            # STARTING: resumed after training had left
     (CANCELLING, Adopted): (CANCELLING,),
+} | {
+    # The attempt was lost, and is heard of again.
+    (QUEUED, Adopted): (RUNNING, STARTING, PAUSING, QUEUED),
+    (QUEUED, Registered): (QUEUED, PAUSED),             # PAUSED: the pause had to wait for a first checkpoint
+    (QUEUED, Rested): (QUEUED,),
+    (QUEUED, Finished): (SUCCEEDED, QUEUED),
+    (QUEUED, Stopped): (QUEUED,),
+    (QUEUED, Failed): (QUEUED, FAILED),
+
+    (PAUSED, Adopted): (PAUSING, PAUSED),
+    (PAUSED, Registered): (PAUSED,),                    # the pause rests on the newer checkpoint
+    (PAUSED, Rested): (PAUSED,),                        # nothing was lost
+    (PAUSED, Finished): (SUCCEEDED, PAUSED),
+    (PAUSED, Stopped): (PAUSED,),
+    (PAUSED, Failed): (PAUSED,),
+
+    (FAILED, Adopted): (RUNNING, STARTING, PAUSING, FAILED),
+    (FAILED, Registered): (FAILED,),                    # a resume goes on from it
+    (FAILED, Rested): (QUEUED, PAUSED, FAILED),
+    (FAILED, Finished): (SUCCEEDED, FAILED),
+    (FAILED, Stopped): (FAILED, QUEUED, PAUSED),        # FAILED: it was stopped because the job had failed
+    (FAILED, Failed): (FAILED,),
+} | {
+    (state, event): (state,)
+    for state in (QUEUED, PAUSED, FAILED)
+    for event in (EpochEnded, PausePhase, ConditionChanged)
 }
 # fmt: on
 
 
 HANDLERS: Final[Mapping[type[Event], Callable[[Transition, Any], None]]] = {
     Placed: attempts.placed,
+    Unplaced: attempts.unplaced,
     PauseRequested: requests.pause_requested,
     ResumeRequested: requests.resume_requested,
     CancelRequested: requests.cancel_requested,
@@ -128,18 +160,18 @@ HANDLERS: Final[Mapping[type[Event], Callable[[Transition, Any], None]]] = {
     EpochEnded: attempts.epoch_ended,
     Registered: attempts.registered,
     PausePhase: attempts.pause_phase,
+    ConditionChanged: attempts.condition_changed,
     Rested: attempts.rested,
     Finished: attempts.finished,
     Stopped: attempts.stopped,
     Failed: attempts.failed,
-    Lost: attempts.lost,
-    FoundRunning: attempts.found_running,
-    Adopted: attempts.adopted,
+    Lost: lost_attempts.lost,
+    Adopted: lost_attempts.adopted,
 }
 
 
 def decide(record: JobRecord, event: Event, now: datetime) -> Decision | None:
-    """Returns what comes of `event`; None if nothing does. Raises a PreconditionError if it may not be asked for."""
+    """Returns what follows from `event`; None if nothing does. Raises a PreconditionError if the state forbids it."""
     allowed = TRANSITIONS.get((record.job.state, type(event)))
     if allowed is None:
         if isinstance(event, Requested):

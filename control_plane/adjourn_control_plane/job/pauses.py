@@ -1,7 +1,13 @@
-"""PURE. The record of one cycle of pause and resume, filled in as its phases are reached."""
+"""PURE. The record of one cycle of pause and resume. It is filled in as its phases are reached.
+
+Worker and control plane each have a clock. What a worker reports (boundary, snapshot, release) is kept as it is, for
+display. What is computed, `saved_gpu_seconds`, comes from the control plane's clock alone.
+"""
 
 from datetime import datetime, timedelta
 from typing import Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.checkpoint_pb2 import Checkpoint
@@ -9,11 +15,11 @@ from adjourn.v1.job_pb2 import Job, Pause, PauseMode
 from adjourn_control_plane.job import estimates
 
 KEPT: Final = 100
-"""Earlier pauses kept in the job; all of them are in its events."""
+"""Earlier pauses that are kept in the job."""
 
 
 def request(record: JobRecord, *, mode: PauseMode.ValueType, actor: str, reason: str, now: datetime) -> None:
-    """Opens the record of a new pause; the one before it moves to the past."""
+    """Opens the record of a new pause. The one before it moves to the past."""
     job = record.job
     past = archive(job)
     pause = Pause(cause=Pause.HELD, mode=mode or PauseMode.EPOCH, actor=actor, reason=reason, from_worker=job.worker)
@@ -25,6 +31,7 @@ def request(record: JobRecord, *, mode: PauseMode.ValueType, actor: str, reason:
         if release is not None:
             pause.predicted_release_time.FromDatetime(now + boundary + release)
     job.pause.CopyFrom(pause)
+    record.ClearField("pause_release_time")
 
 
 def archive(job: Job) -> Pause:
@@ -38,40 +45,98 @@ def archive(job: Job) -> Pause:
     return past
 
 
-def rest(job: Job, checkpoint: Checkpoint, now: datetime) -> None:
-    """Notes that the job is at rest, on `checkpoint` if it has one."""
-    pause = job.pause
+def phase_reached(record: JobRecord, phase: Pause, worker: str, now: datetime) -> None:
+    """Takes over a phase of the pause that `worker` was asked for. Of another pause it would tell something untrue."""
+    pause = record.job.pause
+    if not record.job.HasField("pause") or pause.from_worker != worker:
+        return
+    pause.MergeFrom(phase)
+    if phase.HasField("release_time") and not record.HasField("pause_release_time"):
+        record.pause_release_time.FromDatetime(now)
+
+
+def rest(record: JobRecord, now: datetime) -> None:
+    """Notes that the job is at rest, on its newest checkpoint if it has one."""
+    pause = record.job.pause
     pause.pause_time.FromDatetime(now)
-    if not pause.HasField("release_time"):
-        pause.release_time.FromDatetime(now)
-    set_checkpoint(pause, checkpoint)
+    if pause.from_worker:  # a job that was paused in the queue released nothing
+        if not pause.HasField("release_time"):
+            pause.release_time.FromDatetime(now)
+        if not record.HasField("pause_release_time"):
+            record.pause_release_time.FromDatetime(now)
+    rest_on(pause, record.checkpoint)
 
 
-def overtaken(job: Job, checkpoint: Checkpoint) -> None:
-    """Notes that training had left, with `checkpoint`, when the pause was taken back."""
-    if job.pause.HasField("resume_request_time") and not job.pause.HasField("resume_time"):
-        set_checkpoint(job.pause, checkpoint)
-        job.pause.note = "resumed after training had left"
-
-
-def set_checkpoint(pause: Pause, checkpoint: Checkpoint) -> None:
+def rest_on(pause: Pause, checkpoint: Checkpoint) -> None:
+    """Notes the checkpoint that the pause rests on."""
     pause.checkpoint, pause.epoch, pause.step = checkpoint.name, checkpoint.epoch, checkpoint.step
 
 
-def merge(job: Job, progress_events: Pause) -> None:
-    """Takes over the phases that a worker reports, and what follows from them."""
-    if progress_events.HasField("resume_time"):
-        resumed(job, progress_events)
-    elif job.HasField("pause"):
-        job.pause.MergeFrom(progress_events)
+def reopen(record: JobRecord, worker: str) -> None:
+    """Notes that the job does not rest after all: `worker` still has it, and goes on to the boundary."""
+    pause = record.job.pause
+    if pause.release_time == pause.pause_time:  # not reported: `rest` had filled it in
+        pause.ClearField("release_time")
+        record.ClearField("pause_release_time")
+    for field in ("pause_time", "lost_duration", "checkpoint", "epoch", "step", "note"):
+        pause.ClearField(field)
+    pause.cause, pause.from_worker = Pause.HELD, worker
 
 
-def resumed(job: Job, progress_events: Pause) -> None:
-    """Closes the pause that the attempt went on from; a restart after a failure closes none."""
-    for pause in (job.pause, *job.past_pauses[-1:]):  # the next pause may have been asked for already
-        left = pause.HasField("release_time") and pause.HasField("resume_request_time")
-        if left and not pause.HasField("resume_time"):
-            pause.MergeFrom(progress_events)
-            idle = pause.resume_time.ToDatetime() - pause.release_time.ToDatetime()
-            pause.saved_gpu_seconds = max(idle, timedelta()).total_seconds() * job.spec.gpu_count
-            return
+def handed_on(record: JobRecord, worker: str) -> None:
+    """Notes that another attempt, at `worker`, is to bring about the pause: the one before was lost on its way."""
+    record.job.pause.from_worker = worker
+    for field in ("boundary_time", "snapshot_time", "release_time"):
+        record.job.pause.ClearField(field)
+    record.ClearField("pause_release_time")
+
+
+def resumed_after_training_left(record: JobRecord) -> None:
+    """Notes that training had left, with a checkpoint, before it heard that the pause was taken back."""
+    pause = record.job.pause
+    if pause.HasField("resume_request_time") and not pause.HasField("resume_time"):
+        rest_on(pause, record.checkpoint)
+        pause.note = "resumed after training had left"
+
+
+def begin_resumption(record: JobRecord) -> None:
+    """Notes which pause the attempt that is handed out ends with its first step, if any."""
+    job = record.job
+    if record.began:  # the attempt before it has ended that pause
+        record.ClearField("resumption")
+    left = job.pause.HasField("release_time") or job.pause.HasField("pause_time")
+    if left and job.pause.HasField("resume_request_time") and not job.pause.HasField("resume_time"):
+        record.resumption.request_time.CopyFrom(job.pause.request_time)
+        record.resumption.ClearField("release_time")
+        if record.HasField("pause_release_time"):
+            record.resumption.release_time.CopyFrom(record.pause_release_time)
+        job.pause.to_worker = job.worker
+
+
+def first_step(record: JobRecord, now: datetime) -> None:
+    """Closes the pause that the running attempt was handed out to end. Another attempt's first step closes none."""
+    pause = resumed_pause(record)
+    if pause is None or pause.HasField("resume_time"):
+        return
+    pause.resume_time.FromDatetime(now)
+    if record.resumption.HasField("release_time"):
+        idle = now - record.resumption.release_time.ToDatetime(now.tzinfo)
+        pause.saved_gpu_seconds = max(idle, timedelta()).total_seconds() * record.job.spec.gpu_count
+
+
+def verdict(record: JobRecord, resumed: Pause) -> None:
+    """Notes what comparing the restored state came to. Without anything to restore nothing was compared."""
+    pause = resumed_pause(record)
+    if pause is not None and record.restored_checkpoint:
+        pause.verdict = resumed.verdict
+        del pause.verdict_reasons[:]
+        pause.verdict_reasons.extend(resumed.verdict_reasons)
+
+
+def resumed_pause(record: JobRecord) -> Pause | None:
+    """Returns the pause that the running attempt ends; the next one may have been asked for already."""
+    if not record.HasField("resumption"):
+        return None
+    wanted: Timestamp = record.resumption.request_time
+    pauses = [record.job.pause, *reversed(record.job.past_pauses)]
+    return next((pause for pause in pauses if pause.request_time == wanted), None)

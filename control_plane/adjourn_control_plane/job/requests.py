@@ -1,4 +1,4 @@
-"""PURE. What a job becomes when somebody asks for a pause, a resume, a cancel."""
+"""PURE. What a job becomes when a caller asks for a pause, a resume, a cancel or an update."""
 
 from collections.abc import Mapping, Sequence
 from typing import Final, NoReturn
@@ -8,8 +8,8 @@ from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.job_pb2 import Hold, Job, PauseMode
 from adjourn.v1.job_service_pb2 import JobEvent
-from adjourn_control_plane.job import pauses
-from adjourn_control_plane.job.attempts import estimate, rewind_to_checkpoint
+from adjourn_control_plane.job import estimates, lost_attempts, pauses
+from adjourn_control_plane.job.ends import enter_paused, rewind_to_checkpoint
 from adjourn_control_plane.job.events import (
     CancelRequested,
     PauseRequested,
@@ -64,8 +64,7 @@ def pause_requested(transition: Transition, event: PauseRequested) -> None:
     else:
         pauses.request(record, mode=event.mode, actor=event.actor, reason=event.reason, now=transition.now)
     if job.state == Job.QUEUED:
-        pauses.rest(job, record.checkpoint, transition.now)
-        transition.set_state(Job.PAUSED, JobEvent.PAUSED, "nothing was running")
+        enter_paused(transition, "nothing was running")
         return
     record.pause_mode = event.mode or PauseMode.EPOCH
     transition.set_target(Assignment.PAUSE)
@@ -103,9 +102,9 @@ def restart(transition: Transition, event: ResumeRequested) -> None:
             job=job.name,
             state=Job.State.Name(job.state),
         )
-    job.restart_count = 0
+    job.restart_count, record.epochs_since_restart = 0, 0
     record.ClearField("past_failure")
-    job.ClearField("end_time")
+    lost_attempts.renew_budget(transition)
     record.allow_inexact = event.allow_inexact
     rewind_to_checkpoint(transition)
     transition.set_state(Job.QUEUED, JobEvent.RESUME_REQUESTED)
@@ -121,6 +120,7 @@ def cancel_requested(transition: Transition, event: CancelRequested) -> None:
         transition.set_target(Assignment.STOP)
         transition.set_state(Job.CANCELLING, JobEvent.CANCEL_REQUESTED, event.reason)
     else:
+        lost_attempts.forget(transition)  # a worker that comes back with it is told to stop it
         transition.set_state(Job.CANCELLED, JobEvent.CANCELLED, event.reason)
 
 
@@ -180,5 +180,6 @@ def extend(transition: Transition, total_epochs: int) -> None:
             state=Job.State.Name(job.state),
             allowed_states="QUEUED, PAUSED",
         )
+    lost_attempts.forget(transition)  # it began with fewer epochs, and would end too early
     job.spec.total_epochs = total_epochs
-    estimate(transition)
+    estimates.update_remaining(transition.record)

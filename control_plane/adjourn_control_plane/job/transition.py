@@ -1,19 +1,24 @@
-"""PURE. A job record while it is being decided on, and the decision that comes of it."""
+"""PURE. A job record while an event is applied to it, and the decision that results."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from adjourn.internal.v1.record_pb2 import JobRecord
-from adjourn.v1.agent_service_pb2 import Assignment
+from adjourn.v1.agent_service_pb2 import Assignment, FencingToken
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.job_pb2 import Hold, Job
+from adjourn.v1.job_pb2 import Condition, Hold, Job
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.usage_pb2 import EpochMetrics
+
+WORKER_CONDITIONS: Final = (Condition.SNAPSHOT_FAILING, Condition.STORAGE_FAILING)
+"""Conditions that a worker reports. They end when the attempt leaves the worker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What an event comes to: all of it is stored together, or none."""
+    """What follows from an event. All of it is stored together, or nothing."""
 
     record: JobRecord
     events: tuple[JobEvent, ...] = ()
@@ -22,7 +27,7 @@ class Decision:
 
 
 class Transition:
-    """The record while it is being decided on."""
+    """A copy of a record, changed step by step."""
 
     def __init__(self, record: JobRecord, actor: str, now: datetime) -> None:
         self.record = JobRecord()
@@ -36,7 +41,7 @@ class Transition:
         self.revised = False
 
     def record_event(self, kind: JobEvent.Type.ValueType, message: str = "", **details: str) -> None:
-        """Records what happened, for the job's history."""
+        """Adds an event to the job's history."""
         self.record.event_sequence += 1
         event = JobEvent(
             sequence=self.record.event_sequence,
@@ -53,28 +58,64 @@ class Transition:
     def set_state(
         self, state: Job.State.ValueType, kind: JobEvent.Type.ValueType, message: str = "", **details: str
     ) -> None:
-        """Changes the state and records why."""
+        """Changes the state and records why. What belongs to the state that is left ends with it."""
+        if state != Job.QUEUED:
+            self.end_condition(Condition.UNPLACED)
+        if state != Job.PAUSING and self.job.HasField("pause"):
+            self.job.pause.ClearField("persisted_fraction")
         self.revised = True
         self.job.state = state
         self.job.state_time.FromDatetime(self.now)
         if state in (Job.CANCELLED, Job.SUCCEEDED, Job.FAILED):
             self.job.end_time.FromDatetime(self.now)
+        else:
+            self.job.ClearField("end_time")
         self.record_event(kind, message, **details)
 
     def set_target(self, target: Assignment.Target.ValueType) -> None:
-        """Tells the worker something else."""
+        """Changes what the worker should bring about."""
         self.revised = True
         self.record.target = target
         self.record.generation += 1
 
+    def assign(self, token: FencingToken, worker: str, device_uuids: Sequence[str]) -> None:
+        """Gives the job to a worker, with devices of its own, under a fencing token."""
+        self.record.token.CopyFrom(token)
+        self.job.attempt, self.job.worker, self.record.released = token.attempt, worker, False
+        del self.record.device_uuids[:]
+        self.record.device_uuids.extend(device_uuids)
+
     def unassign(self) -> None:
-        """Takes the job from its worker and frees the slot."""
+        """Takes the job from its worker, frees the slot and ends the conditions that the worker reported."""
+        for condition in WORKER_CONDITIONS:
+            self.end_condition(condition)
         self.job.worker = ""
         self.record.target = Assignment.TARGET_UNSPECIFIED
         self.record.released = True
         del self.record.device_uuids[:]
 
+    def begin_condition(self, kind: Condition.Type.ValueType, reason: str, message: str) -> None:
+        """Notes that a condition began, or that its reason changed. With the reason it has, only the message is new."""
+        known = next((each for each in self.job.conditions if each.type == kind), None)
+        if known is not None and known.reason == reason:
+            known.message = message
+            return
+        condition = known if known is not None else self.job.conditions.add(type=kind)
+        condition.reason, condition.message = reason, message
+        condition.time.FromDatetime(self.now)
+        self.record_event(JobEvent.CONDITION_BEGAN, message, condition=Condition.Type.Name(kind), reason=reason)
+
+    def end_condition(self, kind: Condition.Type.ValueType) -> None:
+        """Notes that a condition is no more; nothing, if it was not."""
+        for condition in self.job.conditions:
+            if condition.type == kind:
+                self.job.conditions.remove(condition)
+                name = Condition.Type.Name(kind)
+                self.record_event(JobEvent.CONDITION_ENDED, condition=name, reason=condition.reason)
+                return
+
     def hold(self, kind: Hold.Kind.ValueType, reason: str) -> None:
+        """Adds a hold."""
         self.revised = True
         hold = self.job.holds.add(kind=kind, reason=reason, actor=self.actor)
         hold.create_time.FromDatetime(self.now)
@@ -92,6 +133,7 @@ class Transition:
         return removed
 
     def decision(self, before: JobRecord) -> Decision:
+        """Returns the decision; `before` is the record that it starts from."""
         if self.revised:
             self.record.revision = before.revision + 1
         return Decision(

@@ -1,69 +1,502 @@
-"""The record of a pause, by itself."""
+"""Pauses and resumes: when PAUSED is reached, what a resume goes on from, what the record of a pause says."""
 
+from datetime import timedelta
+
+import pytest
+
+from adjourn import errors, reasons
 from adjourn.internal.v1.record_pb2 import JobRecord
+from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.job_pb2 import EPOCH, PAUSE_MODE_UNSPECIFIED, Job, JobSpec, Pause
+from adjourn.v1.job_pb2 import EPOCH, PAUSE_MODE_UNSPECIFIED, Failure, Hold, Job, Pause
+from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn_control_plane.job import pauses
-from tests.harness.job_life import START, A
+from adjourn_control_plane.job.events import Observed, PausePhase, Registered
+from tests.harness.job_life import START, A, B, Life, checkpoint_name, paused
 
 
-def asked(job: Job) -> Job:
+def test_asking_for_a_pause_is_not_being_paused() -> None:
+    life = Life().running(2).at(230).pause(reason="lunch")
+    assert life.state == "PAUSING"
+    assert life.job.worker == A
+    assert life.record.target == Assignment.PAUSE
+    assert life.record.pause_mode == life.job.pause.mode == EPOCH
+    assert (life.job.pause.actor, life.job.pause.reason, life.job.pause.from_worker) == ("bob", "lunch", A)
+    assert not life.job.pause.HasField("pause_time")
+
+
+def test_the_answer_predicts_the_boundary() -> None:
+    life = Life().running(2).at(230).pause()
+    pause = life.job.pause
+    assert pause.predicted_boundary_time.ToDatetime() - pause.request_time.ToDatetime() == timedelta(seconds=7)
+    assert not pause.HasField("predicted_release_time"), "nothing to judge by"
+
+
+def test_the_second_answer_predicts_the_release_from_the_first_pause() -> None:
+    life = Life().running(1).pause().trained(2)
+    pause = Pause()
+    pause.boundary_time.FromDatetime(life.now)
+    pause.release_time.FromDatetime(life.now + timedelta(seconds=3))
+    life.tell(PausePhase(actor=A, pause=pause)).rests().resume().running().at(200).pause()
+    predicted = life.job.pause
+    assert predicted.predicted_release_time.ToDatetime() - predicted.predicted_boundary_time.ToDatetime() == timedelta(
+        seconds=3
+    )
+
+
+@pytest.mark.parametrize("cut", [1, 2, 10, 18, 19])
+def test_early_middle_and_late_epochs_pause_alike(cut: int) -> None:
+    life = Life(total_epochs=20).running(cut - 1).pause().trained(cut).released().rests()
+    assert life.state == "PAUSED"
+    assert life.job.latest_checkpoint == life.job.pause.checkpoint == checkpoint_name(cut)
+    assert (life.job.pause.epoch, life.job.pause.step) == (cut, 100 * cut)
+    assert (life.job.progress.epoch, life.job.progress.step) == (cut, 100 * cut)
+
+
+def test_paused_holds_no_worker_and_no_device() -> None:
+    life = Life(gpu_count=1).placed(A, "GPU-1").acknowledged().began().pause().trained(1).released().rests()
+    assert life.state == "PAUSED"
+    assert not life.job.worker
+    assert not life.record.device_uuids
+    assert life.record.released
+    assert life.job.pause.HasField("release_time")
+    assert life.job.pause.HasField("pause_time")
+
+
+@pytest.mark.parametrize("claimed", ["", checkpoint_name(9)])
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_never_paused_on_a_checkpoint_that_is_not_registered(claimed: str, epochs: int) -> None:
+    life = Life().running(epochs).at(100 * epochs + 50).pause().released().rests(on=claimed)
+    assert life.job.failure.reason == reasons.CHECKPOINT_NOT_REGISTERED
+    if epochs:
+        assert life.state == "PAUSED"
+        assert life.job.pause.checkpoint == checkpoint_name(1), "on the one that is"
+        assert life.job.pause.lost_duration.ToTimedelta() == timedelta(seconds=5)
+    else:
+        assert life.state == "QUEUED"
+        assert life.job.holds, "the pause is still wanted"
+
+
+def test_progress_is_that_of_the_checkpoint_even_if_the_last_report_was_older() -> None:
+    life = Life().running(1).at(130, seconds=13).pause()
+    late = Checkpoint(name=checkpoint_name(2), epoch=2, step=200)
+    late.active_duration.FromSeconds(20)
+    life.tell(Registered(actor=A, checkpoint=late)).rests()
+    assert (life.job.progress.epoch, life.job.progress.step, life.job.progress.epoch_step) == (2, 200, 0)
+    assert life.job.progress.active_duration.seconds == 20
+
+
+def test_a_queued_job_rests_at_once() -> None:
+    life = Life().pause()
+    assert life.state == "PAUSED"
+    assert not life.job.pause.checkpoint
+    assert life.resume().state == "QUEUED"
+
+
+def test_a_starting_job_pauses_at_its_first_boundary_and_is_not_killed() -> None:
+    life = Life().placed().pause()
+    assert (life.state, life.record.target) == ("PAUSING", Assignment.PAUSE)
+    assert life.began().state == "PAUSING"
+    assert life.trained(1).released().rests().state == "PAUSED"
+    assert life.job.pause.epoch == 1
+
+
+def test_a_pause_in_the_last_epoch_succeeds_and_says_why() -> None:
+    life = Life(total_epochs=3).running(2).pause().trained(3).finishes()
+    assert life.state == "SUCCEEDED"
+    assert life.job.pause.note == "the run finished first"
+    assert not life.job.pause.HasField("pause_time")
+    assert not life.job.holds
+    assert life.decisions[-1].events[-1].message == "before what was asked could take effect"
+
+
+def test_an_early_stop_in_the_epoch_of_a_pause_succeeds_and_says_why() -> None:
+    life = Life(total_epochs=20).running(2).pause().trained(3).finishes()
+    assert (life.state, life.job.pause.note) == ("SUCCEEDED", "the run finished first")
+
+
+def test_a_failure_before_the_boundary_says_what_became_of_the_pause() -> None:
+    life = Life().running(1).pause().fails(Failure(reason=reasons.STATE_MISMATCH))
+    assert (life.state, life.job.pause.note) == ("FAILED", "the job failed first")
+
+
+def test_a_task_without_epochs_cannot_pause_and_can_be_cancelled() -> None:
+    life = Life(total_epochs=0).running()
+    with pytest.raises(errors.JobNotPausableError) as caught:
+        life.pause()
+    assert caught.value.metadata["state"] == "RUNNING"
+    assert life.cancel().stops().state == "CANCELLED"
+
+
+def test_a_task_without_epochs_succeeds_without_a_checkpoint() -> None:
+    assert Life(total_epochs=0).running().finishes(on="").state == "SUCCEEDED"
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 7])
+def test_pausing_again_changes_nothing(epochs: int) -> None:
+    life = Life().running(epochs).pause()
+    assert life.pause().last is None
+    life.trained(epochs + 1).rests()
+    assert life.pause().last is None
+
+
+def test_lost_while_pausing_rests_on_the_newest_checkpoint_and_says_what_it_cost() -> None:
+    life = Life().running(2).at(260, seconds=26).pause().is_lost()
+    assert life.state == "PAUSED"
+    pause = life.job.pause
+    assert (pause.checkpoint, pause.cause, pause.epoch) == (checkpoint_name(2), Pause.WORKER_LOST, 2)
+    assert pause.lost_duration.ToTimedelta() == timedelta(seconds=6)
+    assert life.job.progress.step == 200
+    assert life.resume().state == "QUEUED"
+
+
+def test_lost_while_pausing_without_a_checkpoint_is_queued_and_the_pause_still_wanted() -> None:
+    life = Life().running().at(60).pause().is_lost()
+    assert life.state == "QUEUED"
+    assert [hold.kind for hold in life.job.holds] == [Hold.USER]
+    assert life.job.pause.lost_duration.ToTimedelta() == timedelta(seconds=6)
+    life.placed().acknowledged()
+    assert (life.state, life.record.target) == ("PAUSING", Assignment.PAUSE)
+    assert life.began().trained(1).released().rests().state == "PAUSED"
+
+
+def test_a_pause_that_is_still_wanted_may_be_taken_back_in_the_queue() -> None:
+    life = Life().running().pause().is_lost().resume()
+    assert (life.state, list(life.job.holds)) == ("QUEUED", [])
+    assert life.placed().state == "STARTING"
+    assert life.record.target == Assignment.RUN
+
+
+def test_asking_again_in_the_queue_changes_nothing_while_the_pause_is_wanted() -> None:
+    life = Life().running().pause().is_lost()
+    assert life.pause().last is None
+    assert life.state == "QUEUED"
+
+
+def test_a_worker_that_stops_while_pausing_costs_no_restart() -> None:
+    life = Life().running(1).pause().stops(Failure(reason=reasons.WORKER_STOPPED))
+    assert (life.state, life.job.restart_count) == ("PAUSED", 0)
+    assert life.job.pause.checkpoint == checkpoint_name(1)
+
+
+def test_a_failure_while_pausing_with_budget_left_rests_on_what_there_is() -> None:
+    life = Life().running(1).pause().fails()
+    assert (life.state, life.job.restart_count) == ("PAUSED", 1)
+
+
+def test_the_newest_checkpoint_and_that_of_the_pause_say_why_they_are_kept() -> None:
+    life = Life().running(1)
+    first = life.decisions[-1].checkpoints
+    assert [list(each.retained_for) for each in first] == [[Checkpoint.LATEST]]
+    second = life.trained(2).decisions[-1].checkpoints
+    assert {each.epoch: list(each.retained_for) for each in second} == {1: [], 2: [Checkpoint.LATEST]}
+    (rested,) = life.pause().rests().decisions[-1].checkpoints
+    assert list(rested.retained_for) == [Checkpoint.LATEST, Checkpoint.PAUSE]
+
+
+def test_the_pause_checkpoint_stays_while_the_resumed_run_has_no_newer_one() -> None:
+    life = paused(epochs=2).resume().running()
+    assert life.job.latest_checkpoint == checkpoint_name(3)
+    assert life.fails().state == "QUEUED"
+    assert life.record.checkpoint.name == checkpoint_name(3), "a crash after a resume loses nothing"
+
+
+OTHER_HOLD = Hold.Kind.ValueType(4)
+"""A kind that a later version may know."""
+
+
+def test_a_paused_job_goes_on_from_its_checkpoint() -> None:
+    life = paused(epochs=2).resume()
+    assert (life.state, life.job.latest_checkpoint, life.job.progress.epoch) == ("QUEUED", checkpoint_name(3), 3)
+    life.placed(B)
+    assert (life.state, life.job.attempt, life.job.pause.to_worker) == ("STARTING", 2, B)
+    assert life.began().state == "RUNNING"
+
+
+def test_a_change_of_mind_before_the_process_left_goes_on_where_it_is() -> None:
+    life = Life().running(2).pause()
+    asked = life.record.generation
+    life.resume()
+    assert (life.state, life.record.target, life.job.attempt) == ("RUNNING", Assignment.RUN, 1)
+    assert life.record.generation == asked + 1
+    assert life.job.pause.note == "resumed before the boundary"
+    assert life.trained(3).state == "RUNNING"
+
+
+def test_a_change_of_mind_before_the_first_step_is_starting_again() -> None:
+    assert Life().placed().pause().resume().state == "STARTING"
+
+
+def test_a_change_of_mind_after_the_process_left_queues_with_the_checkpoint_it_just_made() -> None:
+    life = Life().running(2).pause().released().resume()
+    assert (life.state, life.record.target) == ("PAUSING", Assignment.PAUSE)
+    life.trained(3).rests()
+    assert (life.state, life.record.checkpoint.name) == ("QUEUED", checkpoint_name(3))
+    assert (life.job.pause.checkpoint, life.job.pause.epoch) == (checkpoint_name(3), 3)
+    assert life.job.pause.note == "resumed after training had left"
+
+
+def test_a_change_of_mind_that_training_did_not_hear_in_time_queues_as_well() -> None:
+    life = Life().running(2).pause().resume()
+    assert life.state == "RUNNING"
+    life.trained(3).released().rests()
+    assert (life.state, life.record.checkpoint.name, life.job.restart_count) == ("QUEUED", checkpoint_name(3), 0)
+    assert (life.job.pause.epoch, life.job.pause.note) == (3, "resumed after training had left")
+
+
+def test_minds_may_change_any_number_of_times() -> None:
+    life = Life().running(1)
+    for _ in range(5):
+        assert life.pause().state == "PAUSING"
+        assert life.resume().state == "RUNNING"
+    assert life.pause().released().resume().state == "PAUSING"
+    life.pause()
+    assert not life.job.pause.HasField("resume_request_time")
+    assert life.trained(2).rests().state == "PAUSED"
+
+
+def test_resuming_again_changes_nothing() -> None:
+    life = paused().resume()
+    assert life.resume().last is None
+    life.placed()
+    assert life.resume().last is None
+    assert life.state == "STARTING"
+
+
+@pytest.mark.parametrize("begin", [lambda life: life, lambda life: life.placed(), lambda life: life.running(1)])
+def test_what_is_not_paused_cannot_be_resumed(begin: object) -> None:
+    assert callable(begin)
+    life = begin(Life())
+    with pytest.raises(errors.JobNotPausedError) as caught:
+        life.resume()
+    assert caught.value.metadata["state"] == life.state
+    assert "PAUSED" in caught.value.metadata["allowed_states"]
+
+
+def test_a_job_that_failed_goes_on_from_its_checkpoint_with_a_fresh_budget() -> None:
+    life = Life(max_restarts=1).running(1).at(120).fails().running().at(150, seconds=15).fails()
+    assert (life.state, life.job.restart_count) == ("FAILED", 1)
+    assert life.job.progress.step == 150, "shows how far it got"
+    life.resume()
+    assert (life.state, life.job.restart_count) == ("QUEUED", 0)
+    assert (life.job.progress.epoch, life.job.progress.step) == (1, 100), "and now where it goes on"
+    assert not life.job.HasField("end_time")
+    assert life.running().fails().state == "QUEUED", "the same failure may be tried again after a resume"
+
+
+def test_a_cancelled_job_goes_on_from_its_checkpoint() -> None:
+    life = Life().running(1).cancel().stops()
+    assert life.state == "CANCELLED"
+    life.resume()
+    assert (life.state, life.record.checkpoint.name) == ("QUEUED", checkpoint_name(1))
+
+
+@pytest.mark.parametrize("end", ["FAILED", "CANCELLED"])
+def test_without_a_checkpoint_there_is_nothing_to_resume(end: str) -> None:
+    life = Life(max_restarts=0).running()
+    life = life.fails() if end == "FAILED" else life.cancel().stops()
+    with pytest.raises(errors.NoCheckpointError) as caught:
+        life.resume()
+    assert caught.value.metadata["state"] == life.state == end
+
+
+def test_a_succeeded_job_cannot_be_resumed() -> None:
+    life = Life(total_epochs=1).running(1).finishes()
+    with pytest.raises(errors.JobFinishedError):
+        life.resume()
+
+
+def test_a_resume_removes_the_users_hold_and_only_it() -> None:
+    life = paused().held_by(OTHER_HOLD).resume()
+    assert (life.state, [hold.kind for hold in life.job.holds]) == ("PAUSED", [OTHER_HOLD])
+    assert life.resume().last is None, "the other hold is not the caller's"
+    assert life.pause().state == "PAUSED"
+    assert sorted(hold.kind for hold in life.job.holds) == [Hold.USER, OTHER_HOLD]
+
+
+def test_a_change_of_mind_does_not_lift_another_hold() -> None:
+    life = Life().running(1).pause().held_by(OTHER_HOLD).resume()
+    assert (life.state, life.record.target) == ("PAUSING", Assignment.PAUSE)
+    assert life.trained(2).rests().state == "PAUSED"
+
+
+def test_an_inexact_environment_is_allowed_for_this_resume_only() -> None:
+    life = paused().resume(allow_inexact=True)
+    assert life.record.allow_inexact
+    life.running(1).pause().trained(5).rests().resume()
+    assert not life.record.allow_inexact
+
+
+def test_the_record_of_a_pause_ends_with_the_first_step_after_it() -> None:
+    life = Life(gpu_count=2).placed(A, "GPU-1", "GPU-2").acknowledged().began().pause().trained(1).released().rests()
+    left = life.record.pause_release_time.ToDatetime()
+    life.resume().placed(B, "GPU-3", "GPU-4").began().took_a_step()
+    pause = life.job.pause
+    assert (pause.from_worker, pause.to_worker, pause.verdict) == (A, B, Pause.EXACT)
+    idle = pause.resume_time.ToDatetime() - left
+    assert pause.saved_gpu_seconds == 2 * idle.total_seconds() > 0
+    assert pause.request_time.seconds < pause.release_time.seconds <= pause.pause_time.seconds
+    assert pause.pause_time.seconds < pause.resume_request_time.seconds < pause.resume_time.seconds
+
+
+def test_a_restart_after_a_failure_does_not_touch_the_record_of_an_old_pause() -> None:
+    life = paused().resume().running().took_a_step()
+    closed = Pause()
+    closed.CopyFrom(life.job.pause)
+    life.trained(4).is_lost().running().took_a_step()
+    assert life.job.pause == closed
+
+
+def test_a_restart_does_not_close_a_pause_that_is_only_asked_for() -> None:
+    life = Life().running(1).is_lost().placed().pause().began().took_a_step()
+    assert not life.job.pause.HasField("resume_time")
+    assert life.trained(2).released().rests().state == "PAUSED"
+
+
+def test_a_pause_before_the_first_step_leaves_the_step_to_the_pause_before() -> None:
+    life = paused().resume().placed().pause().began().took_a_step()
+    assert life.job.past_pauses[-1].HasField("resume_time")
+    assert not life.job.pause.HasField("resume_time")
+
+
+def test_every_cycle_leaves_one_record() -> None:
+    life = Life(total_epochs=30).running()
+    for cut in (5, 12, 20):
+        first = life.record.checkpoint.epoch + 1
+        for epoch in range(first, cut):
+            life.trained(epoch)
+        life.pause(reason=f"at {cut}").trained(cut).released().rests().resume().running().took_a_step()
+    records = [*life.job.past_pauses, life.job.pause]
+    assert [(each.epoch, each.reason) for each in records] == [(5, "at 5"), (12, "at 12"), (20, "at 20")]
+    assert all(each.HasField("resume_time") and each.checkpoint for each in records)
+    for epoch in range(21, 31):
+        life.trained(epoch)
+    assert life.finishes().state == "SUCCEEDED"
+    assert life.job.restart_count == 0
+
+
+def test_elapsed_time_leaves_pauses_out() -> None:
+    life = paused(epochs=2)
+    life.now += timedelta(days=3)
+    life.resume().running(1)
+    assert life.job.progress.active_duration.ToTimedelta() == timedelta(seconds=40)
+
+
+def test_stopping_for_the_worker_shows_no_failure_of_an_earlier_attempt() -> None:
+    life = Life().running(1).fails(Failure(reason="TRAINING_RAISED", message="old")).running().stops()
+    (event,) = life.decisions[-1].events
+    assert (event.type, event.message, event.details["reason"]) == (JobEvent.REQUEUED, "", "")
+
+
+def asked(job: Job) -> JobRecord:
     record = JobRecord(job=job)
     pauses.request(record, mode=PAUSE_MODE_UNSPECIFIED, actor="bob", reason="r", now=START)
-    return record.job
+    return record
 
 
 def test_a_request_opens_a_record() -> None:
-    pause = asked(Job(worker=A)).pause
+    pause = asked(Job(worker=A)).job.pause
     assert (pause.cause, pause.mode, pause.actor, pause.reason, pause.from_worker) == (Pause.HELD, EPOCH, "bob", "r", A)
     assert pause.request_time.ToDatetime() == START.replace(tzinfo=None)
 
 
 def test_the_pause_before_moves_to_the_past() -> None:
-    job = asked(Job(pause=Pause(reason="first"), past_pauses=[Pause(reason="zeroth")]))
+    job = asked(Job(pause=Pause(reason="first"), past_pauses=[Pause(reason="zeroth")])).job
     assert [each.reason for each in (*job.past_pauses, job.pause)] == ["zeroth", "first", "r"]
 
 
-def test_rest_fills_in_what_nobody_reported() -> None:
-    job = asked(Job())
-    pauses.rest(job, Checkpoint(name="c", epoch=2, step=20), START)
-    assert job.pause.release_time == job.pause.pause_time
-    assert (job.pause.checkpoint, job.pause.epoch, job.pause.step) == ("c", 2, 20)
+def test_rest_fills_in_a_release_that_nobody_reported() -> None:
+    record = asked(Job(worker=A))
+    record.checkpoint.CopyFrom(Checkpoint(name="c", epoch=2, step=20))
+    pauses.rest(record, START)
+    pause = record.job.pause
+    assert pause.release_time == pause.pause_time == record.pause_release_time
+    assert (pause.checkpoint, pause.epoch, pause.step) == ("c", 2, 20)
 
 
 def test_a_reported_release_stays() -> None:
-    job = asked(Job())
-    job.pause.release_time.FromSeconds(7)
-    pauses.rest(job, Checkpoint(), START)
-    assert job.pause.release_time.seconds == 7
+    record = asked(Job(worker=A))
+    record.job.pause.release_time.FromSeconds(7)
+    pauses.rest(record, START)
+    assert record.job.pause.release_time.seconds == 7
+
+
+def test_a_pause_in_the_queue_releases_nothing_and_saves_nothing() -> None:
+    life = Life(gpu_count=4).pause()
+    assert not life.job.pause.HasField("release_time")
+    life.now += timedelta(days=3)
+    life.resume().placed(A, "1", "2", "3", "4").began()
+    assert life.job.pause.HasField("resume_time")
+    assert life.job.pause.saved_gpu_seconds == 0
 
 
 def test_phases_of_no_pause_are_dropped() -> None:
-    job = Job()
-    progress_events = Pause()
-    progress_events.release_time.FromSeconds(7)
-    pauses.merge(job, progress_events)
-    assert job == Job()
+    record = JobRecord()
+    phase = Pause()
+    phase.release_time.FromSeconds(7)
+    pauses.phase_reached(record, phase, A, START)
+    assert record == JobRecord()
 
 
-def test_the_first_step_counts_what_was_saved() -> None:
-    job = Job(spec=JobSpec(gpu_count=4))
-    job.pause.release_time.FromSeconds(100)
-    job.pause.resume_request_time.FromSeconds(150)
-    progress_events = Pause(verdict=Pause.EXACT)
-    progress_events.resume_time.FromSeconds(160)
-    pauses.merge(job, progress_events)
-    assert (job.pause.saved_gpu_seconds, job.pause.verdict) == (240, Pause.EXACT)
-    progress_events.resume_time.FromSeconds(900)
-    pauses.merge(job, progress_events)
-    assert job.pause.resume_time.seconds == 160, "a later restart is none of this pause's business"
+def test_phases_that_another_worker_reached_are_dropped() -> None:
+    life = Life().running().pause().is_lost()
+    life.placed(B)
+    left = Pause()
+    left.release_time.FromDatetime(life.now)
+    life.tell(PausePhase(actor=A, pause=left))
+    assert not life.job.pause.HasField("release_time")
+    assert life.job.pause.from_worker == B
 
 
-def test_a_worker_whose_clock_is_behind_saves_nothing_negative() -> None:
-    job = Job(spec=JobSpec(gpu_count=1))
-    job.pause.release_time.FromSeconds(100)
-    job.pause.resume_request_time.FromSeconds(150)
-    progress_events = Pause()
-    progress_events.resume_time.FromSeconds(90)
-    pauses.merge(job, progress_events)
-    assert job.pause.saved_gpu_seconds == 0
+def test_a_first_step_closes_the_pause_whose_resume_placed_the_attempt_and_no_restart_does() -> None:
+    """A pause of a second in the queue, then three days of training, then a crash (C19)."""
+    life = Life(gpu_count=8).pause().resume().running(2)
+    pause = Pause()
+    pause.CopyFrom(life.job.pause)
+    assert (pause.HasField("resume_time"), pause.verdict) == (True, Pause.VERDICT_UNSPECIFIED)
+    life.now += timedelta(days=3)
+    life.fails().placed().acknowledged().began().took_a_step()
+    assert life.job.pause == pause
+
+
+def test_a_job_without_anything_to_restore_gets_no_verdict() -> None:
+    life = Life().running().pause().is_lost().resume().placed().acknowledged().began().took_a_step()
+    assert life.job.pause.verdict == Pause.VERDICT_UNSPECIFIED
+
+
+def test_an_attempt_that_fails_before_its_first_step_leaves_the_pause_to_the_next() -> None:
+    life = paused().resume().placed().fails()
+    assert not life.job.pause.HasField("resume_time")
+    life.running(0).took_a_step()
+    assert (life.job.pause.HasField("resume_time"), life.job.pause.verdict) == (True, Pause.EXACT)
+
+
+def test_a_pause_that_was_taken_back_in_time_is_not_closed_by_a_later_restart() -> None:
+    life = Life(gpu_count=1).running(1).pause().resume().is_lost().running().took_a_step()
+    assert life.job.pause.note == "resumed before the boundary"
+    assert not life.job.pause.HasField("resume_time")
+    assert life.job.pause.saved_gpu_seconds == 0
+
+
+@pytest.mark.parametrize("off", [timedelta(hours=-1), timedelta(hours=1)])
+def test_what_was_saved_does_not_depend_on_the_clock_of_any_worker(off: timedelta) -> None:
+    life = Life(gpu_count=2).placed(A, "1", "2").acknowledged().began().pause().trained(1)
+    left = Pause()
+    left.release_time.FromDatetime(life.now + off)
+    life.tell(PausePhase(actor=A, pause=left))
+    released = life.now
+    life.rests().resume().placed(B, "3", "4").acknowledged().began()
+    idle = life.now - released
+    back = Pause(verdict=Pause.EXACT, verdict_reasons=["because"])
+    back.resume_time.FromDatetime(life.now - off)
+    life.tell(PausePhase(actor=B, pause=back))
+    assert life.job.pause.saved_gpu_seconds == 2 * idle.total_seconds()
+    assert (life.job.pause.verdict, list(life.job.pause.verdict_reasons)) == (Pause.EXACT, ["because"])
+
+
+def test_the_share_that_is_durable_is_shown_while_it_travels_only() -> None:
+    life = Life().running(1).pause().released()
+    life.tell(Observed(actor=A, generation=life.record.generation, persisted_fraction=0.25))
+    assert life.job.pause.persisted_fraction == 0.25
+    life.trained(2).rests()
+    assert not life.job.pause.HasField("persisted_fraction")

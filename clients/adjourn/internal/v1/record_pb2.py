@@ -26,17 +26,22 @@ from adjourn.v1 import agent_service_pb2 as adjourn_dot_v1_dot_agent__service__p
 from adjourn.v1 import checkpoint_pb2 as adjourn_dot_v1_dot_checkpoint__pb2
 from adjourn.v1 import job_pb2 as adjourn_dot_v1_dot_job__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n adjourn/internal/v1/record.proto\x12\x13\x61\x64journ.internal.v1\x1a\x1e\x61\x64journ/v1/agent_service.proto\x1a\x1b\x61\x64journ/v1/checkpoint.proto\x1a\x14\x61\x64journ/v1/job.proto\x1a\x1egoogle/protobuf/duration.proto\"\xe5\x04\n\tJobRecord\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.adjourn.v1.Job\x12\x0e\n\x06number\x18\x02 \x01(\x03\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\'\n\x05token\x18\x04 \x01(\x0b\x32\x18.adjourn.v1.FencingToken\x12-\n\x06target\x18\x05 \x01(\x0e\x32\x1d.adjourn.v1.Assignment.Target\x12\x12\n\ngeneration\x18\x06 \x01(\x05\x12\x1b\n\x13observed_generation\x18\x07 \x01(\x05\x12)\n\npause_mode\x18\x08 \x01(\x0e\x32\x15.adjourn.v1.PauseMode\x12\x14\n\x0c\x64\x65vice_uuids\x18\t \x03(\t\x12\x10\n\x08released\x18\n \x01(\x08\x12*\n\ncheckpoint\x18\x0b \x01(\x0b\x32\x16.adjourn.v1.Checkpoint\x12\x16\n\x0e\x61pplied_report\x18\x0c \x01(\x03\x12\x15\n\rallow_inexact\x18\r \x01(\x08\x12\x16\n\x0e\x65vent_sequence\x18\x0e \x01(\x05\x12\x36\n\x0cpast_failure\x18\x0f \x01(\x0b\x32 .adjourn.internal.v1.PastFailure\x12\x31\n\x0e\x65poch_duration\x18\x10 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0ctimed_epochs\x18\x11 \x01(\x05\x12\r\n\x05\x62\x65gan\x18\x12 \x01(\x08\x12\x1b\n\x13restored_checkpoint\x18\x13 \x01(\t\x12\x1c\n\x14\x65pochs_since_restart\x18\x14 \x01(\x05\"A\n\x0bPastFailure\x12$\n\x07\x66\x61ilure\x18\x01 \x01(\x0b\x32\x13.adjourn.v1.Failure\x12\x0c\n\x04step\x18\x02 \x01(\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n adjourn/internal/v1/record.proto\x12\x13\x61\x64journ.internal.v1\x1a\x1e\x61\x64journ/v1/agent_service.proto\x1a\x1b\x61\x64journ/v1/checkpoint.proto\x1a\x14\x61\x64journ/v1/job.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8a\x06\n\tJobRecord\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.adjourn.v1.Job\x12\x0e\n\x06number\x18\x02 \x01(\x03\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\'\n\x05token\x18\x04 \x01(\x0b\x32\x18.adjourn.v1.FencingToken\x12-\n\x06target\x18\x05 \x01(\x0e\x32\x1d.adjourn.v1.Assignment.Target\x12\x12\n\ngeneration\x18\x06 \x01(\x05\x12\x1b\n\x13observed_generation\x18\x07 \x01(\x05\x12)\n\npause_mode\x18\x08 \x01(\x0e\x32\x15.adjourn.v1.PauseMode\x12\x14\n\x0c\x64\x65vice_uuids\x18\t \x03(\t\x12\x10\n\x08released\x18\n \x01(\x08\x12*\n\ncheckpoint\x18\x0b \x01(\x0b\x32\x16.adjourn.v1.Checkpoint\x12\x16\n\x0e\x61pplied_report\x18\x0c \x01(\x03\x12\x15\n\rallow_inexact\x18\r \x01(\x08\x12\x16\n\x0e\x65vent_sequence\x18\x0e \x01(\x05\x12\x36\n\x0cpast_failure\x18\x0f \x01(\x0b\x32 .adjourn.internal.v1.PastFailure\x12\x31\n\x0e\x65poch_duration\x18\x10 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0ctimed_epochs\x18\x11 \x01(\x05\x12\r\n\x05\x62\x65gan\x18\x12 \x01(\x08\x12\x1b\n\x13restored_checkpoint\x18\x13 \x01(\t\x12\x1c\n\x14\x65pochs_since_restart\x18\x14 \x01(\x05\x12\x36\n\x12pause_release_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\nresumption\x18\x16 \x01(\x0b\x32\x1f.adjourn.internal.v1.Resumption\x12\x36\n\x0clost_attempt\x18\x17 \x01(\x0b\x32 .adjourn.internal.v1.LostAttempt\"P\n\x0bPastFailure\x12$\n\x07\x66\x61ilure\x18\x01 \x01(\x0b\x32\x13.adjourn.v1.Failure\x12\x0c\n\x04step\x18\x02 \x01(\x05\x12\r\n\x05times\x18\x03 \x01(\x05\"p\n\nResumption\x12\x30\n\x0crequest_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0crelease_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xec\x01\n\x0bLostAttempt\x12\x15\n\rrestart_count\x18\x01 \x01(\x05\x12\x36\n\x0cpast_failure\x18\x02 \x01(\x0b\x32 .adjourn.internal.v1.PastFailure\x12\x1c\n\x14\x65pochs_since_restart\x18\x03 \x01(\x05\x12$\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x13.adjourn.v1.Failure\x12\x1f\n\x05holds\x18\x05 \x03(\x0b\x32\x10.adjourn.v1.Hold\x12)\n\nconditions\x18\x06 \x03(\x0b\x32\x15.adjourn.v1.Conditionb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'adjourn.internal.v1.record_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_JOBRECORD']._serialized_start=173
-  _globals['_JOBRECORD']._serialized_end=786
-  _globals['_PASTFAILURE']._serialized_start=788
-  _globals['_PASTFAILURE']._serialized_end=853
+  _globals['_JOBRECORD']._serialized_start=206
+  _globals['_JOBRECORD']._serialized_end=984
+  _globals['_PASTFAILURE']._serialized_start=986
+  _globals['_PASTFAILURE']._serialized_end=1066
+  _globals['_RESUMPTION']._serialized_start=1068
+  _globals['_RESUMPTION']._serialized_end=1180
+  _globals['_LOSTATTEMPT']._serialized_start=1183
+  _globals['_LOSTATTEMPT']._serialized_end=1419
 # @@protoc_insertion_point(module_scope)

@@ -10,6 +10,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
@@ -50,6 +51,9 @@ class JobRecord(_message.Message):
     BEGAN_FIELD_NUMBER: _builtins.int
     RESTORED_CHECKPOINT_FIELD_NUMBER: _builtins.int
     EPOCHS_SINCE_RESTART_FIELD_NUMBER: _builtins.int
+    PAUSE_RELEASE_TIME_FIELD_NUMBER: _builtins.int
+    RESUMPTION_FIELD_NUMBER: _builtins.int
+    LOST_ATTEMPT_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Order of creation, from 1, over all jobs; the queue's order."""
     revision: _builtins.int
@@ -77,7 +81,7 @@ class JobRecord(_message.Message):
     restored_checkpoint: _builtins.str
     """What the running attempt was given to restore when it was handed out; empty: from scratch."""
     epochs_since_restart: _builtins.int
-    """Epochs completed since the last restart that counted."""
+    """Epochs that became durable since the last restart that counted."""
     @_builtins.property
     def job(self) -> _job_pb2.Job:
         """What callers see. `etag` is filled in when shown."""
@@ -102,6 +106,20 @@ class JobRecord(_message.Message):
     def epoch_duration(self) -> _duration_pb2.Duration:
         """Mean training time of an epoch so far; unset before the first."""
 
+    @_builtins.property
+    def pause_release_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was learned that the process of `job.pause` had left its GPUs, by the control plane's clock."""
+
+    @_builtins.property
+    def resumption(self) -> Global___Resumption:
+        """The pause that ends with the first step of the running attempt; unset: none."""
+
+    @_builtins.property
+    def lost_attempt(self) -> Global___LostAttempt:
+        """Set while the attempt of `token` counts as lost and no other has been handed out: what it did out of reach may still
+        become known.
+        """
+
     def __init__(
         self,
         *,
@@ -125,10 +143,13 @@ class JobRecord(_message.Message):
         began: _builtins.bool = ...,
         restored_checkpoint: _builtins.str = ...,
         epochs_since_restart: _builtins.int = ...,
+        pause_release_time: _timestamp_pb2.Timestamp | None = ...,
+        resumption: Global___Resumption | None = ...,
+        lost_attempt: Global___LostAttempt | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "epoch_duration", b"epoch_duration", "job", b"job", "past_failure", b"past_failure", "token", b"token"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "epoch_duration", b"epoch_duration", "job", b"job", "lost_attempt", b"lost_attempt", "past_failure", b"past_failure", "pause_release_time", b"pause_release_time", "resumption", b"resumption", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_inexact", b"allow_inexact", "applied_report", b"applied_report", "began", b"began", "checkpoint", b"checkpoint", "device_uuids", b"device_uuids", "epoch_duration", b"epoch_duration", "epochs_since_restart", b"epochs_since_restart", "event_sequence", b"event_sequence", "generation", b"generation", "job", b"job", "number", b"number", "observed_generation", b"observed_generation", "past_failure", b"past_failure", "pause_mode", b"pause_mode", "released", b"released", "restored_checkpoint", b"restored_checkpoint", "revision", b"revision", "target", b"target", "timed_epochs", b"timed_epochs", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_inexact", b"allow_inexact", "applied_report", b"applied_report", "began", b"began", "checkpoint", b"checkpoint", "device_uuids", b"device_uuids", "epoch_duration", b"epoch_duration", "epochs_since_restart", b"epochs_since_restart", "event_sequence", b"event_sequence", "generation", b"generation", "job", b"job", "lost_attempt", b"lost_attempt", "number", b"number", "observed_generation", b"observed_generation", "past_failure", b"past_failure", "pause_mode", b"pause_mode", "pause_release_time", b"pause_release_time", "released", b"released", "restored_checkpoint", b"restored_checkpoint", "resumption", b"resumption", "revision", b"revision", "target", b"target", "timed_epochs", b"timed_epochs", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -142,8 +163,11 @@ class PastFailure(_message.Message):
 
     FAILURE_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
+    TIMES_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Steps completed then."""
+    times: _builtins.int
+    """Times that it happened there in a row."""
     @_builtins.property
     def failure(self) -> _job_pb2.Failure:
         """What happened."""
@@ -153,11 +177,92 @@ class PastFailure(_message.Message):
         *,
         failure: _job_pb2.Failure | None = ...,
         step: _builtins.int = ...,
+        times: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "step", b"step", "times", b"times"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PastFailure: _TypeAlias = PastFailure  # noqa: Y015
+
+@_typing.final
+class Resumption(_message.Message):
+    """A pause that a running attempt ends."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_TIME_FIELD_NUMBER: _builtins.int
+    RELEASE_TIME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def request_time(self) -> _timestamp_pb2.Timestamp:
+        """`Pause.request_time`, which tells it from other pauses of the job."""
+
+    @_builtins.property
+    def release_time(self) -> _timestamp_pb2.Timestamp:
+        """When its GPUs were free, by the control plane's clock; unset: it held none."""
+
+    def __init__(
+        self,
+        *,
+        request_time: _timestamp_pb2.Timestamp | None = ...,
+        release_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["release_time", b"release_time", "request_time", b"request_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["release_time", b"release_time", "request_time", b"request_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Resumption: _TypeAlias = Resumption  # noqa: Y015
+
+@_typing.final
+class LostAttempt(_message.Message):
+    """What taking an attempt for lost changed; taken back if it turns out to live, or to have ended in good order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESTART_COUNT_FIELD_NUMBER: _builtins.int
+    PAST_FAILURE_FIELD_NUMBER: _builtins.int
+    EPOCHS_SINCE_RESTART_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    HOLDS_FIELD_NUMBER: _builtins.int
+    CONDITIONS_FIELD_NUMBER: _builtins.int
+    restart_count: _builtins.int
+    """`Job.restart_count` before."""
+    epochs_since_restart: _builtins.int
+    """`JobRecord.epochs_since_restart` before."""
+    @_builtins.property
+    def past_failure(self) -> Global___PastFailure:
+        """`JobRecord.past_failure` before."""
+
+    @_builtins.property
+    def failure(self) -> _job_pb2.Failure:
+        """`Job.failure` before."""
+
+    @_builtins.property
+    def holds(self) -> _containers.RepeatedCompositeFieldContainer[_job_pb2.Hold]:
+        """`Job.holds` before, where the loss made the job FAILED."""
+
+    @_builtins.property
+    def conditions(self) -> _containers.RepeatedCompositeFieldContainer[_job_pb2.Condition]:
+        """Conditions that the worker had reported."""
+
+    def __init__(
+        self,
+        *,
+        restart_count: _builtins.int = ...,
+        past_failure: Global___PastFailure | None = ...,
+        epochs_since_restart: _builtins.int = ...,
+        failure: _job_pb2.Failure | None = ...,
+        holds: _abc.Iterable[_job_pb2.Hold] | None = ...,
+        conditions: _abc.Iterable[_job_pb2.Condition] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "past_failure", b"past_failure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "epochs_since_restart", b"epochs_since_restart", "failure", b"failure", "holds", b"holds", "past_failure", b"past_failure", "restart_count", b"restart_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LostAttempt: _TypeAlias = LostAttempt  # noqa: Y015

@@ -33,12 +33,12 @@ def test_a_resume_after_failures_waits_for_nothing() -> None:
     assert wait(life) == timedelta()
 
 
-@pytest.mark.parametrize(("second", "state"), [("no", Job.FAILED), ("something else", Job.QUEUED)])
-def test_what_fails_twice_at_one_step_fails_for_ever_wherever_its_logs_are(
-    second: str, state: Job.State.ValueType
+@pytest.mark.parametrize(("third", "state"), [("no", Job.FAILED), ("something else", Job.QUEUED)])
+def test_what_fails_three_times_at_one_step_fails_for_ever_wherever_its_logs_are(
+    third: str, state: Job.State.ValueType
 ) -> None:
     life = Life()
-    for attempt, message in enumerate(("no", second), start=1):
+    for attempt, message in enumerate(("no", "no", third), start=1):
         where = f"{reasons.WHOLE_LOG}/logs/{attempt}.log"
         life.running().at(7).fails(Failure(reason=reasons.TRAINING_RAISED, message=f"{message}{where}"))
     assert life.job.state == state

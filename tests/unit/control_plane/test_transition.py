@@ -6,8 +6,9 @@ from itertools import pairwise
 import pytest
 
 from adjourn.internal.v1.record_pb2 import JobRecord
-from adjourn.v1.job_pb2 import Job, Progress
-from adjourn_control_plane.job.events import Observed
+from adjourn.v1.job_pb2 import Condition, Job, Progress
+from adjourn.v1.job_service_pb2 import JobEvent
+from adjourn_control_plane.job.events import ConditionChanged, Observed, Unplaced
 from tests.harness.job_life import START, A, Life, checkpoint_name
 
 
@@ -106,3 +107,53 @@ def test_records_survive_their_encoding() -> None:
     record = Life(labels={"a": "b"}).running(2).pause().trained(3).released().rests().resume().record
     assert JobRecord.FromString(record.SerializeToString()) == record
     assert record.checkpoint.name == checkpoint_name(3)
+
+
+def test_conditions_begin_change_and_end_with_a_trace() -> None:
+    life = Life().running(1)
+
+    def says(reason: str, message: str = "", *, ended: bool = False) -> Life:
+        condition = Condition(type=Condition.STORAGE_FAILING, reason=reason, message=message)
+        return life.tell(ConditionChanged(actor=A, condition=condition, ended=ended))
+
+    says("UNREACHABLE")
+    began = life.job.conditions[0].time
+    says("UNREACHABLE", "still")
+    assert (life.job.conditions[0].message, life.job.conditions[0].time) == ("still", began)
+    says("REFUSED")
+    (condition,) = life.job.conditions
+    assert (condition.reason, condition.time.ToDatetime()) == ("REFUSED", life.now.replace(tzinfo=None))
+    assert says("", ended=True).job.conditions == []
+    assert says("", ended=True).last is None
+    events = [event for decision in life.decisions for event in decision.events][-3:]
+    assert [(JobEvent.Type.Name(event.type), event.details["reason"]) for event in events] == [
+        ("CONDITION_BEGAN", "UNREACHABLE"),
+        ("CONDITION_BEGAN", "REFUSED"),
+        ("CONDITION_ENDED", "REFUSED"),
+    ]
+    assert {event.details["condition"] for event in events} == {"STORAGE_FAILING"}
+
+
+@pytest.mark.parametrize("how", ["is_lost", "fails", "rests", "finishes", "stops"])
+def test_what_a_worker_says_of_a_job_ends_when_the_job_leaves_it(how: str) -> None:
+    life = Life().running(1)
+    life.tell(ConditionChanged(actor=A, condition=Condition(type=Condition.SNAPSHOT_FAILING, reason="R"), ended=False))
+    assert life.job.conditions
+    assert not getattr(life, how)().job.conditions
+    assert life.history[-2] == "CONDITION_ENDED"
+
+
+def test_why_a_job_is_not_placed_is_said_until_it_is_and_costs_no_version_while_it_stays_so() -> None:
+    life = Life()
+    revision = life.record.revision
+    life.tell(Unplaced(actor="scheduler", reason="NO_WORKER", message="none is there"))
+    assert (life.job.conditions[0].type, life.job.conditions[0].reason) == (Condition.UNPLACED, "NO_WORKER")
+    assert life.record.revision == revision
+    assert life.tell(Unplaced(actor="scheduler", reason="NO_WORKER", message="2 were there")).last is None
+    life.tell(Unplaced(actor="scheduler", reason="NO_CAPACITY", message="all are busy"))
+    assert [each.reason for each in life.job.conditions] == ["NO_CAPACITY"]
+    assert not life.placed().job.conditions
+    assert life.tell(Unplaced(actor="scheduler", reason="NO_WORKER", message="late")).last is None
+    for leave in ("pause", "cancel"):
+        waits = Life().tell(Unplaced(actor="scheduler", reason="NO_WORKER", message=""))
+        assert not getattr(waits, leave)().job.conditions

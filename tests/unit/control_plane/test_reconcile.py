@@ -7,18 +7,18 @@ import pytest
 
 from adjourn import reasons
 from adjourn.internal.v1.record_pb2 import JobRecord
-from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, Exit, FencingToken, Report
-from adjourn.v1.job_pb2 import Failure, Job, Pause, Progress
+from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, ConditionChange, Exit, FencingToken, Report
+from adjourn.v1.job_pb2 import Condition, Failure, Job, Pause, Progress
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn_control_plane.fleet import reconcile
 from adjourn_control_plane.job.events import (
     Adopted,
     Began,
+    ConditionChanged,
     EpochEnded,
     Event,
     Failed,
     Finished,
-    FoundRunning,
     Lost,
     Observed,
     PausePhase,
@@ -41,13 +41,17 @@ def seventh() -> Life:
 
 
 def events(
-    held: Sequence[JobRecord], *reported: AssignmentStatus, others: Sequence[JobRecord] = ()
+    held: Sequence[JobRecord],
+    *reported: AssignmentStatus,
+    others: Sequence[JobRecord] = (),
+    reports_pending: bool = False,
 ) -> list[tuple[str, Event]]:
     known = {record.job.name: record for record in others}
-    return [*reconcile.reconcile(A, held, reported, known), *reconcile.lost_attempts(A, held, reported)]
+    lost = reconcile.lost_attempts(A, held, reported, reports_pending=reports_pending)
+    return [*reconcile.reconcile(A, held, reported, known), *lost]
 
 
-def event_of_report(
+def desired(
     held: Sequence[JobRecord], *reported: AssignmentStatus, others: Sequence[JobRecord] = ()
 ) -> list[Assignment]:
     return reconcile.desired_assignments(held, reported, {record.job.name: record for record in others})
@@ -66,7 +70,7 @@ def test_running_and_reported_running_is_kept() -> None:
     record = seventh().record
     running = status(record)
     assert events([record], running) == []
-    (assignment,) = event_of_report([record], running)
+    (assignment,) = desired([record], running)
     assert (assignment.target, assignment.token, assignment.generation) == (Assignment.RUN, record.token, 1)
     assert assignment.spec == record.job.spec
     assert assignment.restore == assignment.base == record.checkpoint
@@ -77,7 +81,7 @@ def test_an_older_attempt_is_stopped_and_the_newer_untouched() -> None:
     old = status(record, attempt=6)
     mine = status(record)
     assert events([record], mine, old) == []
-    kept, stop = event_of_report([record], mine, old)
+    kept, stop = desired([record], mine, old)
     assert kept.token == record.token
     assert is_stop(stop, old)
 
@@ -86,7 +90,7 @@ def test_an_attempt_of_the_same_number_and_another_nonce_is_stopped() -> None:
     record = seventh().record
     foreign = status(record, nonce="f" * 32)
     assert [type(event) for _, event in events([record], foreign)] == [Lost]
-    assert is_stop(event_of_report([record], foreign)[1], foreign)
+    assert is_stop(desired([record], foreign)[1], foreign)
 
 
 @pytest.mark.parametrize("worker", [A, B])
@@ -97,11 +101,12 @@ def test_a_later_attempt_is_adopted_and_the_one_we_knew_not_counted_as_lost(work
     ((job, event),) = reconcile.reconcile(A, held, [later], {record.job.name: record for record in others})
     assert (job, event) == (
         NAME,
-        Adopted(actor=A, token=later.token, worker=A, device_uuids=("GPU-1",), generation=3),
+        Adopted(actor=A, token=later.token, worker=A, device_uuids=("GPU-1",), generation=3, released=False),
     )
+    assert desired(held, later, others=others)[len(held) :] == [], "it is not told to stop before it is adopted"
     life.tell(event)
-    assert (life.state, life.job.restart_count) == ("RUNNING", 6)
-    (assignment,) = event_of_report([life.record], later)
+    assert (life.state, life.job.restart_count) == ("STARTING", 6)
+    (assignment,) = desired([life.record], later)
     assert (assignment.token, assignment.target) == (later.token, Assignment.RUN)
 
 
@@ -113,10 +118,10 @@ def test_an_attempt_of_a_deleted_job_whose_name_is_used_again_is_stopped(attempt
     mine = status(life.record)
     for held, others in (([life.record], []), ([], [life.record])):
         assert not [event for _, event in events(held, mine, foreign, others=others) if isinstance(event, Adopted)]
-        assert is_stop(event_of_report(held, mine, foreign, others=others)[-1], foreign)
+        assert is_stop(desired(held, mine, foreign, others=others)[-1], foreign)
     fresh = Life()
     assert events([], foreign, others=[fresh.record]) == []
-    assert is_stop(event_of_report([], foreign, others=[fresh.record])[0], foreign)
+    assert is_stop(desired([], foreign, others=[fresh.record])[0], foreign)
 
 
 def test_an_exit_report_is_the_end_of_the_attempt() -> None:
@@ -136,7 +141,7 @@ def test_an_acknowledged_attempt_that_is_gone_is_lost() -> None:
 def test_an_attempt_that_was_never_acknowledged_is_handed_out_again() -> None:
     record = Life().placed().record
     assert events([record]) == []
-    (assignment,) = event_of_report([record])
+    (assignment,) = desired([record])
     assert (assignment.target, assignment.token) == (Assignment.RUN, record.token)
     assert not assignment.HasField("restore")
 
@@ -145,7 +150,7 @@ def test_a_pause_that_was_not_seen_is_said_again() -> None:
     record = seventh().pause().record
     behind = status(record, generation=record.generation - 1)
     assert events([record], behind) == []
-    (assignment,) = event_of_report([record], behind)
+    (assignment,) = desired([record], behind)
     assert (assignment.target, assignment.generation) == (Assignment.PAUSE, record.generation)
 
 
@@ -153,20 +158,68 @@ def test_persisting_is_kept_however_long_it_takes() -> None:
     record = seventh().pause().released().record
     persisting = status(record, AssignmentStatus.PERSISTING)
     assert [type(event) for _, event in events([record], persisting)] == [Observed]
-    (assignment,) = event_of_report([record], persisting)
+    (assignment,) = desired([record], persisting)
     assert (assignment.target, assignment.generation) == (Assignment.PAUSE, record.generation)
 
 
-def test_paused_and_found_running_is_pausing_again() -> None:
-    life = seventh().pause().is_lost()
-    assert life.state == "PAUSED"
+@pytest.mark.parametrize("state", ["QUEUED", "PAUSED", "FAILED"])
+def test_a_lost_attempt_that_is_back_is_adopted_and_not_stopped(state: str) -> None:
+    life = Life(max_restarts=0 if state == "FAILED" else 3).running(1)
+    life = (life.pause() if state == "PAUSED" else life).is_lost()
+    assert life.state == state
     running = status(life.record, devices=("GPU-1",))
+    assert desired([], running, others=[life.record]) == [], "it is not told to stop before it is adopted"
     ((_, event),) = events([], running, others=[life.record])
-    assert event == FoundRunning(actor=A, device_uuids=("GPU-1",), generation=running.observed_generation)
+    assert event == Adopted(
+        actor=A,
+        token=life.record.token,
+        worker=A,
+        device_uuids=("GPU-1",),
+        generation=running.observed_generation,
+        released=False,
+    )
     life.tell(event)
-    (assignment,) = event_of_report([life.record], running)
-    assert (life.state, assignment.target) == ("PAUSING", Assignment.PAUSE)
+    (assignment,) = desired([life.record], running)
+    assert (life.state, assignment.target) == (
+        ("PAUSING", Assignment.PAUSE) if state == "PAUSED" else ("RUNNING", Assignment.RUN)
+    )
     assert assignment.generation > running.observed_generation
+
+
+def test_an_attempt_that_only_persists_is_adopted_without_its_slot() -> None:
+    life = seventh().pause().released().is_lost()
+    ((_, event),) = events([], status(life.record, AssignmentStatus.PERSISTING), others=[life.record])
+    assert isinstance(event, Adopted)
+    assert event.released
+
+
+def test_a_lost_attempt_whose_gpus_were_given_away_is_stopped() -> None:
+    life = Life(gpu_count=1).placed(A, "GPU-1").acknowledged().began().is_lost()
+    running = status(life.record, devices=("GPU-1",))
+    other = Life(gpu_count=1).placed(A, "GPU-1").record
+    other.job.name = "jobs/other"
+    assert reconcile.reconcile(A, [other], [running], {NAME: life.record}) == []
+    assert is_stop(desired([other], running, others=[life.record])[1], running)
+
+
+@pytest.mark.parametrize("phase", OVER)
+def test_an_attempt_that_is_over_and_never_said_how_is_lost(phase: AssignmentStatus.Phase.ValueType) -> None:
+    """Whatever happened to its exit report, the job does not hang (C11)."""
+    life = seventh().pause().acknowledged()
+    over = status(life.record, phase)
+    ((job, event),) = events([life.record], over)
+    assert isinstance(event, Lost)
+    assert (job, event.failure.reason) == (NAME, reasons.ATTEMPT_UNKNOWN)
+    assert life.tell(event).state == "PAUSED"
+    assert desired([], over, others=[life.record]) == []
+
+
+@pytest.mark.parametrize("phase", OVER)
+def test_an_attempt_that_is_over_is_not_lost_while_reports_are_on_their_way(
+    phase: AssignmentStatus.Phase.ValueType,
+) -> None:
+    record = seventh().record
+    assert events([record], status(record, phase), reports_pending=True) == []
 
 
 @pytest.mark.parametrize("phase", OVER)
@@ -174,7 +227,7 @@ def test_paused_and_over_is_forgotten(phase: AssignmentStatus.Phase.ValueType) -
     record = paused().record
     over = status(record, phase)
     assert events([], over, others=[record]) == []
-    assert event_of_report([], over, others=[record]) == []
+    assert desired([], over, others=[record]) == []
 
 
 def test_an_attempt_that_went_elsewhere_stops_without_a_trace() -> None:
@@ -182,7 +235,7 @@ def test_an_attempt_that_went_elsewhere_stops_without_a_trace() -> None:
     old = status(life.record)
     life.is_lost().placed(B)
     assert events([], old, others=[life.record]) == []
-    (stop,) = event_of_report([], old, others=[life.record])
+    (stop,) = desired([], old, others=[life.record])
     assert is_stop(stop, old)
 
 
@@ -191,20 +244,20 @@ def test_an_attempt_of_a_job_that_is_not_at_work_is_stopped(state: str) -> None:
     life = seventh()
     old = status(life.record)
     record = JobRecord()
-    record.CopyFrom(life.is_lost().record)
+    record.CopyFrom(life.fails().record)
     record.job.state = Job.State.Value(state)
     assert events([], old, others=[record]) == []
-    assert is_stop(event_of_report([], old, others=[record])[0], old)
+    assert is_stop(desired([], old, others=[record])[0], old)
 
 
 def test_an_unknown_live_attempt_is_left_alone() -> None:
     orphan = status(Life().placed().record)
     assert events([], orphan) == []
-    assert event_of_report([], orphan) == []
+    assert desired([], orphan) == []
 
 
 def test_each_worker_hears_of_its_own_jobs_only() -> None:
-    assert event_of_report([paused().record]) == []
+    assert desired([paused().record]) == []
 
 
 def test_the_first_step_is_noticed_once() -> None:
@@ -214,6 +267,17 @@ def test_the_first_step_is_noticed_once() -> None:
     starting = status(life.record, AssignmentStatus.STARTING)
     assert [type(event) for _, event in events([life.record], starting)] == [Observed]
     assert events([life.acknowledged().began().record], status(life.record)) == []
+
+
+def test_the_share_that_is_durable_is_taken_over_in_whole_per_cent() -> None:
+    record = seventh().pause().acknowledged().released().record
+    persisting = status(record, AssignmentStatus.PERSISTING)
+    persisting.persisted_fraction = 0.129
+    ((_, event),) = events([record], persisting)
+    assert isinstance(event, Observed)
+    assert event.persisted_fraction == 0.12
+    record.job.pause.persisted_fraction = 0.12
+    assert events([record], persisting) == []
 
 
 def test_progress_is_taken_over_when_it_is_new() -> None:
@@ -251,4 +315,8 @@ def test_each_kind_of_report() -> None:
     assert reconcile.event_of_report(Report(epoch=metrics), A) == EpochEnded(actor=A, metrics=metrics)
     assert reconcile.event_of_report(Report(checkpoint=made), A) == Registered(actor=A, checkpoint=made)
     assert reconcile.event_of_report(Report(pause=pause), A) == PausePhase(actor=A, pause=pause)
+    full = Condition(type=Condition.SNAPSHOT_FAILING, reason="NO_SPACE")
+    assert reconcile.event_of_report(Report(condition=ConditionChange(condition=full, ended=True)), A) == (
+        ConditionChanged(actor=A, condition=full, ended=True)
+    )
     assert reconcile.event_of_report(Report(sequence=1, token=FencingToken(attempt=1)), A) is None, "of a later version"

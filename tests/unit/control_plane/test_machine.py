@@ -9,18 +9,18 @@ import pytest
 from adjourn import errors, reasons
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.agent_service_pb2 import FencingToken
-from adjourn.v1.job_pb2 import PAUSE_MODE_UNSPECIFIED, Failure, Hold, Job, Pause
+from adjourn.v1.job_pb2 import PAUSE_MODE_UNSPECIFIED, Condition, Failure, Hold, Job, Pause
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn_control_plane.job import machine
 from adjourn_control_plane.job.events import (
     Adopted,
     Began,
     CancelRequested,
+    ConditionChanged,
     EpochEnded,
     Event,
     Failed,
     Finished,
-    FoundRunning,
     Lost,
     Observed,
     PausePhase,
@@ -31,6 +31,7 @@ from adjourn_control_plane.job.events import (
     Rested,
     ResumeRequested,
     Stopped,
+    Unplaced,
     UpdateRequested,
 )
 from adjourn_control_plane.job.machine import ENDED, HANDLERS, HELD, TRANSITIONS, State
@@ -65,11 +66,14 @@ def possible(record: JobRecord) -> Iterator[Event]:
         yield Rested(actor=A, checkpoint=on)
         yield Finished(actor=A, checkpoint=on)
     yield Stopped(actor=A)
+    yield Stopped(actor=A, failure=Failure(reason=reasons.WORKER_STOPPED))
     for failure in (RAISED, Failure(reason=reasons.STATE_MISMATCH)):
         yield Failed(actor=A, failure=failure)
     yield Lost(actor="control_plane", failure=GONE)
-    yield FoundRunning(actor=A, device_uuids=(), generation=record.generation)
-    yield Adopted(actor=A, token=token, worker=A, device_uuids=(), generation=1)
+    for adopted in (token, record.token):
+        yield Adopted(actor=A, token=adopted, worker=A, device_uuids=(), generation=1, released=False)
+    yield ConditionChanged(actor=A, condition=Condition(type=Condition.STORAGE_FAILING, reason="R"), ended=False)
+    yield Unplaced(actor="scheduler", reason="NO_WORKER", message="m")
 
 
 def kept_by_budget(record: JobRecord) -> JobRecord:
@@ -89,6 +93,7 @@ def aspect(record: JobRecord) -> tuple[object, ...]:
         (job.spec.total_epochs > 0, bool(record.checkpoint.name), record.began, record.released),
         (record.observed_generation > 0, min(job.restart_count, 1), record.HasField("past_failure")),
         (job.pause.HasField("resume_request_time"), job.pause.HasField("resume_time")),
+        (record.HasField("lost_attempt"), bool(record.lost_attempt.holds), min(record.lost_attempt.restart_count, 1)),
     )
 
 

@@ -1,0 +1,106 @@
+"""PURE. How an attempt ends, and what the job becomes then."""
+
+from datetime import timedelta
+
+from adjourn import reasons
+from adjourn.internal.v1.record_pb2 import PastFailure
+from adjourn.v1.checkpoint_pb2 import Checkpoint
+from adjourn.v1.job_pb2 import Failure, Job
+from adjourn.v1.job_service_pb2 import JobEvent
+from adjourn_control_plane.job import estimates, pauses, retries
+from adjourn_control_plane.job.transition import Transition
+
+
+def end_attempt(transition: Transition, failure: Failure | None, *, counts: bool) -> None:
+    """Ends an attempt that neither rested nor finished, and decides what is next. `counts`: it costs a restart."""
+    record, job = transition.record, transition.job
+    pausing = job.state == Job.PAUSING
+    cancelling = job.state == Job.CANCELLING
+    transition.unassign()
+    why = failure or Failure()
+    if failure is not None:
+        set_failure(transition, failure)
+    if cancelling:
+        transition.set_state(Job.CANCELLED, JobEvent.CANCELLED)
+        return
+    if counts and not retries.may_restart(record, job.failure):
+        del job.holds[:]
+        if pausing:
+            job.pause.note = "the job failed first"
+        transition.set_state(Job.FAILED, JobEvent.FAILED, why.message, reason=why.reason)
+        return
+    if counts:
+        count_restart(transition)
+    rewind_progress(transition)
+    if pausing and job.holds and record.checkpoint.name:
+        enter_paused(transition, "with an older checkpoint: the attempt ended on its way to the boundary")
+    else:
+        transition.set_state(Job.QUEUED, JobEvent.REQUEUED, why.message, reason=why.reason)
+
+
+def set_failure(transition: Transition, failure: Failure) -> None:
+    """Notes why the attempt ended."""
+    transition.job.failure.CopyFrom(failure)
+    transition.job.failure.attempt = transition.job.attempt
+    transition.job.failure.time.FromDatetime(transition.now)
+
+
+def count_restart(transition: Transition) -> None:
+    """Takes a restart from the budget, and remembers what for."""
+    record, job = transition.record, transition.job
+    times = retries.times_in_a_row(record, job.failure)
+    job.restart_count += 1
+    record.epochs_since_restart = 0
+    record.past_failure.CopyFrom(PastFailure(failure=job.failure, step=job.progress.step, times=times))
+
+
+def rewind_progress(transition: Transition) -> None:
+    """Sets progress back to what is durable, and says how much training time that costs a pause."""
+    job, checkpoint = transition.job, transition.record.checkpoint
+    lost_time = job.progress.active_duration.ToTimedelta() - checkpoint.active_duration.ToTimedelta()
+    if job.state == Job.PAUSING:
+        job.pause.lost_duration.FromTimedelta(max(lost_time, timedelta()))
+    rewind_to_checkpoint(transition)
+
+
+def rewind_to_checkpoint(transition: Transition) -> None:
+    """Sets progress to that of the newest checkpoint. The last report may be from before it or from after."""
+    progress, checkpoint = transition.job.progress, transition.record.checkpoint
+    progress.epoch, progress.step, progress.epoch_step = checkpoint.epoch, checkpoint.step, 0
+    progress.active_duration.CopyFrom(checkpoint.active_duration)
+    estimates.update_remaining(transition.record)
+
+
+def enter_paused(transition: Transition, message: str = "") -> None:
+    """Lets the job rest on its newest checkpoint."""
+    pauses.rest(transition.record, transition.now)
+    retain(transition, transition.record.checkpoint, Checkpoint.PAUSE)
+    transition.set_state(Job.PAUSED, JobEvent.PAUSED, message)
+
+
+def is_registered(transition: Transition, checkpoint: str) -> bool:
+    """Returns whether a checkpoint is the newest registered one. On another no job may rest: a pause never lies."""
+    return bool(checkpoint) and checkpoint == transition.record.checkpoint.name
+
+
+def end_unregistered(transition: Transition, checkpoint: str) -> None:
+    """Ends an attempt that rests on a checkpoint which was not registered."""
+    message = f"the attempt rests on {checkpoint or 'no checkpoint'}, which is not the registered one"
+    end_attempt(transition, Failure(reason=reasons.CHECKPOINT_NOT_REGISTERED, message=message), counts=True)
+
+
+def release(transition: Transition, *reasons_to_keep: Checkpoint.Retention.ValueType) -> None:
+    """Removes reasons to keep the checkpoint that has been the newest so far."""
+    past = transition.record.checkpoint
+    if past.name:
+        kept = [why for why in past.retained_for if why not in reasons_to_keep]
+        del past.retained_for[:]
+        past.retained_for.extend(kept)
+        transition.checkpoints.append(Checkpoint.FromString(past.SerializeToString()))
+
+
+def retain(transition: Transition, checkpoint: Checkpoint, why: Checkpoint.Retention.ValueType) -> None:
+    """Adds a reason to keep a checkpoint."""
+    if checkpoint.name and why not in checkpoint.retained_for:
+        checkpoint.retained_for.append(why)
+        transition.checkpoints.append(Checkpoint.FromString(checkpoint.SerializeToString()))
