@@ -57,7 +57,8 @@ class Witness(MemoryStore):
         assert new.revision in (old.revision, old.revision + 1)
         if new.job.state != old.job.state:
             assert new.revision > old.revision
-            assert old.job.state not in ENDED or self.resuming, "the end is the end, unless somebody resumes"
+            back = old.job.state == Job.FAILED and old.HasField("lost_attempt")
+            assert old.job.state not in ENDED or self.resuming or back, "the end is the end, unless somebody resumes"
         if old.job.worker and not new.job.worker and change.events[-1].actor == "control_plane":
             assert self._sessions[old.job.worker].lost, "only from a lost worker jobs are taken away"
         for checkpoint in change.checkpoints:

@@ -1,6 +1,7 @@
 """What an attempt that was lost did out of reach counts for as long as no other has been handed out (C5)."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ def registers(life: Life, epoch: int) -> Life:
     return life.tell(Registered(actor=A, checkpoint=checkpoint(epoch)))
 
 
-def queued(**spec: object) -> Life:
+def queued(**spec: Any) -> Life:
     life = Life(**spec).running(2).at(260, seconds=26).is_lost()
     assert (life.state, life.job.restart_count) == ("QUEUED", 1)
     return life
