@@ -40,7 +40,7 @@ async def serve(settings: Settings) -> None:
             notifier.run(),
             Scheduler(store, updater, notifier, settings).run(),
             LeaseMonitor(store, updater, settings).run(),
-            Collector(store, objects).run(),
+            Collector(store, objects, settings).run(),
         )
         async with asyncio.TaskGroup() as group:
             loops = [group.create_task(controller) for controller in controllers]

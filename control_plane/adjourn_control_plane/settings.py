@@ -29,6 +29,8 @@ class Settings:
     """Agents speak at least this often, and streams look again."""
     lease_duration: timedelta = timedelta(seconds=15)
     """Silence after which a worker is taken for lost."""
+    worker_retention: timedelta = timedelta(days=1)
+    """Time after which a lost worker that holds no job is forgotten."""
     log_format: str = "json"
     """`json` or `console`."""
 
@@ -51,6 +53,7 @@ class Settings:
             "namespace": reader.take("ADJOURN_NAMESPACE", namespace, "adjourn"),
             "sync_interval": interval,
             "lease_duration": lease,
+            "worker_retention": reader.take("ADJOURN_WORKER_RETENTION", seconds(1, 365 * 86400), timedelta(days=1)),
             "log_format": reader.take("ADJOURN_LOG_FORMAT", log_format, "json"),
         }
         reader.check()

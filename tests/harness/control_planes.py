@@ -127,7 +127,7 @@ async def replica(
         loops += [
             asyncio.create_task(Scheduler(store, updater, notifier, settings).run()),
             asyncio.create_task(LeaseMonitor(store, updater, settings).run()),
-            asyncio.create_task(Collector(store, kept).run()),
+            asyncio.create_task(Collector(store, kept, settings).run()),
         ]
     try:
         server = Server(settings, store, kept, updater, notifier)

@@ -34,7 +34,7 @@ class Controllers:
         self.notifier = Notifier(store)
         self.scheduler = Scheduler(store, self.updater, self.notifier, SETTINGS)
         self.monitor = LeaseMonitor(store, self.updater, SETTINGS)
-        self.collector = Collector(store, self.objects)
+        self.collector = Collector(store, self.objects, SETTINGS)
 
     async def create(self, name: str, **spec: Any) -> JobName:
         job = Job(name=f"jobs/{name}", spec=JobSpec(entry_point="m:f", **spec))

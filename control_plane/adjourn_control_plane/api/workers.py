@@ -26,11 +26,7 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
         self.store = store
 
     async def GetWorker(self, request: pb.GetWorkerRequest, context: Context) -> Worker:
-        check(validation.name("name", request.name, "workers"))
-        session = await self.store.session(WorkerName(request.name))
-        if session is None:
-            raise errors.NotFoundError(f"there is no {request.name}", worker=request.name)
-        return await self.to_public(session)
+        return await self.to_public(await self.session(request.name))
 
     async def ListWorkers(self, request: pb.ListWorkersRequest, context: Context) -> pb.ListWorkersResponse:
         check(pages.violations(request))
@@ -57,4 +53,22 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
         return worker
 
     async def DeleteWorker(self, request: pb.DeleteWorkerRequest, context: Context) -> empty_pb2.Empty:
-        raise errors.NotImplementedYetError("deleting a worker is not there yet")
+        session = await self.session(request.name)
+        if not await self.store.forget(WorkerName(request.name)):
+            worker = await self.to_public(session)
+            raise errors.WorkerInUseError(
+                f"{request.name} is {Worker.State.Name(worker.state)} and holds {len(worker.jobs)} jobs; "
+                "only a worker that is LOST and holds none can be deleted",
+                worker=request.name,
+                state=Worker.State.Name(worker.state),
+                allowed_states=Worker.State.Name(Worker.LOST),
+            )
+        return empty_pb2.Empty()
+
+    async def session(self, name: str) -> Session:
+        """Returns what is known of a worker; raises InvalidRequestError, NotFoundError."""
+        check(validation.name("name", name, "workers"))
+        session = await self.store.session(WorkerName(name))
+        if session is None:
+            raise errors.NotFoundError(f"there is no {name}", worker=name)
+        return session

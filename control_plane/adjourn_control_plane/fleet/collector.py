@@ -1,4 +1,4 @@
-"""Removes what nobody can reach any more: the objects of deleted jobs."""
+"""Removes what nobody needs any more: the objects of deleted jobs, and workers that were lost long ago."""
 
 from typing import Final
 
@@ -6,23 +6,30 @@ import structlog
 
 from adjourn.objects import ObjectStore
 from adjourn_control_plane.fleet import rounds
+from adjourn_control_plane.settings import Settings
 from adjourn_control_plane.store.interface import JobStore
 
 log = structlog.get_logger()
 
 INTERVAL_SECONDS: Final = 5.0
+WORKERS_AT_ONCE: Final = 100
+"""Workers forgotten by one call to the store: a script holds up everybody else."""
 
 
 class Collector:
     """Collects garbage."""
 
-    def __init__(self, store: JobStore, objects: ObjectStore) -> None:
+    def __init__(self, store: JobStore, objects: ObjectStore, settings: Settings) -> None:
         self.store = store
         self.objects = objects
+        self.worker_retention = settings.worker_retention
 
     async def run(self) -> None:
         """Collects every INTERVAL_SECONDS until cancelled."""
-        await rounds.every(INTERVAL_SECONDS, "collector", self.purge)
+        await rounds.together(
+            rounds.every(INTERVAL_SECONDS, "collector.objects", self.purge),
+            rounds.every(INTERVAL_SECONDS, "collector.workers", self.forget_workers),
+        )
 
     async def purge(self) -> None:
         """Removes the objects of deleted jobs.
@@ -33,3 +40,8 @@ class Collector:
             removed = await self.objects.delete_prefix(f"checkpoints/{uid}/")
             await self.store.remove_tombstone(uid)
             log.info("job_purged", uid=uid, objects=removed)
+
+    async def forget_workers(self) -> None:
+        """Forgets workers that have been lost for long and hold no job: pods of random names would pile up."""
+        while forgotten := await self.store.forget_lost(self.worker_retention, size=WORKERS_AT_ONCE):
+            log.info("workers_forgotten", workers=forgotten)

@@ -1,7 +1,7 @@
 """Takes workers that have been silent for a lease for lost, and their jobs from them.
 
 Every replica does so. They race safely: a loss is a compare-and-set on the worker's heartbeat, and taking a job back
-is one on the job's fencing token.
+is one on the job's fencing token. A round costs nothing for workers that are lost and hold no job.
 """
 
 import time
@@ -31,28 +31,37 @@ class LeaseMonitor:
 
     async def run(self) -> None:
         """Looks twice an interval until cancelled."""
-        await rounds.every(self.interval / 2, "lease_monitor", self.expire)
+        await rounds.together(
+            rounds.every(self.interval / 2, "lease_monitor.pulse", self.pulse),
+            rounds.every(self.interval / 2, "lease_monitor", self.expire),
+        )
+
+    async def pulse(self) -> None:
+        """Notes that this process runs, however long a round takes."""
+        self.leases.awake(time.monotonic())
 
     async def expire(self) -> None:
-        """Marks silent workers lost and takes their jobs back."""
+        """Marks silent workers lost, and takes the jobs of lost workers back."""
+        asked = time.monotonic()
+        self.leases.awake(asked)
         try:
-            await self.expire_leases()
+            sessions = await self.store.live_sessions()
+            for session in self.leases.expired(sessions, asked=asked, answered=time.monotonic()):
+                if await self.store.mark_lost(WorkerName(session.worker.name), session.heartbeat):
+                    log.warning("worker_lost", worker=session.worker.name, lease=str(self.leases.duration))
+            for worker in await self.store.lost_holders():
+                await self.take_back(worker)
         except errors.StoreUnavailableError:
-            self.leases.forget()  # nobody's heartbeat can be seen
+            self.leases.forget()  # heartbeats cannot be written either
             raise
 
-    async def expire_leases(self) -> None:
-        sessions = await self.store.sessions()
-        for session in self.leases.expired(sessions, time.monotonic()):
-            if await self.store.mark_lost(WorkerName(session.worker.name), session.heartbeat):
-                log.warning("worker_lost", worker=session.worker.name, lease=str(self.leases.duration))
-        for session in await self.store.sessions():
-            if session.lost:
-                await self.take_back(WorkerName(session.worker.name))
-
     async def take_back(self, worker: WorkerName) -> None:
-        """Takes all jobs from a lost worker."""
+        """Takes all jobs from a lost worker. What fails for one job is tried again in the next round."""
         message = f"{worker} was not heard from for {self.leases.duration.total_seconds():g} s"
         event = Lost(actor="control_plane", failure=Failure(reason=reasons.WORKER_LOST, message=message))
         for stored in (await self.store.allocation(worker)).jobs:
-            await self.updater.apply(JobName(stored.record.job.name), event, token=stored.record.token)
+            job = JobName(stored.record.job.name)
+            try:
+                await self.updater.apply(job, event, token=stored.record.token)
+            except (errors.NotFoundError, errors.ContentionError) as error:  # deleted, or busy: others go on
+                log.info("not_taken_back", job=job, worker=worker, error=error.message)

@@ -1,8 +1,8 @@
 """PURE. Which workers have been silent for a lease.
 
-Silence is counted on the counter's own monotonic clock, from when it last saw the worker's beat change: no clock of
-another host matters, nor a clock that is set. A control plane that starts, finds its store again, or was itself stopped
-for a while starts counting anew. Silence was ours then.
+Silence is counted on the counter's own monotonic clock, from when it last saw the worker's heartbeat change. No clock
+of another host matters, nor a clock that is set. Heartbeats may have gone unseen while this process was stopped, or
+while the store did not answer. Counting starts anew then. How long the monitor works on what it finds does not matter.
 """
 
 from collections.abc import Iterable
@@ -17,21 +17,30 @@ class Leases:
     def __init__(self, duration: timedelta) -> None:
         self.duration = duration
         self.heard: dict[WorkerName, tuple[int, float]] = {}
-        self.counted = 0.0
+        """The newest heartbeat of each worker, and when it was first seen, in seconds."""
+        self.awake_at = 0.0
 
-    def expired(self, sessions: Iterable[Session], now: float) -> list[Session]:
-        """Returns the sessions, not yet marked lost, whose beat has not changed for a lease; `now` in seconds."""
-        lease = self.duration.total_seconds()
-        if now - self.counted >= lease / 2:  # we were away ourselves
+    def awake(self, now: float) -> None:
+        """Notes that this process runs; to be called several times a lease. A longer gap starts the count anew."""
+        if now - self.awake_at >= self.duration.total_seconds() / 2:
             self.forget()
-        self.counted = now
+        self.awake_at = now
+
+    def expired(self, sessions: Iterable[Session], *, asked: float, answered: float) -> list[Session]:
+        """Returns the sessions, not yet marked lost, whose heartbeat has not changed for a lease.
+
+        The sessions were asked for and answered at these times, in seconds; both count in favour of the worker.
+        """
+        lease = self.duration.total_seconds()
+        if answered - asked >= lease / 2:  # the store was away; heartbeats wait to be written
+            self.forget()
         current: dict[WorkerName, tuple[int, float]] = {}
         silent = []
         for session in sessions:
             worker = WorkerName(session.worker.name)
-            heartbeat, since = self.heard.get(worker, (session.heartbeat, now))
-            current[worker] = (heartbeat, since) if heartbeat == session.heartbeat else (session.heartbeat, now)
-            if not session.lost and now - current[worker][1] >= lease:
+            heartbeat, since = self.heard.get(worker, (session.heartbeat, answered))
+            current[worker] = (heartbeat, since) if heartbeat == session.heartbeat else (session.heartbeat, answered)
+            if not session.lost and asked - current[worker][1] >= lease:
                 silent.append(session)
         self.heard = current
         return silent

@@ -1,12 +1,14 @@
 """Runs the rounds of a controller: a round that fails is logged, and the next one comes."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 import structlog
 
 from adjourn import errors
 from adjourn.objects import STORAGE_ERRORS
+from adjourn_control_plane.aio import end
 
 log = structlog.get_logger()
 
@@ -28,3 +30,12 @@ async def every(seconds: float, controller: str, work: Work) -> None:
     while True:
         await attempt(controller, work)
         await asyncio.sleep(seconds)
+
+
+async def together(*loops: Coroutine[Any, Any, None]) -> None:
+    """Runs loops until cancelled, then ends them for certain; a TaskGroup would cancel each of them only once."""
+    tasks = [asyncio.create_task(loop) for loop in loops]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        await end(*tasks)

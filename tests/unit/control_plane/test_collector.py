@@ -2,8 +2,8 @@
 
 import pytest
 
-from adjourn_control_plane.store.interface import JobUid
-from tests.harness.controllers import Controllers
+from adjourn_control_plane.store.interface import JobUid, WorkerName
+from tests.harness.controllers import SETTINGS, Controllers
 from tests.harness.memory_objects import MemoryObjects
 from tests.harness.memory_store import MemoryStore
 
@@ -46,3 +46,20 @@ async def test_a_replica_that_purges_late_leaves_the_next_job_of_the_name_alone(
     await second.collector.purge()
     assert list(objects.contents) == [await first.manifest(job)]
     assert await memory_store.tombstones() == []
+
+
+async def test_lost_workers_are_forgotten_after_a_while() -> None:
+    """Pods of random names come and go; what is left of them does not pile up (C9)."""
+    now = 1_000_000_000_000_000_000
+    store = MemoryStore(now_ns=lambda: now)
+    plane = Controllers(store)
+    for number in range(250):
+        name = WorkerName(f"workers/pod-{number}")
+        await plane.worker(name)
+        await store.mark_lost(name, 1)
+    await plane.worker("workers/live")
+    await plane.collector.forget_workers()
+    assert len(await store.sessions()) == 251
+    now += int(SETTINGS.worker_retention.total_seconds() * 1e9)
+    await plane.collector.forget_workers()
+    assert [session.worker.name for session in await store.sessions()] == ["workers/live"]

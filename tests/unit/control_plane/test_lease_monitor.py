@@ -11,7 +11,7 @@ from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.fleet import lease_monitor as monitoring
 from adjourn_control_plane.fleet import rounds
 from adjourn_control_plane.job.events import Observed, Placed
-from adjourn_control_plane.store.interface import Allocation, WorkerName
+from adjourn_control_plane.store.interface import Allocation, Session, WorkerName
 from tests.harness.controllers import Controllers
 from tests.harness.job_life import A, B
 from tests.harness.memory_store import MemoryStore
@@ -127,3 +127,70 @@ async def test_a_replica_that_takes_back_late_does_not_hit_the_next_attempt(memo
     await second.monitor.take_back(WorkerName(A))
     record = await first.record(job)
     assert (record.job.state, record.job.worker, record.job.restart_count) == (Job.STARTING, B, 1)
+
+
+class Counting(MemoryStore):
+    """Counts the allocations and sessions that are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = 0
+
+    async def allocation(self, worker: WorkerName) -> Allocation:
+        self.reads += 1
+        return await super().allocation(worker)
+
+    async def live_sessions(self) -> list[Session]:
+        found = await super().live_sessions()
+        self.reads += len(found)
+        return found
+
+
+async def test_ten_thousand_dead_workers_cost_a_round_nothing(clock: Clock) -> None:
+    """The rounds grew with every name that was ever lost, until no lease ended any more (C9)."""
+    store = Counting()
+    plane = Controllers(store)
+    for number in range(10_000):
+        name = WorkerName(f"workers/pod-{number}")
+        await plane.worker(name)
+        await store.mark_lost(name, 1)
+    job = await plane.create("j")
+    await plane.worker(A, cpu_slots=1)
+    await plane.scheduler.place()
+    store.reads = 0
+    for _ in range(16):
+        clock.seconds += 1
+        await plane.monitor.expire()
+    assert await plane.where(job) == [""], "the lease ends all the same"
+    assert store.reads <= 16 + 1
+
+
+async def test_a_slow_round_does_not_keep_leases_from_ending(plane: Controllers, clock: Clock) -> None:
+    """Taking back takes longer than half a lease, each time; the monitor's pulse goes on meanwhile (C9)."""
+    job = await plane.create("j")
+    await plane.worker(A, cpu_slots=1)
+    await plane.scheduler.place()
+    for _ in range(3):
+        await plane.monitor.expire()
+        for _ in range(9):
+            clock.seconds += 1
+            await plane.monitor.pulse()
+    assert await plane.where(job) == [""]
+
+
+async def test_a_job_that_is_deleted_meanwhile_keeps_no_other_from_being_taken_back(memory_store: MemoryStore) -> None:
+    plane = Controllers(memory_store)
+    first, second = await plane.create("a"), await plane.create("b")
+    await plane.worker(A, cpu_slots=2)
+    await plane.scheduler.place()
+
+    class Stale(MemoryStore):
+        async def allocation(self, worker: WorkerName) -> Allocation:
+            """Answers with what was so before one of the jobs was deleted."""
+            seen = await memory_store.allocation(worker)
+            await plane.delete(first)
+            return seen
+
+    plane.monitor.store = Stale()
+    await plane.monitor.take_back(WorkerName(A))
+    assert (await plane.record(second)).job.state == Job.QUEUED

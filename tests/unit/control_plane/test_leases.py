@@ -22,7 +22,7 @@ def session(name: str = "workers/a", *, heartbeat: int = 1, lost: bool = False) 
 
 
 def silent(leases: Leases, now: float, *sessions: Session) -> list[str]:
-    return [each.worker.name for each in leases.expired(sessions, now)]
+    return [each.worker.name for each in leases.expired(sessions, asked=now, answered=now)]
 
 
 def watched(leases: Leases, until: float, *sessions: Session, since: float = 1000.0) -> list[str]:
@@ -30,6 +30,7 @@ def watched(leases: Leases, until: float, *sessions: Session, since: float = 100
     found: list[str] = []
     now = since
     while now <= until:
+        leases.awake(now)
         found = silent(leases, now, *sessions)
         now += 1
     return found
@@ -69,6 +70,7 @@ def test_an_outage_of_the_store_is_nobodys_silence() -> None:
 def test_a_control_plane_that_was_stopped_itself_starts_counting_anew() -> None:
     leases = Leases(timedelta(seconds=LEASE))
     watched(leases, 1005, session())
+    leases.awake(1100)
     assert silent(leases, 1100, session()) == []
     assert watched(leases, 1114, session(), since=1101) == []
     assert silent(leases, 1115, session()) == ["workers/a"]
@@ -80,3 +82,29 @@ def test_workers_are_counted_one_by_one_and_forgotten_when_gone() -> None:
     assert watched(leases, 1015, session("workers/a"), session("workers/b"), since=1011) == ["workers/a"]
     silent(leases, 1016)
     assert silent(leases, 1017, session("workers/a")) == [], "it came back: a new count"
+
+
+def test_a_round_that_takes_long_is_not_taken_for_an_absence_of_ours() -> None:
+    """Only the process's own pulse tells whether it ran (C9)."""
+    leases = Leases(timedelta(seconds=LEASE))
+    leases.awake(1000)
+    assert silent(leases, 1000, session()) == []
+    for second in range(1001, 1020):  # the round goes on; the process runs
+        leases.awake(second)
+    assert silent(leases, 1020, session()) == ["workers/a"]
+
+
+def test_a_store_that_answers_late_is_nobodys_silence() -> None:
+    leases = Leases(timedelta(seconds=LEASE))
+    watched(leases, 1010, session())
+    leases.awake(1019)
+    assert leases.expired([session()], asked=1011, answered=1019) == []
+    assert watched(leases, 1033, session(), since=1020) == []
+    assert silent(leases, 1034, session()) == ["workers/a"]
+
+
+def test_silence_is_counted_from_the_answer_to_the_question() -> None:
+    leases = Leases(timedelta(seconds=LEASE))
+    assert leases.expired([session()], asked=1000, answered=1002) == []
+    assert leases.expired([session()], asked=1016, answered=1020) == [], "the answer may be of 1002"
+    assert len(leases.expired([session()], asked=1017, answered=1017)) == 1

@@ -37,8 +37,10 @@ def test_what_is_given_is_taken() -> None:
             "ADJOURN_SYNC_INTERVAL": "0.5",
             "ADJOURN_LEASE_DURATION": "1",
             "ADJOURN_LOG_FORMAT": "console",
+            "ADJOURN_WORKER_RETENTION": "3600",
         }
     )
+    assert settings.worker_retention == timedelta(hours=1)
     assert (settings.listen, settings.namespace, settings.log_format) == ("0.0.0.0:80", "team-a_1", "console")
     assert (settings.sync_interval, settings.lease_duration) == (timedelta(seconds=0.5), timedelta(seconds=1))
 
@@ -62,6 +64,7 @@ def test_what_is_given_is_taken() -> None:
         ("ADJOURN_LEASE_DURATION", "inf"),
         ("ADJOURN_LEASE_DURATION", "3.9"),
         ("ADJOURN_LOG_FORMAT", "xml"),
+        ("ADJOURN_WORKER_RETENTION", "0"),
         ("ADJOURN_S3_ENDPOINT", "ftp://127.0.0.1"),
     ],
 )
