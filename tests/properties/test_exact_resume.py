@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from adjourn import snapshots
 from adjourn.snapshots import STATE, TENSORS
+from adjourn.training.state.numerics import NUMERICS
 from adjourn.v1.job_pb2 import Pause
 from tests.harness.training_processes import PAUSE, Attempt, TrainingProcesses
 
@@ -38,7 +39,7 @@ def whole(trainings: TrainingProcesses) -> Attempt:
     """The run that was never interrupted."""
     attempt = trainings.run("tiny:main", epochs=EPOCHS, args={"workers": 0})
     assert attempt.kinds[-2:] == ["snapshot", "finished"]
-    assert set(attempt.digests) == set(COMPONENTS)
+    assert set(attempt.digests) == {*COMPONENTS, NUMERICS}
     return attempt
 
 

@@ -1,4 +1,7 @@
 import random
+from collections import defaultdict, deque
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -7,8 +10,18 @@ import torch
 from torch import nn
 
 from adjourn import training
+from adjourn.training.state.codec import Decoder, Encoder
 from adjourn.training.state.components import component
 from adjourn.training.state.gradients import OptimizerState
+from adjourn.training.state.numerics import numerics, restore_numerics
+from adjourn.training.state.registry import State
+
+
+def there_and_back(value: Any) -> Any:
+    encoder = Encoder()
+    tree = encoder.encode(value, ("it",))
+    read = lambda name: torch.tensor(list(b"".join(encoder.blobs[name].chunks())), dtype=torch.uint8)  # noqa: E731
+    return Decoder(read, torch.device("cpu")).decode(tree)
 
 
 class Net(nn.Module):
@@ -55,9 +68,106 @@ def test_generators_of_the_users_own(make: Any, draw: Any) -> None:
     assert draw(one) == draw(two)
 
 
-def test_other_objects_are_refused() -> None:
-    with pytest.raises(TypeError, match=r"rate: a float has no state_dict\(\)"):
-        component("rate", 0.1)
+@pytest.mark.parametrize("value", [0.1, "text", None, (1, 2)])
+def test_other_objects_are_refused(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"rate: a \w+ has no state_dict\(\) .* put it into a dict"):
+        component("rate", value)
+
+
+def test_generators_spawn_the_same_children() -> None:
+    one, two = np.random.default_rng(), np.random.default_rng(5)
+    one.spawn(3)
+    component("two", two).load(component("one", one).state())
+    assert one.spawn(2)[1].random() == two.spawn(2)[1].random()
+
+
+@dataclass
+class Record:
+    best: float = 0.0
+    history: list[int] = field(default_factory=list)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"best": 1, "at": [1]}, {}),
+        ([1, 2], [3]),
+        (deque([1, 2], 3), deque(maxlen=3)),
+        ({1, 2}, {5}),
+        (defaultdict(list, a=[1]), defaultdict(list)),
+        (np.arange(3), np.zeros(3, int)),
+        (torch.arange(3), torch.zeros(3, dtype=torch.int64)),
+        (Record(3, [4]), Record()),
+        (SimpleNamespace(lr=1), SimpleNamespace(momentum=1)),
+    ],
+    ids=repr,
+)
+def test_values_are_restored_in_place(before: Any, after: Any) -> None:
+    component("it", after).load(there_and_back(component("it", before).state()))
+    assert str(after) == str(before)
+
+
+def test_values_of_another_shape_are_refused() -> None:
+    for before, after in ((deque([1], 2), deque([1], 3)), (np.ones(2), np.ones(3)), (torch.ones(2), torch.ones(3))):
+        with pytest.raises(training.StateMismatch):
+            component("it", after).load(component("it", before).state())
+
+
+class Attributes(nn.Module):
+    """Keeps in attributes what it computes with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.1)
+        self.temperature = 1.0
+        self.names = ["a"]
+        self.memory = torch.zeros(2)
+        self.generator = np.random.default_rng(1)
+        self.directory = str(object())
+        self.function = lambda: 3
+        self.settings = Record()
+        self.register_buffer("later", None)
+        self.register_buffer("grows", torch.zeros(1))
+        self.register_buffer("ends", torch.zeros(1))
+
+
+def test_attributes_of_modules_that_changed_are_restored() -> None:
+    one, two = Attributes(), Attributes()
+    tracked, other = component("one", one), component("two", two)
+    assert tracked.state()["attributes"].keys() == {"memory"}  # the rest comes from the constructor
+    directory = two.directory
+    one.drop.p, one.temperature, one.training = 0.5, 0.25, False
+    one.names.append("b")
+    one.memory = torch.arange(3.0)
+    one.generator.random()
+    one.later, one.ends, one.grows = torch.ones(2), None, torch.ones(4)  # type: ignore[assignment]
+    other.load(there_and_back(tracked.state()))
+    assert (two.drop.p, two.temperature, two.names, two.directory) == (0.5, 0.25, ["a", "b"], directory)
+    assert two.memory.tolist() == [0, 1, 2]
+    assert two.generator.random() == one.generator.random()
+    assert {name: value.tolist() for name, value in two.named_buffers()} == {"later": [1, 1], "grows": [1, 1, 1, 1]}
+    assert tracked.remarks() == []
+    one.settings.best = 2
+    (remark,) = tracked.remarks()
+    assert "one.settings is a " in remark
+    assert "Record that changed in training" in remark
+
+
+def test_types_and_strides_of_parameters_are_restored() -> None:
+    one, two = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+    tracked = component("one", one)
+    one.to(torch.float64)
+    one.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    weight = two.weight
+    component("two", two).load(there_and_back(tracked.state()))
+    assert (two.weight.dtype, two.weight.stride()) == (torch.float64, one.weight.stride())
+    assert two.weight is weight
+    assert torch.equal(two.weight, one.weight)
+
+
+def test_modules_that_train_in_parallel_are_refused() -> None:
+    with pytest.raises(training.StateNotEncodable, match=r"net\.0: DataParallel is not supported yet"):
+        component("net", nn.Sequential(nn.DataParallel(nn.Linear(1, 1))))
 
 
 def test_optimizers_load_last_and_schedulers_before_them() -> None:
@@ -105,3 +215,81 @@ def test_gradients_are_given_back() -> None:
     assert two.weight.grad is not None
     assert torch.equal(two.weight.grad, one.weight.grad)
     assert two.bias.grad is None
+
+
+def test_master_copies_are_not_cast() -> None:
+    def trained() -> tuple[nn.Module, torch.optim.Optimizer]:
+        net = nn.Linear(2, 2).to(torch.bfloat16)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for parameter in net.parameters():
+            optimizer.state[parameter]["master"] = torch.randn(parameter.shape)
+        return net, optimizer
+
+    (_, one), (net, two) = trained(), trained()
+    component("two", two).load(there_and_back(component("one", one).state()))
+    for before, after in zip(one.state.values(), two.state.values(), strict=True):
+        assert after["master"].dtype == torch.float32
+        assert torch.equal(after["master"], before["master"])
+    assert list(two.state) == list(net.parameters())
+
+
+class Saved:
+    """A snapshot as `State` reads it."""
+
+    def __init__(self, state: State) -> None:
+        trees, blobs = state.encode()
+        self.components = trees
+        read = lambda name: torch.tensor(list(b"".join(blobs[name].chunks())), dtype=torch.uint8)  # noqa: E731
+        self._decoder = Decoder(read, torch.device("cpu"))
+
+    def value(self, name: str) -> Any:
+        return self._decoder.decode(self.components[name])
+
+
+def tracked(saved: Any = None, *, together: bool = True) -> tuple[State, nn.Module, torch.optim.Optimizer]:
+    net = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    optimizer = torch.optim.Adam(net[0].parameters(), lr=0.1)
+    state = State(dict, saved)
+    if together:
+        state.add({"optimizer": optimizer, "net": net})
+    else:
+        state.add({"optimizer": optimizer})
+        state.add({"net": net})
+    return state, net, optimizer
+
+
+def test_groups_that_were_added_in_training_are_added_again() -> None:
+    state, net, optimizer = tracked()
+    optimizer.add_param_group({"params": net[1].parameters(), "lr": 0.5})  # type: ignore[index]
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    resumed, again, restored = tracked(Saved(state))
+    resumed.complete()
+    resumed.compare(state.digests())
+    assert [group["lr"] for group in restored.param_groups] == [0.1, 0.5]
+    assert restored.param_groups[1]["params"] == list(again[1].parameters())  # type: ignore[index]
+
+
+def test_groups_of_modules_that_are_not_known_are_refused() -> None:
+    state, net, optimizer = tracked(together=False)
+    optimizer.add_param_group({"params": net[1].parameters()})  # type: ignore[index]
+    with pytest.raises(training.StateMismatch, match="track those modules"):
+        tracked(Saved(state), together=False)
+
+
+def test_switches_are_restored() -> None:
+    before = numerics()
+    try:
+        torch.backends.cudnn.benchmark = not torch.backends.cudnn.benchmark
+        torch.set_default_dtype(torch.float64)
+        torch.set_float32_matmul_precision("high")
+        changed = numerics()
+        assert changed != before
+        restore_numerics(before)
+        assert numerics() == before
+        restore_numerics(changed)
+        assert torch.get_default_dtype() is torch.float64
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        restore_numerics(before)

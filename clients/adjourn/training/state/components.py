@@ -1,8 +1,10 @@
 """The tracked objects of a run: what is saved of each, and in which order they are loaded."""
 
-import random
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from adjourn.training.errors import StateMismatch
+from adjourn.training.state.generators import GENERATORS, access
 from adjourn.training.state.gradients import OptimizerState
+from adjourn.training.state.modules import ModuleState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,75 +27,85 @@ class Component:
     state: Callable[[], Any]
     """Returns its state, by reference."""
     load: Callable[[Any], object]
-    rank: int
+    rank: int = 0
     """Lower ranks load first. A scheduler's constructor changes the optimizer's learning rate, and its load may; the
     optimizer's own has the last word (https://github.com/pytorch/pytorch/issues/119168)."""
+    remarks: Callable[[], list[str]] = list
+    """Returns what of it changed in training and is not saved, in sentences."""
 
 
-def component(name: str, subject: Any) -> Component:
-    """Returns how `subject` is saved and loaded; raises TypeError if it cannot be."""
+def component(name: str, subject: Any, parameters: Callable[[], Mapping[str, torch.Tensor]] = dict) -> Component:
+    """Returns how `subject` is saved and loaded; raises TypeError if it cannot be, StateNotEncodable.
+
+    `parameters` returns those of the tracked modules, by name: an optimizer's groups are told by them.
+    """
     match subject:
         case nn.Module():
-            return Component(
-                subject=subject,
-                state=lambda: module_state(subject),
-                load=lambda state: load_module(subject, state),
-                rank=0,
-            )
+            module = ModuleState(name, subject)
+            return Component(subject=subject, state=module.state, load=module.load, remarks=module.remarks)
         case Optimizer():
-            optimizer = OptimizerState(subject)
+            optimizer = OptimizerState(subject, parameters)
             return Component(subject=subject, state=optimizer.state, load=optimizer.load, rank=2)
-        case torch.Generator():
-            return Component(subject=subject, state=subject.get_state, load=subject.set_state, rank=0)
-        case random.Random():
-            return Component(subject=subject, state=subject.getstate, load=subject.setstate, rank=0)
-        case np.random.Generator():
-            bits = subject.bit_generator
-            return Component(
-                subject=subject,
-                state=lambda: bits.state,
-                load=lambda state: setattr(bits, "state", state),
-                rank=0,
-            )
+    if isinstance(subject, GENERATORS):
+        read, write = access(subject)
+        return Component(subject=subject, state=read, load=write)
     state, load = getattr(subject, "state_dict", None), getattr(subject, "load_state_dict", None)
-    if not callable(state) or not callable(load):
-        raise TypeError(f"{name}: a {type(subject).__qualname__} has no state_dict() and load_state_dict()")
-    rank = 1 if isinstance(subject, LRScheduler) else 0
-    return Component(subject=subject, state=state, load=load, rank=rank)
+    if callable(state) and callable(load):
+        return Component(subject=subject, state=state, load=load, rank=1 if isinstance(subject, LRScheduler) else 0)
+    if is_value(subject):
+        return Component(
+            subject=subject, state=lambda: content(subject), load=lambda value: put_content(subject, value)
+        )
+    raise TypeError(
+        f"{name}: a {type(subject).__qualname__} has no state_dict() and load_state_dict(), and is no value that can be"
+        " changed in place: put it into a dict, and track that"
+    )
 
 
-def module_state(module: nn.Module) -> dict[str, Any]:
-    """Returns all that a module computes with, of which `state_dict()` is only a part.
+# Values that are changed in place.
 
-    Buffers that are not persistent, which parameters are frozen and which modules are in evaluation mode change during
-    a training too, and a resumed one must find them as they were.
-    """
-    return {
-        "state_dict": module.state_dict(),
-        "buffers": dict(transient_buffers(module)),
-        "frozen": [name for name, parameter in module.named_parameters() if not parameter.requires_grad],
-        "evaluating": [name for name, part in module.named_modules() if not part.training],
-    }
+CONTAINERS = (dict, OrderedDict, defaultdict, Counter, list, deque, set)
 
 
-def load_module(module: nn.Module, state: dict[str, Any]) -> None:
-    module.load_state_dict(state["state_dict"])
-    buffers = dict(transient_buffers(module))
-    if buffers.keys() != state["buffers"].keys():
-        raise StateMismatch(f"buffers {sorted(state['buffers'])} were saved, {sorted(buffers)} are there")
-    with torch.no_grad():
-        for name, buffer in buffers.items():
-            buffer.copy_(state["buffers"][name])
-    frozen, evaluating = set(state["frozen"]), set(state["evaluating"])
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(name not in frozen)
-    for name, part in module.named_modules():
-        part.training = name not in evaluating
+def is_value(subject: Any) -> bool:
+    if type(subject) in (*CONTAINERS, np.ndarray, torch.Tensor, SimpleNamespace):
+        return True
+    parameters = getattr(type(subject), "__dataclass_params__", None)
+    return parameters is not None and not isinstance(subject, type) and not parameters.frozen
 
 
-def transient_buffers(module: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
-    for prefix, part in module.named_modules():
-        for name in sorted(part._non_persistent_buffers_set):  # noqa: SLF001  (no public way to ask)
-            buffer = part._buffers.get(name)  # noqa: SLF001
-            if buffer is not None:
-                yield f"{prefix}.{name}".lstrip("."), buffer
+def content(subject: Any) -> Any:
+    """Returns what a value holds, by reference."""
+    if isinstance(subject, SimpleNamespace):
+        return vars(subject)
+    if dataclasses.is_dataclass(subject):
+        return {field.name: getattr(subject, field.name) for field in dataclasses.fields(subject)}
+    return subject
+
+
+def put_content(subject: Any, value: Any) -> None:
+    """Makes a value hold what was saved; whoever refers to it sees the change."""
+    match subject:
+        case deque() if subject.maxlen != value.maxlen:
+            raise StateMismatch(f"a deque of at most {value.maxlen} was saved, one of {subject.maxlen} is there")
+        case list() | deque():
+            subject.clear()
+            subject.extend(value)
+        case dict() | set():
+            subject.clear()
+            subject.update(value)
+        case np.ndarray():
+            if (subject.shape, subject.dtype, subject.strides) != (value.shape, value.dtype, value.strides):
+                raise StateMismatch(f"{value.dtype}{value.shape} was saved, {subject.dtype}{subject.shape} is there")
+            subject[...] = value
+        case torch.Tensor():
+            if (subject.shape, subject.dtype) != (value.shape, value.dtype):
+                raise StateMismatch(f"{value.dtype}{value.shape} was saved, {subject.dtype}{subject.shape} is there")
+            with torch.no_grad():
+                subject.copy_(value)
+        case SimpleNamespace():
+            vars(subject).clear()
+            vars(subject).update(value)
+        case _:
+            for name, item in value.items():
+                setattr(subject, name, item)

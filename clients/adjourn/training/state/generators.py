@@ -1,13 +1,47 @@
-"""Every global random generator: seeded, saved, put back; and seeds that depend on nothing but their place."""
+"""Random generators: the global ones and the user's own are saved and put back; seeds depend on nothing but a place."""
 
 import contextlib
 import hashlib
 import random
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
 
 import numpy as np
 import torch
+
+GENERATORS: Final = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
+"""Kinds of generators that user code may make for itself."""
+
+
+def access(subject: Any) -> tuple[Callable[[], Any], Callable[[Any], object]]:
+    """Returns how the state of a random generator is read and set."""
+    match subject:
+        case torch.Generator():
+            return subject.get_state, subject.set_state
+        case random.Random():
+            return subject.getstate, subject.setstate
+        case np.random.RandomState():
+            return lambda: subject.get_state(legacy=False), subject.set_state
+        case _:
+            return lambda: numpy_state(subject), lambda state: put_numpy_state(subject, state)
+
+
+def numpy_state(subject: np.random.Generator) -> dict[str, Any]:
+    """Returns the bits of a generator, and from where those that it spawns get theirs."""
+    seeds: Any = subject.bit_generator.seed_seq
+    spawning = None
+    if type(seeds) is np.random.SeedSequence:
+        entropy = list(seeds.entropy) if isinstance(seeds.entropy, list | tuple | np.ndarray) else seeds.entropy
+        spawning = {**seeds.state, "entropy": entropy, "spawn_key": list(seeds.spawn_key)}
+    return {"bits": subject.bit_generator.state, "spawning": spawning}
+
+
+def put_numpy_state(subject: np.random.Generator, state: Mapping[str, Any]) -> None:
+    bits: Any = subject.bit_generator
+    if state["spawning"] is None:
+        bits.state = state["bits"]
+    else:
+        bits.__setstate__((state["bits"], np.random.SeedSequence(**state["spawning"])))
 
 
 def seed_generators(seed: int) -> None:

@@ -1,10 +1,12 @@
-"""Gradients that wait for the next optimizer step, when accumulation goes on across the end of an epoch."""
+"""What an optimizer computes with: its state and groups, and gradients that wait for its next step."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
+
+from adjourn.training.errors import StateMismatch
 
 USED = "_adjourn_used"
 """Attribute of a gradient: its version when an optimizer used it. Another tensor, or another backward pass into this
@@ -18,8 +20,10 @@ class OptimizerState:
     snapshot. They matter if they are not the ones that the last step used.
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
+    def __init__(self, optimizer: Optimizer, parameters: Callable[[], Mapping[str, torch.Tensor]] = dict) -> None:
+        """`parameters` returns those of all modules that are tracked, by name."""
         self._optimizer = optimizer
+        self._named = parameters
         optimizer.register_step_post_hook(self._stepped)
 
     def state(self) -> dict[str, Any]:
@@ -27,16 +31,55 @@ class OptimizerState:
             gradient is not None and vars(gradient).get(USED) != gradient._version  # noqa: SLF001
             for gradient in self._gradients()
         )
+        names = {id(parameter): name for name, parameter in self._named().items()}
         return {
             "state_dict": self._optimizer.state_dict(),
             "gradients": list(self._gradients()) if waiting else None,
+            "groups": [
+                [names.get(id(parameter)) for parameter in group["params"]] for group in self._optimizer.param_groups
+            ],
         }
 
     def load(self, state: dict[str, Any]) -> None:
+        """Raises StateMismatch if a group that was added in training has parameters of no tracked module."""
+        groups = self._optimizer.param_groups
+        if [len(names) for names in state["groups"]] != [len(group["params"]) for group in groups]:
+            self._regroup(state["groups"])
         self._optimizer.load_state_dict(state["state_dict"])
+        self._put_uncast(state["state_dict"])
         if state["gradients"] is not None:
             for parameter, gradient in zip(self._parameters(), state["gradients"], strict=True):
                 parameter.grad = gradient
+
+    def _regroup(self, saved: list[list[str | None]]) -> None:
+        """Gives the optimizer the groups that it had, by the names of their parameters."""
+        named = self._named()
+        missing = [name for names in saved for name in names if name is None or name not in named]
+        if missing:
+            raise StateMismatch(
+                "parameter groups were added or changed in training, and not all of their parameters are of a module"
+                " that was tracked before, or together with, the optimizer: track those modules"
+            )
+        groups = self._optimizer.param_groups
+        del groups[len(saved) :]
+        wanted = [[named[name] for name in names if name] for names in saved]
+        for group, parameters in zip(groups, wanted, strict=False):
+            group["params"] = parameters
+        for parameters in wanted[len(groups) :]:
+            self._optimizer.add_param_group({"params": parameters})
+
+    def _put_uncast(self, saved: Mapping[str, Any]) -> None:
+        """Undoes what torch's `load_state_dict` does to values of another type than their parameter's: it casts them.
+
+        Those are the master copies of half-precision parameters. https://github.com/pytorch/pytorch/issues/104976
+        """
+        indices = [index for group in saved["param_groups"] for index in group["params"]]
+        for index, parameter in zip(indices, self._parameters(), strict=True):
+            loaded = self._optimizer.state.get(parameter, {})
+            for name, value in saved["state"].get(index, {}).items():
+                found = loaded.get(name)
+                if isinstance(found, torch.Tensor) and isinstance(value, torch.Tensor) and cast(found, value):
+                    loaded[name] = value
 
     def _parameters(self) -> Iterator[torch.Tensor]:
         for group in self._optimizer.param_groups:
@@ -50,3 +93,9 @@ class OptimizerState:
         for gradient in self._gradients():
             if gradient is not None:
                 vars(gradient)[USED] = gradient._version  # noqa: SLF001
+
+
+def cast(found: torch.Tensor, saved: torch.Tensor) -> bool:
+    if found.layout is not torch.strided or saved.layout is not torch.strided:
+        return found.dtype != saved.dtype
+    return (found.dtype, found.device, found.stride()) != (saved.dtype, saved.device, saved.stride())

@@ -3,12 +3,16 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+from torch import nn
+
 from adjourn.snapshots import Tree, component_digest
 from adjourn.training.errors import RestoreDiverged, StateMismatch
 from adjourn.training.snapshot.reader import SnapshotReader
 from adjourn.training.state.codec import Blob, Encoder
 from adjourn.training.state.components import Component, component
 from adjourn.training.state.generators import generator_states, restore_generator
+from adjourn.training.state.numerics import NUMERICS, numerics, restore_numerics
 
 DATA = "data"
 """Component with epoch, step and loaders."""
@@ -22,15 +26,19 @@ class State:
         self._data = data
         self._restored = restored
         self._additions = 0
+        self.remarks: list[str] = []
+        """Of the newest `encode`: what changed in training and may not come back as it was, in sentences."""
 
     def add(self, subjects: Mapping[str, Any]) -> None:
         """Tracks objects, and loads them if something is restored.
 
         Raises TypeError, StateNotEncodable, or StateMismatch: an object that was not saved, or does not take what was.
         """
-        added = {name: component(name, subject) for name, subject in subjects.items()}
+        modules = {name: subject for name, subject in subjects.items() if isinstance(subject, nn.Module)}
+        modules |= {name: item.subject for name, item in self.tracked.items() if isinstance(item.subject, nn.Module)}
+        added = {name: component(name, subject, lambda: parameters(modules)) for name, subject in subjects.items()}
         for name, item in added.items():
-            if not name.isidentifier() or name == DATA or name in self.tracked:
+            if not name.isidentifier() or name in (DATA, NUMERICS) or name in self.tracked:
                 raise ValueError(f"{name!r} is taken, or not a name")
             Encoder().encode(item.state(), (name,))
         self.tracked |= added
@@ -41,8 +49,10 @@ class State:
         """Returns the trees by component, and the raw data beside them, by reference; raises StateNotEncodable."""
         encoder = Encoder()
         states = {name: item.state() for name, item in self.tracked.items()}
-        states |= {DATA: self._data(), **generator_states()}
-        return {name: encoder.encode(state, (name,)) for name, state in states.items()}, encoder.blobs
+        states |= {DATA: self._data(), NUMERICS: numerics(), **generator_states()}
+        trees = {name: encoder.encode(state, (name,)) for name, state in states.items()}
+        self.remarks = [*encoder.remarks, *(remark for item in self.tracked.values() for remark in item.remarks())]
+        return trees, encoder.blobs
 
     def digests(self) -> dict[str, str]:
         """Returns the digest of each component as it is now, as `snapshots.component_digests` of a snapshot of it."""
@@ -61,6 +71,7 @@ class State:
             raise StateMismatch(f"saved, but not tracked now: {', '.join(missing)}")
         if self._additions > 1:  # what was tracked later may have been built upon, and changed, what was loaded
             self._load(self.tracked)
+        restore_numerics(self._restored.value(NUMERICS))
         for name in self._restored.components:
             if name.startswith("random."):
                 restore_generator(name, self._restored.value(name))
@@ -73,7 +84,7 @@ class State:
             raise RestoreDiverged(different)
 
     def _expected(self) -> set[str]:
-        return {*self.tracked, DATA, *generator_states()}
+        return {*self.tracked, DATA, NUMERICS, *generator_states()}
 
     def _load(self, components: Mapping[str, Component]) -> None:
         if self._restored is None:
@@ -86,3 +97,12 @@ class State:
                 item.load(value)
             except Exception as error:  # load_state_dict() is anyone's, and may raise anything
                 raise StateMismatch(f"{name} does not take the state that was saved: {error}") from error
+
+
+def parameters(modules: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
+    """Returns the parameters of modules by name, as `model.head.weight`; one that has many names by its first."""
+    return {
+        f"{name}.{place}": parameter
+        for name, module in modules.items()
+        for place, parameter in module.named_parameters()
+    }

@@ -1,0 +1,186 @@
+"""All that a module computes with, of which `state_dict()` is only a part."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from adjourn.snapshots import component_digest, dumps
+from adjourn.training.errors import StateMismatch, StateNotEncodable
+from adjourn.training.state.codec import Encoder
+from adjourn.training.state.generators import GENERATORS, access
+
+OWN: Final = frozenset(vars(nn.Module()))
+"""Attributes of every module, which hold parameters, buffers, modules and hooks."""
+PARALLEL: Final = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+class ModuleState:
+    """The state of a module and of those below it.
+
+    Parameters, buffers (those that are not persistent too), which parameters are frozen, which modules are in
+    evaluation mode, and attributes: tensors, random generators, and plain values that have changed since the module was
+    tracked. A value that has not changed comes from the constructor, in a resumed run too.
+    """
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        """Raises StateNotEncodable for modules that train in more than one process or on more than one GPU."""
+        for place, part in module.named_modules():
+            if isinstance(part, PARALLEL):
+                raise StateNotEncodable(
+                    f"{name}.{place}".rstrip("."),
+                    f"{type(part).__qualname__} is not supported yet: train on one GPU, and track the module itself",
+                )
+        self._name = name
+        self._module = module
+        self._before = {place: text for place, _, text in attributes(module) if text is not None}
+        self._objects = {place: fields(value) for place, value in objects(module)}
+
+    def state(self) -> dict[str, Any]:
+        module = self._module
+        return {
+            "state_dict": module.state_dict(),
+            "buffers": dict(transient_buffers(module)),
+            "empty_buffers": sorted(place for place, _, _, buffer in buffers(module) if buffer is None),
+            "frozen": [name for name, parameter in module.named_parameters() if not parameter.requires_grad],
+            "evaluating": [name for name, part in module.named_modules() if not part.training],
+            "structure": [f"{name}: {qualified(type(part))}" for name, part in module.named_modules()],
+            "attributes": {
+                place: value
+                for place, value, text in attributes(module)
+                if text is None or text != self._before.get(place)
+            },
+            "generators": {place: access(value)[0]() for place, value in generators(module)},
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        module = self._module
+        put_buffers(module, state)
+        put_layouts(module, state["state_dict"])
+        module.load_state_dict(state["state_dict"])
+        transient = dict(transient_buffers(module))
+        if transient.keys() != state["buffers"].keys():
+            raise StateMismatch(f"buffers {sorted(state['buffers'])} were saved, {sorted(transient)} are there")
+        with torch.no_grad():
+            for name, buffer in transient.items():
+                buffer.copy_(state["buffers"][name])
+        frozen, evaluating = set(state["frozen"]), set(state["evaluating"])
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+        for name, part in module.named_modules():
+            part.training = name not in evaluating
+        for place, value in state["attributes"].items():
+            prefix, _, name = place.rpartition(".")
+            vars(module.get_submodule(prefix))[name] = value
+        there = dict(generators(module))
+        if there.keys() != state["generators"].keys():
+            raise StateMismatch(f"generators {sorted(state['generators'])} were saved, {sorted(there)} are there")
+        for place, value in state["generators"].items():
+            access(there[place])[1](value)
+
+    def remarks(self) -> list[str]:
+        """Returns which objects below the module changed since it was tracked, and cannot be saved."""
+        return [
+            f"{self._name}.{place} is a {qualified(type(value))} that changed in training and cannot be saved: give it"
+            " state_dict() and load_state_dict() and track it, or keep its values in attributes of the module"
+            for place, value in objects(self._module)
+            if fields(value) != self._objects.get(place)
+        ]
+
+
+def qualified(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def own_attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Returns what user code has put into the modules, by place; no parameters, buffers, modules or functions."""
+    for prefix, part in module.named_modules():
+        for name, value in vars(part).items():
+            if name not in OWN and not callable(value):
+                yield f"{prefix}.{name}".lstrip("."), value
+
+
+def attributes(module: nn.Module) -> Iterator[tuple[str, Any, str | None]]:
+    """Returns the attributes that can be encoded: place, value, text; no text if tensors or arrays are in it."""
+    for place, value in own_attributes(module):
+        if isinstance(value, GENERATORS) or holds_parts(value):
+            continue
+        encoder = Encoder()
+        try:
+            tree = encoder.encode(value, (place,))
+        except StateNotEncodable:
+            continue
+        yield place, value, None if encoder.blobs else dumps(tree)
+
+
+def generators(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    for place, value in own_attributes(module):
+        if isinstance(value, GENERATORS):
+            yield place, value
+
+
+def objects(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Returns attributes of the user's own kinds; those of torch keep no state that matters beside the module's."""
+    for place, value in own_attributes(module):
+        if isinstance(value, GENERATORS):
+            continue
+        if hasattr(value, "__dict__") and not type(value).__module__.startswith(("torch", "builtins", "collections")):
+            yield place, value
+
+
+def fields(value: Any) -> dict[str, str]:
+    """Returns what can be encoded of an object, as text; of tensors and arrays, their digest."""
+    found = {}
+    for name, item in vars(value).items():
+        encoder = Encoder()
+        try:
+            tree = encoder.encode(item, (name,))
+        except StateNotEncodable:
+            continue
+        found[name] = component_digest(tree, lambda blob: encoder.blobs[blob].chunks())  # noqa: B023
+    return found
+
+
+def holds_parts(value: Any, depth: int = 3) -> bool:
+    """Tells whether a container has parameters or modules: it says how the module is built (`_flat_weights`)."""
+    if isinstance(value, nn.Parameter | nn.Module):
+        return True
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return depth > 0 and any(holds_parts(item, depth - 1) for item in items)
+
+
+def buffers(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, torch.Tensor | None]]:
+    """Returns place, module, name and tensor of every buffer; None: it is registered and has no value."""
+    for prefix, part in module.named_modules():
+        for name, buffer in part._buffers.items():  # noqa: SLF001  (no public way to see those without a value)
+            yield f"{prefix}.{name}".lstrip("."), part, name, buffer
+
+
+def transient_buffers(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Returns buffers that are not in `state_dict()`."""
+    for place, part, name, buffer in buffers(module):
+        if buffer is not None and name in part._non_persistent_buffers_set:  # noqa: SLF001  (no public way to ask)
+            yield place, buffer
+
+
+def put_buffers(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Gives buffers a value that had one, takes it from those that had none, and lets them have their saved shape."""
+    saved = {**state["state_dict"], **state["buffers"]}
+    for place, part, name, buffer in list(buffers(module)):
+        value = saved.get(place)
+        if place in state["empty_buffers"]:
+            part._buffers[name] = None  # noqa: SLF001
+        elif isinstance(value, torch.Tensor) and (buffer is None or buffer.shape != value.shape):
+            part._buffers[name] = value.clone() if buffer is None else value.clone().to(buffer.device)  # noqa: SLF001
+
+
+def put_layouts(module: nn.Module, state_dict: Mapping[str, Any]) -> None:
+    """Gives parameters and buffers the type and the strides that they had; loading alone would keep the new ones."""
+    live = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    for place, tensor in live:
+        saved = state_dict.get(place)
+        if not isinstance(saved, torch.Tensor) or saved.shape != tensor.shape:
+            continue
+        if (saved.dtype, saved.stride()) != (tensor.dtype, tensor.stride()):
+            tensor.data = torch.empty_strided(saved.shape, saved.stride(), dtype=saved.dtype, device=tensor.device)

@@ -1,0 +1,70 @@
+"""Switches that change how torch computes: recorded as state, since user code may turn them while it trains.
+
+Only a switch that differs is set: since torch 2.9 the old and the new names of TF32 switches must not be mixed.
+"""
+
+import contextlib
+import functools
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import torch
+
+NUMERICS: Final = "numerics"
+"""Name of the component."""
+
+ATTRIBUTES: Final = (
+    *("backends.cudnn.enabled", "backends.cudnn.benchmark", "backends.cudnn.deterministic"),
+    *("backends.cudnn.benchmark_limit", "backends.mkldnn.enabled", "utils.deterministic.fill_uninitialized_memory"),
+    *("backends.fp32_precision", "backends.cuda.matmul.fp32_precision"),
+    *("backends.cudnn.fp32_precision", "backends.cudnn.conv.fp32_precision", "backends.cudnn.rnn.fp32_precision"),
+    *("backends.mkldnn.fp32_precision", "backends.mkldnn.matmul.fp32_precision"),
+    *("backends.mkldnn.conv.fp32_precision", "backends.mkldnn.rnn.fp32_precision"),
+    "backends.cuda.matmul.allow_fp16_reduced_precision_reduction",
+    "backends.cuda.matmul.allow_bf16_reduced_precision_reduction",
+)
+"""Switches that are attributes below `torch`."""
+
+FUNCTIONS: Final[Mapping[str, tuple[Callable[[], Any], Callable[[Any], object]]]] = {
+    "default_dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "deterministic_algorithms": (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+    "grad_enabled": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "flash_sdp": (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp),
+    "mem_efficient_sdp": (
+        torch.backends.cuda.mem_efficient_sdp_enabled,
+        torch.backends.cuda.enable_mem_efficient_sdp,
+    ),
+    "math_sdp": (torch.backends.cuda.math_sdp_enabled, torch.backends.cuda.enable_math_sdp),
+    "cudnn_sdp": (torch.backends.cuda.cudnn_sdp_enabled, torch.backends.cuda.enable_cudnn_sdp),
+    **{
+        f"autocast_dtype.{device}": (
+            functools.partial(torch.get_autocast_dtype, device),
+            functools.partial(torch.set_autocast_dtype, device),
+        )
+        for device in ("cpu", "cuda")
+    },
+}
+"""Switches that are functions: how to read one, how to set it."""
+
+
+def numerics() -> dict[str, Any]:
+    """Returns how every switch that this torch has is set."""
+    found = {name: read() for name, (read, _) in FUNCTIONS.items()}
+    for name in ATTRIBUTES:
+        with contextlib.suppress(AttributeError, RuntimeError):  # it is of another version, or of another device
+            found[name] = operator.attrgetter(name)(torch)
+    return found
+
+
+def restore_numerics(state: Mapping[str, Any]) -> None:
+    """Sets the switches as in a state of `numerics`."""
+    here = numerics()
+    for name, value in state.items():
+        if name not in here or here[name] == value:
+            continue
+        if name in FUNCTIONS:
+            FUNCTIONS[name][1](value)
+        else:
+            place, _, switch = name.rpartition(".")
+            setattr(operator.attrgetter(place)(torch), switch, value)
