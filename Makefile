@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 GENERATED := clients
 
-.PHONY: demo test check lint protos docs bench clean
+.PHONY: demo test check lint protos client docs bench clean
 demo: $(STAMP)
 	$(BIN)/adjourn demo
 
@@ -26,6 +26,9 @@ lint: $(STAMP)
 protos: $(STAMP)
 	$(BIN)/python protos/generate.py $(GENERATED)
 	cd protos && ../$(BIN)/buf build --path adjourn/v1 --as-file-descriptor-set -o '../deploy/adjourn.protoset#format=binpb'
+
+client: $(STAMP)
+	$(BIN)/python clients/generate_blocking.py
 
 docs: $(STAMP)
 	$(BIN)/python docs/state_diagram.py

@@ -6,6 +6,7 @@ from uuid import UUID
 
 import grpc
 import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -129,6 +130,68 @@ class TestVerbs:
             pause = (await plane.jobs.PauseJob(request, metadata=metadata)).pause
             assert (pause.actor, pause.reason) == (actor, "why")
             await plane.jobs.ResumeJob(pb.ResumeJobRequest(name="jobs/j"))
+
+
+class TestUpdates:
+    def update(self, *fields: str, request_id: str = "", **job: Any) -> pb.UpdateJobRequest:
+        return pb.UpdateJobRequest(
+            job=Job(name="jobs/j", **job), update_mask=FieldMask(paths=fields), request_id=request_id
+        )
+
+    async def test_only_the_fields_of_the_mask_are_taken_over_and_it_is_on_record(self, plane: Replica) -> None:
+        before = await plane.jobs.CreateJob(creation(name="j"))
+        spec = JobSpec(total_epochs=9, max_restarts=7, entry_point="other:main")
+        request = self.update("labels", "spec.total_epochs", spec=spec, labels={"a": "b"})
+        after = await plane.jobs.UpdateJob(request, metadata=((ACTOR_KEY, "ann"),))
+        assert (after.spec.total_epochs, dict(after.labels)) == (9, {"a": "b"})
+        assert (after.spec.entry_point, after.spec.HasField("max_restarts")) == (SPEC.entry_point, False)
+        assert after.etag != before.etag
+        listed = await plane.jobs.ListJobEvents(pb.ListJobEventsRequest(parent="jobs/j"))
+        assert [(event.type, event.actor) for event in listed.events][1:] == [(pb.JobEvent.UPDATED, "ann")]
+        found = await plane.jobs.ListJobs(pb.ListJobsRequest(labels={"a": "b"}))
+        assert [job.name for job in found.jobs] == ["jobs/j"]
+
+    async def test_a_stale_etag_is_aborted_and_a_retry_has_no_second_effect(self, plane: Replica) -> None:
+        etag = (await plane.jobs.CreateJob(creation(name="j"))).etag
+        request = self.update("labels", labels={"a": "1"}, etag=etag, request_id="u")
+        first = await plane.jobs.UpdateJob(request)
+        with refused(errors.StaleEtagError):
+            await plane.jobs.UpdateJob(self.update("labels", labels={"a": "2"}, etag=etag))
+        await plane.jobs.UpdateJob(self.update("labels", labels={"a": "3"}))
+        assert await plane.jobs.UpdateJob(request) == first
+        assert (await plane.jobs.GetJob(pb.GetJobRequest(name="jobs/j"))).labels["a"] == "3"
+
+    @pytest.mark.parametrize(
+        ("fields", "job", "wrong"),
+        [
+            ([], {}, "update_mask"),
+            (["spec.seed"], {"spec": JobSpec(seed=1)}, "update_mask"),
+            (["state"], {"state": Job.SUCCEEDED}, "update_mask"),
+            (["*"], {}, "update_mask"),
+            (["labels"], {"labels": {"no key": ""}}, "job.labels['no key']"),
+            (["spec.max_restarts"], {"spec": JobSpec(max_restarts=-1)}, "job.spec.max_restarts"),
+            (["spec.total_epochs"], {"spec": JobSpec(total_epochs=1)}, "job.spec.total_epochs"),
+            (["labels"], {"name": "j"}, "job.name"),
+        ],
+    )
+    async def test_what_cannot_be_changed_is_refused_by_field(
+        self, plane: Replica, fields: list[str], job: dict[str, Any], wrong: str
+    ) -> None:
+        created = await plane.jobs.CreateJob(creation(name="j"))
+        with refused(errors.InvalidRequestError) as caught:
+            await plane.jobs.UpdateJob(
+                pb.UpdateJobRequest(job=Job(**{"name": "jobs/j", **job}), update_mask=FieldMask(paths=fields))
+            )
+        assert isinstance(caught.error, errors.InvalidRequestError)
+        assert list(caught.error.violations) == [wrong]
+        assert await plane.jobs.GetJob(pb.GetJobRequest(name="jobs/j")) == created
+
+    async def test_a_job_on_a_worker_gets_no_more_epochs(self, plane: Replica) -> None:
+        await at_work(plane, "j")
+        with refused(errors.JobHeldByWorkerError):
+            await plane.jobs.UpdateJob(self.update("spec.total_epochs", spec=JobSpec(total_epochs=9)))
+        after = await plane.jobs.UpdateJob(self.update("spec.max_restarts", spec=JobSpec(max_restarts=0)))
+        assert after.spec.max_restarts == 0
 
 
 class TestLists:

@@ -31,10 +31,13 @@ app.command("watch")(watch.watch)
 app.command("pause")(verbs.pause)
 app.command("resume")(verbs.resume)
 app.command("cancel")(verbs.cancel)
+app.command("update")(verbs.update)
 app.command("delete")(verbs.delete)
+app.command("events")(queries.events)
 app.command("metrics")(queries.metrics)
 app.command("checkpoints")(queries.checkpoints)
 app.command("workers")(queries.workers)
+app.command("delete-worker")(verbs.delete_worker)
 
 
 PASSED_ON: Final[dict[str, Any]] = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from adjourn.cli import formatting, phrases
 from adjourn.cli.usage_table import usage_table
-from adjourn.v1.job_pb2 import Job, Pause, PauseMode, Progress
+from adjourn.v1.job_pb2 import Condition, Job, Pause, PauseMode, Progress
 
 COLOURS = {
     Job.QUEUED: "cyan", Job.STARTING: "cyan", Job.RUNNING: "green", Job.PAUSING: "yellow", Job.PAUSED: "magenta",
@@ -35,6 +35,8 @@ def paused_run(job: Job, *, now: datetime | None = None) -> RenderableType:
     banner = Text.assemble(badge(job), "  ", (formatting.short(job.name), "bold"), " ", phrases.situation(job, now))
     parts: list[RenderableType] = [Panel(banner, border_style=colour, box=box.ROUNDED, expand=False)]
     parts += section("Run", run_rows(job))
+    if job.conditions:
+        parts += section("Conditions", condition_rows(job))
     parts += section("Progress", progress_rows(job, now))
     if job.failure.reason:
         parts += section("Failure", failure_rows(job))
@@ -68,6 +70,8 @@ def heading(title: str) -> Text:
 def run_rows(job: Job) -> Iterator[Row]:
     spec = job.spec
     yield "job", job.name
+    if job.uid:
+        yield "uid", job.uid
     yield "entry point", spec.entry_point
     if spec.model_name:
         yield "model", spec.model_name
@@ -131,6 +135,14 @@ def steps(progress: Progress) -> str:
     return f"{progress.step}, {progress.epoch_step}{of} in the running epoch"
 
 
+def condition_rows(job: Job) -> Iterator[Row]:
+    for each in job.conditions:
+        kind = formatting.name_of(Condition.Type.Name, each.type)
+        yield kind, f"{each.reason} since {formatting.moment(each.time)}"
+        if each.message:
+            yield "", each.message
+
+
 def failure_rows(job: Job) -> Iterator[Row]:
     yield "reason", job.failure.reason
     yield "message", job.failure.message
@@ -162,6 +174,7 @@ def pause_rows(pause: Pause) -> Iterator[Row]:
         yield "worker", journey(pause)
     if pause.verdict:
         yield "restored state", verdict(pause)
+        yield from (("", reason) for reason in pause.verdict_reasons)
     if pause.note:
         yield "note", pause.note
 

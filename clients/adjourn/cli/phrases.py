@@ -14,16 +14,19 @@ def situation(job: Job, now: datetime) -> str:  # noqa: C901 - a case for each s
     resumable = f"`adjourn resume {name}` goes on from its checkpoint" if job.latest_checkpoint else "no checkpoint"
     match job.state:
         case Job.QUEUED:
-            return f"waits for a worker, to go on after epoch {epoch}" if epoch else "waits for a worker"
+            words = f"waits for a worker, to go on after epoch {epoch}" if epoch else "waits for a worker"
+            return words + troubles(job)
         case Job.STARTING:
-            return f"{worker} loads code, data and checkpoint" if epoch else f"{worker} loads code and data"
+            words = f"{worker} loads code, data and checkpoint" if epoch else f"{worker} loads code and data"
+            return words + troubles(job)
         case Job.RUNNING:
             left = remaining(job)
-            return f"trains on {worker}" + (f", {left}" if left else "")
+            return f"trains on {worker}" + (f", {left}" if left else "") + troubles(job)
         case Job.PAUSING if job.pause.HasField("boundary_time"):
-            return "has stopped; its checkpoint is being made durable"
+            share = f", {job.pause.persisted_fraction:.0%} done" if job.pause.HasField("persisted_fraction") else ""
+            return f"has stopped; its checkpoint is being made durable{share}{troubles(job)}"
         case Job.PAUSING:
-            return prediction(job, now)
+            return prediction(job, now) + troubles(job)
         case Job.PAUSED:
             where = f"after epoch {epoch}" if epoch else "before its first epoch ended"
             return f"rests {where}, on no worker; {release(job)}"
@@ -37,6 +40,20 @@ def situation(job: Job, now: datetime) -> str:  # noqa: C901 - a case for each s
             return f"gave up ({formatting.printable(job.failure.reason)}); {resumable}"
         case _:
             return "is in a state that this version does not know"
+
+
+def troubles(job: Job) -> str:
+    """Returns the messages of the job's conditions, as the end of a sentence; empty if it has none."""
+    return "".join(f": {formatting.printable(each.message or each.reason)}" for each in job.conditions)
+
+
+def settings(job: Job) -> str:
+    """Returns what UpdateJob may change, as it is."""
+    spec = job.spec
+    parts = [f"{spec.total_epochs} epochs" if spec.total_epochs else "no epochs"]
+    parts += [f"{spec.max_restarts} restarts" if spec.HasField("max_restarts") else "default restarts"]
+    parts += [f"labels {formatting.pairs(job.labels)}" if job.labels else "no labels"]
+    return ", ".join(parts)
 
 
 def release(job: Job) -> str:

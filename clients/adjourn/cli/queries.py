@@ -1,4 +1,4 @@
-"""`adjourn list`, `get`, `metrics`, `checkpoints`, `workers`."""
+"""`adjourn list`, `get`, `events`, `metrics`, `checkpoints`, `workers`."""
 
 from itertools import islice
 from typing import Annotated
@@ -48,8 +48,18 @@ def get(ctx: typer.Context, job: JobName, *, json: Json = False) -> None:
         output.show(job_view.paused_run(found))
 
 
+def events(ctx: typer.Context, job: JobName, *, json: Json = False) -> None:
+    """List what happened to a job, oldest first, and who caused it."""
+    with connect(ctx) as client:
+        found = list(client.list_job_events(job))
+    if json:
+        output.emit_all(found)
+    else:
+        output.show(tables.event_table(found))
+
+
 def metrics(ctx: typer.Context, job: JobName, *, json: Json = False) -> None:
-    """Show what each epoch of a job came to."""
+    """Show the metrics of each epoch of a job."""
     with connect(ctx) as client:
         epochs = list(client.list_epoch_metrics(job))
     if json:
@@ -65,7 +75,7 @@ def checkpoints(ctx: typer.Context, job: JobName, *, json: Json = False) -> None
     if json:
         output.emit_all(found)
     else:
-        output.show(tables.checkpoint_table(found) if found else "no checkpoint yet")
+        output.show(tables.checkpoint_list(found) if found else "no checkpoint yet")
 
 
 def workers(ctx: typer.Context, *, json: Json = False) -> None:

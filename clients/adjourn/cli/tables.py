@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from google.protobuf.duration_pb2 import Duration
 from rich import box
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -11,13 +12,17 @@ from adjourn.cli import formatting
 from adjourn.cli.job_view import badge
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job
+from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Device, Worker
 
 
 def job_table(jobs: Iterable[Job]) -> Table:
-    """Returns one row a job, with what a glance should tell."""
-    table = headed("job", "state", ">epoch", ">loss", "best", ">trained", ">left", "worker", "model")
+    """Returns one row for each job; a column for reasons if any job has a condition."""
+    jobs = list(jobs)
+    troubled = any(job.conditions for job in jobs)
+    reason = ["why"] if troubled else []
+    table = headed("job", "state", ">epoch", ">loss", "best", ">trained", ">left", "worker", "model", *reason)
     for job in jobs:
         progress = job.progress
         best = f"{progress.best.metric} {formatting.figure(progress.best.value)}" if progress.HasField("best") else "-"
@@ -32,6 +37,23 @@ def job_table(jobs: Iterable[Job]) -> Table:
             span(progress.remaining_duration) if progress.HasField("remaining_duration") and not ended else "-",
             formatting.short(job.worker) or "-",
             plain(job.spec.model_name or "-"),
+            *([plain(", ".join(each.reason for each in job.conditions) or "-")] if troubled else []),
+        )
+    return table
+
+
+def event_table(events: Iterable[JobEvent]) -> Table:
+    table = headed(">#", "time", "event", "state", ">attempt", "by", "what")
+    for event in events:
+        details = formatting.pairs(event.details)
+        table.add_row(
+            str(event.sequence),
+            formatting.moment(event.time),
+            formatting.name_of(JobEvent.Type.Name, event.type),
+            formatting.name_of(Job.State.Name, event.state).upper(),
+            str(event.attempt) if event.attempt else "-",
+            plain(event.actor or "-"),
+            plain("; ".join(part for part in (event.message, details) if part) or "-"),
         )
     return table
 
@@ -50,6 +72,16 @@ def epoch_table(epochs: Sequence[EpochMetrics]) -> Table:
         took = formatting.duration(epoch.active_duration.ToTimedelta())
         table.add_row(str(epoch.epoch), star, str(epoch.step), took, *values, str(epoch.attempt))
     return table
+
+
+def checkpoint_list(checkpoints: Sequence[Checkpoint]) -> RenderableType:
+    """Returns the table, and below it the environment that the newest one needs."""
+    table = checkpoint_table(checkpoints)
+    if not checkpoints[0].environment:
+        return table
+    return Group(
+        table, plain(f"the newest goes on where this is equal: {formatting.pairs(checkpoints[0].environment)}")
+    )
 
 
 def checkpoint_table(checkpoints: Iterable[Checkpoint]) -> Table:

@@ -1,4 +1,4 @@
-"""`adjourn pause`, `resume`, `cancel`, `delete`.
+"""`adjourn pause`, `resume`, `cancel`, `update`, `delete`, `delete-worker`.
 
 Pausing and resuming can be taken back, so they are not asked about twice. Cancelling and deleting are, on a terminal.
 """
@@ -91,6 +91,49 @@ def cancel(
         output.say(told(client.cancel_job(found.name, reason=reason)))
 
 
+def update(
+    ctx: typer.Context,
+    job: JobName,
+    *,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Set this label; others stay. Repeat it.")
+    ] = None,
+    remove_label: Annotated[list[str] | None, typer.Option(metavar="KEY", help="Remove it. Repeat it.")] = None,
+    max_restarts: Annotated[int | None, typer.Option(help="Restarts after failures.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs in all; more than now, of a job that no worker has.")
+    ] = None,
+) -> None:
+    """Change labels, restarts, or epochs of a job. More epochs need a job that no worker has: pause it first."""
+    changed, removed = arguments.pairs("--label", label or ()), remove_label or ()
+    if not (changed or removed) and max_restarts is None and epochs is None:
+        arguments.wrong("JOB", "nothing to change; give --label, --remove-label, --max-restarts or --epochs")
+    with connect(ctx) as client:
+        labels, etag = None, ""
+        if changed or removed:
+            found = client.get_job(job)
+            kept = {key: value for key, value in found.labels.items() if key not in removed}
+            labels, etag = {**kept, **changed}, found.etag  # the etag keeps labels that others set meanwhile
+        found = client.update_job(job, labels=labels, max_restarts=max_restarts, total_epochs=epochs, etag=etag)
+        output.say(f"{formatting.short(found.name)} is updated: {phrases.settings(found)}")
+
+
+def delete_worker(
+    ctx: typer.Context,
+    worker: Annotated[
+        str, typer.Argument(metavar="WORKER", help="The worker, `w` or `workers/w`.", show_default=False)
+    ],
+    *,
+    yes: Yes = False,
+) -> None:
+    """Forget a worker that is lost and holds no job. One that comes back is a new worker."""
+    with connect(ctx) as client:
+        found = client.get_worker(worker)
+        confirm(f"Forget {formatting.short(found.name)}?", yes=yes)
+        client.delete_worker(found.name)
+        output.say(f"{formatting.short(found.name)} is forgotten")
+
+
 def delete(ctx: typer.Context, job: JobName, *, yes: Yes = False) -> None:
     """Delete a job that has ended, with its checkpoints and metrics. This cannot be taken back."""
     with connect(ctx) as client:
@@ -147,7 +190,8 @@ def restored(client: "Client", job: Job) -> str:
         job = client.wait_job(job.name, until=lambda now: bool(now.pause.verdict), timeout=VERDICT_SECONDS)
     if not job.pause.verdict:
         return "restored state: not compared"
-    return f"restored state: {formatting.name_of(Pause.Verdict.Name, job.pause.verdict).upper()}"
+    reasons = "".join(f"\n  {formatting.printable(reason)}" for reason in job.pause.verdict_reasons)
+    return f"restored state: {formatting.name_of(Pause.Verdict.Name, job.pause.verdict).upper()}{reasons}"
 
 
 def resumption(client: "Client", job: Job) -> str:

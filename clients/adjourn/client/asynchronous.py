@@ -17,7 +17,7 @@ from adjourn.errors import AdjournError, DeadlineError
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.checkpoint_service_pb2_grpc import CheckpointServiceStub
 from adjourn.v1.job_pb2 import Job, JobSpec, PauseMode
-from adjourn.v1.job_service_pb2 import WatchJobsResponse
+from adjourn.v1.job_service_pb2 import JobEvent, WatchJobsResponse
 from adjourn.v1.job_service_pb2_grpc import JobServiceStub
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
@@ -83,17 +83,17 @@ class AsyncClient:
         etag: str = "",
         request_id: str = "",
     ) -> Job:
-        """Asks for a pause at the next boundary of `mode`; the job comes back with the predicted times in `pause`.
+        """Asks for a pause at the next boundary of `mode`; `pause` of the answer has the predicted times.
 
-        Raises JobFinishedError, JobNotPausableError.
+        Raises JobFinishedError, JobCancellingError, JobNotPausableError, PauseModeUnsupportedError.
         """
         request = requests.pause_job(name, mode=mode, reason=reason, etag=etag, request_id=request_id)
         return await self._call(self._jobs.PauseJob, request)
 
     async def resume_job(self, name: str, *, allow_inexact: bool = False, etag: str = "", request_id: str = "") -> Job:
-        """Lets a paused job go on, or takes back a pause.
+        """Resumes a paused job, takes back a pause, or restarts a job that FAILED or was CANCELLED.
 
-        Raises JobNotPausedError, JobFinishedError, NoCheckpointError.
+        Raises JobNotPausedError, JobFinishedError, JobCancellingError, NoCheckpointError.
         """
         request = requests.resume_job(name, allow_inexact=allow_inexact, etag=etag, request_id=request_id)
         return await self._call(self._jobs.ResumeJob, request)
@@ -110,6 +110,31 @@ class AsyncClient:
         request = requests.cancel_job(name, reason=reason, etag=etag, request_id=request_id)
         return await self._call(self._jobs.CancelJob, request)
 
+    async def update_job(
+        self,
+        name: str,
+        *,
+        labels: Mapping[str, str] | None = None,
+        max_restarts: int | None = None,
+        total_epochs: int | None = None,
+        etag: str = "",
+        request_id: str = "",
+    ) -> Job:
+        """Changes what is given; `labels` replaces all labels.
+
+        `total_epochs` can only grow, and only while no worker has the job: a training process learns it when it starts.
+        Raises InvalidRequestError, JobFinishedError, JobCancellingError, JobHeldByWorkerError.
+        """
+        request = requests.update_job(
+            name,
+            labels=labels,
+            max_restarts=max_restarts,
+            total_epochs=total_epochs,
+            etag=etag,
+            request_id=request_id,
+        )
+        return await self._call(self._jobs.UpdateJob, request)
+
     async def delete_job(self, name: str, *, etag: str = "", request_id: str = "") -> None:
         """Deletes a job that has ended, with its checkpoints. Raises JobNotFinishedError."""
         await self._call(self._jobs.DeleteJob, requests.delete_job(name, etag=etag, request_id=request_id))
@@ -122,9 +147,10 @@ class AsyncClient:
         resume_token: str = "",
         patience: float = calls.PATIENCE_SECONDS,
     ) -> AsyncGenerator[WatchJobsResponse, None]:
-        """Yields each matching job once, then every change, for ever; `deleted` names a job that is gone.
+        """Yields each matching job once, then its newest state after every change; `deleted` names a job that is gone.
 
-        Reconnects by itself and misses nothing; raises when the control plane is away for `patience` seconds.
+        Never ends by itself. Reconnects and misses nothing; raises when the control plane is away for `patience`
+        seconds.
         """
         return self._changes(Watch(requests.watch_jobs(names, labels, resume_token), patience=patience))
 
@@ -151,8 +177,14 @@ class AsyncClient:
                         return change.job
         raise wait.expired()
 
+    async def list_job_events(self, job: str) -> AsyncIterator[JobEvent]:
+        """Yields what happened to a job, oldest first."""
+        async for page in self._pages(self._jobs.ListJobEvents, requests.list_job_events(job)):
+            for item in page.events:
+                yield item
+
     async def list_epoch_metrics(self, job: str) -> AsyncIterator[EpochMetrics]:
-        """Yields what each epoch came to, oldest first."""
+        """Yields the metrics of each epoch, oldest first."""
         async for page in self._pages(self._jobs.ListEpochMetrics, requests.list_epoch_metrics(job)):
             for item in page.epochs:
                 yield item
@@ -161,8 +193,7 @@ class AsyncClient:
         """Stores code for jobs (see `adjourn.bundles.pack`) and returns its name, `bundles/{sha256}`."""
         chunks = requests.upload_bundle(data)
         try:
-            call = self._jobs.UploadBundle(chunks, timeout=calls.UPLOAD_SECONDS, metadata=self._caller)
-            return (await call).bundle
+            return (await self._jobs.UploadBundle(chunks, timeout=calls.UPLOAD_SECONDS, metadata=self._caller)).bundle
         except grpc.RpcError as error:
             raise calls.typed(error, self.address) from error
 
@@ -183,6 +214,10 @@ class AsyncClient:
         async for page in self._pages(self._workers.ListWorkers, requests.list_workers()):
             for item in page.workers:
                 yield item
+
+    async def delete_worker(self, name: str) -> None:
+        """Forgets a worker that is LOST and holds no job. Raises WorkerInUseError."""
+        await self._call(self._workers.DeleteWorker, requests.delete_worker(name))
 
     async def _call(self, method: "grpc.aio.UnaryUnaryMultiCallable[Asked, Answer]", request: Asked) -> Answer:
         try:

@@ -1,4 +1,4 @@
-"""The client for programs without an event loop."""
+"""The client for programs without an event loop. Written by `make client` from asynchronous.py."""
 
 import random
 import time
@@ -17,7 +17,7 @@ from adjourn.errors import AdjournError, DeadlineError
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.checkpoint_service_pb2_grpc import CheckpointServiceStub
 from adjourn.v1.job_pb2 import Job, JobSpec, PauseMode
-from adjourn.v1.job_service_pb2 import WatchJobsResponse
+from adjourn.v1.job_service_pb2 import JobEvent, WatchJobsResponse
 from adjourn.v1.job_service_pb2_grpc import JobServiceStub
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
@@ -55,7 +55,7 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None and not issubclass(kind, Exception):
-            # Ctrl-C can cut short a call in the making, for which grpc's close() then waits for ever (grpcio 1.85).
+            # Ctrl-C can interrupt a call while grpc starts it; grpc's close() then waits for ever (grpcio 1.85).
             Thread(target=self.close, daemon=True).start()
         else:
             self.close()
@@ -86,17 +86,17 @@ class Client:
         etag: str = "",
         request_id: str = "",
     ) -> Job:
-        """Asks for a pause at the next boundary of `mode`; the job comes back with the predicted times in `pause`.
+        """Asks for a pause at the next boundary of `mode`; `pause` of the answer has the predicted times.
 
-        Raises JobFinishedError, JobNotPausableError.
+        Raises JobFinishedError, JobCancellingError, JobNotPausableError, PauseModeUnsupportedError.
         """
         request = requests.pause_job(name, mode=mode, reason=reason, etag=etag, request_id=request_id)
         return self._call(self._jobs.PauseJob, request)
 
     def resume_job(self, name: str, *, allow_inexact: bool = False, etag: str = "", request_id: str = "") -> Job:
-        """Lets a paused job go on, or takes back a pause.
+        """Resumes a paused job, takes back a pause, or restarts a job that FAILED or was CANCELLED.
 
-        Raises JobNotPausedError, JobFinishedError, NoCheckpointError.
+        Raises JobNotPausedError, JobFinishedError, JobCancellingError, NoCheckpointError.
         """
         request = requests.resume_job(name, allow_inexact=allow_inexact, etag=etag, request_id=request_id)
         return self._call(self._jobs.ResumeJob, request)
@@ -113,6 +113,31 @@ class Client:
         request = requests.cancel_job(name, reason=reason, etag=etag, request_id=request_id)
         return self._call(self._jobs.CancelJob, request)
 
+    def update_job(
+        self,
+        name: str,
+        *,
+        labels: Mapping[str, str] | None = None,
+        max_restarts: int | None = None,
+        total_epochs: int | None = None,
+        etag: str = "",
+        request_id: str = "",
+    ) -> Job:
+        """Changes what is given; `labels` replaces all labels.
+
+        `total_epochs` can only grow, and only while no worker has the job: a training process learns it when it starts.
+        Raises InvalidRequestError, JobFinishedError, JobCancellingError, JobHeldByWorkerError.
+        """
+        request = requests.update_job(
+            name,
+            labels=labels,
+            max_restarts=max_restarts,
+            total_epochs=total_epochs,
+            etag=etag,
+            request_id=request_id,
+        )
+        return self._call(self._jobs.UpdateJob, request)
+
     def delete_job(self, name: str, *, etag: str = "", request_id: str = "") -> None:
         """Deletes a job that has ended, with its checkpoints. Raises JobNotFinishedError."""
         self._call(self._jobs.DeleteJob, requests.delete_job(name, etag=etag, request_id=request_id))
@@ -125,13 +150,20 @@ class Client:
         resume_token: str = "",
         patience: float = calls.PATIENCE_SECONDS,
     ) -> Generator[WatchJobsResponse, None, None]:
-        """Yields each matching job once, then every change, for ever; `deleted` names a job that is gone.
+        """Yields each matching job once, then its newest state after every change; `deleted` names a job that is gone.
 
-        Reconnects by itself and misses nothing; raises when the control plane is away for `patience` seconds.
+        Never ends by itself. Reconnects and misses nothing; raises when the control plane is away for `patience`
+        seconds.
         """
         return self._changes(Watch(requests.watch_jobs(names, labels, resume_token), patience=patience))
 
-    def wait_job(self, name: str, *, until: Until = ENDED, timeout: float | None = None) -> Job:
+    def wait_job(
+        self,
+        name: str,
+        *,
+        until: Until = ENDED,
+        timeout: float | None = None,
+    ) -> Job:
         """Returns the job as soon as it is in one of the states `until`, or as that predicate accepts it.
 
         Raises JobFinishedError if it ends otherwise, DeadlineError after `timeout` seconds.
@@ -141,14 +173,20 @@ class Client:
         job = self.get_job(name)  # an unknown name is an error now, not a long wait
         if wait.met(job):
             return job
-        with suppress(DeadlineError), closing(self._changes(watch)) as changes:
-            for change in changes:
-                if wait.changed(change):
-                    return change.job
+        with suppress(DeadlineError):
+            with closing(self._changes(watch)) as changes:
+                for change in changes:
+                    if wait.changed(change):
+                        return change.job
         raise wait.expired()
 
+    def list_job_events(self, job: str) -> Iterator[JobEvent]:
+        """Yields what happened to a job, oldest first."""
+        for page in self._pages(self._jobs.ListJobEvents, requests.list_job_events(job)):
+            yield from page.events
+
     def list_epoch_metrics(self, job: str) -> Iterator[EpochMetrics]:
-        """Yields what each epoch came to, oldest first."""
+        """Yields the metrics of each epoch, oldest first."""
         for page in self._pages(self._jobs.ListEpochMetrics, requests.list_epoch_metrics(job)):
             yield from page.epochs
 
@@ -176,6 +214,10 @@ class Client:
         for page in self._pages(self._workers.ListWorkers, requests.list_workers()):
             yield from page.workers
 
+    def delete_worker(self, name: str) -> None:
+        """Forgets a worker that is LOST and holds no job. Raises WorkerInUseError."""
+        self._call(self._workers.DeleteWorker, requests.delete_worker(name))
+
     def _call(self, method: "grpc.UnaryUnaryMultiCallable[Asked, Answer]", request: Asked) -> Answer:
         try:
             return method(request, timeout=self._timeout, metadata=self._caller)
@@ -195,7 +237,9 @@ class Client:
             failure: AdjournError | None = None
             stream = self._jobs.WatchJobs(watch.request, timeout=watch.remaining, metadata=self._caller)
             try:
-                yield from filter(watch.accept, stream)
+                for message in stream:
+                    if watch.accept(message):
+                        yield message
             except grpc.RpcError as error:
                 failure = calls.typed(error, self.address)
             finally:

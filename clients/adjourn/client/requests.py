@@ -1,12 +1,14 @@
-"""What a client's arguments become on the wire; shared by the blocking and the asynchronous client.
+"""Builds requests from the arguments of client methods; shared by the blocking and the asynchronous client.
 
-Names may be given short (`digits`) or in full (`jobs/digits`). Every request that changes something carries a fresh
-`request_id` unless the caller brings one: that is what makes gRPC's own retries safe.
+Names may be given short (`digits`) or in full (`jobs/digits`). Every request that changes something gets a new
+`request_id` unless the caller gives one: it makes gRPC's own retries safe.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 from uuid import uuid4
+
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from adjourn.channel import BUNDLE_LIMIT_BYTES, CHUNK_BYTES
 from adjourn.errors import InvalidRequestError
@@ -18,17 +20,18 @@ from adjourn.v1.job_service_pb2 import (
     DeleteJobRequest,
     GetJobRequest,
     ListEpochMetricsRequest,
+    ListJobEventsRequest,
     ListJobsRequest,
     PauseJobRequest,
     ResumeJobRequest,
+    UpdateJobRequest,
     UploadBundleRequest,
     WatchJobsRequest,
 )
-from adjourn.v1.worker_service_pb2 import GetWorkerRequest, ListWorkersRequest
+from adjourn.v1.worker_service_pb2 import DeleteWorkerRequest, GetWorkerRequest, ListWorkersRequest
 
-JOB_PAGE: Final = 50
-"""Jobs a page: with a hundred past pauses each, a page still fits a message many times over."""
-SERIES_PAGE: Final = 500
+PAGE_SIZE: Final = 500
+"""Items to ask for at a time. The server sends fewer where more would not fit into a message."""
 
 
 def job_name(name: str) -> str:
@@ -57,7 +60,7 @@ def get_job(name: str) -> GetJobRequest:
 
 
 def list_jobs(states: Iterable[Job.State.ValueType], labels: Mapping[str, str] | None) -> ListJobsRequest:
-    return ListJobsRequest(page_size=JOB_PAGE, states=states, labels=labels or {})
+    return ListJobsRequest(page_size=PAGE_SIZE, states=states, labels=labels or {})
 
 
 def pause_job(name: str, *, mode: PauseMode.ValueType, reason: str, etag: str, request_id: str) -> PauseJobRequest:
@@ -80,12 +83,32 @@ def delete_job(name: str, *, etag: str, request_id: str) -> DeleteJobRequest:
     return DeleteJobRequest(name=job_name(name), etag=etag, request_id=request_id or fresh_id())
 
 
+def update_job(
+    name: str,
+    *,
+    labels: Mapping[str, str] | None,
+    max_restarts: int | None,
+    total_epochs: int | None,
+    etag: str,
+    request_id: str,
+) -> UpdateJobRequest:
+    job = Job(name=job_name(name), labels=labels or {}, etag=etag)
+    job.spec.MergeFrom(JobSpec(max_restarts=max_restarts, total_epochs=total_epochs or 0))
+    given = {"labels": labels, "spec.max_restarts": max_restarts, "spec.total_epochs": total_epochs}
+    mask = FieldMask(paths=[path for path, value in given.items() if value is not None])
+    return UpdateJobRequest(job=job, update_mask=mask, request_id=request_id or fresh_id())
+
+
 def watch_jobs(names: Iterable[str], labels: Mapping[str, str] | None, resume_token: str) -> WatchJobsRequest:
     return WatchJobsRequest(names=[job_name(name) for name in names], labels=labels or {}, resume_token=resume_token)
 
 
+def list_job_events(job: str) -> ListJobEventsRequest:
+    return ListJobEventsRequest(parent=job_name(job), page_size=PAGE_SIZE)
+
+
 def list_epoch_metrics(job: str) -> ListEpochMetricsRequest:
-    return ListEpochMetricsRequest(parent=job_name(job), page_size=SERIES_PAGE)
+    return ListEpochMetricsRequest(parent=job_name(job), page_size=PAGE_SIZE)
 
 
 def upload_bundle(data: bytes) -> Iterator[UploadBundleRequest]:
@@ -101,7 +124,7 @@ def get_checkpoint(name: str) -> GetCheckpointRequest:
 
 
 def list_checkpoints(job: str) -> ListCheckpointsRequest:
-    return ListCheckpointsRequest(parent=job_name(job), page_size=SERIES_PAGE)
+    return ListCheckpointsRequest(parent=job_name(job), page_size=PAGE_SIZE)
 
 
 def get_worker(name: str) -> GetWorkerRequest:
@@ -109,7 +132,11 @@ def get_worker(name: str) -> GetWorkerRequest:
 
 
 def list_workers() -> ListWorkersRequest:
-    return ListWorkersRequest(page_size=SERIES_PAGE)
+    return ListWorkersRequest(page_size=PAGE_SIZE)
+
+
+def delete_worker(name: str) -> DeleteWorkerRequest:
+    return DeleteWorkerRequest(name=worker_name(name))
 
 
 def fresh_id() -> str:

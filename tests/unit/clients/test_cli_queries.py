@@ -9,8 +9,8 @@ from typer.testing import Result
 
 from adjourn import errors
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.job_pb2 import Job
-from adjourn.v1.job_service_pb2 import WatchJobsResponse
+from adjourn.v1.job_pb2 import Condition, Job
+from adjourn.v1.job_service_pb2 import JobEvent, WatchJobsResponse
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
 
@@ -95,3 +95,36 @@ def test_a_watch_of_all_ends_only_with_an_error(adjourn: Adjourn, plane: "Plane"
 
 def test_an_unknown_job_cannot_be_watched(adjourn: Adjourn) -> None:
     assert "there is no jobs/x; `adjourn list` shows" in adjourn("watch", "x").stderr
+
+
+def test_events_are_shown_to_people_and_to_programs(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.events = [
+        JobEvent(sequence=1, type=JobEvent.CREATED, actor="eva@lab", state=Job.QUEUED),
+        JobEvent(sequence=2, type=JobEvent.PLACED, state=Job.STARTING, attempt=1, details={"worker": "workers/a"}),
+        JobEvent(sequence=3, type=JobEvent.FAILED, state=Job.FAILED, message="no \x1b[31mluck"),
+    ]
+    lines = [line.split() for line in adjourn("events", "x").stdout.splitlines() if line.split()[:1] in (["1"], ["2"])]
+    assert [(line[0], *line[2:6]) for line in lines] == [
+        ("1", "created", "QUEUED", "-", "eva@lab"),
+        ("2", "placed", "STARTING", "1", "-"),
+    ]
+    assert "worker=workers/a" in adjourn("events", "x").stdout
+    assert "\x1b" not in adjourn("events", "x").stdout
+    sequences = [json.loads(line)["sequence"] for line in adjourn("events", "x", "--json").stdout.splitlines()]
+    assert sequences == [1, 2, 3]
+
+
+def test_conditions_say_why_a_job_does_not_go_on(adjourn: Adjourn, plane: "Plane") -> None:
+    why = Condition(type=Condition.UNPLACED, reason="NO_CAPACITY", message="every worker is full")
+    plane.add("x", Job.QUEUED, conditions=[why])
+    plane.add("y", Job.QUEUED)
+    assert "NO_CAPACITY" in adjourn("list").stdout
+    shown = adjourn("get", "x").stdout
+    assert "waits for a worker: every worker is full" in shown
+    assert "unplaced" in shown
+    assert "NO_CAPACITY" not in adjourn("get", "y").stdout
+
+
+def test_the_environment_of_the_newest_checkpoint_is_shown(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.checkpoints = [Checkpoint(name="jobs/x/checkpoints/2", environment={"torch": "2.13", "python": "3.11"})]
+    assert "python=3.11, torch=2.13" in adjourn("checkpoints", "x").stdout

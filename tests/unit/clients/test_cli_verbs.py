@@ -8,10 +8,12 @@ import pytest
 import typer
 from typer.testing import Result
 
+from adjourn import errors
 from adjourn.cli import verbs
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Hold, Job, Pause, PauseMode
 from adjourn.v1.job_service_pb2 import WatchJobsResponse
+from adjourn.v1.worker_pb2 import Worker
 
 if TYPE_CHECKING:
     from tests.unit.clients.conftest import Plane
@@ -158,3 +160,39 @@ def test_people_are_asked(adjourn: Adjourn, plane: "Plane", monkeypatch: pytest.
     assert [method for method, _ in plane.asked] == ["GetJob"]
     assert "x" in questions[0]
     assert adjourn(verb, "x", "--yes").exit_code == 0
+
+
+def test_labels_are_changed_one_by_one_under_the_etag_that_was_read(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.add("x", labels={"old": "1", "kept": "2"}, etag="7")
+    result = adjourn("update", "x", "--label", "new=3", "--remove-label", "old", "--max-restarts", "5")
+    assert result.exit_code == 0
+    assert "x is updated" in result.stdout
+    request = dict(plane.asked)["UpdateJob"]
+    assert (dict(request.job.labels), request.job.etag) == ({"kept": "2", "new": "3"}, "7")
+    assert list(request.update_mask.paths) == ["labels", "spec.max_restarts"]
+
+
+def test_epochs_are_changed_without_a_look_at_labels(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.add("x", labels={"a": "b"})
+    assert adjourn("update", "x", "--epochs", "20").exit_code == 0
+    assert [method for method, _ in plane.asked] == ["UpdateJob"]
+    assert list(plane.asked[0][1].update_mask.paths) == ["spec.total_epochs"]
+
+
+def test_an_update_of_nothing_is_a_usage_error(adjourn: Adjourn, plane: "Plane") -> None:
+    assert adjourn("update", "x").exit_code == 2
+    assert plane.asked == []
+
+
+def test_a_job_on_a_worker_is_to_be_paused_first(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.add("x")
+    plane.failures["UpdateJob"] = [errors.JobHeldByWorkerError("jobs/x is RUNNING on workers/a")]
+    result = adjourn("update", "x", "--epochs", "20")
+    assert result.exit_code == 1
+    assert "`adjourn pause --wait` it first" in result.stderr
+
+
+def test_a_lost_worker_is_forgotten(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.workers = [Worker(name="workers/w", state=Worker.LOST)]
+    assert adjourn("delete-worker", "w").stdout == "w is forgotten\n"
+    assert plane.workers == []

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -12,7 +13,7 @@ from adjourn.channel import CHUNK_BYTES
 from adjourn.client import calls
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job, JobSpec, PauseMode
-from adjourn.v1.job_service_pb2 import UpdateJobRequest
+from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
 
@@ -58,13 +59,17 @@ def test_lists_go_on_over_all_pages(client: Client, plane: "Plane") -> None:
     plane.epochs = [EpochMetrics(epoch=number) for number in range(1, 6)]
     plane.checkpoints = [Checkpoint(name=f"jobs/x/checkpoints/{number}") for number in range(3)]
     plane.workers = [Worker(name=f"workers/{number}") for number in range(3)]
+    plane.events = [JobEvent(sequence=number) for number in range(1, 6)]
     assert [job.name for job in client.list_jobs()] == list(plane.jobs)
     assert [job.name for job in client.list_jobs(states=[Job.PAUSED])] == ["jobs/job-1", "jobs/job-3"]
     assert list(client.list_epoch_metrics("x")) == plane.epochs
     assert list(client.list_checkpoints("x")) == plane.checkpoints
+    assert list(client.list_job_events("x")) == plane.events
     assert list(client.list_workers()) == plane.workers
     assert client.get_worker("1") == plane.workers[1]
     assert client.get_checkpoint("x/2") == plane.checkpoints[2]
+    client.delete_worker("1")
+    assert [worker.name for worker in plane.workers] == ["workers/0", "workers/2"]
 
 
 def test_pages_are_fetched_only_as_they_are_needed(client: Client, plane: "Plane") -> None:
@@ -93,9 +98,26 @@ def test_an_unknown_job_is_not_found(client: Client) -> None:
     assert caught.value.metadata == {"job": "jobs/x"}
 
 
-def test_a_call_that_the_server_does_not_know(client: Client) -> None:
-    with pytest.raises(errors.NotImplementedYetError, match="does not know this call"):
-        client._call(client._jobs.UpdateJob, UpdateJobRequest())
+def test_a_call_that_an_older_server_does_not_know() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        server = grpc.server(pool)
+        address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        server.start()
+        with Client(address) as client, pytest.raises(errors.NotImplementedYetError, match="does not know this call"):
+            client.update_job("x", max_restarts=1)
+        server.stop(grace=None).wait()
+
+
+def test_an_update_names_what_it_changes(client: Client, plane: "Plane") -> None:
+    plane.add("x")
+    client.update_job("x", labels={}, total_epochs=9, etag="e")
+    client.update_job("x", max_restarts=0)
+    first, second = (request for _, request in plane.asked)
+    assert list(first.update_mask.paths) == ["labels", "spec.total_epochs"]
+    assert (first.job.name, first.job.spec.total_epochs, first.job.etag) == ("jobs/x", 9, "e")
+    assert list(second.update_mask.paths) == ["spec.max_restarts"]
+    assert second.job.spec.HasField("max_restarts")
+    assert "" != first.request_id != second.request_id
 
 
 def test_a_passing_failure_is_retried_with_the_same_request_id(client: Client, plane: "Plane") -> None:

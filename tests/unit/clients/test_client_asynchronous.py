@@ -8,6 +8,7 @@ import pytest
 from adjourn import AsyncClient, errors
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job, JobSpec
+from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
 
@@ -21,6 +22,7 @@ async def test_the_asynchronous_client_makes_the_same_calls(plane: "Plane") -> N
     plane.epochs = [EpochMetrics(epoch=number) for number in range(1, 6)]
     plane.checkpoints = [Checkpoint(name="jobs/x/checkpoints/1")]
     plane.workers = [Worker(name="workers/1")]
+    plane.events = [JobEvent(sequence=number) for number in range(1, 6)]
     async with AsyncClient(plane.address) as client:
         job = await client.create_job(JobSpec(entry_point="m:f"), job_id="x")
         assert await client.get_job("x") == job
@@ -29,12 +31,16 @@ async def test_the_asynchronous_client_makes_the_same_calls(plane: "Plane") -> N
         assert [each async for each in client.list_epoch_metrics("x")] == plane.epochs
         assert [each async for each in client.list_checkpoints("x")] == plane.checkpoints
         assert [each async for each in client.list_workers()] == plane.workers
+        assert [each async for each in client.list_job_events("x")] == plane.events
+        assert (await client.update_job("x", labels={"a": "b"})).labels == {"a": "b"}
         assert await client.get_worker("1") == plane.workers[0]
         assert await client.get_checkpoint("x/1") == plane.checkpoints[0]
         assert await client.upload_bundle(bytes(7)) == f"bundles/{7:064x}"
         assert (await client.cancel_job("x")).state == Job.CANCELLING
         await client.delete_job("x")
+        await client.delete_worker("1")
     assert plane.jobs == {}
+    assert plane.workers == []
 
 
 async def test_the_asynchronous_client_raises_the_same_errors(plane: "Plane") -> None:

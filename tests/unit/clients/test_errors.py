@@ -33,6 +33,17 @@ def test_a_precondition_is_told_in_googles_words_too() -> None:
     assert [(each.type, each.subject) for each in failure.violations] == [("JOB_NOT_PAUSED", "jobs/x")]
 
 
+REPEATABLE = {
+    errors.ContentionError,
+    errors.TooManyUploadsError,
+    errors.UploadStalledError,
+    errors.StoreUnavailableError,
+    errors.ObjectStoreUnavailableError,
+    errors.ShuttingDownError,
+}
+"""The same request may succeed in a moment. It cannot with a stale etag, nor for a session that another took over."""
+
+
 @pytest.mark.parametrize("kind", errors.BY_REASON.values())
 def test_an_answer_says_when_to_repeat_it_only_where_that_helps(kind: type[errors.AdjournError]) -> None:
     error = kind({"field": "why"}) if kind is errors.InvalidRequestError else kind("what")
@@ -40,9 +51,7 @@ def test_an_answer_says_when_to_repeat_it_only_where_that_helps(kind: type[error
     found = errors.unpacked(error.to_status().details, retry)
     assert found == (kind.RETRY_DELAY is not None)
     assert errors.from_status(error.to_status()).retry_delay == kind.RETRY_DELAY
-    passing = {code_pb2.UNAVAILABLE, code_pb2.RESOURCE_EXHAUSTED}
-    never = {errors.StaleEtagError, errors.SessionSupersededError, errors.ControlPlaneUnreachableError}
-    assert found == ((kind.code in passing or kind is errors.ContentionError) and kind not in never)
+    assert found == (kind in REPEATABLE)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 from adjourn import errors
 from adjourn.v1.job_pb2 import Job, JobSpec
 from adjourn.v1.job_service_pb2 import JobEvent
-from adjourn_control_plane.job import machine
+from adjourn_control_plane.job import machine, requests
 from adjourn_control_plane.job.events import UpdateRequested
 from adjourn_control_plane.job.machine import ENDED, HELD, State
 from adjourn_control_plane.job.transition import Decision
@@ -49,9 +49,7 @@ def test_the_spec_is_changed_until_the_job_ends(state: State) -> None:
     assert decision.record.job.spec.max_restarts == 9
 
 
-@pytest.mark.parametrize(
-    "state", sorted(machine.HELD - {Job.CANCELLING} | {Job.QUEUED, Job.PAUSED}), ids=Job.State.Name
-)
+@pytest.mark.parametrize("state", requests.LIVE, ids=Job.State.Name)
 def test_epochs_grow_while_no_worker_has_the_job(state: State) -> None:
     life = Life(total_epochs=3)
     if state in HELD:
