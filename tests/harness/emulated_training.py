@@ -2,7 +2,7 @@
 
 `epoch` ends an epoch, takes a snapshot if a slot is free, and pauses if that is ordered; `finish` and `fail` end the
 training as their names say; `exit N` leaves without a word; `garble NAME` spoils a file of the attempt, `lose` its
-snapshots; `storm` rings without end.
+snapshots; `metrics N` has epochs bring metrics; `storm` rings without end.
 """
 
 import json
@@ -47,6 +47,7 @@ class Emulated:
         self.progress = Progress()
         self.sequence = 0
         self.losing = False
+        self.values: dict[str, float] = {}
         self.verdict = Pause.VERDICT_UNSPECIFIED
         if self.start.restore_directory:
             restored = Path(self.start.restore_directory)
@@ -69,7 +70,9 @@ class Emulated:
         self.progress.epoch += 1
         with closing(ProgressPage(self.directory / "progress")) as board:
             board.write(self.progress)
-        self.append(TrainingEvent(epoch=EpochMetrics(epoch=self.progress.epoch, step=self.progress.step)))
+        self.append(
+            TrainingEvent(epoch=EpochMetrics(epoch=self.progress.epoch, step=self.progress.step, values=self.values))
+        )
         with closing(Control(self.directory / "control")) as control:
             pausing = control.read().target == Assignment.PAUSE
         self.save(last=pausing)
@@ -77,6 +80,10 @@ class Emulated:
             self.append(TrainingEvent(paused=TrainingPaused()))
             return 0
         return None
+
+    def metrics(self, count: str) -> None:
+        """Has the next epochs bring so many metrics, of 60 bytes each."""
+        self.values = {f"{number:040}": 1.0 for number in range(int(count))}
 
     def lose(self) -> None:
         """Makes snapshots vanish as soon as they are taken."""

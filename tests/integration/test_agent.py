@@ -1,15 +1,17 @@
 """The agent with a real launcher, journal and control plane's stream; training is emulated, objects are in memory."""
 
+import asyncio
 import os
 import signal
+import threading
 
 import pytest
 
 from adjourn import reasons
+from adjourn.channel import MAX_MESSAGE_BYTES
 from adjourn.errors import ObjectStoreUnavailableError
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
 from adjourn.v1.job_pb2 import Condition, Pause
-from adjourn_worker import agent as module
 from adjourn_worker.storage import tasks
 from tests.harness.agents import Bench, alive
 from tests.harness.memory_objects import MemoryObjects
@@ -64,19 +66,57 @@ async def test_reports_are_repeated_until_they_are_acknowledged(bench: Bench, ob
     assert bench.plane.kinds(job) == ["epoch", "checkpoint", "checkpoint", "exit"]
 
 
-async def test_a_long_backlog_is_said_in_parts(
-    bench: Bench, objects: MemoryObjects, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "REPORTS_AT_ONCE", 3)
+async def test_a_long_backlog_of_large_reports_is_sent_in_parts(bench: Bench, objects: MemoryObjects) -> None:
+    """Forty epochs of 600 kB are more than a message may have."""
     bench.plane.acknowledging = False
     job = bench.job()
-    job.do(*["epoch"] * 10, "finish")
+    job.do("metrics 10000", *["epoch"] * 40, "finish")
     async with bench.agent(objects):
         await bench.until_phase(job, SUCCEEDED)
         bench.plane.acknowledging = True
         await bench.until_forgotten(job)
-    assert bench.plane.epochs(job) == list(range(1, 11))
-    assert max(len(request.reports) for request in bench.plane.heard) == 3
+    assert bench.plane.epochs(job) == list(range(1, 41))
+    sizes = [request.ByteSize() for request in bench.plane.heard]
+    assert sum(report.ByteSize() for report in bench.plane.reports) > MAX_MESSAGE_BYTES
+    assert max(sizes) < MAX_MESSAGE_BYTES / 2
+
+
+async def test_a_report_that_fits_no_message_is_cut_and_blocks_nothing(bench: Bench, objects: MemoryObjects) -> None:
+    job = bench.job()
+    job.do("metrics 200000", "epoch", "metrics 1", "epoch", "finish")
+    async with bench.agent(objects):
+        await bench.until_forgotten(job)
+    first, second = (report.epoch for report in bench.plane.of(job) if report.HasField("epoch"))
+    assert (len(first.values), len(second.values)) == (100, 1)
+
+
+async def test_an_assignment_without_its_spec_is_one_that_is_held(bench: Bench, objects: MemoryObjects) -> None:
+    job, unknown = bench.job("a"), bench.job("b", hand_out=False)
+    async with bench.agent(objects):
+        await bench.until_phase(job, RUNNING)
+        for each in (job, unknown):
+            each.assignment.ClearField("spec")
+            bench.plane.order(each, Assignment.PAUSE)
+        await bench.until_phase(job, PAUSING)
+        assert not bench.plane.phase(unknown)
+        job.do("epoch")
+        await bench.until_forgotten(job)
+    assert bench.plane.exit(job).phase == PAUSED
+
+
+async def test_nothing_that_is_journaled_waits_behind_other_work(bench: Bench, objects: MemoryObjects) -> None:
+    """As when many large snapshots are hashed at once."""
+    released = threading.Event()
+    loop = asyncio.get_running_loop()
+    job = bench.job()
+    async with bench.agent(objects) as agent:
+        await bench.until_phase(job, RUNNING)
+        hashing = [loop.run_in_executor(None, released.wait) for _ in range(100)]
+        try:
+            await asyncio.wait_for(agent.journal.run(agent.journal.reports), 10)
+        finally:
+            released.set()
+            await asyncio.gather(*hashing)
 
 
 async def test_a_pause_and_its_resume(bench: Bench, objects: MemoryObjects) -> None:

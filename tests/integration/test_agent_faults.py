@@ -13,6 +13,7 @@ from adjourn.internal.v1.trainer_pb2 import Snapshot
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Failure, JobSpec, Progress
+from adjourn_worker import journal as journal_module
 from adjourn_worker.attempt.runner import drop
 from adjourn_worker.journal import Journal, JournalUnwritable
 from tests.harness.agents import Bench, alive
@@ -186,23 +187,51 @@ async def test_an_order_that_cannot_be_written_ends_the_attempt(bench: Bench, ob
     assert (why.reason, "control" in why.message) == (reasons.PROCESS_ENDED, True)
 
 
-async def test_a_journal_that_cannot_be_written_ends_the_agent(
+def fill_disk(journal: Journal) -> None:
+    (pages,) = journal._database.execute("PRAGMA page_count").fetchone()
+    journal._database.execute(f"PRAGMA max_page_count = {pages}")
+
+
+def make_room(journal: Journal) -> None:
+    journal._database.execute("PRAGMA max_page_count = 1000000")
+
+
+async def test_an_agent_whose_disk_is_full_waits_and_goes_on(
     bench: Bench, objects: MemoryObjects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(journal_module, "RETRY_SECONDS", 0.05)
     job = bench.job()
+    with capture_logs() as logs:
+        async with bench.agent(objects) as agent:
+            await bench.until_phase(job, RUNNING)
+            await agent.journal.run(fill_disk, agent.journal)
+            job.do("metrics 1000", *["epoch"] * 5)
+            await bench.until(lambda: any(entry["event"] == "journal_unwritable" for entry in logs))
+            heard = len(bench.plane.heard)
+            await bench.until(lambda: len(bench.plane.heard) > heard + 3)  # the worker is not lost meanwhile
+            assert bench.plane.phase(job) == RUNNING
+            assert bench.plane.epochs(job) == []
+            await agent.journal.run(make_room, agent.journal)
+            job.do("finish")
+            await bench.until_forgotten(job)
+    assert bench.plane.epochs(job) == [1, 2, 3, 4, 5]
+    assert bench.plane.exit(job).phase == AssignmentStatus.SUCCEEDED
 
-    def full(*_: object) -> None:
-        raise JournalUnwritable("the disk is full")
 
+async def test_an_agent_whose_disk_stays_full_gives_its_worker_up(
+    bench: Bench, objects: MemoryObjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(journal_module, "UNWRITABLE_SECONDS", 0.1)
+    job = bench.job()
     with pytest.RaisesGroup(JournalUnwritable):
         async with bench.agent(objects) as agent:
             await bench.until_phase(job, RUNNING)
-            monkeypatch.setattr(Journal, "record", full)
-            job.do("epoch")
+            await agent.journal.run(fill_disk, agent.journal)
+            job.do("metrics 1000", *["epoch"] * 5)
             await asyncio.wait(agent.tasks.values())
-    monkeypatch.undo()
     async with bench.agent(objects):  # training went on
-        await bench.until(lambda: bench.plane.epochs(job) == [1])
+        await bench.until(lambda: bench.plane.epochs(job) == [1, 2, 3, 4, 5])
 
 
 async def test_an_attempt_that_cannot_be_put_away_is_forgotten_all_the_same(

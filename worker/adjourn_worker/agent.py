@@ -1,7 +1,7 @@
-"""The agent: holds what the control plane hands out, has it carried out, and says how it stands.
+"""The agent: runs the attempts that the control plane assigns to its worker, and reports how they go.
 
-Its process may be killed at any moment: what it held is in the journal, training runs under the launcher, and its
-successor goes on where it was.
+Its process may be killed at any moment. The assignments it held are in the journal and training runs under the
+launcher, so its successor continues from there.
 """
 
 import asyncio
@@ -24,6 +24,7 @@ from adjourn_worker.host.gpus import Gpus, Meter
 from adjourn_worker.host.notify import NotifySocket
 from adjourn_worker.journal import Journal
 from adjourn_worker.launcher.client import LauncherClient
+from adjourn_worker.messages import fitting_statuses, next_reports
 from adjourn_worker.paths import WorkerPaths
 from adjourn_worker.settings import OnTerm, Settings
 from adjourn_worker.storage.tasks import StorageTasks
@@ -31,20 +32,18 @@ from adjourn_worker.sync import Stream
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
-LOOK_SECONDS: Final = 0.5
-"""How often to look at training without being rung for."""
-LOOK_GAP: Final = 0.01
-"""Least seconds between two looks, however often it is rung."""
-REPORTS_AT_ONCE: Final = 256
-"""Reports in one message; the others follow as these are acknowledged. All of a long outage might be too large."""
+POLL_SECONDS: Final = 0.5
+"""How often the files of attempts are read without a notification."""
+POLL_GAP: Final = 0.01
+"""Least seconds between two readings, however many notifications there are."""
 STOP_SECONDS: Final = 3.0
-"""How long a stopping worker waits for its training to end, for what is nearly durable, and to be heard."""
+"""How long a stopping worker waits for training to end, for snapshots, and for its reports to be acknowledged."""
 
-Key = tuple[str, int, str]
+Key = tuple[str, str, int, str]
 
 
 def key(job: str, token: FencingToken) -> Key:
-    return job, token.attempt, token.nonce
+    return job, token.job_uid, token.attempt, token.nonce
 
 
 class Agent:
@@ -84,18 +83,21 @@ class Agent:
         self.group: asyncio.TaskGroup
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Works until `stop` is set, then leaves as the settings say; raises Superseded, JournalDamaged."""
-        self.reports = self.journal.reports()
-        found = self.journal.held()
+        """Works until `stop` is set, then ends as the settings say.
+
+        Raises Superseded, JournalDamaged, JournalUnwritable, LauncherFailed.
+        """
+        self.reports = await self.journal.run(self.journal.reports)
+        found = await self.journal.run(self.journal.held)
         await self.end_unknown({held.directory for held in found})
         self.paths.collect_garbage([self.paths.attempt(held.assignment.job, held.assignment.token) for held in found])
-        async with NotifySocket(self.paths.notify_socket) as notify_socket, asyncio.TaskGroup() as self.group:
+        async with NotifySocket(self.paths.notify_socket) as notifications, asyncio.TaskGroup() as self.group:
             for held in found:
-                self.hold(self.holder(held))
+                self.start(self.runner(held))
             service = [
                 self.group.create_task(self.stream.run()),
                 self.group.create_task(self.launcher.keep()),
-                self.group.create_task(self.poll(notify_socket)),
+                self.group.create_task(self.poll(notifications)),
                 self.group.create_task(self.sample()),
             ]
             log.info("agent_started", worker=self.worker.name, session=self.session_id, held=len(found))
@@ -106,7 +108,7 @@ class Agent:
                 task.cancel()
         if self.settings.on_term is OnTerm.STOP:
             await self.launcher.shutdown()
-            if all(holder.over for holder in self.runners.values()):  # else snapshots wait there for our successor
+            if all(runner.over for runner in self.runners.values()):  # else snapshots wait there for the next agent
                 self.paths.remove_volatile()
         log.info("agent_ended", worker=self.worker.name)
 
@@ -120,107 +122,111 @@ class Agent:
             await self.launcher.processes()  # answered once their ends are recorded: nobody writes there any more
 
     def build_request(self) -> SynchronizeRequest:
-        """Returns the worker's whole state."""
+        """Returns the worker's whole state, but no more reports than fit into a message."""
         self.worker.environment.clear()
         self.worker.environment.update(self.environment | self.launcher.software)
         return SynchronizeRequest(
             worker=self.worker,
             session_id=self.session_id,
-            assignments=[holder.status for holder in self.runners.values()],
+            assignments=fitting_statuses(runner.status for runner in self.runners.values()),
             draining=self.draining,
-            reports=self.reports[:REPORTS_AT_ONCE],
+            reports=next_reports(self.reports),
         )
 
     async def on_response(self, response: SynchronizeResponse) -> None:
-        """Takes on what is new, passes on what has changed, forgets what is over and no longer asked for."""
+        """Starts new assignments, passes changed ones on, and forgets those that are over and not desired any more."""
         if self.reports and self.reports[0].sequence <= response.acknowledged_report:
-            await asyncio.to_thread(self.journal.acknowledge, response.acknowledged_report)
+            await self.journal.run(self.journal.acknowledge, response.acknowledged_report)
             self.reports = [report for report in self.reports if report.sequence > response.acknowledged_report]
             if self.reports:
                 self.stream.changed.set()
-        wanted = {key(assignment.job, assignment.token) for assignment in response.assignments}
+        desired = {key(assignment.job, assignment.token) for assignment in response.assignments}
         for assignment in response.assignments:
-            holder = self.runners.get(key(assignment.job, assignment.token))
-            if holder is None:
+            runner = self.runners.get(key(assignment.job, assignment.token))
+            if runner is None:
                 await self.take_on(assignment)
-            elif assignment.generation > holder.status.observed_generation:
-                holder.inbox.put_nowait(Ordered(assignment=assignment))
-        for name, holder in list(self.runners.items()):
-            if name not in wanted and holder.over and self.tasks[name].done() and not self.unheard(name):
+            elif assignment.generation > runner.status.observed_generation:
+                runner.inbox.put_nowait(Ordered(assignment=assignment))
+        for name, runner in list(self.runners.items()):
+            if name not in desired and runner.over and self.tasks[name].done() and not self.has_reports(name):
                 await self.forget(name)
 
-    def unheard(self, name: Key) -> bool:
+    def has_reports(self, name: Key) -> bool:
         """Returns whether a report of the assignment is not yet acknowledged."""
         return any(key(report.job, report.token) == name for report in self.reports)
 
     async def take_on(self, assignment: Assignment) -> None:
         if self.draining:
-            return  # the control plane hears of it, and places the job elsewhere
+            return  # the control plane is told, and places the job elsewhere
+        if not assignment.HasField("spec") and assignment.target != Assignment.STOP:
+            # An answer to a message from before it was forgotten; the next one has the spec.
+            log.info("assignment_without_spec", job=assignment.job, attempt=assignment.token.attempt)
+            return
         directory = self.paths.attempt(assignment.job, assignment.token)
         log_file = self.paths.log(assignment.job, assignment.token)
-        holder = self.holder(HeldAssignment(assignment=assignment, directory=str(directory)))
-        await holder.begin(assignment, f"{log_file} on {self.worker.name}")
-        self.hold(holder)
+        runner = self.runner(HeldAssignment(assignment=assignment, directory=str(directory)))
+        await runner.begin(assignment, f"{log_file} on {self.worker.name}")
+        self.start(runner)
 
-    def holder(self, held: HeldAssignment) -> AttemptRunner:
+    def runner(self, held: HeldAssignment) -> AttemptRunner:
         return AttemptRunner(
             held,
             journal=self.journal,
-            turn=self.journal_lock,
+            journal_lock=self.journal_lock,
             launcher=self.launcher,
             storage=self.storage,
             log_bytes=self.settings.log_bytes,
-            tell=self.note,
+            on_change=self.on_change,
         )
 
-    def hold(self, holder: AttemptRunner) -> None:
-        name = key(holder.held.assignment.job, holder.held.assignment.token)
-        self.runners[name] = holder
-        task = self.tasks[name] = self.group.create_task(holder.run())
-        task.add_done_callback(lambda _: self.stream.changed.set())  # it may be forgotten now: have us told so
+    def start(self, runner: AttemptRunner) -> None:
+        name = key(runner.held.assignment.job, runner.held.assignment.token)
+        self.runners[name] = runner
+        task = self.tasks[name] = self.group.create_task(runner.run())
+        task.add_done_callback(lambda _: self.stream.changed.set())  # the next answer tells whether to forget it
         self.stream.changed.set()
 
-    def note(self, reports: Sequence[Report]) -> None:
-        """Has news said soon."""
+    def on_change(self, reports: Sequence[Report]) -> None:
+        """Has a change, and the reports that it brought, sent soon."""
         self.reports.extend(reports)
         self.stream.changed.set()
 
     async def forget(self, name: Key) -> None:
-        """Lets go of an assignment that is over and put away."""
+        """Forgets an assignment that is over and cleaned up."""
         del self.tasks[name]
         assignment = self.runners.pop(name).held.assignment
-        await asyncio.to_thread(self.journal.forget, assignment.job, assignment.token)
+        await self.journal.run(self.journal.forget, assignment.job, assignment.token)
 
-    async def poll(self, notify_socket: NotifySocket) -> None:
-        """Has each holder look at its training process when it rings, and twice a second."""
+    async def poll(self, notifications: NotifySocket) -> None:
+        """Has each runner read its attempt's files when there is a notification, and twice a second."""
         while True:
-            await notify_socket.wait(LOOK_SECONDS)
-            for holder in self.runners.values():
-                if holder.alive:
-                    holder.wake()
-            await asyncio.sleep(LOOK_GAP)
+            await notifications.wait(POLL_SECONDS)
+            for runner in self.runners.values():
+                if runner.alive:
+                    runner.wake()
+            await asyncio.sleep(POLL_GAP)
 
     async def sample(self) -> None:
         """Samples what each training process uses, once an interval."""
         meters: dict[Key, Meter] = {}
         while True:
             await asyncio.sleep(self.stream.interval)
-            busy = {name: holder for name, holder in self.runners.items() if holder.alive}
+            busy = {name: runner for name, runner in self.runners.items() if runner.alive}
             meters = {name: meters.get(name) or Meter(self.gpus) for name in busy}
-            for name, holder in busy.items():
-                pid, uuids = holder.held.process.pid, holder.held.assignment.device_uuids
+            for name, runner in busy.items():
+                pid, uuids = runner.held.process.pid, runner.held.assignment.device_uuids
                 usage = await asyncio.to_thread(meters[name].sample, pid, uuids)
-                holder.inbox.put_nowait(Measured(progress=None, usage=usage))
+                runner.inbox.put_nowait(Measured(progress=None, usage=usage))
 
     async def stop_all(self) -> None:
-        """Ends what runs and waits until it is put away and the control plane has heard of it, for a little while."""
+        """Ends all training; waits a little until it is cleaned up and the control plane has its reports."""
         self.draining = True
         self.stream.changed.set()
-        for holder in self.runners.values():
-            holder.inbox.put_nowait(WorkerStopping())
+        for runner in self.runners.values():
+            runner.inbox.put_nowait(WorkerStopping())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_SECONDS):
                 while not all(task.done() for task in self.tasks.values()) or (  # noqa: ASYNC110  # many conditions
                     self.reports and self.stream.connected
                 ):
-                    await asyncio.sleep(0.02)  # holders and stream change, for a short while
+                    await asyncio.sleep(0.02)  # runners and stream change, for a short while

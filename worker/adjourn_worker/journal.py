@@ -1,16 +1,18 @@
-"""What must outlive the agent: the assignments it holds, and the reports that nobody has acknowledged yet.
+"""What must outlive the agent: the assignments it holds, and the reports that are not acknowledged.
 
-SQLite, one file, every change one transaction that is on the disk when the call returns. A state and the reports that
-follow from it are stored together, so that neither exists without the other.
+SQLite, one file. Every change is one transaction that is on the disk when the call returns. A state and the reports
+that follow from it are stored together, so that neither exists without the other.
 """
 
+import asyncio
 import contextlib
 import os
 import sqlite3
-import threading
-from collections.abc import Iterator, Sequence
-from typing import Final, Self
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, ParamSpec, Self, TypeVar
 
+import structlog
 from google.protobuf.message import DecodeError
 
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment
@@ -18,15 +20,23 @@ from adjourn.v1.agent_service_pb2 import FencingToken, Report
 from adjourn_worker.host.locks import holder, take
 from adjourn_worker.paths import WorkerPaths
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS held (
-    job TEXT NOT NULL, attempt INTEGER NOT NULL, nonce TEXT NOT NULL, body BLOB NOT NULL,
-    PRIMARY KEY (job, attempt, nonce)
+    job TEXT NOT NULL, job_uid TEXT NOT NULL, attempt INTEGER NOT NULL, nonce TEXT NOT NULL, body BLOB NOT NULL,
+    PRIMARY KEY (job, job_uid, attempt, nonce)
 );
 -- AUTOINCREMENT: a number is never given twice, not even after its report is gone.
 CREATE TABLE IF NOT EXISTS report (sequence INTEGER PRIMARY KEY AUTOINCREMENT, body BLOB NOT NULL);
 """
-VERSION: Final = 1
+VERSION: Final = 2
+RETRY_SECONDS: Final = 1.0
+UNWRITABLE_SECONDS: Final = 600.0
+"""How long to wait for a disk that takes nothing: a worker that can decide nothing must not hold jobs for ever."""
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 class JournalTaken(Exception):
@@ -42,7 +52,11 @@ class JournalUnwritable(OSError):
 
 
 class Journal:
-    """The journal of a worker: `with Journal(places) as journal`. Calls block on the disk; any thread may make them."""
+    """The journal of a worker: `with Journal(paths) as journal`. Calls block on the disk.
+
+    Where others must not be held up, use `run`: it has a thread of its own, so that no decision of the agent waits
+    behind hashing or uploads.
+    """
 
     def __init__(self, paths: WorkerPaths) -> None:
         """Raises JournalTaken, JournalDamaged, JournalUnwritable."""
@@ -51,7 +65,7 @@ class Journal:
         if lock is None:
             raise JournalTaken(f"agent {holder(paths.agent_lock)} already works in {paths.data}")
         self._lock = lock
-        self._turn = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         try:
             self._database = self._open()
         except BaseException:
@@ -65,24 +79,40 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        with self._turn:
-            self._database.close()
-            os.close(self._lock)
+        self._thread.shutdown()
+        self._database.close()
+        os.close(self._lock)
+
+    async def run(self, call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        """Makes a call in the journal's thread, again and again while the disk is full.
+
+        Raises what the call raises; JournalUnwritable after ten minutes.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + UNWRITABLE_SECONDS
+        while True:
+            try:
+                return await loop.run_in_executor(self._thread, lambda: call(*arguments, **named))
+            except JournalUnwritable as error:
+                if loop.time() > deadline:
+                    raise
+                log.error("journal_unwritable", error=str(error), trying_again_in=RETRY_SECONDS)  # noqa: TRY400
+            await asyncio.sleep(RETRY_SECONDS)
 
     def held(self) -> list[HeldAssignment]:
         """Returns every assignment that is held, by job and attempt."""
         with self._transaction() as database:
-            rows = database.execute("SELECT body FROM held ORDER BY job, attempt, nonce").fetchall()
+            rows = database.execute("SELECT body FROM held ORDER BY job, job_uid, attempt, nonce").fetchall()
             return [HeldAssignment.FromString(body) for (body,) in rows]
 
     def record(self, held: HeldAssignment, reports: Sequence[Report]) -> list[Report]:
-        """Stores how an assignment stands and what follows from it; returns the reports with their sequences."""
+        """Stores an assignment's state and the reports that follow from it; returns these with their sequences."""
         numbered = []
         with self._transaction() as database:
             token = held.assignment.token
             database.execute(
-                "INSERT OR REPLACE INTO held VALUES (?, ?, ?, ?)",
-                (held.assignment.job, token.attempt, token.nonce, held.SerializeToString()),
+                "INSERT OR REPLACE INTO held VALUES (?, ?, ?, ?, ?)",
+                (held.assignment.job, token.job_uid, token.attempt, token.nonce, held.SerializeToString()),
             )
             for report in reports:
                 copy = Report()
@@ -95,7 +125,7 @@ class Journal:
         return numbered
 
     def reports(self) -> list[Report]:
-        """Returns the reports that nobody has acknowledged, oldest first."""
+        """Returns the reports that are not acknowledged, oldest first."""
         with self._transaction() as database:
             rows = database.execute("SELECT body FROM report ORDER BY sequence").fetchall()
             return [Report.FromString(body) for (body,) in rows]
@@ -109,11 +139,13 @@ class Journal:
         """Forgets an assignment; its reports stay until they are acknowledged."""
         with self._transaction() as database:
             database.execute(
-                "DELETE FROM held WHERE job = ? AND attempt = ? AND nonce = ?", (job, token.attempt, token.nonce)
+                "DELETE FROM held WHERE job = ? AND job_uid = ? AND attempt = ? AND nonce = ?",
+                (job, token.job_uid, token.attempt, token.nonce),
             )
 
     def _open(self) -> sqlite3.Connection:
         with self._explained():
+            # Used by one thread at a time: before `run` is first called, and then by its thread.
             database = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
             try:
                 # One process has it, so no memory is shared; one fsync a transaction.
@@ -129,7 +161,7 @@ class Journal:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._turn, self._explained():
+        with self._explained():
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield self._database
@@ -150,10 +182,13 @@ class Journal:
 
 
 def check(database: sqlite3.Connection) -> None:
-    """Raises sqlite3.DatabaseError if the file is damaged, or written by a version that we do not know."""
+    """Raises sqlite3.DatabaseError if the file is damaged, or of a version that this agent does not know."""
     (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
         raise sqlite3.DatabaseError(verdict)
     (version,) = database.execute("PRAGMA user_version").fetchone()
     if version not in (0, VERSION):
-        raise sqlite3.DatabaseError(f"it is of version {version}; this agent knows {VERSION}")
+        raise sqlite3.DatabaseError(
+            f"it is of version {version}, and this agent knows version {VERSION} only; start the agent that wrote it, "
+            "or give this one another data directory"
+        )

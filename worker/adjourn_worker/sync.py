@@ -1,7 +1,7 @@
 """The agent's side of Synchronize: one stream, opened again for as long as the agent lives.
 
-Both ways carry whole states, so what was lost with a stream is said again on the next. Waiting for the control plane
-costs training nothing.
+Both directions carry whole states, so what was lost with a stream is sent again on the next. Training does not wait for
+the control plane.
 """
 
 import asyncio
@@ -22,11 +22,11 @@ from adjourn.v1.agent_service_pb2_grpc import AgentServiceStub
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 FIRST_INTERVAL: Final = 2.0
-"""Seconds between messages before the control plane has said its own."""
+"""Seconds between messages until the control plane has told its interval."""
 GAP: Final = 0.05
-"""Least seconds between two messages: what changes together is told together."""
+"""Least seconds between two messages: what changes together is sent together."""
 SILENCE_INTERVALS: Final = 5
-"""Intervals without a word after which the stream is given up; its peer may be alive and stuck."""
+"""Intervals without a message after which the stream is given up; its peer may be alive and stuck."""
 BACKOFF_FIRST: Final = 0.2
 BACKOFF_MOST: Final = 10.0
 
@@ -38,19 +38,19 @@ class Superseded(Exception):
 
 
 class Stream:
-    """Says what the worker has, hears what it should have."""
+    """Sends what the worker has and receives what it should have."""
 
     def __init__(
         self,
         address: str,
-        say: Callable[[], SynchronizeRequest],
-        hear: Callable[[SynchronizeResponse], Awaitable[None]],
+        build_request: Callable[[], SynchronizeRequest],
+        on_response: Callable[[SynchronizeResponse], Awaitable[None]],
     ) -> None:
         self.address = address
-        self.build_request = say
-        self.on_response = hear
+        self.build_request = build_request
+        self.on_response = on_response
         self.changed = asyncio.Event()
-        """Set it to have the worker's state said soon."""
+        """Set it to have the worker's state sent soon."""
         self.connected = False
         self.interval = FIRST_INTERVAL
 
@@ -61,7 +61,7 @@ class Stream:
             was_connected = False
             try:
                 async with grpc.aio.insecure_channel(self.address, options=CLIENT_OPTIONS) as channel:
-                    await self.hold(AgentServiceStub(channel))
+                    await self.synchronize(AgentServiceStub(channel))
             except (grpc.aio.AioRpcError, TimeoutError) as error:
                 give_up_if_superseded(error)
                 log.warning("stream_broken", control_plane=self.address, error=describe(error), failures=failures)
@@ -71,42 +71,43 @@ class Stream:
             limit = min(BACKOFF_MOST, BACKOFF_FIRST * 2 ** min(failures, 10))
             await asyncio.sleep(random.uniform(0, limit))  # noqa: S311  # full jitter: agents must not come back as one
 
-    async def hold(self, stub: Any) -> None:
-        """Speaks and hears until the stream ends; raises what ended it, TimeoutError if nothing is heard for too long.
+    async def synchronize(self, stub: Any) -> None:
+        """Sends and receives until the stream ends; raises what ended it, TimeoutError after too long a silence.
 
-        What is heard is taken in here and not in a task of the stream's, so that its end interrupts nothing.
+        Responses are handled here and not in a task of the stream's, so that its end interrupts nothing. Of several
+        that wait, only the newest is handled.
         """
         call: Call = stub.Synchronize()
         newest: list[SynchronizeResponse] = []
-        news = asyncio.Event()
+        received = asyncio.Event()
 
         async def read() -> None:  # on its own: a timeout around a read would leak the call (grpc issue 43360)
             async for response in call:
                 newest[:] = [response]
-                news.set()
+                received.set()
 
         reader = asyncio.create_task(read())
-        speaker = asyncio.create_task(self.speak(call))
-        for task in (reader, speaker):
-            task.add_done_callback(lambda _: news.set())
+        writer = asyncio.create_task(self.write(call))
+        for task in (reader, writer):
+            task.add_done_callback(lambda _: received.set())
         try:
             while not reader.done():
                 async with asyncio.timeout(SILENCE_INTERVALS * self.interval):
-                    await news.wait()
-                news.clear()
+                    await received.wait()
+                received.clear()
                 if newest:
                     await self.handle(newest.pop())
-                if speaker.done():
-                    speaker.result()
+                if writer.done():
+                    writer.result()
             reader.result()
         finally:
             call.cancel()
-            for task in (reader, speaker):
+            for task in (reader, writer):
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError, *BROKEN):
                     await task
 
-    async def speak(self, call: Call) -> None:
+    async def write(self, call: Call) -> None:
         with contextlib.suppress(asyncio.InvalidStateError):  # the stream has ended; the reader knows why
             while True:
                 self.changed.clear()

@@ -1,5 +1,7 @@
+import asyncio
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,8 +21,10 @@ def paths(tmp_path: Path) -> Iterator[WorkerPaths]:
     made.remove_volatile()
 
 
-def held(job: str = "jobs/a", attempt: int = 1, nonce: str = "n", phase: str = "RUNNING") -> HeldAssignment:
-    token = FencingToken(attempt=attempt, nonce=nonce)
+def held(
+    job: str = "jobs/a", attempt: int = 1, nonce: str = "n", phase: str = "RUNNING", uid: str = "u"
+) -> HeldAssignment:
+    token = FencingToken(attempt=attempt, nonce=nonce, job_uid=uid)
     status = AssignmentStatus(job=job, token=token, phase=AssignmentStatus.Phase.Value(phase))
     return HeldAssignment(assignment=Assignment(job=job, token=token), status=status)
 
@@ -41,17 +45,17 @@ def test_what_was_recorded_is_there_after_a_restart(paths: WorkerPaths) -> None:
 
 def test_an_assignment_is_known_by_its_whole_token(paths: WorkerPaths) -> None:
     with Journal(paths) as journal:
-        for item in (held(attempt=2), held(nonce="m"), held(), held(job="jobs/0")):
+        for item in (held(attempt=2), held(nonce="m"), held(uid="v"), held(), held(job="jobs/0")):
             journal.record(item, [])
-        assert journal.held() == [held(job="jobs/0"), held(nonce="m"), held(), held(attempt=2)]
-        journal.forget("jobs/a", FencingToken(attempt=1, nonce="n"))
-        assert journal.held() == [held(job="jobs/0"), held(nonce="m"), held(attempt=2)]
+        assert journal.held() == [held(job="jobs/0"), held(nonce="m"), held(), held(attempt=2), held(uid="v")]
+        journal.forget("jobs/a", FencingToken(attempt=1, nonce="n", job_uid="u"))
+        assert journal.held() == [held(job="jobs/0"), held(nonce="m"), held(attempt=2), held(uid="v")]
 
 
 def test_reports_outlive_their_assignment_until_acknowledged(paths: WorkerPaths) -> None:
     with Journal(paths) as journal:
         journal.record(held(), [epoch(1), epoch(2), epoch(3)])
-        journal.forget("jobs/a", FencingToken(attempt=1, nonce="n"))
+        journal.forget("jobs/a", FencingToken(attempt=1, nonce="n", job_uid="u"))
         journal.acknowledge(2)
         assert [report.epoch.epoch for report in journal.reports()] == [3]
 
@@ -126,16 +130,25 @@ def test_a_damaged_journal_is_not_guessed_at(paths: WorkerPaths, content: bytes)
 
 def test_an_entry_that_is_no_message_is_damage(paths: WorkerPaths) -> None:
     with Journal(paths) as journal:
-        journal._database.execute("INSERT INTO held VALUES ('jobs/a', 1, 'n', x'ffff')")
+        journal._database.execute("INSERT INTO held VALUES ('jobs/a', 'u', 1, 'n', x'ffff')")
         with pytest.raises(JournalDamaged):
             journal.held()
 
 
-def test_a_journal_of_a_newer_version_is_left_alone(paths: WorkerPaths) -> None:
+@pytest.mark.parametrize("version", [1, 99])
+def test_a_journal_of_another_version_is_refused_with_what_to_do(paths: WorkerPaths, version: int) -> None:
     with Journal(paths) as journal:
-        journal._database.execute("PRAGMA user_version = 99")
-    with pytest.raises(JournalDamaged, match="version 99"):
+        journal._database.execute(f"PRAGMA user_version = {version}")
+    with pytest.raises(JournalDamaged, match=f"is of version {version}, and this agent knows version 2 only; start"):
         Journal(paths)
+
+
+async def test_calls_are_made_in_a_thread_of_its_own_one_after_another(paths: WorkerPaths) -> None:
+    with Journal(paths) as journal:
+        threads = await asyncio.gather(*(journal.run(threading.current_thread) for _ in range(20)))
+        assert [thread.name for thread in threads] == ["journal_0"] * 20
+        numbered = await asyncio.gather(*(journal.run(journal.record, held(), [epoch(1)]) for _ in range(20)))
+        assert [reports[0].sequence for reports in numbered] == list(range(1, 21))
 
 
 def test_a_full_disk_changes_nothing(paths: WorkerPaths) -> None:

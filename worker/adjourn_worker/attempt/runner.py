@@ -20,6 +20,7 @@ from adjourn.internal.v1.trainer_pb2 import HeldAssignment, Snapshot
 from adjourn.shared_files import Control, ProgressPage
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, ConditionChange, Report
 from adjourn.v1.job_pb2 import Failure
+from adjourn_worker import messages
 from adjourn_worker.attempt import files, machine, training_log
 from adjourn_worker.attempt.events import (
     Advanced,
@@ -60,20 +61,20 @@ class AttemptRunner:
         held: HeldAssignment,
         *,
         journal: Journal,
-        turn: asyncio.Lock,
+        journal_lock: asyncio.Lock,
         launcher: LauncherClient,
         storage: StorageTasks,
         log_bytes: int,
-        tell: Callable[[Sequence[Report]], None],
+        on_change: Callable[[Sequence[Report]], None],
     ) -> None:
         self.held = held
         self.journal = journal
-        self.journal_lock = turn
-        """Whose it is may journal: reports that are told out of their order would be acknowledged unheard."""
+        self.journal_lock = journal_lock
+        """Held while journaling: a report that is sent after a newer one would be acknowledged without being read."""
         self.launcher = launcher
         self.storage = storage
         self.log_bytes = log_bytes
-        self.tell = tell
+        self.on_change = on_change
         """Called after every change, with the reports that it brought."""
         self.inbox: asyncio.Queue[Event | None] = asyncio.Queue()
         """None: look at the attempt's files."""
@@ -150,22 +151,31 @@ class AttemptRunner:
         outcome = machine.handle(self.held, event, datetime.now(UTC))
         if isinstance(event, UNJOURNALED):
             self.held = outcome.held
-            self.tell(())
+            self.on_change(())
         else:
             await self.settle(outcome)
 
     async def settle(self, outcome: Outcome) -> None:
         async with self.journal_lock:
-            reports = await asyncio.to_thread(self.journal.record, outcome.held, outcome.reports)
+            fitting = [self.fitting(report) for report in outcome.reports]
+            reports = await self.journal.run(self.journal.record, outcome.held, fitting)
             phase = self.status.phase
             self.held = outcome.held
-            self.tell(reports)
+            self.on_change(reports)
         if self.status.phase != phase or outcome.reports:
             self.log.info("assignment", phase=AssignmentStatus.Phase.Name(self.status.phase), reports=len(reports))
         if self.over:
             await self.drop_work()
         for instruction in outcome.instructions:
             await self.carry_out(instruction)
+
+    def fitting(self, report: Report) -> Report:
+        """Returns a report that fits into a message: one too large would keep all others from being sent."""
+        fitting = messages.cut(report)
+        if fitting is not report:
+            sizes = {"bytes": report.ByteSize(), "cut_to": fitting.ByteSize()}
+            self.log.warning("report_cut", report=report.WhichOneof("report"), **sizes)
+        return fitting
 
     async def poll(self) -> None:
         """Takes in what the training process shows and wrote, and its end."""
