@@ -122,6 +122,7 @@ class Bench:
             "ADJOURN_CONTROL_PLANE": self.plane.address,
             "ADJOURN_WORKER": WORKER,
             "ADJOURN_DATA": str(self.paths.data),
+            "ADJOURN_SHARED_MEMORY": str(self.paths.snapshots.parent),
             "ADJOURN_S3_ENDPOINT": NOWHERE,
             "ADJOURN_S3_BUCKET": "models",
             "ADJOURN_S3_ACCESS_KEY": "a",
@@ -196,7 +197,7 @@ async def bench(directory: Path, marker: Path, eventually: Eventually) -> AsyncI
     """Whatever was started on it ends with it."""
     shared_memory = directory / "shm"
     shared_memory.mkdir()
-    paths = WorkerPaths.prepare(directory / "data", {}, shared_memory)
+    paths = WorkerPaths.prepare(directory / "data", shared_memory)
     plane = ControlPlane()
     await plane.start()
     made = Bench(directory=directory, marker=marker, plane=plane, paths=paths, eventually=eventually)

@@ -69,7 +69,7 @@ def stand(directory: Path) -> Iterator[Stand]:
     (code / "scripted.py").write_text(SCRIPTED)
     (directory / "shm").mkdir()
     environment = {**os.environ, "PYTHONPATH": str(code), "ADJOURN_S3_SECRET_KEY": "hush", "AWS_SECRET": "hush"}
-    paths = WorkerPaths.prepare(directory / "data", {}, directory / "shm")
+    paths = WorkerPaths.prepare(directory / "data", directory / "shm")
     yield Stand(paths=paths, environment=environment)
     pid = holder(paths.launcher_lock)
     left = [

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,8 @@ from adjourn.internal.v1.trainer_pb2 import HeldAssignment
 from adjourn.objects import S3Objects, S3Settings
 from adjourn.v1.agent_service_pb2 import Assignment, ConditionChange, FencingToken
 from adjourn.v1.job_pb2 import Condition
-from adjourn_worker.paths import WorkerPaths
+from adjourn_worker.attempt import files
+from adjourn_worker.paths import Kept, WorkerPaths
 from adjourn_worker.storage import tasks as module
 from adjourn_worker.storage.tasks import StorageTasks
 from tests.harness.bundle_archives import archive
@@ -27,13 +29,13 @@ BUNDLE = f"bundles/{hashlib.sha256(CODE).hexdigest()}"
 
 @pytest.fixture
 def paths(tmp_path: Path) -> Iterator[WorkerPaths]:
-    made = WorkerPaths.prepare(tmp_path / "data", {}, tmp_path)
+    made = WorkerPaths.prepare(tmp_path / "data", tmp_path)
     yield made
     made.remove_volatile()
 
 
-def held(paths: WorkerPaths) -> HeldAssignment:
-    token = FencingToken(attempt=1, nonce=secrets.token_hex(16), job_uid=str(uuid4()))
+def held(paths: WorkerPaths, nonce: str = "") -> HeldAssignment:
+    token = FencingToken(attempt=1, nonce=nonce or secrets.token_hex(16), job_uid=str(uuid4()))
     assignment = Assignment(job="jobs/a", token=token)
     assignment.spec.bundle = BUNDLE
     return HeldAssignment(assignment=assignment, directory=str(paths.attempt("jobs/a", token)))
@@ -61,7 +63,7 @@ async def test_storage_that_refuses_is_shown_within_seconds_until_it_is_mended(
     async with S3Objects(wrong) as refusing, S3Objects(right) as mended:
         await mended.ensure_bucket()
         await mended.put(f"{BUNDLE}.tar.gz", CODE)
-        storage = StorageTasks(refusing, paths, threads=1)
+        storage = StorageTasks(refusing, paths, threads=1, kept=Kept())
         work = asyncio.create_task(storage.prepare(held(paths), told.append))
         await eventually(lambda: told, seconds=5)
         (began,) = told
@@ -71,7 +73,7 @@ async def test_storage_that_refuses_is_shown_within_seconds_until_it_is_mended(
         assert f"{code}: " in began.condition.message
         assert f"correct {variable}" in began.condition.message
         assert began.condition.time.seconds > 0
-        storage.objects = mended
+        storage.store.objects = mended
         await work
     assert [change.ended for change in told] == [False, True]
 
@@ -97,7 +99,7 @@ async def test_a_condition_is_told_when_its_reason_changes_and_not_more_often(
     objects = Scripted(away, away, refused, refused, away)
     await objects.put(f"{BUNDLE}.tar.gz", CODE)
     told: list[ConditionChange] = []
-    await StorageTasks(objects, paths, threads=1).prepare(held(paths), told.append)
+    await StorageTasks(objects, paths, threads=1, kept=Kept()).prepare(held(paths), told.append)
     assert [(change.condition.reason, change.ended) for change in told] == [
         (reasons.OBJECT_STORE_UNAVAILABLE, False),
         (reasons.OBJECT_STORE_REFUSED, False),
@@ -112,5 +114,55 @@ async def test_a_condition_that_an_earlier_agent_told_is_ended(paths: WorkerPath
     before = held(paths)
     before.conditions.add(type=Condition.STORAGE_FAILING, reason=reasons.OBJECT_STORE_REFUSED)
     told: list[ConditionChange] = []
-    await StorageTasks(objects, paths, threads=1).prepare(before, told.append)
+    await StorageTasks(objects, paths, threads=1, kept=Kept()).prepare(before, told.append)
     assert [(change.condition.type, change.ended) for change in told] == [(Condition.STORAGE_FAILING, True)]
+
+
+def snapshot_places(paths: WorkerPaths, held: HeldAssignment) -> tuple[str, str]:
+    start = files.read_start(Path(held.directory))
+    assert start
+    assert start.job_uid == held.assignment.token.job_uid
+    return start.snapshot_directory, start.fallback_snapshot_directory
+
+
+async def test_training_is_told_where_snapshots_go_and_where_if_there_is_no_room(paths: WorkerPaths) -> None:
+    objects = MemoryObjects()
+    await objects.put(f"{BUNDLE}.tar.gz", CODE)
+    storage = StorageTasks(objects, paths, threads=1, kept=Kept())
+    assignment = held(paths)
+    await storage.prepare(assignment, lambda _: None)
+    directory = Path(assignment.directory)
+    places = (paths.snapshot_directory(directory), paths.disk_snapshot_directory(directory))
+    assert snapshot_places(paths, assignment) == tuple(map(str, places))
+    assert all(place.is_dir() for place in places)
+    await storage.clean_up(assignment)
+    assert not any(place.exists() for place in (*places, directory))
+
+
+async def test_without_shared_memory_there_is_no_other_place(tmp_path: Path) -> None:
+    paths = WorkerPaths.prepare(tmp_path / "data")
+    objects = MemoryObjects()
+    await objects.put(f"{BUNDLE}.tar.gz", CODE)
+    assignment = held(paths)
+    await StorageTasks(objects, paths, threads=1, kept=Kept()).prepare(assignment, lambda _: None)
+    assert snapshot_places(paths, assignment) == (str(paths.disk_snapshot_directory(Path(assignment.directory))), "")
+    paths.remove_volatile()
+
+
+def test_room_in_memory_is_counted(paths: WorkerPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "free_bytes", lambda _: 1000 << 20)
+    storage = StorageTasks(MemoryObjects(), paths, threads=1, kept=Kept())
+
+    def goes_to_memory(attempt: str, state: int) -> bool:
+        return paths.snapshots in storage.snapshot_places(paths.attempts / attempt, state << 20)[0].parents
+
+    assert not goes_to_memory("a", 400)  # three slots are needed
+    assert goes_to_memory("b", 300)
+    assert goes_to_memory("b", 300)  # prepared again
+    assert not goes_to_memory("c", 40)  # what the other may come to take is taken
+    used = paths.snapshots / "b"
+    used.mkdir()
+    with (used / "slot").open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 100 << 20)  # and is not counted twice
+    assert goes_to_memory("c", 60)
+    assert goes_to_memory("d", 0)

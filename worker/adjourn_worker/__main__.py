@@ -34,7 +34,7 @@ async def serve(settings: Settings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    paths = WorkerPaths.prepare(settings.data, os.environ)
+    paths = WorkerPaths.prepare(settings.data, settings.shared_memory)
     with Journal(paths) as journal:
         async with (
             S3Objects(settings.s3) as objects,

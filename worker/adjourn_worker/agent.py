@@ -62,7 +62,7 @@ class Agent:
         self.paths = paths
         self.journal = journal
         self.launcher = launcher
-        self.storage = StorageTasks(objects, paths, settings.threads)
+        self.storage = StorageTasks(objects, paths, settings.threads, settings.kept)
         self.worker = Worker(
             name=f"workers/{settings.worker}",
             devices=gpus.inventory(),

@@ -6,7 +6,6 @@ that follow from it are stored together, so that neither exists without the othe
 
 import asyncio
 import contextlib
-import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from google.protobuf.message import DecodeError
 
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment
 from adjourn.v1.agent_service_pb2 import FencingToken, Report
-from adjourn_worker.host.locks import holder, take
+from adjourn_worker.host.locks import LockTaken, holder, take_all
 from adjourn_worker.paths import WorkerPaths
 
 P = ParamSpec("P")
@@ -40,7 +39,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 class JournalTaken(Exception):
-    """Another agent works in the data directory."""
+    """Another agent works in the data directory, or in a copy of it."""
 
 
 class JournalDamaged(Exception):
@@ -61,15 +60,12 @@ class Journal:
     def __init__(self, paths: WorkerPaths) -> None:
         """Raises JournalTaken, JournalDamaged, JournalUnwritable."""
         self._path = paths.journal
-        lock = take(paths.agent_lock)
-        if lock is None:
-            raise JournalTaken(f"agent {holder(paths.agent_lock)} already works in {paths.data}")
-        self._lock = lock
+        self._locks = agent_locks(paths)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         try:
             self._database = self._open()
         except BaseException:
-            os.close(lock)
+            self._locks.close()
             raise
 
     def __enter__(self) -> Self:
@@ -81,7 +77,7 @@ class Journal:
     def close(self) -> None:
         self._thread.shutdown()
         self._database.close()
-        os.close(self._lock)
+        self._locks.close()
 
     async def run(self, call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         """Makes a call in the journal's thread, again and again while the disk is full.
@@ -179,6 +175,20 @@ class Journal:
             raise JournalUnwritable(f"{self._path}: {error}") from error
         except (sqlite3.DatabaseError, DecodeError) as error:
             raise JournalDamaged(f"{self._path}: {error}") from error
+
+
+def agent_locks(paths: WorkerPaths) -> contextlib.ExitStack:
+    """Takes the locks of the data directory's agent; raises JournalTaken."""
+    try:
+        return take_all(paths.agent_locks)
+    except LockTaken as error:
+        pid = holder(error.path)
+        if error.path == paths.agent_locks[0]:
+            raise JournalTaken(f"agent {pid} already works in {paths.data}") from None
+        raise JournalTaken(
+            f"{error.path.parent} is in use by agent {pid} of another data directory with the same id: one of them is "
+            f"a copy. Give this worker an empty data directory instead of {paths.data}"
+        ) from None
 
 
 def check(database: sqlite3.Connection) -> None:

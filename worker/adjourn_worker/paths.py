@@ -1,28 +1,35 @@
 """Where a worker keeps things: lasting ones below its data directory, sockets and snapshots in places of their own.
 
-Sockets need a short path (the kernel takes 107 bytes), snapshots fast memory. Both places are named by a hash of the
-data directory, belong to us alone (mode 0700, owner checked), and hold nothing that is missed after a reboot.
+Sockets need a short path (the kernel takes 107 bytes), snapshots fast memory. Both places are named by the worker id, a
+random number in the data directory, so workers that share /tmp or /dev/shm never meet, whatever the paths of their
+data directories are in their containers. They belong to us alone (mode 0700, owner checked).
+
+A data directory that was copied has the id of its original. The agent's locks lie in the places as well as in the data
+directory, so the second of two such workers is refused.
+
+A worker removes only what is in its own places. What one that never comes back has left in shared memory stays until
+somebody removes `/dev/shm/adjourn-*` or the machine restarts: that its data directory cannot be seen from here does
+not mean that it is gone.
 """
 
-import hashlib
 import os
 import re
+import secrets
 import shutil
 import stat
-from collections.abc import Collection, Mapping
+import sys
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
 from adjourn.v1.agent_service_pb2 import FencingToken
 
-SOCKET_PATH_BYTES: Final = 107
-LONGEST_SOCKET_NAME: Final = "/doorbell"
 SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108
 TEMPORARY: Final = Path("/tmp")  # noqa: S108 - TMPDIR is often too long for a socket
+AGENT_LOCK: Final = "agent.lock"
 UID: Final = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-OWNER_FILE: Final = "data-directory"
-"""Names, within a place elsewhere, the data directory that it belongs to."""
 
 
 class UnsafePath(Exception):
@@ -30,31 +37,46 @@ class UnsafePath(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """How much of what nobody has to have stays on the disk. What was written longest ago goes first."""
+
+    logs: int = 1000
+    """Logs of attempts that are over."""
+    log_bytes: int = 1 << 30
+    """Bytes of these logs."""
+    bundle_bytes: int = 1 << 30
+    """Bytes of packed code that may be wanted again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerPaths:
     """Where a worker keeps things."""
 
     data: Path
-    """All that lasts, and all that finds the rest."""
+    """All that lasts."""
     runtime: Path
     """Sockets."""
     snapshots: Path
-    """Snapshots, one directory an attempt."""
+    """Snapshots, one directory an attempt; in memory if there is a place for it."""
 
     @classmethod
-    def prepare(cls, data: Path, environment: Mapping[str, str], shared_memory: Path = SHARED_MEMORY) -> Self:
-        """Makes what is not there, and finds what an earlier process chose; raises UnsafePlace, OSError."""
+    def prepare(cls, data: Path, shared_memory: Path | None = None) -> Self:
+        """Makes what is not there; raises UnsafePath, OSError.
+
+        Without a directory in shared memory that can be written to, snapshots are kept on the disk.
+        """
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
         data = data.resolve()
-        digest = fingerprint(data)
-        runtime = remembered(data / "runtime", digest) or runtime_directory(environment, digest)
-        snapshots = remembered(data / "snapshots", digest) or snapshot_area(data, shared_memory, digest)
-        paths = cls(data=data, runtime=own(runtime), snapshots=own(snapshots))
-        for place in (runtime, snapshots):
-            (place / OWNER_FILE).write_bytes(os.fsencode(data))
-        for path in (paths.attempts, paths.bundles, paths.logs, paths.scratch):
+        name = f"adjourn-{os.getuid()}"
+        worker = worker_id(data / "id")
+        in_memory = shared_memory is not None and shared_memory.is_dir() and os.access(shared_memory, os.W_OK)
+        paths = cls(
+            data=data,
+            runtime=own(own(TEMPORARY / name) / worker),
+            snapshots=own(shared_memory / f"{name}-{worker}" if shared_memory and in_memory else on_disk(data)),
+        )
+        for path in (paths.attempts, paths.bundles, paths.logs, paths.scratch, paths.disk_snapshots):
             path.mkdir(mode=0o700, exist_ok=True)
-        remember(data / "runtime", runtime)
-        remember(data / "snapshots", snapshots)
         return paths
 
     @property
@@ -62,8 +84,9 @@ class WorkerPaths:
         return self.data / "journal.sqlite"
 
     @property
-    def agent_lock(self) -> Path:
-        return self.data / "agent.lock"
+    def agent_locks(self) -> tuple[Path, ...]:
+        """Locks that an agent holds, all of them. The first tells two agents of one data directory apart."""
+        return tuple(dict.fromkeys(place / AGENT_LOCK for place in (self.data, self.runtime, self.snapshots)))
 
     @property
     def launcher_lock(self) -> Path:
@@ -87,6 +110,7 @@ class WorkerPaths:
 
     @property
     def bundles(self) -> Path:
+        """Packed code, by its SHA-256."""
         return self.data / "bundles"
 
     @property
@@ -98,6 +122,11 @@ class WorkerPaths:
         """What is not yet whole, on the same file system as where it will go."""
         return self.data / "scratch"
 
+    @property
+    def disk_snapshots(self) -> Path:
+        """Where snapshots go that memory has no room for."""
+        return on_disk(self.data)
+
     def attempt(self, job: str, token: FencingToken) -> Path:
         """Returns the directory of an attempt of `jobs/{job}`; raises ValueError for what is no name."""
         return self.attempts / attempt_name(job, token)
@@ -107,39 +136,57 @@ class WorkerPaths:
         return self.logs / f"{attempt_name(job, token)}.log"
 
     def snapshot_directory(self, attempt: Path) -> Path:
-        """Returns where the snapshots of an attempt's directory go."""
+        """Returns where the snapshots of an attempt's directory go; in memory if there is a place for it."""
         return self.snapshots / attempt.name
 
-    def bundle(self, digest: str) -> Path:
-        """Returns where the code with this SHA-256 is unpacked."""
-        return self.bundles / digest
+    def disk_snapshot_directory(self, attempt: Path) -> Path:
+        """Returns where they go if there is no room for them."""
+        return self.disk_snapshots / attempt.name
 
     def attempt_directories(self) -> list[Path]:
         return sorted(path for path in self.attempts.iterdir() if path.is_dir())
 
-    def retire(self, attempt: Path, log: Path) -> None:
-        """Removes an attempt's directory and snapshots; what it printed is kept as `log`."""
+    def retire(self, attempt: Path, log: Path, kept: "Kept") -> None:
+        """Removes an attempt's directory and snapshots; what it printed is kept as `log`, in place of older logs."""
         if (attempt / "log").exists():
             (attempt / "log").replace(log)
-        remove(attempt)
-        remove(self.snapshot_directory(attempt))
+        for path in (attempt, self.snapshot_directory(attempt), self.disk_snapshot_directory(attempt)):
+            remove(path)
+        bound(self.logs.iterdir(), count=kept.logs, size=kept.log_bytes)
 
     def collect_garbage(self, keep: Collection[Path]) -> None:
         """Removes what no one will ask for: things half made, attempts and snapshots of attempts not in `keep`.
 
-        Also the places of workers whose data directory is gone. For the agent only, before it begins anything.
+        For the agent only, which holds the locks, before it begins anything.
         """
-        names = {path.name for path in keep}
-        for path in (*self.scratch.iterdir(), *self.attempts.iterdir(), *self.snapshots.iterdir()):
-            if path.name not in names and path.name != OWNER_FILE:
-                remove(path)
-        for place in (*orphaned(self.snapshots.parent), *orphaned(self.runtime.parent)):
-            remove(place)
+        names = {path.name for path in keep} | {AGENT_LOCK}
+        for place in {self.scratch, self.attempts, self.snapshots, self.disk_snapshots}:
+            for path in place.iterdir():
+                if path.name not in names:
+                    remove(path)
 
     def remove_volatile(self) -> None:
         """Removes sockets and snapshots: the worker is not coming back."""
-        remove(self.runtime)
-        remove(self.snapshots)
+        for path in {self.runtime, self.snapshots, self.disk_snapshots}:
+            remove(path)
+
+
+def on_disk(data: Path) -> Path:
+    return data / "disk-snapshots"
+
+
+def worker_id(path: Path) -> str:
+    """Returns the id in a file, which is made if it is not there; raises UnsafePath."""
+    if not path.exists():
+        fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        fresh.write_text(f"{secrets.token_hex(8)}\n")
+        with suppress(FileExistsError):
+            path.hardlink_to(fresh)  # whole or not at all, and never in place of another's
+        fresh.unlink()
+    found = path.read_text().strip()
+    if not re.fullmatch(r"[0-9a-f]{16}", found):
+        raise UnsafePath(f"{path} does not hold the id of a worker; remove it if no agent and no training runs here")
+    return found
 
 
 def attempt_name(job: str, token: FencingToken) -> str:
@@ -154,42 +201,8 @@ def attempt_name(job: str, token: FencingToken) -> str:
     return f"{name[1]}-{token.job_uid[:8]}-{token.attempt}-{token.nonce[:8]}"
 
 
-def runtime_directory(environment: Mapping[str, str], digest: str) -> Path:
-    preferred = environment.get("XDG_RUNTIME_DIR", "")
-    if preferred and Path(preferred).is_dir() and os.access(preferred, os.W_OK):
-        path = Path(preferred) / "adjourn" / digest
-        if len(os.fsencode(path)) + len(LONGEST_SOCKET_NAME) <= SOCKET_PATH_BYTES:
-            own(path.parent)
-            return path
-    return own(TEMPORARY / f"adjourn-{os.getuid()}") / digest
-
-
-def snapshot_area(data: Path, shared_memory: Path, digest: str) -> Path:
-    if shared_memory.is_dir() and os.access(shared_memory, os.W_OK):
-        return shared_memory / f"adjourn-{os.getuid()}-{digest}"
-    return data / f"snapshots-{digest}"
-
-
-def remembered(link: Path, digest: str) -> Path | None:
-    """Returns the place that an earlier process chose: a living launcher must be found though the variables differ.
-
-    Not one that a copied data directory has from its original.
-    """
-    if link.is_symlink() and link.is_dir() and link.readlink().name.endswith(digest):
-        return link.readlink()
-    return None
-
-
-def remember(link: Path, place: Path) -> None:
-    if link.is_symlink() and link.readlink() == place:
-        return
-    fresh = link.with_name(f"{link.name}.{os.getpid()}")
-    fresh.symlink_to(place)
-    fresh.replace(link)
-
-
 def own(path: Path) -> Path:
-    """Makes a directory that is ours alone, or checks that it is; raises UnsafePlace."""
+    """Makes a directory that is ours alone, or checks that it is; raises UnsafePath."""
     path.mkdir(mode=0o700, exist_ok=True)
     status = path.lstat()  # a link that someone else left is not followed
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
@@ -199,19 +212,29 @@ def own(path: Path) -> Path:
     return path
 
 
-def fingerprint(data: Path) -> str:
-    return hashlib.sha256(os.fsencode(data)).hexdigest()[:12]
+def free_bytes(path: Path) -> int:
+    """Returns the room for files in a directory."""
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize
 
 
-def orphaned(parent: Path) -> list[Path]:
-    """Returns our places whose data directory no longer exists."""
-    found = []
-    for owner in parent.glob(f"*/{OWNER_FILE}"):
-        if owner.parent.lstat().st_uid == os.getuid():
-            data = Path(os.fsdecode(owner.read_bytes()))
-            if owner.parent.name.endswith(fingerprint(data)) and not data.is_dir():
-                found.append(owner.parent)
-    return found
+def used_bytes(directory: Path) -> int:
+    """Returns the room that a directory takes; 0 if there is none."""
+    total = 0
+    for path in directory.rglob("*"):
+        with suppress(FileNotFoundError):  # somebody has removed it meanwhile
+            total += path.lstat().st_blocks * 512
+    return total
+
+
+def bound(files: Iterable[Path], *, size: int, count: int = sys.maxsize) -> None:
+    """Removes the files that were written longest ago, until at most so many, of so many bytes in all, are left."""
+    found = sorted(((path.stat().st_mtime_ns, path.stat().st_size, path) for path in files), reverse=True)
+    total = 0
+    for number, (_, taken, path) in enumerate(found, start=1):
+        total += taken
+        if number > count or total > size:
+            path.unlink(missing_ok=True)
 
 
 def remove(path: Path) -> None:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Final, Self, TypeVar
 
 from adjourn.channel import DEFAULT_ADDRESS
 from adjourn.objects import S3Settings
 from adjourn.settings_reader import SettingsReader, address, within
 from adjourn_worker.attempt import training_log
+from adjourn_worker.paths import SHARED_MEMORY, Kept
 
 
 class OnTerm(StrEnum):
@@ -39,6 +40,7 @@ class LogFormat(StrEnum):
     CONSOLE = "console"
 
 
+KEPT: Final = Kept()
 Choice = TypeVar("Choice", bound=StrEnum)
 
 
@@ -52,6 +54,8 @@ class Settings:
     """Name of the worker, without `workers/`."""
     data: Path
     """Directory, absolute."""
+    shared_memory: Path
+    """Directory in memory, absolute, for snapshots. What it has no room for goes to the data directory."""
     cpu_slots: int
     """Jobs without a GPU that run at a time."""
     labels: Mapping[str, str]
@@ -61,6 +65,8 @@ class Settings:
     """Threads of a training process; by default the cores we may use, shared among the slots."""
     log_bytes: int
     """Most bytes that the log of an attempt may have; what is in the middle is left out."""
+    kept: Kept
+    """What stays on the disk when its attempt is over."""
     on_term: OnTerm
     log_format: LogFormat
     s3: S3Settings
@@ -75,11 +81,17 @@ class Settings:
             control_plane=reader.take("ADJOURN_CONTROL_PLANE", address, DEFAULT_ADDRESS),
             worker=reader.take("ADJOURN_WORKER", worker_name),
             data=reader.take("ADJOURN_DATA", directory),
+            shared_memory=reader.take("ADJOURN_SHARED_MEMORY", directory, SHARED_MEMORY),
             cpu_slots=slots,
             labels=reader.take("ADJOURN_LABELS", labels, {}),
             gpus=reader.take("ADJOURN_GPUS", gpu_share, GpuShare()),
             threads=reader.take("ADJOURN_THREADS", within(1, 4096), max(1, share)),
             log_bytes=reader.take("ADJOURN_LOG_BYTES", within(1 << 16, 1 << 40), training_log.LIMIT),
+            kept=Kept(
+                logs=reader.take("ADJOURN_KEPT_LOGS", within(0, 1_000_000), KEPT.logs),
+                log_bytes=reader.take("ADJOURN_KEPT_LOG_BYTES", within(0, 1 << 50), KEPT.log_bytes),
+                bundle_bytes=reader.take("ADJOURN_KEPT_BUNDLE_BYTES", within(0, 1 << 50), KEPT.bundle_bytes),
+            ),
             on_term=reader.take("ADJOURN_ON_TERM", one_of(OnTerm), OnTerm.LEAVE),
             log_format=reader.take("ADJOURN_LOG_FORMAT", one_of(LogFormat), LogFormat.JSON),
             s3=reader.nested(S3Settings.from_environment),

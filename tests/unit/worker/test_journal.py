@@ -16,7 +16,7 @@ from adjourn_worker.paths import WorkerPaths
 
 @pytest.fixture
 def paths(tmp_path: Path) -> Iterator[WorkerPaths]:
-    made = WorkerPaths.prepare(tmp_path / "data", {}, tmp_path)
+    made = WorkerPaths.prepare(tmp_path / "data", tmp_path)
     yield made
     made.remove_volatile()
 
@@ -106,13 +106,13 @@ def test_an_agent_that_was_killed_leaves_what_it_recorded_and_no_lock(paths: Wor
         from adjourn.internal.v1.trainer_pb2 import HeldAssignment
         from adjourn_worker.journal import Journal
         from adjourn_worker.paths import WorkerPaths
-        journal = Journal(WorkerPaths.prepare(pathlib.Path(sys.argv[1]), {}))
+        journal = Journal(WorkerPaths.prepare(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])))
         held = HeldAssignment()
         held.assignment.job = "jobs/a"
         journal.record(held, [Report(job="jobs/a")])
         os.kill(os.getpid(), signal.SIGKILL)
     """
-    done = subprocess.run([sys.executable, "-c", script, str(paths.data)], check=False)
+    done = subprocess.run([sys.executable, "-c", script, str(paths.data), str(paths.snapshots.parent)], check=False)
     assert done.returncode == -9
     with Journal(paths) as journal:
         assert [item.assignment.job for item in journal.held()] == ["jobs/a"]

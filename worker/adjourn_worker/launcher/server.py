@@ -202,7 +202,7 @@ def main(arguments: Sequence[str]) -> int:
         if os.environ.get(name) != value:
             parser.error(f"{name} must be {value} in the environment before Python starts")
     logs.configure(os.environ.get("ADJOURN_LOG_FORMAT", "json"), service="launcher")
-    paths = WorkerPaths.prepare(options.data, os.environ)
+    paths = WorkerPaths.prepare(options.data)
     lock = take(paths.launcher_lock)
     if lock is None:
         sys.stderr.write(f"another launcher serves {paths.data}\n")

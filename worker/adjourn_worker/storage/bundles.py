@@ -1,6 +1,8 @@
-"""Brings a user's code to the worker: `bundles/{sha256}`, verified and unpacked once."""
+"""Brings a user's code to an attempt: `bundles/{sha256}`, kept packed, verified and unpacked for each attempt.
 
-import asyncio
+Each attempt has its own copy: code that writes beside its files, or changes them, changes no other attempt.
+"""
+
 import hashlib
 import io
 import os
@@ -11,58 +13,70 @@ from pathlib import Path
 
 from adjourn import bundles
 from adjourn.channel import BUNDLE_LIMIT_BYTES
-from adjourn.objects import ObjectMissing, ObjectStore, ObjectTooLong
-from adjourn_worker.attempt.files import sync
-from adjourn_worker.paths import WorkerPaths, remove
+from adjourn.objects import ObjectMissing, ObjectTooLong
+from adjourn_worker.paths import Kept, WorkerPaths, bound, remove
+from adjourn_worker.storage.parts import PartStore
 
 
 class BundleCorrupt(Exception):
     """A bundle is missing, is not what its name says, or cannot be unpacked. Trying again would not help."""
 
 
-async def fetch_bundle(objects: ObjectStore, bundle: str, paths: WorkerPaths) -> Path:
-    """Returns the directory with the code of `bundles/{sha256}`.
+async def fetch_bundle(store: PartStore, bundle: str, paths: WorkerPaths, kept: Kept, into: Path) -> None:
+    """Makes the directory `into` with the code of `bundles/{sha256}`, replacing what is there.
 
-    Raises BundleCorrupt, ObjectStoreUnavailableError, OSError.
+    Raises BundleCorrupt, ObjectStoreUnavailableError, ObjectStoreRefusedError, OSError.
     """
     match = re.fullmatch(r"bundles/([0-9a-f]{64})", bundle)
     if not match:
         raise BundleCorrupt(f"{bundle!r} is no name of a bundle")
-    target = paths.bundle(match[1])
-    if target.is_dir():
-        return target
+    packed = paths.bundles / f"{match[1]}.tar.gz"
+    data = await store.run(read_kept, packed, match[1])
+    if data is None:
+        try:
+            data = await store.objects.get(bundles.object_key(bundle), limit=BUNDLE_LIMIT_BYTES)
+        except (ObjectMissing, ObjectTooLong) as error:
+            raise BundleCorrupt(f"{bundle}: {error}") from error
+        await store.run(keep, data, match[1], packed, paths, kept)
+    await store.run(unpack, data, bundle, into)
+
+
+def read_kept(packed: Path, sha256: str) -> bytes | None:
+    """Returns a bundle that is kept here; None if there is none, or a damaged one, which is removed."""
     try:
-        data = await objects.get(bundles.object_key(bundle), limit=BUNDLE_LIMIT_BYTES)
-    except (ObjectMissing, ObjectTooLong) as error:
-        raise BundleCorrupt(f"{bundle}: {error}") from error
-    await asyncio.to_thread(unpack, data, match[1], target, paths.scratch / secrets.token_hex(8))
-    return target
+        data = packed.read_bytes()
+    except FileNotFoundError:
+        return None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        packed.unlink(missing_ok=True)
+        return None
+    os.utime(packed)  # the longest unused is the first to be removed
+    return data
 
 
-def unpack(data: bytes, sha256: str, target: Path, fresh: Path) -> None:
+def keep(data: bytes, sha256: str, packed: Path, paths: WorkerPaths, kept: Kept) -> None:
+    """Keeps a bundle for later attempts, in place of what was not used for longest."""
     if hashlib.sha256(data).hexdigest() != sha256:
         raise BundleCorrupt(f"bundles/{sha256} is damaged")
+    fresh = paths.scratch / secrets.token_hex(8)
+    try:
+        fresh.write_bytes(data)
+        fresh.replace(packed)
+    finally:
+        remove(fresh)
+    bound(paths.bundles.iterdir(), size=kept.bundle_bytes)
+
+
+def unpack(data: bytes, bundle: str, into: Path) -> None:
+    fresh = into.with_name(f".{into.name}.unpacking")
+    remove(fresh)
     try:
         bundles.verify(data)
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
             archive.extractall(fresh, filter="data")
-        publish(fresh, target)
+        remove(into)
+        fresh.rename(into)  # not synced: an attempt that a power failure ends is prepared again
     except (bundles.BundleInvalid, tarfile.TarError) as error:
-        raise BundleCorrupt(f"bundles/{sha256} cannot be unpacked: {error}") from error
+        raise BundleCorrupt(f"{bundle} cannot be unpacked: {error}") from error
     finally:
         remove(fresh)
-
-
-def publish(fresh: Path, target: Path) -> None:
-    """Gives a tree its name once all of it is on the disk; that another was faster is fine."""
-    for folder, _, names in os.walk(fresh):
-        for name in names:
-            with Path(folder, name).open("rb") as file:
-                os.fsync(file.fileno())
-        sync(Path(folder))
-    try:
-        fresh.rename(target)
-    except OSError:
-        if not target.is_dir():
-            raise
-    sync(target.parent)

@@ -23,7 +23,7 @@ from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Condition, Failure
 from adjourn.v1.manifest_pb2 import Manifest
 from adjourn_worker.attempt.files import write_start
-from adjourn_worker.paths import WorkerPaths
+from adjourn_worker.paths import Kept, WorkerPaths, free_bytes, used_bytes
 from adjourn_worker.storage.bundles import BundleCorrupt, fetch_bundle
 from adjourn_worker.storage.fetch import CheckpointCorrupt, fetch, read_manifest
 from adjourn_worker.storage.parts import KeyTaken, PartStore
@@ -32,8 +32,12 @@ from adjourn_worker.storage.persist import SnapshotDiffers, SnapshotLost, persis
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 T = TypeVar("T")
 
+SNAPSHOT_SLOTS: Final = 3
+"""Most snapshots of an attempt at a time: two in turn, and the last one."""
 BACKOFF_FIRST: Final = 0.5
 BACKOFF_MOST: Final = 10.0
+CODE: Final = "code"
+"""Directory, in the attempt's, of the user's code."""
 RESTORE: Final = "restore"
 """Directory, in the attempt's, of the snapshot to restore."""
 
@@ -52,35 +56,38 @@ class Unusable(Exception):
 class StorageTasks:
     """Does the long work for all assignments of a worker."""
 
-    def __init__(self, objects: ObjectStore, paths: WorkerPaths, threads: int) -> None:
-        self.objects = objects
+    def __init__(self, objects: ObjectStore, paths: WorkerPaths, threads: int, kept: Kept) -> None:
         self.store = PartStore(objects)
         self.paths = paths
         self.threads = threads
         """Of a training process that begins from scratch."""
+        self.kept = kept
+        self.promised: dict[Path, int] = {}
+        """Bytes of memory that the snapshots of each attempt may come to take, by their directory."""
 
     async def prepare(self, held: HeldAssignment, on_condition: OnCondition) -> None:
         """Fetches code and checkpoint and writes the start file; raises Unusable."""
         assignment, directory = held.assignment, Path(held.directory)
         retry = Retry(held, on_condition)
-        snapshots = self.paths.snapshot_directory(directory)
         start = TrainingStart(
             job=assignment.job,
             job_uid=assignment.token.job_uid,
             attempt=assignment.token.attempt,
             spec=assignment.spec,
-            snapshot_directory=str(snapshots),
             notify_socket=str(self.paths.notify_socket),
             threads=self.threads,
             device_uuids=assignment.device_uuids,
             allow_inexact=assignment.allow_inexact,
         )
         try:
-            for place in (directory, snapshots):
+            places = self.snapshot_places(directory, assignment.restore.size_bytes)
+            for place in (directory, *places):
                 await self.store.run(place.mkdir, mode=0o700, exist_ok=True)
-            if assignment.spec.bundle:
-                bundle = assignment.spec.bundle
-                code = await retry.forever(lambda: fetch_bundle(self.objects, bundle, self.paths), "bundle")
+            start.snapshot_directory = str(places[0])
+            start.fallback_snapshot_directory = str(places[1]) if places[1:] else ""
+            if bundle := assignment.spec.bundle:
+                code = directory / CODE
+                await retry.forever(lambda: fetch_bundle(self.store, bundle, self.paths, self.kept, code), "bundle")
                 start.code_directory = str(code)
             if assignment.HasField("restore"):
                 into = directory / RESTORE
@@ -119,9 +126,29 @@ class StorageTasks:
         assignment = held.assignment
         log_file = self.paths.log(assignment.job, assignment.token)
         try:
-            await self.store.run(self.paths.retire, Path(held.directory), log_file)
+            await self.store.run(self.paths.retire, Path(held.directory), log_file, self.kept)
+            self.promised.pop(self.paths.snapshot_directory(Path(held.directory)), None)
         except OSError as error:
             log.warning("not_cleaned_up", directory=held.directory, error=str(error))  # the next agent does it
+
+    def snapshot_places(self, attempt: Path, state_bytes: int) -> tuple[Path, ...]:
+        """Returns where an attempt's snapshots go, best first; all of them in memory, if it has the room.
+
+        `state_bytes`: size of the state, 0 if it is not known. What other attempts may still come to take counts as
+        taken, what was left over by attempts is taken anyhow. Training itself looks again before its first snapshot.
+        """
+        memory, disk = self.paths.snapshot_directory(attempt), self.paths.disk_snapshot_directory(attempt)
+        if memory == disk:
+            return (disk,)
+        needed = SNAPSHOT_SLOTS * state_bytes
+        others = {place: most for place, most in self.promised.items() if place != memory}
+        promised = sum(max(0, most - used_bytes(place)) for place, most in others.items())
+        free = free_bytes(self.paths.snapshots)
+        if needed > free - promised:
+            log.warning("snapshots_go_to_disk", attempt=attempt.name, needed=needed, free=free, promised=promised)
+            return (disk,)
+        self.promised[memory] = needed
+        return memory, disk
 
     async def base(self, held: HeldAssignment, retry: "Retry") -> Manifest | None:
         """Returns the newest registered checkpoint's manifest: its parts need no upload."""
