@@ -229,10 +229,11 @@ def used_bytes(directory: Path) -> int:
 
 def bound(files: Iterable[Path], *, size: int, count: int = sys.maxsize) -> None:
     """Removes the files that were written longest ago, until at most so many, of so many bytes in all, are left."""
-    found = sorted(((path.stat().st_mtime_ns, path.stat().st_size, path) for path in files), reverse=True)
+    newest_first = sorted(((path.stat().st_mtime_ns, path) for path in files), reverse=True)
     total = 0
-    for number, (_, taken, path) in enumerate(found, start=1):
-        total += taken
+    for number, (_, path) in enumerate(newest_first, start=1):
+        status = path.stat()
+        total += min(status.st_size, status.st_blocks * 512)  # the middle of a long log is a hole
         if number > count or total > size:
             path.unlink(missing_ok=True)
 
