@@ -1,6 +1,8 @@
 """What callers get for what cannot be: typed errors with their details, and nothing stored."""
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -11,7 +13,9 @@ from grpc_status import rpc_status
 from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
-from adjourn import errors
+from adjourn import bundles, errors
+from adjourn import objects as objects_module
+from adjourn.objects import S3Objects, S3Settings
 from adjourn.v1 import checkpoint_service_pb2 as checkpoint_pb
 from adjourn.v1 import job_service_pb2 as pb
 from adjourn.v1 import worker_service_pb2 as worker_pb
@@ -183,6 +187,40 @@ async def test_a_fault_of_ours_is_told_without_its_text() -> None:
     assert entry["error_id"] == caught.error.metadata["error_id"]
     assert entry["method"] == "/adjourn.v1.JobService/GetJob"
     assert isinstance(entry["exc_info"], RuntimeError)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "kind", "says"),
+    [
+        ("ADJOURN_S3_SECRET_KEY", "wrong", errors.ObjectStoreRefusedError, "AccessDenied"),
+        ("ADJOURN_S3_BUCKET", "not-there", errors.ObjectStoreRefusedError, "NoSuchBucket"),
+        ("ADJOURN_S3_ENDPOINT", "http://127.0.0.1:1", errors.ObjectStoreUnavailableError, "refused"),
+    ],
+)
+async def test_object_storage_that_refuses_is_told_from_one_that_is_away(
+    memory_store: MemoryStore,
+    s3_environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    value: str,
+    kind: type[errors.AdjournError],
+    says: str,
+) -> None:
+    monkeypatch.setattr(objects_module, "RETRIES", objects_module.RETRIES.new(backoff_factor=0))
+    settings = S3Settings.from_environment({**s3_environment, variable: value})
+    code = bundles.pack(Path(__file__))
+    spec = JobSpec(entry_point="train:main", total_epochs=3, bundle=f"bundles/{hashlib.sha256(code).hexdigest()}")
+
+    async def chunks() -> AsyncIterator[pb.UploadBundleRequest]:
+        yield pb.UploadBundleRequest(chunk=code)
+
+    async with S3Objects(settings) as objects, replica(memory_store, objects=objects, controllers=False) as plane:
+        for call in (plane.jobs.UploadBundle(chunks()), plane.jobs.CreateJob(pb.CreateJobRequest(job=Job(spec=spec)))):
+            with refused(kind) as caught:
+                await call
+            assert says in str(caught.error)
+            assert caught.error.metadata["bucket"] == settings.bucket
+        assert (await plane.jobs.ListJobs(pb.ListJobsRequest())).jobs == []
 
 
 async def test_an_outage_of_the_store_is_unavailable_and_passes(memory_store: MemoryStore) -> None:

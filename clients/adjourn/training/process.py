@@ -154,6 +154,9 @@ def failure(start: TrainingStart, error: BaseException) -> Failure:
         reason, message = error.reason, str(error)
     else:
         reason, message = TrainingError.reason, last_lines(error)
+    if start.code_directory:
+        # Each attempt has a copy of the code: the same failure has the same words, whichever copy it comes from.
+        message = message.replace(f"{start.code_directory}/", "")
     told = Failure(reason=reason, message=message, attempt=start.attempt)
     told.time.GetCurrentTime()
     return told

@@ -40,6 +40,7 @@ def test_message_is_the_end_of_the_traceback(trainings: TrainingProcesses) -> No
     attempt = trainings.run("broken:raises")
     message = failed(attempt, "TRAINING_RAISED")
     assert "raise ValueError" in message
+    assert 'File "broken.py", line' in message, "the same words from whichever attempt's copy of the code"
     assert len(message.splitlines()) <= 5
     assert attempt.last.progress.step == 1
     assert len(failed(trainings.run("broken:says_a_lot"), "TRAINING_RAISED")) <= 4000
