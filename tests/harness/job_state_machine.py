@@ -19,6 +19,7 @@ from adjourn import errors, reasons
 from adjourn.objects import S3Settings
 from adjourn.v1 import job_service_pb2 as pb
 from adjourn.v1.job_pb2 import EPOCH, Failure, Job, JobSpec
+from adjourn_control_plane.fleet.collector import Collector
 from adjourn_control_plane.fleet.lease_monitor import LeaseMonitor
 from adjourn_control_plane.fleet.scheduler import Scheduler
 from adjourn_control_plane.fleet.session import AgentSession
@@ -27,9 +28,10 @@ from adjourn_control_plane.job.events import CancelRequested, PauseRequested, Re
 from adjourn_control_plane.job.machine import ENDED
 from adjourn_control_plane.job.updater import Call, JobUpdater
 from adjourn_control_plane.settings import Settings
-from adjourn_control_plane.store.interface import Change, JobName, WorkerName
+from adjourn_control_plane.store.interface import Change, Conflict, JobName, JobUid, WorkerName
 from adjourn_control_plane.store.notifier import Notifier
-from tests.harness.worker_model import SLOTS, Attempt, Machine, Status, Witness
+from tests.harness.memory_objects import MemoryObjects
+from tests.harness.worker_model import SLOTS, Attempt, Machine, Status, Witness, manifest
 
 T = TypeVar("T")
 SETTINGS = Settings(
@@ -46,6 +48,8 @@ ANY = st.integers(0, 1000)
 TURNS = st.integers(0, 2)
 """Rounds in which all goes well, before something else happens."""
 FAIR_ROUNDS = 80
+NAMES = [JobName(f"jobs/j{index}") for index in range(3)]
+MOST_JOBS = 8
 
 
 class ControlPlane(RuleBasedStateMachine):
@@ -59,8 +63,12 @@ class ControlPlane(RuleBasedStateMachine):
         self.notifier = Notifier(self.store)
         self.schedulers = [Scheduler(self.store, self.updater, self.notifier, SETTINGS) for _ in range(2)]
         self.monitors = [LeaseMonitor(self.store, self.updater, SETTINGS) for _ in range(2)]
-        self.machines = {name: Machine(name) for name in SLOTS}
-        self.names: list[JobName] = []
+        self.objects = MemoryObjects()
+        self.collectors = [Collector(self.store, self.objects) for _ in range(2)]
+        self.listed: list[JobUid] = []
+        """What a slow replica has found to be purged, some time ago."""
+        self.machines = {name: Machine(name, self.objects) for name in SLOTS}
+        self.created = 0
         self.asked = 0
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -80,14 +88,17 @@ class ControlPlane(RuleBasedStateMachine):
         for epochs, restarts in specs:
             self.create(epochs=epochs, restarts=restarts)
 
-    @precondition(lambda self: len(self.names) < 4)
+    @precondition(lambda self: self.created < MOST_JOBS)
     @rule(epochs=st.integers(0, 4), restarts=st.integers(0, 3))
     def create(self, epochs: int, restarts: int) -> None:
-        name = JobName(f"jobs/j{len(self.names)}")
+        """Creates a job; its name may have been that of another, which was deleted."""
+        name = NAMES[self.created % len(NAMES)]
         spec = JobSpec(entry_point="m:f", total_epochs=epochs, max_restarts=restarts)
         decision = machine.create(Job(name=name, spec=spec), uid=str(uuid4()), actor="ann", now=datetime.now(UTC))
-        self.run(self.store.commit(Change(job=name, expected=0, record=decision.record, events=decision.events)))
-        self.names.append(name)
+        change = Change(job=name, expected=0, record=decision.record, events=decision.events)
+        with contextlib.suppress(Conflict):
+            self.run(self.store.commit(change))
+            self.created += 1
 
     def ask(self, name: JobName, kind: type[Requested], call: Call) -> Job | None:
         self.store.resuming = kind is ResumeRequested
@@ -106,7 +117,7 @@ class ControlPlane(RuleBasedStateMachine):
     )
     def request(self, turns: int, index: int, kind: type[Requested]) -> Any:
         self.work(turns)
-        name = self.names[index % len(self.names)]
+        name = NAMES[index % len(NAMES)]
         self.asked += 1
         request = VERBS[kind][1](name=name, request_id=f"r{self.asked}")
         call = Call.of(request, request_id=request.request_id)
@@ -123,13 +134,38 @@ class ControlPlane(RuleBasedStateMachine):
     @rule(index=ANY)
     def delete(self, index: int) -> None:
         with contextlib.suppress(errors.JobNotFinishedError, errors.NotFoundError):
-            self.run(self.updater.delete(self.names[index % len(self.names)], Call()))
+            self.run(self.updater.delete(NAMES[index % len(NAMES)], Call()))
+
+    @precondition(lambda self: self.created < MOST_JOBS)
+    @rule(index=ANY, turns=TURNS)
+    def use_a_name_again(self, index: int, turns: int) -> None:
+        """A job is cancelled and deleted, though its worker may not have heard of it, and another takes its name."""
+        name = NAMES[index % len(NAMES)]
+        self.ask(name, CancelRequested, Call())
+        self.work(turns)
+        self.delete(index)
+        self.created += (index - self.created) % len(NAMES)
+        self.create(epochs=2, restarts=1)
 
     # controllers
 
     @rule()
     def place(self) -> None:
         self.run(at_once(*(scheduler.place() for scheduler in self.schedulers)))
+
+    @rule()
+    def purge(self) -> None:
+        self.run(at_once(*(collector.purge() for collector in self.collectors)))
+
+    @rule()
+    def list_what_is_to_be_purged(self) -> None:
+        self.listed = self.run(self.store.tombstones())
+
+    @rule()
+    def purge_late(self) -> None:
+        """A slow replica purges what it found to be purged long ago."""
+        for uid in self.listed:
+            self.run(self.collectors[0].remove(uid))
 
     @rule(turns=TURNS, worker=WORKER)
     def mark_lost(self, turns: int, worker: str) -> None:
@@ -244,7 +280,9 @@ class ControlPlane(RuleBasedStateMachine):
     def wipe(self, worker: str) -> None:
         """The machine is replaced: its processes, its journal and its agent are gone, its name stays."""
         old = self.machines[worker]
-        self.machines[worker] = Machine(worker, life=old.life + 1, travelling=old.travelling, sent=old.sent)
+        self.machines[worker] = Machine(
+            worker, self.objects, life=old.life + 1, travelling=old.travelling, sent=old.sent
+        )
 
     # promises
 
@@ -252,6 +290,23 @@ class ControlPlane(RuleBasedStateMachine):
     def promises(self) -> None:
         for stored in self.run(self.store.page(states=[], labels={}, size=100, before=None))[0]:
             self.run(self.store.keeps_its_promises(stored.record))
+
+    @invariant()
+    def what_is_registered_is_there(self) -> None:
+        for stored in self.run(self.store.page(states=[], labels={}, size=100, before=None))[0]:
+            if stored.record.checkpoint.name:
+                assert manifest(stored.record.checkpoint) in self.objects.contents, "nobody purges a living job"
+
+    @invariant()
+    def what_the_jobs_own_attempt_made_durable_is_registered(self) -> None:
+        """Also if its worker was out of reach for longer than a lease, as long as no other attempt was handed out."""
+        for worker in self.machines.values():
+            for report in worker.acknowledged:
+                stored = self.run(self.store.get(JobName(report.job)))
+                if stored is None or stored.record.token != report.token or not report.HasField("checkpoint"):
+                    continue
+                if stored.record.job.worker or stored.record.HasField("lost_attempt"):
+                    assert stored.record.checkpoint.epoch >= report.checkpoint.epoch
 
     @invariant()
     def one_process_at_most_is_the_jobs_own(self) -> None:

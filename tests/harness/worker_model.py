@@ -3,7 +3,7 @@
 import asyncio
 import random
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -24,6 +24,7 @@ from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.fleet.session import AgentSession
 from adjourn_control_plane.job.machine import ENDED, HELD
 from adjourn_control_plane.store.interface import Change, JobName
+from tests.harness.memory_objects import MemoryObjects
 from tests.harness.memory_store import MemoryStore
 
 Status = AssignmentStatus
@@ -55,6 +56,7 @@ class Witness(MemoryStore):
 
     def _look(self, old: JobRecord, new: JobRecord, change: Change) -> None:
         assert new.revision in (old.revision, old.revision + 1)
+        assert old.job.uid == new.job.uid == new.token.job_uid
         if new.job.state != old.job.state:
             assert new.revision > old.revision
             back = old.job.state == Job.FAILED and old.HasField("lost_attempt")
@@ -65,6 +67,7 @@ class Witness(MemoryStore):
             if checkpoint.name == new.checkpoint.name != old.checkpoint.name:
                 assert checkpoint.name.endswith(f"{old.token.attempt}-{old.token.nonce}-{checkpoint.epoch}")
                 assert checkpoint.epoch > old.checkpoint.epoch
+                assert checkpoint.job_uid == new.job.uid, "a job takes over nothing of one that had its name"
         assert all(metrics.attempt == old.token.attempt for metrics in change.epochs)
         if new.token != old.token:
             assert new.token.attempt == old.token.attempt + 1
@@ -101,6 +104,19 @@ class Witness(MemoryStore):
         assert events[-1].state == job.state
 
 
+Key: TypeAlias = tuple[str, str, int, str]
+
+
+def key(about: Assignment | Report) -> Key:
+    """Names an attempt."""
+    return about.job, about.token.job_uid, about.token.attempt, about.token.nonce
+
+
+def manifest(made: Checkpoint) -> str:
+    """Returns the key of a checkpoint's manifest in object storage."""
+    return f"checkpoints/{made.job_uid}/manifests/{made.name.rpartition('/')[2]}"
+
+
 @dataclass
 class Attempt:
     """An assignment as a worker has it."""
@@ -119,8 +135,8 @@ class Attempt:
         return self.phase in (Status.RUNNING, Status.PAUSING)
 
     @property
-    def key(self) -> tuple[str, int, str]:
-        return self.order.job, self.order.token.attempt, self.order.token.nonce
+    def key(self) -> Key:
+        return key(self.order)
 
     def status(self) -> AssignmentStatus:
         status = AssignmentStatus(
@@ -139,13 +155,15 @@ class Machine:
     """A worker: what it holds, what it has yet to report, and what is on its way."""
 
     name: str
+    objects: MemoryObjects
     life: int = 0
     sessions: int = 0
     stream: AgentSession | None = None
-    attempts: dict[tuple[str, int, str], Attempt] = field(default_factory=dict)
+    attempts: dict[Key, Attempt] = field(default_factory=dict)
     sequence: int = 0
     reports: list[Report] = field(default_factory=list)
     sent: list[Report] = field(default_factory=list)
+    acknowledged: list[Report] = field(default_factory=list)
     travelling: list[tuple[AgentSession, SynchronizeRequest]] = field(default_factory=list)
 
     @property
@@ -167,7 +185,9 @@ class Machine:
         self.sent.append(report)
 
     def hear(self, response: SynchronizeResponse) -> None:
-        self.reports = [report for report in self.reports if report.sequence > response.acknowledged_report]
+        done = response.acknowledged_report
+        self.acknowledged += [report for report in self.reports if report.sequence <= done]
+        self.reports = [report for report in self.reports if report.sequence > done]
         wanted = set()
         for order in response.assignments:
             attempt = Attempt(order=order, epoch=order.restore.epoch)
@@ -175,10 +195,10 @@ class Machine:
             known = self.attempts.setdefault(attempt.key, attempt)
             if known is attempt or order.generation > known.order.generation:
                 self.obey(known, order)
-        unheard = {(report.job, report.token.attempt, report.token.nonce) for report in self.reports}
-        for key, attempt in list(self.attempts.items()):
-            if key not in wanted and attempt.over and key not in unheard:
-                del self.attempts[key]
+        unheard = {key(report) for report in self.reports}
+        for known_key, attempt in list(self.attempts.items()):
+            if known_key not in wanted and attempt.over and known_key not in unheard:
+                del self.attempts[known_key]
 
     async def listen(self, stream: AgentSession) -> None:
         """Hears what the control plane says next; the stream may have ended instead."""
@@ -236,7 +256,10 @@ class Machine:
         token = attempt.order.token
         name = f"{attempt.order.job}/checkpoints/{token.attempt}-{token.nonce}-{attempt.epoch}"
         attempt.persisted = name
-        made = Checkpoint(name=name, attempt=token.attempt, epoch=attempt.epoch, step=10 * attempt.epoch)
+        made = Checkpoint(
+            name=name, attempt=token.attempt, epoch=attempt.epoch, step=10 * attempt.epoch, job_uid=token.job_uid
+        )
+        self.objects.contents[manifest(made)] = b"complete"
         self.report(attempt, checkpoint=made)
         if attempt.phase == Status.PERSISTING:
             finished = attempt.epoch == attempt.order.spec.total_epochs

@@ -7,7 +7,7 @@ import structlog
 from adjourn.objects import ObjectStore
 from adjourn_control_plane.fleet import rounds
 from adjourn_control_plane.settings import Settings
-from adjourn_control_plane.store.interface import JobStore
+from adjourn_control_plane.store.interface import JobStore, JobUid
 
 log = structlog.get_logger()
 
@@ -32,14 +32,18 @@ class Collector:
         )
 
     async def purge(self) -> None:
-        """Removes the objects of deleted jobs.
+        """Removes the objects of deleted jobs."""
+        for uid in await self.store.tombstones():
+            await self.remove(uid)
+
+    async def remove(self, uid: JobUid) -> None:
+        """Removes the objects of a deleted job.
 
         No uid is used twice, so any number of replicas may do it, again and however late.
         """
-        for uid in await self.store.tombstones():
-            removed = await self.objects.delete_prefix(f"checkpoints/{uid}/")
-            await self.store.remove_tombstone(uid)
-            log.info("job_purged", uid=uid, objects=removed)
+        removed = await self.objects.delete_prefix(f"checkpoints/{uid}/")
+        await self.store.remove_tombstone(uid)
+        log.info("job_purged", uid=uid, objects=removed)
 
     async def forget_workers(self) -> None:
         """Forgets workers that have been lost for long and hold no job: pods of random names would pile up."""

@@ -189,7 +189,7 @@ def decide(record: JobRecord, event: Event, now: datetime) -> Decision | None:
 def create(job: Job, *, uid: str, actor: str, now: datetime) -> Decision:
     """Returns the first record of a job whose name, spec and labels are set; `uid`: a UUID that no job had before."""
     record = JobRecord(job=job)
-    record.job.uid = uid
+    record.job.uid = record.token.job_uid = uid
     record.job.create_time.FromDatetime(now)
     transition = Transition(record, actor, now)
     transition.set_state(QUEUED, JobEvent.CREATED)

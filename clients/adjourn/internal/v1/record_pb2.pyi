@@ -88,7 +88,7 @@ class JobRecord(_message.Message):
 
     @_builtins.property
     def token(self) -> _agent_service_pb2.FencingToken:
-        """Token of the running or last attempt; attempt 0 before the first."""
+        """Token of the running or last attempt; attempt 0, with the uid alone, before the first."""
 
     @_builtins.property
     def device_uuids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
