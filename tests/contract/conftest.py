@@ -5,12 +5,12 @@ from uuid import uuid4
 
 import pytest
 
-from adjourn_control_plane.store.interface import JobStore
+from adjourn_control_plane.store.interface import EVENTS_KEPT, JobStore
 from adjourn_control_plane.store.redis import RedisStore
 from tests.harness.memory_store import MemoryStore
 
 SHORT = 100
-"""Changes that a store with a short memory keeps at least."""
+"""Changes that a store with a short memory keeps at least; events of a job that it keeps."""
 
 
 @pytest.fixture
@@ -18,22 +18,22 @@ def namespace() -> str:
     return f"test-{uuid4().hex}"
 
 
-def opened(kind: str, url: str, namespace: str, changes_kept: int) -> JobStore:
+def opened(kind: str, url: str, namespace: str, *, changes_kept: int, events_kept: int) -> JobStore:
     if kind == "memory":
-        return MemoryStore(changes_kept=changes_kept)
-    return RedisStore(url, namespace, changes_kept=changes_kept)
+        return MemoryStore(changes_kept=changes_kept, events_kept=events_kept)
+    return RedisStore(url, namespace, changes_kept=changes_kept, events_kept=events_kept)
 
 
 @pytest.fixture(params=["memory", "redis"])
 async def store(request: pytest.FixtureRequest, redis_url: str, namespace: str) -> AsyncIterator[JobStore]:
-    store = opened(request.param, redis_url, namespace, 100_000)
+    store = opened(request.param, redis_url, namespace, changes_kept=100_000, events_kept=EVENTS_KEPT)
     yield store
     await store.aclose()
 
 
 @pytest.fixture(params=["memory", "redis"])
 async def forgetful_store(request: pytest.FixtureRequest, redis_url: str, namespace: str) -> AsyncIterator[JobStore]:
-    """Keeps about SHORT changes."""
-    store = opened(request.param, redis_url, namespace, SHORT)
+    """Keeps about SHORT changes, and SHORT events of a job."""
+    store = opened(request.param, redis_url, namespace, changes_kept=SHORT, events_kept=SHORT)
     yield store
     await store.aclose()

@@ -124,7 +124,7 @@ async def seen(store: JobStore) -> list[object]:
             await store.get(job),
             await store.events(job, after=1, size=2),
             await store.epochs(job, after=1, size=2),
-            await store.checkpoints(job, size=2, skip=1),
+            await store.checkpoints(job, size=2, before=3),
             await store.checkpoint(job, f"{job}/checkpoints/1"),
         ]
     return view

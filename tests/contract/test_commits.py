@@ -87,7 +87,7 @@ async def test_conflict_changes_nothing(store: JobStore) -> None:
     assert await store.allocation(allocation.worker) == allocation
     assert not await store.events(A, after=0, size=9)
     assert not await store.epochs(A, after=0, size=9)
-    assert not await store.checkpoints(A, size=9, skip=0)
+    assert not await store.checkpoints(A, size=9)
     assert await store.answered("r") is None
     assert [stored.version for stored in (await store.page(states=[], labels={}, size=9, before=None))[0]] == [
         before.version
@@ -181,7 +181,7 @@ async def test_deletion_takes_everything_with_it(store: JobStore) -> None:
     assert await store.get(A) is None
     assert not await store.events(A, after=0, size=9)
     assert not await store.epochs(A, after=0, size=9)
-    assert not await store.checkpoints(A, size=9, skip=0)
+    assert not await store.checkpoints(A, size=9)
     assert await store.checkpoint(A, "jobs/a/checkpoints/1") is None
     assert await store.page(states=[], labels={}, size=9, before=None) == ([], None)
     assert await store.page(states=[Job.RUNNING], labels={}, size=9, before=None) == ([], None)

@@ -4,6 +4,7 @@ from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn_control_plane.store.interface import JobName, JobStore
+from tests.contract.conftest import SHORT
 from tests.harness.store_records import change, created, there
 
 A = JobName("jobs/a")
@@ -13,7 +14,7 @@ async def test_job_without_series_has_none(store: JobStore) -> None:
     for job in (A, JobName((await created(store, "jobs/b")).record.job.name)):
         assert await store.events(job, after=0, size=9) == []
         assert await store.epochs(job, after=0, size=9) == []
-        assert await store.checkpoints(job, size=9, skip=0) == []
+        assert await store.checkpoints(job, size=9) == []
         assert await store.checkpoint(job, f"{job}/checkpoints/1") is None
 
 
@@ -54,9 +55,10 @@ async def test_checkpoints_have_the_newest_first(store: JobStore) -> None:
     await store.commit(change(await there(store, A), checkpoints=checkpoints[:2]))
     for checkpoint in checkpoints[2:]:
         await store.commit(change(await there(store, A), checkpoints=[checkpoint]))
-    assert await store.checkpoints(A, size=9, skip=0) == checkpoints[::-1]
-    assert await store.checkpoints(A, size=2, skip=1) == checkpoints[3:1:-1]
-    assert await store.checkpoints(A, size=2, skip=5) == []
+    numbered = list(enumerate(checkpoints, start=1))[::-1]
+    assert await store.checkpoints(A, size=9) == numbered
+    assert await store.checkpoints(A, size=2, before=5) == numbered[1:3]
+    assert await store.checkpoints(A, size=2, before=1) == []
     assert await store.checkpoint(A, "jobs/a/checkpoints/x") == checkpoints[2]
 
 
@@ -66,8 +68,30 @@ async def test_checkpoint_registered_again_keeps_its_place(store: JobStore) -> N
     await store.commit(change(await there(store, A), checkpoints=[one, two]))
     one.retained_for.append(Checkpoint.FINAL)
     await store.commit(change(await there(store, A), checkpoints=[one]))
-    assert await store.checkpoints(A, size=9, skip=0) == [two, one]
+    assert await store.checkpoints(A, size=9) == [(2, two), (1, one)]
     assert await store.checkpoint(A, one.name) == one
+
+
+async def test_pages_of_checkpoints_repeat_none_that_is_registered_between_them(store: JobStore) -> None:
+    """C22."""
+    await created(store, "jobs/a")
+    made = [Checkpoint(name=f"jobs/a/checkpoints/{epoch}", epoch=epoch) for epoch in range(1, 6)]
+    await store.commit(change(await there(store, A), checkpoints=made[:4]))
+    first = await store.checkpoints(A, size=2)
+    await store.commit(change(await there(store, A), checkpoints=made[4:]))
+    second = await store.checkpoints(A, size=2, before=first[-1][0])
+    assert [checkpoint.epoch for _, checkpoint in (*first, *second)] == [4, 3, 2, 1]
+
+
+async def test_the_newest_events_are_kept(forgetful_store: JobStore) -> None:
+    """C21."""
+    await created(forgetful_store, "jobs/a")
+    events = [JobEvent(sequence=number) for number in range(1, 2 * SHORT + 4)]
+    for chunk in (events[:SHORT], events[SHORT:-1], events[-1:]):
+        await forgetful_store.commit(change(await there(forgetful_store, A), events=chunk))
+    assert await forgetful_store.events(A, after=0, size=2 * SHORT) == events[-SHORT:]
+    assert await forgetful_store.events(A, after=SHORT + 10, size=3) == events[SHORT + 10 : SHORT + 13]
+    assert await forgetful_store.events(A, after=len(events), size=3) == []
 
 
 async def test_series_of_jobs_do_not_mix(store: JobStore) -> None:

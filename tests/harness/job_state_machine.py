@@ -64,7 +64,7 @@ class ControlPlane(RuleBasedStateMachine):
         self.schedulers = [Scheduler(self.store, self.updater, self.notifier, SETTINGS) for _ in range(2)]
         self.monitors = [LeaseMonitor(self.store, self.updater, SETTINGS) for _ in range(2)]
         self.objects = MemoryObjects()
-        self.collectors = [Collector(self.store, self.objects) for _ in range(2)]
+        self.collectors = [Collector(self.store, self.objects, SETTINGS) for _ in range(2)]
         self.listed: list[JobUid] = []
         """What a slow replica has found to be purged, some time ago."""
         self.machines = {name: Machine(name, self.objects) for name in SLOTS}

@@ -16,6 +16,7 @@ from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.store import redis_codec as values
 from adjourn_control_plane.store.interface import (
+    EVENTS_KEPT,
     Allocation,
     Change,
     Changed,
@@ -46,6 +47,7 @@ class Entry:
     worker: str = ""
     released: bool = False
     events: list[bytes] = field(default_factory=list)
+    events_trimmed: int = 0
     epochs: dict[int, bytes] = field(default_factory=dict)
     checkpoints: dict[str, bytes] = field(default_factory=dict)
 
@@ -56,10 +58,13 @@ class Entry:
 class MemoryStore:
     """A JobStore. Every call lets others run first, as a call to a server does, and is then carried out in one go."""
 
-    def __init__(self, *, changes_kept: int = 100_000, now_ns: Callable[[], int] = time.time_ns) -> None:
+    def __init__(
+        self, *, changes_kept: int = 100_000, events_kept: int = EVENTS_KEPT, now_ns: Callable[[], int] = time.time_ns
+    ) -> None:
         self.available = True
         """False: every call raises StoreUnavailableError."""
         self._now_ns = now_ns
+        self._events_kept = events_kept
         self._version = 0
         self._entries: dict[JobName, Entry] = {}
         self._done: dict[str, int] = {}
@@ -140,7 +145,9 @@ class MemoryStore:
             worker=record.job.worker,
             released=record.released,
         )
-        new.events += [values.encoded(event) for event in change.events]
+        new.events = [*new.events, *(values.encoded(event) for event in change.events)]
+        new.events_trimmed += max(len(new.events) - self._events_kept, 0)
+        new.events = new.events[-self._events_kept :]
         new.epochs.update({metrics.epoch: values.encoded(metrics) for metrics in change.epochs})
         new.checkpoints.update({checkpoint.name: values.encoded(checkpoint) for checkpoint in change.checkpoints})
         self._entries[change.job] = new
@@ -197,7 +204,10 @@ class MemoryStore:
     async def events(self, job: JobName, *, after: int, size: int) -> list[JobEvent]:
         await self._reach()
         entry = self._entries.get(job)
-        return [JobEvent.FromString(event) for event in entry.events[after : after + size]] if entry else []
+        if entry is None:
+            return []
+        first = max(after - entry.events_trimmed, 0)
+        return [JobEvent.FromString(event) for event in entry.events[first : first + size]]
 
     async def epochs(self, job: JobName, *, after: int, size: int) -> list[EpochMetrics]:
         await self._reach()
@@ -205,11 +215,12 @@ class MemoryStore:
         found = sorted(epoch for epoch in entry.epochs if epoch > after)[:size] if entry else []
         return [EpochMetrics.FromString(entry.epochs[epoch]) for epoch in found] if entry else []
 
-    async def checkpoints(self, job: JobName, *, size: int, skip: int) -> list[Checkpoint]:
+    async def checkpoints(self, job: JobName, *, size: int, before: int | None = None) -> list[tuple[int, Checkpoint]]:
         await self._reach()
         entry = self._entries.get(job)
-        newest = list(entry.checkpoints.values())[::-1] if entry else []
-        return [Checkpoint.FromString(checkpoint) for checkpoint in newest[skip : skip + size]]
+        newest = list(enumerate(entry.checkpoints.values(), start=1))[::-1] if entry else []
+        below = [(number, row) for number, row in newest if before is None or number < before]
+        return [(number, Checkpoint.FromString(row)) for number, row in below[:size]]
 
     async def checkpoint(self, job: JobName, name: str) -> Checkpoint | None:
         await self._reach()

@@ -94,8 +94,8 @@ class Witness(MemoryStore):
             assert job.pause.step == record.checkpoint.step
             assert job.pause.HasField("pause_time")
         if record.checkpoint.name:
-            registered = await self.checkpoints(name, size=1, skip=0)
-            assert [each.name for each in registered] == [record.checkpoint.name]
+            registered = await self.checkpoints(name, size=1)
+            assert [each.name for _, each in registered] == [record.checkpoint.name]
         if job.state == Job.SUCCEEDED:
             epochs = [metrics.epoch for metrics in await self.epochs(name, after=0, size=100)]
             assert epochs == list(range(1, job.spec.total_epochs + 1)), "nothing of its training is missing"

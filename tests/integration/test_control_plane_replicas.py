@@ -165,5 +165,5 @@ class TestTwoReplicas:
                     await again.hears(lambda response: response.acknowledged_report == 2)
                     with refused(errors.ShuttingDownError):
                         await agent.ended()
-            checkpoints = await job_store.checkpoints(JobName(JOB), size=10, skip=0)
-            assert [each.epoch for each in checkpoints] == [2, 1]
+            checkpoints = await job_store.checkpoints(JobName(JOB), size=10)
+            assert [each.epoch for _, each in checkpoints] == [2, 1]

@@ -36,15 +36,14 @@ class CheckpointService(checkpoint_service_pb2_grpc.CheckpointServiceServicer):
         job = JobName(request.parent)
         if await self.store.get(job) is None:
             raise errors.NotFoundError(f"there is no {job}", job=job)
-        start = int(pages.cursor(request) or 0)
-        shown: dict[str, int] = {"": start}
+        numbers: dict[str, int] = {"": int(pages.cursor(request) or 0)}
 
         async def read(last: Checkpoint | None, count: int) -> Sequence[Checkpoint]:
-            skip = shown[last.name if last else ""]
-            found = await self.store.checkpoints(job, size=count, skip=skip)
-            shown.update((checkpoint.name, skip + place) for place, checkpoint in enumerate(found, start=1))
-            return found
+            before = numbers[last.name if last else ""] or None
+            found = await self.store.checkpoints(job, size=count, before=before)
+            numbers.update((checkpoint.name, number) for number, checkpoint in found)
+            return [checkpoint for _, checkpoint in found]
 
         checkpoints, more = await pages.filled(pages.size(request), read)
-        token = pages.token(request, str(shown[checkpoints[-1].name])) if more else ""
+        token = pages.token(request, str(numbers[checkpoints[-1].name])) if more else ""
         return pb.ListCheckpointsResponse(checkpoints=checkpoints, next_page_token=token)

@@ -23,13 +23,12 @@ from adjourn_control_plane.api.watch import Watch
 from adjourn_control_plane.job import machine
 from adjourn_control_plane.job.events import CancelRequested, PauseRequested, ResumeRequested, UpdateRequested
 from adjourn_control_plane.job.transition import Decision
-from adjourn_control_plane.job.updater import Call, JobUpdater, now, to_public
+from adjourn_control_plane.job.updater import Call, JobUpdater, copy_args, now, to_public
 from adjourn_control_plane.store.interface import (
     Change,
     Conflict,
     JobName,
     JobStore,
-    Request,
     RequestSeen,
 )
 
@@ -50,6 +49,7 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         check(validation.create_job(request))
         call = Call.of(request, request_id=request.request_id)
         if (answer := await self.updater.answered(call)) is not None:
+            copy_args(request.job, answer)
             return answer
         spec = request.job.spec
         if spec.bundle and await self.objects.stat(bundles.object_key(spec.bundle)) is None:
@@ -62,13 +62,15 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
     async def create(self, decision: Decision, call: Call) -> Job:
         """Stores a new job; raises AlreadyExistsError if its name is taken."""
         answer = to_public(decision.record)
-        request = Request(id=call.request_id, digest=call.digest, answer=answer) if call.request_id else None
+        request = call.answered_by(answer) if call.request_id else None
         name = JobName(answer.name)
         change = Change(job=name, expected=0, record=decision.record, events=decision.events, request=request)
         try:
             await self.store.commit(change)
         except RequestSeen as seen:
-            return self.updater.same(call, seen.digest, seen.answer)
+            first = await self.updater.first_answer(call, seen)
+            copy_args(decision.record.job, first)
+            return first
         except Conflict:
             raise errors.AlreadyExistsError(f"{name} is taken; choose another id", job=name) from None
         return answer

@@ -51,9 +51,15 @@ def to_public(record: JobRecord) -> Job:
     return job
 
 
+def copy_args(source: Job, answer: Job) -> None:
+    """Puts the args of a job into an answer about it."""
+    if source.spec.HasField("args"):
+        answer.spec.args.CopyFrom(source.spec.args)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """What a caller sends beside its wish."""
+    """What a caller sends beside what it asks for."""
 
     request_id: str = ""
     digest: str = ""
@@ -65,6 +71,13 @@ class Call:
         kind = type(request).DESCRIPTOR.full_name.encode()
         body = request.SerializeToString(deterministic=True)
         return cls(request_id=request_id, digest=hashlib.sha256(kind + b"\0" + body).hexdigest(), etag=etag)
+
+    def answered_by(self, answer: Job) -> Request:
+        """Returns what is stored to answer a repeat: see `JobUpdater.first_answer`."""
+        small = Job()
+        small.CopyFrom(answer)
+        small.spec.ClearField("args")
+        return Request(id=self.request_id, digest=self.digest, answer=small)
 
 
 class JobUpdater:
@@ -91,24 +104,32 @@ class JobUpdater:
         try:
             return to_public(await self.change(job, decide, call=call))
         except RequestSeen as seen:
-            return self.same(call, seen.digest, seen.answer)
+            return await self.first_answer(call, seen)
         except (errors.NotFoundError, errors.StaleEtagError, errors.PreconditionError):
             if (answer := await self.answered(call)) is not None:
                 return answer  # the first try was still under way, and is what changed the job
             raise
 
     async def answered(self, call: Call) -> Job | None:
-        """Returns the first answer to a repeated request."""
+        """Returns the first answer to a repeated request; None if the request is new."""
         remembered = await self.store.answered(call.request_id) if call.request_id else None
-        return self.same(call, *remembered) if remembered else None
+        return await self.first_answer(call, RequestSeen(*remembered)) if remembered else None
 
-    def same(self, call: Call, digest: str, answer: Job) -> Job:
-        if digest != call.digest:
+    async def first_answer(self, call: Call, seen: RequestSeen) -> Job:
+        """Returns the first answer to a repeated request. Raises RequestIdReusedError if the request is another.
+
+        Answers are stored without `spec.args`, which may be large and never change: the job still has them. If it was
+        deleted since, the answer comes without.
+        """
+        if seen.digest != call.digest:
             raise errors.RequestIdReusedError(
                 f"request_id {call.request_id} was used for another request; use a new one",
                 request_id=call.request_id,
             )
-        return answer
+        stored = await self.store.get(JobName(seen.answer.name)) if seen.answer.name else None
+        if stored is not None and stored.record.job.uid == seen.answer.uid:
+            copy_args(stored.record.job, seen.answer)
+        return seen.answer
 
     async def apply(
         self,
@@ -154,7 +175,7 @@ class JobUpdater:
             log.warning("report_of_unknown_job", job=report.job, worker=worker)
 
     async def delete(self, job: JobName, call: Call) -> None:
-        """Deletes a job that has ended; its objects are purged later. Raises as `wish`, and JobNotFinishedError."""
+        """Deletes a job that has ended; its objects are purged later. Raises as `request`, and JobNotFinishedError."""
         for _ in range(ATTEMPTS):
             stored = await self.store.get(job)
             if stored is None:
@@ -170,13 +191,13 @@ class JobUpdater:
                     state=state,
                     allowed_states=", ".join(sorted(map(Job.State.Name, machine.ENDED))),
                 )
-            request = Request(id=call.request_id, digest=call.digest, answer=Job()) if call.request_id else None
+            request = call.answered_by(Job()) if call.request_id else None
             try:
                 await self.store.commit(Change(job=job, expected=stored.version, record=None, request=request))
             except Conflict:
                 continue
             except RequestSeen as seen:
-                self.same(call, seen.digest, seen.answer)
+                await self.first_answer(call, seen)
             log.info("job_deleted", job=job)
             return
         raise errors.ContentionError(f"{job} keeps changing; try again", job=job)
@@ -227,7 +248,7 @@ class JobUpdater:
     ) -> Change:
         request = None
         if call is not None and call.request_id:
-            request = Request(id=call.request_id, digest=call.digest, answer=to_public(decision.record))
+            request = call.answered_by(to_public(decision.record))
         return Change(
             job=JobName(stored.record.job.name),
             expected=stored.version,

@@ -24,6 +24,8 @@ JobUid = NewType("JobUid", str)
 WorkerName = NewType("WorkerName", str)
 """`workers/{worker}`."""
 
+EVENTS_KEPT = 10_000
+"""Events of a job that are kept: the newest."""
 REQUEST_MEMORY = timedelta(days=1)
 """How long a request_id is remembered."""
 
@@ -188,15 +190,18 @@ class JobStore(Protocol):
     async def allocation(self, worker: WorkerName) -> Allocation: ...
 
     async def events(self, job: JobName, *, after: int, size: int) -> list[JobEvent]:
-        """Returns up to `size` events after sequence `after`, in order."""
+        """Returns up to `size` events after sequence `after`, in order. The newest EVENTS_KEPT of a job are there."""
         ...
 
     async def epochs(self, job: JobName, *, after: int, size: int) -> list[EpochMetrics]:
         """Returns up to `size` epochs after epoch `after`, in order."""
         ...
 
-    async def checkpoints(self, job: JobName, *, size: int, skip: int) -> list[Checkpoint]:
-        """Returns up to `size` checkpoints, newest first, leaving out the first `skip`."""
+    async def checkpoints(self, job: JobName, *, size: int, before: int | None = None) -> list[tuple[int, Checkpoint]]:
+        """Returns up to `size` checkpoints, newest first, each with the number of its registration, from 1.
+
+        `before`: only those of a lower number. What is registered meanwhile moves none of them.
+        """
         ...
 
     async def checkpoint(self, job: JobName, name: str) -> Checkpoint | None:

@@ -6,7 +6,7 @@ an attachment are remembered by id for a while, the rest is idempotent. Reads th
     {ns}:version                    counter of versions and numbers
     {ns}:jobs  {ns}:state:{STATE}   sorted sets of jobs, by number
     {ns}:jobs/x                     hash: record, version, number, and what the indexes hold of it
-    {ns}:jobs/x:events              list;  :epochs  sorted set of EpochMetrics, by epoch
+    {ns}:jobs/x:events              list of the newest;  :epochs  sorted set of EpochMetrics, by epoch
     {ns}:jobs/x:checkpoints         hash by name;  :registered  sorted set of names, in order of registration
     {ns}:workers  {ns}:workers:lost  set of workers that are not lost; sorted set of the others, by ms since 1970
     {ns}:workers:holding            set of workers that hold jobs
@@ -42,6 +42,7 @@ from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.store import redis_codec as values
 from adjourn_control_plane.store.interface import (
+    EVENTS_KEPT,
     Allocation,
     Change,
     Changed,
@@ -67,7 +68,7 @@ CHANGES_KEPT = 100_000
 BATCH = 200
 """Jobs or workers read at a time: a script holds up everybody else."""
 SCRIPTS = (
-    *("commit", "page", "allocation"),
+    *("commit", "events", "page", "allocation"),
     *("attach", "beat", "detach", "lose", "sessions", "lost_holders", "forget", "forget_lost"),
 )
 LATER = (
@@ -88,7 +89,9 @@ T = TypeVar("T")
 class RedisStore:
     """A JobStore; see `adjourn_control_plane.store.interface` for what its methods do."""
 
-    def __init__(self, url: str, namespace: str, *, changes_kept: int = CHANGES_KEPT) -> None:
+    def __init__(
+        self, url: str, namespace: str, *, changes_kept: int = CHANGES_KEPT, events_kept: int = EVENTS_KEPT
+    ) -> None:
         """Takes `redis://[:password@]host:port/0`; a connection is made when one is first needed."""
         if not NAMESPACE.fullmatch(namespace):
             raise ValueError(f"namespace {namespace!r}: only letters, digits, dot, underscore and hyphen")
@@ -104,7 +107,7 @@ class RedisStore:
         folder = resources.files("adjourn_control_plane.store") / "scripts"
         self._scripts = {name: self._redis.register_script((folder / f"{name}.lua").read_bytes()) for name in SCRIPTS}
         self._prefix = f"{{{namespace}}}"
-        self._changes_kept = changes_kept
+        self._changes_kept, self._events_kept = changes_kept, events_kept
         self._closed = False
 
     @classmethod
@@ -135,7 +138,8 @@ class RedisStore:
         return values.stored(row) if None not in row else None
 
     async def commit(self, change: Change) -> int:
-        outcome, *rest = await self._run("commit", *values.commit_arguments(change, changes_kept=self._changes_kept))
+        arguments = values.commit_arguments(change, changes_kept=self._changes_kept, events_kept=self._events_kept)
+        outcome, *rest = await self._run("commit", *arguments)
         match outcome:
             case b"DONE":
                 return int(rest[0])
@@ -180,20 +184,24 @@ class RedisStore:
         return Allocation(worker=worker, version=int(version), jobs=jobs)
 
     async def events(self, job: JobName, *, after: int, size: int) -> list[JobEvent]:
-        # Sequences run from 1 without gaps, so the sequence is the place in the list.
-        rows = await self._ask("LRANGE", f"{job}:events", after, after + size - 1)
-        return [JobEvent.FromString(row) for row in rows]
+        return [JobEvent.FromString(row) for row in await self._run("events", job, after, size)]
 
     async def epochs(self, job: JobName, *, after: int, size: int) -> list[EpochMetrics]:
         rows = await self._ask("ZRANGEBYSCORE", f"{job}:epochs", f"({after}", "+inf", "LIMIT", 0, size)
         return [EpochMetrics.FromString(row) for row in rows]
 
-    async def checkpoints(self, job: JobName, *, size: int, skip: int) -> list[Checkpoint]:
-        names = await self._ask("ZREVRANGE", f"{job}:registered", skip, skip + size - 1)
+    async def checkpoints(self, job: JobName, *, size: int, before: int | None = None) -> list[tuple[int, Checkpoint]]:
+        below = "+inf" if before is None else f"({before}"
+        found = await self._ask("ZREVRANGEBYSCORE", f"{job}:registered", below, "-inf", "WITHSCORES", "LIMIT", 0, size)
+        names, numbers = found[::2], found[1::2]
         if not names:
             return []
         rows = await self._ask("HMGET", f"{job}:checkpoints", *names)
-        return [Checkpoint.FromString(row) for row in rows if row is not None]  # None: deleted in between
+        return [
+            (int(number), Checkpoint.FromString(row))
+            for number, row in zip(numbers, rows, strict=True)
+            if row is not None  # deleted in between
+        ]
 
     async def checkpoint(self, job: JobName, name: str) -> Checkpoint | None:
         row = await self._ask("HGET", f"{job}:checkpoints", name)

@@ -81,7 +81,7 @@ def described(worker: Worker) -> bytes:
     return encoded(kept)
 
 
-def commit_arguments(change: Change, *, changes_kept: int) -> list[bytes | str | int]:
+def commit_arguments(change: Change, *, changes_kept: int, events_kept: int) -> list[bytes | str | int]:
     """Returns what commit.lua takes, in its order."""
     record, request, allocation, fence = change.record, change.request, change.allocation, change.fence
     arguments: list[bytes | str | int] = [change.id, change.job, change.expected]
@@ -95,7 +95,7 @@ def commit_arguments(change: Change, *, changes_kept: int) -> list[bytes | str |
     arguments += [len(change.events), len(change.epochs), len(change.checkpoints)]
     arguments += [record.job.uid if record else ""]
     arguments += [fence.worker, fence.stream] if fence else ["", ""]
-    arguments += [encoded(Job(labels=record.job.labels)) if record else ""]
+    arguments += [encoded(Job(labels=record.job.labels)) if record else "", events_kept]
     arguments += [encoded(event) for event in change.events]
     for metrics in change.epochs:
         arguments += [metrics.epoch, encoded(metrics)]

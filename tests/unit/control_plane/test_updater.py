@@ -66,6 +66,28 @@ async def test_a_repeated_request_has_one_effect_and_the_first_answer(
     assert (await there(memory_store)).job.state == Job.QUEUED
 
 
+async def test_answers_are_stored_without_args_and_given_with_them(memory_store: MemoryStore) -> None:
+    """C21: args may take 256 KiB, and each request is remembered for a day."""
+    updater = JobUpdater(memory_store)
+    name = JobName("jobs/args")
+    job = Job(name=name, spec=JobSpec(total_epochs=1))
+    job.spec.args["lr"] = 0.1
+    decision = machine.create(job, uid=str(uuid4()), actor="ann", now=datetime.now(UTC))
+    await memory_store.commit(Change(job=name, expected=0, record=decision.record))
+    call = fresh(name=name)
+    first = await updater.request(name, PAUSE, call)
+    assert first.spec.args["lr"] == 0.1
+    remembered = await memory_store.answered(call.request_id)
+    assert remembered
+    assert not remembered[1].spec.HasField("args")
+    assert await updater.request(name, PAUSE, call) == first
+    await updater.request(name, CANCEL, fresh())
+    await updater.delete(name, fresh())
+    again = machine.create(Job(name=name), uid=str(uuid4()), actor="ann", now=datetime.now(UTC))
+    await memory_store.commit(Change(job=name, expected=0, record=again.record))
+    assert await updater.request(name, PAUSE, call) == remembered[1], "not of the job that has the name now"
+
+
 async def test_a_repeat_of_what_changed_nothing_has_no_effect_either(
     updater: JobUpdater, memory_store: MemoryStore
 ) -> None:
@@ -237,7 +259,7 @@ async def test_a_report_of_another_token_is_refused(updater: JobUpdater, memory_
         await updater.report(Report(sequence=9, job=JOB, token=wrong, checkpoint=checkpoint(3)), A)
     record = await there(memory_store)
     assert (record.checkpoint.name, record.applied_report) == ("", 0)
-    assert await memory_store.checkpoints(JOB, size=10, skip=0) == []
+    assert await memory_store.checkpoints(JOB, size=10) == []
 
 
 async def test_after_a_new_hand_out_the_old_token_has_no_effect(updater: JobUpdater, memory_store: MemoryStore) -> None:

@@ -9,7 +9,8 @@ local request, digest, answer, request_memory = ARGV[10], ARGV[11], ARGV[12], AR
 local repeat_memory, changes_kept = ARGV[14], ARGV[15]
 local events, epochs, checkpoints = tonumber(ARGV[16]), tonumber(ARGV[17]), tonumber(ARGV[18])
 local uid, fenced, stream, labels = ARGV[19], ARGV[20], ARGV[21], ARGV[22]
-local next_item = 23
+local events_kept = tonumber(ARGV[23])
+local next_item = 24
 
 local function key(name)
   return prefix .. ':' .. name
@@ -88,6 +89,13 @@ else
   redis.call('ZADD', key('jobs'), number, job)
   for _ = 1, events do
     redis.call('RPUSH', key(job .. ':events'), item())
+  end
+  if events > 0 then
+    local excess = redis.call('LLEN', key(job .. ':events')) - events_kept
+    if excess > 0 then
+      redis.call('LTRIM', key(job .. ':events'), excess, -1)
+      redis.call('HINCRBY', key(job), 'events_trimmed', excess)
+    end
   end
   for _ = 1, epochs do
     local epoch, metrics = item(), item()
