@@ -28,7 +28,8 @@ NAME_LIMIT: Final = 1024
 GLOBAL_HEADERS: Final = 100
 
 PLAIN: Final = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE})
-PRELOADED: Final = frozenset({"adjourn", "numpy", "torch"})
+PRELOADED: Final = frozenset({"adjourn", "adjourn_worker", "numpy", "torch"})
+"""Modules that the process has loaded before it imports a script."""
 
 LEFT_OUT: Final = frozenset(
     {

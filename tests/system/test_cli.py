@@ -165,7 +165,7 @@ async def test_ctrl_c_ends_a_watch_quietly(stack: Stack, uninterrupted: Outcome)
         (("get", "Not A Name"), 1, "name: must be 'jobs/{id}'"),
         (("pause", "uninterrupted"), 1, "jobs/uninterrupted is SUCCEEDED; pausing needs one of: QUEUED"),
         (("resume", "uninterrupted"), 1, "jobs/uninterrupted is SUCCEEDED; resuming needs one of"),
-        (("pause", "uninterrupted", "--mode", "step"), 1, "mode STEP is not there yet"),
+        (("pause", "uninterrupted", "--mode", "step"), 1, "mode STEP is not supported; use mode EPOCH"),
         (("submit", "m:f", "--epochs", "-1"), 1, "job.spec.total_epochs: must be 0 to 10000000; is -1"),
         (("submit", "m:f", "--epochs", "1", "--job-id", "uninterrupted"), 1, "jobs/uninterrupted is taken"),
         (("--address", "127.0.0.1:1", "list"), 1, "no control plane answers at 127.0.0.1:1"),
@@ -183,3 +183,41 @@ async def test_what_is_wrong_is_told_in_a_line(
     if status == 1:
         assert ran.err.startswith("adjourn: ")
         assert ran.err.count("\n") == 1
+
+
+async def test_modules_of_a_user_are_theirs_even_by_the_names_of_our_folders(said: Said, tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text("ANSWER = 42\n")
+    (tmp_path / "control_plane.py").write_text("def answer(): import worker; return worker.ANSWER / 2\n")
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import control_plane, worker\n"
+        "def main(run):\n"
+        "    for _ in run.epochs():\n"
+        "        run.log(whole=worker.ANSWER, half=control_plane.answer())\n"
+    )
+    included = ("--include", tmp_path / "worker.py", "--include", tmp_path / "control_plane.py")
+    await said("submit", f"{script}:main", "--epochs", "1", "--name", "own-modules", "--wait", *included)
+    (epoch,) = (json.loads(line) for line in (await said("metrics", "own-modules", "--json")).splitlines())
+    assert epoch["values"] == {"whole": 42.0, "half": 21.0}
+    events = [json.loads(line) for line in (await said("events", "own-modules", "--json")).splitlines()]
+    assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
+    assert {"CREATED", "PLACED", "BEGAN", "SUCCEEDED"} <= {event["type"] for event in events}
+
+
+async def test_labels_and_epochs_are_changed_and_the_run_goes_on_to_the_new_end(
+    said: Said, adjourn: Adjourn, submit: Submit
+) -> None:
+    trial = await submit("longer", limit=1)
+    training = await trial.inside(2)
+    refused = await adjourn("update", "longer", "--epochs", EPOCHS + 2)
+    assert refused.status == 1
+    assert "`adjourn pause --wait` it first" in refused.err
+    assert "labels by=hand, team=a" in await said("update", "longer", "--label", "team=a")
+    await trial.ask_for_pause(training)
+    trial.gate.open(2)
+    await trial.until(Job.PAUSED)
+    assert f"{EPOCHS + 2} epochs" in await said("update", "longer", "--epochs", EPOCHS + 2)
+    await said("resume", "longer")
+    trial.gate.open(EPOCHS + 2)
+    job = await trial.until(Job.SUCCEEDED)
+    assert (job.progress.epoch, dict(job.labels)) == (EPOCHS + 2, {"by": "hand", "team": "a"})

@@ -25,7 +25,7 @@ Grpcurl = Callable[..., Awaitable["Ran"]]
 ROOT = Path(__file__).parents[2]
 PROTOSET = ROOT / "deploy" / "adjourn.protoset"
 JOBS = "adjourn.v1.JobService"
-NOT_FOUND, INVALID_ARGUMENT, FAILED_PRECONDITION, UNIMPLEMENTED = 64 + 5, 64 + 3, 64 + 9, 64 + 12
+NOT_FOUND, INVALID_ARGUMENT, FAILED_PRECONDITION = 64 + 5, 64 + 3, 64 + 9
 """What grpcurl exits with: 64 and the status code."""
 
 
@@ -130,8 +130,12 @@ async def test_a_watch_streams_states_and_goes_on_from_its_token(grpcurl: Grpcur
             INVALID_ARGUMENT,
             ["google.rpc.BadRequest", '"field":"job.spec.entry_point"', '"field":"job.spec.total_epochs"'],
         ),
-        ("PauseJob", {"name": "jobs/uninterrupted", "mode": "STEP"}, UNIMPLEMENTED, ['"reason":"NOT_IMPLEMENTED"']),
-        ("ListJobEvents", {"parent": "jobs/uninterrupted"}, UNIMPLEMENTED, ['"reason":"NOT_IMPLEMENTED"']),
+        (
+            "PauseJob",
+            {"name": "jobs/uninterrupted", "mode": "STEP"},
+            FAILED_PRECONDITION,
+            ['"reason":"PAUSE_MODE_UNSUPPORTED"'],
+        ),
     ],
 )
 async def test_an_error_says_why_in_words_and_in_data(

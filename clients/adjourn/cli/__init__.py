@@ -11,7 +11,7 @@ import typer
 
 from adjourn import __version__
 from adjourn.channel import DEFAULT_ADDRESS
-from adjourn.cli import arguments, error_messages, queries, submit, verbs, watch
+from adjourn.cli import arguments, error_messages, extras, queries, submit, verbs, watch
 
 SETTINGS: Final[dict[str, Any]] = {"help_option_names": ["--help", "-h"]}
 
@@ -46,6 +46,7 @@ PASSED_ON: Final[dict[str, Any]] = {"allow_extra_args": True, "ignore_unknown_op
 @app.command("up", context_settings=PASSED_ON)
 def up(ctx: typer.Context) -> None:
     """Run Adjourn on this machine: Valkey, S3, control plane and workers. Ctrl-C ends all of it."""
+    require_extras("up")
     from adjourn.cli.up import up as command
 
     pass_on(ctx, command)
@@ -54,9 +55,17 @@ def up(ctx: typer.Context) -> None:
 @app.command("demo", context_settings=PASSED_ON)
 def demo(ctx: typer.Context) -> None:
     """Watch a training be paused, lose its worker, and end as if nothing had happened."""
+    require_extras("demo")
     from adjourn.cli.demo import demo as command
 
     pass_on(ctx, command)
+
+
+def require_extras(command: str) -> None:
+    """Leaves with a line that says what to install, if the client alone is installed."""
+    if why := extras.missing(command):
+        error_messages.print_error(why)
+        raise typer.Exit(1)
 
 
 def pass_on(ctx: typer.Context, command: Callable[..., None]) -> None:
