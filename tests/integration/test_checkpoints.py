@@ -3,6 +3,8 @@
 import asyncio
 import json
 import secrets
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
@@ -17,6 +19,7 @@ from adjourn.v1.agent_service_pb2 import Assignment, FencingToken
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import JobSpec, Progress
 from adjourn.v1.manifest_pb2 import Manifest
+from adjourn_worker.storage import parts as parts_module
 from adjourn_worker.storage import persist as persisting
 from adjourn_worker.storage.fetch import CheckpointCorrupt, fetch, read_manifest
 from adjourn_worker.storage.manifest import PART_BYTES
@@ -242,6 +245,38 @@ async def test_a_part_that_the_store_fails_to_read_is_sent_again(assignment: Ass
     assert second.uploaded_bytes > second.size_bytes
 
 
+async def test_a_bit_that_the_servers_disk_lost_is_found_and_the_part_sent_again(
+    servers: Path,
+    s3_environment: dict[str, str],
+    assignment: Assignment,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(adjourn.objects, "RETRIES", adjourn.objects.RETRIES.new(total=0))
+    tail = secrets.token_bytes(4000)
+    async with S3Objects(S3Settings.from_environment(s3_environment)) as store:
+        await store.ensure_bucket()
+        base = await read_manifest(
+            PartStore(store), await kept(store, assignment, snapshot(tmp_path / "slot", tail=tail))
+        )
+        lose_a_bit(servers / "s3", tail)
+        second = await kept(store, assignment, snapshot(tmp_path / "slot", sequence=2, tail=tail), base)
+        assert second.uploaded_bytes > len(tail)
+        assert await fetched(store, second, tmp_path / "restored") == files(tmp_path / "slot")
+
+
+def lose_a_bit(server: Path, content: bytes) -> None:
+    """Flips a bit of what SeaweedFS has in its volumes."""
+    for volume in server.glob("*.dat"):
+        offset = volume.read_bytes().find(content)
+        if offset >= 0:
+            with volume.open("r+b") as file:
+                file.seek(offset)
+                file.write(bytes([content[0] ^ 1]))
+            return
+    raise AssertionError("it is in no volume")
+
+
 class Damaging(MemoryObjects):
     """Compares nothing, and flips a bit of the first part that it takes."""
 
@@ -326,6 +361,33 @@ async def test_few_parts_are_in_memory_at_a_time_and_equal_ones_sent_once(
     assert 1 < store.most_in_flight <= IN_FLIGHT
     assert checkpoint.uploaded_bytes < checkpoint.size_bytes - (8 << 16)
     assert await fetched(store, checkpoint, tmp_path / "restored") == files(tmp_path / "slot")
+
+
+async def test_few_parts_of_all_checkpoints_are_in_memory_at_a_time(
+    assignment: Assignment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(persisting, "PART_BYTES", 64 << 10)
+    monkeypatch.setattr(parts_module, "PARTS_IN_MEMORY", 2)
+    store = Failing()
+    agent = PartStore(store)
+    taken = [snapshot(tmp_path / f"slot-{number}", sequence=number) for number in (1, 2, 3)]
+    checkpoints = await asyncio.gather(*(kept(agent, assignment, each) for each in taken))
+    assert store.most_in_flight == 2
+    for number, checkpoint in enumerate(checkpoints, start=1):
+        await fetch(agent, checkpoint, tmp_path / "restored")
+        assert files(tmp_path / "restored") == files(tmp_path / f"slot-{number}")
+
+
+async def test_hashing_has_threads_of_its_own(memory: MemoryObjects, assignment: Assignment, tmp_path: Path) -> None:
+    busy = threading.Event()
+    with ThreadPoolExecutor(1) as others:
+        asyncio.get_running_loop().set_default_executor(others)
+        waiting = asyncio.create_task(asyncio.to_thread(busy.wait))
+        checkpoint = await kept(memory, assignment, snapshot(tmp_path / "slot"))
+        assert await fetched(memory, checkpoint, tmp_path / "restored") == files(tmp_path / "slot")
+        assert not waiting.done()
+        busy.set()
+        await waiting
 
 
 async def test_a_snapshot_that_is_gone_is_said_to_be(
