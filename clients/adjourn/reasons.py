@@ -9,11 +9,15 @@ TRAINING_WITHOUT_EPOCHS: Final = "TRAINING_WITHOUT_EPOCHS"
 STATE_NOT_ENCODABLE: Final = "STATE_NOT_ENCODABLE"
 STATE_MISMATCH: Final = "STATE_MISMATCH"
 SNAPSHOT_FAILED: Final = "SNAPSHOT_FAILED"
+NO_SPACE: Final = "NO_SPACE"
+"""There is no room for a snapshot: training goes on unsaved."""
+SNAPSHOT_DIFFERS: Final = "SNAPSHOT_DIFFERS"
+"""A snapshot is not equal to the state in memory that it was taken of."""
+STATE_NOT_RESTORABLE: Final = "STATE_NOT_RESTORABLE"
+"""A rehearsed resume did not give the state that was saved: no pause of this code could be resumed."""
 ENVIRONMENT_DIFFERS: Final = "ENVIRONMENT_DIFFERS"
 """The checkpoint was made in another environment than the worker's; another worker may have an equal one."""
 RESTORE_DIVERGED: Final = "RESTORE_DIVERGED"
-SNAPSHOT_DIFFERS: Final = "SNAPSHOT_DIFFERS"
-"""A snapshot is not the state it was taken of."""
 
 PROCESS_KILLED: Final = "PROCESS_KILLED"
 """The training process ended by a signal that nobody here sent."""
@@ -49,6 +53,7 @@ DETERMINISTIC: Final = frozenset(
         TRAINING_WITHOUT_EPOCHS,
         STATE_NOT_ENCODABLE,
         STATE_MISMATCH,
+        STATE_NOT_RESTORABLE,
         RESTORE_DIVERGED,
         BUNDLE_UNUSABLE,
         CHECKPOINT_CORRUPT,

@@ -1,10 +1,12 @@
 """Runs training processes as a launcher does, from attempt directories made by hand."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -36,11 +38,13 @@ for line in sys.stdin:
         log = os.open(directory / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        os.chdir(directory)
+        (directory / "work").mkdir(exist_ok=True)
+        os.chdir(directory / "work")
         if command == "abandon" and os.fork():
-            while not (directory / "events").exists() or not (directory / "events").stat().st_size:
+            while not (directory / "orphan").exists():
                 time.sleep(0.01)
             os._exit(0)
+        (directory / "pid").write_text(str(os.getpid()))
         os._exit(process.main(directory))
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
@@ -145,14 +149,53 @@ class TrainingProcesses:
     def launch(self, directory: Path) -> Attempt:
         return Attempt(directory=directory, code=self._command("run", directory), events=read_events(directory))
 
-    def abandon(self, directory: Path) -> None:
-        """Starts a training process whose launcher dies at its first event."""
-        self._command("abandon", directory)
+    @contextmanager
+    def running(self, directory: Path) -> Iterator[Callable[[], Attempt]]:
+        """Trains while the body runs; it gets a function that waits for the end. Kills what has not ended after it."""
+        ended: list[Attempt] = []
+
+        def wait() -> Attempt:
+            if not ended:
+                ended.append(Attempt(directory=directory, code=self._answer(), events=read_events(directory)))
+            return ended[0]
+
+        self._ask("run", directory)
+        try:
+            yield wait
+        finally:
+            if not ended:
+                until(lambda: (directory / "pid").exists() and (directory / "pid").read_text())
+                with suppress(ProcessLookupError):
+                    os.kill(int((directory / "pid").read_text()), signal.SIGKILL)
+                wait()
+
+    @contextmanager
+    def abandoning(self, directory: Path) -> Iterator[Callable[[], None]]:
+        """Trains while the body runs; it gets a function that lets the launcher of the training process die."""
+
+        def abandon() -> None:
+            (directory / "orphan").touch()
+            self._answer()
+
+        self._ask("abandon", directory)
+        try:
+            yield abandon
+        finally:
+            if not (directory / "orphan").exists():
+                abandon()
+            with suppress(ProcessLookupError):
+                os.kill(int((directory / "pid").read_text()), signal.SIGKILL)
 
     def _command(self, command: str, directory: Path) -> int:
+        self._ask(command, directory)
+        return self._answer()
+
+    def _ask(self, command: str, directory: Path) -> None:
         assert self._process.stdin
-        assert self._process.stdout
         print(command, directory, file=self._process.stdin, flush=True)
+
+    def _answer(self) -> int:
+        assert self._process.stdout
         return int(self._process.stdout.readline())
 
     def paused_at(self, entry_point: str, epoch: int, **fields: Any) -> Attempt:

@@ -54,6 +54,14 @@ def becomes_a_function(run: training.Run) -> None:
         ema.state["decay"] = print
 
 
+def is_a_function_for_a_while(run: training.Run) -> None:
+    """Has a state that cannot be encoded at the end of its first and of its second epoch."""
+    ema = Stateful({"decay": 0.9})
+    run.track(ema=ema)
+    for epoch in run.epochs():
+        ema.state["decay"] = print if epoch < 3 else 0.9
+
+
 def steps_early(run: training.Run) -> None:
     run.step()
 

@@ -29,7 +29,7 @@ class Noisy(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 def ask_for_pause() -> None:
     """Does what the agent does, at a moment that a test can choose."""
-    attempt = Path.cwd()
+    attempt = Path.cwd().parent
     with closing(Control(attempt / "control")) as control:
         control.write(DesiredState(generation=1, target=Assignment.PAUSE, mode=PauseMode.EPOCH))
 

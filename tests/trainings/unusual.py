@@ -1,6 +1,9 @@
 """Trainings that take an unusual, but good, course."""
 
 import os
+import resource
+import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -51,7 +54,7 @@ def frees_slots(run: training.Run) -> None:
     """Does what the agent does: gives each slot back, once its snapshot is durable."""
     for _ in run.epochs():
         run.step()
-        for mark in Path("snapshots").glob("*/in-use"):
+        for mark in Path("../snapshots").glob("*/in-use"):
             mark.unlink()
 
 
@@ -88,3 +91,44 @@ def outlives_its_launcher(run: training.Run) -> None:
         run.step()
         while os.getppid() == launcher and time.monotonic() < deadline:
             time.sleep(0.01)
+
+
+def holds(run: training.Run) -> None:
+    """Has a state of `megabytes`, which differs after each epoch."""
+    model = nn.Linear(1, run.args.get("megabytes", 1) << 18, bias=False)
+    run.track(model=model)
+    for epoch in run.epochs():
+        run.step(loss=epoch)
+        with torch.no_grad():
+            model.weight.fill_(epoch)
+
+
+def lacks_room(run: training.Run) -> None:
+    """May write no file over 256 KiB until epoch `room`, or until file `room` is there if it has none."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, hard))
+    model = nn.Linear(1, 1 << 18, bias=False)
+    run.track(model=model)
+    for epoch in run.epochs():
+        run.step(loss=epoch)
+        if epoch == run.args.get("room"):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    if "room" not in run.args:
+        threading.Thread(target=make_room, args=(soft, hard), daemon=True).start()
+
+
+def make_room(soft: int, hard: int) -> None:
+    while not Path("room").exists():
+        time.sleep(0.01)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def loses_its_slots(run: training.Run) -> None:
+    """Does what someone does who cleans up shared memory: removes the slots after each epoch."""
+    model = nn.Linear(1, 8, bias=False)
+    run.track(model=model)
+    for epoch in run.epochs():
+        run.step()
+        with torch.no_grad():
+            model.weight.fill_(epoch)
+        shutil.rmtree("../snapshots", ignore_errors=True)

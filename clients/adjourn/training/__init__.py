@@ -24,10 +24,10 @@ from adjourn.training.errors import (
     EntryPointNotImportable,
     EnvironmentDiffers,
     RestoreDiverged,
-    SnapshotFailed,
     SnapshotUnreadable,
     StateMismatch,
     StateNotEncodable,
+    StateNotRestorable,
     TrainingError,
     TrainingWithoutEpochs,
 )
@@ -42,10 +42,10 @@ __all__ = [
     "Loader",
     "RestoreDiverged",
     "Run",
-    "SnapshotFailed",
     "SnapshotUnreadable",
     "StateMismatch",
     "StateNotEncodable",
+    "StateNotRestorable",
     "TrainingError",
     "TrainingWithoutEpochs",
 ]

@@ -1,4 +1,7 @@
-"""Why a training cannot go on: one class a situation; `reason` is what the job's failure will say."""
+"""Why a training cannot go on, or cannot be saved: a class for each situation.
+
+`reason` is what the job's failure, or its condition, will say.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import ClassVar
@@ -48,9 +51,38 @@ class SnapshotUnreadable(TrainingError):
 
 
 class SnapshotFailed(TrainingError):
-    """The snapshot could not be written: there is no space, or no directory."""
+    """The snapshot could not be written. Training goes on; the next boundary tries again."""
 
     reason = reasons.SNAPSHOT_FAILED
+
+
+class NoSpace(SnapshotFailed):
+    """There is no room for a snapshot, neither in shared memory nor on the disk."""
+
+    reason = reasons.NO_SPACE
+
+
+class SnapshotDiffers(SnapshotFailed):
+    """The snapshot that was written is not equal to the state in memory."""
+
+    reason = reasons.SNAPSHOT_DIFFERS
+
+
+class StateNotRestorable(TrainingError):
+    """A resumed run could not take the state that was saved: loading it into new objects gave something else."""
+
+    reason = reasons.STATE_NOT_RESTORABLE
+
+    def __init__(self, difference: str, *, damaged: bool = False) -> None:
+        """`difference` says where and what; `damaged`: the rehearsal changed the running objects."""
+        super().__init__(
+            f"a resumed run could not go on from this state. {difference}. A resumed run builds everything as a new run"
+            " does, tracks it, and loads the saved state into it. So build everything before the first epoch as it will"
+            " be when it is saved (layers and parameter groups that are added later will not be there), and let"
+            " load_state_dict() restore exactly what state_dict() returned"
+        )
+        self.difference = difference
+        self.damaged = damaged
 
 
 class EnvironmentDiffers(TrainingError):

@@ -1,8 +1,9 @@
-"""What a training process tells its agent: frames appended to a file, and a byte that says "look"."""
+"""What a training process tells: events to its agent, lines to its log."""
 
 import contextlib
 import os
 import socket
+import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,11 +13,14 @@ from adjourn.internal.v1.trainer_pb2 import TrainingEvent
 
 
 class EventLog:
-    """File `events`, which is the truth, and the agent's doorbell, which may be lost."""
+    """File `events`, to which frames are appended, and the agent's socket, to which a byte says "look".
+
+    The file is the truth. The byte may be lost.
+    """
 
     def __init__(self, path: Path, notify_socket: str) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._doorbell = notify_socket
+        self._notify_socket = notify_socket
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
 
     def append(self, event: TrainingEvent) -> None:
@@ -28,7 +32,7 @@ class EventLog:
             os.ftruncate(self._file, before)
             raise OSError("no space for an event")
         with contextlib.suppress(OSError):  # nobody listens, or its queue is full: it will look by itself
-            self._socket.sendto(b"!", self._doorbell)
+            self._socket.sendto(b"!", self._notify_socket)
 
     def close(self) -> None:
         self._socket.close()
@@ -41,3 +45,8 @@ class EventLog:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def log_line(text: str) -> None:
+    """Writes a line to the log of the attempt, for people."""
+    print(f"adjourn: {text}", file=sys.stderr, flush=True)  # noqa: T201

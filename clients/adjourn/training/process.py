@@ -68,7 +68,7 @@ def prepared(start: TrainingStart, events: EventLog, control: Control, progress_
     """Sets up device, threads and seeds; raises EnvironmentDiffers or SnapshotUnreadable."""
     device = prepare(start.device_uuids, start.threads)
     restored = SnapshotReader(Path(start.restore_directory), device) if start.restore_directory else None
-    different = {}
+    different: dict[str, tuple[str, str]] = {}
     if restored:
         # The bits of a sum depend on the number of threads: a resumed run keeps the one that it began with.
         prepare(start.device_uuids, int(restored.environment.get("threads", 0)))
@@ -83,7 +83,7 @@ def prepared(start: TrainingStart, events: EventLog, control: Control, progress_
         progress_page=progress_page,
         device=device,
         restored=restored,
-        exact=not different,
+        differences=different,
     )
 
 

@@ -1,4 +1,4 @@
-"""How far a training has got, and how well: steps, losses, metrics, time."""
+"""How far a training has got: steps, losses, metrics, time."""
 
 import time
 from collections.abc import Mapping
@@ -8,6 +8,11 @@ from typing import SupportsFloat
 import torch
 
 from adjourn.v1.job_pb2 import Best, Progress
+
+METRIC_LIMIT = 1000
+"""Different names of metrics in a run."""
+NAME_LIMIT = 256
+"""Characters of a metric's name."""
 
 
 class ProgressTracker:
@@ -45,10 +50,11 @@ class ProgressTracker:
         """Starts the clock."""
         self._start = time.monotonic()
 
-    def begin_epoch(self) -> None:
+    def begin_epoch(self, learning_rate: float | None = None) -> None:
         self._epoch_start = time.monotonic()
         self.epoch_step = 0
-        self.values = {}
+        self.values = {} if learning_rate is None else {"learning_rate": learning_rate}
+        self.metrics |= self.values
         self._sum, self._count = 0.0, 0
 
     def end_epoch(self) -> None:
@@ -62,6 +68,19 @@ class ProgressTracker:
         self.epoch_step = 0
 
     def record(self, values: Mapping[str, SupportsFloat], *, in_epoch: bool) -> None:
+        """Adds values that user code has logged.
+
+        Every event carries the newest value of each metric, so their number and names are limited. Raises ValueError
+        for one too many or a name too long, TypeError for what is no number, and then adds none.
+        """
+        new = values.keys() - self.metrics.keys()
+        if long := sorted(name for name in new if len(name) > NAME_LIMIT):
+            raise ValueError(f"metric {long[0][:40]!r}... has {len(long[0])} characters; at most {NAME_LIMIT} are kept")
+        if new and len(self.metrics) + len(new) > METRIC_LIMIT:
+            raise ValueError(
+                f"{len(self.metrics) + len(new)} different metrics with {min(new)!r}; at most {METRIC_LIMIT} are"
+                " kept: let names not depend on the epoch or the step"
+            )
         numbers = {name: float(value) for name, value in values.items()}
         self.metrics |= numbers
         if in_epoch:

@@ -1,4 +1,4 @@
-"""One attempt at a training, from the first line of user code to its last word: what stands behind `Run`.
+"""One attempt at a training, from the first line of user code to its end: what stands behind `Run`.
 
 The boundary of an epoch is the moment at which the next one is asked for. Validation, scheduler and early stopping
 have been done, nothing of the next epoch has: the one point at which all that matters is in `State`.
@@ -6,7 +6,6 @@ have been done, nothing of the next epoch has: the one point at which all that m
 
 import contextlib
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
@@ -17,6 +16,7 @@ import torch
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from adjourn import snapshots
+from adjourn.internal.v1.trainer_pb2 import SnapshotFailed as SnapshotFailedEvent
 from adjourn.internal.v1.trainer_pb2 import (
     TrainingBegan,
     TrainingEvent,
@@ -26,11 +26,19 @@ from adjourn.internal.v1.trainer_pb2 import (
 )
 from adjourn.shared_files import Control, ProgressPage
 from adjourn.training.early_stopping import EarlyStopping
-from adjourn.training.errors import SnapshotFailed, StateNotEncodable, TrainingError, TrainingWithoutEpochs
-from adjourn.training.events import EventLog
+from adjourn.training.errors import (
+    NoSpace,
+    SnapshotFailed,
+    StateNotEncodable,
+    StateNotRestorable,
+    TrainingError,
+    TrainingWithoutEpochs,
+)
+from adjourn.training.events import EventLog, log_line
 from adjourn.training.loader import Loader, Loaders
 from adjourn.training.progress import ProgressTracker, copied
 from adjourn.training.snapshot.reader import SnapshotReader
+from adjourn.training.snapshot.round_trip import RoundTrip
 from adjourn.training.snapshot.writer import SnapshotWriter
 from adjourn.training.state.registry import DATA, State
 from adjourn.v1.agent_service_pb2 import Assignment
@@ -40,12 +48,14 @@ from adjourn.v1.usage_pb2 import EpochMetrics
 T = TypeVar("T")
 
 PUBLISH_SECONDS = 0.5
+RETRY_SECONDS = 10
+"""Longest wait between two attempts to save the end of a run."""
 ABANDONED = 75
 """Exit code of a process whose launcher is gone; EX_TEMPFAIL."""
 
 
 class StopTraining(BaseException):
-    """Ends user code at a boundary; not an Exception, so that `except Exception` there does not hold it up."""
+    """Ends user code at a boundary. Not an Exception, so that `except Exception` there does not hold it up."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -65,9 +75,9 @@ class Session:
         progress_page: ProgressPage,
         device: torch.device,
         restored: SnapshotReader | None = None,
-        exact: bool = True,
+        differences: Mapping[str, tuple[str, str]] | None = None,
     ) -> None:
-        """`exact`: the environment is that of the snapshot."""
+        """`differences`: (there, here) of what differs from the snapshot's environment, by name, and was allowed."""
         self.start = start
         self.device = device
         self.tracker = ProgressTracker(restored.progress if restored else None)
@@ -75,9 +85,12 @@ class Session:
         self._control = control
         self._progress_page = progress_page
         self._restored = restored
-        self._exact = exact
+        self._resumed = restored is not None
+        self._differences = dict(differences or {})
         self._state = State(self._data, restored)
-        self._writer = SnapshotWriter(Path(start.snapshot_directory), device)
+        self._round_trip = RoundTrip(self._data)
+        directories = [start.snapshot_directory, start.fallback_snapshot_directory]
+        self._writer = SnapshotWriter([Path(each) for each in directories if each], device, self._round_trip)
         self._loaders = Loaders(start.spec.seed)
         self._open = False
         self._begun = False
@@ -85,9 +98,12 @@ class Session:
         self._left: int | None = None
         self._error: TrainingError | None = None
         self._launcher = os.getppid()
-        self._order = control.word
+        self._desired = control.word
         self._publish_time = 0.0
         self._verdict = Pause.Verdict.VERDICT_UNSPECIFIED
+        self._verdict_reasons: list[str] = []
+        self._unsaved: tuple[str, bool] | None = None
+        """Reason of the last snapshot that failed, and whether it was to be the last; None: it did not fail."""
         if restored:
             data = restored.value(DATA)
             self.tracker.epoch, self.tracker.step = data["epoch"], data["step"]
@@ -98,8 +114,13 @@ class Session:
     def track(self, subjects: Mapping[str, Any]) -> None:
         if self._begun:
             raise RuntimeError("track everything before the first epoch: a resumed run has to find it all")
-        with self._remembered():
-            self._state.add(subjects)
+        self._round_trip.prepare(subjects)
+        try:
+            with self._errors_kept():
+                self._state.add(subjects)
+        except BaseException:
+            self._round_trip.discard()
+            raise
         for item in self._state.tracked.values():
             if isinstance(item.subject, EarlyStopping):
                 item.subject.follow(lambda: self._loaders.epoch)
@@ -110,7 +131,7 @@ class Session:
     def epochs(self) -> Iterator[int]:
         if self._begun:
             raise RuntimeError("run.epochs() was iterated over before")
-        with self._remembered():
+        with self._errors_kept():
             self._begin()
         while self.tracker.epoch < self.start.spec.total_epochs:
             self._open_epoch()
@@ -124,7 +145,7 @@ class Session:
         tracker.epoch_step += 1
         if loss is not None:
             tracker.losses.append(copied(loss))
-        if time.monotonic() >= self._publish_time or self._control.word != self._order:
+        if time.monotonic() >= self._publish_time or self._control.word != self._desired:
             self._publish()
 
     def log(self, values: Mapping[str, SupportsFloat]) -> None:
@@ -142,12 +163,19 @@ class Session:
         if not self._announced:
             self._announced = True
             began = TrainingBegan(
-                verdict=self._verdict, restored_epoch=self._restored_epoch, restored_step=self._restored_step
+                verdict=self._verdict,
+                verdict_reasons=self._verdict_reasons,
+                restored_epoch=self._restored_epoch,
+                restored_step=self._restored_step,
             )
             self.append(TrainingEvent(began=began))
 
     def finish(self) -> int:
-        """Ends the attempt after user code has returned; returns the exit code; raises TrainingError."""
+        """Ends the attempt after user code has returned; returns the exit code.
+
+        Waits for as long as the end of the run cannot be saved. Raises TrainingError; StopTraining if the launcher is
+        gone meanwhile.
+        """
         if self._left is not None:  # user code caught what should have ended it
             return self._left
         if self._error is not None:
@@ -158,7 +186,7 @@ class Session:
             if self._open:
                 self._end_epoch()
             self.announce()
-            self._save(last=True)
+            self._save_end()
         self.append(TrainingEvent(finished=TrainingFinished()))
         return 0
 
@@ -168,7 +196,7 @@ class Session:
         self._events.append(event)
 
     @contextlib.contextmanager
-    def _remembered(self) -> Iterator[None]:
+    def _errors_kept(self) -> Iterator[None]:
         """Remembers what went wrong in a restore: such a run must not finish well, even if user code goes on."""
         try:
             yield
@@ -184,20 +212,35 @@ class Session:
         self._begun = True
         if self._restored is not None:
             self._state.complete()
-            if self._exact:
-                directory = Path(self.start.restore_directory)
-                self._state.compare(self.start.restore_digests or snapshots.component_digests(directory))
-            self._verdict = Pause.Verdict.EXACT if self._exact else Pause.Verdict.WITHIN_TOLERANCE
+            directory = Path(self.start.restore_directory)
+            self._state.compare(self.start.restore_digests or snapshots.component_digests(directory))
+            self._verdict = Pause.Verdict.WITHIN_TOLERANCE if self._differences else Pause.Verdict.EXACT
+            self._verdict_reasons = [
+                f"{name} was {there}, is {here}" for name, (there, here) in self._differences.items()
+            ]
             self._restored = None
+        self._round_trip.seal()
         self.tracker.start()
         self._progress_page.write(self._progress())
+        if self.start.spec.total_epochs > self.tracker.epoch:
+            self._check_room()
+
+    def _check_room(self) -> None:
+        """Says now, and not after the first epoch, that there is no room for snapshots.
+
+        The optimizers of a new run have no state yet: room is looked for again when they have.
+        """
+        try:
+            self._writer.check_room(self._state)
+        except NoSpace as error:
+            self._say_unsaved(error, last=False)
+        except StateNotEncodable:
+            pass  # the first boundary says it, if it is still so
 
     def _open_epoch(self) -> None:
         self._loaders.epoch = self.tracker.epoch + 1
         self._open = True
-        self.tracker.begin_epoch()
-        if (rate := self._learning_rate()) is not None:
-            self.tracker.record({"learning_rate": rate}, in_epoch=True)
+        self.tracker.begin_epoch(self._learning_rate())
         if self.tracker.steps_per_epoch is None and self._loaders.first:
             self.tracker.steps_per_epoch = len(self._loaders.first)
 
@@ -223,36 +266,97 @@ class Session:
             return  # `finish` follows
         reached = Timestamp()
         reached.GetCurrentTime()
-        if os.getppid() != self._launcher:
+        if self._abandoned:
             self._save(last=True)
             self._leave(ABANDONED)
         if self._control.read().target == Assignment.PAUSE:
-            self._save(last=True)
-            self.append(TrainingEvent(paused=TrainingPaused(boundary_time=reached)))
-            self._leave(0)
+            if self._save(last=True):
+                self.append(TrainingEvent(paused=TrainingPaused(boundary_time=reached)))
+                self._leave(0)
+            return  # the pause stays pending, and training goes on to the next boundary
         interval = spec.checkpoint_epochs if spec.HasField("checkpoint_epochs") else 1
-        if interval > 0 and self.tracker.epoch % interval == 0:
-            self._save(last=False)
+        due = interval > 0 and self.tracker.epoch % interval == 0
+        if due or not self._writer.proven:
+            self._save(last=False, keep=due)
+
+    @property
+    def _abandoned(self) -> bool:
+        """Whether the launcher is gone: nobody will see this process end."""
+        return os.getppid() != self._launcher
 
     def _leave(self, code: int) -> None:
         self._left = code
         raise StopTraining(code)
 
-    def _save(self, *, last: bool) -> None:
+    # Saving.
+
+    def _save(self, *, last: bool, keep: bool = True, end: bool = False) -> bool:
+        """Takes a snapshot; returns whether there is a new one.
+
+        `keep` is False for one that only shows, at the first boundary, that the run can be saved and resumed. `end` is
+        True at the end of the run, which nobody resumes. A failure is an event, and training goes on. Two failures are
+        raised: StateNotEncodable at the end of the run, and StateNotRestorable for the first state of a new run.
+        """
         try:
-            snapshot = self._writer.save(self._state, self._progress(), self.tracker.values, last=last)
-        except SnapshotFailed as error:
-            if last:
+            snapshot = self._writer.save(
+                self._state, self._progress(), self.tracker.values, last=last, rehearse=not end
+            )
+        except StateNotRestorable as error:
+            if error.damaged or not (self._resumed or self._writer.proven):
                 raise
-            print(f"adjourn: training goes on without a snapshot: {error}", file=sys.stderr, flush=True)  # noqa: T201
-            return
-        if snapshot:
+            self._say_unsaved(error, last=last)
+            return False
+        except StateNotEncodable as error:
+            if end:
+                raise
+            self._say_unsaved(error, last=last)
+            return False
+        except SnapshotFailed as error:
+            self._say_unsaved(error, last=last)
+            return False
+        if snapshot is None:
+            return False
+        if keep or self._unsaved is not None:  # a snapshot is what ends the condition of an earlier failure
             self.append(TrainingEvent(snapshot=snapshot))
+        else:
+            self._writer.release(snapshot)
+        self._unsaved = None
+        return True
+
+    def _save_end(self) -> None:
+        """Saves the end of the run; raises StateNotEncodable.
+
+        Tries again for as long as there is no room: a run that was trained to its end is not trained again because its
+        last snapshot failed.
+        """
+        seconds = PUBLISH_SECONDS
+        while not self._save(last=True, end=True):
+            self._wait(seconds)
+            seconds = min(2 * seconds, RETRY_SECONDS)
+
+    def _wait(self, seconds: float) -> None:
+        """Waits, and goes on publishing progress; raises StopTraining if the launcher is gone."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if self._abandoned:
+                self._leave(ABANDONED)
+            self._progress_page.write(self._progress())
+            time.sleep(min(left, PUBLISH_SECONDS))
+
+    def _say_unsaved(self, error: TrainingError, *, last: bool) -> None:
+        """Tells the agent that a snapshot failed, once for each reason, and the log each time."""
+        log_line(f"training goes on without a snapshot of epoch {self.tracker.epoch}. {error}")
+        if self._unsaved != (error.reason, last):
+            self._unsaved = (error.reason, last)
+            failed = SnapshotFailedEvent(reason=error.reason, message=str(error), last=last)
+            self.append(TrainingEvent(snapshot_failed=failed))
+
+    # What is told.
 
     def _publish(self) -> None:
         if not self._begun and self.start.spec.total_epochs > 0:
             raise RuntimeError("run.step() was called before run.epochs()")
-        self._order = self._control.word
+        self._desired = self._control.word
         self._publish_time = time.monotonic() + PUBLISH_SECONDS
         self._progress_page.write(self._progress())
         self.announce()

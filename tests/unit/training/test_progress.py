@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from adjourn.training.progress import ProgressTracker, copied
+from adjourn import frames
+from adjourn.training.progress import METRIC_LIMIT, NAME_LIMIT, ProgressTracker, copied
 from adjourn.v1.job_pb2 import Progress
 
 
@@ -53,3 +54,26 @@ def test_time_and_metrics_are_carried_on() -> None:
     assert tracker.active_seconds > 100
     assert dict(progress.metrics) == {"val_loss": 2}
     assert (progress.loss, progress.steps_per_epoch) == (3, 4)
+
+
+def test_metrics_are_limited_in_number_and_name() -> None:
+    """Every event carries them all, and an event has to fit a message."""
+    tracker = ProgressTracker(None)
+    tracker.begin_epoch(learning_rate=0.1)
+    tracker.record({f"m{number}": number for number in range(METRIC_LIMIT - 1)}, in_epoch=True)
+    tracker.record({"m0": 5}, in_epoch=True)
+    with pytest.raises(ValueError, match="1001 different metrics with 'more'; at most 1000 are kept"):
+        tracker.record({"more": 1}, in_epoch=True)
+    tracker = ProgressTracker(None)
+    tracker.record({"x" * NAME_LIMIT: 1}, in_epoch=False)
+    with pytest.raises(ValueError, match=f"has {NAME_LIMIT + 1} characters; at most {NAME_LIMIT}"):
+        tracker.record({"x" * (NAME_LIMIT + 1): 1}, in_epoch=False)
+    assert list(tracker.metrics) == ["x" * NAME_LIMIT]
+
+
+def test_largest_metrics_fit_an_event() -> None:
+    tracker = ProgressTracker(None)
+    tracker.record(
+        {f"{number:04}".ljust(NAME_LIMIT, "\U0001f388"): 1.5 for number in range(METRIC_LIMIT)}, in_epoch=True
+    )
+    assert tracker.progress(None).ByteSize() < frames.LIMIT / 8

@@ -3,14 +3,19 @@ import json
 import os
 import struct
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from adjourn import snapshots, training
+from adjourn import snapshots
 from adjourn.snapshots import IN_USE, STATE, TENSORS
-from adjourn.training.snapshot.writer import Slot, SnapshotWriter
-from adjourn.training.state.codec import Blob
+from adjourn.training.errors import NoSpace, SnapshotDiffers, SnapshotFailed
+from adjourn.training.snapshot.round_trip import RoundTrip
+from adjourn.training.snapshot.writer import Area, Slot, SnapshotWriter
+from adjourn.training.state.codec import Blob, Encoder
+from adjourn.v1.job_pb2 import Progress
 
 
 def blobs(value: float, size: int = 1000) -> dict[str, Blob]:
@@ -49,20 +54,20 @@ def test_snapshot_without_tensors(tmp_path: Path) -> None:
 
 
 def test_slots_take_turns_and_the_last_snapshot_finds_a_place(tmp_path: Path) -> None:
-    writer = SnapshotWriter(tmp_path, torch.device("cpu"))
+    area = Area(tmp_path)
     used = []
     for _ in range(2):
-        slot = writer.free_slot(last=False)
+        slot = area.free_slot(last=False)
         assert slot
         slot.write({}, blobs(1))
         used.append(slot.directory)
     assert len(set(used)) == 2
-    assert writer.free_slot(last=False) is None
-    last = writer.free_slot(last=True)
+    assert area.free_slot(last=False) is None
+    last = area.free_slot(last=True)
     assert last
     assert last.directory not in used
     (used[0] / IN_USE).unlink()
-    again = writer.free_slot(last=False)
+    again = area.free_slot(last=False)
     assert again
     assert again.directory == used[0]
 
@@ -77,7 +82,7 @@ def test_lack_of_space_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", full)
-        with pytest.raises(training.SnapshotFailed, match="No space left"):
+        with pytest.raises(NoSpace, match="No space left"):
             slot.write({}, blobs(2, 2000))
     assert not slot.directory.exists()
     assert slot.free
@@ -87,5 +92,114 @@ def test_lack_of_space_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(training.SnapshotFailed, match="file"):
+    with pytest.raises(SnapshotFailed, match="file"):
         Slot(tmp_path / "file" / "slot").write({}, blobs(1))
+
+
+def test_file_that_was_removed_is_made_anew(tmp_path: Path) -> None:
+    slot = Slot(tmp_path / "slot")
+    slot.write({}, blobs(1))
+    for name in (TENSORS, IN_USE):
+        (slot.directory / name).unlink()
+    slot.write({}, blobs(2))
+    assert content(slot) == [2] * 1000
+
+
+def test_file_that_is_removed_while_it_is_written_is_no_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slot = Slot(tmp_path / "slot")
+    write_bytes = Path.write_bytes
+
+    def remove_and_write(path: Path, data: bytes) -> int:
+        (slot.directory / TENSORS).unlink()
+        return write_bytes(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", remove_and_write)
+    with pytest.raises(SnapshotFailed, match="removed while it was written"):
+        slot.write({}, blobs(1))
+    assert slot.free
+
+
+class Live:
+    """A state of one tensor."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.value = torch.ones(size)
+
+    def encode(self) -> tuple[dict[str, Any], dict[str, Blob]]:
+        encoder = Encoder()
+        return {"it": encoder.encode(self.value, ("it",))}, encoder.blobs
+
+
+class Space:
+    """Free bytes by directory, as `os.statvfs` tells of them."""
+
+    def __init__(self, **free: int) -> None:
+        self.free = free
+
+    def statvfs(self, path: Path) -> SimpleNamespace:
+        return SimpleNamespace(f_bavail=self.free[path.name], f_frsize=1)
+
+
+@pytest.mark.parametrize(
+    ("memory", "disk", "chosen"),
+    [
+        (40_000, 0, "memory"),  # 8,192 bytes each for three snapshots
+        (20_000, 40_000, "disk"),
+        (20_000, 20_000, "memory"),  # no room for three anywhere: one is better than none
+        (5_000, 20_000, "disk"),
+        (5_000, 5_000, None),
+    ],
+)
+def test_first_directory_with_room_for_all_slots_is_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int, disk: int, chosen: str | None
+) -> None:
+    for name in ("memory", "disk"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(os, "statvfs", Space(memory=memory, disk=disk).statvfs)
+    writer = SnapshotWriter([tmp_path / "memory", tmp_path / "disk"], torch.device("cpu"), RoundTrip(dict))
+    if chosen is None:
+        with pytest.raises(NoSpace, match=r"takes 0.0 MB, and .*memory has room for 0.0 MB, .*disk has room"):
+            writer.save(Live(1000), Progress(), {}, last=False)
+        assert list((tmp_path / "memory").iterdir()) == []
+    else:
+        snapshot = writer.save(Live(1000), Progress(), {}, last=True, rehearse=False)
+        assert snapshot
+        assert Path(snapshot.directory).parent.name == chosen
+
+
+def test_growing_state_moves_to_where_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("memory", "disk"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(os, "statvfs", Space(memory=40_000, disk=1_000_000).statvfs)
+    writer = SnapshotWriter([tmp_path / "memory", tmp_path / "disk"], torch.device("cpu"), RoundTrip(dict))
+    places = [
+        writer.save(Live(size), Progress(), {}, last=False, rehearse=False) for size in (1000, 1000, 20_000, 20_000)
+    ]
+    assert [Path(place.directory).parent.name if place else None for place in places] == [
+        *("memory", "memory"),
+        *("disk", "disk"),
+    ]
+
+
+def test_copy_that_differs_from_the_live_state_is_no_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if a thread changed the state between copy and comparison."""
+    live = Live(1000)
+    writer = SnapshotWriter([tmp_path], torch.device("cpu"), RoundTrip(dict))
+    write = Slot.write
+
+    def write_and_change(slot: Slot, document: Any, blobs: Any) -> int:
+        size = write(slot, document, blobs)
+        live.value[999] += 1
+        return size
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Slot, "write", write_and_change)
+        with pytest.raises(SnapshotDiffers, match="the copy of it is not equal"):
+            writer.save(live, Progress(), {}, last=True)
+    snapshot = writer.save(live, Progress(), {}, last=True, rehearse=False)
+    assert snapshot
+    assert snapshot.sequence == 1
+    assert dict(snapshot.live_digests) == snapshots.component_digests(Path(snapshot.directory))
