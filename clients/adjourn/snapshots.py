@@ -64,6 +64,8 @@ class State:
     environment: Mapping[str, str]
     progress: Mapping[str, Any]
     """An adjourn.v1.Progress in proto3 JSON."""
+    remarks: Sequence[str] = ()
+    """What had changed in training and may not come back as it was, a sentence each."""
 
 
 def layout(tensors: Iterable[tuple[str, str, Sequence[int]]]) -> tuple[bytes, dict[str, Entry]]:
@@ -128,6 +130,7 @@ def read_state(directory: Path) -> State:
             components=dict(document["components"]),
             environment=dict(document["environment"]),
             progress=dict(document["progress"]),
+            remarks=tuple(document.get("remarks", ())),
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SnapshotInvalid(f"{STATE}: {error!r}") from error

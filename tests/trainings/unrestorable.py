@@ -1,4 +1,4 @@
-"""Trainings whose state is not what a resumed run would come to, each in a way of its own."""
+"""Trainings whose state a resumed run cannot take, each in a way of its own, and some where that is close."""
 
 import threading
 from typing import Any
@@ -100,6 +100,25 @@ def adds_parameters(run: training.Run) -> None:
         run.step()
 
 
+class Sharing(nn.Module):
+    """Has a buffer that is part of another, as some libraries keep many in one; and a generator of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.whole = nn.Buffer(torch.zeros(6))
+        self.part = nn.Buffer(self.whole[2:4])
+        self.generator = torch.Generator()
+
+
+def shares_memory(run: training.Run) -> None:
+    model = Sharing()
+    run.track(model=model)
+    for epoch in run.epochs():
+        model.whole.add_(epoch)
+        model.part.add_(torch.rand(2, generator=model.generator))
+        run.step()
+
+
 def grows(run: training.Run) -> None:
     """Adds a layer in epoch `in`."""
     model = nn.Sequential(nn.Linear(2, 2))
@@ -122,4 +141,21 @@ def loads_into_the_original(run: training.Run) -> None:
     run.track(closures=Closures())
     for _ in run.epochs():
         weights += 1 / 3
+        run.step()
+
+
+class Memory:
+    """Remembers, and has no state_dict()."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+
+def remembers(run: training.Run) -> None:
+    model = nn.Linear(1, 1)
+    memory = Memory()
+    vars(model)["memory"] = memory
+    run.track(model=model)
+    for _ in run.epochs():
+        memory.seen += 1
         run.step()

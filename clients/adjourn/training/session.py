@@ -7,7 +7,7 @@ have been done, nothing of the next epoch has: the one point at which all that m
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, SupportsFloat, TypeVar
@@ -102,6 +102,7 @@ class Session:
         self._publish_time = 0.0
         self._verdict = Pause.Verdict.VERDICT_UNSPECIFIED
         self._verdict_reasons: list[str] = []
+        self._remarked: set[str] = set()
         self._unsaved: tuple[str, bool] | None = None
         """Reason of the last snapshot that failed, and whether it was to be the last; None: it did not fail."""
         if restored:
@@ -214,10 +215,7 @@ class Session:
             self._state.complete()
             directory = Path(self.start.restore_directory)
             self._state.compare(self.start.restore_digests or snapshots.component_digests(directory))
-            self._verdict = Pause.Verdict.WITHIN_TOLERANCE if self._differences else Pause.Verdict.EXACT
-            self._verdict_reasons = [
-                f"{name} was {there}, is {here}" for name, (there, here) in self._differences.items()
-            ]
+            self._verdict, self._verdict_reasons = verdict(self._restored.remarks, self._differences)
             self._restored = None
         self._round_trip.seal()
         self.tracker.start()
@@ -314,6 +312,9 @@ class Session:
         except SnapshotFailed as error:
             self._say_unsaved(error, last=last)
             return False
+        for remark in set(self._state.remarks) - self._remarked:
+            log_line(f"a resume will be UNPROVEN: {remark}")
+            self._remarked.add(remark)
         if snapshot is None:
             return False
         if keep or self._unsaved is not None:  # a snapshot is what ends the condition of an earlier failure
@@ -380,3 +381,16 @@ class Session:
     def _learning_rate(self) -> float | None:
         optimizer = self._of_kind(torch.optim.Optimizer)
         return None if optimizer is None else float(optimizer.param_groups[0]["lr"])
+
+
+def verdict(
+    remarks: Sequence[str], differences: Mapping[str, tuple[str, str]]
+) -> tuple[Pause.Verdict.ValueType, list[str]]:
+    """Returns what can be said of a resume whose state was compared and is equal, and why it is not EXACT.
+
+    `remarks` say what is not in the state, `differences` what the environment was and is.
+    """
+    reasons = [*remarks, *(f"{name} was {there}, is {here}" for name, (there, here) in differences.items())]
+    if remarks:
+        return Pause.Verdict.UNPROVEN, reasons
+    return Pause.Verdict.WITHIN_TOLERANCE if differences else Pause.Verdict.EXACT, reasons

@@ -105,7 +105,26 @@ def test_other_environment_may_be_allowed(trainings: TrainingProcesses) -> None:
     change(before, torch="1.0")
     attempt = trainings.run("tiny:main", args={"workers": 0}, restore=before, allow_inexact=True)
     assert attempt.code == 0
-    assert attempt.events[0].began.verdict == Pause.Verdict.WITHIN_TOLERANCE
+    began = attempt.events[0].began
+    assert began.verdict == Pause.Verdict.WITHIN_TOLERANCE
+    (reason,) = began.verdict_reasons
+    assert reason.startswith("torch was 1.0, is 2.")
+
+
+def test_states_are_compared_also_where_another_environment_is_allowed(trainings: TrainingProcesses) -> None:
+    before = trainings.run("broken:changes_what_was_restored", order=PAUSE)
+    change(before, torch="1.0")
+    attempt = trainings.run("broken:changes_what_was_restored", restore=before, allow_inexact=True)
+    assert failed(attempt, "RESTORE_DIVERGED").endswith("saved: model")
+
+
+def test_what_is_not_saved_leaves_a_resume_unproven(trainings: TrainingProcesses) -> None:
+    before = trainings.run("unrestorable:remembers", order=PAUSE)
+    assert "a resume will be UNPROVEN: model.memory is a unrestorable.Memory that changed in training" in before.log
+    attempt = trainings.run("unrestorable:remembers", restore=before)
+    began = attempt.events[0].began
+    assert began.verdict == Pause.Verdict.UNPROVEN
+    assert [reason.partition(" ")[0] for reason in began.verdict_reasons] == ["model.memory"]
 
 
 def test_same_environment_is_exact_even_if_another_were_allowed(trainings: TrainingProcesses) -> None:

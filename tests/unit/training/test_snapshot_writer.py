@@ -126,6 +126,7 @@ class Live:
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self.remarks: list[str] = []
         self.value = torch.ones(size)
 
     def encode(self) -> tuple[dict[str, Any], dict[str, Blob]]:

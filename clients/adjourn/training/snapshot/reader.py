@@ -1,7 +1,7 @@
-"""A snapshot to go on from."""
+"""Reads a snapshot that a run goes on from."""
 
 import mmap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,11 @@ class SnapshotReader:
     @property
     def environment(self) -> Mapping[str, str]:
         return self._state.environment
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """What may not come back as it was, a sentence each."""
+        return self._state.remarks
 
     def value(self, component: str) -> Any:
         """Returns the state of a component, a copy; raises SnapshotUnreadable."""

@@ -9,6 +9,7 @@ CPU and are filled with NaN, so that a value which is not restored is seen.
 import copy
 import gc
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,8 +104,12 @@ class RoundTrip:
 
     def prepare(self, subjects: Mapping[str, Any]) -> None:
         """Copies objects that are about to be tracked. Call it before they are restored."""
-        for subject in subjects.values():
-            for tensor in tensors_of(subject):
+        tensors = [tensor for subject in subjects.values() for tensor in tensors_of(subject)]
+        objects = {id(tensor): tensor for tensor in tensors}.values()
+        users = Counter(tensor.untyped_storage().data_ptr() for tensor in objects if tensor.layout is torch.strided)
+        for tensor in objects:
+            # What shares memory is really copied: that it is shared is part of the state.
+            if outlinable(tensor) and (not tensor.numel() or users[tensor.untyped_storage().data_ptr()] == 1):
                 self._outline(tensor)
         added = {}
         for name, subject in subjects.items():
@@ -166,11 +171,9 @@ class RoundTrip:
             state.compare(live)
         except RestoreDiverged as error:
             again, blobs_again = state.encode()
-            for name in error.components:
-                found = first_difference(trees.get(name), blobs, again.get(name), blobs_again, name)
-                if found:
-                    return found
-            return str(error)
+            comparison = Comparison(saved=blobs, restored=blobs_again)
+            found = first(comparison.difference(trees.get(name), again.get(name), name) for name in error.components)
+            return found or str(error)
         except Exception as error:  # noqa: BLE001  (load_state_dict() is anyone's, and may raise anything)
             return str(error) or type(error).__name__
         return None
@@ -200,9 +203,7 @@ class RoundTrip:
         return StandIn()
 
     def _outline(self, tensor: torch.Tensor) -> None:
-        if id(tensor) in self._memo or type(tensor) not in (torch.Tensor, nn.Parameter):
-            return
-        if tensor.layout is not torch.strided or tensor.is_quantized or not tensor.is_leaf:
+        if id(tensor) in self._memo:
             return
         outline = like(tensor, torch.empty((), dtype=tensor.dtype).expand(tensor.shape))
         self._originals.append(tensor)
@@ -224,6 +225,17 @@ def tensors_of(subject: Any) -> Iterator[torch.Tensor]:
         elif isinstance(part, Optimizer):
             for group in part.param_groups:
                 yield from group["params"]
+
+
+def outlinable(tensor: torch.Tensor) -> bool:
+    """Tells whether shape, strides and type are all that a tensor needs to be made anew, before it is loaded."""
+    return (
+        type(tensor) in (torch.Tensor, nn.Parameter)
+        and tensor.layout is torch.strided
+        and tensor.is_leaf
+        and not (tensor.is_quantized or tensor.is_meta)
+        and tensor.untyped_storage().nbytes() == tensor.nbytes
+    )
 
 
 def like(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
@@ -300,35 +312,40 @@ def structure(trees: Mapping[str, Tree]) -> str:
     return hashlib.sha256("\n".join(sorted(found)).encode()).hexdigest()
 
 
-def first_difference(
-    saved: Tree, saved_blobs: Mapping[str, Blob], restored: Tree, restored_blobs: Mapping[str, Blob], path: str
-) -> str | None:
-    """Returns where two encoded states differ, with the path and what differs; None: nowhere."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Finds where the encoded state that comes back differs from the one that was saved."""
 
-    def walk(a: Tree, b: Tree, path: str) -> str | None:
+    saved: Mapping[str, Blob]
+    restored: Mapping[str, Blob]
+
+    def difference(self, a: Tree, b: Tree, path: str) -> str | None:
+        """Returns the first place below `path` where tree `b`, which comes back, is not as `a`; None: nowhere."""
         if isinstance(a, list) and isinstance(b, list):
             if len(a) != len(b):
                 return f"{path}: {len(a)} items are saved, {len(b)} come back"
-            return first(walk(*pair, f"{path}[{index}]") for index, pair in enumerate(zip(a, b, strict=True)))
+            return first(
+                self.difference(x, y, f"{path}[{index}]") for index, (x, y) in enumerate(zip(a, b, strict=True))
+            )
         if isinstance(a, dict) and isinstance(b, dict) and a.get("$") == b.get("$"):
-            if a.get("$") in ("tensor", "array"):
-                return tensors(a, b, path)
-            a, b = entries(a), entries(b)
-            if a.keys() != b.keys():
-                key = min(a.keys() ^ b.keys())
-                return (
-                    f"{path}[{key}]: {'saved, but does not come back' if key in a else 'comes back, but is not saved'}"
-                )
-            return first(walk(a[key], b[key], f"{path}[{key}]") for key in a)
+            tensors = a.get("$") in ("tensor", "array")
+            return self._tensors(a, b, path) if tensors else self._mappings(entries(a), entries(b), path)
         return None if type(a) is type(b) and a == b else f"{path}: {brief(a)} is saved, {brief(b)} comes back"
 
-    def tensors(a: Tree, b: Tree, path: str) -> str | None:
+    def _mappings(self, a: Mapping[str, Tree], b: Mapping[str, Tree], path: str) -> str | None:
+        if a.keys() != b.keys():
+            key = min(a.keys() ^ b.keys())
+            return f"{path}[{key}]: {'saved, but does not come back' if key in a else 'comes back, but is not saved'}"
+        return first(self.difference(a[key], b[key], f"{path}[{key}]") for key in a)
+
+    def _tensors(self, a: Mapping[str, Tree], b: Mapping[str, Tree], path: str) -> str | None:
         if (a["dtype"], a["shape"]) != (b["dtype"], b["shape"]):
             return f"{path}: {a['dtype']} of shape {a['shape']} is saved, {b['dtype']} of {b['shape']} comes back"
-        same = b"".join(saved_blobs[a["name"]].chunks()) == b"".join(restored_blobs[b["name"]].chunks())
+        for key in sorted((a.keys() | b.keys()) - {"name", "device", "of"}):
+            if a.get(key) != b.get(key):
+                return f"{path}: {key} {a.get(key)} is saved, {key} {b.get(key)} comes back"
+        same = b"".join(self.saved[a["name"]].chunks()) == b"".join(self.restored[b["name"]].chunks())
         return None if same else f"{path}: other values come back than are saved"
-
-    return walk(saved, restored, path)
 
 
 def entries(tree: Mapping[str, Tree]) -> dict[str, Tree]:

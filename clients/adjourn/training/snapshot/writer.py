@@ -38,6 +38,9 @@ LACK_OF_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM
 class Encodable(Protocol):
     """What the writer needs of `adjourn.training.state.registry.State`."""
 
+    @property
+    def remarks(self) -> Sequence[str]: ...
+
     def encode(self) -> tuple[dict[str, Tree], dict[str, Blob]]: ...
 
 
@@ -177,6 +180,7 @@ class SnapshotWriter:
             "format": snapshots.FORMAT,
             "components": trees,
             "environment": fingerprint(self._device),
+            "remarks": list(state.remarks),
             "progress": json_format.MessageToDict(progress, preserving_proto_field_name=True),
         }
         found = self._write(document, blobs, last=last)
