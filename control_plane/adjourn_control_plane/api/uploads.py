@@ -66,6 +66,6 @@ class Uploads:
         except bundles.BundleInvalid as error:
             raise errors.InvalidRequestError({"chunk": str(error)}) from None
         bundle = f"bundles/{digest}"
-        if await self._objects.stat(bundles.object_key(bundle)) is None:
-            await self._objects.put(bundles.object_key(bundle), data)
+        # Also if it is there: what lies there may be damaged, and uploading it again is how that is mended.
+        await self._objects.put(bundles.object_key(bundle), data)
         return bundle

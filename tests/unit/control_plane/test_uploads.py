@@ -125,3 +125,13 @@ async def test_a_chunk_and_a_bundle_have_a_limit() -> None:
 async def chunks_of(size: int, count: int) -> AsyncIterator[bytes]:
     for _ in range(count):
         yield bytes(size)
+
+
+async def test_a_bundle_that_is_damaged_in_storage_is_mended_by_uploading_it_again(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("x = 1\n")
+    data = bundles.pack(tmp_path / "train.py")
+    objects = MemoryObjects()
+    name = await Uploads(objects).receive(chunks(data))
+    objects.contents[bundles.object_key(name)] = bytes(len(data))
+    assert await Uploads(objects).receive(chunks(data)) == name
+    assert objects.contents[bundles.object_key(name)] == data

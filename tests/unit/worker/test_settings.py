@@ -4,6 +4,7 @@ import pytest
 
 from adjourn.channel import DEFAULT_ADDRESS
 from adjourn.settings_reader import InvalidSettings
+from adjourn_worker.paths import Kept
 from adjourn_worker.settings import GpuShare, LogFormat, OnTerm, Settings
 
 ENOUGH = {
@@ -24,6 +25,8 @@ def test_what_is_not_said_has_a_default() -> None:
     assert settings.labels == {}
     assert settings.threads >= 1
     assert settings.log_bytes == 64 << 20
+    assert settings.shared_memory == Path("/dev/shm")
+    assert settings.kept == Kept(logs=1000, log_bytes=1 << 30, bundle_bytes=1 << 30)
     assert settings.on_term is OnTerm.LEAVE
     assert settings.log_format is LogFormat.JSON
     assert settings.s3.region == "us-east-1"
@@ -37,6 +40,10 @@ def test_everything_can_be_said() -> None:
         "ADJOURN_GPUS": "1/2",
         "ADJOURN_THREADS": "3",
         "ADJOURN_LOG_BYTES": "100000",
+        "ADJOURN_SHARED_MEMORY": "/mnt/memory",
+        "ADJOURN_KEPT_LOGS": "10",
+        "ADJOURN_KEPT_LOG_BYTES": "1000000",
+        "ADJOURN_KEPT_BUNDLE_BYTES": "0",
         "ADJOURN_ON_TERM": "stop",
         "ADJOURN_LOG_FORMAT": "console",
         "ADJOURN_S3_REGION": "eu-central-1",
@@ -48,6 +55,8 @@ def test_everything_can_be_said() -> None:
     assert settings.gpus == GpuShare(part=1, of=2)
     assert settings.threads == 3
     assert settings.log_bytes == 100_000
+    assert settings.shared_memory == Path("/mnt/memory")
+    assert settings.kept == Kept(logs=10, log_bytes=1_000_000, bundle_bytes=0)
     assert settings.on_term is OnTerm.STOP
     assert settings.log_format is LogFormat.CONSOLE
     assert settings.s3.region == "eu-central-1"
