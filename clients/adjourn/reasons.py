@@ -43,6 +43,11 @@ OBJECT_STORE_UNAVAILABLE: Final = "OBJECT_STORE_UNAVAILABLE"
 NO_EQUAL_ENVIRONMENT: Final = "NO_EQUAL_ENVIRONMENT"
 """Condition UNPLACED: no worker has the environment that the checkpoint was made in."""
 
+PERSIST_FAILED: Final = "PERSIST_FAILED"
+"""A snapshot could not be made durable though storage answers. The last of an attempt is tried again."""
+GPU_MEMORY_IN_USE: Final = "GPU_MEMORY_IN_USE"
+"""The training process is gone, and NVML shows that memory of its GPUs is in use still."""
+
 WHOLE_LOG: Final = "\nThe whole log: "
 """What comes before the place of the log, at the end of a failure's message. The place differs between attempts."""
 

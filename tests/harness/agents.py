@@ -28,7 +28,7 @@ from adjourn.v1.agent_service_pb2 import (
 from adjourn_worker.agent import Agent
 from adjourn_worker.attempt import files
 from adjourn_worker.host import locks
-from adjourn_worker.host.gpus import NoGpus
+from adjourn_worker.host.gpus import Gpus, NoGpus
 from adjourn_worker.journal import Journal
 from adjourn_worker.launcher.client import LauncherClient
 from adjourn_worker.paths import WorkerPaths
@@ -100,14 +100,14 @@ class Bench:
         return {**os.environ, **process_cleanup.marker(self.marker), "PYTHONPATH": str(ROOT), **variables}
 
     @asynccontextmanager
-    async def agent(self, objects: ObjectStore) -> AsyncIterator[Agent]:
+    async def agent(self, objects: ObjectStore, gpus: Gpus | None = None) -> AsyncIterator[Agent]:
         """An agent in this process, once it has spoken; leaves training alone when it ends."""
         settings = Settings.from_environment(self.settings())
         heard = len(self.plane.heard)
         stop = asyncio.Event()
         with Journal(self.paths) as journal:
             async with LauncherClient(self.paths, self.environment(), entry=ENTRY, software=SOFTWARE) as launcher:
-                agent = Agent(settings, self.paths, journal, launcher, objects, NoGpus())
+                agent = Agent(settings, self.paths, journal, launcher, objects, gpus or NoGpus())
                 task = asyncio.create_task(agent.run(stop))
                 try:
                     await self.until(lambda: len(self.plane.heard) > heard)

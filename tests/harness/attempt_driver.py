@@ -19,7 +19,16 @@ from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Failure, Pause, PauseMode, Progress
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn_worker.attempt import machine
-from adjourn_worker.attempt.events import Effect, Ended, Event, Launched, Ordered, Persisted, Prepared, Told
+from adjourn_worker.attempt.events import (
+    AssignmentChanged,
+    Effect,
+    Ended,
+    Event,
+    EventRead,
+    Launched,
+    Persisted,
+    Prepared,
+)
 
 NOW: Final = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 JOB: Final = "jobs/a"
@@ -44,14 +53,14 @@ class Machine:
         assert self.held.SerializeToString(deterministic=True) == before, "what is journaled was changed in place"
         self.held = outcome.held
         self.reports += outcome.reports
-        return outcome.instructions
+        return outcome.effects
 
     def tell(self, at: tuple[int, int] | None = None, **what: Any) -> Sequence[Effect]:
         """Feeds an event of the training process, with progress (epoch, step)."""
         self.offset += 10
         event = TrainingEvent(progress=progress(*at) if at else None, **what)
         event.time.FromDatetime(NOW + timedelta(seconds=self.offset))
-        return self(Told(event=event, offset=self.offset))
+        return self(EventRead(event=event, offset=self.offset))
 
     def end(self, code: int = 0, *, killed: bool = False) -> Sequence[Effect]:
         exit_ = ProcessExit(code=code, killed=killed)
@@ -59,7 +68,7 @@ class Machine:
         return self(Ended(exit=exit_))
 
     def order(self, target: Assignment.Target.ValueType, generation: int) -> Sequence[Effect]:
-        return self(Ordered(assignment=assigned(target, generation)))
+        return self(AssignmentChanged(assignment=assigned(target, generation)))
 
     @property
     def phase(self) -> AssignmentStatus.Phase.ValueType:

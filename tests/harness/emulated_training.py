@@ -1,8 +1,8 @@
 """A training process as the agent sees it, without torch: it does what a test writes into a FIFO, line by line.
 
-`epoch` ends an epoch, takes a snapshot if a slot is free, and pauses if that is ordered; `finish` and `fail` end the
-training as their names say; `exit N` leaves without a word; `garble NAME` spoils a file of the attempt, `lose` its
-snapshots; `metrics N` has epochs bring metrics; `storm` rings without end.
+`epoch` ends an epoch, takes a snapshot if a slot is free, and pauses if it should; `finish` and `fail` end the training
+as their names say; `exit N` leaves without a word; `garble NAME` spoils a file of the attempt, `lose` its snapshots;
+`metrics N` has epochs bring metrics; `fill` leaves no room for snapshots until `room`; `storm` notifies without end.
 """
 
 import json
@@ -19,6 +19,7 @@ from google.protobuf import json_format
 from adjourn import frames, snapshots
 from adjourn.internal.v1.trainer_pb2 import (
     Snapshot,
+    SnapshotFailed,
     TrainingBegan,
     TrainingEvent,
     TrainingFinished,
@@ -47,6 +48,7 @@ class Emulated:
         self.progress = Progress()
         self.sequence = 0
         self.losing = False
+        self.full = False
         self.values: dict[str, float] = {}
         self.verdict = Pause.VERDICT_UNSPECIFIED
         if self.start.restore_directory:
@@ -75,6 +77,10 @@ class Emulated:
         )
         with closing(Control(self.directory / "control")) as control:
             pausing = control.read().target == Assignment.PAUSE
+        if self.full:
+            failed = SnapshotFailed(reason="NO_SPACE", message="no room", last=pausing)
+            self.append(TrainingEvent(snapshot_failed=failed))
+            return None
         self.save(last=pausing)
         if pausing:
             self.append(TrainingEvent(paused=TrainingPaused()))
@@ -84,6 +90,14 @@ class Emulated:
     def metrics(self, count: str) -> None:
         """Has the next epochs bring so many metrics, of 60 bytes each."""
         self.values = {f"{number:040}": 1.0 for number in range(int(count))}
+
+    def fill(self) -> None:
+        """Leaves no room for snapshots."""
+        self.full = True
+
+    def room(self) -> None:
+        """Makes room for snapshots again."""
+        self.full = False
 
     def lose(self) -> None:
         """Makes snapshots vanish as soon as they are taken."""

@@ -4,17 +4,25 @@ import asyncio
 import os
 import signal
 import threading
+from datetime import UTC, datetime
 
 import pytest
 
 from adjourn import reasons
 from adjourn.channel import MAX_MESSAGE_BYTES
 from adjourn.errors import ObjectStoreUnavailableError
-from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
+from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, SynchronizeRequest
 from adjourn.v1.job_pb2 import Condition, Pause
+from adjourn_worker import agent as agent_module
+from adjourn_worker.agent import Agent
+from adjourn_worker.attempt import runner as runner_module
+from adjourn_worker.host.gpus import find_gpus
+from adjourn_worker.settings import GpuShare
 from adjourn_worker.storage import tasks
 from tests.harness.agents import Bench, alive
+from tests.harness.fake_nvml import FakeNvml
 from tests.harness.memory_objects import MemoryObjects
+from tests.harness.scripted_control_plane import Job
 
 RUNNING, PAUSING = AssignmentStatus.RUNNING, AssignmentStatus.PAUSING
 PERSISTING, PAUSED, STOPPED = AssignmentStatus.PERSISTING, AssignmentStatus.PAUSED, AssignmentStatus.STOPPED
@@ -246,6 +254,73 @@ async def test_object_storage_is_away_during_a_pause(bench: Bench, monkeypatch: 
     assert (began.condition.message, began.ended) == ("it is away", False)
     assert (ended.condition.type, ended.ended) == (STORAGE_FAILING, True)
     assert bench.plane.exit(job).phase == PAUSED
+
+
+GIB = 1 << 30
+
+
+async def trained_on_gpu(bench: Bench, agent: Agent, nvml: FakeNvml) -> Job:
+    """Returns a job that has paused, while 5 GiB that its process had used are in use still."""
+    job = bench.job(device_uuids=["GPU-0"])
+    await bench.until_phase(job, RUNNING)
+    nvml.used[0] += 5 * GIB
+    (runner,) = agent.runners.values()
+    await bench.until(lambda: [gpu.memory_used_bytes for gpu in runner.held.usage.gpus] == [nvml.used[0]])
+    pid = bench.training(job)
+    bench.plane.order(job, Assignment.PAUSE)
+    await bench.until_phase(job, PAUSING)
+    job.do("epoch")
+    await bench.until(lambda: not alive(pid))
+    return job
+
+
+async def test_gpus_are_held_until_their_memory_is_free(
+    bench: Bench, objects: MemoryObjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner_module, "RELEASE_SHOWN_SECONDS", 0.1)
+    nvml = FakeNvml()
+    async with bench.agent(objects, find_gpus(GpuShare(), nvml)) as agent:
+        job = await trained_on_gpu(bench, agent, nvml)
+        await bench.until(lambda: bench.plane.kinds(job).count("condition") == 1)
+        assert list(bench.plane.status(job).held_device_uuids) == ["GPU-0"]
+        assert not {"pause", "exit"} & set(bench.plane.kinds(job))
+        nvml.used[0] -= 4 * GIB
+        begin = datetime.now(UTC)
+        nvml.used[0] -= GIB
+        await bench.until_forgotten(job)
+    shown, over = (report.condition for report in bench.plane.of(job) if report.HasField("condition"))
+    assert (shown.condition.reason, over.ended) == (reasons.GPU_MEMORY_IN_USE, True)
+    assert "5.0 GiB on GPU-0" in shown.condition.message
+    (pause,) = (report.pause for report in bench.plane.of(job) if report.HasField("pause"))
+    assert pause.release_time.ToDatetime(UTC) >= begin
+    assert pause.released_gpu_memory_bytes == 5 * GIB
+
+
+async def test_gpus_whose_memory_is_never_released_are_quarantined_until_it_is(
+    bench: Bench, objects: MemoryObjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner_module, "RELEASE_SECONDS", 0.2)
+    monkeypatch.setattr(agent_module, "GPU_SECONDS", 0.05)
+
+    def quarantined() -> list[bool]:
+        return [device.quarantined for device in bench.plane.heard[-1].worker.devices]
+
+    nvml = FakeNvml()
+    async with bench.agent(objects, find_gpus(GpuShare(), nvml)) as agent:
+        assert quarantined() == [False, False]
+        job = await trained_on_gpu(bench, agent, nvml)
+        await bench.until_forgotten(job)
+        released = [each for each in bench.plane.heard if each.assignments and not held(each, job)]
+        assert all(each.worker.devices[0].quarantined for each in released), "it was offered for a moment"
+        assert quarantined() == [True, False]
+        nvml.used[0] -= 5 * GIB
+        await bench.until(lambda: quarantined() == [False, False])
+    assert bench.plane.exit(job).phase == PAUSED
+
+
+def held(request: SynchronizeRequest, job: Job) -> list[str]:
+    (status,) = (status for status in request.assignments if status.job == job.name)
+    return list(status.held_device_uuids)
 
 
 async def test_a_training_process_that_is_killed(bench: Bench, objects: MemoryObjects) -> None:

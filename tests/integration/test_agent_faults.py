@@ -14,6 +14,7 @@ from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Failure, JobSpec, Progress
 from adjourn_worker import journal as journal_module
+from adjourn_worker.attempt import runner as runner_module
 from adjourn_worker.attempt.runner import drop
 from adjourn_worker.journal import Journal, JournalUnwritable
 from tests.harness.agents import Bench, alive
@@ -93,10 +94,16 @@ class NothingComes(MemoryObjects):
 
 
 class NothingGoes(MemoryObjects):
-    """The same, the other way."""
+    """The same, the other way, for as long as `full`."""
+
+    full = True
+    refused = 0
 
     async def put(self, key: str, data: bytes) -> bool:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        if self.full:
+            self.refused += 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return await super().put(key, data)
 
 
 async def test_a_fault_in_preparing_is_no_silence(bench: Bench) -> None:
@@ -109,14 +116,44 @@ async def test_a_fault_in_preparing_is_no_silence(bench: Bench) -> None:
     assert [entry["exc_info"] for entry in logs if entry["event"] == "work_failed" and entry["log_level"] == "error"]
 
 
-async def test_a_fault_in_persisting_costs_the_snapshot(bench: Bench) -> None:
+async def test_a_fault_in_persisting_costs_no_finished_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner_module, "PERSIST_AGAIN_SECONDS", 0.01)
+    objects = NothingGoes()
     job = bench.job()
     job.do("epoch", "epoch", "epoch", "epoch", "finish")
-    async with bench.agent(NothingGoes()):
-        why = await failure(bench, job)
-    assert why.reason == reasons.SNAPSHOT_FAILED
-    assert why.message.startswith("OSError: [Errno 28] No space left on device\nThe whole log: ")
+    async with bench.agent(objects):
+        await bench.until_phase(job, AssignmentStatus.PERSISTING)
+        await bench.until(lambda: objects.refused > 10)
+        assert bench.plane.phase(job) == AssignmentStatus.PERSISTING
+        objects.full = False
+        await bench.until_forgotten(job)
+    changes = [report.condition for report in bench.plane.of(job) if report.HasField("condition")]
+    assert [(change.condition.reason, change.ended) for change in changes] == [
+        (reasons.PERSIST_FAILED, False),
+        ("", True),
+    ]
+    assert changes[0].condition.message == "SNAPSHOT_FAILED: OSError: [Errno 28] No space left on device"
+    how = bench.plane.exit(job)
+    assert (how.phase, how.checkpoint) == (AssignmentStatus.SUCCEEDED, bench.plane.checkpoints(job)[-1].name)
     assert bench.plane.epochs(job) == [1, 2, 3, 4]
+
+
+async def test_a_snapshot_that_training_cannot_take_is_shown_and_the_pause_stays_pending(
+    bench: Bench, objects: MemoryObjects
+) -> None:
+    job = bench.job()
+    async with bench.agent(objects):
+        await bench.until_phase(job, RUNNING)
+        bench.plane.order(job, Assignment.PAUSE)
+        await bench.until_phase(job, AssignmentStatus.PAUSING)
+        job.do("fill", "epoch")
+        await bench.until(lambda: "condition" in bench.plane.kinds(job))
+        assert bench.plane.phase(job) == AssignmentStatus.PAUSING
+        job.do("room", "epoch")
+        await bench.until_forgotten(job)
+    changes = [report.condition for report in bench.plane.of(job) if report.HasField("condition")]
+    assert [(change.condition.reason, change.ended) for change in changes] == [("NO_SPACE", False), ("", True)]
+    assert (bench.plane.exit(job).phase, bench.plane.epochs(job)) == (AssignmentStatus.PAUSED, [1, 2])
 
 
 async def test_a_disk_that_takes_no_attempt(bench: Bench, objects: MemoryObjects) -> None:

@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from adjourn.desired_state import DesiredState
-from adjourn.internal.v1.trainer_pb2 import HeldAssignment, ProcessExit, Snapshot, TrainingBegan, TrainingEvent
+from adjourn.internal.v1.trainer_pb2 import (
+    HeldAssignment,
+    ProcessExit,
+    Snapshot,
+    SnapshotFailed,
+    TrainingBegan,
+    TrainingEvent,
+)
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn_worker.attempt import events, machine
@@ -32,6 +39,8 @@ from tests.harness.attempt_driver import (
 
 TARGETS = st.sampled_from([RUN] * 5 + [PAUSE] * 5 + [STOP])
 REGULAR_SLOTS = 2
+SAID = ["epoch"] * 6 + ["began", "snapshot_failed", "paused", "finished", "failed"]
+"""By training, and how often."""
 
 
 class World(RuleBasedStateMachine):
@@ -41,6 +50,8 @@ class World(RuleBasedStateMachine):
         super().__init__()
         self.preparing = False
         self.persisting: Snapshot | None = None
+        self.confirming = False
+        """GPUs of the ended process are being waited for."""
         self.process = False
         """There is a training process; `ended` says how it ended."""
         self.ended: ProcessExit | None = None
@@ -50,17 +61,19 @@ class World(RuleBasedStateMachine):
         """Sequence of the snapshot in each taken slot."""
         self.given_back: Counter[int] = Counter()
         self.sequence = 0
-        self.said_last = False
+        self.final = False
         self.written: list[TrainingEvent] = []
         self.dying = False
         """The agent dies between the journal and the next thing it does."""
         self.dying_at_launch = False
         """The agent dies between the launch and the journal."""
 
-    @initialize(wanted=TARGETS, restored=st.booleans(), launched=st.sampled_from([True, True, True, False]))
-    def begin(self, wanted: Assignment.Target.ValueType, restored: bool, launched: bool) -> None:
+    @initialize(
+        wanted=TARGETS, restored=st.booleans(), launched=st.sampled_from([True, True, True, False]), gpus=st.booleans()
+    )
+    def begin(self, wanted: Assignment.Target.ValueType, restored: bool, launched: bool, gpus: bool) -> None:
         restore = Checkpoint(name="c") if restored else None
-        self.machine = Machine(assigned(wanted, 5, restore=restore))
+        self.machine = Machine(assigned(wanted, 5, restore=restore, device_uuids=["GPU-1"] if gpus else []))
         self.carry_out(self.machine.recover())
         if launched and not self.over:
             self.preparing = False
@@ -72,35 +85,39 @@ class World(RuleBasedStateMachine):
         before, reports, over = self.held, len(self.machine.reports), self.over
         read = HeldAssignment.FromString(before.SerializeToString())
         assert machine.handle(read, event, NOW) == machine.handle(before, event, NOW)
-        instructions = self.machine(event)
+        effects = self.machine(event)
         if over:
-            assert (self.held, len(self.machine.reports), tuple(instructions)) == (before, reports, ())
+            assert (self.held, len(self.machine.reports), tuple(effects)) == (before, reports, ())
         if self.dying:
             self.die()
         else:
-            self.carry_out(instructions)
+            self.carry_out(effects)
 
-    def carry_out(self, instructions: Any) -> None:
-        for instruction in instructions:
-            self.do(instruction)
+    def carry_out(self, effects: Any) -> None:
+        for effect in effects:
+            self.do(effect)
 
-    def do(self, instruction: events.Effect) -> None:
-        match instruction:
+    def do(self, effect: events.Effect) -> None:
+        match effect:
             case events.Prepare():
                 assert not self.preparing
                 self.preparing = True
-            case events.Launch(order=given):
+            case events.Launch(desired=given):
                 self.control = given
                 self.process = True
                 if self.dying_at_launch:
                     self.die()
                 else:
                     self.feed(events.Launched(process=PROCESS))
-            case events.SetDesired(order=given):
+            case events.SetDesired(desired=given):
                 assert self.process
                 self.control = given
             case events.Kill():
                 self.end(-9, killed=True)
+            case events.ConfirmRelease():
+                assert self.ended
+                assert not self.confirming
+                self.confirming = True
             case events.Persist(snapshot=snapshot):
                 assert self.persisting is None, "two at a time"
                 assert self.slots[slot(snapshot)] == snapshot.sequence, "it may have been written over"
@@ -113,7 +130,7 @@ class World(RuleBasedStateMachine):
     def die(self) -> None:
         """The agent dies; its successor reads the journal."""
         self.dying = self.dying_at_launch = False
-        self.preparing, self.persisting = False, None
+        self.preparing, self.persisting, self.confirming = False, None, False
         if self.over:
             self.slots.clear()  # put away, with all that was not given back
         self.machine.held = HeldAssignment.FromString(self.held.SerializeToString())
@@ -141,7 +158,7 @@ class World(RuleBasedStateMachine):
     def ordered(self, wanted: Assignment.Target.ValueType, step: int) -> None:
         before = self.held
         generation = before.status.observed_generation + step
-        self.feed(events.Ordered(assignment=assigned(wanted, generation)))
+        self.feed(events.AssignmentChanged(assignment=assigned(wanted, generation)))
         if step <= 0:
             assert self.held == before
 
@@ -151,13 +168,21 @@ class World(RuleBasedStateMachine):
         self.preparing = False
         self.feed(events.Prepared() if well else events.CannotGoOn(failure=failure()))
 
+    @precondition(lambda self: self.confirming)
+    @rule()
+    def gpus_are_released(self) -> None:
+        self.confirming = False
+        self.feed(events.GpusReleased(time=NOW, memory_bytes=None))
+
     @precondition(lambda self: self.persisting)
-    @rule(well=st.sampled_from([True, True, False]))
-    def persisting_ends(self, well: bool) -> None:
+    @rule(how=st.sampled_from(["well", "well", "lost", "fault"]))
+    def persisting_ends(self, how: str) -> None:
         assert self.persisting
         sequence, self.persisting = self.persisting.sequence, None
-        fate = events.Persisted(checkpoint=checkpoint(sequence)) if well else events.PersistFailed(failure=failure())
-        self.feed(fate)
+        if how == "well":
+            self.feed(events.Persisted(checkpoint=checkpoint(sequence)))
+        else:
+            self.feed(events.PersistFailed(failure=failure(), lost=how == "lost"))
 
     @precondition(lambda self: self.persisting)
     @rule()
@@ -171,12 +196,12 @@ class World(RuleBasedStateMachine):
 
     @precondition(lambda self: self.alive)
     @rule(most=st.sampled_from([1, 2, 99]))
-    def looks(self, most: int) -> None:
-        """As the holder does: what was written, then the end."""
+    def reads(self, most: int) -> None:
+        """As the runner does: what was written, then the end."""
         while self.alive and self.written and most:
             most -= 1
             self.machine.offset += 10
-            self.feed(events.Told(event=self.written.pop(0), offset=self.machine.offset))
+            self.feed(events.EventRead(event=self.written.pop(0), offset=self.machine.offset))
         if self.alive and self.ended and not self.written:
             self.feed(events.Ended(exit=self.ended if self.seen else None))
 
@@ -203,9 +228,12 @@ class World(RuleBasedStateMachine):
         self.written.append(TrainingEvent(snapshot=snapshot, progress=at))
         return True
 
-    @precondition(lambda self: self.process and self.ended is None and not self.said_last)
-    @rule(what=st.sampled_from(["epoch"] * 6 + ["began", "paused", "finished", "failed"]), looked=st.booleans())
-    def trains(self, what: str, looked: bool) -> None:
+    @precondition(lambda self: self.process and self.ended is None and not self.final)
+    @rule(
+        what=st.sampled_from(["epoch"] * 6 + ["began", "snapshot_failed", "paused", "finished", "failed"]),
+        read_at_once=st.booleans(),
+    )
+    def trains(self, what: str, read_at_once: bool) -> None:
         if what in ("paused", "finished"):
             assert self.save(last=True)
         said = {
@@ -214,15 +242,16 @@ class World(RuleBasedStateMachine):
             "paused": TrainingEvent(paused=paused()),
             "finished": TrainingEvent(finished=finished()),
             "failed": TrainingEvent(failed=failure()),
+            "snapshot_failed": TrainingEvent(snapshot_failed=SnapshotFailed(reason="NO_SPACE")),
         }
         self.written.append(said[what])
         if what == "epoch":
             self.save(last=False)
-        self.said_last = what not in ("epoch", "began")
-        if looked:
-            self.looks(99)
+        self.final = what not in ("epoch", "began", "snapshot_failed")
+        if read_at_once:
+            self.reads(99)
 
-    @precondition(lambda self: self.said_last)
+    @precondition(lambda self: self.final)
     @rule(code=st.sampled_from([0, 1]))
     def process_ends(self, code: int) -> None:
         self.end(code)
@@ -236,6 +265,29 @@ class World(RuleBasedStateMachine):
             self.end(-11, seen=what == "crash")
 
     # What must hold.
+
+    @invariant()
+    def gpus_are_held_until_they_are_released(self) -> None:
+        """What a persisting, or ended, attempt has let go of is free; until then someone is waiting for it."""
+        status = self.held.status
+        if self.over or status.phase == AssignmentStatus.PERSISTING:
+            assert not status.held_device_uuids
+        elif self.held.HasField("exit"):
+            assert self.confirming
+
+    @invariant()
+    def conditions_begin_and_end_in_turn(self) -> None:
+        began: dict[int, str] = {}
+        for change in (report.condition for report in self.machine.reports if report.HasField("condition")):
+            kind = change.condition.type
+            assert change.ended == (kind in began and not change.condition.reason)
+            assert change.ended or began.get(kind) != change.condition.reason
+            if change.ended:
+                del began[kind]
+            else:
+                began[kind] = change.condition.reason
+        if not self.over:
+            assert began == {each.type: each.reason for each in self.held.conditions}
 
     @invariant()
     def the_exit_is_told_once_and_last(self) -> None:
@@ -281,9 +333,11 @@ class World(RuleBasedStateMachine):
             self.preparing = False
             self.feed(events.Prepared())
         self.end(0)
-        self.looks(99)
+        self.reads(99)
+        if self.confirming:
+            self.gpus_are_released()
         while self.persisting:
-            self.persisting_ends(well=True)
+            self.persisting_ends("well")
         assert self.over
         self.the_exit_is_told_once_and_last()
         self.a_rest_rests_on_its_own_snapshot()

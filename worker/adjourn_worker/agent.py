@@ -18,7 +18,7 @@ from adjourn.internal.v1.trainer_pb2 import HeldAssignment
 from adjourn.objects import ObjectStore
 from adjourn.v1.agent_service_pb2 import Assignment, FencingToken, Report, SynchronizeRequest, SynchronizeResponse
 from adjourn.v1.worker_pb2 import Worker
-from adjourn_worker.attempt.events import Measured, Ordered, WorkerStopping
+from adjourn_worker.attempt.events import AssignmentChanged, Measured, WorkerStopping
 from adjourn_worker.attempt.runner import AttemptRunner
 from adjourn_worker.host.gpus import Gpus, Meter
 from adjourn_worker.host.notify import NotifySocket
@@ -36,6 +36,8 @@ POLL_SECONDS: Final = 0.5
 """How often the files of attempts are read without a notification."""
 POLL_GAP: Final = 0.01
 """Least seconds between two readings, however many notifications there are."""
+GPU_SECONDS: Final = 5.0
+"""How often to find out which GPUs can be offered."""
 STOP_SECONDS: Final = 3.0
 """How long a stopping worker waits for training to end, for snapshots, and for its reports to be acknowledged."""
 
@@ -65,7 +67,6 @@ class Agent:
         self.storage = StorageTasks(objects, paths, settings.threads, settings.kept)
         self.worker = Worker(
             name=f"workers/{settings.worker}",
-            devices=gpus.inventory(),
             cpu_slots=settings.cpu_slots,
             labels=settings.labels,
             agent_version=__version__,
@@ -99,6 +100,7 @@ class Agent:
                 self.group.create_task(self.launcher.keep()),
                 self.group.create_task(self.poll(notifications)),
                 self.group.create_task(self.sample()),
+                self.group.create_task(self.refresh_gpus()),
             ]
             log.info("agent_started", worker=self.worker.name, session=self.session_id, held=len(found))
             await stop.wait()
@@ -123,6 +125,8 @@ class Agent:
 
     def build_request(self) -> SynchronizeRequest:
         """Returns the worker's whole state, but no more reports than fit into a message."""
+        del self.worker.devices[:]
+        self.worker.devices.extend(self.gpus.devices())
         self.worker.environment.clear()
         self.worker.environment.update(self.environment | self.launcher.software)
         return SynchronizeRequest(
@@ -146,7 +150,7 @@ class Agent:
             if runner is None:
                 await self.take_on(assignment)
             elif assignment.generation > runner.status.observed_generation:
-                runner.inbox.put_nowait(Ordered(assignment=assignment))
+                runner.inbox.put_nowait(AssignmentChanged(assignment=assignment))
         for name, runner in list(self.runners.items()):
             if name not in desired and runner.over and self.tasks[name].done() and not self.has_reports(name):
                 await self.forget(name)
@@ -175,6 +179,7 @@ class Agent:
             journal_lock=self.journal_lock,
             launcher=self.launcher,
             storage=self.storage,
+            gpus=self.gpus,
             log_bytes=self.settings.log_bytes,
             on_change=self.on_change,
         )
@@ -217,6 +222,15 @@ class Agent:
                 pid, uuids = runner.held.process.pid, runner.held.assignment.device_uuids
                 usage = await asyncio.to_thread(meters[name].sample, pid, uuids)
                 runner.inbox.put_nowait(Measured(progress=None, usage=usage))
+
+    async def refresh_gpus(self) -> None:
+        """Finds out, again and again, which GPUs can be offered."""
+        while True:
+            before = self.gpus.devices()
+            await asyncio.to_thread(self.gpus.refresh)
+            if self.gpus.devices() != before:
+                self.stream.changed.set()
+            await asyncio.sleep(GPU_SECONDS)
 
     async def stop_all(self) -> None:
         """Ends all training; waits a little until it is cleaned up and the control plane has its reports."""

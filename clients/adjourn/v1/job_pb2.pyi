@@ -769,6 +769,10 @@ class Condition(_message.Message):
         """A snapshot could not be taken: training goes on, a pause stays pending, nothing new is saved."""
         STORAGE_FAILING: Condition._Type.ValueType  # 3
         """Object storage is away, or refuses: checkpoints and code wait for it."""
+        GPUS_NOT_RELEASED: Condition._Type.ValueType  # 4
+        """The training process is gone and memory of its GPUs is in use still. They are waited for, a minute at most; then
+        the job lets go of them, and those that were not released are quarantined.
+        """
 
     class Type(_Type, metaclass=_TypeEnumTypeWrapper):
         """What it is about."""
@@ -781,6 +785,10 @@ class Condition(_message.Message):
     """A snapshot could not be taken: training goes on, a pause stays pending, nothing new is saved."""
     STORAGE_FAILING: Condition.Type.ValueType  # 3
     """Object storage is away, or refuses: checkpoints and code wait for it."""
+    GPUS_NOT_RELEASED: Condition.Type.ValueType  # 4
+    """The training process is gone and memory of its GPUs is in use still. They are waited for, a minute at most; then
+    the job lets go of them, and those that were not released are quarantined.
+    """
 
     TYPE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int

@@ -136,12 +136,14 @@ def progress_events(worker: str, record: JobRecord, status: AssignmentStatus) ->
     progress = status.progress if status.HasField("progress") else None
     fresh = progress is not None and progress.report_time != record.job.progress.report_time
     fraction = persisted_fraction(record, status)
-    if status.observed_generation > record.observed_generation or fresh or fraction is not None:
+    released = status.phase == AssignmentStatus.PERSISTING and not status.held_device_uuids and not record.released
+    if status.observed_generation > record.observed_generation or fresh or fraction is not None or released:
         yield Observed(
             actor=worker,
             generation=status.observed_generation,
             progress=progress if fresh else None,
             persisted_fraction=fraction,
+            released=released,
         )
     if not record.began and status.phase in UNDER_WAY:
         yield Began(actor=worker)

@@ -58,6 +58,7 @@ def observed(transition: Transition, event: Observed) -> None:
         estimates.update_remaining(transition.record)
     if event.persisted_fraction is not None and job.state == Job.PAUSING:
         job.pause.persisted_fraction = event.persisted_fraction
+    record.released |= event.released
 
 
 def began(transition: Transition, _event: Began) -> None:

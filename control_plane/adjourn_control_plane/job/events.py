@@ -81,6 +81,8 @@ class Observed(Event):
     generation: int
     progress: Progress | None = None
     persisted_fraction: float | None = None
+    released: bool = False
+    """The process is gone and holds no GPU, though the attempt still makes its checkpoint durable."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

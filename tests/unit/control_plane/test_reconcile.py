@@ -162,6 +162,17 @@ def test_persisting_is_kept_however_long_it_takes() -> None:
     assert (assignment.target, assignment.generation) == (Assignment.PAUSE, record.generation)
 
 
+def test_a_finished_run_has_released_its_gpus_once_it_holds_none() -> None:
+    life = Life(gpu_count=1).placed(A, "GPU-1").acknowledged().began()
+    waiting = status(life.record, AssignmentStatus.RUNNING, devices=("GPU-1",))
+    assert events([life.record], waiting) == []
+    persisting = status(life.record, AssignmentStatus.PERSISTING)
+    ((_, event),) = events([life.record], persisting)
+    life.tell(event)
+    assert (life.state, life.record.released, list(life.record.device_uuids)) == ("RUNNING", True, ["GPU-1"])
+    assert events([life.record], persisting) == []
+
+
 @pytest.mark.parametrize("state", ["QUEUED", "PAUSED", "FAILED"])
 def test_a_lost_attempt_that_is_back_is_adopted_and_not_stopped(state: str) -> None:
     life = Life(max_restarts=0 if state == "FAILED" else 3).running(1)

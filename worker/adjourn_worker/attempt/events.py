@@ -1,13 +1,14 @@
-"""PURE. What can happen to an assignment, and what its machine can tell the agent to do."""
+"""PURE. Events of an assignment, and the effects that its machine asks the agent for."""
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from adjourn.desired_state import DesiredState
 from adjourn.internal.v1.trainer_pb2 import ProcessExit, Snapshot, TrainingEvent, TrainingProcess
 from adjourn.v1.agent_service_pb2 import Assignment, ConditionChange
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Failure, Progress
-from adjourn.v1.usage_pb2 import ResourceSample
+from adjourn.v1.usage_pb2 import GpuSample, ResourceSample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,8 +17,8 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ordered(Event):
-    """The control plane says what should be."""
+class AssignmentChanged(Event):
+    """The control plane wants something else of the assignment."""
 
     assignment: Assignment
 
@@ -26,10 +27,13 @@ class Ordered(Event):
 class Prepared(Event):
     """Code, and what is to be restored, lie on the disk."""
 
+    gpus: tuple[GpuSample, ...] = ()
+    """The assignment's GPUs before the launch, as far as NVML tells."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CannotGoOn(Event):
-    """The attempt cannot be carried on here: its code, checkpoint or files are unusable."""
+    """The attempt cannot be continued: its code, checkpoint or files are unusable. No process of it runs any more."""
 
     failure: Failure
 
@@ -40,7 +44,7 @@ class Launched(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told(Event):
+class EventRead(Event):
     """The training process wrote an event; `offset` is where the next one begins."""
 
     event: TrainingEvent
@@ -49,7 +53,7 @@ class Told(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured(Event):
-    """What the process shows of itself between events; not worth journaling."""
+    """How the process does between its events; not worth journaling."""
 
     progress: Progress | None
     usage: ResourceSample | None
@@ -57,9 +61,18 @@ class Measured(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended(Event):
-    """The training process is gone; all it wrote has been told. `exit` is None if nobody saw it end."""
+    """The training process is gone, and all its events are read. `exit` is None if nobody saw it end."""
 
     exit: ProcessExit | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpusReleased(Event):
+    """The GPUs of an ended process are free, or quarantined because they are not."""
+
+    time: datetime
+    memory_bytes: int | None
+    """In use on them now; None: NVML does not tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,9 +89,11 @@ class Persisted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PersistFailed(Event):
-    """The snapshot cannot be read any more; storage that is away is waited for instead."""
+    """A snapshot could not be made durable, though storage answers."""
 
     failure: Failure
+    lost: bool
+    """The snapshot is gone or damaged, so that trying again is of no use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,16 +120,16 @@ class Prepare(Effect):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch(Effect):
-    """Write `start` and the order, have the process forked; answer Launched or CannotGoOn."""
+    """Write the desired state and have the process forked; answer Launched or CannotGoOn."""
 
-    order: DesiredState
+    desired: DesiredState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetDesired(Effect):
-    """Write the order where the process reads it."""
+    """Write the desired state where the process reads it."""
 
-    order: DesiredState
+    desired: DesiredState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,10 +138,20 @@ class Kill(Effect):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConfirmRelease(Effect):
+    """Wait until the memory of the assignment's GPUs is free again, for a while; answer GpusReleased."""
+
+    before: tuple[GpuSample, ...]
+    """The GPUs before the process was launched."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Persist(Effect):
     """Make a snapshot durable; answer Advanced, Persisted or PersistFailed."""
 
     snapshot: Snapshot
+    again: bool = False
+    """It has failed before: wait a little first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

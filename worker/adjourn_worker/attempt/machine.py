@@ -1,51 +1,66 @@
-"""PURE. The machine of one assignment: `handle(held, event, now)` returns what it becomes, and what is to be done.
+"""PURE. The machine of one assignment: `handle(held, event, now)` returns the new state, reports and effects.
 
-Theory of operation. What the agent knows of an assignment is a HeldAssignment. Events come from the control plane (an
-order, or its absence), from the training process (by way of its `events` file), from the launcher (an end) and from
-the agent's own work (prepared, launched, persisted). The new state and its reports are journaled together before any
-instruction is carried out; every instruction may be carried out again, so a successor of the agent calls `recover` and
-goes on.
+What the agent knows of an assignment is a HeldAssignment. Events come from the control plane (another target), from the
+training process (through its file `events`), from the launcher (an exit) and from the agent's own work (prepared,
+launched, persisted). The new state and its reports are journaled together before any effect is carried out. Every
+effect may be carried out again: an agent that takes over calls `recover` and continues.
 
-The process ends first, the checkpoint becomes durable afterwards, the exit is reported last. So whoever hears of the
-exit finds the checkpoint registered.
+An attempt ends in this order: the process exits, its GPUs are free, the last snapshot is durable, the exit is reported.
+So whoever reads the exit finds the checkpoint registered. GPUs are held until NVML shows that their memory is free; the
+phase PERSISTING without held GPUs tells the control plane that it may give them to another job.
+
+What happens to snapshots that cannot be saved:
+
+- Training could not take one (`snapshot_failed`): it goes on, and the job has the condition SNAPSHOT_FAILING until the
+  next snapshot. A pause stays pending, and a finished run waits: the training process does not end without a snapshot.
+- Storage is away, or refuses: the agent tries for as long as it takes (condition STORAGE_FAILING).
+- Persisting fails for another reason, and a newer snapshot will come: this one is dropped. The job has the condition
+  SNAPSHOT_FAILING with the reason PERSIST_FAILED until one has been persisted.
+- The same with the last snapshot of the attempt: it is tried again until it works. A run that has finished is not
+  trained again, and a pause not given up, because of a fault that may pass.
+- The last snapshot is gone or damaged: the attempt ends as FAILED, also if its process is still about to say that it
+  has paused or finished, since nothing of that exists. The control plane restarts it from its latest checkpoint. If the
+  attempt had failed for another reason already, that reason is reported.
 """
 
 import signal
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from adjourn import reasons
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment, ProcessExit, Snapshot
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
-from adjourn.v1.job_pb2 import Failure, Pause
+from adjourn.v1.job_pb2 import Condition, Failure, Pause
 from adjourn_worker.attempt.events import (
     Advanced,
+    AssignmentChanged,
     CannotGoOn,
     ConditionChanged,
+    ConfirmRelease,
     Drop,
     Effect,
     Ended,
     Event,
+    EventRead,
+    GpusReleased,
     Kill,
     Launch,
     Launched,
     Measured,
-    Ordered,
     Persist,
     Persisted,
     PersistFailed,
     Prepare,
     Prepared,
     SetDesired,
-    Told,
     WorkerStopping,
 )
-from adjourn_worker.attempt.transition import OVER, Outcome, Transition, order
+from adjourn_worker.attempt.transition import OVER, Outcome, Transition, desired_state
 
 
 def take_on(assignment: Assignment, directory: str, log: str, now: datetime) -> Outcome:
-    """Returns the beginning of a new assignment; `recover` says what to do for it.
+    """Returns the first state of a new assignment; `recover` returns what to do for it.
 
     `log` tells people where to find the log.
     """
@@ -69,14 +84,17 @@ def recover(held: HeldAssignment) -> tuple[Effect, ...]:
         return (Prepare(),)
     again: list[Effect] = [Drop(snapshot=snapshot) for snapshot in held.dropped]
     if not held.HasField("exit"):
-        again.append(Kill() if held.assignment.target == Assignment.STOP else SetDesired(order=order(held)))
+        stop = held.assignment.target == Assignment.STOP
+        again.append(Kill() if stop else SetDesired(desired=desired_state(held)))
+    elif held.status.held_device_uuids:
+        again.append(ConfirmRelease(before=tuple(held.gpus_before)))
     if held.snapshots:
         again.append(Persist(snapshot=held.snapshots[0]))
     return tuple(again)
 
 
 def handle(held: HeldAssignment, event: Event, now: datetime) -> Outcome:
-    """Returns what `event` comes to; after the end, nothing does any more."""
+    """Returns what follows from `event`; nothing does once the assignment is over."""
     transition = Transition(held, now)
     if not transition.over:
         HANDLERS[type(event)](transition, event)
@@ -84,10 +102,10 @@ def handle(held: HeldAssignment, event: Event, now: datetime) -> Outcome:
 
 
 def outcome(transition: Transition) -> Outcome:
-    return Outcome(held=transition.held, instructions=tuple(transition.instructions), reports=tuple(transition.reports))
+    return Outcome(held=transition.held, effects=tuple(transition.effects), reports=tuple(transition.reports))
 
 
-def ordered(transition: Transition, event: Ordered) -> None:
+def assignment_changed(transition: Transition, event: AssignmentChanged) -> None:
     held, assignment = transition.held, event.assignment
     if assignment.generation <= transition.status.observed_generation:
         return
@@ -98,58 +116,86 @@ def ordered(transition: Transition, event: Ordered) -> None:
     if assignment.target == Assignment.STOP:
         if transition.alive:
             transition.do(Kill())
-        else:
+        elif not held.HasField("exit") or not transition.holds_gpus:  # else it stops once its GPUs are free
             transition.finish(AssignmentStatus.STOPPED)
     elif transition.alive:
-        transition.do(SetDesired(order=transition.order))
+        transition.do(SetDesired(desired=transition.desired))
         show_target(transition)
 
 
 def show_target(transition: Transition) -> None:
-    """Lets the phase of a training process say where it is heading."""
+    """Makes the phase of a training process tell where it is heading."""
     if transition.status.phase in (AssignmentStatus.RUNNING, AssignmentStatus.PAUSING):
         pausing = transition.held.assignment.target == Assignment.PAUSE
         transition.status.phase = AssignmentStatus.PAUSING if pausing else AssignmentStatus.RUNNING
 
 
-def prepared(transition: Transition, _event: Prepared) -> None:
-    if not transition.held.HasField("process"):
-        transition.do(Launch(order=transition.order))
+def prepared(transition: Transition, event: Prepared) -> None:
+    held = transition.held
+    if not held.HasField("process"):
+        del held.gpus_before[:]
+        held.gpus_before.extend(event.gpus)
+        transition.do(Launch(desired=transition.desired))
 
 
 def cannot_go_on(transition: Transition, event: CannotGoOn) -> None:
-    transition.finish(AssignmentStatus.FAILED, failure=event.failure)
+    held = transition.held
+    if not held.HasField("process"):
+        transition.finish(AssignmentStatus.FAILED, failure=event.failure)
+        return
+    transition.drop_snapshots()
+    held.final_event.failed.CopyFrom(event.failure)
+    if not held.HasField("exit"):
+        held.exit.SetInParent()
+        release_gpus(transition, transition.now)
+    elif not transition.holds_gpus:
+        conclude(transition)
 
 
 def launched(transition: Transition, event: Launched) -> None:
     transition.held.process.CopyFrom(event.process)
 
 
-def told(transition: Transition, event: Told) -> None:
-    held, word = transition.held, event.event
+def event_read(transition: Transition, event: EventRead) -> None:
+    held, written = transition.held, event.event
     held.events_offset = event.offset
-    if word.HasField("progress"):
-        transition.show(word.progress)
-    match word.WhichOneof("event"):
+    if written.HasField("progress"):
+        transition.update_progress(written.progress)
+    match written.WhichOneof("event"):
         case "began":
             transition.status.phase = AssignmentStatus.RUNNING
             show_target(transition)
             if held.assignment.HasField("restore"):
-                resumed = Pause(resume_time=word.time, verdict=word.began.verdict)
+                resumed = Pause(resume_time=written.time, verdict=written.began.verdict)
+                resumed.verdict_reasons.extend(written.began.verdict_reasons)
                 transition.report().pause.CopyFrom(resumed)
         case "epoch":
-            transition.report().epoch.CopyFrom(word.epoch)
+            transition.report().epoch.CopyFrom(written.epoch)
             transition.reports[-1].epoch.attempt = transition.status.token.attempt
         case "snapshot":
-            queue(transition, word.snapshot)
+            if failing_reason(held) != reasons.PERSIST_FAILED:
+                transition.end_condition(Condition.SNAPSHOT_FAILING)
+            queue(transition, written.snapshot)
+        case "snapshot_failed":
+            failed = written.snapshot_failed
+            transition.begin_condition(
+                Condition(
+                    type=Condition.SNAPSHOT_FAILING, reason=failed.reason, message=failed.message, time=written.time
+                )
+            )
         case "paused" | "finished" | "failed" if not held.final_event.HasField("failed"):
-            held.final_event.CopyFrom(word)
+            held.final_event.CopyFrom(written)
         case _:
-            pass  # progress alone, news of a later version, or a pause whose snapshot has already turned out lost
+            pass  # progress alone, an event of a later version, or a pause whose snapshot has turned out lost
+
+
+def failing_reason(held: HeldAssignment) -> str:
+    """Returns the reason why snapshots fail; empty if they do not."""
+    return next((each.reason for each in held.conditions if each.type == Condition.SNAPSHOT_FAILING), "")
 
 
 def queue(transition: Transition, snapshot: Snapshot) -> None:
-    """Lines a snapshot up: the first is being persisted, and of those that wait only the newest is worth it."""
+    """Adds a snapshot: the first is being persisted, and of those that wait only the newest is kept."""
     waiting = transition.held.snapshots
     transition.reuse(snapshot.directory)
     if len(waiting) > 1:
@@ -161,7 +207,7 @@ def queue(transition: Transition, snapshot: Snapshot) -> None:
 
 def measured(transition: Transition, event: Measured) -> None:
     if event.progress is not None:
-        transition.show(event.progress)
+        transition.update_progress(event.progress)
     if event.usage is not None:
         transition.held.usage.CopyFrom(event.usage)
 
@@ -171,21 +217,43 @@ def ended(transition: Transition, event: Ended) -> None:
     if held.HasField("exit"):
         return
     held.exit.CopyFrom(event.exit or ProcessExit(code=0))
+    if held.final_event.WhichOneof("event") is None:
+        held.final_event.failed.CopyFrom(unexplained(event.exit))
+    release_gpus(transition, event.exit.time.ToDatetime(UTC) if event.exit else transition.now)
+
+
+def release_gpus(transition: Transition, time: datetime) -> None:
+    """Has the release of the GPUs of an ended process confirmed; without GPUs there is nothing to wait for."""
+    held = transition.held
+    known = held.usage.gpus and all(gpu.HasField("memory_used_bytes") for gpu in held.usage.gpus)
+    if known:
+        held.gpu_memory_bytes = sum(gpu.memory_used_bytes for gpu in held.usage.gpus)
+    if transition.holds_gpus:
+        transition.do(ConfirmRelease(before=tuple(held.gpus_before)))
+    else:
+        released(transition, time, None)
+
+
+def gpus_released(transition: Transition, event: GpusReleased) -> None:
+    if transition.holds_gpus and transition.held.HasField("exit"):
+        released(transition, event.time, event.memory_bytes)
+
+
+def released(transition: Transition, time: datetime, gpu_memory_bytes: int | None) -> None:
+    """Lets go of the GPUs of an ended process; what is left is to make its snapshots durable."""
+    held = transition.held
     del transition.status.held_device_uuids[:]
-    word = held.final_event.WhichOneof("event")
+    transition.end_condition(Condition.GPUS_NOT_RELEASED)
     if held.assignment.target == Assignment.STOP:
         transition.finish(AssignmentStatus.STOPPED)
         return
-    if word is None:
-        held.final_event.failed.CopyFrom(unexplained(event.exit))
-    if word == "paused":
+    if held.final_event.WhichOneof("event") == "paused":
         pause = Pause(boundary_time=held.final_event.paused.boundary_time, snapshot_time=held.final_event.time)
         if held.HasField("usage"):
             pause.usage.CopyFrom(held.usage)
-        if event.exit is not None:
-            pause.release_time.CopyFrom(event.exit.time)
-        else:
-            pause.release_time.FromDatetime(transition.now)
+        pause.release_time.FromDatetime(time)
+        if gpu_memory_bytes is not None and held.HasField("gpu_memory_bytes"):
+            pause.released_gpu_memory_bytes = held.gpu_memory_bytes - gpu_memory_bytes
         transition.report().pause.CopyFrom(pause)
     if held.snapshots:
         transition.status.phase = AssignmentStatus.PERSISTING
@@ -212,17 +280,17 @@ def signal_name(number: int) -> str:
 
 
 def conclude(transition: Transition) -> None:
-    """Ends the assignment as training said it would."""
-    word = transition.held.final_event
-    match word.WhichOneof("event"):
+    """Ends the assignment as the training process said that it ended."""
+    final = transition.held.final_event
+    match final.WhichOneof("event"):
         case "paused":
             transition.finish(AssignmentStatus.PAUSED)
         case "finished":
             transition.finish(AssignmentStatus.SUCCEEDED)
         case _:
-            stopped = word.failed.reason == reasons.WORKER_STOPPED
+            stopped = final.failed.reason == reasons.WORKER_STOPPED
             phase = AssignmentStatus.STOPPED if stopped else AssignmentStatus.FAILED
-            transition.finish(phase, failure=word.failed)
+            transition.finish(phase, failure=final.failed)
 
 
 def advanced(transition: Transition, event: Advanced) -> None:
@@ -233,58 +301,65 @@ def advanced(transition: Transition, event: Advanced) -> None:
 def persisted(transition: Transition, event: Persisted) -> None:
     transition.held.persisted.CopyFrom(event.checkpoint)
     transition.report().checkpoint.CopyFrom(event.checkpoint)
-    go_on(transition)
+    if failing_reason(transition.held) == reasons.PERSIST_FAILED:
+        transition.end_condition(Condition.SNAPSHOT_FAILING)
+    next_snapshot(transition)
 
 
 def persist_failed(transition: Transition, event: PersistFailed) -> None:
     held = transition.held
-    if held.snapshots and held.snapshots[0].last and not held.final_event.HasField("failed"):
+    if not held.snapshots:
+        return
+    snapshot = held.snapshots[0]
+    if not (snapshot.last and event.lost):
+        message = f"{event.failure.reason}: {event.failure.message}"
+        transition.begin_condition(
+            Condition(type=Condition.SNAPSHOT_FAILING, reason=reasons.PERSIST_FAILED, message=message)
+        )
+    if snapshot.last and not event.lost:
+        transition.do(Persist(snapshot=snapshot, again=True))
+        return
+    if snapshot.last and not held.final_event.HasField("failed"):
         held.final_event.failed.CopyFrom(event.failure)
-    go_on(transition)
+    next_snapshot(transition)
 
 
-def go_on(transition: Transition) -> None:
+def next_snapshot(transition: Transition) -> None:
     """Gives the first snapshot's slot back and turns to the next, or to the end."""
-    waiting = transition.held.snapshots
-    if waiting:
-        transition.drop(waiting.pop(0))
-    if waiting:
-        transition.do(Persist(snapshot=waiting[0]))
-    elif transition.held.HasField("exit"):
+    held = transition.held
+    if held.snapshots:
+        transition.drop(held.snapshots.pop(0))
+    if held.snapshots:
+        transition.do(Persist(snapshot=held.snapshots[0]))
+    elif held.HasField("exit") and not transition.holds_gpus:
         conclude(transition)
 
 
 def condition_changed(transition: Transition, event: ConditionChanged) -> None:
-    """Reports a condition when it begins, when its reason changes, and when it ends."""
-    told, condition = transition.held.conditions, event.change.condition
-    before = [each for each in told if each.type == condition.type]
-    others = [each for each in told if each.type != condition.type]
-    if event.change.ended and not before:
-        return
-    if not event.change.ended and before and before[0].reason == condition.reason:
-        return
-    del told[:]
-    told.extend(others if event.change.ended else [*others, condition])
-    transition.report().condition.CopyFrom(event.change)
+    if event.change.ended:
+        transition.end_condition(event.change.condition.type)
+    else:
+        transition.begin_condition(event.change.condition)
 
 
 def worker_stopping(transition: Transition, _event: WorkerStopping) -> None:
-    """Ends what runs; what is on its way to storage stays, for the worker's next start."""
+    """Ends what runs. Snapshots that are not durable stay, for the worker's next start."""
     if transition.alive:
         transition.do(Kill())
-    elif transition.status.phase == AssignmentStatus.STARTING:
+    elif not transition.held.HasField("process"):
         failure = Failure(reason=reasons.WORKER_STOPPED, message="the worker was stopped with all it runs")
         transition.finish(AssignmentStatus.STOPPED, failure=failure)
 
 
 HANDLERS: Final[Mapping[type[Event], Callable[[Transition, Any], None]]] = {
-    Ordered: ordered,
+    AssignmentChanged: assignment_changed,
     Prepared: prepared,
     CannotGoOn: cannot_go_on,
     Launched: launched,
-    Told: told,
+    EventRead: event_read,
     Measured: measured,
     Ended: ended,
+    GpusReleased: gpus_released,
     Advanced: advanced,
     Persisted: persisted,
     PersistFailed: persist_failed,

@@ -1,13 +1,14 @@
-"""One assignment on this worker: feeds its machine with what happens, and carries out what the machine says.
+"""One assignment on this worker: feeds events to its machine, journals the outcome, and carries out the effects.
 
-Events are worked in one at a time. What each comes to is journaled, reports included, before anything is done about
-it; fetching and persisting take long and run beside.
+Events are handled one at a time. The outcome of each is journaled, reports included, before its effects are carried
+out. Fetching, persisting and waiting for GPUs take long and run in the background.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -19,17 +20,21 @@ from adjourn.desired_state import DesiredState
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment, Snapshot
 from adjourn.shared_files import Control, ProgressPage
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, ConditionChange, Report
-from adjourn.v1.job_pb2 import Failure
+from adjourn.v1.job_pb2 import Condition, Failure
+from adjourn.v1.usage_pb2 import GpuSample
 from adjourn_worker import messages
 from adjourn_worker.attempt import files, machine, training_log
 from adjourn_worker.attempt.events import (
     Advanced,
     CannotGoOn,
     ConditionChanged,
+    ConfirmRelease,
     Drop,
     Effect,
     Ended,
     Event,
+    EventRead,
+    GpusReleased,
     Kill,
     Launch,
     Launched,
@@ -40,9 +45,9 @@ from adjourn_worker.attempt.events import (
     Prepare,
     Prepared,
     SetDesired,
-    Told,
 )
 from adjourn_worker.attempt.transition import OVER, Outcome
+from adjourn_worker.host.gpus import Gpus, memory_in_use, unreleased
 from adjourn_worker.journal import Journal
 from adjourn_worker.launcher.client import LauncherClient, LauncherFailed, LaunchRefused
 from adjourn_worker.storage.tasks import StorageTasks, Unusable
@@ -50,7 +55,15 @@ from adjourn_worker.storage.tasks import StorageTasks, Unusable
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 UNJOURNALED: Final = (Measured, Advanced)
-"""What is told anew all the time needs no disk."""
+"""Events that come again all the time need no disk."""
+RELEASE_SECONDS: Final = 60.0
+"""How long the GPUs of an ended process are waited for; then they are quarantined."""
+RELEASE_SHOWN_SECONDS: Final = 2.0
+"""How long they are waited for before the job shows it."""
+RELEASE_POLL_SECONDS: Final = 0.1
+GIB: Final = 1 << 30
+PERSIST_AGAIN_SECONDS: Final = 10.0
+"""Between attempts at persisting a snapshot that fails for a reason which may pass."""
 
 
 class AttemptRunner:
@@ -64,6 +77,7 @@ class AttemptRunner:
         journal_lock: asyncio.Lock,
         launcher: LauncherClient,
         storage: StorageTasks,
+        gpus: Gpus,
         log_bytes: int,
         on_change: Callable[[Sequence[Report]], None],
     ) -> None:
@@ -73,13 +87,14 @@ class AttemptRunner:
         """Held while journaling: a report that is sent after a newer one would be acknowledged without being read."""
         self.launcher = launcher
         self.storage = storage
+        self.gpus = gpus
         self.log_bytes = log_bytes
         self.on_change = on_change
         """Called after every change, with the reports that it brought."""
         self.inbox: asyncio.Queue[Event | None] = asyncio.Queue()
-        """None: look at the attempt's files."""
+        """None: read the attempt's files."""
         self.woken = False
-        self.beside: set[asyncio.Task[None]] = set()
+        self.background: set[asyncio.Task[None]] = set()
         self.log = log.bind(job=held.assignment.job, attempt=held.assignment.token.attempt)
 
     @property
@@ -100,21 +115,21 @@ class AttemptRunner:
         return Path(self.held.directory)
 
     async def begin(self, given: Assignment, log_place: str) -> None:
-        """Takes a new assignment on; `run` then does what there is to do, as for one that is found in the journal."""
-        await self.settle(machine.take_on(given, self.held.directory, log_place, datetime.now(UTC)))
+        """Journals a new assignment; `run` then does what there is to do, as for one that is found in the journal."""
+        await self.commit(machine.take_on(given, self.held.directory, log_place, datetime.now(UTC)))
 
     def wake(self) -> None:
-        """Has the attempt's files looked at soon: once, however often it is asked for meanwhile."""
+        """Has the attempt's files read soon: once, however often it is asked for meanwhile."""
         if not self.woken:
             self.woken = True
             self.inbox.put_nowait(None)
 
     async def run(self) -> None:
-        """Works until the assignment is over; what the journal says is unfinished is gone on with first."""
+        """Works until the assignment is over; continues first what the journal says is unfinished."""
         try:
             await self.find_process()
-            for instruction in machine.recover(self.held):
-                await self.carry_out(instruction)
+            for effect in machine.recover(self.held):
+                await self.carry_out(effect)
             self.wake()
             while not self.over:
                 event = await self.inbox.get()
@@ -124,28 +139,28 @@ class AttemptRunner:
                 else:
                     await self.handle(event)
         finally:
-            await self.drop_work()
+            await self.cancel_background()
         await self.storage.clean_up(self.held)
 
     async def find_process(self) -> None:
-        """Takes in a process that was launched by an agent which died before it could journal that."""
+        """Adopts a process that was launched by an agent which died before it could journal that."""
         if self.over or self.held.HasField("process"):
             return
         try:
             process = await asyncio.to_thread(files.read_process, self.directory)
         except files.AttemptDamaged as error:
-            await self.give_up(error)
+            await self.abandon(error)
         else:
             if process is not None:
                 await self.handle(Launched(process=process))
 
-    async def drop_work(self) -> None:
-        for task in self.beside:
+    async def cancel_background(self) -> None:
+        for task in self.background:
             task.cancel()
-        await asyncio.gather(*self.beside, return_exceptions=True)
+        await asyncio.gather(*self.background, return_exceptions=True)
 
     async def handle(self, event: Event) -> None:
-        """Works one event in: state and reports to the journal, then the instructions."""
+        """Handles one event: journals state and reports, then carries out the effects."""
         if self.over:
             return
         outcome = machine.handle(self.held, event, datetime.now(UTC))
@@ -153,9 +168,9 @@ class AttemptRunner:
             self.held = outcome.held
             self.on_change(())
         else:
-            await self.settle(outcome)
+            await self.commit(outcome)
 
-    async def settle(self, outcome: Outcome) -> None:
+    async def commit(self, outcome: Outcome) -> None:
         async with self.journal_lock:
             fitting = [self.fitting(report) for report in outcome.reports]
             reports = await self.journal.run(self.journal.record, outcome.held, fitting)
@@ -165,9 +180,9 @@ class AttemptRunner:
         if self.status.phase != phase or outcome.reports:
             self.log.info("assignment", phase=AssignmentStatus.Phase.Name(self.status.phase), reports=len(reports))
         if self.over:
-            await self.drop_work()
-        for instruction in outcome.instructions:
-            await self.carry_out(instruction)
+            await self.cancel_background()
+        for effect in outcome.effects:
+            await self.carry_out(effect)
 
     def fitting(self, report: Report) -> Report:
         """Returns a report that fits into a message: one too large would keep all others from being sent."""
@@ -178,7 +193,7 @@ class AttemptRunner:
         return fitting
 
     async def poll(self) -> None:
-        """Takes in what the training process shows and wrote, and its end."""
+        """Reads the progress, the events and the exit of the training process."""
         if not self.alive:
             return
         try:
@@ -187,56 +202,56 @@ class AttemptRunner:
             await self.measure()
             while batch := await asyncio.to_thread(files.read_events, self.directory, self.held.events_offset):
                 for event, offset in batch:
-                    await self.handle(Told(event=event, offset=offset))
+                    await self.handle(EventRead(event=event, offset=offset))
             if ended is not None or exit_lost:
                 await asyncio.to_thread(training_log.compact, self.directory / files.LOG, self.log_bytes)
                 await self.handle(Ended(exit=ended))
         except files.AttemptDamaged as error:
-            await self.give_up(error)
+            await self.abandon(error)
         except (LauncherFailed, LaunchRefused) as error:
-            self.log.warning("cannot_look", error=str(error))  # and is looked again at the next nudge
+            self.log.warning("cannot_poll", error=str(error))  # the next wake tries again
 
     async def measure(self) -> None:
-        """Takes in the progress that the training process shows."""
+        """Reads the progress of the training process."""
         progress = None
         with (
-            contextlib.suppress(OSError, DecodeError),  # then it is not shown; events tell the same at each epoch
-            contextlib.closing(ProgressPage(self.directory / "progress")) as board,
+            contextlib.suppress(OSError, DecodeError),  # events have the same at each epoch
+            contextlib.closing(ProgressPage(self.directory / "progress")) as page,
         ):
-            progress = board.read()
+            progress = page.read()
         if progress is not None and progress != self.status.progress:
             await self.handle(Measured(progress=progress, usage=None))
 
-    async def give_up(self, error: Exception) -> None:
+    async def abandon(self, error: Exception) -> None:
         """Ends an attempt whose files are of no use any more: training code can write there too."""
         await self.launcher.kill(self.directory)
         await self.launcher.processes()  # answered once its end is recorded: nobody writes there any more
         failure = Failure(reason=reasons.PROCESS_ENDED, message=f"its files cannot be used any more: {error}")
         await self.handle(CannotGoOn(failure=failure))
 
-    async def carry_out(self, instruction: Effect) -> None:
-        match instruction:
+    async def carry_out(self, effect: Effect) -> None:
+        match effect:
             case Prepare():
-                self.start(self.prepare, CannotGoOn, reasons.LAUNCH_FAILED)
-            case Launch(order=order):
-                await self.launch(order)
-            case SetDesired(order=order):
-                await self.instruct(order)
+                self.start(self.prepare, cannot_prepare)
+            case Launch(desired=desired):
+                await self.launch(desired)
+            case SetDesired(desired=desired):
+                await self.write_desired(desired)
             case Kill():
                 await self.launcher.kill(self.directory)
-            case Persist(snapshot=snapshot):
-                self.start(lambda: self.persist(snapshot), PersistFailed, reasons.SNAPSHOT_FAILED)
+            case ConfirmRelease(before=before):
+                self.start(partial(self.confirm_release, before), cannot_confirm)
+            case Persist(snapshot=snapshot, again=again):
+                self.start(partial(self.persist, snapshot, PERSIST_AGAIN_SECONDS if again else 0), cannot_persist)
             case Drop(snapshot=snapshot):
                 await asyncio.to_thread(drop, snapshot)
             case _:
-                raise AssertionError(instruction)
+                raise AssertionError(effect)
 
-    def start(
-        self, work: Callable[[], Awaitable[Event]], failed: type[CannotGoOn] | type[PersistFailed], reason: str
-    ) -> None:
-        """Runs work beside. It always comes to an event, also by a fault of ours: else all would wait for it for ever.
+    def start(self, work: Callable[[], Awaitable[Event]], failed: Callable[[Exception], Event]) -> None:
+        """Runs work in the background. It always ends in an event, also by a fault of ours: the machine waits for it.
 
-        `failed` is the event for a failure, `reason` that of a failure which nobody has foreseen.
+        `failed` returns the event for an error.
         """
 
         async def run() -> None:
@@ -244,22 +259,22 @@ class AttemptRunner:
                 event = await work()
             except Unusable as error:
                 self.log.warning("work_failed", error=str(error))
-                event = failed(failure=error.failure)
+                event = failed(error)
             except Exception as error:
                 self.log.exception("work_failed")
-                event = failed(failure=Failure(reason=reason, message=f"{type(error).__name__}: {error}"))
+                event = failed(error)
             self.inbox.put_nowait(event)
 
         task = asyncio.create_task(run())
-        self.beside.add(task)
-        task.add_done_callback(self.beside.discard)
+        self.background.add(task)
+        task.add_done_callback(self.background.discard)
 
     async def prepare(self) -> Event:
         await self.storage.prepare(self.held, self.on_condition)
-        return Prepared()
+        return Prepared(gpus=tuple(await self.sample_gpus()))
 
-    async def launch(self, order: DesiredState) -> None:
-        await self.instruct(order)
+    async def launch(self, desired: DesiredState) -> None:
+        await self.write_desired(desired)
         if self.over:
             return
         try:
@@ -270,22 +285,70 @@ class AttemptRunner:
         else:
             await self.handle(Launched(process=process))
 
-    async def instruct(self, order: DesiredState) -> None:
+    async def write_desired(self, desired: DesiredState) -> None:
         try:
             with contextlib.closing(Control(self.directory / "control")) as control:
-                control.write(order)
+                control.write(desired)
         except OSError as error:
-            await self.give_up(error)
+            await self.abandon(error)
+
+    async def sample_gpus(self) -> list[GpuSample]:
+        return await asyncio.to_thread(self.gpus.sample, self.held.assignment.device_uuids, ())
+
+    async def confirm_release(self, before: Sequence[GpuSample]) -> Event:
+        """Waits until the memory of the GPUs is back at its level before the launch; quarantines those that keep it."""
+        loop = asyncio.get_running_loop()
+        began, shown = loop.time(), False
+        while held := unreleased(before, now := await self.sample_gpus()):
+            waited = loop.time() - began
+            if waited > RELEASE_SECONDS:
+                self.gpus.quarantine(held)
+                break
+            if waited > RELEASE_SHOWN_SECONDS and not shown:
+                shown = True
+                self.on_condition(ConditionChange(condition=unreleased_condition(held, now)))
+            await asyncio.sleep(RELEASE_POLL_SECONDS)
+        return GpusReleased(time=datetime.now(UTC), memory_bytes=memory_in_use(now))
 
     def on_condition(self, change: ConditionChange) -> None:
         """Has a condition of the job reported; for work that runs beside."""
         self.inbox.put_nowait(ConditionChanged(change=change))
 
-    async def persist(self, snapshot: Snapshot) -> Event:
+    async def persist(self, snapshot: Snapshot, wait_seconds: float) -> Event:
         def advance(fraction: float) -> None:
             self.inbox.put_nowait(Advanced(fraction=fraction))
 
+        await asyncio.sleep(wait_seconds)
         return Persisted(checkpoint=await self.storage.persist(self.held, snapshot, advance, self.on_condition))
+
+
+def cannot_prepare(error: Exception) -> Event:
+    return CannotGoOn(failure=failure_of(error, reasons.LAUNCH_FAILED))
+
+
+def cannot_persist(error: Exception) -> Event:
+    return PersistFailed(failure=failure_of(error, reasons.SNAPSHOT_FAILED), lost=isinstance(error, Unusable))
+
+
+def cannot_confirm(_error: Exception) -> Event:
+    return GpusReleased(time=datetime.now(UTC), memory_bytes=None)
+
+
+def failure_of(error: Exception, reason: str) -> Failure:
+    """Returns the failure for an error; `reason` is that of one which nobody has foreseen."""
+    if isinstance(error, Unusable):
+        return error.failure
+    return Failure(reason=reason, message=f"{type(error).__name__}: {error}")
+
+
+def unreleased_condition(levels: Mapping[str, int], now: Sequence[GpuSample]) -> Condition:
+    used = [
+        f"{sample.memory_used_bytes / GIB:.1f} GiB on {sample.uuid} (released: at most {levels[sample.uuid] / GIB:.1f})"
+        for sample in now
+        if sample.uuid in levels
+    ]
+    message = f"the training process is gone, and memory of its GPUs is in use still: {', '.join(used)}"
+    return Condition(type=Condition.GPUS_NOT_RELEASED, reason=reasons.GPU_MEMORY_IN_USE, message=message)
 
 
 def drop(snapshot: Snapshot) -> None:

@@ -1,4 +1,4 @@
-"""PURE. A held assignment while an event is worked into it, and the outcome that comes of it."""
+"""PURE. A held assignment that is being changed, and the outcome of the change."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -7,8 +7,8 @@ from typing import Final
 from adjourn import reasons
 from adjourn.desired_state import DesiredState
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment, Snapshot
-from adjourn.v1.agent_service_pb2 import AssignmentStatus, Exit, Report
-from adjourn.v1.job_pb2 import Failure, Progress
+from adjourn.v1.agent_service_pb2 import AssignmentStatus, ConditionChange, Exit, Report
+from adjourn.v1.job_pb2 import Condition, Failure, Progress
 from adjourn_worker.attempt.events import Drop, Effect
 
 OVER: Final = frozenset(
@@ -19,22 +19,22 @@ OVER: Final = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What an event comes to."""
+    """The result of an event."""
 
     held: HeldAssignment
-    instructions: tuple[Effect, ...]
+    effects: tuple[Effect, ...]
     reports: tuple[Report, ...]
 
 
 class Transition:
-    """A held assignment while an event is worked into it."""
+    """A copy of a held assignment, to be changed by one event."""
 
     def __init__(self, held: HeldAssignment, now: datetime) -> None:
         self.held = HeldAssignment()
         self.held.CopyFrom(held)
         self.status = self.held.status
         self.now = now
-        self.instructions: list[Effect] = []
+        self.effects: list[Effect] = []
         self.reports: list[Report] = []
 
     @property
@@ -47,25 +47,34 @@ class Transition:
         return self.held.HasField("process") and not self.held.HasField("exit")
 
     @property
-    def order(self) -> DesiredState:
-        return order(self.held)
+    def desired(self) -> DesiredState:
+        return desired_state(self.held)
 
-    def do(self, instruction: Effect) -> None:
-        self.instructions.append(instruction)
+    @property
+    def holds_gpus(self) -> bool:
+        return bool(self.status.held_device_uuids)
+
+    def do(self, effect: Effect) -> None:
+        self.effects.append(effect)
 
     def drop(self, snapshot: Snapshot) -> None:
-        """Gives a snapshot's slot back, and remembers it for a successor."""
+        """Gives a snapshot's slot back, and remembers it for an agent that takes over."""
         self.reuse(snapshot.directory)
         self.held.dropped.append(snapshot)
         self.do(Drop(snapshot=snapshot))
 
+    def drop_snapshots(self) -> None:
+        for snapshot in self.held.snapshots:
+            self.drop(snapshot)
+        del self.held.snapshots[:]
+
     def reuse(self, slot: str) -> None:
-        """Forgets what was dropped of a slot."""
+        """Forgets the dropped snapshot of a slot that is used again."""
         others = [snapshot for snapshot in self.held.dropped if snapshot.directory != slot]
         del self.held.dropped[:]
         self.held.dropped.extend(others)
 
-    def show(self, progress: Progress) -> None:
+    def update_progress(self, progress: Progress) -> None:
         """Takes progress over unless it is older: it comes by two ways, which overtake each other."""
         shown = self.status.progress
         if (progress.step, progress.epoch) >= (shown.step, shown.epoch):
@@ -76,27 +85,48 @@ class Transition:
         self.reports.append(report)
         return report
 
+    def begin_condition(self, condition: Condition) -> None:
+        """Reports a condition when it begins, and when its reason changes; it keeps the time at which it began."""
+        conditions = self.held.conditions
+        known = next((each for each in conditions if each.type == condition.type), None)
+        if known is not None and known.reason == condition.reason:
+            return
+        reported = Condition()
+        reported.CopyFrom(condition)
+        if known is not None:
+            reported.time.CopyFrom(known.time)
+            conditions.remove(known)
+        elif not reported.HasField("time"):
+            reported.time.FromDatetime(self.now)
+        conditions.append(reported)
+        self.report().condition.condition.CopyFrom(reported)
+
+    def end_condition(self, kind: Condition.Type.ValueType) -> None:
+        """Reports the end of a condition, if it had begun."""
+        for condition in list(self.held.conditions):
+            if condition.type == kind:
+                self.held.conditions.remove(condition)
+                self.report().condition.CopyFrom(ConditionChange(condition=Condition(type=kind), ended=True))
+
     def finish(self, phase: AssignmentStatus.Phase.ValueType, *, failure: Failure | None = None) -> None:
         """Ends the assignment and reports how."""
-        for snapshot in self.held.snapshots:
-            self.drop(snapshot)
-        del self.held.snapshots[:]
+        self.drop_snapshots()
+        del self.held.conditions[:]  # the control plane takes them off the job as the attempt ends
         self.status.phase = phase
         self.status.ClearField("persisted_fraction")
         del self.status.held_device_uuids[:]
         rests = phase in (AssignmentStatus.PAUSED, AssignmentStatus.SUCCEEDED)
         how = Exit(phase=phase, code=self.held.exit.code, checkpoint=self.held.persisted.name if rests else "")
         if failure is not None:
-            told = how.failure
-            told.CopyFrom(failure)
-            told.attempt = self.status.token.attempt
-            told.time.FromDatetime(self.now)
+            how.failure.CopyFrom(failure)
+            how.failure.attempt = self.status.token.attempt
+            how.failure.time.FromDatetime(self.now)
             if phase == AssignmentStatus.FAILED and self.held.HasField("process"):
-                told.message += f"{reasons.WHOLE_LOG}{self.held.log}"
+                how.failure.message += f"{reasons.WHOLE_LOG}{self.held.log}"
         self.report().exit.CopyFrom(how)
 
 
-def order(held: HeldAssignment) -> DesiredState:
-    """Returns what the training process is to be told."""
+def desired_state(held: HeldAssignment) -> DesiredState:
+    """Returns what the training process should do."""
     assignment = held.assignment
     return DesiredState(generation=assignment.generation, target=assignment.target, mode=assignment.pause_mode)

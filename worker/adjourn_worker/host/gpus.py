@@ -5,7 +5,7 @@ A figure that the machine does not tell stays unset, never 0. Everything here ma
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import psutil
 import pynvml
@@ -21,10 +21,21 @@ T = TypeVar("T")
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
+RELEASE_SLACK_BYTES: Final = 128 << 20
+"""How much more than before may be in use on a GPU that counts as released."""
+
+
 class Gpus(Protocol):
     """The GPUs of this machine."""
 
-    def inventory(self) -> list[Device]: ...
+    def devices(self) -> list[Device]:
+        """Returns the GPUs as last found, without asking the driver."""
+
+    def refresh(self) -> None:
+        """Finds out which GPUs can be offered."""
+
+    def quarantine(self, levels: Mapping[str, int]) -> None:
+        """Offers GPUs to nobody until no more memory than these bytes, by UUID, is in use on them."""
 
     def environment(self) -> dict[str, str]:
         """Returns what of the bits of a training depends on the driver, as `Worker.environment`."""
@@ -36,8 +47,14 @@ class Gpus(Protocol):
 class NoGpus:
     """A machine without GPUs."""
 
-    def inventory(self) -> list[Device]:
+    def devices(self) -> list[Device]:
         return []
+
+    def refresh(self) -> None:
+        pass
+
+    def quarantine(self, levels: Mapping[str, int]) -> None:
+        pass
 
     def environment(self) -> dict[str, str]:
         return {}
@@ -54,6 +71,8 @@ class NvidiaGpus:
         nvml.nvmlInit()
         self._devices: dict[str, Device] = {}
         self._handles: dict[str, Any] = {}
+        self._levels: dict[str, int] = {}
+        """Bytes that may be in use on a quarantined GPU that is to be offered again."""
         for index in filter(share.has, range(nvml.nvmlDeviceGetCount())):
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
             uuid = str(nvml.nvmlDeviceGetUUID(handle))
@@ -65,15 +84,25 @@ class NvidiaGpus:
                 memory_bytes=nvml.nvmlDeviceGetMemoryInfo(handle).total,
             )
 
-    def inventory(self) -> list[Device]:
-        """Returns the GPUs found at the start; one that no longer answers is quarantined."""
-        found = []
+    def devices(self) -> list[Device]:
+        return [Device.FromString(device.SerializeToString()) for device in self._devices.values()]
+
+    def refresh(self) -> None:
+        """Quarantines GPUs that do not answer; offers those again that answer and whose memory is free."""
         for uuid, device in self._devices.items():
-            copy = Device()
-            copy.CopyFrom(device)
-            copy.quarantined = self._told(self._nvml.nvmlDeviceGetMemoryInfo, self._handles[uuid]) is None
-            found.append(copy)
-        return found
+            memory = self._told(self._nvml.nvmlDeviceGetMemoryInfo, self._handles[uuid])
+            if memory is not None and memory.used <= self._levels.get(uuid, memory.used):
+                self._levels.pop(uuid, None)
+            quarantined = memory is None or uuid in self._levels
+            if quarantined != device.quarantined:
+                log.warning("gpu_quarantined" if quarantined else "gpu_offered_again", uuid=uuid, index=device.index)
+            device.quarantined = quarantined
+
+    def quarantine(self, levels: Mapping[str, int]) -> None:
+        for uuid in levels.keys() & self._devices.keys():
+            self._levels[uuid] = levels[uuid]
+            self._devices[uuid].quarantined = True
+            log.warning("gpu_quarantined", uuid=uuid, why="the memory of its last job was not released")
 
     def environment(self) -> dict[str, str]:
         driver = self._told(self._nvml.nvmlSystemGetDriverVersion)
@@ -114,6 +143,27 @@ class NvidiaGpus:
             return ask(*arguments)
         except self._nvml.NVMLError:  # not supported (MIG), or the GPU is lost
             return None
+
+
+def unreleased(before: Collection[GpuSample], now: Collection[GpuSample]) -> dict[str, int]:
+    """Returns the GPUs on which more is in use than before, and what may be in use at most, in bytes by UUID.
+
+    A GPU whose memory is not known, before or now, counts as released.
+    """
+    used = {sample.uuid: sample.memory_used_bytes for sample in now if sample.HasField("memory_used_bytes")}
+    levels = {
+        sample.uuid: sample.memory_used_bytes + RELEASE_SLACK_BYTES
+        for sample in before
+        if sample.HasField("memory_used_bytes")
+    }
+    return {uuid: level for uuid, level in levels.items() if used.get(uuid, 0) > level}
+
+
+def memory_in_use(samples: Collection[GpuSample]) -> int | None:
+    """Returns the bytes in use on some GPUs together; None: that is not known of all."""
+    if not samples or not all(sample.HasField("memory_used_bytes") for sample in samples):
+        return None
+    return sum(sample.memory_used_bytes for sample in samples)
 
 
 def find_gpus(share: GpuShare, nvml: Any = pynvml) -> Gpus:

@@ -1,65 +1,34 @@
 import os
 import time
-from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from adjourn.v1.usage_pb2 import GpuSample
 from adjourn.v1.worker_pb2 import Device
 from adjourn_worker.host import cgroup
-from adjourn_worker.host.gpus import Meter, NoGpus, find_gpus
+from adjourn_worker.host.gpus import (
+    RELEASE_SLACK_BYTES,
+    Gpus,
+    Meter,
+    NoGpus,
+    find_gpus,
+    memory_in_use,
+    unreleased,
+)
 from adjourn_worker.settings import GpuShare
-
-
-class NvmlError(Exception):
-    pass
-
-
-class FakeNvml:
-    """Two GPUs as NVML tells of them; what is in `broken` raises."""
-
-    NVMLError = NvmlError
-    NVML_TEMPERATURE_GPU = 0
-
-    def __init__(self, *broken: str) -> None:
-        self.broken = set(broken)
-        self.processes = [SimpleNamespace(pid=7, usedGpuMemory=100), SimpleNamespace(pid=8, usedGpuMemory=30)]
-        answers: dict[str, Callable[..., Any]] = {
-            "Init": lambda: None,
-            "SystemGetDriverVersion": lambda: "580.95.05",
-            "DeviceGetCount": lambda: 2,
-            "DeviceGetHandleByIndex": lambda index: index,
-            "DeviceGetUUID": lambda handle: f"GPU-{handle}",
-            "DeviceGetName": lambda _: "H200",
-            "DeviceGetMemoryInfo": lambda handle: SimpleNamespace(total=1000, used=200 + handle),
-            "DeviceGetUtilizationRates": lambda _: SimpleNamespace(gpu=0),
-            "DeviceGetTemperature": lambda *_: 41,
-            "DeviceGetPowerUsage": lambda _: 70_500,
-            "DeviceGetComputeRunningProcesses": lambda _: self.processes,
-        }
-        for name, answer in answers.items():
-            setattr(self, f"nvml{name}", self.guarded(name, answer))
-
-    def guarded(self, name: str, answer: Callable[..., Any]) -> Callable[..., Any]:
-        def ask(*arguments: Any) -> Any:
-            if name in self.broken:
-                raise NvmlError(name)
-            return answer(*arguments)
-
-        return ask
+from tests.harness.fake_nvml import FakeNvml
 
 
 def test_without_a_driver_there_are_no_gpus() -> None:
     gpus = find_gpus(GpuShare(), FakeNvml("Init"))
     assert isinstance(gpus, NoGpus)
-    assert gpus.inventory() == []
+    assert gpus.devices() == []
     assert gpus.sample(["GPU-0"], [7]) == []
 
 
-def test_inventory() -> None:
-    assert find_gpus(GpuShare(), FakeNvml()).inventory() == [
+def test_devices() -> None:
+    assert find_gpus(GpuShare(), FakeNvml()).devices() == [
         Device(uuid="GPU-0", index=0, model="H200", memory_bytes=1000),
         Device(uuid="GPU-1", index=1, model="H200", memory_bytes=1000),
     ]
@@ -71,11 +40,53 @@ def test_the_driver_is_told_of_if_there_is_one() -> None:
     assert find_gpus(GpuShare(), FakeNvml("Init")).environment() == {}
 
 
-def test_a_gpu_that_fell_off_the_bus_stays_known_and_is_offered_to_nobody() -> None:
+def quarantined(gpus: Gpus) -> list[bool]:
+    gpus.refresh()
+    return [device.quarantined for device in gpus.devices()]
+
+
+def test_a_gpu_that_does_not_answer_is_offered_to_nobody_until_it_does() -> None:
     nvml = FakeNvml()
     gpus = find_gpus(GpuShare(), nvml)
+    assert quarantined(gpus) == [False, False]
     nvml.broken.add("DeviceGetMemoryInfo")
-    assert [device.quarantined for device in gpus.inventory()] == [True, True]
+    assert quarantined(gpus) == [True, True]
+    nvml.broken.clear()
+    assert quarantined(gpus) == [False, False]
+
+
+def test_a_gpu_whose_memory_was_not_released_is_offered_again_once_it_is() -> None:
+    nvml = FakeNvml()
+    gpus = find_gpus(GpuShare(), nvml)
+    gpus.quarantine({"GPU-1": 150, "another machine's": 0})
+    assert [device.quarantined for device in gpus.devices()] == [False, True], "at once"
+    assert quarantined(gpus) == [False, True]
+    nvml.broken.add("DeviceGetMemoryInfo")
+    assert quarantined(gpus) == [True, True]
+    nvml.broken.clear()
+    nvml.used[1] = 150
+    assert quarantined(gpus) == [False, False]
+    nvml.used[1] = 900  # another job's
+    assert quarantined(gpus) == [False, False]
+
+
+def used(**figures: int | None) -> list[GpuSample]:
+    return [GpuSample(uuid=uuid, memory_used_bytes=figure) for uuid, figure in figures.items()]
+
+
+def test_gpus_are_released_when_as_much_as_before_is_in_use_or_a_little_more() -> None:
+    before = used(a=1 << 30, b=0, c=None)
+    slack = RELEASE_SLACK_BYTES
+    assert unreleased(before, used(a=(1 << 30) + slack, b=slack, c=1 << 40)) == {}
+    assert unreleased(before, used(a=(1 << 30) + slack + 1, b=0, c=0)) == {"a": (1 << 30) + slack}
+    assert unreleased(before, used(a=None, b=slack + 1)) == {"b": slack}
+    assert unreleased([], used(a=1 << 40)) == {}, "nobody has looked before"
+
+
+def test_memory_in_use_is_known_if_it_is_of_all() -> None:
+    assert memory_in_use(used(a=3, b=4)) == 7
+    assert memory_in_use(used(a=3, b=None)) is None
+    assert memory_in_use([]) is None
 
 
 def test_a_sample_has_the_gpus_asked_for() -> None:
@@ -152,5 +163,5 @@ def test_the_limits_of_a_container_count(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_workers_side_by_side_share_the_gpus_without_overlap() -> None:
-    shares = [find_gpus(GpuShare(part=part, of=2), FakeNvml()).inventory() for part in range(2)]
+    shares = [find_gpus(GpuShare(part=part, of=2), FakeNvml()).devices() for part in range(2)]
     assert [[device.uuid for device in share] for share in shares] == [["GPU-0"], ["GPU-1"]]
