@@ -34,7 +34,7 @@ docs: $(STAMP)
 	$(BIN)/python docs/state_diagram.py
 
 bench: $(STAMP)
-	@echo "no benchmarks yet"
+	$(BIN)/python -m tests.benchmarks.scheduler
 
 # torch comes first and alone: exactly this version installs without the CUDA packages where a CPU build is at hand.
 $(STAMP): pyproject.toml constraints.txt

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -71,7 +72,9 @@ class MemoryStore:
         self._requests: dict[str, tuple[str, bytes]] = {}
         self._occupancy: dict[str, int] = {}
         self._changes: deque[Changed] = deque(maxlen=changes_kept)
-        self._queued: dict[JobName, None] = {}
+        self._queued: dict[int, JobName] = {}
+        self._queue: list[int] = []
+        """Numbers of the queued jobs, in order."""
         self._holding: dict[str, dict[JobName, None]] = {}
         """The jobs of each worker that holds any."""
         self._lost: dict[str, int] = {}
@@ -155,9 +158,11 @@ class MemoryStore:
 
     def _index(self, job: JobName, old: Entry | None, new: Entry | None) -> None:
         if old and old.state == Job.QUEUED:
-            del self._queued[job]
+            del self._queued[old.number]
+            del self._queue[bisect_left(self._queue, old.number)]
         if new and new.state == Job.QUEUED:
-            self._queued[job] = None
+            self._queued[new.number] = job
+            insort(self._queue, new.number)
         if old and old.worker:
             del self._holding[old.worker][job]
             if not self._holding[old.worker]:
@@ -187,10 +192,12 @@ class MemoryStore:
 
     async def queued(self) -> AsyncGenerator[list[Stored], None]:
         await self._reach()
-        names = sorted(self._queued, key=lambda name: -self._entries[name].number)
-        for start in range(0, len(names), PAGE):
+        end = len(self._queue)
+        while end:
+            numbers = self._queue[max(end - PAGE, 0) : end]
+            yield [self._entries[self._queued[number]].read() for number in reversed(numbers)]
             await self._reach()
-            yield [self._entries[name].read() for name in names[start : start + PAGE] if name in self._queued]
+            end = bisect_left(self._queue, numbers[0])
 
     async def allocation(self, worker: WorkerName) -> Allocation:
         await self._reach()

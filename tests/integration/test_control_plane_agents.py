@@ -99,12 +99,12 @@ async def test_repeated_reports_are_acknowledged_and_applied_once(plane: Replica
 
 
 async def test_the_last_progress_comes_before_the_end_that_it_explains(plane: Replica) -> None:
-    """The same exception at the same step twice: the step must be the one at which it was raised."""
+    """The same exception at the same step three times: the step must be the one at which it was raised."""
     await plane.create()
     failure = Failure(reason=reasons.TRAINING_RAISED, message="ValueError: no")
     async with Agent(plane.address) as agent:
         await agent.say()
-        for attempt in (1, 2):
+        for attempt in (1, 2, 3):
             order = await agent.given(JOB)
             assert order.token.attempt == attempt
             ended = agent.report(JOB, order.token, exit=Exit(phase=AssignmentStatus.FAILED, code=1, failure=failure))
@@ -114,7 +114,7 @@ async def test_the_last_progress_comes_before_the_end_that_it_explains(plane: Re
             await agent.hears(lambda response: not response.assignments)
             await agent.say()
         job = await plane.becomes(Job.FAILED)
-        assert (job.restart_count, job.failure.message) == (1, failure.message)
+        assert (job.restart_count, job.failure.message) == (2, failure.message)
 
 
 async def test_the_older_of_two_agents_of_one_name_is_superseded(plane: Replica) -> None:

@@ -1,15 +1,31 @@
-"""PURE. Which queued job goes to which worker.
+"""PURE. Which worker a queued job goes to, or why it goes to none.
 
-First created, first placed; a job that fits nowhere just now holds up none that does. Among the workers that fit, the
-one with most to spare, so that jobs spread; ties by name, so that two replicas decide alike.
+A worker matches a job if it carries the job's labels and has as many GPUs (or a CPU slot), free or not. A job that goes
+on from a checkpoint also needs the checkpoint's environment; with `allow_inexact` an equal one is preferred only.
+
+A GPU job goes to the worker that it leaves the fewest free GPUs: whole machines stay free for jobs of many GPUs. A job
+without a GPU goes to the worker with the most free slots. Ties go by name, so that two replicas decide alike.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from adjourn.v1.job_pb2 import JobSpec
+from adjourn import reasons
+from adjourn.environments import fits, gpu_models
+from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.store.interface import Allocation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What decides where a job can go. Jobs with equal needs are placed, or not, alike."""
+
+    gpu_count: int = 0
+    selector: tuple[tuple[str, str], ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+    """Of the checkpoint to go on from; empty: there is none, or nothing is known of it."""
+    allow_inexact: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,10 +33,25 @@ class Capacity:
     """What a worker has to spare."""
 
     worker: str
-    labels: tuple[tuple[str, str], ...]
-    gpus: tuple[str, ...]
-    """UUIDs of free GPUs, in the order of their index."""
-    cpu_slots: int
+    gpus: tuple[tuple[str, str], ...] = ()
+    """UUID and model of each free GPU, in the order of their index."""
+    cpu_slots: int = 0
+
+    @property
+    def free(self) -> bool:
+        return bool(self.gpus) or self.cpu_slots > 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """The workers that a job could go to if they had room, and why it is not placed as long as none has."""
+
+    equal: frozenset[str]
+    """Workers with the environment of the checkpoint, or any if there is no checkpoint."""
+    inexact: frozenset[str]
+    """Workers with another environment, if the job may go there."""
+    reason: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,25 +62,124 @@ class Binding:
     device_uuids: tuple[str, ...]
 
 
+def needs(record: JobRecord) -> Needs:
+    """Returns what a job needs."""
+    spec = record.job.spec
+    return Needs(
+        gpu_count=spec.gpu_count,
+        selector=tuple(sorted(spec.worker_selector.items())),
+        environment=tuple(sorted(record.checkpoint.environment.items())),
+        allow_inexact=record.allow_inexact,
+    )
+
+
 def capacity(worker: Worker, allocation: Allocation) -> Capacity:
     """Returns what is free on a worker: what its jobs have not released is taken, what is quarantined not offered."""
     busy = [stored.record for stored in allocation.jobs if not stored.record.released]
     taken = {uuid for record in busy for uuid in record.device_uuids}
     devices = sorted(worker.devices, key=lambda device: device.index)
-    free = tuple(device.uuid for device in devices if device.uuid not in taken and not device.quarantined)
+    free = tuple(
+        (device.uuid, device.model) for device in devices if device.uuid not in taken and not device.quarantined
+    )
     slots = worker.cpu_slots - sum(1 for record in busy if not record.job.spec.gpu_count)
-    return Capacity(worker=worker.name, labels=tuple(worker.labels.items()), gpus=free, cpu_slots=max(slots, 0))
+    return Capacity(worker=worker.name, gpus=free, cpu_slots=max(slots, 0))
 
 
-def choose(spec: JobSpec, capacities: Sequence[Capacity]) -> Binding | None:
-    """Returns the place for a job, or None if no worker fits it now."""
-    wanted = set(spec.worker_selector.items())
-    fitting = [
-        each
-        for each in capacities
-        if wanted <= set(each.labels) and (len(each.gpus) >= spec.gpu_count if spec.gpu_count else each.cpu_slots > 0)
-    ]
-    if not fitting:
-        return None
-    best = min(fitting, key=lambda each: (-(len(each.gpus) if spec.gpu_count else each.cpu_slots), each.worker))
-    return Binding(worker=best.worker, device_uuids=best.gpus[: spec.gpu_count])
+def match(wanted: Needs, workers: Sequence[Worker]) -> Match:
+    """Returns which of the workers suit a job, however busy they are."""
+    labelled = [worker for worker in workers if set(wanted.selector) <= set(worker.labels.items())]
+    large = [worker for worker in labelled if is_large_enough(wanted, worker)]
+    environment = dict(wanted.environment)
+    different = {worker.name: fits(environment, worker, wanted.gpu_count) if environment else [] for worker in large}
+    equal = frozenset(name for name, names in different.items() if not names)
+    inexact = frozenset(different.keys() - equal) if wanted.allow_inexact else frozenset[str]()
+    reason, message = explain(wanted, workers, labelled, large, different)
+    return Match(equal=equal, inexact=inexact, reason=reason, message=message)
+
+
+def explain(
+    wanted: Needs,
+    workers: Sequence[Worker],
+    labelled: Sequence[Worker],
+    large: Sequence[Worker],
+    different: Mapping[str, Sequence[str]],
+) -> tuple[str, str]:
+    """Returns reason and message of the first requirement that no worker meets."""
+    if not workers:
+        return reasons.NO_WORKER, "no worker is connected"
+    if not labelled:
+        labels = ", ".join(f"{key}={value}" for key, value in wanted.selector)
+        return reasons.NO_MATCHING_WORKER, f"no worker has the labels {labels}"
+    if not large and not wanted.gpu_count:
+        return reasons.NO_MATCHING_WORKER, "no matching worker has a CPU slot"
+    if not large:
+        most = max(usable_gpus(worker) for worker in labelled)
+        return reasons.NO_MATCHING_WORKER, f"no matching worker has {wanted.gpu_count} GPUs; the largest has {most}"
+    if all(different.values()) and not wanted.allow_inexact:
+        nearest = min(large, key=lambda worker: (len(different[worker.name]), worker.name))
+        return reasons.NO_EQUAL_ENVIRONMENT, differences(dict(wanted.environment), nearest, different[nearest.name])
+    return reasons.NO_CAPACITY, "every worker that could run it is busy or takes no new jobs"
+
+
+def differences(environment: Mapping[str, str], worker: Worker, names: Sequence[str]) -> str:
+    """Returns how a worker differs from the environment of a checkpoint, in a sentence."""
+    here = dict(worker.environment) | {"gpus": ", ".join(device.model for device in worker.devices)}
+    listed = "; ".join(
+        f"{name} was {environment.get(name) or 'unknown'}, is {here.get(name) or 'unknown'}" for name in names
+    )
+    return f"no worker has the environment of its checkpoint; on {worker.name}, which is nearest: {listed}"
+
+
+def choose(wanted: Needs, suited: Match, free: Mapping[str, Capacity]) -> Binding | None:
+    """Returns where a job goes; None if no worker that suits it has room. `free`: the workers that have any room."""
+    for names, exact in ((suited.equal, True), (suited.inexact, False)):
+        found = [
+            (capacity, devices)
+            for name in names & free.keys()
+            if (devices := devices_for(wanted, capacity := free[name], exact=exact)) is not None
+        ]
+        if found:
+            best, uuids = min(found, key=lambda each: rank(wanted, each[0]))
+            return Binding(worker=best.worker, device_uuids=uuids)
+    return None
+
+
+def rank(wanted: Needs, offered: Capacity) -> tuple[int, str]:
+    """Orders the workers that have room, the best first."""
+    return (len(offered.gpus) if wanted.gpu_count else -offered.cpu_slots), offered.worker
+
+
+def devices_for(wanted: Needs, offered: Capacity, *, exact: bool) -> tuple[str, ...] | None:
+    """Returns the GPUs that a job gets, none for a job without; None if there is no room for it.
+
+    `exact`: they must be of the models that the checkpoint was made with.
+    """
+    if not wanted.gpu_count:
+        return () if offered.cpu_slots > 0 else None
+    models = required_models(wanted) if exact else []
+    if not models:
+        uuids = tuple(uuid for uuid, _ in offered.gpus[: wanted.gpu_count])
+        return uuids if len(uuids) == wanted.gpu_count else None
+    left = list(offered.gpus)
+    chosen = []
+    for model in models:
+        device = next((each for each in left if each[1] == model), None)
+        if device is None:
+            return None
+        left.remove(device)
+        chosen.append(device[0])
+    return tuple(chosen)
+
+
+def required_models(wanted: Needs) -> list[str]:
+    """Returns the model of each GPU that a job needs; empty: any."""
+    models = gpu_models(dict(wanted.environment))
+    return models[:1] * wanted.gpu_count if len(set(models)) == 1 else models
+
+
+def is_large_enough(wanted: Needs, worker: Worker) -> bool:
+    return usable_gpus(worker) >= wanted.gpu_count if wanted.gpu_count else worker.cpu_slots > 0
+
+
+def usable_gpus(worker: Worker) -> int:
+    return sum(not device.quarantined for device in worker.devices)

@@ -15,14 +15,20 @@ class Notifier:
         self.store = store
         self.subscriptions: dict[asyncio.Event, str] = {}
         self.closed = False
+        self.arrivals = 0
+        """Grows when a worker came or went, or when that may have been missed."""
 
     async def run(self) -> None:
         """Rings bells for ever."""
-        async for _, worker in self.store.notifications():
+        async for job, worker in self.store.notifications():
+            if worker and not job:
+                self.arrivals += 1
             self.notify(worker)
 
     def notify(self, worker: str) -> None:
         """Rings the bells of a worker, and those that listen to everything; all of them for ""."""
+        if not worker:
+            self.arrivals += 1
         for subscription, topic in self.subscriptions.items():
             if not worker or topic in ("", worker):
                 subscription.set()

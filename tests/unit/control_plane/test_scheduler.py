@@ -1,19 +1,24 @@
 """Which queued jobs are handed to which workers. A test runs each pass by hand."""
 
 import asyncio
+from collections import Counter
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from adjourn import reasons
+from adjourn import errors, reasons
 from adjourn.v1.agent_service_pb2 import AssignmentStatus, Exit, Report
-from adjourn.v1.job_pb2 import EPOCH, Failure, Job, Pause
+from adjourn.v1.job_pb2 import EPOCH, Condition, Failure, Job, Pause, Progress
 from adjourn.v1.worker_pb2 import Worker
+from adjourn_control_plane.aio import end
+from adjourn_control_plane.fleet import placement
 from adjourn_control_plane.fleet import scheduler as scheduling
-from adjourn_control_plane.job.events import PauseRequested
+from adjourn_control_plane.job.events import Observed, PauseRequested
 from adjourn_control_plane.job.updater import Call
-from adjourn_control_plane.store.interface import WorkerName
+from adjourn_control_plane.store.interface import Allocation, Change, JobName, Session, Stored, WorkerName
 from tests.harness.controllers import Controllers
 from tests.harness.job_life import A, B
 from tests.harness.memory_store import MemoryStore
@@ -116,3 +121,188 @@ async def test_the_loops_run_until_cancelled_and_placement_follows_hints(plane: 
         await loops
     await plane.store.aclose()
     await notifications
+
+
+async def why(plane: Controllers, job: JobName) -> str:
+    """Returns the reason of a job's UNPLACED condition; empty: it has none."""
+    conditions = (await plane.record(job)).job.conditions
+    return next((each.reason for each in conditions if each.type == Condition.UNPLACED), "")
+
+
+async def test_each_queued_job_says_why_it_is_not_placed(plane: Controllers) -> None:
+    small, large, zoned = [
+        await plane.create("small"),
+        await plane.create("large", gpu_count=8),
+        await plane.create("zoned", worker_selector={"zone": "x"}),
+    ]
+    await plane.scheduler.place()
+    assert [await why(plane, job) for job in (small, large, zoned)] == [reasons.NO_WORKER] * 3
+    await plane.worker(A, gpus=1)
+    await plane.scheduler.place()
+    assert [await why(plane, job) for job in (small, large, zoned)] == [reasons.NO_MATCHING_WORKER] * 3
+    await plane.worker(B, cpu_slots=1, labels={"zone": "x"})
+    await plane.scheduler.place()
+    assert await plane.where(small, large, zoned) == [B, "", ""]
+    assert await why(plane, small) == "", "it is placed"
+    assert [await why(plane, job) for job in (large, zoned)] == [reasons.NO_MATCHING_WORKER, reasons.NO_CAPACITY]
+
+
+async def with_checkpoint(plane: Controllers, name: str, **environment: str) -> JobName:
+    """Creates a queued job that goes on from a checkpoint of an environment."""
+    job = await plane.create(name)
+    stored = await plane.store.get(job)
+    assert stored
+    stored.record.checkpoint.name = f"{job}/checkpoints/1"
+    stored.record.checkpoint.environment.update(environment)
+    await plane.store.commit(Change(job=job, expected=stored.version, record=stored.record))
+    return job
+
+
+async def test_a_job_waits_for_a_worker_with_the_environment_of_its_checkpoint(plane: Controllers) -> None:
+    """A mixed fleet: on another CPU the run would be another one (C6)."""
+    job = await with_checkpoint(plane, "j", device="cpu", cpu="Xeon", torch="2.13.0")
+    await plane.worker(A, cpu_slots=1, environment={"cpu": "Epyc", "torch": "2.13.0"})
+    await plane.scheduler.place()
+    assert await plane.where(job) == [""]
+    assert await why(plane, job) == reasons.NO_EQUAL_ENVIRONMENT
+    assert "cpu was Xeon, is Epyc" in (await plane.record(job)).job.conditions[0].message
+    await plane.worker(B, cpu_slots=1, environment={"cpu": "Xeon", "torch": "2.13.0"})
+    await plane.scheduler.place()
+    assert await plane.where(job) == [B]
+
+
+async def test_a_failed_job_says_until_when_it_waits(plane: Controllers) -> None:
+    job = await plane.create("j", total_epochs=3)
+    await plane.worker(A, cpu_slots=1)
+    await plane.scheduler.place()
+    failed = Exit(phase=AssignmentStatus.FAILED, failure=Failure(reason=reasons.PROCESS_KILLED))
+    token = (await plane.record(job)).token
+    await plane.updater.report(Report(sequence=1, job=job, token=token, exit=failed), A)
+    await plane.scheduler.place()
+    assert await why(plane, job) == reasons.RESTART_DELAY
+    assert "not before" in (await plane.record(job)).job.conditions[0].message
+
+
+async def test_a_pass_writes_some_conditions_and_each_only_once(plane: Controllers) -> None:
+    for number in range(250):
+        await plane.create(f"j{number}")
+    replicas = [plane.scheduler, Controllers(plane.store).scheduler]
+    start = await plane.store.latest_token()
+    await replicas[0].place()
+    assert len(await plane.store.changes(start, size=1000)) == scheduling.CONDITIONS_A_PASS
+    assert replicas[0].patience() == 0, "the others follow soon"
+    for _ in range(4):
+        for scheduler in replicas:
+            await scheduler.place()
+    assert len(await plane.store.changes(start, size=1000)) == 250
+    assert replicas[0].patience() > 0
+
+
+class Counting(MemoryStore):
+    """Counts the records and allocations that are read, and the passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.jobs, self.allocations, self.passes = 0, 0, 0
+
+    async def get(self, job: JobName) -> Stored | None:
+        self.jobs += 1
+        return await super().get(job)
+
+    async def queued(self) -> AsyncGenerator[list[Stored], None]:
+        async for page in super().queued():
+            self.jobs += len(page)
+            yield page
+
+    async def allocation(self, worker: WorkerName) -> Allocation:
+        self.allocations += 1
+        return await super().allocation(worker)
+
+    async def live_sessions(self) -> list[Session]:
+        self.passes += 1
+        return await super().live_sessions()
+
+
+async def test_progress_of_running_jobs_makes_no_pass() -> None:
+    """Each commit of any job made each replica read the whole queue and every worker (section 5.1)."""
+    store = Counting()
+    plane = Controllers(store)
+    running = await plane.create("running")
+    for number in range(50):
+        await plane.create(f"j{number}")
+    await plane.worker(A, cpu_slots=1)
+    for _ in range(2):
+        await plane.scheduler.look()
+    assert await plane.where(running) == [A]
+    store.jobs = store.allocations = store.passes = 0
+    for step in range(1, 21):
+        progress = Progress(step=step)
+        progress.report_time.FromSeconds(step)
+        await plane.updater.apply(running, Observed(actor=A, generation=1, progress=progress))
+        await plane.scheduler.look()
+    assert (store.jobs - 20, store.allocations, store.passes) == (0, 0, 0), "20 were read to be changed"
+    await plane.create("new")
+    await plane.scheduler.look()
+    assert (store.jobs - 20, store.allocations, store.passes) == (2, 0, 1), "read, and its condition written"
+
+
+async def test_others_run_within_a_pass(plane: Controllers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing let others run while jobs were looked at that fit nowhere: no heartbeat was taken in (C10)."""
+    ticks = 0
+    looks: Counter[int] = Counter()
+
+    def counted(work: Any) -> Any:
+        def look(*args: Any) -> Any:
+            looks[ticks] += 1
+            return work(*args)
+
+        return look
+
+    monkeypatch.setattr(placement, "choose", counted(placement.choose))
+    monkeypatch.setattr(placement, "match", counted(placement.match))
+    for number in range(600):
+        await plane.create(f"j{number}", worker_selector={"rack": str(number)})
+    await plane.worker(A, gpus=1)
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0)
+
+    ticking = asyncio.create_task(tick())
+    for _ in range(2):
+        await plane.scheduler.place()
+    await end(ticking)
+    assert looks.total() > 1200, "each job is of a class of its own"
+    assert max(looks.values()) <= scheduling.CLASSES_AT_ONCE
+
+
+async def test_a_view_that_fell_behind_is_read_anew() -> None:
+    plane = Controllers(MemoryStore(changes_kept=10))
+    await plane.create("first")
+    await plane.scheduler.place()
+    jobs = [await plane.create(f"j{number}") for number in range(30)]
+    await plane.worker(A, cpu_slots=40)
+    await plane.scheduler.place()
+    assert set(await plane.where(*jobs)) == {A}
+
+
+async def test_an_outage_in_the_middle_loses_no_job_from_the_view() -> None:
+    class Failing(MemoryStore):
+        reads = 0
+
+        async def get(self, job: JobName) -> Stored | None:
+            self.reads += 1
+            if self.reads == 2:
+                raise errors.StoreUnavailableError("gone")
+            return await super().get(job)
+
+    plane = Controllers(Failing())
+    await plane.scheduler.place()
+    jobs = [await plane.create(f"j{number}") for number in range(3)]
+    await plane.worker(A, cpu_slots=3)
+    with pytest.raises(errors.StoreUnavailableError):
+        await plane.scheduler.place()
+    await plane.scheduler.place()
+    assert await plane.where(*jobs) == [A, A, A]
