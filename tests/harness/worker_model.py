@@ -192,6 +192,8 @@ class Machine:
         for order in response.assignments:
             attempt = Attempt(order=order, epoch=order.restore.epoch)
             wanted.add(attempt.key)
+            if attempt.key not in self.attempts and order.target != Assignment.STOP and not order.HasField("spec"):
+                continue  # an answer to what was said before the machine was replaced; the next one has the spec
             known = self.attempts.setdefault(attempt.key, attempt)
             if known is attempt or order.generation > known.order.generation:
                 self.obey(known, order)
@@ -202,11 +204,10 @@ class Machine:
 
     async def listen(self, stream: AgentSession) -> None:
         """Hears what the control plane says next; the stream may have ended instead."""
-        subscription = asyncio.Event()
-        subscription.set()
+        stream.changed.set()
         reading: Any = asyncio.get_running_loop().create_future()
         try:
-            self.hear(await anext(stream.responses(reading, subscription)))
+            self.hear(await anext(stream.responses(reading)))
         except (errors.ShuttingDownError, errors.SessionSupersededError):
             self.stream = None
 

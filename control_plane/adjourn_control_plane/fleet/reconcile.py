@@ -182,7 +182,12 @@ def desired_assignments(
     An attempt that is over is left out, so the worker forgets it. So are live ones of unknown jobs, and those that are
     about to be adopted: the worker leaves them alone.
     """
-    assignments = [assignment(record) for record in held if record.job.state in HELD]
+    known_there = by_attempt(reported)
+    assignments = [
+        assignment(record, is_held=(record.job.name, token_key(record.token)) in known_there)
+        for record in held
+        if record.job.state in HELD
+    ]
     current = {(each.job, token_key(each.token)) for each in assignments}
     mine = {record.job.name: record for record in held}
     for status in reported:
@@ -194,21 +199,40 @@ def desired_assignments(
     return assignments
 
 
-def assignment(record: JobRecord) -> Assignment:
-    """Returns the assignment that a record stands for."""
-    checkpoint = record.checkpoint if record.checkpoint.name else None
-    return Assignment(
+def assignment(record: JobRecord, *, is_held: bool) -> Assignment:
+    """Returns the assignment that a record stands for; without what a worker that holds it has got already."""
+    made = Assignment(
         job=record.job.name,
         token=record.token,
         generation=record.generation,
         target=record.target,
         pause_mode=record.pause_mode,
-        spec=record.job.spec,
-        restore=checkpoint,
-        base=checkpoint,
-        device_uuids=record.device_uuids,
-        allow_inexact=record.allow_inexact,
     )
+    if not is_held:
+        made.spec.CopyFrom(record.job.spec)
+        made.device_uuids.extend(record.device_uuids)
+        made.allow_inexact = record.allow_inexact
+        if record.checkpoint.name:
+            made.restore.CopyFrom(record.checkpoint)
+            made.base.CopyFrom(record.checkpoint)
+    return made
+
+
+def that_fit(assignments: Sequence[Assignment], size: int) -> list[Assignment]:
+    """Returns all assignments that the worker holds, and of the others as many as fit into `size` bytes: one at least.
+
+    The worker does not miss one that it never had. It reports those that it was sent; they are small from then on, and
+    the others fit.
+    """
+    known = [each for each in assignments if not each.HasField("spec")]
+    left = size - sum(each.ByteSize() for each in known)
+    fitting = list(known)
+    for new in (each for each in assignments if each.HasField("spec")):
+        left -= new.ByteSize()
+        if left < 0 and len(fitting) > len(known):
+            break
+        fitting.append(new)
+    return fitting
 
 
 def stop(status: AssignmentStatus) -> Assignment:

@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from typing import Final, NoReturn
 from uuid import uuid4
 
 import structlog
 
 from adjourn import errors
+from adjourn.channel import MAX_MESSAGE_BYTES
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.agent_service_pb2 import AssignmentStatus, FencingToken, SynchronizeRequest, SynchronizeResponse
 from adjourn.v1.worker_pb2 import Worker
@@ -16,12 +18,17 @@ from adjourn_control_plane.fleet import reconcile
 from adjourn_control_plane.job.events import Event
 from adjourn_control_plane.job.updater import JobUpdater
 from adjourn_control_plane.settings import Settings
-from adjourn_control_plane.store.interface import JobName, JobStore, WorkerName
+from adjourn_control_plane.store.interface import Fence, Fenced, JobName, JobStore, WorkerName
 from adjourn_control_plane.store.notifier import Notifier
 
 log = structlog.get_logger()
 
 Requests = AsyncIterator[SynchronizeRequest]
+
+RESPONSE_BYTES: Final = MAX_MESSAGE_BYTES // 2
+"""Size of the assignments in a response. What does not fit follows once the worker holds what did."""
+REPORTS_PER_HEARTBEAT: Final = 64
+"""Reports applied before the next heartbeat is noted."""
 
 
 class AgentSession:
@@ -44,17 +51,21 @@ class AgentSession:
         self.session = first.session_id
         """Names the agent's process."""
         self.worker = WorkerName(first.worker.name)
+        self.fence = Fence(worker=self.worker, stream=self.id)
+        """Goes with everything that this stream writes: once another speaks for the worker, nothing is written."""
+        self.changed = asyncio.Event()
+        """Set when there may be something to say."""
         self.reported: list[AssignmentStatus] = []
         self.acknowledged = 0
         self.orphans: set[str] = set()
 
     async def run(self, first: SynchronizeRequest, requests: Requests) -> AsyncGenerator[SynchronizeResponse, None]:
         """Speaks for the worker until either end closes the stream, or another stream takes over."""
-        with self.notifier.subscription(self.worker) as subscription:
+        with self.notifier.subscription(self.worker) as self.changed:
             await self.store.attach(self.described(first), first.session_id, self.id)
-            reader = asyncio.create_task(self.read(first, requests, subscription))
+            reader = asyncio.create_task(self.read(first, requests))
             try:
-                async for response in self.responses(reader, subscription):
+                async for response in self.responses(reader):
                     yield response
             finally:
                 await end(reader)
@@ -68,25 +79,37 @@ class AgentSession:
         worker.draining = request.draining
         return worker
 
-    async def read(self, first: SynchronizeRequest, requests: Requests, subscription: asyncio.Event) -> None:
+    async def read(self, first: SynchronizeRequest, requests: Requests) -> None:
         """Takes in what the agent says, message by message, until its end of the stream closes."""
         await self.handle(first)
-        subscription.set()
         async for request in requests:
-            if not await self.store.heartbeat(self.described(request), self.id):
-                await self.superseded()
+            await self.heartbeat(request)
             await self.handle(request)
-            subscription.set()
+
+    async def heartbeat(self, request: SynchronizeRequest) -> None:
+        if not await self.store.heartbeat(self.described(request), self.id):
+            await self.superseded()
 
     async def handle(self, request: SynchronizeRequest) -> None:
+        """Takes in a message; raises as `superseded` if another stream speaks for the worker by now."""
+        try:
+            await self.take_in(request)
+        except Fenced:
+            await self.superseded()
+        self.changed.set()
+
+    async def take_in(self, request: SynchronizeRequest) -> None:
         """Applies what is so by now, then what happened before, then what the worker has no more."""
         self.reported = list(request.assignments)
         held = await self.held()
         others = await self.others(held)
         tokens = {record.job.name: record.token for record in (*held, *others.values())}
         await self.apply(reconcile.reconcile(self.worker, held, self.reported, others), tokens)
-        for report in request.reports:
-            await self.updater.report(report, self.worker)
+        for count, report in enumerate(request.reports, start=1):
+            await self.updater.report(report, self.worker, fence=self.fence)
+            if count % REPORTS_PER_HEARTBEAT == 0:  # the worker must not count as silent while it is listened to
+                await self.heartbeat(request)
+                self.changed.set()
             self.acknowledged = max(self.acknowledged, report.sequence)
         pending = bool(request.reports)
         await self.apply(reconcile.lost_attempts(self.worker, held, self.reported, reports_pending=pending), tokens)
@@ -95,7 +118,7 @@ class AgentSession:
         """Applies events to the attempts that they were concluded from; elsewhere nothing comes of them."""
         for job, event in events:
             with contextlib.suppress(errors.NotFoundError):  # deleted meanwhile: nothing to keep in step
-                await self.updater.apply(JobName(job), event, token=tokens[job])
+                await self.updater.apply(JobName(job), event, token=tokens[job], fence=self.fence)
 
     async def held(self) -> list[JobRecord]:
         allocation = await self.store.allocation(self.worker)
@@ -116,14 +139,12 @@ class AgentSession:
                 log.warning("orphan_left_alone", worker=self.worker, job=status.job, attempt=status.token.attempt)
         return found
 
-    async def responses(
-        self, reader: asyncio.Task[None], subscription: asyncio.Event
-    ) -> AsyncIterator[SynchronizeResponse]:
+    async def responses(self, reader: asyncio.Task[None]) -> AsyncIterator[SynchronizeResponse]:
         """Yields what the worker should have: after each of its messages, each change, and every interval."""
         interval = self.settings.sync_interval
-        reader.add_done_callback(lambda _: subscription.set())
+        reader.add_done_callback(lambda _: self.changed.set())
         while True:
-            await self.notifier.wait(subscription, interval.total_seconds())
+            await self.notifier.wait(self.changed, interval.total_seconds())
             if reader.done():
                 reader.result()  # raises what ended it
                 return
@@ -131,15 +152,16 @@ class AgentSession:
             if session is None or session.stream != self.id:
                 await self.superseded()
             held = await self.held()
+            desired = reconcile.desired_assignments(held, self.reported, await self.others(held))
             response = SynchronizeResponse(
-                assignments=reconcile.desired_assignments(held, self.reported, await self.others(held)),
+                assignments=reconcile.that_fit(desired, RESPONSE_BYTES),
                 acknowledged_report=self.acknowledged,
             )
             response.sync_interval.FromTimedelta(interval)
             response.lease_duration.FromTimedelta(self.settings.lease_duration)
             yield response
 
-    async def superseded(self) -> None:
+    async def superseded(self) -> NoReturn:
         """Ends the stream: another agent speaks now, or this one over a newer stream, or the store has forgotten it."""
         session = await self.store.session(self.worker)
         if session is None or session.session == self.session:

@@ -72,6 +72,9 @@ def test_running_and_reported_running_is_kept() -> None:
     assert events([record], running) == []
     (assignment,) = desired([record], running)
     assert (assignment.target, assignment.token, assignment.generation) == (Assignment.RUN, record.token, 1)
+    assert not assignment.HasField("spec"), "the worker has got it"
+    assert not assignment.HasField("restore")
+    (assignment,) = desired([record])
     assert assignment.spec == record.job.spec
     assert assignment.restore == assignment.base == record.checkpoint
 
@@ -331,3 +334,35 @@ def test_each_kind_of_report() -> None:
         ConditionChanged(actor=A, condition=full, ended=True)
     )
     assert reconcile.event_of_report(Report(sequence=1, token=FencingToken(attempt=1)), A) is None, "of a later version"
+
+
+def named(number: int) -> JobRecord:
+    """Returns the record of one of several running jobs."""
+    record = JobRecord.FromString(Life().running().record.SerializeToString())
+    record.job.name = f"jobs/{number}"
+    return record
+
+
+def test_what_does_not_fit_into_a_message_follows_once_the_worker_holds_the_rest() -> None:
+    """62 assignments with large arguments made a response that could never be sent (C13)."""
+    records = []
+    for number in range(64):
+        record = named(number)
+        record.job.spec.args["data"] = "x" * (256 << 10)
+        records.append(record)
+    known: list[AssignmentStatus] = []
+    rounds = 0
+    while len(known) < 64:
+        rounds += 1
+        sent = reconcile.that_fit(desired(records, *known), 8 << 20)
+        assert sum(each.ByteSize() for each in sent) <= 8 << 20
+        assert {each.job for each in sent} >= {each.job for each in known}, "what the worker holds is never left out"
+        held = {each.job for each in sent}
+        known = [status(record) for record in records if record.job.name in held]
+    assert rounds == 3
+    assert len(reconcile.that_fit(desired(records, *known), 8 << 20)) == 64
+
+
+def test_one_assignment_is_sent_however_large_it_is() -> None:
+    records = [named(number) for number in range(2)]
+    assert len(reconcile.that_fit(desired(records), 1)) == 1

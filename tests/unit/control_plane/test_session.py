@@ -1,0 +1,106 @@
+"""One agent's stream: what it writes, and when it may not any more."""
+
+import pytest
+
+from adjourn import errors
+from adjourn.v1.agent_service_pb2 import AssignmentStatus, Exit, Report, SynchronizeRequest
+from adjourn.v1.checkpoint_pb2 import Checkpoint
+from adjourn.v1.worker_pb2 import Worker
+from adjourn_control_plane.fleet import session as sessions
+from adjourn_control_plane.fleet.session import AgentSession
+from adjourn_control_plane.store.interface import JobName, WorkerName
+from tests.harness.controllers import SETTINGS, Controllers
+from tests.harness.job_life import A
+from tests.harness.memory_store import MemoryStore
+
+
+class Agents:
+    """A worker with one job, and the streams that speak for it."""
+
+    def __init__(self, plane: Controllers, job: JobName) -> None:
+        self.plane = plane
+        self.job = job
+
+    async def connect(self, session: str = "agent") -> AgentSession:
+        first = SynchronizeRequest(worker=Worker(name=A, cpu_slots=1), session_id=session)
+        plane = self.plane
+        made = AgentSession(first, plane.store, plane.updater, plane.notifier, SETTINGS)
+        await plane.store.attach(made.described(first), session, made.id)
+        return made
+
+    async def says(
+        self, phase: AssignmentStatus.Phase.ValueType, *reports: Report, step: int = 0
+    ) -> SynchronizeRequest:
+        record = await self.plane.record(self.job)
+        status = AssignmentStatus(job=self.job, token=record.token, observed_generation=record.generation, phase=phase)
+        status.progress.step = step
+        status.progress.report_time.FromSeconds(step)
+        worker = Worker(name=A, cpu_slots=1)
+        return SynchronizeRequest(worker=worker, session_id="agent", assignments=[status], reports=reports)
+
+    async def report(self, sequence: int, **what: Checkpoint | Exit) -> Report:
+        token = (await self.plane.record(self.job)).token
+        return Report(sequence=sequence, job=self.job, token=token, **what)  # type: ignore[arg-type]
+
+    async def version(self) -> int:
+        stored = await self.plane.store.get(self.job)
+        assert stored
+        return stored.version
+
+
+@pytest.fixture
+async def agents(memory_store: MemoryStore) -> Agents:
+    plane = Controllers(memory_store)
+    job = await plane.create("j", total_epochs=3)
+    await plane.worker(A, cpu_slots=1)
+    await plane.scheduler.place()
+    assert await plane.where(job) == [A]
+    return Agents(plane, job)
+
+
+async def test_a_replica_that_was_stopped_and_goes_on_changes_nothing(agents: Agents) -> None:
+    """It stopped between the heartbeat and the message; another replica's stream has gone on meanwhile (C11)."""
+    plane, job = agents.plane, agents.job
+    stopped = await agents.connect()
+    old = await agents.says(AssignmentStatus.RUNNING, step=7)
+    assert await plane.store.heartbeat(stopped.described(old), stopped.id)
+
+    other = await agents.connect()
+    await other.handle(await agents.says(AssignmentStatus.RUNNING, step=9))
+    version = await agents.version()
+    with pytest.raises(errors.ShuttingDownError):
+        await stopped.handle(old)
+    assert await agents.version() == version
+    assert (await plane.record(job)).job.progress.step == 9
+
+
+async def test_reports_over_a_stream_that_was_superseded_are_not_applied(agents: Agents) -> None:
+    stopped = await agents.connect()
+    report = await agents.report(1, checkpoint=Checkpoint(name=f"{agents.job}/checkpoints/1", epoch=1, step=7))
+    message = SynchronizeRequest(worker=Worker(name=A), session_id="agent", reports=[report])
+    version = await agents.version()
+    await agents.connect("another agent")
+    with pytest.raises(errors.SessionSupersededError):
+        await stopped.handle(message)
+    assert await agents.version() == version
+    assert stopped.acknowledged == 0
+
+
+async def test_a_worker_with_many_reports_does_not_count_as_silent_meanwhile(
+    agents: Agents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "REPORTS_PER_HEARTBEAT", 3)
+    stream = await agents.connect()
+    before = await agents.plane.store.session(WorkerName(A))
+    reports = [
+        await agents.report(number, checkpoint=Checkpoint(name=f"{agents.job}/checkpoints/{number}", epoch=number))
+        for number in range(1, 11)
+    ]
+    await stream.handle(await agents.says(AssignmentStatus.RUNNING, *reports))
+    after = await agents.plane.store.session(WorkerName(A))
+    assert before
+    assert after
+    assert after.heartbeat - before.heartbeat == 3
+    assert stream.acknowledged == 10
+    checkpoints = await agents.plane.store.checkpoints(agents.job, size=20)
+    assert [each.epoch for _, each in checkpoints] == list(range(10, 0, -1)), "in order"
