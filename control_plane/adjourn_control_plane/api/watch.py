@@ -1,12 +1,12 @@
 """Follows the stream of changes for WatchJobs: each job once at the start, then its newest state after changes."""
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Final
 
 from adjourn import errors
-from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import WatchJobsRequest, WatchJobsResponse
+from adjourn_control_plane.api.change_tail import ChangeTail, Update
 from adjourn_control_plane.job.updater import to_public
 from adjourn_control_plane.store.interface import JobName, JobStore, TokenTooOld
 from adjourn_control_plane.store.notifier import Notifier
@@ -20,23 +20,26 @@ KEEPALIVE_SECONDS: Final = 20.0
 
 
 class Watch:
-    """Serves any number of watchers from the store."""
+    """Serves the watchers of this replica; what changed is read once for all of them."""
 
     def __init__(self, store: JobStore, notifier: Notifier) -> None:
         self.store = store
         self.notifier = notifier
+        self.tail = ChangeTail(store)
 
     async def follow(self, request: WatchJobsRequest) -> AsyncGenerator[WatchJobsResponse, None]:
         """Yields matching jobs for ever; raises InvalidRequestError, and ShuttingDownError when this process drains."""
         token = request.resume_token
         if token and not is_token(token):
             raise errors.InvalidRequestError({"resume_token": "must be the last one received, or empty"})
+        watcher = Watcher(self, request)
         spoken = time.monotonic()
         with self.notifier.subscription() as subscription:
             while True:
                 starting, moved = not token, False
                 try:
-                    async for response in self.start(request) if starting else self.progress_events(request, token):
+                    async for response in watcher.start() if starting else watcher.changed(token):
+                        self.notifier.check_open()  # somebody for whom there is always more must not hold up a drain
                         token, moved = response.resume_token, True
                         if starting or response.HasField("job") or response.deleted:
                             yield response
@@ -51,45 +54,66 @@ class Watch:
                     yield WatchJobsResponse(resume_token=token)
                     spoken = time.monotonic()
 
-    async def start(self, request: WatchJobsRequest) -> AsyncIterator[WatchJobsResponse]:
+
+class Watcher:
+    """One call of WatchJobs."""
+
+    def __init__(self, watch: Watch, request: WatchJobsRequest) -> None:
+        self.store = watch.store
+        self.tail = watch.tail
+        self.request = request
+        self.names = set(request.names)
+        self.generation = -1
+        """Of the tail, when the store last knew the watcher's token."""
+
+    async def start(self) -> AsyncIterator[WatchJobsResponse]:
         """Yields every matching job as it is now; what changes meanwhile comes again afterwards.
 
         The token comes last: a stream that breaks before it must start again, or the rest would never be seen.
         """
         token = await self.store.latest_token()
-        if request.names:
-            for name in dict.fromkeys(request.names):
+        if self.names:
+            for name in dict.fromkeys(self.request.names):
                 stored = await self.store.get(JobName(name))
-                if stored is not None and matches(request, stored.record.job):
+                if stored is not None and self.matches(name, stored.record.job.labels):
                     yield WatchJobsResponse(job=to_public(stored.record))
         else:
             before: int | None = None
+            labels = dict(self.request.labels)
             while True:
-                page, before = await self.store.page(states=[], labels=dict(request.labels), size=BATCH, before=before)
+                page, before = await self.store.page(states=[], labels=labels, size=BATCH, before=before)
                 for stored in page:
                     yield WatchJobsResponse(job=to_public(stored.record))
                 if before is None:
                     break
         yield WatchJobsResponse(resume_token=token)
 
-    async def progress_events(self, request: WatchJobsRequest, after: str) -> AsyncIterator[WatchJobsResponse]:
+    async def changed(self, after: str) -> AsyncIterator[WatchJobsResponse]:
         """Yields what changed after a token, each job once and as it is now; nothing, if nothing did."""
-        changes = await self.store.changes(after, size=BATCH)
-        newest = {change.job: change.token for change in changes}
-        for change in changes:
-            if newest[change.job] != change.token:
-                continue  # it changed again: sent with that later token
-            stored = await self.store.get(change.job)
-            response = WatchJobsResponse(resume_token=change.token)
-            if stored is None:
-                if not request.names or change.job in request.names:
-                    response.deleted = change.job
-            elif matches(request, stored.record.job):
-                response.job.CopyFrom(to_public(stored.record))
-            yield response
+        updates = await self.tail.after(after)
+        if updates is None or self.generation != self.tail.generation:
+            generation = self.tail.generation
+            updates = [Update(change) for change in await self.store.changes(after, size=BATCH)]
+            self.generation = generation
+        newest = {update.change.job: update for update in updates}
+        for update in updates:
+            if newest[update.change.job] is update:  # else it changed again, and is sent with that later token
+                yield await self.response(update)
 
+    async def response(self, update: Update) -> WatchJobsResponse:
+        """Returns what a watcher is told of a change: perhaps no more than the token to go on from."""
+        change = update.change
+        response = WatchJobsResponse(resume_token=change.token)
+        if change.state is None:
+            if self.matches(change.job, change.labels):
+                response.deleted = change.job
+        elif not self.names or change.job in self.names:
+            job = await self.tail.read(update)  # None: it was deleted since, which a later change tells
+            if job is not None and self.matches(change.job, job.labels):
+                response.job.CopyFrom(job)
+        return response
 
-def matches(request: WatchJobsRequest, job: Job) -> bool:
-    """Returns whether a watcher wants to see a job."""
-    named = not request.names or job.name in request.names
-    return named and all(job.labels.get(key) == value for key, value in request.labels.items())
+    def matches(self, name: str, labels: Mapping[str, str]) -> bool:
+        """Returns whether the watcher wants to see a job."""
+        named = not self.names or name in self.names
+        return named and all(labels.get(key) == value for key, value in self.request.labels.items())

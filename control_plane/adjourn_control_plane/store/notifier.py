@@ -1,4 +1,4 @@
-"""Tells waiting streams that something changed. Hints only: whoever waits also looks again by itself."""
+"""Tells waiting streams that something changed. These are hints only: who waits also looks again without one."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ from adjourn_control_plane.store.interface import JobStore
 
 
 class Notifier:
-    """Spreads the store's hints over the bells of this process."""
+    """Passes the store's hints on to the subscriptions of this process."""
 
     def __init__(self, store: JobStore) -> None:
         self.store = store
@@ -19,14 +19,14 @@ class Notifier:
         """Grows when a worker came or went, or when that may have been missed."""
 
     async def run(self) -> None:
-        """Rings bells for ever."""
+        """Passes hints on for ever."""
         async for job, worker in self.store.notifications():
             if worker and not job:
                 self.arrivals += 1
             self.notify(worker)
 
     def notify(self, worker: str) -> None:
-        """Rings the bells of a worker, and those that listen to everything; all of them for ""."""
+        """Sets the subscriptions of a worker and those to everything; for "", all of them."""
         if not worker:
             self.arrivals += 1
         for subscription, topic in self.subscriptions.items():
@@ -35,7 +35,7 @@ class Notifier:
 
     @contextlib.contextmanager
     def subscription(self, worker: str = "") -> Iterator[asyncio.Event]:
-        """Hands out a bell that rings for one worker's jobs, or for all jobs."""
+        """Returns an event that is set when one worker's jobs change, or, for "", when any job does."""
         subscription = asyncio.Event()
         self.subscriptions[subscription] = worker
         try:
@@ -44,18 +44,22 @@ class Notifier:
             del self.subscriptions[subscription]
 
     async def wait(self, subscription: asyncio.Event, seconds: float) -> bool:
-        """Waits for the bell; False if it did not ring in time. Raises ShuttingDownError when this process drains."""
+        """Waits for an event; False if it was not set in time. Raises ShuttingDownError when this process drains."""
         try:
             async with asyncio.timeout(seconds):
                 await subscription.wait()
         except TimeoutError:
-            rang = False
+            was_set = False
         else:
-            rang = True
+            was_set = True
         subscription.clear()
+        self.check_open()
+        return was_set
+
+    def check_open(self) -> None:
+        """Raises ShuttingDownError when this process drains."""
         if self.closed:
             raise errors.ShuttingDownError("this control plane is shutting down; reconnect")
-        return rang
 
     def close(self) -> None:
         """Ends every stream that waits."""

@@ -9,9 +9,10 @@ import pytest
 from adjourn import errors
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import WatchJobsRequest, WatchJobsResponse
+from adjourn_control_plane.api import change_tail
 from adjourn_control_plane.api import watch as watching
 from adjourn_control_plane.api.watch import Watch
-from adjourn_control_plane.store.interface import JobName, JobStore
+from adjourn_control_plane.store.interface import Changed, JobName, JobStore, Stored
 from adjourn_control_plane.store.notifier import Notifier
 from tests.harness.memory_store import MemoryStore
 from tests.harness.store_records import change, created, deletion, there
@@ -215,3 +216,146 @@ async def test_an_outage_ends_the_stream_with_what_it_is(memory_store: MemorySto
     with pytest.raises(errors.StoreUnavailableError):
         await watcher.next()
     memory_store.available = True
+
+
+class Counting(MemoryStore):
+    """Counts what watchers read."""
+
+    def __init__(self, *, changes_kept: int = 100_000) -> None:
+        super().__init__(changes_kept=changes_kept)
+        self.calls, self.gets, self.tails = 0, 0, 0
+
+    async def _reach(self) -> None:
+        self.calls += 1
+        await super()._reach()
+
+    async def quiet(self) -> None:
+        """Waits until nobody asks anything any more."""
+        before = -1
+        while before != self.calls:
+            before = self.calls
+            for _ in range(10):
+                await asyncio.sleep(0)
+
+    async def get(self, job: JobName) -> Stored | None:
+        self.gets += 1
+        return await super().get(job)
+
+    async def changes(self, after: str, *, size: int) -> list[Changed]:
+        found = await super().changes(after, size=size)
+        self.tails += len(found)
+        return found
+
+
+async def test_draining_does_not_wait_for_a_watcher_that_always_has_changes(memory_store: MemoryStore) -> None:
+    """Whoever was never done with the changes was never asked to leave (C23)."""
+    await created(memory_store, JOB)
+    notifier = Notifier(memory_store)
+    stream = Watch(memory_store, notifier).follow(WatchJobsRequest())
+    heard = 0
+
+    async def listen() -> None:
+        nonlocal heard
+        async for _ in stream:
+            await memory_store.commit(change(await there(memory_store, JobName(JOB))))
+            heard += 1
+            if heard == 10:
+                notifier.close()
+
+    async with aclosing(stream):
+        with pytest.raises(errors.ShuttingDownError):
+            await listen()
+    assert heard == 10
+
+
+async def test_a_deletion_is_told_to_those_who_could_have_seen_the_job(memory_store: MemoryStore, watch: Open) -> None:
+    """A watcher by label was told of the deletion of jobs that it had never heard of (C22)."""
+    mine = await created(memory_store, "jobs/mine", labels={"team": "x"})
+    other = await created(memory_store, "jobs/other", labels={"team": "y"})
+    await created(memory_store, "jobs/last", labels={"team": "x"})
+    before = await watch(labels={"team": "x"})
+    await before.states()
+    for gone in (other, mine):
+        await memory_store.commit(deletion(gone))
+    expected = ["jobs/mine deleted", "jobs/last PAUSED"]
+    await moved(memory_store, "jobs/last", Job.PAUSED)
+    after = await watch(labels={"team": "x"}, resume_token=before.token)
+    assert await before.states(until="jobs/last") == expected
+    assert await after.states(until="jobs/last") == expected, "however it came to know of the job"
+
+
+async def test_what_changed_is_read_once_for_all_watchers() -> None:
+    """Each watcher read every job that changed (section 5.3)."""
+    store = Counting()
+    notifier = Notifier(store)
+    ringing = asyncio.create_task(notifier.run())
+    serving = Watch(store, notifier)
+    jobs = [await created(store, f"jobs/j{number}", labels={"team": "x"}) for number in range(10)]
+    streams = [serving.follow(WatchJobsRequest(labels={"team": "x"})) for _ in range(20)]
+    named = [serving.follow(WatchJobsRequest(names=["jobs/j0"])) for _ in range(5)]
+    watchers = [Watcher(store, stream) for stream in (*streams, *named)]
+    for watcher in watchers:
+        await watcher.states()
+    reads = [asyncio.ensure_future(watcher.next()) for watcher in watchers]
+    await store.quiet()
+    store.gets = store.tails = 0
+    for job in jobs[1:]:
+        await store.commit(change(job, state=Job.PAUSED))
+    await store.commit(change(jobs[0], state=Job.PAUSED))
+    await asyncio.gather(*reads)
+    for watcher in watchers[:20]:
+        await watcher.states(until="jobs/j0")
+    assert store.gets <= 10
+    assert store.tails <= 10
+    for stream in (*streams, *named):
+        await stream.aclose()
+    await store.aclose()
+    await ringing
+
+
+async def test_who_is_further_behind_than_the_tail_reads_from_the_store(
+    memory_store: MemoryStore, watch: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(change_tail, "KEPT_CHANGES", 2)
+    watcher = await watch()
+    await watcher.states()
+    for number in range(10):
+        await created(memory_store, f"jobs/j{number}")
+    assert await watcher.states(until="jobs/j9") == [f"jobs/j{number} QUEUED" for number in range(10)]
+
+
+async def test_the_tail_keeps_no_more_bytes_than_it_may(
+    memory_store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(change_tail, "KEPT_BYTES", 100)
+    tail = change_tail.ChangeTail(memory_store)
+    await tail.catch_up()
+    for number in range(10):
+        await created(memory_store, f"jobs/j{number}", labels={"padding": "x" * 30})
+    updates = await tail.after("0-0")
+    assert updates is not None
+    for update in updates:
+        job = await tail.read(update)
+        assert job
+        assert job.name == update.change.job
+    assert 0 < len(tail.updates) < 10
+    assert tail.bytes <= 100
+    assert await tail.after("0-0") is None
+
+
+async def test_a_tail_that_lost_the_thread_has_tokens_shown_to_the_store_again() -> None:
+    store = Counting(changes_kept=5)
+    notifier = Notifier(store)
+    serving = Watch(store, notifier)
+    await created(store, JOB)
+    stream = serving.follow(WatchJobsRequest())
+    async with aclosing(stream):
+        watcher = Watcher(store, stream)
+        await watcher.states()
+        waiting = asyncio.ensure_future(watcher.next())
+        await store.quiet()
+        for number in range(30):
+            await created(store, f"jobs/j{number}")
+        notifier.notify("")
+        await waiting
+        assert len(await watcher.states()) == 30, "all 31 come again"

@@ -1,4 +1,4 @@
-"""Hints from the store ring the bells of those who wait."""
+"""Hints from the store wake those who wait."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ from tests.harness.memory_store import MemoryStore
 from tests.harness.store_records import created, creation
 
 
-async def test_a_change_rings_for_its_worker_and_for_who_hears_all(memory_store: MemoryStore) -> None:
+async def test_a_change_wakes_its_worker_and_who_hears_all(memory_store: MemoryStore) -> None:
     notifier = Notifier(memory_store)
     with (
         notifier.subscription("workers/a") as mine,
@@ -32,7 +32,7 @@ async def test_a_change_rings_for_its_worker_and_for_who_hears_all(memory_store:
         await running
 
 
-async def test_a_bell_that_rang_before_the_wait_is_heard() -> None:
+async def test_a_hint_before_the_wait_is_heard() -> None:
     notifier = Notifier(MemoryStore())
     with notifier.subscription() as subscription:
         notifier.notify("workers/a")
@@ -46,7 +46,7 @@ async def test_silence_is_no_error() -> None:
         assert not await notifier.wait(subscription, 0.01)
 
 
-async def test_bells_are_given_back() -> None:
+async def test_subscriptions_end() -> None:
     notifier = Notifier(MemoryStore())
     with notifier.subscription("workers/a"), notifier.subscription("workers/a"):
         assert len(notifier.subscriptions) == 2
