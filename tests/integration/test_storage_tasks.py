@@ -95,17 +95,19 @@ async def test_a_condition_is_told_when_its_reason_changes_and_not_more_often(
     paths: WorkerPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BACKOFF_MOST", 0.0)
-    away, refused = ObjectStoreUnavailableError("away"), ObjectStoreRefusedError("no")
-    objects = Scripted(away, away, refused, refused, away)
+    away, gone = ObjectStoreUnavailableError("away"), ObjectStoreUnavailableError("gone")
+    key, bucket = ObjectStoreRefusedError("no such key"), ObjectStoreRefusedError("no such bucket")
+    objects = Scripted(away, gone, key, key, bucket, away)
     await objects.put(f"{BUNDLE}.tar.gz", CODE)
     told: list[ConditionChange] = []
     await StorageTasks(objects, paths, threads=1, kept=Kept()).prepare(held(paths), told.append)
-    assert [(change.condition.reason, change.ended) for change in told] == [
-        (reasons.OBJECT_STORE_UNAVAILABLE, False),
-        (reasons.OBJECT_STORE_REFUSED, False),
-        (reasons.OBJECT_STORE_UNAVAILABLE, False),
-        ("", True),
+    assert [(change.condition.reason, change.condition.message) for change in told if not change.ended] == [
+        (reasons.OBJECT_STORE_UNAVAILABLE, "away"),
+        (reasons.OBJECT_STORE_REFUSED, "no such key"),
+        (reasons.OBJECT_STORE_REFUSED, "no such bucket"),
+        (reasons.OBJECT_STORE_UNAVAILABLE, "away"),
     ]
+    assert [change.ended for change in told] == [False, False, True, False, False, True]
 
 
 async def test_a_condition_that_an_earlier_agent_told_is_ended(paths: WorkerPaths) -> None:

@@ -169,8 +169,7 @@ class Retry:
         self._on_condition = on_condition
         self._log = log.bind(job=held.assignment.job, attempt=held.assignment.token.attempt)
         # An earlier agent, or earlier work, may have begun what ends here.
-        told = [each.reason for each in held.conditions if each.type == Condition.STORAGE_FAILING]
-        self._told = told[0] if told else ""
+        self._told = next((each for each in held.conditions if each.type == Condition.STORAGE_FAILING), None)
 
     async def forever(self, work: Callable[[], Awaitable[T]], what: str) -> T:
         failures = 0
@@ -190,15 +189,17 @@ class Retry:
     def _failing(self, error: ObjectStoreUnavailableError | ObjectStoreRefusedError) -> None:
         refused = isinstance(error, ObjectStoreRefusedError)
         reason = reasons.OBJECT_STORE_REFUSED if refused else reasons.OBJECT_STORE_UNAVAILABLE
-        if self._told == reason:
-            return
-        self._told = reason
-        condition = Condition(type=Condition.STORAGE_FAILING, reason=reason, message=error.message)
-        condition.time.FromDatetime(datetime.now(UTC))
-        self._on_condition(ConditionChange(condition=condition))
+        if self._told and self._told.reason == reason:
+            # Outages differ in their words from moment to moment. Another refusal is something else to mend.
+            if not refused or self._told.message == error.message:
+                return
+            self._working()
+        self._told = Condition(type=Condition.STORAGE_FAILING, reason=reason, message=error.message)
+        self._told.time.FromDatetime(datetime.now(UTC))
+        self._on_condition(ConditionChange(condition=self._told))
 
     def _working(self) -> None:
         if self._told:
-            self._told = ""
+            self._told = None
             ended = ConditionChange(condition=Condition(type=Condition.STORAGE_FAILING), ended=True)
             self._on_condition(ended)
