@@ -13,11 +13,13 @@ from typing import Any, cast
 import torch._dynamo  # noqa: F401  (two seconds that any optimizer's constructor takes; here they precede the fork)
 from google.protobuf.struct_pb2 import ListValue, Struct
 
+from adjourn.bundles import PRELOADED
 from adjourn.environments import differences
 from adjourn.internal.v1.trainer_pb2 import TrainingEvent, TrainingStart
 from adjourn.shared_files import Control, ProgressPage
 from adjourn.training.errors import EntryPointNotFound, EntryPointNotImportable, EnvironmentDiffers, TrainingError
-from adjourn.training.events import EventLog
+from adjourn.training.events import EventLog, log_line
+from adjourn.training.interpreter_end import InterpreterEnd, say_what_is_removed
 from adjourn.training.run import Run
 from adjourn.training.session import Session, StopTraining
 from adjourn.training.snapshot.reader import SnapshotReader
@@ -27,6 +29,10 @@ from adjourn.v1.job_pb2 import Failure
 
 EntryPoint = Callable[[Run], object]
 
+KEPT = sys.stdlib_module_names | PRELOADED | {"__main__", "adjourn_control_plane", "adjourn_worker", "google"}
+"""Modules that a job's code does not replace: they are in use by the time it is imported."""
+WORK = "work"
+"""Working directory of user code, below the attempt's."""
 FAILED = 1
 TRACEBACK_LINES = 5
 """Of a failure's message; the log has them all."""
@@ -36,12 +42,22 @@ MESSAGE_LIMIT = 4000
 def main(directory: Path) -> int:
     """Trains as file `start` of the attempt's directory says; returns the exit code, 0 if paused or finished.
 
-    Everything that can go wrong is told in file `events` as a Failure before it returns.
+    Everything that can go wrong is told in file `events` as a Failure before it returns. What user code left for the
+    end of the interpreter is done when it returns: the caller ends the process by `os._exit`.
     """
+    end = InterpreterEnd()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)
     faulthandler.enable(sys.__stderr__ or 2)
+    code = run_attempt(directory)
+    end.run(code)
+    say_what_is_removed(directory / WORK)
+    return code
+
+
+def run_attempt(directory: Path) -> int:
+    """Trains, and tells how it ends; returns the exit code."""
     start = TrainingStart.FromString((directory / "start").read_bytes())
     with (
         EventLog(directory / "events", start.notify_socket) as events,
@@ -109,7 +125,7 @@ def imported(entry_point: str, code_directory: str) -> EntryPoint:
     """Returns the function named `package.module:function`; raises EntryPointNotImportable, EntryPointNotFound."""
     module_name, _, name = entry_point.partition(":")
     if code_directory:
-        forget(module_name.partition(".")[0], Path(code_directory))
+        forget(Path(code_directory))
         sys.path.insert(0, code_directory)
         importlib.invalidate_caches()
     try:
@@ -124,12 +140,15 @@ def imported(entry_point: str, code_directory: str) -> EntryPoint:
     return cast("EntryPoint", function)
 
 
-def forget(package: str, code_directory: Path) -> None:
-    """Lets a module of the user's come before one of the same name that this process was forked with."""
-    if (code_directory / package).is_dir() or (code_directory / f"{package}.py").exists():
-        for name in list(sys.modules):
-            if name == package or name.startswith(f"{package}."):
-                del sys.modules[name]
+def forget(code_directory: Path) -> None:
+    """Lets modules of the user's come before those of the same name that this process was forked with."""
+    names = {path.stem for path in code_directory.glob("*.py")}
+    names |= {path.name for path in code_directory.iterdir() if path.is_dir() and any(path.rglob("*.py"))}
+    for name in sorted(names & KEPT):
+        log_line(f"{name} in the code of this job is not imported: the name belongs to Python or to what trains it")
+    for name in list(sys.modules):
+        if name.partition(".")[0] in names - KEPT:
+            del sys.modules[name]
 
 
 def arguments(args: Struct) -> dict[str, Any]:

@@ -11,7 +11,12 @@ from adjourn.training.session import Session
 
 
 class Run:
-    """A training that can be paused at the end of each epoch and resumed to the same bits."""
+    """A training that can be paused at the end of each epoch and resumed to the same bits.
+
+    A resumed run begins in a new process, which calls the entry point again. What it has is what was tracked. The
+    working directory is new and empty each time, and is removed at each pause and at the end: write files that should
+    stay to a directory of your own.
+    """
 
     def __init__(self, session: Session, args: Mapping[str, Any]) -> None:
         self._session = session
@@ -48,6 +53,9 @@ class Run:
         Each is a module, an optimizer, a random generator, or anything with `state_dict` and `load_state_dict`. Build
         them all as in a new run, then track them, before the first epoch. Raises StateNotEncodable for a state that
         cannot be stored exactly, StateMismatch if it is not the one that was saved.
+
+        At the end of the first epoch a resume is rehearsed with copies of the objects. If that does not give the state
+        that was saved, the run ends with STATE_NOT_RESTORABLE: no pause of it could be resumed.
         """
         self._session.track(objects)
 
@@ -91,5 +99,8 @@ class Run:
         self._session.step(loss)
 
     def log(self, **values: SupportsFloat) -> None:
-        """Adds values to the metrics of the running epoch."""
+        """Adds values to the metrics of the running epoch.
+
+        A run has at most 1,000 metrics, with names of at most 256 characters; one more raises ValueError.
+        """
         self._session.log(values)

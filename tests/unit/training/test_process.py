@@ -123,6 +123,23 @@ def test_users_module_comes_before_one_that_was_imported(trainings: TrainingProc
     assert "the user's own worker" in trainings.run("worker:main").log
 
 
+def test_every_module_of_the_users_comes_before_one_that_was_imported(
+    trainings: TrainingProcesses, tmp_path: Path
+) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "entry.py").write_text(
+        "import random, settings\ndef main(run):\n    print(settings.WHOSE, random.random() < 1)\n"
+        "    for _ in run.epochs(): pass\n"
+    )
+    (code / "settings.py").write_text("WHOSE = 'the user\\'s'")
+    (code / "random.py").write_text("raise RuntimeError('not this one')")
+    attempt = trainings.run("entry:main", epochs=1, code_directory=str(code))
+    assert attempt.code == 0
+    assert "the user's True" in attempt.log
+    assert "random in the code of this job is not imported: the name belongs to Python" in attempt.log
+
+
 def test_early_stop_ends_the_training_after_its_epoch(trainings: TrainingProcesses) -> None:
     attempt = trainings.run("unusual:stops_early", epochs=5, args={"stop": 2})
     assert attempt.kinds == ["began", "epoch", "snapshot", "epoch", "snapshot", "finished"]
