@@ -1,4 +1,4 @@
-"""Why attempts end: the vocabulary of `Failure.reason` that training, worker and control plane share."""
+"""The reasons of failures and conditions (`Failure.reason`, `Condition.reason`). docs/reasons.md explains each."""
 
 from typing import Final
 

@@ -156,7 +156,7 @@ def update_requested(transition: Transition, event: UpdateRequested) -> None:
         details[TOTAL_EPOCHS] = str(job.spec.total_epochs)
     if details:
         transition.revised = True
-        transition.record_event(JobEvent.UPDATED, ", ".join(details), **details)
+        transition.record_event(JobEvent.UPDATED, **details)
 
 
 def limit(job: Job) -> int | None:
@@ -172,14 +172,14 @@ def extend(transition: Transition, total_epochs: int) -> None:
         raise errors.InvalidRequestError(
             {f"job.{TOTAL_EPOCHS}": f"can only grow: is {job.spec.total_epochs}, would be {total_epochs}"}
         )
-    if job.worker:
+    if job.worker or transition.record.HasField("lost_attempt"):
+        where = f"on {job.worker}" if job.worker else "on a worker that is out of reach"
         raise errors.JobHeldByWorkerError(
-            f"{job.name} is {Job.State.Name(job.state)} on {job.worker}, in an attempt that began with "
-            f"{job.spec.total_epochs} epochs; pause it, change it, resume it",
+            f"{job.name} may train {where}, in an attempt that began with {job.spec.total_epochs} epochs and would end "
+            "there; pause it while it trains, change it, resume it",
             job=job.name,
             state=Job.State.Name(job.state),
             allowed_states="QUEUED, PAUSED",
         )
-    lost_attempts.forget(transition)  # it began with fewer epochs, and would end too early
     job.spec.total_epochs = total_epochs
     estimates.update_remaining(transition.record)

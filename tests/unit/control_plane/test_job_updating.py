@@ -63,6 +63,17 @@ def test_epochs_grow_while_no_worker_has_the_job(state: State) -> None:
     assert dict(decision.events[0].details) == {"spec.total_epochs": "5"}
 
 
+@pytest.mark.parametrize("pausing", [False, True])
+def test_epochs_stay_while_an_attempt_that_was_lost_may_still_train(pausing: bool) -> None:
+    life = Life(total_epochs=3).running(1)
+    if pausing:
+        life.pause()
+    life.is_lost()
+    assert life.record.job.state == (Job.PAUSED if pausing else Job.QUEUED)
+    with pytest.raises(errors.JobHeldByWorkerError, match="out of reach"):
+        asked(life, life.record.job.state, "spec.total_epochs", total_epochs=5)
+
+
 @pytest.mark.parametrize(("before", "after"), [(3, 2), (3, 0), (0, 3)])
 def test_epochs_never_shrink_and_a_task_without_epochs_gets_none(before: int, after: int) -> None:
     with pytest.raises(errors.InvalidRequestError) as caught:
