@@ -42,7 +42,9 @@ async def fleet(store: MemoryStore) -> None:
     """Fills the store: each worker has one slot, and a job in it."""
     for number in range(WORKERS):
         name = f"workers/{number}"
-        await store.attach(Worker(name=name, cpu_slots=1, environment={"torch": "2.13.0"}), "session", name)
+        worker = Worker(name=name, cpu_slots=1, environment={"torch": "2.13.0"})
+        await store.attach(worker, "session", name)
+        await store.heartbeat(worker, name)
         await store.commit(creation(JobName(f"jobs/running-{number}"), state=Job.RUNNING, worker=name))
     for number in range(JOBS):
         change = creation(JobName(f"jobs/queued-{number}"))

@@ -1,4 +1,4 @@
-"""The stream of changes, and hints of them."""
+"""The stream of changes, and notifications of them."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -90,7 +90,7 @@ async def heard(notifications: AsyncIterator[tuple[JobName, WorkerName]], count:
         return [await anext(notifications) for _ in range(count)]
 
 
-async def test_hints_tell_of_the_job_and_of_each_worker(store: JobStore) -> None:
+async def test_notifications_tell_of_the_job_and_of_each_worker(store: JobStore) -> None:
     notifications = store.notifications()
     async with aclosing(notifications):
         assert await heard(notifications, 1) == [("", "")]
@@ -106,7 +106,7 @@ async def test_hints_tell_of_the_job_and_of_each_worker(store: JobStore) -> None
     assert event_of_report[5:] == [(A, TWO), (A, "")]
 
 
-async def test_hints_reach_everybody_and_end_with_the_store(store: JobStore) -> None:
+async def test_notifications_reach_everybody_and_end_with_the_store(store: JobStore) -> None:
     listeners = [store.notifications() for _ in range(3)]
     for notifications in listeners:
         assert await heard(notifications, 1) == [("", "")]
@@ -115,7 +115,7 @@ async def test_hints_reach_everybody_and_end_with_the_store(store: JobStore) -> 
         assert await heard(notifications, 1) == [(A, "")]
 
     async def rest(notifications: AsyncIterator[tuple[JobName, WorkerName]]) -> list[tuple[JobName, WorkerName]]:
-        return [hint async for hint in notifications]
+        return [each async for each in notifications]
 
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
         waiting = [group.create_task(rest(notifications)) for notifications in listeners[:2]]
@@ -148,14 +148,16 @@ async def test_a_change_tells_the_state_and_whose_allocation_changed(store: JobS
     assert (await store.allocation(TWO)).version == found[5].version
 
 
-async def test_hints_tell_of_workers_that_come(store: JobStore) -> None:
+async def test_notifications_tell_of_workers_that_take_work_from_now_on(store: JobStore) -> None:
     notifications = store.notifications()
     async with aclosing(notifications):
         assert await heard(notifications, 1) == [("", "")]
         await store.attach(Worker(name=ONE), "session", "stream")
+        await store.heartbeat(Worker(name=ONE), "stream")
         assert await heard(notifications, 1) == [("", ONE)]
         session = await store.session(ONE)
         assert session
         await store.mark_lost(ONE, session.heartbeat)
+        await store.heartbeat(Worker(name=ONE), "stream")
         await store.heartbeat(Worker(name=ONE), "stream")
         assert await heard(notifications, 1) == [("", ONE)]

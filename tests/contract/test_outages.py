@@ -185,7 +185,7 @@ async def test_wrong_password_is_reported(server: Server) -> None:
 
 
 async def event_of_report(store: RedisStore, notifications: AsyncIterator[tuple[JobName, WorkerName]]) -> None:
-    """Returns when a hint of the job has come: changes it until one does."""
+    """Returns when a notification of the job has come: changes it until one does."""
     async with asyncio.timeout(20):
         pending = asyncio.ensure_future(anext(notifications))
         while True:
@@ -197,7 +197,7 @@ async def event_of_report(store: RedisStore, notifications: AsyncIterator[tuple[
                 pending = asyncio.ensure_future(anext(notifications))
 
 
-async def test_hints_go_on_after_the_connection_broke(server: Server, store: RedisStore) -> None:
+async def test_notifications_go_on_after_the_connection_broke(server: Server, store: RedisStore) -> None:
     await created(store, "jobs/a")
     async with aclosing(store.notifications()) as notifications:
         assert await anext(notifications) == ("", "")
@@ -215,7 +215,7 @@ async def test_hints_go_on_after_the_connection_broke(server: Server, store: Red
         await event_of_report(store, notifications)
 
 
-async def test_hints_notice_a_server_that_hangs(
+async def test_notifications_notice_a_server_that_hangs(
     server: Server, store: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis, "SOCKET_WAIT", 0.25)

@@ -34,10 +34,23 @@ async def test_attached_worker_is_known(store: JobStore, worker: Worker) -> None
     session = await current(store)
     assert session.worker == worker
     assert (session.session, session.stream) == ("session-1", "stream-1")
-    assert session.connected
     assert not session.lost
     assert abs(session.report_time_ns - began) < 60_000_000_000
     assert await store.sessions() == [session]
+
+
+async def test_a_worker_is_connected_when_what_it_said_first_has_been_taken_in(store: JobStore, worker: Worker) -> None:
+    """It may say that it still has a job. The scheduler must not give away its place before."""
+    await store.attach(worker, "session-1", "stream-1")
+    assert not (await current(store)).connected
+    await store.heartbeat(worker, "stream-1")
+    assert (await current(store)).connected
+    await store.mark_lost(NAME, (await current(store)).heartbeat)
+    await store.heartbeat(worker, "stream-1")
+    back = await current(store)
+    assert (back.lost, back.connected) == (False, False)
+    await store.heartbeat(worker, "stream-1")
+    assert (await current(store)).connected
 
 
 async def test_what_is_derived_is_not_kept(store: JobStore, worker: Worker) -> None:
@@ -118,7 +131,6 @@ async def test_lost_worker_attaches_again(store: JobStore, worker: Worker) -> No
     await store.attach(worker, "session-1", "stream-2")
     back = await current(store)
     assert not back.lost
-    assert back.connected
     assert back.heartbeat > silent.heartbeat
 
 

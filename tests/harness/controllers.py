@@ -14,7 +14,7 @@ from adjourn_control_plane.fleet.scheduler import Scheduler
 from adjourn_control_plane.job import machine
 from adjourn_control_plane.job.updater import JobUpdater
 from adjourn_control_plane.settings import Settings
-from adjourn_control_plane.store.interface import Change, JobName
+from adjourn_control_plane.store.interface import Change, JobName, WorkerName
 from adjourn_control_plane.store.notifier import Notifier
 from tests.harness.memory_objects import MemoryObjects
 from tests.harness.memory_store import MemoryStore
@@ -48,7 +48,14 @@ class Controllers:
         stream = uuid4().hex
         worker = Worker(name=name, cpu_slots=cpu_slots, devices=devices, **description)
         await self.store.attach(worker, "session", stream)
+        await self.store.heartbeat(worker, stream)
         return stream
+
+    async def loses(self, name: str) -> None:
+        """Marks a worker lost."""
+        session = await self.store.session(WorkerName(name))
+        assert session
+        await self.store.mark_lost(WorkerName(name), session.heartbeat)
 
     async def record(self, job: JobName) -> JobRecord:
         stored = await self.store.get(job)

@@ -193,6 +193,7 @@ class ControlPlane(RuleBasedStateMachine):
         machine.stream = AgentSession(first, self.store, self.updater, self.notifier, SETTINGS)
         await self.store.attach(machine.stream.described(first), first.session_id, machine.stream.id)
         await machine.stream.handle(first)
+        await self.store.heartbeat(machine.stream.described(first), machine.stream.id)
         return machine.stream
 
     @rule(worker=WORKER)

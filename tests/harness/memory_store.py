@@ -32,7 +32,7 @@ from adjourn_control_plane.store.interface import (
     WorkerName,
 )
 
-Hint = tuple[JobName, WorkerName]
+Notification = tuple[JobName, WorkerName]
 PAGE = 200
 """Jobs that `queued` yields at a time."""
 
@@ -82,7 +82,7 @@ class MemoryStore:
         self._tombstones: set[JobUid] = set()
         self._sessions: dict[str, Session] = {}
         self._attached: set[str] = set()
-        self._listeners: set[asyncio.Queue[Hint | None]] = set()
+        self._listeners: set[asyncio.Queue[Notification | None]] = set()
 
     async def get(self, job: JobName) -> Stored | None:
         await self._reach()
@@ -249,18 +249,18 @@ class MemoryStore:
         start = position - kept_from + 1  # every version has one change
         return list(islice(self._changes, start, start + size))
 
-    async def notifications(self) -> AsyncGenerator[Hint, None]:
-        listener: asyncio.Queue[Hint | None] = asyncio.Queue()
+    async def notifications(self) -> AsyncGenerator[Notification, None]:
+        listener: asyncio.Queue[Notification | None] = asyncio.Queue()
         self._listeners.add(listener)
         try:
             yield JobName(""), WorkerName("")
-            while (hint := await listener.get()) is not None:
-                yield hint
+            while (notification := await listener.get()) is not None:
+                yield notification
         finally:
             self._listeners.discard(listener)
 
     def reconnect(self) -> None:
-        """Tells who listens to hints that anything may have happened."""
+        """Tells who listens that anything may have happened."""
         self._tell(JobName(""), WorkerName(""))
 
     def _tell(self, job: JobName, worker: WorkerName) -> None:
@@ -274,12 +274,11 @@ class MemoryStore:
         self._attached.add(stream)
         old = self._sessions.get(worker.name)
         self._lost.pop(worker.name, None)
-        self._tell(JobName(""), WorkerName(worker.name))
         self._sessions[worker.name] = Session(
             worker=self._described(worker),
             session=session,
             stream=stream,
-            connected=True,
+            connected=False,
             lost=False,
             heartbeat=old.heartbeat + 1 if old else 1,
             report_time_ns=self._now_ns(),
@@ -292,9 +291,15 @@ class MemoryStore:
             return False
         if old.lost:
             del self._lost[worker.name]
+        elif not old.connected:
             self._tell(JobName(""), WorkerName(worker.name))
         self._sessions[worker.name] = replace(
-            old, worker=self._described(worker), lost=False, heartbeat=old.heartbeat + 1, report_time_ns=self._now_ns()
+            old,
+            worker=self._described(worker),
+            connected=not old.lost,
+            lost=False,
+            heartbeat=old.heartbeat + 1,
+            report_time_ns=self._now_ns(),
         )
         return True
 

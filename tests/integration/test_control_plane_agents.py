@@ -11,6 +11,8 @@ from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Failure, Job, Pause
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
+from adjourn_control_plane.job.events import Lost
+from adjourn_control_plane.job.updater import JobUpdater
 from adjourn_control_plane.store.interface import Allocation, JobName, JobStore, WorkerName
 from tests.harness.control_planes import Agent, Replica, refused, replica, standing
 from tests.harness.memory_store import MemoryStore
@@ -147,7 +149,8 @@ async def test_a_stale_token_is_stopped_and_its_reports_have_no_effect(plane: Re
     async with Agent(plane.address) as agent:
         await agent.say()
         order = await agent.given(JOB)
-        stale = Assignment(job=JOB, token=FencingToken(attempt=1, nonce="0" * 32), generation=9)
+        token = FencingToken(attempt=1, nonce="0" * 32, job_uid=order.token.job_uid)
+        stale = Assignment(job=JOB, token=token, generation=9)
         report = agent.report(JOB, stale.token, checkpoint=made(3))
         await agent.say(standing(order), standing(stale), reports=(report,))
         stop = await agent.given(JOB, Assignment.STOP)
@@ -171,6 +174,72 @@ async def test_a_later_attempt_than_the_stores_is_adopted_with_all_it_reports(pl
         assert (await agent.given(JOB)).token == later.token
     job = await plane.get()
     assert (job.attempt, job.latest_checkpoint, job.restart_count) == (8, made(3, attempt=8).name, 0)
+
+
+async def lose(plane: Replica) -> None:
+    """The worker is silent for a lease."""
+    (held,) = (await plane.store.allocation(WorkerName("workers/a"))).jobs
+    lost = Lost(actor="control_plane", failure=Failure(reason=reasons.WORKER_LOST, message="silent"))
+    await JobUpdater(plane.store).apply(JobName(JOB), lost, token=held.record.token)
+
+
+async def test_the_worker_of_a_deleted_job_does_not_take_over_the_job_that_has_its_name(plane: Replica) -> None:
+    """It was out of reach while its job was deleted and another was created with the name (C1)."""
+    await plane.create()
+    async with Agent(plane.address) as agent:
+        await agent.say()
+        order = await agent.given(JOB)
+        await agent.say(standing(order))
+        await plane.becomes(Job.RUNNING)
+    await plane.jobs.CancelJob(pb.CancelJobRequest(name=JOB))
+    await lose(plane)
+    await plane.jobs.DeleteJob(pb.DeleteJobRequest(name=JOB))
+    again = await plane.create()
+    order.token.attempt = 9  # far ahead of the new job's
+    async with Agent(plane.address) as agent:
+        report = agent.report(JOB, order.token, checkpoint=made(3, attempt=9))
+        ended = agent.report(JOB, order.token, exit=Exit(phase=AssignmentStatus.SUCCEEDED, checkpoint=report.job))
+        await agent.say(standing(order), reports=(report, ended))
+        assert (await agent.given(JOB, Assignment.STOP)).token == order.token
+        await agent.hears(lambda response: response.acknowledged_report == ended.sequence)
+    job = await plane.get()
+    assert (job.uid, job.latest_checkpoint, job.HasField("end_time")) == (again.uid, "", False)
+    assert job.attempt < 9
+
+
+async def test_what_a_worker_finished_out_of_reach_counts(plane: Replica) -> None:
+    """A partition of more than a lease, in which the run ends (C5)."""
+    await plane.create(epochs=3)
+    async with Agent(plane.address) as agent:
+        await agent.say()
+        order = await agent.given(JOB)
+        await agent.say(standing(order))
+        await plane.becomes(Job.RUNNING)
+    await lose(plane)
+    assert (await plane.get()).state == Job.QUEUED
+    async with Agent(plane.address, name="workers/b", cpu_slots=0) as agent:
+        registered = agent.report(JOB, order.token, checkpoint=made(3))
+        exit_ = Exit(phase=AssignmentStatus.SUCCEEDED, checkpoint=made(3).name)
+        over = standing(order, AssignmentStatus.SUCCEEDED, epoch=3)
+        await agent.say(over, reports=(registered, agent.report(JOB, order.token, exit=exit_)))
+        job = await plane.becomes(Job.SUCCEEDED)
+    assert (job.attempt, job.restart_count, job.latest_checkpoint) == (1, 0, made(3).name)
+
+
+async def test_a_live_attempt_that_comes_back_goes_on_and_costs_nothing(plane: Replica) -> None:
+    """A partition of more than a lease, while nobody else could take the job (C5)."""
+    await plane.create()
+    async with Agent(plane.address) as agent:
+        await agent.say()
+        order = await agent.given(JOB)
+        await agent.say(standing(order))
+        await plane.becomes(Job.RUNNING)
+    await lose(plane)
+    async with Agent(plane.address) as agent:
+        await agent.say(standing(order))
+        assert (await agent.given(JOB)).token == order.token
+        job = await plane.becomes(Job.RUNNING)
+    assert (job.attempt, job.restart_count) == (1, 0)
 
 
 async def test_what_nobody_knows_is_left_running_and_told_once(plane: Replica) -> None:

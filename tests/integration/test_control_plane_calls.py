@@ -244,7 +244,9 @@ class TestLists:
 
     async def test_workers_by_page_with_their_state_and_jobs(self, plane: Replica) -> None:
         for name in "abc":
-            await plane.store.attach(Worker(name=f"workers/{name}", cpu_slots=1), "session", f"stream-{name}")
+            worker = Worker(name=f"workers/{name}", cpu_slots=1)
+            await plane.store.attach(worker, "session", f"stream-{name}")
+            await plane.store.heartbeat(worker, f"stream-{name}")
         await at_work(plane, "j")
         first = await plane.workers.ListWorkers(worker_pb.ListWorkersRequest(page_size=2))
         assert [each.name for each in first.workers] == ["workers/a", "workers/b"]

@@ -15,6 +15,7 @@ async def test_a_worker_that_is_lost_and_holds_nothing_can_be_deleted(idle_plane
     store, workers = idle_plane.store, idle_plane.workers
     delete = pb.DeleteWorkerRequest(name=A)
     await store.attach(Worker(name=A), "session", "stream")
+    await store.heartbeat(Worker(name=A), "stream")
     job = await created(store, "jobs/j", state=Job.RUNNING, worker=A)
     with refused(errors.WorkerInUseError) as caught:
         await workers.DeleteWorker(delete)

@@ -108,10 +108,10 @@ async def test_restarts_are_limited(submit: Submit) -> None:
     assert "no good: 2" in job.failure.message
 
 
-async def test_what_fails_twice_in_the_same_way_is_not_tried_a_third_time(submit: Submit) -> None:
+async def test_what_fails_three_times_in_the_same_way_is_not_tried_a_fourth_time(submit: Submit) -> None:
     trial = await submit("deterministic", RAISES)
     job = await trial.until(Job.FAILED)
-    assert (job.attempt, job.restart_count) == (2, 1)
+    assert (job.attempt, job.restart_count) == (3, 2)
 
 
 async def test_what_fails_once_is_tried_again_and_ends_where_it_should(trials: Trials, uninterrupted: Outcome) -> None:

@@ -82,6 +82,7 @@ class AgentSession:
     async def read(self, first: SynchronizeRequest, requests: Requests) -> None:
         """Takes in what the agent says, message by message, until its end of the stream closes."""
         await self.handle(first)
+        await self.heartbeat(first)  # it is known what the worker holds: it may be given more
         async for request in requests:
             await self.heartbeat(request)
             await self.handle(request)

@@ -127,7 +127,7 @@ class Session:
     stream: str
     """Of its newest stream: only that one may speak."""
     connected: bool
-    """A stream is open, as far as known."""
+    """A stream is open, as far as known, and what the worker said first on it has been taken in."""
     lost: bool
     """Not heard from for a lease."""
     heartbeat: int
@@ -229,12 +229,13 @@ class JobStore(Protocol):
         ...
 
     async def attach(self, worker: Worker, session: str, stream: str) -> None:
-        """Makes `stream`, never used before, the one that speaks for the worker."""
+        """Makes `stream`, never used before, the one that speaks for the worker. Its first heartbeat connects it."""
         ...
 
     async def heartbeat(self, worker: Worker, stream: str) -> bool:
         """Notes a sign of life, and the worker's description.
 
+        A worker that was lost is connected with the next one: what it says with this one comes first.
         False if another stream speaks for it by now, or none is known: attach again.
         """
         ...

@@ -12,7 +12,7 @@ an attachment are remembered by id for a while, the rest is idempotent. Reads th
     {ns}:workers:holding            set of workers that hold jobs
     {ns}:workers/y                  hash: what Session holds
     {ns}:workers/y:jobs             set;  :allocation  version of its newest change
-    {ns}:changes  {ns}:hints        stream of all changes; channel that tells of them
+    {ns}:changes  {ns}:notifications  stream of all changes; channel that tells of them
     {ns}:tombstones                 set of the uids of deleted jobs whose objects may not be gone yet
     {ns}:request:{id}  :done:{id}   hash: digest, answer; result of a change, for its repeats; both expire
 
@@ -69,7 +69,7 @@ BATCH = 200
 """Jobs or workers read at a time: a script holds up everybody else."""
 SCRIPTS = (
     *("commit", "events", "page", "allocation"),
-    *("attach", "beat", "detach", "lose", "sessions", "lost_holders", "forget", "forget_lost"),
+    *("attach", "heartbeat", "detach", "mark_lost", "sessions", "lost_holders", "forget", "forget_lost"),
 )
 LATER = (
     OSError,  # TimeoutError is one
@@ -230,28 +230,28 @@ class RedisStore:
         while not self._closed:
             try:
                 async with self._listener.pubsub() as channel:
-                    await channel.subscribe(self._key("hints"))
+                    await channel.subscribe(self._key("notifications"))
                     while not self._closed:
-                        hint = await heard(channel)
+                        notification = await heard(channel)
                         failures = 0
-                        yield hint
+                        yield notification
             except (exceptions.RedisError, OSError) as error:
                 failures += 1
                 if failures == 1 and not self._closed:
-                    log.warning("store_hints_interrupted", error=str(error))
+                    log.warning("store_notifications_interrupted", error=str(error))
                 await asyncio.sleep(backoff.compute(failures))
 
     async def attach(self, worker: Worker, session: str, stream: str) -> None:
         await self._run("attach", worker.name, values.described(worker), session, stream, values.REPEAT_MEMORY)
 
     async def heartbeat(self, worker: Worker, stream: str) -> bool:
-        return bool(await self._run("beat", worker.name, values.described(worker), stream))
+        return bool(await self._run("heartbeat", worker.name, values.described(worker), stream))
 
     async def detach(self, worker: WorkerName, stream: str) -> None:
         await self._run("detach", worker, stream)
 
     async def mark_lost(self, worker: WorkerName, heartbeat: int) -> bool:
-        return bool(await self._run("lose", worker, heartbeat))
+        return bool(await self._run("mark_lost", worker, heartbeat))
 
     async def sessions(self) -> list[Session]:
         lost = await self._ask("ZRANGE", "workers:lost", 0, -1)

@@ -20,7 +20,7 @@ from adjourn_control_plane.store.interface import (
 )
 
 RECORD_FIELDS = ("record", "version", "number")
-SESSION_FIELDS = ("worker", "session", "stream", "connected", "lost", "beat", "report_time")
+SESSION_FIELDS = ("worker", "session", "stream", "connected", "lost", "heartbeat", "report_time")
 REPEAT_MEMORY = 120
 """Seconds for which a change is recognised by its id: longer than anyone repeats it."""
 START = "0-0"

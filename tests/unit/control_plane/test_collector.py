@@ -56,7 +56,7 @@ async def test_lost_workers_are_forgotten_after_a_while() -> None:
     for number in range(250):
         name = WorkerName(f"workers/pod-{number}")
         await plane.worker(name)
-        await store.mark_lost(name, 1)
+        await plane.loses(name)
     await plane.worker("workers/live")
     await plane.collector.forget_workers()
     assert len(await store.sessions()) == 251

@@ -153,7 +153,7 @@ async def test_ten_thousand_dead_workers_cost_a_round_nothing(clock: Clock) -> N
     for number in range(10_000):
         name = WorkerName(f"workers/pod-{number}")
         await plane.worker(name)
-        await store.mark_lost(name, 1)
+        await plane.loses(name)
     job = await plane.create("j")
     await plane.worker(A, cpu_slots=1)
     await plane.scheduler.place()

@@ -120,9 +120,9 @@ end
 redis.call('XADD', key('changes'), 'MAXLEN', '~', changes_kept, '*', 'job', job, 'version', version, 'state', state,
   'workers', touched, 'labels', record == '' and old[7] or '')
 if old_worker ~= '' and old_worker ~= worker then
-  redis.call('PUBLISH', key('hints'), job .. ' ' .. old_worker)
+  redis.call('PUBLISH', key('notifications'), job .. ' ' .. old_worker)
 end
 if worker ~= '' or old_worker == '' then
-  redis.call('PUBLISH', key('hints'), job .. ' ' .. worker)
+  redis.call('PUBLISH', key('notifications'), job .. ' ' .. worker)
 end
 return {'DONE', result}

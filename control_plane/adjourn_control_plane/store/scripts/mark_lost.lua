@@ -1,11 +1,11 @@
--- Marks a worker lost if its last beat is still the one that was read; tells whether it is lost now.
-local prefix, worker, beat = KEYS[1], ARGV[1], ARGV[2]
+-- Marks a worker lost if its last heartbeat is still the one that was read; tells whether it is lost now.
+local prefix, worker, heartbeat = KEYS[1], ARGV[1], ARGV[2]
 local key = prefix .. ':' .. worker
-local known = redis.call('HMGET', key, 'beat', 'lost')
+local known = redis.call('HMGET', key, 'heartbeat', 'lost')
 if known[2] == '1' then
   return 1
 end
-if known[1] ~= beat then
+if known[1] ~= heartbeat then
   return 0
 end
 local time = redis.call('TIME')
