@@ -103,14 +103,14 @@ class Bench:
     async def agent(self, objects: ObjectStore, gpus: Gpus | None = None) -> AsyncIterator[Agent]:
         """An agent in this process, once it has spoken; leaves training alone when it ends."""
         settings = Settings.from_environment(self.settings())
-        heard = len(self.plane.heard)
+        heard = len(self.plane.requests)
         stop = asyncio.Event()
         with Journal(self.paths) as journal:
             async with LauncherClient(self.paths, self.environment(), entry=ENTRY, software=SOFTWARE) as launcher:
                 agent = Agent(settings, self.paths, journal, launcher, objects, gpus or NoGpus())
                 task = asyncio.create_task(agent.run(stop))
                 try:
-                    await self.until(lambda: len(self.plane.heard) > heard)
+                    await self.until(lambda: len(self.plane.requests) > heard)
                     yield agent
                 finally:
                     stop.set()
@@ -132,7 +132,7 @@ class Bench:
 
     async def process(self, **settings: str) -> Process:
         """An agent in a process of its own, once it has spoken; the launcher must be there, or torch is loaded."""
-        heard = len(self.plane.heard)
+        heard = len(self.plane.requests)
         with (self.directory / "agent.log").open("ab") as log:
             process = subprocess.Popen(  # noqa: ASYNC220  # takes milliseconds
                 (sys.executable, "-m", "adjourn_worker"),
@@ -141,7 +141,7 @@ class Bench:
                 start_new_session=True,
             )
         self.processes.append(process)
-        await self.until(lambda: len(self.plane.heard) > heard or process.poll() is not None)
+        await self.until(lambda: len(self.plane.requests) > heard or process.poll() is not None)
         return process
 
     async def launcher(self) -> None:

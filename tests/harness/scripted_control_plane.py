@@ -1,4 +1,4 @@
-"""A control plane that says what a test wants said, and jobs that do what a test wants done."""
+"""A control plane that answers as a test wants, and jobs whose training does what a test wants."""
 
 import os
 from collections.abc import AsyncIterator
@@ -26,7 +26,7 @@ INTERVAL: Final = timedelta(seconds=0.1)
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A job as the control plane hands it out, and as a test leads its training."""
+    """A job as the control plane assigns it, and as a test leads its training."""
 
     assignment: Assignment
     commands: int
@@ -37,12 +37,12 @@ class Job:
         return self.assignment.job
 
     def do(self, *commands: str) -> None:
-        """Has the training process do things, once it is there."""
+        """Has the training process do things, once it runs."""
         os.write(self.commands, "".join(f"{command}\n" for command in commands).encode())
 
 
 class ControlPlane(agent_service_pb2_grpc.AgentServiceServicer):
-    """Hands out what a test puts into `assignments`, and remembers all that it hears."""
+    """Assigns what a test puts into `assignments`, and keeps all requests and reports."""
 
     def __init__(self) -> None:
         self.assignments: dict[str, Assignment] = {}
@@ -50,7 +50,7 @@ class ControlPlane(agent_service_pb2_grpc.AgentServiceServicer):
         self.superseding = False
         self.keeping = False
         """Finished assignments stay."""
-        self.heard: list[SynchronizeRequest] = []
+        self.requests: list[SynchronizeRequest] = []
         self.reports: list[Report] = []
         """Each once, in the order in which they came."""
         self.port = 0
@@ -79,11 +79,11 @@ class ControlPlane(agent_service_pb2_grpc.AgentServiceServicer):
                 status = errors.SessionSupersededError("another agent speaks").to_status()
                 details = (("grpc-status-details-bin", status.SerializeToString()),)
                 await context.abort(grpc.StatusCode.ABORTED, status.message, details)
-            self.on_response(request)
+            self.on_request(request)
             yield self.response()
 
-    def on_response(self, request: SynchronizeRequest) -> None:
-        self.heard.append(request)
+    def on_request(self, request: SynchronizeRequest) -> None:
+        self.requests.append(request)
         newest = self.reports[-1].sequence if self.reports else 0
         sequences = [report.sequence for report in request.reports]
         assert sequences == sorted(set(sequences)), "out of order"
@@ -104,7 +104,7 @@ class ControlPlane(agent_service_pb2_grpc.AgentServiceServicer):
 
     def status(self, job: Job) -> AssignmentStatus:
         """Returns what was said last of a job's present attempt; phase 0: nothing."""
-        said = self.heard[-1].assignments if self.heard else []
+        said = self.requests[-1].assignments if self.requests else []
         found = [each for each in said if (each.job, each.token) == (job.name, job.assignment.token)]
         return found[0] if found else AssignmentStatus()
 
@@ -134,8 +134,8 @@ class ControlPlane(agent_service_pb2_grpc.AgentServiceServicer):
     def ended(self, job: Job) -> bool:
         return "exit" in self.kinds(job)
 
-    def order(self, job: Job, target: Assignment.Target.ValueType) -> None:
-        """Wants something else of a job, as a new message would."""
+    def set_target(self, job: Job, target: Assignment.Target.ValueType) -> None:
+        """Changes the target of a job, with a new generation."""
         job.assignment.target = target
         job.assignment.generation += 1
         self.assignments[job.name] = job.assignment

@@ -62,15 +62,15 @@ async def test_reports_are_repeated_until_they_are_acknowledged(bench: Bench, ob
     job.do("epoch", "finish")
     async with bench.agent(objects):
         await bench.until_phase(job, SUCCEEDED)
-        said = len(bench.plane.heard)
-        await bench.until(lambda: len(bench.plane.heard) > said + 3)
-        assert {len(request.reports) for request in bench.plane.heard[said + 1 :]} == {len(bench.plane.reports)}
-    said = len(bench.plane.heard)
+        said = len(bench.plane.requests)
+        await bench.until(lambda: len(bench.plane.requests) > said + 3)
+        assert {len(request.reports) for request in bench.plane.requests[said + 1 :]} == {len(bench.plane.reports)}
+    said = len(bench.plane.requests)
     async with bench.agent(objects):  # the next agent has them from the journal
-        assert list(bench.plane.heard[said].reports) == bench.plane.reports
+        assert list(bench.plane.requests[said].reports) == bench.plane.reports
         bench.plane.acknowledging = True
         await bench.until_forgotten(job)
-        await bench.until(lambda: not bench.plane.heard[-1].reports)
+        await bench.until(lambda: not bench.plane.requests[-1].reports)
     assert bench.plane.kinds(job) == ["epoch", "checkpoint", "checkpoint", "exit"]
 
 
@@ -84,7 +84,7 @@ async def test_a_long_backlog_of_large_reports_is_sent_in_parts(bench: Bench, ob
         bench.plane.acknowledging = True
         await bench.until_forgotten(job)
     assert bench.plane.epochs(job) == list(range(1, 41))
-    sizes = [request.ByteSize() for request in bench.plane.heard]
+    sizes = [request.ByteSize() for request in bench.plane.requests]
     assert sum(report.ByteSize() for report in bench.plane.reports) > MAX_MESSAGE_BYTES
     assert max(sizes) < MAX_MESSAGE_BYTES / 2
 
@@ -104,7 +104,7 @@ async def test_an_assignment_without_its_spec_is_one_that_is_held(bench: Bench, 
         await bench.until_phase(job, RUNNING)
         for each in (job, unknown):
             each.assignment.ClearField("spec")
-            bench.plane.order(each, Assignment.PAUSE)
+            bench.plane.set_target(each, Assignment.PAUSE)
         await bench.until_phase(job, PAUSING)
         assert not bench.plane.phase(unknown)
         job.do("epoch")
@@ -133,7 +133,7 @@ async def test_a_pause_and_its_resume(bench: Bench, objects: MemoryObjects) -> N
     async with bench.agent(objects):
         await bench.until_durable(job, 1)
         pid = bench.training(job)
-        bench.plane.order(job, Assignment.PAUSE)
+        bench.plane.set_target(job, Assignment.PAUSE)
         await bench.until_phase(job, PAUSING)
         assert bench.plane.status(job).observed_generation == 2
         job.do("epoch")
@@ -156,9 +156,9 @@ async def test_a_pause_that_is_taken_back(bench: Bench, objects: MemoryObjects) 
     job = bench.job()
     async with bench.agent(objects):
         await bench.until_phase(job, RUNNING)
-        bench.plane.order(job, Assignment.PAUSE)
+        bench.plane.set_target(job, Assignment.PAUSE)
         await bench.until_phase(job, PAUSING)
-        bench.plane.order(job, Assignment.RUN)
+        bench.plane.set_target(job, Assignment.RUN)
         await bench.until_phase(job, RUNNING)
         job.do("epoch", "finish")
         await bench.until_forgotten(job)
@@ -167,11 +167,11 @@ async def test_a_pause_that_is_taken_back(bench: Bench, objects: MemoryObjects) 
 
 async def test_a_stop(bench: Bench, objects: MemoryObjects) -> None:
     job, other = bench.job("a"), bench.job("b", hand_out=False)
-    bench.plane.order(other, Assignment.STOP)
+    bench.plane.set_target(other, Assignment.STOP)
     async with bench.agent(objects):
         await bench.until_phase(job, RUNNING)
         pid = bench.training(job)
-        bench.plane.order(job, Assignment.STOP)
+        bench.plane.set_target(job, Assignment.STOP)
         await bench.until_forgotten(job)
         await bench.until_forgotten(other)
         assert not alive(pid)
@@ -185,10 +185,10 @@ async def test_absent_and_live_is_left_alone(bench: Bench, objects: MemoryObject
     async with bench.agent(objects):
         await bench.until_phase(job, RUNNING)
         del bench.plane.assignments[job.name]
-        said = len(bench.plane.heard)
+        said = len(bench.plane.requests)
         job.do("epoch")
         await bench.until_durable(job, 1)
-        await bench.until(lambda: len(bench.plane.heard) > said + 3)
+        await bench.until(lambda: len(bench.plane.requests) > said + 3)
         assert bench.plane.phase(job) == RUNNING
         assert alive(bench.training(job))
 
@@ -236,13 +236,13 @@ async def test_object_storage_is_away_during_a_pause(bench: Bench, monkeypatch: 
     monkeypatch.setattr(tasks, "BACKOFF_MOST", 0.2)
     objects = Away()
     job = bench.job()
-    bench.plane.order(job, Assignment.PAUSE)
+    bench.plane.set_target(job, Assignment.PAUSE)
     job.do("epoch")
     async with bench.agent(objects):
         await bench.until_phase(job, PERSISTING)
         assert not alive(bench.training(job))
-        said = len(bench.plane.heard)
-        await bench.until(lambda: len(bench.plane.heard) > said + 3)
+        said = len(bench.plane.requests)
+        await bench.until(lambda: len(bench.plane.requests) > said + 3)
         assert bench.plane.phase(job) == PERSISTING
         await bench.until(lambda: "condition" in bench.plane.kinds(job))
         assert sorted(bench.plane.kinds(job), key=str) == ["condition", "epoch", "pause"]
@@ -267,7 +267,7 @@ async def trained_on_gpu(bench: Bench, agent: Agent, nvml: FakeNvml) -> Job:
     (runner,) = agent.runners.values()
     await bench.until(lambda: [gpu.memory_used_bytes for gpu in runner.held.usage.gpus] == [nvml.used[0]])
     pid = bench.training(job)
-    bench.plane.order(job, Assignment.PAUSE)
+    bench.plane.set_target(job, Assignment.PAUSE)
     await bench.until_phase(job, PAUSING)
     job.do("epoch")
     await bench.until(lambda: not alive(pid))
@@ -303,14 +303,14 @@ async def test_gpus_whose_memory_is_never_released_are_quarantined_until_it_is(
     monkeypatch.setattr(agent_module, "GPU_SECONDS", 0.05)
 
     def quarantined() -> list[bool]:
-        return [device.quarantined for device in bench.plane.heard[-1].worker.devices]
+        return [device.quarantined for device in bench.plane.requests[-1].worker.devices]
 
     nvml = FakeNvml()
     async with bench.agent(objects, find_gpus(GpuShare(), nvml)) as agent:
         assert quarantined() == [False, False]
         job = await trained_on_gpu(bench, agent, nvml)
         await bench.until_forgotten(job)
-        released = [each for each in bench.plane.heard if each.assignments and not held(each, job)]
+        released = [each for each in bench.plane.requests if each.assignments and not held(each, job)]
         assert all(each.worker.devices[0].quarantined for each in released), "it was offered for a moment"
         assert quarantined() == [True, False]
         nvml.used[0] -= 5 * GIB
@@ -369,7 +369,7 @@ async def test_a_storm_of_rings_is_weathered(bench: Bench, objects: MemoryObject
     async with bench.agent(objects) as agent:
         await bench.until_phase(job, RUNNING)
         (holder,) = agent.runners.values()
-        said, sizes = len(bench.plane.heard), [0]
+        said, sizes = len(bench.plane.requests), [0]
         job.do("storm", "epoch")
 
         def over() -> bool:
@@ -377,5 +377,5 @@ async def test_a_storm_of_rings_is_weathered(bench: Bench, objects: MemoryObject
             return bench.plane.epochs(job) == [1]
 
         await bench.until(over)
-        assert len(bench.plane.heard) > said + 5
+        assert len(bench.plane.requests) > said + 5
         assert max(sizes) <= 3

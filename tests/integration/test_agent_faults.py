@@ -63,7 +63,7 @@ async def test_a_bundle_that_is_missing_or_damaged(bench: Bench, objects: Memory
 async def durable(bench: Bench) -> Checkpoint:
     """Returns the checkpoint of a job's first epoch; the job has ended."""
     job = bench.job()
-    bench.plane.order(job, Assignment.PAUSE)
+    bench.plane.set_target(job, Assignment.PAUSE)
     job.do("epoch")
     await bench.until_forgotten(job)
     return bench.plane.checkpoints(job)[-1]
@@ -144,7 +144,7 @@ async def test_a_snapshot_that_training_cannot_take_is_shown_and_the_pause_stays
     job = bench.job()
     async with bench.agent(objects):
         await bench.until_phase(job, RUNNING)
-        bench.plane.order(job, Assignment.PAUSE)
+        bench.plane.set_target(job, Assignment.PAUSE)
         await bench.until_phase(job, AssignmentStatus.PAUSING)
         job.do("fill", "epoch")
         await bench.until(lambda: "condition" in bench.plane.kinds(job))
@@ -218,7 +218,7 @@ async def test_an_order_that_cannot_be_written_ends_the_attempt(bench: Bench, ob
         control = bench.attempt(job) / "control"
         control.unlink()
         control.mkdir()
-        bench.plane.order(job, Assignment.PAUSE)
+        bench.plane.set_target(job, Assignment.PAUSE)
         why = await failure(bench, job)
         assert not alive(pid)
     assert (why.reason, "control" in why.message) == (reasons.PROCESS_ENDED, True)
@@ -244,8 +244,8 @@ async def test_an_agent_whose_disk_is_full_waits_and_goes_on(
             await agent.journal.run(fill_disk, agent.journal)
             job.do("metrics 1000", *["epoch"] * 5)
             await bench.until(lambda: any(entry["event"] == "journal_unwritable" for entry in logs))
-            heard = len(bench.plane.heard)
-            await bench.until(lambda: len(bench.plane.heard) > heard + 3)  # the worker is not lost meanwhile
+            heard = len(bench.plane.requests)
+            await bench.until(lambda: len(bench.plane.requests) > heard + 3)  # the worker is not lost meanwhile
             assert bench.plane.phase(job) == RUNNING
             assert bench.plane.epochs(job) == []
             await agent.journal.run(make_room, agent.journal)

@@ -66,7 +66,7 @@ async def test_persisting_is_finished_by_the_next_agent(
     await bench.launcher()
     agent = await bench.process()  # storage refuses
     job = bench.job("persisted")
-    bench.plane.order(job, Assignment.PAUSE)
+    bench.plane.set_target(job, Assignment.PAUSE)
     job.do("epoch")
     await bench.until_phase(job, PERSISTING)
     await bench.kill(agent)
@@ -131,7 +131,7 @@ async def test_sigterm_can_end_everything(bench: Bench, objects: S3Objects, s3_e
     pid, launcher = bench.training(job), bench.launcher_pid()
     agent.terminate()
     assert await bench.ended(agent) == 0
-    assert bench.plane.heard[-1].draining
+    assert bench.plane.requests[-1].draining
     how = bench.plane.exit(job)
     assert (how.phase, how.failure.reason) == (STOPPED, reasons.WORKER_STOPPED)
     assert not alive(pid)
@@ -212,13 +212,13 @@ async def test_with_torch_and_real_training(
     name = f"bundles/{hashlib.sha256(bundle).hexdigest()}"
     await objects.put(bundles.object_key(name), bundle)
     await bench.process(**s3_environment)
-    assert bench.plane.heard[-1].worker.environment["torch"] == metadata.version("torch")
+    assert bench.plane.requests[-1].worker.environment["torch"] == metadata.version("torch")
     spec = JobSpec(entry_point="mlp:main", bundle=name, total_epochs=2, seed=7)
     gate = Gate(tmp_path / "gate", 0)
     spec.args.update({"gate": str(gate.directory), "fail_in": 2})
     job = bench.job("mlp", spec=spec)
     await bench.until(lambda: gate.inside(1))
-    bench.plane.order(job, Assignment.PAUSE)
+    bench.plane.set_target(job, Assignment.PAUSE)
     await bench.until_phase(job, AssignmentStatus.PAUSING)
     gate.open(1)
     await bench.until_forgotten(job)

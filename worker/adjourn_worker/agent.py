@@ -1,7 +1,7 @@
 """The agent: runs the attempts that the control plane assigns to its worker, and reports how they go.
 
 Its process may be killed at any moment. The assignments it held are in the journal and training runs under the
-launcher, so its successor continues from there.
+launcher, so the next agent continues from there.
 """
 
 import asyncio
@@ -161,7 +161,7 @@ class Agent:
 
     async def take_on(self, assignment: Assignment) -> None:
         if self.draining:
-            return  # the control plane is told, and places the job elsewhere
+            return  # the control plane reads `draining`, and places the job elsewhere
         if not assignment.HasField("spec") and assignment.target != Assignment.STOP:
             # An answer to a message from before it was forgotten; the next one has the spec.
             log.info("assignment_without_spec", job=assignment.job, attempt=assignment.token.attempt)
@@ -188,7 +188,7 @@ class Agent:
         name = key(runner.held.assignment.job, runner.held.assignment.token)
         self.runners[name] = runner
         task = self.tasks[name] = self.group.create_task(runner.run())
-        task.add_done_callback(lambda _: self.stream.changed.set())  # the next answer tells whether to forget it
+        task.add_done_callback(lambda _: self.stream.changed.set())  # the answer to that shows whether to forget it
         self.stream.changed.set()
 
     def on_change(self, reports: Sequence[Report]) -> None:

@@ -141,6 +141,7 @@ class Journal:
 
     def _open(self) -> sqlite3.Connection:
         with self._explained():
+            self._path.touch(mode=0o600)  # SQLite gives its further files the same mode
             # Used by one thread at a time: before `run` is first called, and then by its thread.
             database = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
             try:
@@ -171,7 +172,7 @@ class Journal:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.OperationalError as error:
+        except (sqlite3.OperationalError, OSError) as error:
             raise JournalUnwritable(f"{self._path}: {error}") from error
         except (sqlite3.DatabaseError, DecodeError) as error:
             raise JournalDamaged(f"{self._path}: {error}") from error

@@ -22,7 +22,7 @@ from adjourn.v1.agent_service_pb2_grpc import AgentServiceStub
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 FIRST_INTERVAL: Final = 2.0
-"""Seconds between messages until the control plane has told its interval."""
+"""Seconds between messages until the control plane has sent its interval."""
 GAP: Final = 0.05
 """Least seconds between two messages: what changes together is sent together."""
 SILENCE_INTERVALS: Final = 5

@@ -128,6 +128,15 @@ def test_a_damaged_journal_is_not_guessed_at(paths: WorkerPaths, content: bytes)
     Journal(paths).close()
 
 
+def test_only_its_user_can_read_it(paths: WorkerPaths) -> None:
+    paths.data.chmod(0o755)
+    with Journal(paths) as journal:
+        journal.record(held(), [])
+        modes = [path.stat().st_mode & 0o777 for path in paths.data.glob("journal.sqlite*")]
+    assert set(modes) == {0o600}
+    assert len(modes) > 1
+
+
 def test_an_entry_that_is_no_message_is_damage(paths: WorkerPaths) -> None:
     with Journal(paths) as journal:
         journal._database.execute("INSERT INTO held VALUES ('jobs/a', 'u', 1, 'n', x'ffff')")

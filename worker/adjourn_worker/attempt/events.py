@@ -28,7 +28,7 @@ class Prepared(Event):
     """Code, and what is to be restored, lie on the disk."""
 
     gpus: tuple[GpuSample, ...] = ()
-    """The assignment's GPUs before the launch, as far as NVML tells."""
+    """The assignment's GPUs before the launch, as far as NVML shows them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

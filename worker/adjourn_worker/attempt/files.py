@@ -24,7 +24,7 @@ class AttemptDamaged(Exception):
 
 
 def write_start(directory: Path, start: TrainingStart) -> None:
-    """Makes the directory of an attempt, with all that its training process is told."""
+    """Makes the directory of an attempt, and in it the file from which its training process learns what to do."""
     directory.mkdir(mode=0o700, exist_ok=True)
     write(directory / START, start.SerializeToString())
 
@@ -55,7 +55,7 @@ def read_exit(directory: Path) -> ProcessExit | None:
 def read_events(directory: Path, offset: int) -> list[tuple[TrainingEvent, int]]:
     """Returns the events that are complete from a byte offset on, each with the offset after it.
 
-    At most 16 MiB are looked at: call again from the last offset until nothing comes. Raises AttemptDamaged.
+    Reads 16 MiB at most: call again from the last offset until nothing comes. Raises AttemptDamaged.
     """
     path = directory / EVENTS
     try:

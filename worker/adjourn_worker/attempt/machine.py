@@ -3,7 +3,7 @@
 What the agent knows of an assignment is a HeldAssignment. Events come from the control plane (another target), from the
 training process (through its file `events`), from the launcher (an exit) and from the agent's own work (prepared,
 launched, persisted). The new state and its reports are journaled together before any effect is carried out. Every
-effect may be carried out again: an agent that takes over calls `recover` and continues.
+effect may be carried out again: the next agent calls `recover` and continues.
 
 An attempt ends in this order: the process exits, its GPUs are free, the last snapshot is durable, the exit is reported.
 So whoever reads the exit finds the checkpoint registered. GPUs are held until NVML shows that their memory is free; the

@@ -1,6 +1,6 @@
 """What a worker has and uses: GPUs through NVML, CPU and memory through the kernel.
 
-A figure that the machine does not tell stays unset, never 0. Everything here may block for some milliseconds.
+A figure that cannot be had stays unset, never 0. All but `devices` may block for some milliseconds.
 """
 
 import time
@@ -35,7 +35,10 @@ class Gpus(Protocol):
         """Finds out which GPUs can be offered."""
 
     def quarantine(self, levels: Mapping[str, int]) -> None:
-        """Offers GPUs to nobody until no more memory than these bytes, by UUID, is in use on them."""
+        """Offers GPUs to nobody until no more than these bytes, by UUID, are in use on them.
+
+        An agent that starts knows nothing of it: it offers every GPU that answers.
+        """
 
     def environment(self) -> dict[str, str]:
         """Returns what of the bits of a training depends on the driver, as `Worker.environment`."""
@@ -90,7 +93,7 @@ class NvidiaGpus:
     def refresh(self) -> None:
         """Quarantines GPUs that do not answer; offers those again that answer and whose memory is free."""
         for uuid, device in self._devices.items():
-            memory = self._told(self._nvml.nvmlDeviceGetMemoryInfo, self._handles[uuid])
+            memory = self._answer(self._nvml.nvmlDeviceGetMemoryInfo, self._handles[uuid])
             if memory is not None and memory.used <= self._levels.get(uuid, memory.used):
                 self._levels.pop(uuid, None)
             quarantined = memory is None or uuid in self._levels
@@ -105,7 +108,7 @@ class NvidiaGpus:
             log.warning("gpu_quarantined", uuid=uuid, why="the memory of its last job was not released")
 
     def environment(self) -> dict[str, str]:
-        driver = self._told(self._nvml.nvmlSystemGetDriverVersion)
+        driver = self._answer(self._nvml.nvmlSystemGetDriverVersion)
         return {} if driver is None else {"driver": str(driver)}
 
     def sample(self, uuids: Collection[str], pids: Collection[int]) -> list[GpuSample]:
@@ -114,14 +117,14 @@ class NvidiaGpus:
     def _sample(self, device: Device, pids: Collection[int]) -> GpuSample:
         nvml, handle = self._nvml, self._handles[device.uuid]
         sample = GpuSample(uuid=device.uuid, index=device.index)
-        if rates := self._told(nvml.nvmlDeviceGetUtilizationRates, handle):
+        if rates := self._answer(nvml.nvmlDeviceGetUtilizationRates, handle):
             sample.utilization_percent = rates.gpu
-        if memory := self._told(nvml.nvmlDeviceGetMemoryInfo, handle):
+        if memory := self._answer(nvml.nvmlDeviceGetMemoryInfo, handle):
             sample.memory_used_bytes, sample.memory_total_bytes = memory.used, memory.total
-        temperature = self._told(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU)
+        temperature = self._answer(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU)
         if temperature is not None:
             sample.temperature_celsius = temperature
-        milliwatts = self._told(nvml.nvmlDeviceGetPowerUsage, handle)
+        milliwatts = self._answer(nvml.nvmlDeviceGetPowerUsage, handle)
         if milliwatts is not None:
             sample.power_watts = milliwatts / 1000
         job = self._job_memory(handle, pids)
@@ -131,14 +134,14 @@ class NvidiaGpus:
 
     def _job_memory(self, handle: Any, pids: Collection[int]) -> int | None:
         """Returns None if processes are listed and none is the job's: in a container they have other numbers there."""
-        listed = self._told(self._nvml.nvmlDeviceGetComputeRunningProcesses, handle)
+        listed = self._answer(self._nvml.nvmlDeviceGetComputeRunningProcesses, handle)
         if listed is None:
             return None
         used: list[int | None] = [process.usedGpuMemory for process in listed if process.pid in pids]
         known = [size for size in used if size is not None]
         return None if (listed and not used) or len(known) < len(used) else sum(known)
 
-    def _told(self, ask: Callable[..., T], *arguments: object) -> T | None:
+    def _answer(self, ask: Callable[..., T], *arguments: object) -> T | None:
         try:
             return ask(*arguments)
         except self._nvml.NVMLError:  # not supported (MIG), or the GPU is lost

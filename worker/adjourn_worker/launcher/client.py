@@ -89,7 +89,7 @@ class LauncherClient:
         self._lock = asyncio.Lock()
         self._over = False
         self.software: dict[str, str] = {}
-        """What the bits of a training here depend on, as the launcher has told; empty before it has."""
+        """What the bits of a training here depend on, as the launcher has answered; empty before that."""
 
     async def __aenter__(self) -> Self:
         await self.start()

@@ -119,7 +119,7 @@ class ProcessTable:
         """
         ended = {pid: found for pid in self.running if (found := ended_child(os.P_PID, pid))}
         if ended:
-            # The children of an ended process are ours by now, those of a living one are its own.
+            # The launcher has adopted the children of an ended process; those of a living one are its own.
             process_tree.end(process_tree.children(os.getpid()) - self.running.keys())
         for pid, found in ended.items():
             item = self.running[pid]

@@ -103,7 +103,7 @@ def end(roots: Collection[int]) -> None:
     """SIGKILLs processes and all below them, and waits a little until they are gone (zombies are)."""
     found: set[psutil.Process] = set()
     while fresh := tree(roots) - found:
-        for member in fresh:  # stopped first, so that none can start another while we look
+        for member in fresh:  # stopped first, so that none can start another meanwhile
             with contextlib.suppress(psutil.Error):
                 member.suspend()
         found |= fresh

@@ -6,8 +6,8 @@ A process of its own because gRPC must not be where forks are; one thread, no CU
 the agent, and as the parent it alone learns how each training process ended. Files in the attempt's directory are the
 truth: `process` is written before the training process runs its first line, `exit` once all that it started is gone.
 
-A launcher that was killed leaves its training processes without anyone to see how they end. Its successor ends them
-before it does anything else, so that no attempt can run twice.
+A launcher that was killed leaves its training processes without anyone to see how they end. The next launcher
+ends them before it does anything else, so that no attempt can run twice.
 """
 
 import argparse
@@ -56,7 +56,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 class Launcher:
-    """Serves requests until it is told to end."""
+    """Serves requests until SIGTERM or a Shutdown request."""
 
     def __init__(
         self, paths: WorkerPaths, entry: Entry, lock: int, environment: Mapping[str, str], log_bytes: int
@@ -195,7 +195,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="adjourn_worker.launcher")
     parser.add_argument("data", type=Path, help="data directory of the worker")
     parser.add_argument("--entry", default=ENTRY, help="what a training process runs, module:function")
-    parser.add_argument("--software", default=SOFTWARE, help="what tells the software here, module:function")
+    parser.add_argument("--software", default=SOFTWARE, help="returns the software environment, module:function")
     parser.add_argument("--log-bytes", type=int, default=training_log.LIMIT, help="limit of a training process's log")
     options = parser.parse_args(arguments)
     for name, value in ENVIRONMENT.items():
@@ -212,13 +212,13 @@ def main(arguments: Sequence[str]) -> int:
         parser.error(f"{process_tree.MARK} must be {mark} in the environment")
     if left := process_tree.end_marked(mark):
         log.warning("orphans_ended", pids=left)
-        notify(str(paths.notify_socket))  # the agent looks after them, and waits for us to answer
+        notify(str(paths.notify_socket))  # the agent reads how its attempts are, and waits for an answer
     become_subreaper()
     os.chdir(paths.data)
     entry: Entry = load(options.entry)
     software: Callable[[], Mapping[str, str]] = load(options.software)
     launcher = Launcher(paths, entry, lock, software(), options.log_bytes)
     gc.collect()
-    gc.freeze()  # so that a collection in a child touches, and thereby copies, nothing of ours
+    gc.freeze()  # so that a collection in a child copies none of these pages
     launcher.serve()
     return 0
