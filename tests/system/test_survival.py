@@ -105,8 +105,8 @@ async def test_a_launcher_is_killed(
     assert launcher
     launcher.kill()
     await eventually(lambda: not training.lives())
-    job = await trial.finish()
-    assert (job.attempt, job.restart_count) == (2, 1)
+    await trial.until(lambda job: job.restart_count == 1)
+    assert (await trial.finish()).attempt == 2
     assert await trial.outcome() == uninterrupted
 
 
@@ -194,7 +194,7 @@ async def test_an_agent_that_was_away_for_longer_than_its_lease_changes_nothing(
     job = await trial.finish()
     await whole(client)
     assert await trial.get() == job
-    assert (job.attempt, job.restart_count) == (2, 1)
+    assert job.attempt == 2
     assert await trial.outcome() == uninterrupted
     made = [(checkpoint.attempt, checkpoint.epoch) async for checkpoint in client.list_checkpoints(trial.name)]
     assert made == sorted(made, reverse=True)
