@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -14,6 +14,7 @@ import grpc
 from grpc_status import rpc_status
 
 from adjourn import errors
+from adjourn.channel import CLIENT_OPTIONS
 from adjourn.local.ports import HOST
 from adjourn.objects import ObjectStore, S3Settings
 from adjourn.v1 import checkpoint_service_pb2 as checkpoint_pb
@@ -68,8 +69,11 @@ class Replica:
     def jobs(self) -> Any:
         return JobServiceStub(self.channel)
 
-    async def create(self, name: str = "j", *, epochs: int = 5, gpus: int = 0) -> Job:
+    async def create(
+        self, name: str = "j", *, epochs: int = 5, gpus: int = 0, args: Mapping[str, str] | None = None
+    ) -> Job:
         spec = JobSpec(entry_point="train:main", total_epochs=epochs, gpu_count=gpus)
+        spec.args.update(args or {})
         job: Job = await self.jobs.CreateJob(job_pb.CreateJobRequest(job_id=name, job=Job(spec=spec)))
         return job
 
@@ -176,7 +180,7 @@ class Agent:
     heard: "asyncio.Queue[SynchronizeResponse | grpc.aio.AioRpcError | None]" = field(default_factory=asyncio.Queue)
 
     async def __aenter__(self) -> Self:
-        self.channel = grpc.aio.insecure_channel(self.address)
+        self.channel = grpc.aio.insecure_channel(self.address, options=CLIENT_OPTIONS)
         stub: Any = AgentServiceStub(self.channel)
         self.call = stub.Synchronize()
         self.listener = asyncio.create_task(self.listen())

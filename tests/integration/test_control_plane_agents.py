@@ -11,6 +11,7 @@ from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Failure, Job, Pause
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
+from adjourn_control_plane.fleet import session as sessions
 from adjourn_control_plane.job.events import Lost
 from adjourn_control_plane.job.updater import JobUpdater
 from adjourn_control_plane.store.interface import Allocation, JobName, JobStore, WorkerName
@@ -67,6 +68,29 @@ async def test_a_job_from_the_queue_to_a_pause_and_on_to_its_end(plane: Replica)
         )
         await agent.say(standing(order, AssignmentStatus.SUCCEEDED, epoch=2), reports=reports)
         assert (await plane.becomes(Job.SUCCEEDED)).latest_checkpoint == made(2, 2).name
+
+
+async def test_a_worker_with_many_large_jobs_is_told_of_all_of_them(
+    plane: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of their specs are more than fits into a message, here a small one (C13)."""
+    monkeypatch.setattr(sessions, "RESPONSE_BYTES", 64 << 10)
+    names = [f"large-{number}" for number in range(64)]
+    for name in names:
+        await plane.create(name, args={"data": "x" * (4 << 10)})
+    async with Agent(plane.address, cpu_slots=64) as agent:
+        await agent.say()
+        given: dict[str, AssignmentStatus] = {}
+        while len(given) < 64:
+            response = await agent.hears(lambda response: any(each.job not in given for each in response.assignments))
+            for each in response.assignments:
+                given[each.job] = AssignmentStatus(
+                    job=each.job, token=each.token, observed_generation=1, phase=AssignmentStatus.STARTING
+                )
+            await agent.say(*given.values())
+        assert set(given) == {f"jobs/{name}" for name in names}
+        response = await agent.hears(lambda response: not any(each.HasField("spec") for each in response.assignments))
+        assert len(response.assignments) == 64, "what the worker has is told, and not sent again in full"
 
 
 async def test_the_agent_is_told_how_often_to_speak_and_hears_at_least_as_often(plane: Replica) -> None:

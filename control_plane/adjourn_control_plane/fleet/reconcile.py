@@ -6,12 +6,13 @@ attempt finds its last progress: `reconcile` (what is so by now), `event_of_repo
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from typing import Final, TypeAlias
 
 from adjourn import reasons
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, Exit, FencingToken, Report
-from adjourn.v1.job_pb2 import Failure, Job
+from adjourn.v1.job_pb2 import Failure, Job, Progress
 from adjourn_control_plane.job.events import (
     Adopted,
     Began,
@@ -37,6 +38,8 @@ TokenKey: TypeAlias = tuple[int, str, str]
 """A fencing token, to look things up by."""
 UNDER_WAY: Final = frozenset({AssignmentStatus.RUNNING, AssignmentStatus.PAUSING, AssignmentStatus.PERSISTING})
 """Phases that come after the first step."""
+PROGRESS_INTERVAL: Final = timedelta(seconds=2)
+"""Time between two commits of progress within an epoch: training tells of it twice a second."""
 
 
 def event_of_report(report: Report, worker: str) -> Event | None:
@@ -134,7 +137,7 @@ def token_key(token: FencingToken) -> TokenKey:
 def progress_events(worker: str, record: JobRecord, status: AssignmentStatus) -> Iterable[Event]:
     """Yields what the status of the job's own attempt says that the record does not have."""
     progress = status.progress if status.HasField("progress") else None
-    fresh = progress is not None and progress.report_time != record.job.progress.report_time
+    fresh = progress is not None and is_worth_a_commit(progress, record.job.progress, status.phase)
     fraction = persisted_fraction(record, status)
     released = status.phase == AssignmentStatus.PERSISTING and not status.held_device_uuids and not record.released
     if status.observed_generation > record.observed_generation or fresh or fraction is not None or released:
@@ -147,6 +150,18 @@ def progress_events(worker: str, record: JobRecord, status: AssignmentStatus) ->
         )
     if not record.began and status.phase in UNDER_WAY:
         yield Began(actor=worker)
+
+
+def is_worth_a_commit(new: Progress, known: Progress, phase: AssignmentStatus.Phase.ValueType) -> bool:
+    """Returns whether progress goes into the record now: training that goes on is worth a commit now and then only.
+
+    At an epoch's end, and once training does not simply go on, the record has to be exact.
+    """
+    if new.report_time == known.report_time:
+        return False
+    since = new.report_time.ToDatetime() - known.report_time.ToDatetime()
+    goes_on = phase == AssignmentStatus.RUNNING and new.epoch == known.epoch
+    return not goes_on or not timedelta() <= since < PROGRESS_INTERVAL
 
 
 def persisted_fraction(record: JobRecord, status: AssignmentStatus) -> float | None:

@@ -366,3 +366,26 @@ def test_what_does_not_fit_into_a_message_follows_once_the_worker_holds_the_rest
 def test_one_assignment_is_sent_however_large_it_is() -> None:
     records = [named(number) for number in range(2)]
     assert len(reconcile.that_fit(desired(records), 1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "phase", "epoch", "is_taken"),
+    [
+        (0.5, AssignmentStatus.RUNNING, 1, False),
+        (2.0, AssignmentStatus.RUNNING, 1, True),
+        (0.5, AssignmentStatus.RUNNING, 2, True),
+        (0.5, AssignmentStatus.PAUSING, 1, True),
+        (0.5, AssignmentStatus.FAILED, 1, True),
+        (-60.0, AssignmentStatus.RUNNING, 1, True),  # of another worker, whose clock is behind
+    ],
+)
+def test_progress_within_an_epoch_costs_a_commit_now_and_then(
+    seconds: float, phase: AssignmentStatus.Phase.ValueType, epoch: int, is_taken: bool
+) -> None:
+    """Training tells of its progress twice a second; each time the whole record was written (section 5.2)."""
+    life = Life().running().at(10)
+    known = life.job.progress
+    new = Progress(epoch=epoch if known.epoch == 1 else known.epoch + epoch - 1, step=11)
+    new.report_time.FromDatetime(known.report_time.ToDatetime() + timedelta(seconds=seconds))
+    found = reconcile.progress_events(A, life.record, status(life.record, phase=phase, progress=new))
+    assert any(isinstance(event, Observed) for event in found) == is_taken
