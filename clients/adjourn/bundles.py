@@ -1,4 +1,4 @@
-"""A user's own code as one archive: packed by the client, verified by the control plane, unpacked on a worker.
+"""Bundles: a user's code as an archive. The client packs it, the control plane verifies it, a worker unpacks it.
 
 The same files always give the same bytes, hence the same `bundles/{sha256}`. Imports no grpc.
 """
@@ -21,10 +21,10 @@ from adjourn.channel import BUNDLE_LIMIT_BYTES
 UNPACKED_LIMIT_BYTES: Final = 512 << 20
 MEMBER_LIMIT: Final = 10_000
 READ_LIMIT_BYTES: Final = 64 << 10
-"""Most that is read at once; a header that wants more is there to fill memory."""
+"""Most bytes read at once; only a hostile header asks for more."""
 
 NAME_LIMIT: Final = 1024
-"""Letters in the name of a member."""
+"""Characters in the name of a member."""
 GLOBAL_HEADERS: Final = 100
 
 PLAIN: Final = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE})
@@ -87,7 +87,7 @@ def packed(files: Mapping[str, Path]) -> bytes:
 
 
 def collected(paths: Iterable[Path]) -> Mapping[str, Path]:
-    """Returns every file that `paths` stand for, by its name in the bundle."""
+    """Returns every file below `paths`, by its name in the bundle."""
     files: dict[str, Path] = {}
     for path in paths:
         root = path.resolve()
@@ -121,7 +121,7 @@ def inside(root: Path) -> Iterator[PurePosixPath]:
 
 
 def refuse(error: OSError) -> None:
-    """Keeps os.walk from leaving out what it cannot read."""
+    """Makes os.walk raise errors, which it would ignore."""
     raise error
 
 
@@ -152,7 +152,7 @@ def mebibytes(size: int) -> str:
 
 
 def verify(data: bytes) -> None:
-    """Checks that `data` can be unpacked without harm; raises BundleInvalid. Holds little of it in memory."""
+    """Checks that `data` can be unpacked safely; raises BundleInvalid. Unpacks only a little at a time."""
     try:
         with Unzipping(fileobj=io.BytesIO(data)) as zipped:
             with tarfile.open(fileobj=zipped, mode="r:") as archive:
@@ -165,7 +165,7 @@ def verify(data: bytes) -> None:
 
 
 class Unzipping(gzip.GzipFile):
-    """Reads forward only, a little at a time, and up to the limit."""
+    """A gzip reader that only goes forward, in small steps, up to the limit."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is None or not 0 <= size <= READ_LIMIT_BYTES:

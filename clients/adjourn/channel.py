@@ -1,4 +1,4 @@
-"""The numbers that both ends of a connection must agree on."""
+"""Settings of gRPC channels on which client and server must agree."""
 
 import json
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import Final
 
 DEFAULT_ADDRESS: Final = "127.0.0.1:7400"
 ACTOR_KEY: Final = "adjourn-actor"
-"""Metadata key: who calls, as the caller says. Nothing checks it yet; it is for the record."""
+"""Metadata key of the caller's name. It is recorded, not checked."""
 
 MAX_MESSAGE_BYTES: Final = 16 << 20
 """Largest message either way; a SynchronizeRequest with every assignment of a worker fits many times over."""
@@ -37,7 +37,7 @@ SERVER_OPTIONS: Sequence[Option] = (
     *COMMON,
     # Strictly below the client's interval, or it is sent away for "too many pings".
     ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_SECONDS * 500),
-    ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a coin toss
+    ("grpc.so_reuseport", 0),  # a second server on the port must be an error
 )
 
 RETRIES = {

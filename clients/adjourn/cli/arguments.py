@@ -1,4 +1,4 @@
-"""What is typed on the command line, read into what the contract wants; bad input is a usage error (exit code 2)."""
+"""Parses arguments and options of the command line; bad input is a usage error (exit status 2)."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from adjourn import bundles
 from adjourn.v1.job_pb2 import Job, PauseMode
 
 EXACT_INTEGERS = 1 << 53
-"""Arguments travel as JSON numbers, which are exact up to here."""
+"""Arguments are sent as JSON numbers, which are exact up to this size."""
 
 
 def entry_point(target: str) -> tuple[Path | None, str]:

@@ -1,4 +1,4 @@
-"""`adjourn demo`: the demonstration, from an empty directory to the verdict."""
+"""`adjourn demo`: runs the demonstration on a stack of its own."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A failure as one line for people: what is wrong, and what to do about it."""
+"""Turns an error into one line that says what is wrong and what to do."""
 
 import os
 import sys
@@ -41,7 +41,7 @@ ADVICE: Final[Mapping[type[errors.AdjournError], str]] = {
 
 
 class Commands(TyperGroup):
-    """Commands whose failures are told in one line on standard error, without a traceback."""
+    """Commands whose errors are one line on standard error, without a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -74,7 +74,7 @@ def print_error(text: str) -> None:
 
 
 def unexpected(error: Exception) -> int:
-    """Tells of a fault of ours; returns the exit code."""
+    """Prints an error that is a defect of this program; returns the exit status."""
     if os.environ.get(TRACEBACK_VARIABLE):
         sys.excepthook(type(error), error, error.__traceback__)
     else:
@@ -84,6 +84,6 @@ def unexpected(error: Exception) -> int:
 
 
 def ignore_unraisable(fault: "sys.UnraisableHookArgs") -> None:
-    """Keeps to itself what Ctrl-C left half built: its destructors fail, and nobody needs to know."""
+    """Drops errors of destructors: Ctrl-C leaves objects half built, and their destructors fail."""
     if os.environ.get(TRACEBACK_VARIABLE):
         sys.__unraisablehook__(fault)

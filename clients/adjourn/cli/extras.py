@@ -1,4 +1,4 @@
-"""Whether what a command needs beyond the client is installed."""
+"""Finds out which extras a command needs that are not installed."""
 
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec

@@ -1,4 +1,4 @@
-"""How figures read: durations, bytes, times, shares. Pure functions to text."""
+"""Formats durations, bytes, times and shares as text. Pure functions."""
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, timedelta
@@ -74,7 +74,7 @@ def pairs(values: Mapping[str, object]) -> str:
 
 
 def name_of(name: Callable[[V], str], value: V) -> str:
-    """Returns an enum value's name, in small letters; a value of a newer version has none."""
+    """Returns an enum value's name in lower case; `unknown (n)` for a value of a newer version."""
     try:
         return name(value).lower()
     except ValueError:
@@ -82,10 +82,10 @@ def name_of(name: Callable[[V], str], value: V) -> str:
 
 
 def short(name: str) -> str:
-    """Returns the last segment of a resource name: what people type."""
+    """Returns the last segment of a resource name, which people type."""
     return printable(name.rpartition("/")[2])
 
 
 def printable(text: str) -> str:
-    """Replaces what would steer the terminal; line breaks stay."""
+    """Replaces control characters, which could steer the terminal; line breaks stay."""
     return "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in text)

@@ -1,4 +1,4 @@
-"""What people see of one job: pure functions from Job to rich renderables.
+"""Shows one job to people: pure functions from Job to rich renderables.
 
 `paused_run` tells everything a paused run has to tell; it serves for every other state as well.
 """
@@ -29,7 +29,7 @@ Row = tuple[str, RenderableType]
 
 
 def paused_run(job: Job, *, now: datetime | None = None) -> RenderableType:
-    """Returns the whole of a job: state, progress, the pause with its phases and resources, earlier pauses."""
+    """Returns state, conditions, progress, the pause with its phases and resources, and earlier pauses of a job."""
     now = now or datetime.now(UTC)
     colour = COLOURS.get(job.state, "white")
     banner = Text.assemble(badge(job), "  ", (formatting.short(job.name), "bold"), " ", phrases.situation(job, now))
@@ -180,7 +180,7 @@ def pause_rows(pause: Pause) -> Iterator[Row]:
 
 
 def phase_table(pauses: Sequence[Pause], *, first: int = 1) -> Table:
-    """Returns one row a pause: how long each phase took, from the request to the first step afterwards.
+    """Returns one row for each pause: how long each phase took, from the request to the first step afterwards.
 
     To the boundary, to take the snapshot, to free the worker, to make the checkpoint durable; at rest; from the
     request to resume to the first step. A phase that was not reached is a dash. `first` numbers the first row.

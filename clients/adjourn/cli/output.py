@@ -1,4 +1,4 @@
-"""Where output goes: people's to the terminal, JSON for programs, one object a line."""
+"""Prints text and tables for people, and JSON for programs, one object on a line."""
 
 import sys
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 from rich.console import Console, RenderableType
 
 PIPED_WIDTH = 160
-"""Columns when the output is not a terminal: nothing is to be cut off there."""
+"""Columns where the output is no terminal: wide enough to cut nothing off."""
 
 
 def console() -> Console:

@@ -1,4 +1,4 @@
-"""What a job's state means, in a sentence: what happens next, and what one may do. Pure: Job to text."""
+"""Says in a sentence what a job does, what happens next and what the user may do. Pure: Job to text."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -9,7 +9,7 @@ from adjourn.v1.job_pb2 import Hold, Job, PauseMode
 
 
 def situation(job: Job, now: datetime) -> str:  # noqa: C901 - a case for each state
-    """Returns a sentence on where the job stands."""
+    """Returns a sentence on the state of the job."""
     name, epoch, worker = formatting.short(job.name), job.progress.epoch, formatting.short(job.worker)
     resumable = f"`adjourn resume {name}` goes on from its checkpoint" if job.latest_checkpoint else "no checkpoint"
     match job.state:
@@ -48,7 +48,7 @@ def troubles(job: Job) -> str:
 
 
 def settings(job: Job) -> str:
-    """Returns what UpdateJob may change, as it is."""
+    """Returns the present values of what UpdateJob may change."""
     spec = job.spec
     parts = [f"{spec.total_epochs} epochs" if spec.total_epochs else "no epochs"]
     parts += [f"{spec.max_restarts} restarts" if spec.HasField("max_restarts") else "default restarts"]
@@ -84,7 +84,7 @@ def prediction(job: Job, now: datetime) -> str:
 
 
 def ahead(asked: Timestamp, predicted: Timestamp, now: datetime) -> timedelta | None:
-    """Returns the time left to a predicted moment; never over what was predicted, whatever the local clock says."""
+    """Returns the time left to a predicted moment; at most the predicted span, even if the local clock is wrong."""
     if not predicted.ByteSize():
         return None
     end = predicted.ToDatetime(tzinfo=UTC)
@@ -92,7 +92,7 @@ def ahead(asked: Timestamp, predicted: Timestamp, now: datetime) -> timedelta | 
 
 
 def remaining(job: Job) -> str:
-    """Says how much training is left; empty if nothing is, or nobody knows."""
+    """Says how much training is left; empty if that is unknown."""
     if not job.progress.remaining_duration.ByteSize():
         return ""
     return f"about {formatting.duration(job.progress.remaining_duration.ToTimedelta())} of training left"

@@ -39,7 +39,7 @@ def list_jobs(
 
 
 def get(ctx: typer.Context, job: JobName, *, json: Json = False) -> None:
-    """Show all there is to know of a job: progress, times, its pause with phases and resources, earlier pauses."""
+    """Show a job: state, conditions, progress, its pause with phases and resources, earlier pauses."""
     with connect(ctx) as client:
         found = client.get_job(job)
     if json:

@@ -63,7 +63,7 @@ def span(duration: Duration) -> str:
 
 
 def epoch_table(epochs: Sequence[EpochMetrics]) -> Table:
-    """Returns one row an epoch, one column a metric; the best epochs so far are starred."""
+    """Returns a row for each epoch and a column for each metric; a star marks each epoch that was the best so far."""
     names = sorted({name for epoch in epochs for name in epoch.values})
     table = headed(">epoch", "", ">step", ">time", *(f">{formatting.printable(name)}" for name in names), ">attempt")
     for epoch in epochs:
@@ -125,7 +125,7 @@ def device(each: Device) -> str:
 
 
 def headed(*titles: str) -> Table:
-    """Returns a table with these columns; `>` aligns one to the right. Figures and the first two are never wrapped."""
+    """Returns a table with these columns; `>` aligns one to the right. Numbers and the first two columns never wrap."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for place, title in enumerate(titles):
         right = title.startswith(">")

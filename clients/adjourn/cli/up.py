@@ -67,7 +67,7 @@ def report(text: str) -> None:
 
 
 def overview(stack: Stack) -> Panel:
-    """Returns what is where, and what to do next."""
+    """Returns the addresses of the parts, and commands to go on with."""
     places = Table.grid(padding=(0, 2))
     places.add_row("control plane", stack.address)
     places.add_row("workers", ", ".join(stack.workers))

@@ -1,4 +1,4 @@
-"""What a job and its worker used at one moment, as a table. Pure: ResourceSample to rich renderable."""
+"""Shows a ResourceSample as a table. Pure functions."""
 
 from collections.abc import Sequence
 

@@ -144,7 +144,7 @@ def delete(ctx: typer.Context, job: JobName, *, yes: Yes = False) -> None:
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Asks on a terminal; a script that calls means what it says."""
+    """Asks for a confirmation on a terminal; scripts are not asked."""
     if not yes and interactive():
         typer.confirm(question, abort=True)
 
@@ -173,19 +173,19 @@ def phases(pause: Pause) -> str:
 
 
 def pause_settled(job: Job) -> bool:
-    """Tells whether a pause has come to its end: at rest, ended, or taken back by somebody."""
+    """Returns whether a pause is over: the job is PAUSED, has ended, or somebody took the pause back."""
     return job.state in (Job.PAUSED, *ENDED) or not any(hold.kind == Hold.USER for hold in job.holds)
 
 
 def trains_again(job: Job, attempt: int) -> bool:
-    """Tells whether a resume has come to its end: a step was taken, or none will be for now."""
+    """Returns whether a resume is over: a step was taken, or the job rests or has ended."""
     if job.state == Job.RUNNING:
         return job.attempt > attempt or job.pause.HasField("resume_time")
     return job.state in (Job.PAUSED, *ENDED)
 
 
 def restored(client: "Client", job: Job) -> str:
-    """Says how the restored state compared; the answer may come a moment after the first step."""
+    """Returns the verdict on the restored state; it may arrive a moment after the first step."""
     with suppress(DeadlineError, JobFinishedError):
         job = client.wait_job(job.name, until=lambda now: bool(now.pause.verdict), timeout=VERDICT_SECONDS)
     if not job.pause.verdict:
@@ -195,7 +195,7 @@ def restored(client: "Client", job: Job) -> str:
 
 
 def resumption(client: "Client", job: Job) -> str:
-    """Says from where a job goes on."""
+    """Says at which checkpoint a job goes on."""
     if job.state == Job.PAUSED:
         return f"is still {phrases.release(job)}"
     if job.state == Job.PAUSING:

@@ -1,4 +1,4 @@
-"""`adjourn watch`, and following a job to its end: a live table on a terminal, a line a change elsewhere."""
+"""`adjourn watch`: a live table on a terminal, a line for each change elsewhere."""
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -76,7 +76,7 @@ def note(jobs: dict[str, Job], change: WatchJobsResponse) -> None:
 
 
 def until_ended(client: "Client", names: Iterable[str], labels: Mapping[str, str]) -> Iterator[WatchJobsResponse]:
-    """Yields changes until every named job has ended or is gone; for ever if none is named."""
+    """Yields changes until every named job has ended or is gone; without names it never ends."""
     names = list(names)
     live = {name if "/" in name else f"jobs/{name}" for name in names}
     with closing(client.watch_jobs(names=names, labels=labels)) as changes:

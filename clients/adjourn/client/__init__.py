@@ -1,4 +1,4 @@
-"""The Python client: jobs, checkpoints and workers, as protobuf messages; every failure an `adjourn.errors` class."""
+"""The Python client. Takes and returns protobuf messages; every error is a class of `adjourn.errors`."""
 
 from adjourn.client.asynchronous import AsyncClient
 from adjourn.client.blocking import Client

@@ -1,4 +1,4 @@
-"""What every call carries, and what its failure becomes."""
+"""The metadata of every call, and the conversion of gRPC errors to `adjourn.errors`."""
 
 import getpass
 import socket
@@ -33,7 +33,7 @@ class Page(Protocol):
 
 
 def caller() -> tuple[tuple[str, str], ...]:
-    """Returns the metadata that says who calls, as `user@host`; for the record, nothing checks it."""
+    """Returns the metadata that names the caller, as `user@host`. It is recorded, not checked."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container may run under a number without a name
@@ -43,7 +43,7 @@ def caller() -> tuple[tuple[str, str], ...]:
 
 
 def typed(error: grpc.RpcError, address: str) -> AdjournError:
-    """Returns the error of `adjourn.errors` that a failed call stands for."""
+    """Returns the error of `adjourn.errors` for a failed call."""
     trailing = cast(Iterable[tuple[str, str | bytes]], error.trailing_metadata() or ())
     for key, value in trailing:
         if key == STATUS_KEY and isinstance(value, bytes):
@@ -55,7 +55,7 @@ def typed(error: grpc.RpcError, address: str) -> AdjournError:
 
 
 def plain_status(error: grpc.RpcError, address: str) -> status_pb2.Status:
-    """Puts what gRPC itself says into words."""
+    """Returns a status for an error that gRPC itself made, with a readable message."""
     said = error.details() or error.code().name
     match error.code():
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:

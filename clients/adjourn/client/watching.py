@@ -1,7 +1,6 @@
-"""How a watch survives broken streams, and when waiting for a job is over; shared by both clients, without IO.
+"""State of a watch across broken streams, and the end of a wait for a job; shared by both clients, without IO.
 
-A watch remembers the token of the last message it was given and begins each new stream there, so no change is missed
-and none is told twice.
+A watch keeps the token of the last message and begins each new stream there: no change is missed, none comes twice.
 """
 
 from collections.abc import Callable, Collection
@@ -21,7 +20,7 @@ from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import WatchJobsRequest, WatchJobsResponse
 
 Until = Callable[[Job], bool] | Collection[Job.State.ValueType]
-"""What to wait for: a question about the job, or the states that answer it."""
+"""What to wait for: a predicate of the job, or states."""
 
 ENDED: Final = frozenset({Job.SUCCEEDED, Job.FAILED, Job.CANCELLED})
 PASSING: Final = (ControlPlaneUnreachableError, ShuttingDownError, StoreUnavailableError)
@@ -33,7 +32,7 @@ LAST_DELAY: Final = 2.0
 
 
 class Watch:
-    """Where a watch stands: what to ask for next, and for how long to go on trying."""
+    """State of one watch: the request for its next stream, and how long to go on trying."""
 
     def __init__(self, request: WatchJobsRequest, *, patience: float, timeout: float | None = None) -> None:
         self.request = request
@@ -48,7 +47,7 @@ class Watch:
         return None if self._ends is None else max(self._ends - monotonic(), 0.0)
 
     def accept(self, message: WatchJobsResponse) -> bool:
-        """Takes note of a message; True if it tells a change, False for a keep-alive."""
+        """Records the token of a message; returns whether it has a change (a keep-alive has none)."""
         self._failing_since, self._delay = None, FIRST_DELAY
         if message.resume_token:
             self.request.resume_token = message.resume_token
@@ -80,7 +79,7 @@ class Wait:
         self._state = "unknown"
 
     def met(self, job: Job) -> bool:
-        """Tells whether the wait is over; raises JobFinishedError when it cannot be any more."""
+        """Returns whether the wait is over; raises JobFinishedError if the job ended otherwise."""
         self._state = Job.State.Name(job.state)
         if self._until(job) if callable(self._until) else job.state in self._until:
             return True
@@ -90,7 +89,7 @@ class Wait:
         return False
 
     def changed(self, message: WatchJobsResponse) -> bool:
-        """Tells whether the wait is over with this change; raises NotFoundError when the job is gone."""
+        """Returns whether this change ends the wait; raises NotFoundError if the job is gone."""
         if message.deleted:
             raise NotFoundError(f"{self._name} was deleted while {self._what} was waited for", job=self._name)
         return self.met(message.job)

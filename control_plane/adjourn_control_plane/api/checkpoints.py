@@ -1,4 +1,4 @@
-"""CheckpointService: proto <-> domain, nothing else."""
+"""CheckpointService: checks requests and reads the store."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Turns what handlers raise into what callers get: typed errors with details, and nothing else."""
+"""Turns exceptions of handlers into answers: typed errors with details, without internals."""
 
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,7 +19,7 @@ STATUS_KEY = "grpc-status-details-bin"
 
 
 class Errors(grpc.aio.ServerInterceptor):
-    """Answers with google.rpc.Status; what is not an AdjournError is logged under an id that the caller gets."""
+    """Answers errors with google.rpc.Status. Other exceptions are logged under an id, which the caller gets."""
 
     async def intercept_service(
         self,
@@ -45,7 +45,7 @@ class Errors(grpc.aio.ServerInterceptor):
 
 
 def wrapper(call: Any, method: str) -> Any:
-    """Returns a handler of the call's own style: grpc's health service writes its responses, others yield them."""
+    """Wraps a streaming handler in its own style: grpc's health service is a coroutine, others are generators."""
     return answering(call, method) if inspect.iscoroutinefunction(call) else streaming(call, method)
 
 
@@ -74,7 +74,7 @@ def streaming(call: Any, method: str) -> Any:
 
 
 async def abort(error: Exception, context: Context) -> NoReturn:
-    """Ends the call with what the caller may know of an error."""
+    """Ends the call with the part of an error that a caller may see."""
     if isinstance(error, grpc.aio.AbortError):  # a handler of grpc's own (health, reflection) has answered
         raise error
     if not isinstance(error, errors.AdjournError):

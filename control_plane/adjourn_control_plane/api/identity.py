@@ -1,4 +1,4 @@
-"""Who calls."""
+"""The name of the caller."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ MAX_ACTOR = 256
 
 
 def actor(context: grpc.aio.ServicerContext[Any, Any]) -> str:
-    """Returns who calls, as the caller says; unchecked, for the record only."""
+    """Returns the name that the caller gives. It is recorded, not checked."""
     for key, value in context.invocation_metadata() or ():
         if key == ACTOR_KEY and isinstance(value, str) and value:
             return value[:MAX_ACTOR]

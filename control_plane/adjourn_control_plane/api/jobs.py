@@ -1,4 +1,4 @@
-"""JobService: proto <-> domain, nothing else."""
+"""JobService: checks requests, calls the job updater and the store, and builds answers."""
 
 import secrets
 from collections.abc import AsyncIterator, Sequence

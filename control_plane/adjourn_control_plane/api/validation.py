@@ -1,4 +1,4 @@
-"""PURE. What is wrong with a request, field by field; an empty answer means nothing."""
+"""PURE. Checks requests field by field. Each function returns what is wrong; empty if nothing is."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -19,7 +19,7 @@ MAX_ARGS_BYTES: Final = 256 << 10
 MAX_TEXT: Final = 1024
 
 MAX_QUOTED: Final = 64
-"""Characters of a wrong value that are said back: an answer must fit into metadata."""
+"""Characters of a wrong value that are quoted: an answer must fit into metadata."""
 MAX_VIOLATIONS: Final = 10
 
 Violations = dict[str, str]
