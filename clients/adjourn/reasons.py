@@ -18,6 +18,8 @@ STATE_NOT_RESTORABLE: Final = "STATE_NOT_RESTORABLE"
 ENVIRONMENT_DIFFERS: Final = "ENVIRONMENT_DIFFERS"
 """The checkpoint was made in another environment than the worker's; another worker may have an equal one."""
 RESTORE_DIVERGED: Final = "RESTORE_DIVERGED"
+UNTRACKED_STATE: Final = "UNTRACKED_STATE"
+"""Something decides how the training goes on, and is in no snapshot."""
 
 PROCESS_KILLED: Final = "PROCESS_KILLED"
 """The training process ended by a signal that nobody here sent."""
@@ -68,6 +70,7 @@ DETERMINISTIC: Final = frozenset(
         STATE_MISMATCH,
         STATE_NOT_RESTORABLE,
         RESTORE_DIVERGED,
+        UNTRACKED_STATE,
         BUNDLE_UNUSABLE,
         CHECKPOINT_CORRUPT,
     }

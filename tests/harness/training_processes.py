@@ -25,7 +25,7 @@ TRAININGS = Path(__file__).parents[1] / "trainings"
 DEADLINE_SECONDS = 60
 
 FORK_LOOP = """
-import atexit, os, sys, time, types
+import atexit, gc, os, sys, time, types
 from pathlib import Path
 import adjourn_worker
 from adjourn.training import process
@@ -33,6 +33,8 @@ from adjourn.training import process
 for name in ("worker", "settings"):  # as if the launcher had modules of these names
     sys.modules[name] = types.ModuleType(name)
 atexit.register(print, "the launcher's own callback")
+gc.collect()
+gc.freeze()  # as the launcher does
 
 for line in sys.stdin:
     command, directory = line.split()

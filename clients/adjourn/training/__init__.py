@@ -30,6 +30,7 @@ from adjourn.training.errors import (
     StateNotRestorable,
     TrainingError,
     TrainingWithoutEpochs,
+    UntrackedState,
 )
 from adjourn.training.loader import Loader
 from adjourn.training.run import Run
@@ -48,4 +49,5 @@ __all__ = [
     "StateNotRestorable",
     "TrainingError",
     "TrainingWithoutEpochs",
+    "UntrackedState",
 ]

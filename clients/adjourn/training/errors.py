@@ -113,3 +113,11 @@ class TrainingWithoutEpochs(TrainingError):
 
     def __init__(self) -> None:
         super().__init__("the entry point returned without iterating over run.epochs()")
+
+
+class UntrackedState(TrainingError):
+    """A resumed run would lack something, or have another than this one: it decides how training goes on, and no
+    snapshot has it.
+    """
+
+    reason = reasons.UNTRACKED_STATE

@@ -4,16 +4,21 @@ So a resumed run sees what the uninterrupted one would have seen, whatever the n
 start at any batch without replaying those before it.
 """
 
+import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence, Sized
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
+from adjourn.training.errors import StateMismatch, UntrackedState
 from adjourn.training.state.generators import derived_seed, seeded
 
+Place = Sequence[int | str]
+"""Seed, loader, epoch, pass."""
 Collate = Callable[[list[Any]], Any]
 
 
@@ -23,6 +28,61 @@ class Batch:
 
     indices: Sequence[int]
     seed: int
+
+
+class Batches:
+    """The batches of a pass, each made when it is asked for."""
+
+    def __init__(self, order: Sequence[int] | torch.Tensor, batch_size: int, place: Place, numbers: range) -> None:
+        self._order = order
+        self._batch_size = batch_size
+        self._place = place
+        self._numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number in self._numbers:
+            indices = self._order[number * self._batch_size : (number + 1) * self._batch_size]
+            yield Batch(
+                indices=indices.tolist() if isinstance(indices, torch.Tensor) else indices,
+                seed=derived_seed("draws", *self._place, number),
+            )
+
+
+class Pass:
+    """An iterator over the batches of one pass, which must end with its epoch.
+
+    A resumed run cannot go on amid a pass: raises UntrackedState for a batch that is asked for in a later epoch.
+    """
+
+    def __init__(self, batches: Iterator[Any], loader: "Loader") -> None:
+        self._batches = batches
+        self._loader = loader
+        self._epoch = loader.epoch
+        self.open = True
+        """Whether batches are left."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __len__(self) -> int:
+        return len(cast("Sized", self._batches))
+
+    def __next__(self) -> Any:
+        if self._loader.epoch != self._epoch and not self._loader.may_be_kept:
+            raise UntrackedState(
+                f"an iterator over a loader of {len(self._loader)} batches, made in epoch {self._epoch}, is used in"
+                f" epoch {self._loader.epoch}: a resumed run would have to begin it anew. Iterate over the loader"
+                " within the epoch (itertools.cycle(loader) there, if it is the shorter one), or say"
+                ' run.ignore(loader, reason="...")'
+            )
+        try:
+            return next(self._batches)
+        except StopIteration:
+            self.open = False
+            raise
 
 
 class Fetcher(Dataset[Any]):
@@ -70,11 +130,25 @@ class Loader:
         """Returns seed, loader and running epoch."""
         self._passes: tuple[Sequence[int | str], Iterator[int]] | None = None
         self._first = 0
+        self._iterators: weakref.WeakSet[Pass] = weakref.WeakSet()
+        self._content: list[str] | None = None
+        self.may_be_kept = False
+        """Whether user code has accepted that an iterator goes on in a later epoch."""
 
     def __len__(self) -> int:
         """Batches in a pass."""
         samples = len(cast("Sized", self.dataset))
         return samples // self.batch_size if self.drop_last else -(-samples // self.batch_size)
+
+    @property
+    def epoch(self) -> int:
+        """The running epoch."""
+        return int(self._place()[-1])
+
+    @property
+    def open_passes(self) -> int:
+        """How many iterators are alive that have batches left."""
+        return sum(each.open for each in self._iterators)
 
     def __iter__(self) -> Iterator[Any]:
         place = (*self._place(), self._next_pass())
@@ -84,14 +158,16 @@ class Loader:
         first, self._first = self._first, 0
         batches = DataLoader(
             self._fetcher,
-            sampler=self._batches(place)[first:],
+            sampler=self._batches(place, first),
             batch_size=None,
             collate_fn=as_it_is,
             num_workers=self.num_workers,
             pin_memory=self._pin_memory,
             generator=generator,
         )
-        return iter(batches)
+        iterator = Pass(iter(batches), self)
+        self._iterators.add(iterator)
+        return iterator
 
     def skip_to(self, batch: int) -> None:
         """Lets the next pass start at that batch, counted from 0, as if those before it had been taken."""
@@ -99,9 +175,30 @@ class Loader:
             raise ValueError(f"batch {batch} of {len(self)}")
         self._first = batch
 
-    def identity(self) -> dict[str, int | bool]:
+    def content(self) -> list[str]:
+        """Returns digests of a few samples, from the first to the last; they are read at the first call.
+
+        A dataset that is read in worker processes is read in one of those: what it opens (HDF5, LMDB) must not be
+        shared with them by a fork.
+        """
+        if self._content is None:
+            samples = len(cast("Sized", self.dataset))
+            places = sorted({place * (samples - 1) // (PROBES - 1) for place in range(PROBES)}) if samples else []
+            probes = DataLoader(
+                Probes(self.dataset),
+                sampler=places,
+                batch_size=None,
+                collate_fn=as_it_is,
+                num_workers=min(self.num_workers, 1),
+                generator=torch.Generator(),
+            )
+            self._content = list(probes)
+        return self._content
+
+    def identity(self) -> dict[str, Any]:
         """Returns what must be equal for two loaders to give the same batches."""
         return {
+            "content": self.content(),
             "samples": len(cast("Sized", self.dataset)),
             "batch_size": self.batch_size,
             "shuffle": self.shuffle,
@@ -114,20 +211,14 @@ class Loader:
             self._passes = (place, itertools.count())
         return next(self._passes[1])
 
-    def _batches(self, place: Sequence[int | str]) -> list[Batch]:
+    def _batches(self, place: Place, first: int) -> Batches:
         samples = len(cast("Sized", self.dataset))
-        order: Sequence[int] = range(samples)
+        order: Sequence[int] | torch.Tensor = range(samples)
         if self.shuffle:
             generator = torch.Generator()
             generator.manual_seed(derived_seed("order", *place))
-            order = torch.randperm(samples, generator=generator).tolist()
-        return [
-            Batch(
-                indices=order[number * self.batch_size : (number + 1) * self.batch_size],
-                seed=derived_seed("draws", *place, number),
-            )
-            for number in range(len(self))
-        ]
+            order = torch.randperm(samples, generator=generator)
+        return Batches(order, self.batch_size, place, range(first, len(self)))
 
 
 class Loaders:
@@ -164,10 +255,76 @@ class Loaders:
             self._passing += 1
         return loader
 
-    def identities(self) -> list[dict[str, int | bool]]:
+    def __iter__(self) -> Iterator[Loader]:
+        """Yields the loaders that were made before the first epoch."""
+        return iter(self._lasting)
+
+    def identities(self) -> list[dict[str, Any]]:
         """Returns what must be equal for a resumed run to see the same batches."""
         return [loader.identity() for loader in self._lasting]
+
+    def check(self, saved: Sequence[Mapping[str, Any]]) -> None:
+        """Raises StateMismatch if a loader's data is as much as was saved, but other data."""
+        for number, (here, there) in enumerate(zip(self.identities(), saved, strict=False)):
+            pairs = list(zip(here["content"], there["content"], strict=False))
+            different = sum(one != other for one, other in pairs)
+            if here["samples"] == there["samples"] and different:
+                raise StateMismatch(
+                    f"the data of loader {number} is not that of before: {different} of {len(pairs)} samples that were"
+                    " compared differ. Is it split with another seed, or are files listed in another order? Sort them,"
+                    " and make the split from run.seed"
+                )
 
 
 def as_it_is(batch: Any) -> Any:
     return batch
+
+
+PROBES = 8
+"""Samples whose digests stand for a dataset."""
+PROBE_BYTES = 1 << 20
+"""Of a tensor, array or image, as many bytes count."""
+PROBE_DEPTH = 6
+
+
+class Probes(Dataset[str]):
+    """Digests of samples; random draws within them are always the same."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, index: int) -> str:
+        with seeded(derived_seed("probe", index)):
+            try:
+                sample = self._dataset[index]
+            except Exception as error:  # noqa: BLE001  (training may never ask for it; if it does, it will say so)
+                return f"raises {type(error).__qualname__}"
+        hasher = hashlib.blake2b(digest_size=16)
+        for piece in pieces(sample, PROBE_DEPTH):
+            hasher.update(piece)
+        return hasher.hexdigest()
+
+
+def pieces(sample: Any, depth: int) -> Iterator[bytes]:
+    """Returns bytes that are equal for equal samples; of an object that is not known, only its type."""
+    yield type(sample).__qualname__.encode()
+    if isinstance(sample, torch.Tensor) and sample.layout is torch.strided and not sample.is_meta:
+        yield f"{sample.dtype}{tuple(sample.shape)}".encode()
+        flat = sample.detach().resolve_conj().resolve_neg().reshape(-1)[: PROBE_BYTES // sample.element_size()]
+        yield flat.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    elif isinstance(sample, bool | int | float | complex | str | None):
+        yield repr(sample).encode()
+    elif isinstance(sample, bytes | bytearray):
+        yield bytes(sample[:PROBE_BYTES])
+    elif callable(raw := getattr(sample, "tobytes", None)):  # an array, an image
+        yield repr(getattr(sample, "shape", getattr(sample, "size", ""))).encode()
+        yield raw()[:PROBE_BYTES]
+    elif depth and isinstance(sample, Mapping):
+        for key, value in sample.items():
+            yield from pieces(key, depth - 1)
+            yield from pieces(value, depth - 1)
+    elif depth and isinstance(sample, list | tuple):
+        for value in sample:
+            yield from pieces(value, depth - 1)
+    elif depth and hasattr(sample, "__dict__"):
+        yield from pieces(vars(sample), depth - 1)

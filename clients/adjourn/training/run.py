@@ -85,14 +85,26 @@ class Run:
             pin_memory=pin_memory,
         )
 
-    def epochs(self) -> Iterator[int]:
+    def ignore(self, subject: Any, reason: str) -> None:
+        """Accepts that something is in no snapshot; verdicts of later resumes are UNPROVEN, with the reason.
+
+        `subject` is an object that the training would be refused for, a loader whose iterator outlives an epoch, or the
+        name of a variable.
+        """
+        self._session.ignore(subject, reason)
+
+    def epochs(self, *, strict: bool = True) -> Iterator[int]:
         """Yields the number, from 1, of each epoch that is left to train.
 
         Asking for the next one ends the running epoch: then snapshots are taken and pauses happen. Leaving the loop
         by `break` ends the training after the running epoch. Raises RestoreDiverged if a restored state is not equal
         to the one that was saved.
+
+        At the end of the first epochs it raises UntrackedState if something is found that changed and is in no
+        snapshot: an optimizer, a copy of the model, a random generator. If `strict` is False the training goes on, and
+        verdicts of later resumes are UNPROVEN, with what was found.
         """
-        return self._session.epochs()
+        return self._session.epochs(strict=strict)
 
     def step(self, loss: torch.Tensor | SupportsFloat | None = None) -> None:
         """Counts an optimizer step; call it after `optimizer.step()`. Takes under a microsecond beside the loss."""

@@ -5,6 +5,7 @@ have been done, nothing of the next epoch has: the one point at which all that m
 """
 
 import contextlib
+import inspect
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,6 +41,8 @@ from adjourn.training.progress import ProgressTracker, copied
 from adjourn.training.snapshot.reader import SnapshotReader
 from adjourn.training.snapshot.round_trip import RoundTrip
 from adjourn.training.snapshot.writer import SnapshotWriter
+from adjourn.training.state.detector import Detector
+from adjourn.training.state.numerics import NondeterminismFilter
 from adjourn.training.state.registry import DATA, State
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.job_pb2 import Best, Pause, Progress
@@ -50,6 +53,8 @@ T = TypeVar("T")
 PUBLISH_SECONDS = 0.5
 RETRY_SECONDS = 10
 """Longest wait between two attempts to save the end of a run."""
+REFUSING_LOOKS = 2
+"""Boundaries of an attempt at which untracked state ends the training: the second shows what the first epoch made."""
 ABANDONED = 75
 """Exit code of a process whose launcher is gone; EX_TEMPFAIL."""
 
@@ -91,6 +96,10 @@ class Session:
         self._round_trip = RoundTrip(self._data)
         directories = [start.snapshot_directory, start.fallback_snapshot_directory]
         self._writer = SnapshotWriter([Path(each) for each in directories if each], device, self._round_trip)
+        self._detector = Detector(own=(self._round_trip,))
+        self._nondeterminism = NondeterminismFilter()
+        self._strict = True
+        self._looks = 0
         self._loaders = Loaders(start.spec.seed)
         self._open = False
         self._begun = False
@@ -129,9 +138,15 @@ class Session:
     def add_loader(self, **options: Any) -> Loader:
         return self._loaders.add(**options)
 
-    def epochs(self) -> Iterator[int]:
+    def ignore(self, subject: Any, reason: str) -> None:
+        if isinstance(subject, Loader):
+            subject.may_be_kept = True
+        self._detector.ignore(subject, reason)
+
+    def epochs(self, *, strict: bool = True) -> Iterator[int]:
         if self._begun:
             raise RuntimeError("run.epochs() was iterated over before")
+        self._strict = strict
         with self._errors_kept():
             self._begin()
         while self.tracker.epoch < self.start.spec.total_epochs:
@@ -213,11 +228,16 @@ class Session:
         self._begun = True
         if self._restored is not None:
             self._state.complete()
+            self._loaders.check(self._restored.value(DATA)["loaders"])
             directory = Path(self.start.restore_directory)
             self._state.compare(self.start.restore_digests or snapshots.component_digests(directory))
             self._verdict, self._verdict_reasons = verdict(self._restored.remarks, self._differences)
             self._restored = None
+        else:
+            self._loaders.identities()  # reads samples of the data now, before training may change it
         self._round_trip.seal()
+        self._nondeterminism.install()
+        self._detector.begin(self._state.tracked, self._loaders, inspect.currentframe())
         self.tracker.start()
         self._progress_page.write(self._progress())
         if self.start.spec.total_epochs > self.tracker.epoch:
@@ -264,6 +284,7 @@ class Session:
             return  # `finish` follows
         reached = Timestamp()
         reached.GetCurrentTime()
+        self._look()
         if self._abandoned:
             self._save(last=True)
             self._leave(ABANDONED)
@@ -281,6 +302,29 @@ class Session:
     def _abandoned(self) -> bool:
         """Whether the launcher is gone: nobody will see this process end."""
         return os.getppid() != self._launcher
+
+    def _look(self) -> None:
+        """Finds what decides how training goes on and is in no snapshot; raises UntrackedState at the first boundaries.
+
+        Later, what is found lowers the verdict of a resume: refusing then would cost more than it saves.
+        """
+        pausing = self._control.read().target == Assignment.PAUSE
+        if self._looks < REFUSING_LOOKS or pausing:
+            found = self._detector.findings(self._state.tracked, self._loaders, inspect.currentframe())
+            if self._strict and self._looks < REFUSING_LOOKS:
+                with self._errors_kept():
+                    self._detector.refuse(found)
+            self._state.suspected = [str(finding) for finding in found]
+            self._looks += 1
+        self._state.unproven = list(
+            dict.fromkeys(
+                [
+                    *self._state.unproven,
+                    *self._detector.accepted,
+                    *(f"{name} is not deterministic" for name in self._nondeterminism.heard()),
+                ]
+            )
+        )
 
     def _leave(self, code: int) -> None:
         self._left = code

@@ -236,6 +236,8 @@ def test_master_copies_are_not_cast() -> None:
 class Saved:
     """A snapshot as `State` reads it."""
 
+    remarks: tuple[str, ...] = ()
+
     def __init__(self, state: State) -> None:
         trees, blobs = state.encode()
         self.components = trees

@@ -1,5 +1,7 @@
 import random
+import time
 from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import torch
 from torch.utils.data import IterableDataset
 
+from adjourn import training
 from adjourn.training.loader import Loader, Loaders
 from adjourn.training.state.generators import generator_states, seed_generators
 
@@ -182,3 +185,80 @@ def test_bad_numbers_are_refused(options: dict[str, int]) -> None:
         loader(**options)
     with pytest.raises(ValueError, match="batch 5 of 4"):
         loader().skip_to(5)
+
+
+def test_a_million_samples_begin_at_once() -> None:
+    made = loader(dataset=range(1_000_000), batch_size=1)
+    begin = time.process_time()
+    next(iter(made))
+    assert time.process_time() - begin < 1
+
+
+def test_content_is_that_of_a_few_samples() -> None:
+    seed_generators(5)
+    before = str(generator_states())
+    one, other = loader(dataset=range(100)).content(), loader(dataset=range(1, 101)).content()
+    assert len(one) == len(other) == 8
+    assert not set(one) & set(other[:1])
+    assert one == loader(dataset=range(100), batch_size=7, shuffle=False).content()
+    assert loader(dataset=[]).content() == []
+    assert loader(dataset=Draws()).content() == loader(dataset=Draws(), num_workers=2).content()
+    assert str(generator_states()) == before
+
+
+class Image:
+    """As Pillow's."""
+
+    size = (1, 1)
+
+    def __init__(self, pixel: bytes) -> None:
+        self.pixel = pixel
+
+    def tobytes(self) -> bytes:
+        return self.pixel
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (torch.ones(2), torch.zeros(2)),
+        (torch.ones(2), torch.ones(2, 1)),
+        (np.ones(2), np.zeros(2)),
+        ({"a": 1}, {"b": 1}),
+        ((1, [2.0]), (1, [3.0])),
+        ("a", "b"),
+        (1, True),
+        (b"a", b"b"),
+        (Image(b"a"), Image(b"b")),
+        (SimpleNamespace(a=torch.ones(1)), SimpleNamespace(a=torch.zeros(1))),
+    ],
+    ids=repr,
+)
+def test_samples_are_told_apart(one: Any, other: Any) -> None:
+    assert loader(dataset=[one]).content() == loader(dataset=[one]).content() != loader(dataset=[other]).content()
+
+
+def test_samples_that_cannot_be_read_do_not_end_a_training() -> None:
+    class Broken(Draws):
+        def __getitem__(self, index: int) -> torch.Tensor:
+            raise OSError
+
+    assert set(loader(dataset=Broken()).content()) == {"raises OSError"}
+
+
+def test_an_iterator_ends_with_its_epoch() -> None:
+    loaders = Loaders(1)
+    made = loaders.add(**OPTIONS)
+    loaders.epoch = 1
+    passing, used = iter(made), iter(made)
+    assert made.open_passes == 2
+    assert len(list(used)) == 4
+    assert made.open_passes == 1
+    next(passing)
+    loaders.epoch = 2
+    with pytest.raises(training.UntrackedState, match="made in epoch 1, is used in epoch 2"):
+        next(passing)
+    made.may_be_kept = True
+    next(passing)
+    del passing
+    assert made.open_passes == 0

@@ -1,11 +1,15 @@
 """Switches that change how torch computes: recorded as state, since user code may turn them while it trains.
 
+Operations that have no deterministic implementation only warn, so that most trainings run: their warnings are heard.
+
 Only a switch that differs is set: since torch 2.9 the old and the new names of TF32 switches must not be mixed.
 """
 
 import contextlib
 import functools
 import operator
+import re
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -68,3 +72,32 @@ def restore_numerics(state: Mapping[str, Any]) -> None:
         else:
             place, _, switch = name.rpartition(".")
             setattr(operator.attrgetter(place)(torch), switch, value)
+
+
+class NondeterminismFilter:
+    """A filter of Python's warnings that lets all of them pass, and remembers what torch says of nondeterminism.
+
+    Warnings that a filter in front of it ignores are not heard.
+    """
+
+    SAYS: Final = re.compile(r"deterministic (implementation|algorithm|behavior)", re.IGNORECASE)
+    OPERATION: Final = re.compile(r"^(\S+) does not have a deterministic implementation")
+
+    def __init__(self) -> None:
+        self._heard: dict[str, None] = {}
+
+    def install(self) -> None:
+        """Puts the filter in front of the others, that of this process's earlier trainings excepted."""
+        entry = ("default", self, Warning, None, 0)
+        warnings.filters.insert(0, entry)  # type: ignore[attr-defined]
+        warnings._filters_mutated()  # type: ignore[attr-defined]  # noqa: SLF001  (what filterwarnings() does)
+
+    def match(self, text: str) -> None:
+        """Looks at a warning; is asked by the machinery of warnings, and never takes one."""
+        if self.SAYS.search(text):
+            operation = self.OPERATION.search(text)
+            self._heard[operation[1] if operation else text.partition(". ")[0].partition("\n")[0]] = None
+
+    def heard(self) -> list[str]:
+        """Returns the operations that may come to other bits each time, in the order in which they were heard of."""
+        return list(self._heard)

@@ -26,8 +26,12 @@ class State:
         self._data = data
         self._restored = restored
         self._additions = 0
+        self.unproven: list[str] = []
+        """Why a resume of this job may not be exact, in sentences; of earlier attempts too."""
+        self.suspected: list[str] = []
+        """The same, as long as it is so."""
         self.remarks: list[str] = []
-        """Of the newest `encode`: what changed in training and may not come back as it was, in sentences."""
+        """All of that, and what the newest `encode` could not see to coming back as it was."""
 
     def add(self, subjects: Mapping[str, Any]) -> None:
         """Tracks objects, and loads them if something is restored.
@@ -51,7 +55,8 @@ class State:
         states = {name: item.state() for name, item in self.tracked.items()}
         states |= {DATA: self._data(), NUMERICS: numerics(), **generator_states()}
         trees = {name: encoder.encode(state, (name,)) for name, state in states.items()}
-        self.remarks = [*encoder.remarks, *(remark for item in self.tracked.values() for remark in item.remarks())]
+        remarks = [*encoder.remarks, *(remark for item in self.tracked.values() for remark in item.remarks())]
+        self.remarks = list(dict.fromkeys([*self.unproven, *self.suspected, *remarks]))
         return trees, encoder.blobs
 
     def digests(self) -> dict[str, str]:
@@ -71,6 +76,7 @@ class State:
             raise StateMismatch(f"saved, but not tracked now: {', '.join(missing)}")
         if self._additions > 1:  # what was tracked later may have been built upon, and changed, what was loaded
             self._load(self.tracked)
+        self.unproven = list(self._restored.remarks)
         restore_numerics(self._restored.value(NUMERICS))
         for name in self._restored.components:
             if name.startswith("random."):

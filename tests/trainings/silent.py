@@ -1,0 +1,454 @@
+"""Trainings whose course depends on something that no state_dict() of model and optimizer has, one thing each."""
+
+import copy
+import itertools
+import multiprocessing
+import random
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from adjourn import training
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 1))
+        self.temperature = 1.0
+        self.memory = torch.zeros(1)
+        self.rng = np.random.default_rng(3)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.body(inputs)
+        return output * self.temperature + self.memory
+
+
+def data(count: int = 12, seed: int = 0) -> TensorDataset:
+    return TensorDataset(torch.randn(count, 4, generator=torch.Generator().manual_seed(seed)))
+
+
+class Course:
+    """A model, its optimizer and its data, with one training step."""
+
+    def __init__(self, run: training.Run, dataset: Any = None, **tracked: Any) -> None:
+        self.model = Net()
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9)
+        run.track(model=self.model, optimizer=self.optimizer, **tracked)
+        self.loader = run.loader(data() if dataset is None else dataset, batch_size=4, shuffle=True)
+        self.run = run
+
+    def step(self, inputs: torch.Tensor, factor: Any = 1.0) -> torch.Tensor:
+        loss: torch.Tensor = (self.model(inputs) * factor - 1).square().mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.run.step(loss=loss)
+        return loss.detach()
+
+    def epoch(self, factor: Any = 1.0) -> None:
+        for (inputs,) in self.loader:
+            self.step(inputs, factor)
+
+
+# Exact.
+
+
+def attributes(run: training.Run) -> None:
+    course = Course(run)
+    for epoch in run.epochs():
+        course.epoch(course.model.rng.random())
+        course.model.body[3].p = 0.1 * (epoch + 1)  # type: ignore[assignment]
+        course.model.body[1].momentum = 0.5 / epoch  # type: ignore[assignment]
+        course.model.temperature *= 0.9
+        course.model.memory = course.model.memory + 0.1 * epoch
+
+
+def values(run: training.Run) -> None:
+    best: dict[str, Any] = {"loss": 10.0, "hidden": torch.zeros(1), "steps": [0]}
+    course = Course(run, best=best)
+    for _ in run.epochs():
+        for (inputs,) in course.loader:
+            loss = course.step(inputs, best["hidden"] + 1)
+            best["hidden"] = best["hidden"] * 0.5 + loss
+        best["loss"] = min(best["loss"], float(loss))
+        best["steps"].append(run.steps)
+
+
+def spawned(run: training.Run) -> None:
+    generator = np.random.default_rng(5)
+    course = Course(run, generator=generator)
+    for _ in run.epochs():
+        course.epoch(generator.spawn(1)[0].random())
+
+
+def switches(run: training.Run) -> None:
+    torch.set_default_dtype(torch.float32)
+    course = Course(run)
+    for epoch in run.epochs():
+        course.epoch(torch.tensor(1.0).square().to(torch.get_default_dtype()))
+        if epoch == 1:
+            torch.set_float32_matmul_precision("high")
+            torch.backends.cudnn.benchmark = True
+
+
+def layouts(run: training.Run) -> None:
+    state: dict[str, Any] = {
+        "strided": torch.arange(20.0).reshape(4, 5).t(),
+        "wave": torch.ones(2, dtype=torch.complex64),
+    }
+    state |= {"conjugate": state["wave"].conj(), "fortran": np.asfortranarray(np.ones((2, 3)))}
+    state["same"] = state["list"] = [1]
+    course = Course(run, state=state)
+    for epoch in run.epochs():
+        state["list"].append(epoch)
+        state["wave"] += 1j
+        assert state["same"] is state["list"]
+        assert not state["strided"].is_contiguous()
+        assert not state["fortran"].flags.c_contiguous
+        course.epoch(float(state["conjugate"].imag.sum()) / 100 + len(state["same"]))
+
+
+def sparse(run: training.Run) -> None:
+    embedding = nn.Embedding(6, 2, sparse=True)
+    optimizer = torch.optim.SGD(embedding.parameters(), lr=0.1)
+    run.track(model=embedding, optimizer=optimizer)
+    for epoch in run.epochs():
+        embedding(torch.tensor([epoch, 2, 2])).square().sum().backward()
+        if epoch % 2 == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+        run.step()
+
+
+class Masters(torch.optim.SGD):
+    """Keeps float32 copies of half-precision parameters."""
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                state.setdefault("master", parameter.detach().float())
+                state["master"] -= group["lr"] * parameter.grad.float()
+                with torch.no_grad():
+                    parameter.copy_(state["master"])
+
+
+def masters(run: training.Run) -> None:
+    model = nn.Linear(4, 1).to(torch.bfloat16)
+    optimizer = Masters(model.parameters(), lr=0.001)
+    run.track(model=model, optimizer=optimizer)
+    loader = run.loader(data(), batch_size=4)
+    for _ in run.epochs():
+        for (inputs,) in loader:
+            optimizer.zero_grad()
+            model(inputs.bfloat16()).square().mean().backward()
+            optimizer.step()
+            run.step()
+
+
+def thaws(run: training.Run) -> None:
+    """Gives the optimizer a second group in its second epoch."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    optimizer = torch.optim.Adam(model[1].parameters(), lr=0.01)
+    run.track(model=model, optimizer=optimizer)
+    loader = run.loader(data(), batch_size=4)
+    for epoch in run.epochs():
+        if epoch == 2:
+            optimizer.add_param_group({"params": model[0].parameters(), "lr": 0.1})
+        for (inputs,) in loader:
+            optimizer.zero_grad()
+            model(inputs).square().mean().backward()
+            optimizer.step()
+            run.step()
+
+
+def constants(run: training.Run) -> None:
+    """Has what looks like state and is none: all of it is exact, and nothing of it may be found."""
+    split = np.random.default_rng(1)
+    split.permutation(3)
+    teacher, criterion, smooth = (
+        copy.deepcopy(nn.Linear(4, 1)).eval().requires_grad_(requires_grad=False),
+        nn.MSELoss(),
+        nn.L1Loss(),
+    )
+    plain = DataLoader(data(), batch_size=4)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    averaged = torch.optim.swa_utils.AveragedModel(nn.Linear(4, 1))
+    course = Course(run, averaged=averaged)
+    rate, names, table = 0.5, ["a"], {1: 2.0}
+    compiled = {"model": course.model}
+    for epoch in run.epochs():
+        generator = torch.Generator().manual_seed(epoch)
+        optimizer_of_the_epoch = None
+        for (inputs,) in course.loader:
+            target = teacher(inputs)
+            course.step(inputs, scaler.scale(criterion(target, target) + 1) + torch.rand(1, generator=generator))
+        averaged.update_parameters(nn.Linear(4, 1))
+        total = sum(float(smooth(batch, batch)) for (batch,) in plain)
+        print(total, rate, names, table, compiled["model"] is course.model, optimizer_of_the_epoch)
+
+
+# Refused while the training runs.
+
+
+def teacher(run: training.Run) -> None:
+    course = Course(run)
+    teacher = copy.deepcopy(course.model).requires_grad_(requires_grad=False).eval()
+    if run.args.get("ignored"):
+        run.ignore(teacher, reason="only its plots are looked at")
+    for _ in run.epochs(strict=not run.args.get("lax")):
+        course.epoch()
+        for old, new in zip(teacher.parameters(), course.model.parameters(), strict=True):
+            old.data.mul_(0.9).add_(new.data, alpha=0.1)
+
+
+def optimizer(run: training.Run) -> None:
+    course = Course(run)
+    head = nn.Linear(1, 1)
+    run.track(head=head)
+    second = torch.optim.Adam(head.parameters())
+    for _ in run.epochs():
+        course.epoch()
+        head(torch.ones(1)).sum().backward()
+        second.step()
+
+
+def scheduler(run: training.Run) -> None:
+    course = Course(run)
+    warmup = torch.optim.lr_scheduler.ExponentialLR(course.optimizer, 0.5)
+    for _ in run.epochs():
+        course.epoch()
+        warmup.step()
+
+
+def scaler(run: training.Run) -> None:
+    course = Course(run)
+    scaler = torch.amp.GradScaler("cpu")
+    for _ in run.epochs():
+        course.epoch()
+    print(scaler)
+
+
+def numpy_generator(run: training.Run) -> None:
+    generator = np.random.default_rng(1)
+    course = Course(run)
+    for _ in run.epochs():
+        course.epoch(generator.random())
+
+
+def python_generator(run: training.Run) -> None:
+    course = Course(run)
+    holder = {"generator": random.Random(3)}
+    for _ in run.epochs():
+        course.epoch(holder["generator"].random())
+
+
+def torch_generator(run: training.Run) -> None:
+    course = Course(run)
+    generator = torch.Generator().manual_seed(1)
+    for _ in run.epochs():
+        course.epoch(torch.rand(1, generator=generator))
+
+
+def lazy_generator(run: training.Run) -> None:
+    """Makes its generator in the first epoch."""
+    course = Course(run)
+    made: list[np.random.Generator] = []
+    for _ in run.epochs():
+        if not made:
+            made.append(np.random.default_rng(1))
+        course.epoch(made[0].random())
+
+
+class Drawing(Dataset[tuple[torch.Tensor]]):
+    """Has a generator of its own."""
+
+    def __init__(self) -> None:
+        self.generator = np.random.default_rng(1)
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor]:
+        return (torch.tensor(self.generator.random(4), dtype=torch.float32),)
+
+
+def drawing_dataset(run: training.Run) -> None:
+    course = Course(run, Drawing())
+    for _ in run.epochs():
+        course.epoch()
+
+
+def kept_iterator(run: training.Run) -> None:
+    course = Course(run)
+    batches = iter(course.loader)
+    for _ in run.epochs():
+        for _ in range(2):
+            inputs = next(batches, None)
+            if inputs is None:
+                batches = iter(course.loader)
+                inputs = next(batches)
+            course.step(inputs[0])
+
+
+def lazy_iterator(run: training.Run) -> None:
+    course = Course(run)
+    kept: list[Any] = []
+    if run.args.get("ignored"):
+        run.ignore(course.loader, reason="which batch comes next does not matter")
+    for _ in run.epochs():
+        if not kept:
+            kept.append(itertools.cycle(course.loader))
+        for _ in range(2):
+            course.step(next(kept[0])[0])
+
+
+def plain_generator(run: training.Run) -> None:
+    course = Course(run)
+    plain = DataLoader(data(), batch_size=4, shuffle=True, generator=torch.Generator().manual_seed(1))
+    for _ in run.epochs():
+        for (inputs,) in plain:
+            course.step(inputs)
+
+
+def persistent_workers(run: training.Run) -> None:
+    course = Course(run)
+    plain = DataLoader(data(), batch_size=4, shuffle=True, num_workers=1, persistent_workers=True)
+    for _ in run.epochs():
+        for (inputs,) in plain:
+            course.step(inputs)
+
+
+def parallel(run: training.Run) -> None:
+    course = Course(run)
+    wrapped = nn.DataParallel(course.model)
+    for _ in run.epochs():
+        wrapped(torch.ones(4, 4))
+        course.epoch()
+
+
+def tracked_parallel(run: training.Run) -> None:
+    run.track(model=nn.DataParallel(nn.Linear(1, 1)))
+
+
+# Lower the verdict.
+
+
+def local(run: training.Run) -> None:
+    course = Course(run)
+    rate = 1.0
+    for _ in run.epochs():
+        course.epoch(rate)
+        rate *= 0.9
+
+
+def hidden(run: training.Run) -> None:
+    course = Course(run)
+    state = torch.zeros(1)
+    for _ in run.epochs():
+        for (inputs,) in course.loader:
+            state = state * 0.5 + course.step(inputs, state + 1)
+
+
+class Trainer(Course):
+    best = 10.0
+
+    def train(self) -> None:
+        self.best = 10.0
+        for _ in self.run.epochs():
+            self.epoch(self.best)
+            self.best *= 0.5
+
+
+def attribute(run: training.Run) -> None:
+    Trainer(run).train()
+
+
+class Caching(Dataset[tuple[torch.Tensor]]):
+    """Keeps what it drew once; counts what it was asked for."""
+
+    def __init__(self) -> None:
+        self.cache: dict[int, torch.Tensor] = {}
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor]:
+        return (self.cache.setdefault(index, torch.rand(4)),)
+
+
+def caching_dataset(run: training.Run) -> None:
+    course = Course(run, torch.utils.data.Subset(Caching(), range(12)))
+    for _ in run.epochs():
+        course.epoch()
+
+
+class Counter:
+    """Has state that a module cannot save for it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.function = lambda: self.count
+
+
+def object_in_module(run: training.Run) -> None:
+    course = Course(run)
+    course.model.counter = Counter()  # type: ignore[assignment]
+    for _ in run.epochs():
+        course.model.counter.count += 1  # type: ignore[operator, union-attr]
+        course.epoch(1 / course.model.counter.count)  # type: ignore[union-attr]
+
+
+def shrunken_set(run: training.Run) -> None:
+    seen = {"ids": {1, 8} | set(range(100, 140))}
+    course = Course(run, seen=seen)
+    for _ in run.epochs():
+        for number in range(100, 140):
+            seen["ids"].discard(number)
+        course.epoch(sum(place * item for place, item in enumerate(seen["ids"])))
+
+
+def child_process(run: training.Run) -> None:
+    course = Course(run)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        for _ in run.epochs():
+            course.epoch(pool.apply(abs, (-1,)))
+
+
+def nondeterministic(run: training.Run) -> None:
+    """Warns as torch does where an operation has no deterministic implementation."""
+    warnings.filterwarnings("ignore")
+    course = Course(run)
+    for _ in run.epochs():
+        course.epoch()
+        warnings.warn(
+            "scatter_add_cuda_kernel does not have a deterministic implementation, but you set...", stacklevel=1
+        )
+
+
+# Other data on resume.
+
+
+def split(run: training.Run) -> None:
+    """Splits its data with the seed that its arguments say."""
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(run.args["split"])).tolist()
+    course = Course(run, torch.utils.data.Subset(data(40), order[:12]))
+    for _ in run.epochs():
+        course.epoch()
+
+
+def functional_only(run: training.Run) -> None:
+    weight = torch.zeros(4, requires_grad=True)
+    run.track(weight=weight)
+    for _ in run.epochs():
+        loss = functional.mse_loss(weight, torch.ones(4))
+        (gradient,) = torch.autograd.grad(loss, weight)
+        with torch.no_grad():
+            weight -= gradient
+        run.step(loss=loss)

@@ -1,0 +1,100 @@
+"""What decides how a training goes on is restored to the bit, or refused while it runs, or lowers the verdict."""
+
+import pytest
+
+from adjourn.v1.job_pb2 import Pause
+from tests.harness.training_processes import Attempt, TrainingProcesses, failed
+
+EPOCHS = 4
+
+
+def verdict(attempt: Attempt) -> tuple[int, list[str]]:
+    began = next(event.began for event in attempt.events if event.HasField("began"))
+    return began.verdict, list(began.verdict_reasons)
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        *("attributes", "values", "spawned", "switches", "layouts", "sparse", "masters", "thaws", "constants"),
+        "functional_only",
+    ],
+)
+def test_exact(trainings: TrainingProcesses, training: str) -> None:
+    entry_point = f"silent:{training}"
+    whole = trainings.run(entry_point, epochs=EPOCHS)
+    assert whole.last.HasField("finished"), whole.log
+    for cut in (1, 2):
+        paused = trainings.paused_at(entry_point, cut, epochs=EPOCHS)
+        resumed = trainings.run(entry_point, epochs=EPOCHS, restore=paused)
+        assert resumed.last.HasField("finished"), resumed.log
+        assert verdict(resumed) == (Pause.Verdict.EXACT, [])
+        assert resumed.digests == whole.digests
+        assert resumed.values.items() <= whole.values.items()
+
+
+@pytest.mark.parametrize(
+    ("training", "what", "epochs"),
+    [
+        ("teacher", "a silent.Net in variable teacher of teacher", 1),
+        ("optimizer", "a torch.optim.adam.Adam in variable second", 1),
+        ("scheduler", "a torch.optim.lr_scheduler.ExponentialLR in variable warmup", 1),
+        ("scaler", "a torch.amp.grad_scaler.GradScaler in variable scaler", 1),
+        ("numpy_generator", "a numpy.random._generator.Generator in variable generator", 1),
+        ("python_generator", "a random.Random in", 1),
+        ("torch_generator", "a torch._C.Generator in variable generator", 1),
+        ("lazy_generator", "a numpy.random._generator.Generator in", 2),
+        ("drawing_dataset", "a numpy.random._generator.Generator in attribute generator of a silent.Drawing", 1),
+        ("kept_iterator", "made in epoch 0, is used in epoch 1", 0),
+        ("lazy_iterator", "made in epoch 1, is used in epoch 2", 1),
+        ("plain_generator", "a torch._C.Generator in", 1),
+        ("persistent_workers", "keeps its workers", 1),
+        ("parallel", "a torch.nn.parallel.data_parallel.DataParallel in variable wrapped", 1),
+    ],
+)
+def test_refused_while_it_runs(trainings: TrainingProcesses, training: str, what: str, epochs: int) -> None:
+    attempt = trainings.run(f"silent:{training}", epochs=EPOCHS)
+    assert what in failed(attempt, "UNTRACKED_STATE"), attempt.log
+    assert len(attempt.epochs) == epochs
+
+
+def test_parallel_modules_are_refused_when_they_are_tracked(trainings: TrainingProcesses) -> None:
+    attempt = trainings.run("silent:tracked_parallel")
+    assert "DataParallel is not supported yet" in failed(attempt, "STATE_NOT_ENCODABLE")
+
+
+@pytest.mark.parametrize(
+    ("training", "args", "reason"),
+    [
+        ("local", {}, "the value of variable rate of local"),
+        ("hidden", {}, "the value of variable state of hidden"),
+        ("attribute", {}, "the value of attribute best of self in train"),
+        ("caching_dataset", {}, "the value of attribute cache of the dataset of loader 0.dataset (silent.Caching)"),
+        ("object_in_module", {}, "model.counter is a silent.Counter that changed in training"),
+        ("shrunken_set", {}, "the order of this set comes from how it grew and shrank"),
+        ("child_process", {}, "the process ForkPoolWorker-1: outlives the epoch"),
+        ("nondeterministic", {}, "scatter_add_cuda_kernel is not deterministic"),
+        ("lazy_generator", {}, "a numpy.random._generator.Generator"),
+        ("lazy_iterator", {}, "an iterator over loader 0: has batches left"),
+        ("lazy_iterator", {"ignored": True}, "Loader is ignored: which batch comes next does not matter"),
+        ("teacher", {"ignored": True}, "Net is ignored: only its plots are looked at"),
+        ("teacher", {"lax": True}, "a silent.Net in variable teacher"),
+    ],
+)
+def test_verdict_is_lowered(trainings: TrainingProcesses, training: str, args: dict[str, bool], reason: str) -> None:
+    entry_point = f"silent:{training}"
+    cut = 0 if training in ("lazy_generator", "lazy_iterator") and not args else 1
+    paused = trainings.paused_at(entry_point, cut + 1, epochs=EPOCHS, args=args)
+    assert paused.last.HasField("paused"), paused.log
+    resumed = trainings.run(entry_point, epochs=cut + 2, args=args, restore=paused)
+    lowered, reasons = verdict(resumed)
+    assert lowered == Pause.Verdict.UNPROVEN
+    assert any(reason in each for each in reasons), reasons
+
+
+def test_other_data_is_refused(trainings: TrainingProcesses) -> None:
+    paused = trainings.paused_at("silent:split", 1, epochs=EPOCHS, args={"split": 1})
+    same = trainings.run("silent:split", epochs=EPOCHS, args={"split": 1}, restore=paused)
+    assert verdict(same)[0] == Pause.Verdict.EXACT
+    other = trainings.run("silent:split", epochs=EPOCHS, args={"split": 2}, restore=paused)
+    assert "the data of loader 0 is not that of before" in failed(other, "STATE_MISMATCH")
