@@ -1,8 +1,9 @@
 """Two small mapped files through which an agent and its training process tell each other things without waiting.
 
-`control` is one 64-bit word that the agent writes and training reads at every boundary; an aligned 8-byte store is
-atomic, so no lock is needed. `progress` is one message that training overwrites and the agent reads, guarded by a
-sequence that is odd while a write is under way (a seqlock). Both outlive either process. Imports no torch, no grpc.
+`control` is one 64-bit word that the agent writes and training reads at every step. An aligned 8-byte store is atomic,
+so no lock is needed. `progress` is one message that training overwrites and the agent reads. It is guarded by a
+sequence number that is odd while a write is under way (a seqlock). Both files outlive either process. Imports no torch,
+no grpc.
 """
 
 import mmap
@@ -17,7 +18,7 @@ HEADER = struct.Struct("<QQ")  # sequence, length
 
 
 class Control:
-    """The order, as a mapped word; `word` is read in well under 100 ns."""
+    """The desired state, as a mapped word. `word` is read in well under 100 ns."""
 
     def __init__(self, path: Path) -> None:
         self._map = mapped(path, 8)
@@ -30,8 +31,8 @@ class Control:
     def read(self) -> DesiredState:
         return DesiredState.from_word(self._view[0])
 
-    def write(self, order: DesiredState) -> None:
-        self._view[0] = order.word
+    def write(self, desired: DesiredState) -> None:
+        self._view[0] = desired.word
 
     def close(self) -> None:
         self._view.release()

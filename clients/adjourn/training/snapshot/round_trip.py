@@ -32,8 +32,10 @@ from adjourn.training.state.registry import State
 COPY_LIMIT_BYTES = 1 << 30
 """Of what tracked objects hold beside parameters and buffers. A trainer may hold its data set: that is not copied."""
 COPY_LIMIT_OBJECTS = 1 << 20
-MEMORY_MARGIN = 1.25
-"""Memory that must be available for a rehearsal, in sizes of the state."""
+MEMORY_FACTOR = 2.5
+"""Memory that must be available for a rehearsal, in sizes of the state: it is decoded, and loaded into the copies."""
+
+V1_FILES = ("memory.limit_in_bytes", "memory.usage_in_bytes")
 
 
 class CopyTooLarge(Exception):
@@ -106,10 +108,12 @@ class RoundTrip:
         """Copies objects that are about to be tracked. Call it before they are restored."""
         tensors = [tensor for subject in subjects.values() for tensor in tensors_of(subject)]
         objects = {id(tensor): tensor for tensor in tensors}.values()
-        users = Counter(tensor.untyped_storage().data_ptr() for tensor in objects if tensor.layout is torch.strided)
-        for tensor in objects:
+        plain = [tensor for tensor in objects if is_plain(tensor)]
+        users = Counter(tensor.untyped_storage().data_ptr() for tensor in plain)
+        for tensor in plain:
             # What shares memory is really copied: that it is shared is part of the state.
-            if outlinable(tensor) and (not tensor.numel() or users[tensor.untyped_storage().data_ptr()] == 1):
+            storage = tensor.untyped_storage()
+            if not tensor.numel() or (storage.nbytes() == tensor.nbytes and users[storage.data_ptr()] == 1):
                 self._outline(tensor)
         added = {}
         for name, subject in subjects.items():
@@ -140,7 +144,7 @@ class RoundTrip:
         """
         size = sum(blob.data.nbytes for blob in blobs.values())
         available = available_memory()
-        if available is not None and available < MEMORY_MARGIN * size:
+        if available is not None and available < MEMORY_FACTOR * size:
             log_line(
                 f"a resume was not rehearsed: the state takes {size >> 20} MiB, and only {available >> 20} MiB of"
                 " memory are available"
@@ -227,14 +231,13 @@ def tensors_of(subject: Any) -> Iterator[torch.Tensor]:
                 yield from group["params"]
 
 
-def outlinable(tensor: torch.Tensor) -> bool:
-    """Tells whether shape, strides and type are all that a tensor needs to be made anew, before it is loaded."""
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Tells whether type, shape and strides are all that a tensor needs to be made anew before it is loaded."""
     return (
         type(tensor) in (torch.Tensor, nn.Parameter)
         and tensor.layout is torch.strided
         and tensor.is_leaf
         and not (tensor.is_quantized or tensor.is_meta)
-        and tensor.untyped_storage().nbytes() == tensor.nbytes
     )
 
 
@@ -270,16 +273,36 @@ def customises_copying(subject: Any) -> bool:
     return not any(all(getattr(kind, name, None) == getattr(base, name, None) for name in names) for base in standard)
 
 
-def available_memory() -> int | None:
-    """Returns the bytes that the machine can give to processes; None: unknown."""
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Returns the bytes that this process may still take, of the machine's memory and its cgroup's; None: unknown."""
+    machine = counters(root / "proc/meminfo").get("MemAvailable:")
+    found = [] if machine is None else [machine << 10]
+    for line in lines(root / "proc/self/cgroup"):
+        _, controllers, place = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        limit, usage = ("memory.max", "memory.current") if not controllers else V1_FILES
+        mounted = root / "sys/fs/cgroup" / controllers
+        # In a container, the path is that of the host, and what is mounted is the container's own.
+        for group in (mounted / place.lstrip("/"), mounted):
+            numbers = [text for name in (limit, usage) for text in lines(group / name)]
+            if len(numbers) == 2 and all(number.isdigit() for number in numbers):
+                reclaimable = counters(group / "memory.stat").get("inactive_file", 0)
+                found.append(int(numbers[0]) - int(numbers[1]) + reclaimable)
+                break
+    return min(found, default=None)
+
+
+def counters(path: Path) -> dict[str, int]:
+    """Returns the numbers of a file of the kernel by the words before them."""
+    return {words[0]: int(words[1]) for words in map(str.split, lines(path)) if len(words) > 1 and words[1].isdigit()}
+
+
+def lines(path: Path) -> list[str]:
     try:
-        with Path("/proc/meminfo").open() as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) << 10
+        return path.read_text().splitlines()
     except OSError:
-        pass
-    return None
+        return []
 
 
 def digests(trees: Mapping[str, Tree], blobs: Mapping[str, Blob]) -> dict[str, str]:
