@@ -100,10 +100,10 @@ async def test_notifications_tell_of_the_job_and_of_each_worker(store: JobStore)
         await store.commit(change(await there(store, A), worker=TWO))
         await store.commit(change(await there(store, A), worker=""))
         await store.commit(deletion(await there(store, A)))
-        event_of_report = await heard(notifications, 7)
-    assert event_of_report[:3] == [(A, ""), (A, ONE), (A, ONE)]
-    assert sorted(event_of_report[3:5]) == [(A, ONE), (A, TWO)]
-    assert event_of_report[5:] == [(A, TWO), (A, "")]
+        received = await heard(notifications, 7)
+    assert received[:3] == [(A, ""), (A, ONE), (A, ONE)]
+    assert sorted(received[3:5]) == [(A, ONE), (A, TWO)]
+    assert received[5:] == [(A, TWO), (A, "")]
 
 
 async def test_notifications_reach_everybody_and_end_with_the_store(store: JobStore) -> None:

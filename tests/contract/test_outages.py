@@ -184,7 +184,7 @@ async def test_wrong_password_is_reported(server: Server) -> None:
             await store.get(A)
 
 
-async def event_of_report(store: RedisStore, notifications: AsyncIterator[tuple[JobName, WorkerName]]) -> None:
+async def notified(store: RedisStore, notifications: AsyncIterator[tuple[JobName, WorkerName]]) -> None:
     """Returns when a notification of the job has come: changes it until one does."""
     async with asyncio.timeout(20):
         pending = asyncio.ensure_future(anext(notifications))
@@ -201,18 +201,18 @@ async def test_notifications_go_on_after_the_connection_broke(server: Server, st
     await created(store, "jobs/a")
     async with aclosing(store.notifications()) as notifications:
         assert await anext(notifications) == ("", "")
-        await event_of_report(store, notifications)
+        await notified(store, notifications)
         async with operator(server.url) as client, asyncio.timeout(20):
             assert await client.execute_command("CLIENT", "KILL", "TYPE", "pubsub") == 1  # type: ignore[no-untyped-call]
             while await anext(notifications) != ("", ""):
                 pass
-        await event_of_report(store, notifications)
+        await notified(store, notifications)
         server.kill()
         await server.start()
         async with asyncio.timeout(20):
             while await anext(notifications) != ("", ""):
                 pass
-        await event_of_report(store, notifications)
+        await notified(store, notifications)
 
 
 async def test_notifications_notice_a_server_that_hangs(

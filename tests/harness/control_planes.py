@@ -153,13 +153,13 @@ def refused(kind: type[errors.AdjournError]) -> Iterator[Caught]:
     try:
         yield caught
     except grpc.aio.AioRpcError as answer:
-        caught.error = event_of_report(answer)
+        caught.error = typed_error(answer)
     found = getattr(caught, "error", None)
     assert type(found) is kind, f"expected {kind.__name__}, got {found!r}"
     assert found.code == kind.code
 
 
-def event_of_report(answer: grpc.aio.AioRpcError) -> errors.AdjournError:
+def typed_error(answer: grpc.aio.AioRpcError) -> errors.AdjournError:
     """Returns the error that an answer carries in its details."""
     status = rpc_status.from_call(answer)
     assert status is not None, answer

@@ -1,7 +1,7 @@
 """PURE. Compares what a worker holds with what it should hold.
 
 Both sides speak in whole states. From a message of the worker follow events, in this order, so that the end of an
-attempt finds its last progress: `reconcile` (what is so by now), `event_of_report` (what happened before),
+attempt finds its last progress: `reconcile` (what is so by now), the reports (what happened before),
 `lost_attempts` (what the worker no longer has). `desired_assignments` is the answer: what the worker should have.
 """
 
@@ -11,22 +11,14 @@ from typing import Final, TypeAlias
 
 from adjourn import reasons
 from adjourn.internal.v1.record_pb2 import JobRecord
-from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, Exit, FencingToken, Report
+from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, FencingToken
 from adjourn.v1.job_pb2 import Failure, Job, Progress
 from adjourn_control_plane.job.events import (
     Adopted,
     Began,
-    ConditionChanged,
-    EpochEnded,
     Event,
-    Failed,
-    Finished,
     Lost,
     Observed,
-    PausePhase,
-    Registered,
-    Rested,
-    Stopped,
 )
 from adjourn_control_plane.job.machine import ENDED, HELD
 
@@ -40,35 +32,6 @@ UNDER_WAY: Final = frozenset({AssignmentStatus.RUNNING, AssignmentStatus.PAUSING
 """Phases that come after the first step."""
 PROGRESS_INTERVAL: Final = timedelta(seconds=2)
 """Time between two commits of progress within an epoch: training tells of it twice a second."""
-
-
-def event_of_report(report: Report, worker: str) -> Event | None:
-    """Returns the event that a report tells of; None for a kind that this version does not know."""
-    match report.WhichOneof("report"):
-        case "epoch":
-            return EpochEnded(actor=worker, metrics=report.epoch)
-        case "checkpoint":
-            return Registered(actor=worker, checkpoint=report.checkpoint)
-        case "pause":
-            return PausePhase(actor=worker, pause=report.pause)
-        case "condition":
-            return ConditionChanged(actor=worker, condition=report.condition.condition, ended=report.condition.ended)
-        case "exit":
-            return ended(report.exit, worker)
-        case _:
-            return None
-
-
-def ended(how: Exit, worker: str) -> Event:
-    """Returns the event for the end of an attempt."""
-    failure = how.failure if how.HasField("failure") else None
-    if how.phase == AssignmentStatus.PAUSED:
-        return Rested(actor=worker, checkpoint=how.checkpoint)
-    if how.phase == AssignmentStatus.SUCCEEDED:
-        return Finished(actor=worker, checkpoint=how.checkpoint)
-    if how.phase == AssignmentStatus.STOPPED:
-        return Stopped(actor=worker, failure=failure)
-    return Failed(actor=worker, failure=failure or Failure(reason=reasons.PROCESS_ENDED, message="no reason given"))
 
 
 def reconcile(

@@ -1,4 +1,4 @@
-"""The one way in which a job changes: read, decide, commit; on a conflict, again."""
+"""The only way in which a job changes: read, decide, commit; after a conflict, again."""
 
 import hashlib
 from collections.abc import Callable
@@ -14,8 +14,7 @@ from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.agent_service_pb2 import FencingToken, Report
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent
-from adjourn_control_plane.fleet import reconcile
-from adjourn_control_plane.job import machine
+from adjourn_control_plane.job import machine, reports
 from adjourn_control_plane.job.events import Event
 from adjourn_control_plane.job.transition import Decision
 from adjourn_control_plane.store.interface import (
@@ -34,7 +33,7 @@ from adjourn_control_plane.store.interface import (
 log = structlog.get_logger()
 
 ATTEMPTS: Final = 20
-"""Lost races before a call gives up; each one means that somebody else made progress."""
+"""Conflicts before a call gives up. Each means that another change was made in between."""
 
 Decide = Callable[[JobRecord], Decision | None]
 
@@ -81,13 +80,13 @@ class Call:
 
 
 class JobUpdater:
-    """Applies events to jobs in a store."""
+    """Applies events to the jobs in a store."""
 
     def __init__(self, store: JobStore) -> None:
         self.store = store
 
     async def request(self, job: JobName, event: Event, call: Call) -> Job:
-        """Applies what a caller asked for and returns the job as it then is.
+        """Applies what a caller asked for, and returns the job as it then is.
 
         Raises NotFoundError, StaleEtagError, RequestIdReusedError, ContentionError, or a PreconditionError.
         """
@@ -98,7 +97,7 @@ class JobUpdater:
             self.check_etag(record, call)
             decision = machine.decide(record, event, now())
             if decision is None and call.request_id:
-                return Decision(record=record)  # stored for the answer's sake: a retry must have no effect either
+                return Decision(record=record)  # the answer is stored, so that a retry has no effect either
             return decision
 
         try:
@@ -163,7 +162,7 @@ class JobUpdater:
                 return None
             if report.sequence <= record.applied_report:
                 return None
-            event = reconcile.event_of_report(report, worker)
+            event = reports.event_of_report(report, worker)
             decision = machine.decide(record, event, now()) if event else None
             if decision is not None:
                 decision.record.applied_report = report.sequence
@@ -218,7 +217,7 @@ class JobUpdater:
         allocation: Allocation | None = None,
         fence: Fence | None = None,
     ) -> JobRecord:
-        """Reads, decides and commits until no one came in between; returns the record as it then is."""
+        """Reads, decides and commits until no other change comes in between; returns the record as it then is."""
         for _ in range(ATTEMPTS):
             stored = await self.store.get(job)
             if stored is None:

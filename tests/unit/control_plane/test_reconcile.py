@@ -7,26 +7,17 @@ import pytest
 
 from adjourn import reasons
 from adjourn.internal.v1.record_pb2 import JobRecord
-from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, ConditionChange, Exit, FencingToken, Report
-from adjourn.v1.job_pb2 import Condition, Failure, Job, Pause, Progress
-from adjourn.v1.usage_pb2 import EpochMetrics
+from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
+from adjourn.v1.job_pb2 import Failure, Job, Progress
 from adjourn_control_plane.fleet import reconcile
 from adjourn_control_plane.job.events import (
     Adopted,
     Began,
-    ConditionChanged,
-    EpochEnded,
     Event,
-    Failed,
-    Finished,
     Lost,
     Observed,
-    PausePhase,
-    Registered,
-    Rested,
-    Stopped,
 )
-from tests.harness.job_life import NAME, START, A, B, Life, checkpoint, checkpoint_name, paused, status
+from tests.harness.job_life import NAME, START, A, B, Life, checkpoint_name, paused, status
 
 FAILURE = Failure(reason=reasons.PROCESS_KILLED, message="ended by SIGKILL")
 OVER = [AssignmentStatus.PAUSED, AssignmentStatus.STOPPED, AssignmentStatus.SUCCEEDED, AssignmentStatus.FAILED]
@@ -125,11 +116,6 @@ def test_an_attempt_of_a_deleted_job_whose_name_is_used_again_is_stopped(attempt
     fresh = Life()
     assert events([], foreign, others=[fresh.record]) == []
     assert is_stop(desired([], foreign, others=[fresh.record])[0], foreign)
-
-
-def test_an_exit_report_is_the_end_of_the_attempt() -> None:
-    report = Report(exit=Exit(phase=AssignmentStatus.FAILED, code=-9, failure=FAILURE))
-    assert reconcile.event_of_report(report, A) == Failed(actor=A, failure=FAILURE)
 
 
 def test_an_acknowledged_attempt_that_is_gone_is_lost() -> None:
@@ -302,38 +288,6 @@ def test_progress_is_taken_over_when_it_is_new() -> None:
     ((_, event),) = events([life.record], status(life.record, progress=newer))
     assert isinstance(event, Observed)
     assert event.progress == newer
-
-
-@pytest.mark.parametrize(
-    ("phase", "event"),
-    [
-        (AssignmentStatus.PAUSED, Rested(actor=A, checkpoint="c")),
-        (AssignmentStatus.SUCCEEDED, Finished(actor=A, checkpoint="c")),
-        (AssignmentStatus.STOPPED, Stopped(actor=A, failure=FAILURE)),
-        (AssignmentStatus.FAILED, Failed(actor=A, failure=FAILURE)),
-    ],
-)
-def test_each_way_to_end(phase: AssignmentStatus.Phase.ValueType, event: Event) -> None:
-    assert reconcile.ended(Exit(phase=phase, checkpoint="c", failure=FAILURE), A) == event
-
-
-def test_an_end_without_a_reason_has_one_all_the_same() -> None:
-    failed = reconcile.ended(Exit(phase=AssignmentStatus.FAILED), A)
-    assert isinstance(failed, Failed)
-    assert failed.failure.reason == reasons.PROCESS_ENDED
-    assert reconcile.ended(Exit(phase=AssignmentStatus.STOPPED), A) == Stopped(actor=A)
-
-
-def test_each_kind_of_report() -> None:
-    metrics, made, pause = EpochMetrics(epoch=3), checkpoint(3), Pause(note="n")
-    assert reconcile.event_of_report(Report(epoch=metrics), A) == EpochEnded(actor=A, metrics=metrics)
-    assert reconcile.event_of_report(Report(checkpoint=made), A) == Registered(actor=A, checkpoint=made)
-    assert reconcile.event_of_report(Report(pause=pause), A) == PausePhase(actor=A, pause=pause)
-    full = Condition(type=Condition.SNAPSHOT_FAILING, reason="NO_SPACE")
-    assert reconcile.event_of_report(Report(condition=ConditionChange(condition=full, ended=True)), A) == (
-        ConditionChanged(actor=A, condition=full, ended=True)
-    )
-    assert reconcile.event_of_report(Report(sequence=1, token=FencingToken(attempt=1)), A) is None, "of a later version"
 
 
 def named(number: int) -> JobRecord:
