@@ -141,8 +141,8 @@ class JobUpdater:
     ) -> JobRecord:
         """Applies something that happened.
 
-        `token`: of the attempt that it happened to; nothing comes of it once the job has another. `allocation`: of the
-        worker, which must not have changed since. `fence`: the stream that told it.
+        `token`: of the attempt that it happened to; if the job has another by now, nothing is changed. `allocation`: of
+        the worker, which must not have changed since. `fence`: the stream that told of it.
 
         Raises NotFoundError if the job is gone, Conflict if the allocation changed, Fenced if another stream speaks for
         the worker by now.

@@ -1,7 +1,7 @@
-"""What the control plane asks of its store; `redis_store.py` and the tests' memory store both pass one contract test.
+"""What the control plane asks of its store. `redis.py` and the tests' memory store pass the same contract tests.
 
-A job is one record with a version. Every change is one compare-and-set that writes the record, moves its index
-entries, appends what happened and wakes whoever listens, or does nothing at all. Nothing else writes jobs.
+A job is one record with a version. Every change is one compare-and-set. It writes the record, moves its index entries,
+appends what happened and notifies listeners; or it does nothing. Nothing else writes jobs.
 """
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -31,15 +31,15 @@ REQUEST_MEMORY = timedelta(days=1)
 
 
 class Conflict(Exception):
-    """The record, or the worker's allocation, is no longer the one that was read: read again, decide again."""
+    """The record, or the worker's allocation, is no longer the one that was read. Read again, decide again."""
 
 
 class Fenced(Conflict):
-    """The stream that the change comes from no longer speaks for its worker: what it said is out of date. Give up."""
+    """Another stream speaks for the worker by now, so what this one said is out of date. Do not try again."""
 
 
 class RequestSeen(Exception):
-    """The request_id is known; `digest` tells for which request, `answer` is the Job returned then."""
+    """The request_id is known. `digest`: of the request that it was used for. `answer`: what was stored for it."""
 
     def __init__(self, digest: str, answer: Job) -> None:
         super().__init__(digest)
@@ -53,13 +53,13 @@ class Stored:
 
     record: JobRecord
     version: int
-    """From 1; grows with every change, though not by one: no two changes of any jobs have the same version, so a job
-    that has taken the name of a deleted one cannot be mistaken for it."""
+    """From 1, and growing with every change, though not by one. No two changes have the same version, not even of
+    different jobs: a job that has the name of a deleted one cannot be mistaken for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """The call that a change answers; remembered with its answer for REQUEST_MEMORY."""
+    """The call that a change answers. It is remembered with its answer for REQUEST_MEMORY."""
 
     id: str
     digest: str
