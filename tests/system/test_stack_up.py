@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing
 from pathlib import Path
 
 import psutil
@@ -102,8 +103,9 @@ async def test_killed_parts_come_back_and_a_restart_goes_on_where_it_was(
         await eventually(
             lambda role=role, before=before: len({p.pid for p in first.members(role)} - before) == len(before)
         )
-    async with AsyncClient(first.address()) as client:
-        assert (await client.get_job("kept")).name == "jobs/kept"
+    # A watch tries until the control plane serves again.
+    async with AsyncClient(first.address()) as client, aclosing(client.watch_jobs(names=["kept"])) as changes:
+        assert (await anext(changes)).job.name == "jobs/kept"
 
     # A second one is refused, and changes nothing.
     second = up()
