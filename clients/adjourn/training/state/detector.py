@@ -49,6 +49,8 @@ ITEM_LIMIT: Final = 1000
 """Of containers with more items, only their number is compared."""
 BYTES_LIMIT: Final = 1 << 28
 """Tensors and arrays with more bytes are not compared when they are variables."""
+CHUNK_WORDS: Final = 1 << 22
+ODD: Final = 0x9E3779B1
 REACH_LIMIT: Final = 1_000_000
 
 State = Mapping[str, Component]
@@ -415,12 +417,14 @@ def text_of(item: Any, storages: set[int]) -> str:
 
 def checksum(tensor: torch.Tensor) -> int:
     """Returns a sum over the bits of a tensor, computed where it lies: cheap, and another after any update."""
-    if tensor.is_meta or tensor.layout is not torch.strided:
+    if tensor.is_meta or tensor.is_quantized or tensor.layout is not torch.strided:
         return 0
-    raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    words = raw[: len(raw) // 8 * 8].view(torch.int64)
-    weights = words * 0x9E3779B1 ^ words >> 29  # so that swapped bits do not cancel out
-    return int(weights.sum().item()) ^ int(raw[len(raw) // 8 * 8 :].sum().item())
+    raw = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+    whole = len(raw) // 8 * 8
+    total = int(raw[whole:].sum().item())
+    for words in raw[:whole].view(torch.int64).split(CHUNK_WORDS):  # the products take as much memory as the words
+        total += int((words * ODD ^ words >> 29).sum().item())  # so that bits which swap places do not cancel out
+    return total
 
 
 def digest(value: Any) -> str | None:
@@ -428,7 +432,7 @@ def digest(value: Any) -> str | None:
     encoder = Encoder()
     try:
         tree = encoder.encode(value, ("it",))
-    except StateNotEncodable:
+    except (StateNotEncodable, RuntimeError):  # or another thread changes it meanwhile
         return None
     return component_digest(tree, lambda blob: encoder.blobs[blob].chunks())
 
