@@ -42,6 +42,7 @@ async def test_a_worker_that_was_deleted_comes_back_as_a_new_one(idle_plane: Rep
     async with Agent(idle_plane.address) as agent:
         await agent.say()
         await agent.hears()
+        await idle_plane.worker_is(Worker.ACTIVE)
         session = await idle_plane.store.session(A)
         assert session
         await idle_plane.store.mark_lost(A, session.heartbeat)

@@ -52,6 +52,9 @@ REST_SECONDS: Final = 0.05
 REST_SHARE: Final = 4
 """Rest after a pass: at least REST_SECONDS, and so many times as long as the pass took. Changes meanwhile are one."""
 
+OUTAGE_SECONDS: Final = 1.0
+"""How soon to look again after the store was away."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
@@ -101,8 +104,10 @@ class Scheduler:
 
     def patience(self) -> float:
         """Returns after how many seconds to look without a change."""
-        if self.stale or not self.token or self.remaining:
+        if self.remaining:
             return 0
+        if self.stale or not self.token:  # the store was away
+            return min(OUTAGE_SECONDS, self.interval)
         ready = self.queue.next_ready()
         delay = (ready - datetime.now(UTC)).total_seconds() if ready else self.interval
         return min(max(delay, 0), self.interval)
@@ -172,6 +177,7 @@ class Scheduler:
 
     async def assign(self) -> None:
         """Hands out what fits, class by class, and explains what is left."""
+        self.remaining = False
         self.queue.release(datetime.now(UTC))
         free = await self.free_rooms()
         order: list[tuple[int, int, Needs]] = []  # a heap: the class of the oldest job first

@@ -1,4 +1,4 @@
-"""A ledger and its store, for the tests of what changes jobs."""
+"""A JobUpdater and its store, for the tests of what changes jobs."""
 
 from datetime import UTC, datetime
 from uuid import uuid4

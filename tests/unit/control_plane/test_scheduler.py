@@ -307,5 +307,17 @@ async def test_an_outage_in_the_middle_loses_no_job_from_the_view() -> None:
     await plane.worker(A, cpu_slots=3)
     with pytest.raises(errors.StoreUnavailableError):
         await plane.scheduler.place()
+    assert plane.scheduler.patience() == scheduling.OUTAGE_SECONDS, "soon, and not at once again and again"
     await plane.scheduler.place()
     assert await plane.where(*jobs) == [A, A, A]
+
+
+async def test_an_outage_while_conditions_are_left_is_not_met_with_haste(plane: Controllers) -> None:
+    for number in range(scheduling.CONDITIONS_A_PASS + 1):
+        await plane.create(f"j{number}")
+    await plane.scheduler.place()
+    assert plane.scheduler.patience() == 0
+    plane.store.available = False
+    with pytest.raises(errors.StoreUnavailableError):
+        await plane.scheduler.assign()
+    assert plane.scheduler.patience() > 0
