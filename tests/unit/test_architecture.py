@@ -162,3 +162,25 @@ def test_the_page_on_the_test_helpers_names_each() -> None:
     harness = ROOT / "tests" / "harness"
     page = (harness / "README.md").read_text()
     assert {path.stem for path in harness.glob("*.py") if f"`{path.stem}" not in page} == set()
+
+
+def test_each_answer_to_a_newcomers_question_is_where_the_table_says() -> None:
+    folders = {"CP": PACKAGES[CP], "W": PACKAGES[WORKER], "A": PACKAGES["adjourn"]}
+    table = (ROOT / "docs" / "architecture.md").read_text().partition("## 12.")[2]
+    rows = [line.split("|")[2] for line in table.splitlines() if line.startswith("| ") and "question" not in line]
+    assert len(rows) == 20
+    for answer in rows:
+        told = re.findall(r"`([\w.]+)`|(CP|W|A) `([\w./]+)`", answer)
+        names: list[str] = []
+        for name, folder, path in told:
+            if folder and path.endswith(".lua"):
+                assert (folders[folder] / path).exists(), path
+            elif folder:
+                code = (folders[folder] / path).read_text()
+                assert names, answer
+                for each in names:
+                    assert re.search(rf"^ *(async )?(def|class) {each}\b|^{each}\b", code, re.MULTILINE), each
+                names = []
+            else:
+                names.append(name)
+        assert not names, answer
