@@ -49,7 +49,7 @@ def log(stack: Stack, eventually: Eventually) -> Callable[[Job], Awaitable[str]]
     """Returns what a job's last attempt printed, once that is put away."""
 
     async def read(job: Job) -> str:
-        name = f"workers/*/logs/{job.name.removeprefix('jobs/')}/{job.attempt}.log"
+        name = f"workers/*/logs/{job.name.removeprefix('jobs/')}-*-{job.attempt}-*.log"
         await eventually(lambda: list(stack.directory.path.glob(name)))
         (found,) = stack.directory.path.glob(name)
         return found.read_text()
