@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from adjourn.training.state.detector import CHUNK_WORDS, checksum
+from adjourn.training.state.detector import CHUNK_WORDS, Detector, checksum
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool, torch.complex64, torch.uint8])
@@ -25,3 +25,15 @@ def test_checksums_of_what_is_large_turned_or_odd() -> None:
     assert checksum(torch.ones(2, device="meta")) == checksum(torch.eye(2).to_sparse()) == 0
     swapped = torch.tensor([1.0, 2.0, 3.0, 4.0])
     assert checksum(swapped) != checksum(swapped.flip(0))
+
+
+def test_looking_asks_nothing_of_objects_that_are_not_its_business() -> None:
+    class Touchy:
+        def __getattribute__(self, name: str) -> object:
+            raise AssertionError(name)
+
+    touchy = Touchy()
+    detector = Detector()
+    detector.begin({}, [], None)
+    assert detector.findings({}, [], None) == []
+    del touchy

@@ -271,7 +271,8 @@ def weak(subject: Any) -> "weakref.ref[Any] | None":
 
 
 def workers_of(item: Any) -> Sequence[Any]:
-    return getattr(item, "_workers", ()) if isinstance(item, _BaseDataLoaderIter) else ()
+    # By its type: isinstance() asks an object for its class, and some of torch's warn when they are asked for anything.
+    return getattr(item, "_workers", ()) if issubclass(type(item), _BaseDataLoaderIter) else ()
 
 
 def judged(seen: Seen, before: str | None, frames: list[Frame]) -> Iterator[Finding]:
