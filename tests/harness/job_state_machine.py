@@ -31,7 +31,7 @@ from adjourn_control_plane.settings import Settings
 from adjourn_control_plane.store.interface import Change, Conflict, JobName, JobUid, WorkerName
 from adjourn_control_plane.store.notifier import Notifier
 from tests.harness.memory_objects import MemoryObjects
-from tests.harness.worker_model import SLOTS, Attempt, Machine, Status, Witness, manifest
+from tests.harness.worker_model import SLOTS, Attempt, Machine, Status, Witness, key_of, manifest
 
 T = TypeVar("T")
 SETTINGS = Settings(
@@ -139,13 +139,16 @@ class ControlPlane(RuleBasedStateMachine):
     @precondition(lambda self: self.created < MOST_JOBS)
     @rule(index=ANY, turns=TURNS)
     def use_a_name_again(self, index: int, turns: int) -> None:
-        """A job is cancelled and deleted, though its worker may not have heard of it, and another takes its name."""
-        name = NAMES[index % len(NAMES)]
-        self.ask(name, CancelRequested, Call())
+        """A job is cancelled and deleted while no worker can be reached, and another takes its name."""
         self.work(turns)
+        for each in self.machines.values():
+            self.run(self.cut_off(each))
+        self.ask(NAMES[index % len(NAMES)], CancelRequested, Call())
         self.delete(index)
         self.created += (index - self.created) % len(NAMES)
         self.create(epochs=2, restarts=1)
+        for each in self.machines.values():
+            self.run(self.attach(each))
 
     # controllers
 
@@ -172,6 +175,37 @@ class ControlPlane(RuleBasedStateMachine):
         """The lease runs out, and every replica notices."""
         self.work(turns)
         self.run(self.expire(WorkerName(worker)))
+
+    @rule(turns=TURNS, worker=WORKER, steps=st.integers(0, 4))
+    def partition(self, turns: int, worker: str, steps: int) -> None:
+        """A worker trains on out of reach for longer than a lease, and is back before anyone else is given its jobs."""
+        self.work(turns)
+        machine = self.machines[worker]
+        held = self.run(self.store.allocation(WorkerName(worker))).jobs
+        self.run(self.cut_off(machine))
+        for attempt in list(machine.attempts.values()):
+            for _ in range(steps):
+                if not attempt.over:
+                    machine.advance(attempt)
+        self.run(self.attach(machine))
+        for before in held:
+            known = machine.attempts.get(key_of(before.record))
+            after = self.run(self.store.get(JobName(before.record.job.name)))
+            if known is None or after is None or before.record.job.state == Job.CANCELLING:
+                continue
+            assert after.record.token == before.record.token
+            assert after.record.job.restart_count <= before.record.job.restart_count, "it costs nothing"
+            assert after.record.checkpoint.name == known.persisted or not known.persisted, "nothing is thrown away"
+            assert known.over or after.record.job.worker == worker, "it goes on where it is"
+
+    async def cut_off(self, machine: Machine) -> None:
+        """Nothing comes from a worker for a lease, and what was on its way is gone."""
+        worker = WorkerName(machine.name)
+        machine.stream = None
+        machine.travelling.clear()
+        session = await self.store.session(worker)
+        if session and await self.store.mark_lost(worker, session.heartbeat):
+            await self.monitors[0].take_back(worker)
 
     async def expire(self, worker: WorkerName) -> None:
         session = await self.store.session(worker)

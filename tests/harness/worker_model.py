@@ -112,6 +112,11 @@ def key(about: Assignment | Report) -> Key:
     return about.job, about.token.job_uid, about.token.attempt, about.token.nonce
 
 
+def key_of(record: JobRecord) -> Key:
+    """Names the running or last attempt of a job."""
+    return record.job.name, record.token.job_uid, record.token.attempt, record.token.nonce
+
+
 def manifest(made: Checkpoint) -> str:
     """Returns the key of a checkpoint's manifest in object storage."""
     return f"checkpoints/{made.job_uid}/manifests/{made.name.rpartition('/')[2]}"
