@@ -139,7 +139,9 @@ async def test_what_was_accepted_survives_sigkill(started: Any, environment: dic
         async with grpc.aio.insecure_channel(again.address) as other:
             await serving(other)
             stub: Any = JobServiceStub(other)
-            assert await stub.GetJob(GetJobRequest(name="jobs/j")) == job
+            found = await stub.GetJob(GetJobRequest(name="jobs/j"))
+            found.ClearField("conditions")  # the scheduler may have said meanwhile why the job is queued
+            assert found == job
 
 
 def test_bad_settings_are_all_listed_with_status_2(started: Any, environment: dict[str, str]) -> None:
