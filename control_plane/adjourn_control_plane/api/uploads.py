@@ -1,6 +1,7 @@
 """Takes in bundles: bounded memory, hashed while they arrive, verified before they are stored."""
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import AsyncIterator
 from io import BytesIO
@@ -14,6 +15,8 @@ BUDGET_BYTES: Final = 4 * BUNDLE_LIMIT_BYTES
 """Memory for the bundles of all uploads under way in this process."""
 SILENCE_SECONDS: Final = 30.0
 """Longest wait for the next chunk: a stalled upload must not keep its memory."""
+REFUSED_SECONDS: Final = 30.0
+"""How long the rest of a refused upload is read."""
 
 
 class Uploads:
@@ -29,6 +32,13 @@ class Uploads:
 
         Raises InvalidRequestError, TooManyUploadsError, UploadStalledError, and what object storage raises.
         """
+        try:
+            return await self._receive(chunks)
+        except (errors.InvalidRequestError, errors.TooManyUploadsError):
+            await self._discard(chunks)
+            raise
+
+    async def _receive(self, chunks: AsyncIterator[bytes]) -> str:
         reserved = 0
         data, digest = BytesIO(), hashlib.sha256()
         try:
@@ -47,6 +57,17 @@ class Uploads:
             return await self._store(data.getvalue(), digest.hexdigest())  # getvalue shares the buffer: no copy
         finally:
             self._free += reserved
+
+    async def _discard(self, chunks: AsyncIterator[bytes]) -> None:
+        """Reads the rest of a refused upload, as far as a bundle may go, and keeps none of it.
+
+        grpc.aio shows a caller that still writes when the call ends "Internal error from Core" in place of the answer.
+        """
+        left = BUNDLE_LIMIT_BYTES
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(REFUSED_SECONDS):
+                while left > 0 and (chunk := await anext(chunks, None)) is not None:
+                    left -= len(chunk)
 
     async def _timed(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Yields the chunks; raises UploadStalledError if the next one does not come in time."""

@@ -122,6 +122,23 @@ async def test_a_chunk_and_a_bundle_have_a_limit() -> None:
         await Uploads(MemoryObjects()).receive(chunks_of(CHUNK_BYTES, 65))
 
 
+async def test_the_rest_of_a_refused_upload_is_read_but_not_for_ever() -> None:
+    """As far as a bundle may go: a caller that still writes may not learn why it was refused."""
+    read = 0
+
+    async def counted(count: int) -> AsyncIterator[bytes]:
+        nonlocal read
+        async for chunk in chunks_of(CHUNK_BYTES + 1, count):
+            read += 1
+            yield chunk
+
+    for count, expected in ((20, 20), (200, 65)):
+        read = 0
+        with pytest.raises(errors.InvalidRequestError):
+            await Uploads(MemoryObjects()).receive(counted(count))
+        assert read == expected
+
+
 async def chunks_of(size: int, count: int) -> AsyncIterator[bytes]:
     for _ in range(count):
         yield bytes(size)
