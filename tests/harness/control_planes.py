@@ -122,7 +122,7 @@ class Replica:
 async def replica(
     store: JobStore, *, objects: ObjectStore | None = None, lease: float = 30.0, controllers: bool = True
 ) -> AsyncIterator[Replica]:
-    """Serves as `adjourn_control_plane.__main__` does, on a store that is given; drains in the end."""
+    """Serves as `adjourn_control_plane.process` does, on a store that is given; drains in the end."""
     settings = replace(SETTINGS, lease_duration=timedelta(seconds=lease))
     kept = objects or MemoryObjects()
     updater, notifier = JobUpdater(store), Notifier(store)

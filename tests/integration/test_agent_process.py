@@ -161,7 +161,7 @@ async def test_what_cannot_be_stored_at_sigterm_is_kept_for_the_next_start(bench
 
 SAME_USER = """
 import os, sys
-import adjourn_worker.__main__ as agent
+import adjourn_worker.process as agent
 from adjourn_worker.host import kernel
 
 if os.getuid() == 0:  # root may read everything

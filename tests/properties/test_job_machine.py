@@ -32,4 +32,5 @@ ControlPlane.TestCase.settings = settings(
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
-TestControlPlane = ControlPlane.TestCase
+# A timeout in the middle of an example would be reported as Hypothesis's FlakyStrategyDefinition.
+TestControlPlane = pytest.mark.timeout(1200)(ControlPlane.TestCase)

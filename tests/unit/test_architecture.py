@@ -128,7 +128,7 @@ def test_importing_the_client_package_loads_nothing() -> None:
 
 
 def test_the_agent_never_loads_torch() -> None:
-    script = "import sys, adjourn_worker.__main__; sys.exit('torch' in sys.modules)"
+    script = "import sys, adjourn_worker.process; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
 
@@ -146,7 +146,7 @@ def test_nothing_pickles_and_nothing_hooks_a_fork(path: Path) -> None:
 
 def test_composition_roots_are_short() -> None:
     for package in (CP, WORKER):
-        assert len((PACKAGES[package] / "__main__.py").read_text().splitlines()) < 80
+        assert len((PACKAGES[package] / "process.py").read_text().splitlines()) < 80
 
 
 def test_the_way_of_a_pause_names_functions_that_exist() -> None:

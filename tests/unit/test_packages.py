@@ -13,8 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
-from adjourn import cli
-from adjourn.cli import extras
+from adjourn import cli, extras
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -110,8 +109,8 @@ def test_the_wheel_has_three_packages_and_what_they_read(wheel: Path) -> None:
     [
         ("", "adjourn.client, adjourn.bundles, adjourn.cli, adjourn.cli.job_view"),
         ("training", "adjourn.training.process"),
-        ("control-plane", "adjourn_control_plane.__main__"),
-        ("worker", "adjourn_worker.__main__, adjourn_worker.launcher.server, adjourn_worker.launcher.bootstrap"),
+        ("control-plane", "adjourn_control_plane.process"),
+        ("worker", "adjourn_worker.process, adjourn_worker.launcher.server, adjourn_worker.launcher.bootstrap"),
         ("local", "adjourn.cli.up, adjourn.cli.demo"),
         ("examples", "adjourn.examples.digits"),
     ],
@@ -147,8 +146,19 @@ def test_the_client_alone_runs_the_command_line_and_says_what_is_missing_for_the
         assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("package", "extra"), [("adjourn_control_plane", "control-plane"), ("adjourn_worker", "worker")]
+)
+def test_a_process_without_its_extra_says_in_a_line_what_to_install(package: str, extra: str) -> None:
+    done = loads("", f"import runpy; runpy.run_module({package!r}, run_name='__main__')")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"`python -m {package}` needs ")
+    assert done.stderr.endswith(f": pip install 'adjourn[{extra}]'\n")
+    assert done.stderr.count("\n") == 1
+
+
 def test_one_missing_module_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extras, "NEEDED", {"up": {"local": ("sys", "no_such_module")}})
+    monkeypatch.setattr(extras, "NEEDED", {"adjourn up": {"local": ("sys", "no_such_module")}})
     result = CliRunner().invoke(cli.app, ["up"])
     assert result.exit_code == 1
     assert result.stderr == "adjourn: `adjourn up` needs no_such_module: pip install 'adjourn[local]'\n"

@@ -1,74 +1,22 @@
-"""The agent's process: puts its parts together, and turns what ends it into an exit status."""
+"""`python -m adjourn_worker`: says in a line what is not installed, or works."""
 
-import asyncio
 import os
-import signal
 import sys
-from typing import Final
 
-import structlog
-
-from adjourn.logs import configure
-from adjourn.objects import S3Objects
-from adjourn.settings_reader import InvalidSettings
-from adjourn_worker.agent import Agent
-from adjourn_worker.host.gpus import find_gpus
-from adjourn_worker.host.kernel import hide_memory
-from adjourn_worker.journal import Journal, JournalDamaged, JournalTaken, JournalUnwritable
-from adjourn_worker.launcher.client import LauncherClient, LauncherFailed
-from adjourn_worker.paths import UnsafePath, WorkerPaths
-from adjourn_worker.settings import Settings
-from adjourn_worker.sync import Superseded
-
-log: structlog.stdlib.BoundLogger = structlog.get_logger()
-
-UNUSABLE = (JournalTaken, JournalDamaged, JournalUnwritable, LauncherFailed, UnsafePath)
-
-
-SECRETS: Final = ("ADJOURN_S3_ACCESS_KEY", "ADJOURN_S3_SECRET_KEY")
-"""Variables that nothing started from here must inherit."""
-
-
-async def serve(settings: Settings) -> None:
-    """Works until SIGTERM or SIGINT."""
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    paths = WorkerPaths.prepare(settings.data, settings.shared_memory)
-    with Journal(paths) as journal:
-        async with (
-            S3Objects(settings.s3) as objects,
-            LauncherClient(paths, os.environ, log_bytes=settings.log_bytes) as launcher,
-        ):
-            gpus = await asyncio.to_thread(find_gpus, settings.gpus)
-            await Agent(settings, paths, journal, launcher, objects, gpus).run(stop)
+from adjourn import extras
 
 
 def main() -> int:
-    """Returns the exit status: 3 if another agent speaks for this worker."""
-    hide_memory()  # training code runs as the same user, and credentials are in here
-    try:
-        settings = Settings.from_environment(os.environ)
-    except InvalidSettings as error:
-        for name, why in error.problems.items():
-            sys.stderr.write(f"{name} {why}\n")
-        return 2
-    for name in SECRETS:
-        os.environ.pop(name, None)
-    configure(settings.log_format, service="worker")
-    status = 0
-    try:
-        asyncio.run(serve(settings))
-    except* UNUSABLE as group:
-        log.critical("cannot_work", errors=[str(error) for error in group.exceptions])
-        status = 1
-    except* Superseded as group:
-        log.critical("superseded", errors=[str(error) for error in group.exceptions])
-        status = 3
-    return status
+    """Returns the exit status."""
+    if why := extras.missing("python -m adjourn_worker"):
+        sys.stderr.write(f"{why}\n")
+        return 1
+    from adjourn_worker import process
+
+    return process.main()
 
 
 if __name__ == "__main__":
-    exit_status = main()
+    status = main()
     sys.stderr.flush()
-    os._exit(exit_status)  # not held up by a thread that still waits for object storage: what matters is journaled
+    os._exit(status)  # not held up by a thread that still waits for object storage: what matters is journaled

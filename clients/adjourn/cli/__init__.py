@@ -9,9 +9,9 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from adjourn import __version__
+from adjourn import __version__, extras
 from adjourn.channel import DEFAULT_ADDRESS
-from adjourn.cli import arguments, error_messages, extras, queries, submit, verbs, watch
+from adjourn.cli import arguments, error_messages, queries, submit, verbs, watch
 
 SETTINGS: Final[dict[str, Any]] = {"help_option_names": ["--help", "-h"]}
 
@@ -63,7 +63,7 @@ def demo(ctx: typer.Context) -> None:
 
 def require_extras(command: str) -> None:
     """Leaves with a line that says what to install, if the client alone is installed."""
-    if why := extras.missing(command):
+    if why := extras.missing(f"adjourn {command}"):
         error_messages.print_error(why)
         raise typer.Exit(1)
 
