@@ -90,7 +90,7 @@ def collected(paths: Iterable[Path]) -> Mapping[str, Path]:
     """Returns every file below `paths`, by its name in the bundle."""
     files: dict[str, Path] = {}
     for path in paths:
-        root = path.resolve()
+        root = Path(os.path.realpath(path))  # Path.resolve() raises RuntimeError for a link to itself
         own = PurePosixPath(root.name if path.name in ("", "..") else path.name)
         found = [(own, root)] if not root.is_dir() else [(own / inner, root / inner) for inner in inside(root)]
         for name, source in found:
@@ -109,7 +109,7 @@ def inside(root: Path) -> Iterator[PurePosixPath]:
             found = Path(folder, name)
             if name in LEFT_OUT or found.suffix in LEFT_OUT_SUFFIXES:
                 continue
-            target = found.resolve()
+            target = Path(os.path.realpath(found))
             if found.is_symlink() and not target.is_relative_to(root):
                 raise BundleInvalid(f"{found} is a link that leads out of {root}")
             if found.is_symlink() and not target.is_file():

@@ -173,6 +173,13 @@ def test_a_port_that_was_asked_for_and_is_taken_is_refused(up: Callable[..., Up]
         assert f"port {port} of 127.0.0.1 is taken" in refused.printed()
 
 
+def test_a_data_directory_that_cannot_be_made_is_told_in_a_line(tmp_path: Path, up: Callable[..., Up]) -> None:
+    (tmp_path / "file").write_text("")
+    refused = up("--data", str(tmp_path / "file" / "sub"))
+    assert refused.process.wait(30) == 1
+    assert f"adjourn: {tmp_path / 'file' / 'sub'}: Not a directory" in refused.printed()
+
+
 def test_a_part_that_does_not_start_shows_its_last_words(up: Callable[..., Up]) -> None:
     (port,) = free_ports(1)
     failing = up("--redis", f"redis://127.0.0.1:{port}/0")

@@ -89,6 +89,13 @@ def refuse_inexact(value: object) -> None:
             wrong("--arg", "a number is too large; pass it as text")
 
 
+def refuse_out_of_range(option: str, value: int | None, *, bits: int = 32) -> None:
+    """Refuses a number that does not fit its field of the contract, which has so many bits."""
+    limit = 1 << bits - 1
+    if value is not None and not -limit <= value < limit:
+        wrong(option, f"{value} is out of range; the field has {bits} bits")
+
+
 def states(values: Iterable[str]) -> list[Job.State.ValueType]:
     """Reads `--state`, in any case."""
     known = [name for name in Job.State.keys() if name != "STATE_UNSPECIFIED"]  # noqa: SIM118 - an enum, not a dict

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from adjourn.cli import formatting, phrases
 from adjourn.cli.usage_table import usage_table
-from adjourn.v1.job_pb2 import Condition, Job, Pause, PauseMode, Progress
+from adjourn.v1.job_pb2 import Condition, Job, JobSpec, Pause, PauseMode, Progress
 
 COLOURS = {
     Job.QUEUED: "cyan", Job.STARTING: "cyan", Job.RUNNING: "green", Job.PAUSING: "yellow", Job.PAUSED: "magenta",
@@ -69,27 +69,31 @@ def heading(title: str) -> Text:
 
 def run_rows(job: Job) -> Iterator[Row]:
     spec = job.spec
-    yield "job", job.name
-    if job.uid:
-        yield "uid", job.uid
-    yield "entry point", spec.entry_point
-    if spec.model_name:
-        yield "model", spec.model_name
-    if spec.dataset_uri:
-        yield "data", spec.dataset_uri
-    if spec.args.fields:
-        yield "arguments", formatting.pairs(MessageToDict(spec.args))
-    if spec.HasField("seed"):
-        yield "seed", str(spec.seed)
-    if job.labels:
-        yield "labels", formatting.pairs(job.labels)
-    if job.worker:
-        yield "worker", job.worker
+    rows = (
+        ("job", job.name),
+        ("uid", job.uid),
+        ("entry point", spec.entry_point),
+        ("model", spec.model_name),
+        ("data", spec.dataset_uri),
+        ("arguments", formatting.pairs(MessageToDict(spec.args))),
+        ("seed", str(spec.seed) if spec.HasField("seed") else ""),
+        ("needs", needs(spec)),
+        ("labels", formatting.pairs(job.labels)),
+        ("worker", job.worker),
+    )
+    yield from ((label, value) for label, value in rows if value)
     yield "created", formatting.moment(job.create_time)
     if job.HasField("start_time"):
         yield "started", formatting.moment(job.start_time)
     if job.HasField("end_time"):
         yield "ended", formatting.moment(job.end_time)
+
+
+def needs(spec: JobSpec) -> str:
+    """Returns what a worker must have to be given the job; empty if any will do."""
+    parts = [f"{spec.gpu_count} GPU{'s' if spec.gpu_count > 1 else ''}"] if spec.gpu_count else []
+    parts += [f"a worker with {formatting.pairs(spec.worker_selector)}"] if spec.worker_selector else []
+    return ", ".join(parts)
 
 
 def progress_rows(job: Job, now: datetime) -> Iterator[Row]:

@@ -100,7 +100,8 @@ def remaining(job: Job) -> str:
 
 def line(job: Job) -> str:
     """Returns the job on one line, for output that scrolls."""
-    parts = [formatting.clock(job.progress.report_time if job.progress.HasField("report_time") else job.state_time)]
+    newest = max(job.progress.report_time, job.state_time, key=lambda time: time.ToNanoseconds())
+    parts = [formatting.clock(newest)]
     parts += [formatting.short(job.name), f"{state(job):<10}", epochs(job)]
     if job.progress.HasField("loss"):
         parts.append(f"loss {formatting.figure(job.progress.loss)}")
@@ -108,7 +109,15 @@ def line(job: Job) -> str:
         parts.append(remaining(job))
     if job.worker:
         parts.append(f"on {formatting.short(job.worker)}")
+    if why := reasons(job):
+        parts.append(", ".join(why))
     return "  ".join(parts)
+
+
+def reasons(job: Job) -> list[str]:
+    """Returns why a job failed, and the reasons of its conditions."""
+    failed = [job.failure.reason] if job.state == Job.FAILED else []
+    return [formatting.printable(reason) for reason in (*failed, *(each.reason for each in job.conditions)) if reason]
 
 
 def state(job: Job) -> str:

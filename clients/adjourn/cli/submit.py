@@ -49,6 +49,11 @@ def submit(
     With --wait or --watch the exit status is 0 only if the job SUCCEEDED.
     """
     script, entry_point = arguments.entry_point(target)
+    arguments.refuse_out_of_range("--epochs", epochs)
+    arguments.refuse_out_of_range("--gpus", gpus)
+    arguments.refuse_out_of_range("--seed", seed, bits=64)
+    arguments.refuse_out_of_range("--checkpoint-epochs", checkpoint_epochs)
+    arguments.refuse_out_of_range("--max-restarts", max_restarts)
     spec = JobSpec(
         entry_point=entry_point,
         total_epochs=epochs,
@@ -72,5 +77,11 @@ def submit(
         output.say(f"{job.name} is queued: {spec.entry_point}, {epochs} epochs{code}")
         if not (wait or watch):
             output.say(f"follow it with `adjourn watch {name}`")
-        elif follow(client, [name], live=watch)[job.name].state != Job.SUCCEEDED:
+            return
+        ended = follow(client, [name], live=watch).get(job.name)
+        if ended is None:  # somebody deleted it
+            raise typer.Exit(1)
+        if ended.failure.message and ended.state == Job.FAILED:
+            output.say(formatting.printable(ended.failure.message))
+        if ended.state != Job.SUCCEEDED:
             raise typer.Exit(1)

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from adjourn.cli import formatting
+from adjourn.cli import formatting, phrases
 from adjourn.cli.job_view import badge
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job
@@ -18,9 +18,9 @@ from adjourn.v1.worker_pb2 import Device, Worker
 
 
 def job_table(jobs: Iterable[Job]) -> Table:
-    """Returns one row for each job; a column for reasons if any job has a condition."""
+    """Returns one row for each job; a column for reasons if any job has a condition or failed."""
     jobs = list(jobs)
-    troubled = any(job.conditions for job in jobs)
+    troubled = any(phrases.reasons(job) for job in jobs)
     reason = ["why"] if troubled else []
     table = headed("job", "state", ">epoch", ">loss", "best", ">trained", ">left", "worker", "model", *reason)
     for job in jobs:
@@ -37,7 +37,7 @@ def job_table(jobs: Iterable[Job]) -> Table:
             span(progress.remaining_duration) if progress.HasField("remaining_duration") and not ended else "-",
             formatting.short(job.worker) or "-",
             plain(job.spec.model_name or "-"),
-            *([plain(", ".join(each.reason for each in job.conditions) or "-")] if troubled else []),
+            *([plain(", ".join(phrases.reasons(job)) or "-")] if troubled else []),
         )
     return table
 

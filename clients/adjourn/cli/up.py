@@ -48,6 +48,9 @@ def up(
     except (ProgramError, DirectoryInUseError, MissingServerError, PortTakenError) as error:
         error_messages.print_error(str(error))
         raise typer.Exit(1) from None
+    except OSError as error:  # the data directory cannot be written, the disk is full
+        error_messages.print_error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        raise typer.Exit(1) from None
 
 
 async def serve(options: Options) -> None:

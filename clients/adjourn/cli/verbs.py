@@ -28,7 +28,9 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask. Without a te
 def pause(
     ctx: typer.Context,
     job: JobName,
-    mode: Annotated[str, typer.Option(help="Where to interrupt: epoch, step or latest.")] = "epoch",
+    mode: Annotated[
+        str, typer.Option(help="Where to interrupt: epoch. Modes step and latest are not supported yet.")
+    ] = "epoch",
     reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
     *,
     wait: Annotated[bool, typer.Option("--wait", help="Return when it is paused.")] = False,
@@ -108,6 +110,8 @@ def update(
     changed, removed = arguments.pairs("--label", label or ()), remove_label or ()
     if not (changed or removed) and max_restarts is None and epochs is None:
         arguments.wrong("JOB", "nothing to change; give --label, --remove-label, --max-restarts or --epochs")
+    arguments.refuse_out_of_range("--max-restarts", max_restarts)
+    arguments.refuse_out_of_range("--epochs", epochs)
     with connect(ctx) as client:
         labels, etag = None, ""
         if changed or removed:

@@ -52,23 +52,23 @@ def follow(
     if live:
         with Live(job_table([]), console=output.console(), auto_refresh=False) as screen:
             for change in until_ended(client, names, labels or {}):
-                note(jobs, change)
+                keep(jobs, change)
                 screen.update(job_table(jobs[name] for name in sorted(jobs)), refresh=True)
         return jobs
-    told: dict[str, tuple[object, ...]] = {}
+    printed: dict[str, tuple[object, ...]] = {}
     for change in until_ended(client, names, labels or {}):
-        note(jobs, change)
+        keep(jobs, change)
         job = change.job
-        news = (job.state, job.progress.epoch, job.worker)
+        shown = (job.state, job.progress.epoch, job.worker, phrases.reasons(job))
         if change.deleted:
             output.say(f"{formatting.short(change.deleted)} was deleted")
-        elif told.get(job.name) != news:  # not every step: it scrolls
-            told[job.name] = news
+        elif printed.get(job.name) != shown:  # not every step: it scrolls
+            printed[job.name] = shown
             output.say(phrases.line(job))
     return jobs
 
 
-def note(jobs: dict[str, Job], change: WatchJobsResponse) -> None:
+def keep(jobs: dict[str, Job], change: WatchJobsResponse) -> None:
     if change.deleted:
         jobs.pop(change.deleted, None)
     else:

@@ -60,9 +60,8 @@ def plain_status(error: grpc.RpcError, address: str) -> status_pb2.Status:
     match error.code():
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
             # CANCELLED is what a server that is going away leaves of its streams; ours end without an error.
-            cause = said.rpartition(": ")[
-                2
-            ]  # "failed to connect to all addresses; last error: ...: Connection refused"
+            # The cause comes last: "...; last error: ...: Connection refused", or "[...: Domain name not found]".
+            cause = said.rpartition(": ")[2].rstrip("]")
             message = f"no control plane answers at {address} ({cause})"
             return status_pb2.Status(code=code_pb2.UNAVAILABLE, message=message)
         case grpc.StatusCode.DEADLINE_EXCEEDED:

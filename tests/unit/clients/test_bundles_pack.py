@@ -103,6 +103,7 @@ def test_a_link_inside_becomes_what_it_shows(tmp_path: Path) -> None:
         (lambda root: (root / "x").symlink_to(root.parent), "leads out of"),
         (lambda root: (root / "x").symlink_to("missing"), "to nothing"),
         (lambda root: (root / "x").symlink_to("."), "link to a directory"),
+        (lambda root: (root / "x").symlink_to("x"), "to nothing"),
         (lambda root: os.mkfifo(root / "x"), "neither a file nor a directory"),
     ],
 )

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from google.protobuf.json_format import Parse
+from google.protobuf.timestamp_pb2 import Timestamp
 from typer.testing import Result
 
 from adjourn import errors
+from adjourn.cli import formatting
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.job_pb2 import Condition, Job
+from adjourn.v1.job_pb2 import Condition, Failure, Job, Progress
 from adjourn.v1.job_service_pb2 import JobEvent, WatchJobsResponse
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
@@ -77,6 +79,24 @@ def test_named_jobs_are_watched_to_their_end(adjourn: Adjourn, plane: "Plane") -
     assert len(lines) == 3
     assert lines[0].split()[1:] == ["x", "RUNNING", "epoch", "1/3"]
     assert lines[2] == "y was deleted"
+
+
+def test_a_watch_shows_each_change_of_a_reason(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.add("x")
+    full, none = (Condition(type=Condition.UNPLACED, reason=reason) for reason in ("NO_CAPACITY", "NO_WORKER"))
+    changes = [plane.change(Job.QUEUED, conditions=[why]) for why in (full, full, none)]
+    failed = plane.change(Job.FAILED, failure=Failure(reason="WORKER_LOST"))
+    plane.streams = [[*changes, failed]]
+    lines = adjourn("watch", "x").stdout.splitlines()
+    assert [line.split()[-1] for line in lines] == ["NO_CAPACITY", "NO_WORKER", "WORKER_LOST"]
+
+
+def test_a_line_has_the_time_of_what_came_last(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.add("x")
+    earlier, later = Timestamp(seconds=1_000_000), Timestamp(seconds=1_000_019)
+    progress = Progress(report_time=earlier)
+    plane.streams = [[plane.change(Job.STARTING, state_time=later, progress=progress), plane.change(Job.SUCCEEDED)]]
+    assert adjourn("watch", "x").stdout.startswith(formatting.clock(later))
 
 
 def test_a_watch_for_programs_has_one_object_a_line(adjourn: Adjourn, plane: "Plane") -> None:

@@ -9,7 +9,8 @@ from google.protobuf.json_format import MessageToDict
 from typer.testing import Result
 
 from adjourn import bundles, errors
-from adjourn.v1.job_pb2 import Job
+from adjourn.v1.job_pb2 import Failure, Job
+from adjourn.v1.job_service_pb2 import WatchJobsResponse
 
 if TYPE_CHECKING:
     from tests.unit.clients.conftest import Plane
@@ -68,12 +69,17 @@ def test_installed_code_needs_no_bundle(adjourn: Adjourn, plane: "Plane") -> Non
         (("m:f", "--arg", "a=9007199254740993"), "does not fit a JSON number"),
         (("m:f", "--arg", "a=[[1e999]]"), "too large"),
         (("m:f", "--label", "=x"), "key=value"),
+        (("m:f", "--seed", "99999999999999999999"), "--seed: 99999999999999999999 is out of range; the field has 64"),
+        (("m:f", "--gpus", "2147483648"), "2147483648 is out of range; the field has 32 bits"),
+        (("m:f", "--checkpoint-epochs", "-2147483649"), "out of range"),
+        (("m:f", "--max-restarts", "2147483648"), "out of range"),
+        (("m:f", "--epochs", "2147483648"), "out of range"),
     ],
 )
 def test_bad_usage_is_told_and_nothing_is_sent(
     adjourn: Adjourn, plane: "Plane", words: tuple[str, ...], said: str
 ) -> None:
-    result = adjourn("submit", "--epochs", "3", *words)
+    result = adjourn("submit", *(() if "--epochs" in words else ("--epochs", "3")), *words)
     assert result.exit_code == 2
     assert said in " ".join(result.stderr.replace("│", " ").split())
     assert plane.asked == []
@@ -111,3 +117,20 @@ def test_a_submission_can_be_followed(
     assert result.exit_code == status
     assert Job.State.Name(end) in result.stdout
     assert result.stdout.count("RUNNING") == (1 if how == "--wait" else 0)
+
+
+@pytest.mark.parametrize("how", ["--wait", "--watch"])
+def test_a_followed_job_that_failed_says_why(adjourn: Adjourn, plane: "Plane", how: str) -> None:
+    failure = Failure(reason="TRAINING_RAISED", message="Traceback\nValueError: no")
+    plane.streams = [[plane.change(Job.QUEUED), plane.change(Job.FAILED, 1, failure=failure)]]
+    result = adjourn("submit", "m:f", "--epochs", "3", "--name", "x", how)
+    assert result.exit_code == 1
+    assert "TRAINING_RAISED" in result.stdout
+    assert result.stdout.endswith("Traceback\nValueError: no\n")
+
+
+@pytest.mark.parametrize("how", ["--wait", "--watch"])
+def test_a_followed_job_that_is_deleted_ends_the_wait(adjourn: Adjourn, plane: "Plane", how: str) -> None:
+    plane.streams = [[plane.change(Job.QUEUED), WatchJobsResponse(deleted="jobs/x")]]
+    result = adjourn("submit", "m:f", "--epochs", "3", "--name", "x", how)
+    assert (result.exit_code, result.stderr) == (1, "")

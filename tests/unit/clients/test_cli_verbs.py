@@ -184,6 +184,14 @@ def test_an_update_of_nothing_is_a_usage_error(adjourn: Adjourn, plane: "Plane")
     assert plane.asked == []
 
 
+@pytest.mark.parametrize("option", ["--epochs", "--max-restarts"])
+def test_a_number_that_no_field_holds_is_a_usage_error(adjourn: Adjourn, plane: "Plane", option: str) -> None:
+    result = adjourn("update", "x", option, "99999999999")
+    assert result.exit_code == 2
+    assert f"{option}: 99999999999 is out of range" in " ".join(result.stderr.replace("│", " ").split())
+    assert plane.asked == []
+
+
 def test_a_job_on_a_worker_is_to_be_paused_first(adjourn: Adjourn, plane: "Plane") -> None:
     plane.add("x")
     plane.failures["UpdateJob"] = [errors.JobHeldByWorkerError("jobs/x is RUNNING on workers/a")]

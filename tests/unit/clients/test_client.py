@@ -155,6 +155,24 @@ def test_details_that_cannot_be_read_leave_the_code() -> None:
     assert (type(error), error.message) == (errors.NotFoundError, "not here")
 
 
+def test_the_cause_of_a_failed_connection_is_told_without_grpcs_own_words() -> None:
+    class Unresolved(grpc.RpcError):
+        def code(self) -> grpc.StatusCode:
+            return grpc.StatusCode.UNAVAILABLE
+
+        def details(self) -> str:
+            return (
+                "errors resolving nowhere:1: [A: C-ares status is not ARES_SUCCESS name=nowhere: Domain name not found]"
+            )
+
+        def trailing_metadata(self) -> Any:
+            return ()
+
+    assert str(calls.typed(Unresolved(), "nowhere:1")) == (
+        "no control plane answers at nowhere:1 (Domain name not found)"
+    )
+
+
 def test_ctrl_c_does_not_wait_for_a_call_in_the_making(plane: "Plane") -> None:
     begun, may_end = threading.Event(), threading.Event()
 

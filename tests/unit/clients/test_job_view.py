@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 
 from adjourn.cli import formatting, job_view, phrases, tables, usage_table
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.job_pb2 import Hold, Job, Pause, PauseMode
+from adjourn.v1.job_pb2 import Hold, Job, JobSpec, Pause, PauseMode
 from adjourn.v1.usage_pb2 import EpochMetrics, GpuSample, ResourceSample
 from adjourn.v1.worker_pb2 import Device, Worker
 
@@ -114,6 +114,12 @@ def test_a_failed_job_tells_why() -> None:
     shown = text(job_view.paused_run(job, now=NOW))
     for fact in ("gave up (TRAINING_RAISED)", "ValueError: bad", "4, of which 3 after a failure", "no checkpoint"):
         assert fact in shown
+
+
+def test_what_a_job_needs_of_a_worker_is_shown() -> None:
+    job = Job(name="jobs/x", spec=JobSpec(gpu_count=2, worker_selector={"zone": "b"}))
+    assert "2 GPUs, a worker with zone=b" in text(job_view.paused_run(job))
+    assert "needs" not in text(job_view.paused_run(Job(name="jobs/x")))
 
 
 def test_what_users_wrote_cannot_steer_the_terminal() -> None:
