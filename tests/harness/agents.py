@@ -47,7 +47,7 @@ Process = subprocess.Popen[bytes]
 
 
 @dataclass(kw_only=True)
-class Bench:
+class AgentHarness:
     """A worker's data directory, a control plane, and jobs for it."""
 
     directory: Path
@@ -92,7 +92,7 @@ class Bench:
         await self.until(lambda: self.plane.ended(job) and not self.plane.phase(job))
 
     async def until_durable(self, job: Job, epoch: int) -> None:
-        """Returns once the checkpoint of an epoch was told."""
+        """Returns once the checkpoint of an epoch was reported."""
         await self.until(lambda: any(found.epoch == epoch for found in self.plane.checkpoints(job)))
 
     def environment(self, **variables: str) -> dict[str, str]:
@@ -193,18 +193,18 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(directory: Path, marker: Path, eventually: Eventually) -> AsyncIterator[Bench]:
-    """Whatever was started on it ends with it."""
+async def agent_harness(directory: Path, marker: Path, eventually: Eventually) -> AsyncIterator[AgentHarness]:
+    """Yields a harness; all that was started with it ends with it."""
     shared_memory = directory / "shm"
     shared_memory.mkdir()
     paths = WorkerPaths.prepare(directory / "data", shared_memory)
     plane = ControlPlane()
     await plane.start()
-    made = Bench(directory=directory, marker=marker, plane=plane, paths=paths, eventually=eventually)
+    harness = AgentHarness(directory=directory, marker=marker, plane=plane, paths=paths, eventually=eventually)
     try:
-        yield made
+        yield harness
     finally:
-        await made.close()
+        await harness.close()
 
 
 def alive(pid: int) -> bool:

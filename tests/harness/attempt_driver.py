@@ -1,4 +1,4 @@
-"""The machine of one assignment as tests drive it: event by event, with all it says kept."""
+"""The machine of one attempt as tests drive it: event by event, with all its reports kept."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -38,8 +38,8 @@ PROCESS: Final = TrainingProcess(directory="/data/attempts/a", pid=4711, nonce=T
 RUN, PAUSE, STOP = Assignment.RUN, Assignment.PAUSE, Assignment.STOP
 
 
-class Machine:
-    """One assignment; call it with an event, get the instructions."""
+class AttemptDriver:
+    """One attempt; call it with an event, get the effects."""
 
     def __init__(self, given: Assignment | None = None) -> None:
         outcome = machine.take_on(given or assigned(), "/data/attempts/a", LOG, NOW)
@@ -90,16 +90,16 @@ class Machine:
         return machine.recover(self.held)
 
 
-def running(given: Assignment | None = None) -> Machine:
+def running(given: Assignment | None = None) -> AttemptDriver:
     """Returns a machine whose training process has taken its first step."""
-    machine = Machine(given)
+    machine = AttemptDriver(given)
     machine(Prepared())
     machine(Launched(process=PROCESS))
     machine.tell(began=TrainingBegan())
     return machine
 
 
-def pausing(*, persist: bool = False) -> Machine:
+def pausing(*, persist: bool = False) -> AttemptDriver:
     """Returns a machine whose training process has paused, and made it known, and is about to end."""
     machine = running()
     machine.order(PAUSE, 2)

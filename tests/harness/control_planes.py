@@ -29,6 +29,7 @@ from adjourn.v1.agent_service_pb2 import (
     SynchronizeResponse,
 )
 from adjourn.v1.agent_service_pb2_grpc import AgentServiceStub
+from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.checkpoint_service_pb2_grpc import CheckpointServiceStub
 from adjourn.v1.job_pb2 import Job, JobSpec
 from adjourn.v1.job_service_pb2_grpc import JobServiceStub
@@ -54,6 +55,18 @@ SETTINGS = Settings(
     sync_interval=timedelta(seconds=0.1),
     lease_duration=timedelta(seconds=30),
 )
+
+SPEC = JobSpec(entry_point="train:main", total_epochs=3)
+
+
+def creation(*, name: str = "", **fields: Any) -> job_pb.CreateJobRequest:
+    """Returns a request for a job of SPEC."""
+    return job_pb.CreateJobRequest(job_id=name, job=Job(spec=SPEC), **fields)
+
+
+def checkpoint_of_epoch(epoch: int, attempt: int = 1) -> Checkpoint:
+    """Returns a checkpoint of `jobs/j` for a report."""
+    return Checkpoint(name=f"jobs/j/checkpoints/{attempt}-{epoch}", attempt=attempt, epoch=epoch, step=10 * epoch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +257,7 @@ class Agent:
         return Report(sequence=self.sequence, job=job, token=token, **what)
 
 
-def standing(
+def status_of(
     order: Assignment, phase: AssignmentStatus.Phase.ValueType = AssignmentStatus.RUNNING, *, epoch: int = 0
 ) -> AssignmentStatus:
     """Returns the status of an attempt that has done as it was told."""

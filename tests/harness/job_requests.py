@@ -1,4 +1,4 @@
-"""Wishes with requests of their own, for the tests of the ledger."""
+"""Requests of callers, each with an id of its own, and a job that they change."""
 
 from uuid import uuid4
 

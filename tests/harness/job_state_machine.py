@@ -31,7 +31,7 @@ from adjourn_control_plane.settings import Settings
 from adjourn_control_plane.store.interface import Change, Conflict, JobName, JobUid, WorkerName
 from adjourn_control_plane.store.notifier import Notifier
 from tests.harness.memory_objects import MemoryObjects
-from tests.harness.worker_model import SLOTS, Attempt, Machine, Status, Witness, key_of, manifest
+from tests.harness.worker_model import SLOTS, Attempt, CheckedStore, Status, WorkerModel, key_of, manifest
 
 T = TypeVar("T")
 SETTINGS = Settings(
@@ -58,7 +58,7 @@ class ControlPlane(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
-        self.store = Witness()
+        self.store = CheckedStore()
         self.updater = JobUpdater(self.store)
         self.notifier = Notifier(self.store)
         self.schedulers = [Scheduler(self.store, self.updater, self.notifier, SETTINGS) for _ in range(2)]
@@ -67,7 +67,7 @@ class ControlPlane(RuleBasedStateMachine):
         self.collectors = [Collector(self.store, self.objects, SETTINGS) for _ in range(2)]
         self.listed: list[JobUid] = []
         """What a slow replica has found to be purged, some time ago."""
-        self.machines = {name: Machine(name, self.objects) for name in SLOTS}
+        self.models = {name: WorkerModel(name, self.objects) for name in SLOTS}
         self.created = 0
         self.asked = 0
 
@@ -141,13 +141,13 @@ class ControlPlane(RuleBasedStateMachine):
     def use_a_name_again(self, index: int, turns: int) -> None:
         """A job is cancelled and deleted while no worker can be reached, and another takes its name."""
         self.work(turns)
-        for each in self.machines.values():
+        for each in self.models.values():
             self.run(self.cut_off(each))
         self.ask(NAMES[index % len(NAMES)], CancelRequested, Call())
         self.delete(index)
         self.created += (index - self.created) % len(NAMES)
         self.create(epochs=2, restarts=1)
-        for each in self.machines.values():
+        for each in self.models.values():
             self.run(self.attach(each))
 
     # controllers
@@ -180,16 +180,16 @@ class ControlPlane(RuleBasedStateMachine):
     def partition(self, turns: int, worker: str, steps: int) -> None:
         """A worker trains on out of reach for longer than a lease, and is back before anyone else is given its jobs."""
         self.work(turns)
-        machine = self.machines[worker]
+        model = self.models[worker]
         held = self.run(self.store.allocation(WorkerName(worker))).jobs
-        self.run(self.cut_off(machine))
-        for attempt in list(machine.attempts.values()):
+        self.run(self.cut_off(model))
+        for attempt in list(model.attempts.values()):
             for _ in range(steps):
                 if not attempt.over:
-                    machine.advance(attempt)
-        self.run(self.attach(machine))
+                    model.advance(attempt)
+        self.run(self.attach(model))
         for before in held:
-            known = machine.attempts.get(key_of(before.record))
+            known = model.attempts.get(key_of(before.record))
             after = self.run(self.store.get(JobName(before.record.job.name)))
             if known is None or after is None or before.record.job.state == Job.CANCELLING:
                 continue
@@ -198,11 +198,11 @@ class ControlPlane(RuleBasedStateMachine):
             assert after.record.checkpoint.name == known.persisted or not known.persisted, "nothing is thrown away"
             assert known.over or after.record.job.worker == worker, "it goes on where it is"
 
-    async def cut_off(self, machine: Machine) -> None:
+    async def cut_off(self, model: WorkerModel) -> None:
         """Nothing comes from a worker for a lease, and what was on its way is gone."""
-        worker = WorkerName(machine.name)
-        machine.stream = None
-        machine.travelling.clear()
+        worker = WorkerName(model.name)
+        model.stream = None
+        model.travelling.clear()
         session = await self.store.session(worker)
         if session and await self.store.mark_lost(worker, session.heartbeat):
             await self.monitors[0].take_back(worker)
@@ -219,56 +219,56 @@ class ControlPlane(RuleBasedStateMachine):
 
     @rule(worker=WORKER, restarted=st.booleans())
     def connect(self, worker: str, restarted: bool) -> None:  # hypothesis passes by name
-        self.machines[worker].sessions += restarted
-        self.run(self.attach(self.machines[worker]))
+        self.models[worker].sessions += restarted
+        self.run(self.attach(self.models[worker]))
 
-    async def attach(self, machine: Machine) -> AgentSession:
-        first = machine.says()
-        machine.stream = AgentSession(first, self.store, self.updater, self.notifier, SETTINGS)
-        await self.store.attach(machine.stream.described(first), first.session_id, machine.stream.id)
-        await machine.stream.handle(first)
-        await self.store.heartbeat(machine.stream.described(first), machine.stream.id)
-        return machine.stream
+    async def attach(self, model: WorkerModel) -> AgentSession:
+        first = model.says()
+        model.stream = AgentSession(first, self.store, self.updater, self.notifier, SETTINGS)
+        await self.store.attach(model.stream.described(first), first.session_id, model.stream.id)
+        await model.stream.handle(first)
+        await self.store.heartbeat(model.stream.described(first), model.stream.id)
+        return model.stream
 
     @rule(worker=WORKER)
     def disconnect(self, worker: str) -> None:
-        machine = self.machines[worker]
-        if machine.stream:
-            self.run(self.store.detach(WorkerName(worker), machine.stream.id))
-            machine.stream = None
+        model = self.models[worker]
+        if model.stream:
+            self.run(self.store.detach(WorkerName(worker), model.stream.id))
+            model.stream = None
 
     @rule(worker=WORKER)
     def speak(self, worker: str) -> None:
         """A message is sent, and takes its time."""
-        machine = self.machines[worker]
-        if machine.stream:
-            machine.travelling.append((machine.stream, machine.says()))
+        model = self.models[worker]
+        if model.stream:
+            model.travelling.append((model.stream, model.says()))
 
     @rule(worker=WORKER, newest=st.booleans())
     def arrive(self, worker: str, newest: bool) -> None:
         """A message arrives: in order on its own stream, in any order across streams."""
-        machine = self.machines[worker]
-        if machine.travelling:
-            self.run(self.handle(machine, machine.travelling[-1 if newest else 0][0], one=True))
+        model = self.models[worker]
+        if model.travelling:
+            self.run(self.handle(model, model.travelling[-1 if newest else 0][0], one=True))
 
-    async def handle(self, machine: Machine, stream: AgentSession, *, one: bool = False) -> None:
+    async def handle(self, model: WorkerModel, stream: AgentSession, *, one: bool = False) -> None:
         """Lets what was sent on a stream arrive."""
-        mine = [message for message in machine.travelling if message[0] is stream][: 1 if one else None]
+        mine = [message for message in model.travelling if message[0] is stream][: 1 if one else None]
         for message in mine:
-            machine.travelling.remove(message)
+            model.travelling.remove(message)
             if await self.store.heartbeat(stream.described(message[1]), stream.id):
                 await stream.handle(message[1])
 
     @rule(worker=WORKER)
     def answer(self, worker: str) -> None:
-        machine = self.machines[worker]
-        if machine.stream:
-            self.run(machine.listen(machine.stream))
+        model = self.models[worker]
+        if model.stream:
+            self.run(model.listen(model.stream))
 
     @rule(worker=WORKER, index=ANY)
     def repeat_report(self, worker: str, index: int) -> None:
         """A report comes again, long after it was sent, over a stream that nobody remembers."""
-        sent = self.machines[worker].sent
+        sent = self.models[worker].sent
         if sent:
             report = sent[index % len(sent)]
             stored = self.run(self.store.get(JobName(report.job)))
@@ -284,38 +284,38 @@ class ControlPlane(RuleBasedStateMachine):
         for _ in range(turns):
             self.run(self.round())
 
-    async def turn(self, machine: Machine) -> None:
-        stream = machine.stream or await self.attach(machine)
-        for attempt in list(machine.attempts.values()):
-            machine.advance(attempt)
-        machine.travelling.append((stream, machine.says()))
-        await self.handle(machine, stream)
-        await machine.listen(stream)
+    async def turn(self, model: WorkerModel) -> None:
+        stream = model.stream or await self.attach(model)
+        for attempt in list(model.attempts.values()):
+            model.advance(attempt)
+        model.travelling.append((stream, model.says()))
+        await self.handle(model, stream)
+        await model.listen(stream)
         await self.schedulers[0].place()
 
     # training
 
     def pick(self, worker: str, index: int) -> Attempt | None:
-        live = [attempt for attempt in self.machines[worker].attempts.values() if not attempt.over]
+        live = [attempt for attempt in self.models[worker].attempts.values() if not attempt.over]
         return live[index % len(live)] if live else None
 
     @rule(worker=WORKER, index=ANY)
     def advance(self, worker: str, index: int) -> None:
         if attempt := self.pick(worker, index):
-            self.machines[worker].advance(attempt)
+            self.models[worker].advance(attempt)
 
     @rule(turns=TURNS, worker=WORKER, index=ANY, reason=st.sampled_from(FAILURES))
     def fail(self, turns: int, worker: str, index: int, reason: str) -> None:
         self.work(turns)
         if attempt := self.pick(worker, index):
             phase = Status.STOPPED if reason == reasons.WORKER_STOPPED else Status.FAILED
-            self.machines[worker].end(attempt, phase, Failure(reason=reason, message="no"))
+            self.models[worker].end(attempt, phase, Failure(reason=reason, message="no"))
 
     @rule(worker=WORKER)
     def wipe(self, worker: str) -> None:
         """The machine is replaced: its processes, its journal and its agent are gone, its name stays."""
-        old = self.machines[worker]
-        self.machines[worker] = Machine(
+        old = self.models[worker]
+        self.models[worker] = WorkerModel(
             worker, self.objects, life=old.life + 1, travelling=old.travelling, sent=old.sent
         )
 
@@ -335,7 +335,7 @@ class ControlPlane(RuleBasedStateMachine):
     @invariant()
     def what_the_jobs_own_attempt_made_durable_is_registered(self) -> None:
         """Also if its worker was out of reach for longer than a lease, as long as no other attempt was handed out."""
-        for worker in self.machines.values():
+        for worker in self.models.values():
             for report in worker.acknowledged:
                 stored = self.run(self.store.get(JobName(report.job)))
                 if stored is None or stored.record.token != report.token or not report.HasField("checkpoint"):
@@ -347,7 +347,7 @@ class ControlPlane(RuleBasedStateMachine):
     def one_process_at_most_is_the_jobs_own(self) -> None:
         live = [
             (worker.name, attempt)
-            for worker in self.machines.values()
+            for worker in self.models.values()
             for attempt in worker.attempts.values()
             if not attempt.over
         ]
@@ -362,10 +362,10 @@ class ControlPlane(RuleBasedStateMachine):
         await self.round()  # what ended last is heard of
         await self.round()
         assert not await self.restless(), "every job comes to rest"
-        assert not any(worker.reports for worker in self.machines.values()), "all that was reported is acknowledged"
+        assert not any(worker.reports for worker in self.models.values()), "all that was reported is acknowledged"
 
     async def round(self) -> None:
-        for worker in self.machines.values():
+        for worker in self.models.values():
             await self.turn(worker)
 
     async def restless(self) -> list[Job]:

@@ -81,7 +81,7 @@ class Training:
 
 
 @dataclass(kw_only=True)
-class Trial:
+class GatedJob:
     """A job behind a gate."""
 
     client: AsyncClient
@@ -157,13 +157,13 @@ class Trial:
 
 
 @dataclass(kw_only=True)
-class Trials:
-    """Makes trials, and ends them."""
+class GatedJobs:
+    """Makes gated jobs, and ends them."""
 
     client: AsyncClient
     directory: Path
     eventually: Eventually
-    made: list[Trial] = field(default_factory=list)
+    made: list[GatedJob] = field(default_factory=list)
 
     async def start(
         self,
@@ -174,7 +174,7 @@ class Trials:
         script: Path = SCRIPT,
         spec: JobSpec | None = None,
         **args: Any,
-    ) -> Trial:
+    ) -> GatedJob:
         """Queues a job whose training may not go beyond epoch `limit`; `spec` overrides what is chosen here."""
         gate = Gate(self.directory / name, limit)
         bundle = await self.client.upload_bundle(bundles.pack(script))
@@ -183,11 +183,11 @@ class Trials:
         given.MergeFrom(spec or JobSpec())
         return self.add(await self.client.create_job(given, job_id=name), gate)
 
-    def add(self, job: Job, gate: Gate) -> Trial:
-        trial = Trial(client=self.client, gate=gate, name=job.name, eventually=self.eventually)
-        self.made.append(trial)
-        return trial
+    def add(self, job: Job, gate: Gate) -> GatedJob:
+        gated = GatedJob(client=self.client, gate=gate, name=job.name, eventually=self.eventually)
+        self.made.append(gated)
+        return gated
 
     async def end(self) -> None:
-        for trial in self.made:
-            await trial.end()
+        for gated in self.made:
+            await gated.end()

@@ -46,7 +46,7 @@ os.rename(directory / "family.new", directory / "family")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stand:
+class LauncherHarness:
     """A data directory, a launcher's environment, and attempts made by hand."""
 
     paths: WorkerPaths
@@ -63,14 +63,14 @@ class Stand:
 
 
 @contextmanager
-def stand(directory: Path) -> Iterator[Stand]:
+def launcher_harness(directory: Path) -> Iterator[LauncherHarness]:
     code = directory / "code"
     code.mkdir()
     (code / "scripted.py").write_text(SCRIPTED)
     (directory / "shm").mkdir()
     environment = {**os.environ, "PYTHONPATH": str(code), "ADJOURN_S3_SECRET_KEY": "hush", "AWS_SECRET": "hush"}
     paths = WorkerPaths.prepare(directory / "data", directory / "shm")
-    yield Stand(paths=paths, environment=environment)
+    yield LauncherHarness(paths=paths, environment=environment)
     pid = holder(paths.launcher_lock)
     left = [
         process for process in psutil.process_iter(["cmdline"]) if str(paths.data) in (process.info["cmdline"] or [])

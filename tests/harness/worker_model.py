@@ -32,7 +32,7 @@ OVER = {Status.PAUSED, Status.STOPPED, Status.SUCCEEDED, Status.FAILED}
 SLOTS = {"workers/a": 1, "workers/b": 2}
 
 
-class Witness(MemoryStore):
+class CheckedStore(MemoryStore):
     """Looks at every change of a job before it is made; each call takes its own time."""
 
     def __init__(self) -> None:
@@ -156,7 +156,7 @@ class Attempt:
 
 
 @dataclass
-class Machine:
+class WorkerModel:
     """A worker: what it holds, what it has yet to report, and what is on its way."""
 
     name: str

@@ -1,6 +1,6 @@
 """What the tests of this directory share."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from uuid import uuid4
 
@@ -8,19 +8,18 @@ import pytest
 
 from adjourn.objects import ObjectStore, S3Objects, S3Settings
 from adjourn_control_plane.store.redis import RedisStore
-from adjourn_worker.launcher.client import LauncherClient
-from tests.harness import agents, launchers
+from tests.harness import agents
 from tests.harness.control_planes import Replica, replica
 from tests.harness.memory_objects import MemoryObjects
 
 
 @pytest.fixture
-async def bench(
+async def harness(
     tmp_path: Path, servers: Path, eventually: Callable[..., Awaitable[None]]
-) -> AsyncIterator[agents.Bench]:
+) -> AsyncIterator[agents.AgentHarness]:
     """A worker's data directory and a scripted control plane; what runs on it ends with it."""
-    async with agents.bench(tmp_path, servers, eventually) as made:
-        yield made
+    async with agents.agent_harness(tmp_path, servers, eventually) as harness:
+        yield harness
 
 
 @pytest.fixture
@@ -42,21 +41,6 @@ async def idle_plane(job_store: RedisStore) -> AsyncIterator[Replica]:
     """A control plane that answers calls; nothing happens by itself."""
     async with replica(job_store, controllers=False) as served:
         yield served
-
-
-@pytest.fixture
-def stand(tmp_path: Path) -> Iterator[launchers.Stand]:
-    """A data directory and a launcher's environment; no launcher may be left when the test ends."""
-    with launchers.stand(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-async def launcher(stand: launchers.Stand) -> AsyncIterator[LauncherClient]:
-    """A launcher's supervisor; both end with the test."""
-    async with stand.launcher() as launcher:
-        yield launcher
-        await launcher.shutdown()
 
 
 @pytest.fixture(params=["memory", "s3"])

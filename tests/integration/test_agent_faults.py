@@ -17,7 +17,7 @@ from adjourn_worker import journal as journal_module
 from adjourn_worker.attempt import runner as runner_module
 from adjourn_worker.attempt.runner import drop
 from adjourn_worker.journal import Journal, JournalUnwritable
-from tests.harness.agents import Bench, alive
+from tests.harness.agents import AgentHarness, alive
 from tests.harness.memory_objects import MemoryObjects
 from tests.harness.scripted_control_plane import Job
 
@@ -30,54 +30,54 @@ def objects() -> MemoryObjects:
     return MemoryObjects()
 
 
-async def failure(bench: Bench, job: Job) -> Failure:
+async def failure(harness: AgentHarness, job: Job) -> Failure:
     """Returns why an attempt failed, once it is forgotten."""
-    await bench.until_forgotten(job)
-    how = bench.plane.exit(job)
+    await harness.until_forgotten(job)
+    how = harness.plane.exit(job)
     assert how.phase == FAILED
     assert how.failure.attempt == job.assignment.token.attempt
-    assert not bench.attempt(job).exists()
+    assert not harness.attempt(job).exists()
     return how.failure
 
 
-async def goes_on(bench: Bench) -> None:
+async def goes_on(harness: AgentHarness) -> None:
     """Asserts that the agent carries on with other jobs."""
-    other = bench.job("other")
+    other = harness.job("other")
     other.do("finish")
-    await bench.until_forgotten(other)
-    assert bench.plane.exit(other).phase == AssignmentStatus.SUCCEEDED
+    await harness.until_forgotten(other)
+    assert harness.plane.exit(other).phase == AssignmentStatus.SUCCEEDED
 
 
-async def test_a_bundle_that_is_missing_or_damaged(bench: Bench, objects: MemoryObjects) -> None:
-    async with bench.agent(objects):
-        missing = await failure(bench, bench.job("a", spec=JobSpec(bundle=MISSING)))
+async def test_a_bundle_that_is_missing_or_damaged(harness: AgentHarness, objects: MemoryObjects) -> None:
+    async with harness.agent(objects):
+        missing = await failure(harness, harness.job("a", spec=JobSpec(bundle=MISSING)))
         await objects.put(bundles.object_key(MISSING), b"something else")
-        damaged = await failure(bench, bench.job("b", spec=JobSpec(bundle=MISSING)))
-        await goes_on(bench)
+        damaged = await failure(harness, harness.job("b", spec=JobSpec(bundle=MISSING)))
+        await goes_on(harness)
     assert missing.reason == damaged.reason == reasons.BUNDLE_UNUSABLE
     assert MISSING in missing.message
     assert "is damaged" in damaged.message
     assert reasons.WHOLE_LOG not in missing.message  # there is none
 
 
-async def durable(bench: Bench) -> Checkpoint:
+async def durable(harness: AgentHarness) -> Checkpoint:
     """Returns the checkpoint of a job's first epoch; the job has ended."""
-    job = bench.job()
-    bench.plane.set_target(job, Assignment.PAUSE)
+    job = harness.job()
+    harness.plane.set_target(job, Assignment.PAUSE)
     job.do("epoch")
-    await bench.until_forgotten(job)
-    return bench.plane.checkpoints(job)[-1]
+    await harness.until_forgotten(job)
+    return harness.plane.checkpoints(job)[-1]
 
 
-async def test_a_checkpoint_that_is_not_whole(bench: Bench, objects: MemoryObjects) -> None:
-    async with bench.agent(objects):
-        checkpoint = await durable(bench)
+async def test_a_checkpoint_that_is_not_whole(harness: AgentHarness, objects: MemoryObjects) -> None:
+    async with harness.agent(objects):
+        checkpoint = await durable(harness)
         for attempt, what in enumerate(("manifests/", "parts/"), start=2):
             key = next(key for key in objects.contents if what in key)
             content = objects.contents.pop(key)
-            missing = await failure(bench, bench.job("a", attempt=attempt, restore=checkpoint))
+            missing = await failure(harness, harness.job("a", attempt=attempt, restore=checkpoint))
             objects.contents[key] = content[:-1] + b"\xff"
-            damaged = await failure(bench, bench.job("b", attempt=attempt, restore=checkpoint))
+            damaged = await failure(harness, harness.job("b", attempt=attempt, restore=checkpoint))
             objects.contents[key] = content
             assert missing.reason == damaged.reason == reasons.CHECKPOINT_CORRUPT
             assert missing.message.endswith(f"{key} is missing")
@@ -106,120 +106,122 @@ class NothingGoes(MemoryObjects):
         return await super().put(key, data)
 
 
-async def test_a_fault_in_preparing_is_no_silence(bench: Bench) -> None:
-    job = bench.job(spec=JobSpec(bundle=MISSING))
+async def test_a_fault_in_preparing_is_no_silence(harness: AgentHarness) -> None:
+    job = harness.job(spec=JobSpec(bundle=MISSING))
     with capture_logs() as logs:
-        async with bench.agent(NothingComes()):
-            why = await failure(bench, job)
-            await goes_on(bench)
+        async with harness.agent(NothingComes()):
+            why = await failure(harness, job)
+            await goes_on(harness)
     assert (why.reason, why.message) == (reasons.LAUNCH_FAILED, "ZeroDivisionError: never foreseen")
     assert [entry["exc_info"] for entry in logs if entry["event"] == "work_failed" and entry["log_level"] == "error"]
 
 
-async def test_a_fault_in_persisting_costs_no_finished_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_fault_in_persisting_costs_no_finished_run(
+    harness: AgentHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(runner_module, "PERSIST_AGAIN_SECONDS", 0.01)
     objects = NothingGoes()
-    job = bench.job()
+    job = harness.job()
     job.do("epoch", "epoch", "epoch", "epoch", "finish")
-    async with bench.agent(objects):
-        await bench.until_phase(job, AssignmentStatus.PERSISTING)
-        await bench.until(lambda: objects.refused > 10)
-        assert bench.plane.phase(job) == AssignmentStatus.PERSISTING
+    async with harness.agent(objects):
+        await harness.until_phase(job, AssignmentStatus.PERSISTING)
+        await harness.until(lambda: objects.refused > 10)
+        assert harness.plane.phase(job) == AssignmentStatus.PERSISTING
         objects.full = False
-        await bench.until_forgotten(job)
-    changes = [report.condition for report in bench.plane.of(job) if report.HasField("condition")]
+        await harness.until_forgotten(job)
+    changes = [report.condition for report in harness.plane.of(job) if report.HasField("condition")]
     assert [(change.condition.reason, change.ended) for change in changes] == [
         (reasons.PERSIST_FAILED, False),
         ("", True),
     ]
     assert changes[0].condition.message == "SNAPSHOT_FAILED: OSError: [Errno 28] No space left on device"
-    how = bench.plane.exit(job)
-    assert (how.phase, how.checkpoint) == (AssignmentStatus.SUCCEEDED, bench.plane.checkpoints(job)[-1].name)
-    assert bench.plane.epochs(job) == [1, 2, 3, 4]
+    how = harness.plane.exit(job)
+    assert (how.phase, how.checkpoint) == (AssignmentStatus.SUCCEEDED, harness.plane.checkpoints(job)[-1].name)
+    assert harness.plane.epochs(job) == [1, 2, 3, 4]
 
 
 async def test_a_snapshot_that_training_cannot_take_is_shown_and_the_pause_stays_pending(
-    bench: Bench, objects: MemoryObjects
+    harness: AgentHarness, objects: MemoryObjects
 ) -> None:
-    job = bench.job()
-    async with bench.agent(objects):
-        await bench.until_phase(job, RUNNING)
-        bench.plane.set_target(job, Assignment.PAUSE)
-        await bench.until_phase(job, AssignmentStatus.PAUSING)
+    job = harness.job()
+    async with harness.agent(objects):
+        await harness.until_phase(job, RUNNING)
+        harness.plane.set_target(job, Assignment.PAUSE)
+        await harness.until_phase(job, AssignmentStatus.PAUSING)
         job.do("fill", "epoch")
-        await bench.until(lambda: "condition" in bench.plane.kinds(job))
-        assert bench.plane.phase(job) == AssignmentStatus.PAUSING
+        await harness.until(lambda: "condition" in harness.plane.kinds(job))
+        assert harness.plane.phase(job) == AssignmentStatus.PAUSING
         job.do("room", "epoch")
-        await bench.until_forgotten(job)
-    changes = [report.condition for report in bench.plane.of(job) if report.HasField("condition")]
+        await harness.until_forgotten(job)
+    changes = [report.condition for report in harness.plane.of(job) if report.HasField("condition")]
     assert [(change.condition.reason, change.ended) for change in changes] == [("NO_SPACE", False), ("", True)]
-    assert (bench.plane.exit(job).phase, bench.plane.epochs(job)) == (AssignmentStatus.PAUSED, [1, 2])
+    assert (harness.plane.exit(job).phase, harness.plane.epochs(job)) == (AssignmentStatus.PAUSED, [1, 2])
 
 
-async def test_a_disk_that_takes_no_attempt(bench: Bench, objects: MemoryObjects) -> None:
-    job = bench.job(hand_out=False)
-    async with bench.agent(objects):
-        (bench.attempt(job) / "start").mkdir(parents=True)
-        bench.plane.assignments[job.name] = job.assignment
-        why = await failure(bench, job)
+async def test_a_disk_that_takes_no_attempt(harness: AgentHarness, objects: MemoryObjects) -> None:
+    job = harness.job(hand_out=False)
+    async with harness.agent(objects):
+        (harness.attempt(job) / "start").mkdir(parents=True)
+        harness.plane.assignments[job.name] = job.assignment
+        why = await failure(harness, job)
     assert why.reason == reasons.LAUNCH_FAILED
     assert "cannot prepare the attempt: " in why.message
 
 
-async def test_a_snapshot_that_is_gone_when_it_is_to_be_kept(bench: Bench, objects: MemoryObjects) -> None:
-    job = bench.job()
+async def test_a_snapshot_that_is_gone_when_it_is_to_be_kept(harness: AgentHarness, objects: MemoryObjects) -> None:
+    job = harness.job()
     job.do("lose", "finish")
-    async with bench.agent(objects):
-        why = await failure(bench, job)
+    async with harness.agent(objects):
+        why = await failure(harness, job)
     assert (why.reason, "there is no snapshot" in why.message) == (reasons.SNAPSHOT_FAILED, True)
 
 
-async def test_events_that_cannot_be_read_end_the_attempt(bench: Bench, objects: MemoryObjects) -> None:
-    job = bench.job()
+async def test_events_that_cannot_be_read_end_the_attempt(harness: AgentHarness, objects: MemoryObjects) -> None:
+    job = harness.job()
     job.do("epoch")
-    async with bench.agent(objects):
-        await bench.until_durable(job, 1)
-        pid = bench.training(job)
+    async with harness.agent(objects):
+        await harness.until_durable(job, 1)
+        pid = harness.training(job)
         job.do("garble events", "epoch")
-        why = await failure(bench, job)
+        why = await failure(harness, job)
         assert not alive(pid)
-        await goes_on(bench)
+        await goes_on(harness)
     assert (why.reason, "events" in why.message) == (reasons.PROCESS_ENDED, True)
-    assert bench.plane.epochs(job) == [1]
+    assert harness.plane.epochs(job) == [1]
 
 
-async def test_an_exit_that_cannot_be_read_ends_the_attempt(bench: Bench, objects: MemoryObjects) -> None:
-    job = bench.job()
-    async with bench.agent(objects):
-        await bench.until_phase(job, RUNNING)
-        pid = bench.training(job)
-        (bench.attempt(job) / "exit").write_bytes(b"\xff")
-        why = await failure(bench, job)
+async def test_an_exit_that_cannot_be_read_ends_the_attempt(harness: AgentHarness, objects: MemoryObjects) -> None:
+    job = harness.job()
+    async with harness.agent(objects):
+        await harness.until_phase(job, RUNNING)
+        pid = harness.training(job)
+        (harness.attempt(job) / "exit").write_bytes(b"\xff")
+        why = await failure(harness, job)
         assert not alive(pid)
     assert (why.reason, "exit" in why.message) == (reasons.PROCESS_ENDED, True)
 
 
-async def test_progress_that_cannot_be_read_is_not_shown(bench: Bench, objects: MemoryObjects) -> None:
-    job = bench.job()
-    async with bench.agent(objects):
-        await bench.until_phase(job, RUNNING)
+async def test_progress_that_cannot_be_read_is_not_shown(harness: AgentHarness, objects: MemoryObjects) -> None:
+    job = harness.job()
+    async with harness.agent(objects):
+        await harness.until_phase(job, RUNNING)
         job.do("epoch", "garble progress")
-        await bench.until_durable(job, 1)
+        await harness.until_durable(job, 1)
         job.do("finish")
-        await bench.until_forgotten(job)
-    assert bench.plane.exit(job).phase == AssignmentStatus.SUCCEEDED
+        await harness.until_forgotten(job)
+    assert harness.plane.exit(job).phase == AssignmentStatus.SUCCEEDED
 
 
-async def test_an_order_that_cannot_be_written_ends_the_attempt(bench: Bench, objects: MemoryObjects) -> None:
-    job = bench.job()
-    async with bench.agent(objects):
-        await bench.until_phase(job, RUNNING)
-        pid = bench.training(job)
-        control = bench.attempt(job) / "control"
+async def test_an_order_that_cannot_be_written_ends_the_attempt(harness: AgentHarness, objects: MemoryObjects) -> None:
+    job = harness.job()
+    async with harness.agent(objects):
+        await harness.until_phase(job, RUNNING)
+        pid = harness.training(job)
+        control = harness.attempt(job) / "control"
         control.unlink()
         control.mkdir()
-        bench.plane.set_target(job, Assignment.PAUSE)
-        why = await failure(bench, job)
+        harness.plane.set_target(job, Assignment.PAUSE)
+        why = await failure(harness, job)
         assert not alive(pid)
     assert (why.reason, "control" in why.message) == (reasons.PROCESS_ENDED, True)
 
@@ -234,60 +236,60 @@ def make_room(journal: Journal) -> None:
 
 
 async def test_an_agent_whose_disk_is_full_waits_and_goes_on(
-    bench: Bench, objects: MemoryObjects, monkeypatch: pytest.MonkeyPatch
+    harness: AgentHarness, objects: MemoryObjects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal_module, "RETRY_SECONDS", 0.05)
-    job = bench.job()
+    job = harness.job()
     with capture_logs() as logs:
-        async with bench.agent(objects) as agent:
-            await bench.until_phase(job, RUNNING)
+        async with harness.agent(objects) as agent:
+            await harness.until_phase(job, RUNNING)
             await agent.journal.run(fill_disk, agent.journal)
             job.do("metrics 1000", *["epoch"] * 5)
-            await bench.until(lambda: any(entry["event"] == "journal_unwritable" for entry in logs))
-            heard = len(bench.plane.requests)
-            await bench.until(lambda: len(bench.plane.requests) > heard + 3)  # the worker is not lost meanwhile
-            assert bench.plane.phase(job) == RUNNING
-            assert bench.plane.epochs(job) == []
+            await harness.until(lambda: any(entry["event"] == "journal_unwritable" for entry in logs))
+            heard = len(harness.plane.requests)
+            await harness.until(lambda: len(harness.plane.requests) > heard + 3)  # the worker is not lost meanwhile
+            assert harness.plane.phase(job) == RUNNING
+            assert harness.plane.epochs(job) == []
             await agent.journal.run(make_room, agent.journal)
             job.do("finish")
-            await bench.until_forgotten(job)
-    assert bench.plane.epochs(job) == [1, 2, 3, 4, 5]
-    assert bench.plane.exit(job).phase == AssignmentStatus.SUCCEEDED
+            await harness.until_forgotten(job)
+    assert harness.plane.epochs(job) == [1, 2, 3, 4, 5]
+    assert harness.plane.exit(job).phase == AssignmentStatus.SUCCEEDED
 
 
 async def test_an_agent_whose_disk_stays_full_gives_its_worker_up(
-    bench: Bench, objects: MemoryObjects, monkeypatch: pytest.MonkeyPatch
+    harness: AgentHarness, objects: MemoryObjects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal_module, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(journal_module, "UNWRITABLE_SECONDS", 0.1)
-    job = bench.job()
+    job = harness.job()
     with pytest.RaisesGroup(JournalUnwritable):
-        async with bench.agent(objects) as agent:
-            await bench.until_phase(job, RUNNING)
+        async with harness.agent(objects) as agent:
+            await harness.until_phase(job, RUNNING)
             await agent.journal.run(fill_disk, agent.journal)
             job.do("metrics 1000", *["epoch"] * 5)
             await asyncio.wait(agent.tasks.values())
-    async with bench.agent(objects):  # training went on
-        await bench.until(lambda: bench.plane.epochs(job) == [1, 2, 3, 4, 5])
+    async with harness.agent(objects):  # training went on
+        await harness.until(lambda: harness.plane.epochs(job) == [1, 2, 3, 4, 5])
 
 
 async def test_an_attempt_that_cannot_be_put_away_is_forgotten_all_the_same(
-    bench: Bench, objects: MemoryObjects
+    harness: AgentHarness, objects: MemoryObjects
 ) -> None:
-    job = bench.job()
+    job = harness.job()
     with capture_logs() as logs:
-        async with bench.agent(objects):
-            await bench.until_phase(job, RUNNING)
-            bench.paths.logs.rmdir()
-            bench.paths.logs.touch()
+        async with harness.agent(objects):
+            await harness.until_phase(job, RUNNING)
+            harness.paths.logs.rmdir()
+            harness.paths.logs.touch()
             job.do("finish")
-            await bench.until_forgotten(job)
+            await harness.until_forgotten(job)
     assert [entry for entry in logs if entry["event"] == "not_cleaned_up"]
-    assert bench.held() == []
-    assert bench.attempt(job).exists()
-    bench.paths.logs.unlink()
-    async with bench.agent(objects):
-        assert not bench.attempt(job).exists()
+    assert harness.held() == []
+    assert harness.attempt(job).exists()
+    harness.paths.logs.unlink()
+    async with harness.agent(objects):
+        assert not harness.attempt(job).exists()
 
 
 def test_a_slot_that_training_has_taken_again_is_not_given_back(tmp_path: Path) -> None:

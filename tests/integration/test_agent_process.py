@@ -1,10 +1,11 @@
-"""The agent as a process of its own: killed, stopped, doubled; and once with torch and real training."""
+"""The agent as a process of its own: killed, stopped, doubled, with a journal whose writer died; once with torch."""
 
 import asyncio
 import hashlib
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -12,14 +13,17 @@ import psutil
 import pytest
 
 from adjourn import bundles, reasons, snapshots
+from adjourn.internal.v1.trainer_pb2 import HeldAssignment
 from adjourn.objects import S3Objects, S3Settings
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
 from adjourn.v1.job_pb2 import JobSpec, Pause
+from adjourn_worker.journal import Journal
 from adjourn_worker.storage.fetch import fetch
 from adjourn_worker.storage.parts import PartStore
-from tests.harness.agents import Bench, alive
+from tests.harness.agents import AgentHarness, alive
 from tests.harness.jobs import Gate
 from tests.harness.memory_objects import MemoryObjects
+from tests.harness.scripted_control_plane import Job
 
 RUNNING, PERSISTING = AssignmentStatus.RUNNING, AssignmentStatus.PERSISTING
 PAUSED, STOPPED = AssignmentStatus.PAUSED, AssignmentStatus.STOPPED
@@ -35,127 +39,131 @@ async def objects(s3_environment: dict[str, str]) -> AsyncIterator[S3Objects]:
 
 
 async def test_training_goes_on_when_the_agent_is_killed(
-    bench: Bench, objects: S3Objects, s3_environment: dict[str, str]
+    harness: AgentHarness, objects: S3Objects, s3_environment: dict[str, str]
 ) -> None:
-    await bench.launcher()
-    agent = await bench.process(**s3_environment)
-    job = bench.job()
+    await harness.launcher()
+    agent = await harness.process(**s3_environment)
+    job = harness.job()
     job.do("epoch")
-    await bench.until_durable(job, 1)
-    pid = bench.training(job)
-    await bench.kill(agent)
+    await harness.until_durable(job, 1)
+    pid = harness.training(job)
+    await harness.kill(agent)
     job.do("epoch", "epoch")
-    await bench.until(lambda: bench.written(job).count("epoch") == 3)
-    await bench.process(**s3_environment)
-    await bench.until_durable(job, 3)
-    assert bench.training(job) == pid
+    await harness.until(lambda: harness.written(job).count("epoch") == 3)
+    await harness.process(**s3_environment)
+    await harness.until_durable(job, 3)
+    assert harness.training(job) == pid
     assert alive(pid)
     job.do("epoch", "finish")
-    await bench.until_forgotten(job)
-    assert bench.plane.exit(job).phase == SUCCEEDED
-    assert bench.plane.epochs(job) == [1, 2, 3, 4]
-    assert [report.epoch.step for report in bench.plane.of(job) if report.HasField("epoch")] == [10, 20, 30, 40]
-    names = [found.name for found in bench.plane.checkpoints(job)]
+    await harness.until_forgotten(job)
+    assert harness.plane.exit(job).phase == SUCCEEDED
+    assert harness.plane.epochs(job) == [1, 2, 3, 4]
+    assert [report.epoch.step for report in harness.plane.of(job) if report.HasField("epoch")] == [10, 20, 30, 40]
+    names = [found.name for found in harness.plane.checkpoints(job)]
     assert len(names) == len(set(names))
-    assert [report.sequence for report in bench.plane.reports] == list(range(1, len(bench.plane.reports) + 1))
+    assert [report.sequence for report in harness.plane.reports] == list(range(1, len(harness.plane.reports) + 1))
 
 
 async def test_persisting_is_finished_by_the_next_agent(
-    bench: Bench, objects: S3Objects, s3_environment: dict[str, str], tmp_path: Path
+    harness: AgentHarness, objects: S3Objects, s3_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    await bench.launcher()
-    agent = await bench.process()  # storage refuses
-    job = bench.job("persisted")
-    bench.plane.set_target(job, Assignment.PAUSE)
+    await harness.launcher()
+    agent = await harness.process()  # storage refuses
+    job = harness.job("persisted")
+    harness.plane.set_target(job, Assignment.PAUSE)
     job.do("epoch")
-    await bench.until_phase(job, PERSISTING)
-    await bench.kill(agent)
-    await bench.process(**s3_environment)
-    await bench.until_forgotten(job)
-    kinds = [kind for kind in bench.plane.kinds(job) if kind != "condition"]
+    await harness.until_phase(job, PERSISTING)
+    await harness.kill(agent)
+    await harness.process(**s3_environment)
+    await harness.until_forgotten(job)
+    kinds = [kind for kind in harness.plane.kinds(job) if kind != "condition"]
     assert kinds == ["epoch", "pause", "checkpoint", "exit"]
-    (checkpoint,) = bench.plane.checkpoints(job)
-    assert (bench.plane.exit(job).phase, bench.plane.exit(job).checkpoint) == (PAUSED, checkpoint.name)
+    (checkpoint,) = harness.plane.checkpoints(job)
+    assert (harness.plane.exit(job).phase, harness.plane.exit(job).checkpoint) == (PAUSED, checkpoint.name)
     await fetch(PartStore(objects), checkpoint, tmp_path / "fetched")
     assert snapshots.component_digests(tmp_path / "fetched") == dict(checkpoint.component_digests)
 
 
-async def test_a_second_agent_is_refused(bench: Bench) -> None:
-    await bench.launcher()
-    first = await bench.process()
-    second = await bench.process()
-    assert await bench.ended(second) == 1
-    (entry,) = [entry for entry in bench.logged() if entry["level"] == "critical"]
-    assert entry["errors"] == [f"agent {first.pid} already works in {bench.paths.data}"]
+async def test_a_second_agent_is_refused(harness: AgentHarness) -> None:
+    await harness.launcher()
+    first = await harness.process()
+    second = await harness.process()
+    assert await harness.ended(second) == 1
+    (entry,) = [entry for entry in harness.logged() if entry["level"] == "critical"]
+    assert entry["errors"] == [f"agent {first.pid} already works in {harness.paths.data}"]
     assert first.poll() is None
 
 
-async def test_an_agent_that_is_superseded_ends_and_does_not_come_back(bench: Bench) -> None:
-    await bench.launcher()
-    agent = await bench.process()
-    job = bench.job()
-    await bench.until_phase(job, RUNNING)
-    bench.plane.superseding = True
-    assert await bench.ended(agent) == 3
-    assert [entry["errors"] for entry in bench.logged() if entry["event"] == "superseded"] == [["another agent speaks"]]
-    assert alive(bench.training(job))
+async def test_an_agent_that_is_superseded_ends_and_does_not_come_back(harness: AgentHarness) -> None:
+    await harness.launcher()
+    agent = await harness.process()
+    job = harness.job()
+    await harness.until_phase(job, RUNNING)
+    harness.plane.superseding = True
+    assert await harness.ended(agent) == 3
+    assert [entry["errors"] for entry in harness.logged() if entry["event"] == "superseded"] == [
+        ["another agent speaks"]
+    ]
+    assert alive(harness.training(job))
 
 
-async def test_sigterm_leaves_training_alone(bench: Bench) -> None:
-    await bench.launcher()
-    agent = await bench.process()  # storage refuses, so a snapshot is on its way all the time
-    job = bench.job()
+async def test_sigterm_leaves_training_alone(harness: AgentHarness) -> None:
+    await harness.launcher()
+    agent = await harness.process()  # storage refuses, so a snapshot is on its way all the time
+    job = harness.job()
     job.do("epoch")
-    await bench.until(lambda: bench.plane.epochs(job) == [1])
-    pid = bench.training(job)
+    await harness.until(lambda: harness.plane.epochs(job) == [1])
+    pid = harness.training(job)
     agent.terminate()
     assert await asyncio.to_thread(agent.wait, 2) == 0  # though storage is still being tried
     assert alive(pid)
-    assert psutil.pid_exists(bench.launcher_pid())
-    assert not bench.paths.notify_socket.exists()
+    assert psutil.pid_exists(harness.launcher_pid())
+    assert not harness.paths.notify_socket.exists()
     job.do("epoch", "finish")
-    async with bench.agent(MemoryObjects()):
-        await bench.until_forgotten(job)
-    assert bench.plane.epochs(job) == [1, 2]
-    assert bench.plane.exit(job).phase == SUCCEEDED
+    async with harness.agent(MemoryObjects()):
+        await harness.until_forgotten(job)
+    assert harness.plane.epochs(job) == [1, 2]
+    assert harness.plane.exit(job).phase == SUCCEEDED
 
 
-async def test_sigterm_can_end_everything(bench: Bench, objects: S3Objects, s3_environment: dict[str, str]) -> None:
-    await bench.launcher()
-    agent = await bench.process(ADJOURN_ON_TERM="stop", ADJOURN_CPU_SLOTS="2", **s3_environment)
-    job, other = bench.job("stopped"), bench.job("finished")
+async def test_sigterm_can_end_everything(
+    harness: AgentHarness, objects: S3Objects, s3_environment: dict[str, str]
+) -> None:
+    await harness.launcher()
+    agent = await harness.process(ADJOURN_ON_TERM="stop", ADJOURN_CPU_SLOTS="2", **s3_environment)
+    job, other = harness.job("stopped"), harness.job("finished")
     job.do("epoch")
     other.do("finish")
-    await bench.until_durable(job, 1)
-    await bench.until_forgotten(other)
-    pid, launcher = bench.training(job), bench.launcher_pid()
+    await harness.until_durable(job, 1)
+    await harness.until_forgotten(other)
+    pid, launcher = harness.training(job), harness.launcher_pid()
     agent.terminate()
-    assert await bench.ended(agent) == 0
-    assert bench.plane.requests[-1].draining
-    how = bench.plane.exit(job)
+    assert await harness.ended(agent) == 0
+    assert harness.plane.requests[-1].draining
+    how = harness.plane.exit(job)
     assert (how.phase, how.failure.reason) == (STOPPED, reasons.WORKER_STOPPED)
     assert not alive(pid)
     assert not alive(launcher)
-    assert not bench.paths.runtime.exists()
-    assert not bench.paths.snapshots.exists()
-    assert bench.paths.attempt_directories() == []
+    assert not harness.paths.runtime.exists()
+    assert not harness.paths.snapshots.exists()
+    assert harness.paths.attempt_directories() == []
 
 
-async def test_what_cannot_be_stored_at_sigterm_is_kept_for_the_next_start(bench: Bench) -> None:
-    await bench.launcher()
-    agent = await bench.process(ADJOURN_ON_TERM="stop")
-    job = bench.job()
+async def test_what_cannot_be_stored_at_sigterm_is_kept_for_the_next_start(harness: AgentHarness) -> None:
+    await harness.launcher()
+    agent = await harness.process(ADJOURN_ON_TERM="stop")
+    job = harness.job()
     job.do("epoch")
-    await bench.until(lambda: bench.plane.epochs(job) == [1])
-    pid = bench.training(job)
+    await harness.until(lambda: harness.plane.epochs(job) == [1])
+    pid = harness.training(job)
     agent.terminate()
-    assert await bench.ended(agent) == 0
+    assert await harness.ended(agent) == 0
     assert not alive(pid)
-    assert not bench.plane.ended(job)
-    async with bench.agent(MemoryObjects()):
-        await bench.until_forgotten(job)
-    assert [found.epoch for found in bench.plane.checkpoints(job)] == [1]
-    how = bench.plane.exit(job)
+    assert not harness.plane.ended(job)
+    async with harness.agent(MemoryObjects()):
+        await harness.until_forgotten(job)
+    assert [found.epoch for found in harness.plane.checkpoints(job)] == [1]
+    how = harness.plane.exit(job)
     assert (how.phase, how.failure.reason) == (STOPPED, reasons.WORKER_STOPPED)
 
 
@@ -192,8 +200,8 @@ sys.exit(agent.main())
 """Asks for the secret as training code of the agent's user could, before and after the agent begins."""
 
 
-async def test_training_code_cannot_read_the_secrets_of_the_agent(bench: Bench) -> None:
-    environment = {**bench.environment(**bench.settings()), "ADJOURN_S3_SECRET_KEY": "hush"}
+async def test_training_code_cannot_read_the_secrets_of_the_agent(harness: AgentHarness) -> None:
+    environment = {**harness.environment(**harness.settings()), "ADJOURN_S3_SECRET_KEY": "hush"}
     done = await asyncio.to_thread(
         subprocess.run,
         (sys.executable, "-c", SAME_USER),
@@ -206,34 +214,129 @@ async def test_training_code_cannot_read_the_secrets_of_the_agent(bench: Bench) 
 
 
 async def test_with_torch_and_real_training(
-    bench: Bench, objects: S3Objects, s3_environment: dict[str, str], tmp_path: Path
+    harness: AgentHarness, objects: S3Objects, s3_environment: dict[str, str], tmp_path: Path
 ) -> None:
     bundle = bundles.pack(SCRIPT)
     name = f"bundles/{hashlib.sha256(bundle).hexdigest()}"
     await objects.put(bundles.object_key(name), bundle)
-    await bench.process(**s3_environment)
-    assert bench.plane.requests[-1].worker.environment["torch"] == metadata.version("torch")
+    await harness.process(**s3_environment)
+    assert harness.plane.requests[-1].worker.environment["torch"] == metadata.version("torch")
     spec = JobSpec(entry_point="mlp:main", bundle=name, total_epochs=2, seed=7)
     gate = Gate(tmp_path / "gate", 0)
     spec.args.update({"gate": str(gate.directory), "fail_in": 2})
-    job = bench.job("mlp", spec=spec)
-    await bench.until(lambda: gate.inside(1))
-    bench.plane.set_target(job, Assignment.PAUSE)
-    await bench.until_phase(job, AssignmentStatus.PAUSING)
+    job = harness.job("mlp", spec=spec)
+    await harness.until(lambda: gate.inside(1))
+    harness.plane.set_target(job, Assignment.PAUSE)
+    await harness.until_phase(job, AssignmentStatus.PAUSING)
     gate.open(1)
-    await bench.until_forgotten(job)
-    assert bench.plane.exit(job).phase == PAUSED
-    checkpoint = bench.plane.checkpoints(job)[-1]
+    await harness.until_forgotten(job)
+    assert harness.plane.exit(job).phase == PAUSED
+    checkpoint = harness.plane.checkpoints(job)[-1]
     gate.open(2)
-    failing = bench.job("mlp", attempt=2, spec=spec, restore=checkpoint, base=checkpoint)
-    await bench.until_forgotten(failing)
-    why = bench.plane.exit(failing).failure
+    failing = harness.job("mlp", attempt=2, spec=spec, restore=checkpoint, base=checkpoint)
+    await harness.until_forgotten(failing)
+    why = harness.plane.exit(failing).failure
     assert why.reason == "TRAINING_RAISED"
-    assert f"ConnectionError: the data went away\nThe whole log: {bench.log(failing)} on workers/w" in why.message
-    assert "Traceback (most recent call last):" in bench.log(failing).read_text()
-    last = bench.job("mlp", attempt=3, spec=spec, restore=checkpoint, base=checkpoint)
-    await bench.until_forgotten(last)
-    assert bench.plane.exit(last).phase == SUCCEEDED
-    assert bench.plane.of(last)[0].pause.verdict == Pause.EXACT
-    assert bench.plane.epochs(last) == [2]
-    assert "epoch 2: val_loss" in bench.log(last).read_text()
+    assert f"ConnectionError: the data went away\nThe whole log: {harness.log(failing)} on workers/w" in why.message
+    assert "Traceback (most recent call last):" in harness.log(failing).read_text()
+    last = harness.job("mlp", attempt=3, spec=spec, restore=checkpoint, base=checkpoint)
+    await harness.until_forgotten(last)
+    assert harness.plane.exit(last).phase == SUCCEEDED
+    assert harness.plane.of(last)[0].pause.verdict == Pause.EXACT
+    assert harness.plane.epochs(last) == [2]
+    assert "epoch 2: val_loss" in harness.log(last).read_text()
+
+
+RUNNING, STOPPED, SUCCEEDED = AssignmentStatus.RUNNING, AssignmentStatus.STOPPED, AssignmentStatus.SUCCEEDED
+
+
+@asynccontextmanager
+async def after(harness: AgentHarness, job: Job, change: Callable[[HeldAssignment], None]) -> AsyncIterator[int]:
+    """Has a job trained, changes what the journal says of it, and starts the next agent; yields the training's pid."""
+    objects = MemoryObjects()
+    async with harness.agent(objects):
+        await harness.until_phase(job, RUNNING)
+        pid = harness.training(job)
+    with Journal(harness.paths) as journal:
+        (held,) = journal.held()
+        change(held)
+        journal.record(held, [])
+    async with harness.agent(objects):
+        yield pid
+
+
+async def test_a_process_that_was_launched_and_not_journaled_is_adopted(harness: AgentHarness) -> None:
+    def change(held: HeldAssignment) -> None:
+        held.ClearField("process")
+        held.ClearField("events_offset")
+        held.status.phase = AssignmentStatus.STARTING
+
+    job = harness.job()
+    async with after(harness, job, change) as pid:
+        await harness.until_phase(job, RUNNING)
+        job.do("epoch", "finish")
+        await harness.until_forgotten(job)
+        assert not alive(pid)
+    assert harness.plane.epochs(job) == [1]
+    assert harness.plane.exit(job).phase == SUCCEEDED
+    assert harness.log(job).read_text().count("training in") == 1
+
+
+async def test_a_process_that_was_to_be_stopped_and_was_not_is_stopped(harness: AgentHarness) -> None:
+    def change(held: HeldAssignment) -> None:
+        held.assignment.target = Assignment.STOP
+        held.assignment.generation = held.status.observed_generation = 2
+
+    job = harness.job()
+    async with after(harness, job, change) as pid:
+        await harness.until_forgotten(job)
+        assert not alive(pid)
+    assert harness.plane.exit(job).phase == STOPPED
+
+
+async def test_an_order_that_was_journaled_and_not_written_is_written(harness: AgentHarness) -> None:
+    def change(held: HeldAssignment) -> None:
+        held.assignment.target = Assignment.PAUSE
+        held.assignment.generation = held.status.observed_generation = 2
+
+    job = harness.job()
+    async with after(harness, job, change):
+        job.do("epoch")
+        await harness.until_forgotten(job)
+    assert harness.plane.exit(job).phase == AssignmentStatus.PAUSED
+
+
+async def test_what_was_over_and_not_put_away_is_put_away(harness: AgentHarness) -> None:
+    job = harness.job()
+    harness.plane.keeping = True
+    job.do("finish")
+    async with harness.agent(MemoryObjects()):
+        await harness.until_phase(job, SUCCEEDED)
+        await harness.until(lambda: not harness.attempt(job).exists())
+    snapshots = harness.paths.snapshot_directory(harness.attempt(job))
+    for place in (harness.attempt(job), snapshots):
+        place.mkdir()
+    async with harness.agent(MemoryObjects()):
+        await harness.until(lambda: not harness.attempt(job).exists() and not snapshots.exists())
+        assert harness.plane.phase(job) == SUCCEEDED
+        del harness.plane.assignments[job.name]
+        await harness.until_forgotten(job)
+    assert harness.held() == []
+
+
+@pytest.mark.parametrize("lost", ["journal", "assignment"])
+async def test_training_that_the_journal_does_not_know_is_ended(harness: AgentHarness, lost: str) -> None:
+    job = harness.job()
+    async with harness.agent(MemoryObjects()):
+        await harness.until_phase(job, RUNNING)
+        pid = harness.training(job)
+    del harness.plane.assignments[job.name]
+    if lost == "journal":
+        harness.paths.journal.unlink()
+    else:
+        with Journal(harness.paths) as journal:
+            journal.forget(job.name, job.assignment.token)
+    async with harness.agent(MemoryObjects()):
+        assert not alive(pid)
+        assert not harness.plane.phase(job)
+        assert not harness.attempt(job).exists()

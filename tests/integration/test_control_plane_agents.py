@@ -7,7 +7,6 @@ from structlog.testing import capture_logs
 from adjourn import errors, reasons
 from adjourn.v1 import job_service_pb2 as pb
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, Exit, FencingToken
-from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Failure, Job, Pause
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
@@ -15,14 +14,10 @@ from adjourn_control_plane.fleet import session as sessions
 from adjourn_control_plane.job.events import Lost
 from adjourn_control_plane.job.updater import JobUpdater
 from adjourn_control_plane.store.interface import Allocation, JobName, JobStore, WorkerName
-from tests.harness.control_planes import Agent, Replica, refused, replica, standing
+from tests.harness.control_planes import Agent, Replica, checkpoint_of_epoch, refused, replica, status_of
 from tests.harness.memory_store import MemoryStore
 
 JOB = "jobs/j"
-
-
-def made(epoch: int, attempt: int = 1) -> Checkpoint:
-    return Checkpoint(name=f"{JOB}/checkpoints/{attempt}-{epoch}", attempt=attempt, epoch=epoch, step=10 * epoch)
 
 
 async def test_a_job_from_the_queue_to_a_pause_and_on_to_its_end(plane: Replica) -> None:
@@ -32,7 +27,7 @@ async def test_a_job_from_the_queue_to_a_pause_and_on_to_its_end(plane: Replica)
         order = await agent.given(JOB)
         assert (order.token.attempt, order.generation, order.spec.entry_point) == (1, 1, "train:main")
         assert not order.HasField("restore")
-        await agent.say(standing(order))
+        await agent.say(status_of(order))
         assert (await plane.becomes(Job.RUNNING)).worker == "workers/a"
 
         pausing = await plane.jobs.PauseJob(pb.PauseJobRequest(name=JOB))
@@ -45,29 +40,33 @@ async def test_a_job_from_the_queue_to_a_pause_and_on_to_its_end(plane: Replica)
             agent.report(JOB, order.token, epoch=EpochMetrics(epoch=1, active_duration=Duration(seconds=1))),
             agent.report(JOB, order.token, pause=left),
         )
-        await agent.say(standing(order, AssignmentStatus.PERSISTING, epoch=1), reports=reports)
+        await agent.say(status_of(order, AssignmentStatus.PERSISTING, epoch=1), reports=reports)
         await agent.hears(lambda response: response.acknowledged_report == 2)
         assert (await plane.get()).state == Job.PAUSING, "no checkpoint yet, hence no pause"
 
         reports = (
-            agent.report(JOB, order.token, checkpoint=made(1)),
-            agent.report(JOB, order.token, exit=Exit(phase=AssignmentStatus.PAUSED, checkpoint=made(1).name)),
+            agent.report(JOB, order.token, checkpoint=checkpoint_of_epoch(1)),
+            agent.report(
+                JOB, order.token, exit=Exit(phase=AssignmentStatus.PAUSED, checkpoint=checkpoint_of_epoch(1).name)
+            ),
         )
-        await agent.say(standing(order, AssignmentStatus.PAUSED, epoch=1), reports=reports)
+        await agent.say(status_of(order, AssignmentStatus.PAUSED, epoch=1), reports=reports)
         job = await plane.becomes(Job.PAUSED)
-        assert (job.pause.checkpoint, job.progress.epoch, job.worker) == (made(1).name, 1, "")
+        assert (job.pause.checkpoint, job.progress.epoch, job.worker) == (checkpoint_of_epoch(1).name, 1, "")
         await agent.hears(lambda response: response.acknowledged_report == 4 and not response.assignments)
         await agent.say()
 
         await plane.jobs.ResumeJob(pb.ResumeJobRequest(name=JOB))
         order = await agent.given(JOB)
-        assert (order.token.attempt, order.restore.name, order.base) == (2, made(1).name, order.restore)
+        assert (order.token.attempt, order.restore.name, order.base) == (2, checkpoint_of_epoch(1).name, order.restore)
         reports = (
-            agent.report(JOB, order.token, checkpoint=made(2, attempt=2)),
-            agent.report(JOB, order.token, exit=Exit(phase=AssignmentStatus.SUCCEEDED, checkpoint=made(2, 2).name)),
+            agent.report(JOB, order.token, checkpoint=checkpoint_of_epoch(2, attempt=2)),
+            agent.report(
+                JOB, order.token, exit=Exit(phase=AssignmentStatus.SUCCEEDED, checkpoint=checkpoint_of_epoch(2, 2).name)
+            ),
         )
-        await agent.say(standing(order, AssignmentStatus.SUCCEEDED, epoch=2), reports=reports)
-        assert (await plane.becomes(Job.SUCCEEDED)).latest_checkpoint == made(2, 2).name
+        await agent.say(status_of(order, AssignmentStatus.SUCCEEDED, epoch=2), reports=reports)
+        assert (await plane.becomes(Job.SUCCEEDED)).latest_checkpoint == checkpoint_of_epoch(2, 2).name
 
 
 async def test_a_worker_with_many_large_jobs_is_told_of_all_of_them(
@@ -112,11 +111,11 @@ async def test_repeated_reports_are_acknowledged_and_applied_once(plane: Replica
             for epoch in (1, 2)
         )
         for _ in range(3):
-            await agent.say(standing(order, epoch=2), reports=reports)
+            await agent.say(status_of(order, epoch=2), reports=reports)
         await agent.hears(lambda response: response.acknowledged_report == 2)
         session = agent.session
     async with Agent(plane.address, session=session) as agent:
-        await agent.say(standing(order, epoch=2), reports=reports)
+        await agent.say(status_of(order, epoch=2), reports=reports)
         await agent.hears(lambda response: response.acknowledged_report == 2)
     stored = await plane.store.get(JobName(JOB))
     assert stored
@@ -134,7 +133,7 @@ async def test_the_last_progress_comes_before_the_end_that_it_explains(plane: Re
             order = await agent.given(JOB)
             assert order.token.attempt == attempt
             ended = agent.report(JOB, order.token, exit=Exit(phase=AssignmentStatus.FAILED, code=1, failure=failure))
-            status = standing(order, AssignmentStatus.FAILED)
+            status = status_of(order, AssignmentStatus.FAILED)
             status.progress.step = 7
             await agent.say(status, reports=(ended,))
             await agent.hears(lambda response: not response.assignments)
@@ -148,7 +147,7 @@ async def test_the_older_of_two_agents_of_one_name_is_superseded(plane: Replica)
     async with Agent(plane.address) as older, Agent(plane.address) as newer:
         await older.say()
         order = await older.given(JOB)
-        await newer.say(standing(order))
+        await newer.say(status_of(order))
         with refused(errors.SessionSupersededError) as caught:
             await older.ended()
         assert caught.error.metadata == {"worker": "workers/a"}
@@ -175,8 +174,8 @@ async def test_a_stale_token_is_stopped_and_its_reports_have_no_effect(plane: Re
         order = await agent.given(JOB)
         token = FencingToken(attempt=1, nonce="0" * 32, job_uid=order.token.job_uid)
         stale = Assignment(job=JOB, token=token, generation=9)
-        report = agent.report(JOB, stale.token, checkpoint=made(3))
-        await agent.say(standing(order), standing(stale), reports=(report,))
+        report = agent.report(JOB, stale.token, checkpoint=checkpoint_of_epoch(3))
+        await agent.say(status_of(order), status_of(stale), reports=(report,))
         stop = await agent.given(JOB, Assignment.STOP)
         assert (stop.token, stop.generation) == (stale.token, 10)
         await agent.hears(lambda response: response.acknowledged_report == 1)
@@ -189,15 +188,15 @@ async def test_a_later_attempt_than_the_stores_is_adopted_with_all_it_reports(pl
     async with Agent(plane.address) as agent:
         await agent.say()
         order = await agent.given(JOB)
-        await agent.say(standing(order))
+        await agent.say(status_of(order))
         token = FencingToken(attempt=8, nonce="8" * 32, job_uid=order.token.job_uid)
         later = Assignment(job=JOB, token=token, generation=3)
-        report = agent.report(JOB, later.token, checkpoint=made(3, attempt=8))
-        await agent.say(standing(later, epoch=3), reports=(report,))
+        report = agent.report(JOB, later.token, checkpoint=checkpoint_of_epoch(3, attempt=8))
+        await agent.say(status_of(later, epoch=3), reports=(report,))
         await agent.hears(lambda response: response.acknowledged_report == 1)
         assert (await agent.given(JOB)).token == later.token
     job = await plane.get()
-    assert (job.attempt, job.latest_checkpoint, job.restart_count) == (8, made(3, attempt=8).name, 0)
+    assert (job.attempt, job.latest_checkpoint, job.restart_count) == (8, checkpoint_of_epoch(3, attempt=8).name, 0)
 
 
 async def lose(plane: Replica) -> None:
@@ -213,7 +212,7 @@ async def test_the_worker_of_a_deleted_job_does_not_take_over_the_job_that_has_i
     async with Agent(plane.address) as agent:
         await agent.say()
         order = await agent.given(JOB)
-        await agent.say(standing(order))
+        await agent.say(status_of(order))
         await plane.becomes(Job.RUNNING)
     await plane.jobs.CancelJob(pb.CancelJobRequest(name=JOB))
     await lose(plane)
@@ -221,9 +220,9 @@ async def test_the_worker_of_a_deleted_job_does_not_take_over_the_job_that_has_i
     again = await plane.create()
     order.token.attempt = 9  # far ahead of the new job's
     async with Agent(plane.address) as agent:
-        report = agent.report(JOB, order.token, checkpoint=made(3, attempt=9))
+        report = agent.report(JOB, order.token, checkpoint=checkpoint_of_epoch(3, attempt=9))
         ended = agent.report(JOB, order.token, exit=Exit(phase=AssignmentStatus.SUCCEEDED, checkpoint=report.job))
-        await agent.say(standing(order), reports=(report, ended))
+        await agent.say(status_of(order), reports=(report, ended))
         assert (await agent.given(JOB, Assignment.STOP)).token == order.token
         await agent.hears(lambda response: response.acknowledged_report == ended.sequence)
     job = await plane.get()
@@ -237,17 +236,17 @@ async def test_what_a_worker_finished_out_of_reach_counts(plane: Replica) -> Non
     async with Agent(plane.address) as agent:
         await agent.say()
         order = await agent.given(JOB)
-        await agent.say(standing(order))
+        await agent.say(status_of(order))
         await plane.becomes(Job.RUNNING)
     await lose(plane)
     assert (await plane.get()).state == Job.QUEUED
     async with Agent(plane.address, name="workers/b", cpu_slots=0) as agent:
-        registered = agent.report(JOB, order.token, checkpoint=made(3))
-        exit_ = Exit(phase=AssignmentStatus.SUCCEEDED, checkpoint=made(3).name)
-        over = standing(order, AssignmentStatus.SUCCEEDED, epoch=3)
+        registered = agent.report(JOB, order.token, checkpoint=checkpoint_of_epoch(3))
+        exit_ = Exit(phase=AssignmentStatus.SUCCEEDED, checkpoint=checkpoint_of_epoch(3).name)
+        over = status_of(order, AssignmentStatus.SUCCEEDED, epoch=3)
         await agent.say(over, reports=(registered, agent.report(JOB, order.token, exit=exit_)))
         job = await plane.becomes(Job.SUCCEEDED)
-    assert (job.attempt, job.restart_count, job.latest_checkpoint) == (1, 0, made(3).name)
+    assert (job.attempt, job.restart_count, job.latest_checkpoint) == (1, 0, checkpoint_of_epoch(3).name)
 
 
 async def test_a_live_attempt_that_comes_back_goes_on_and_costs_nothing(plane: Replica) -> None:
@@ -256,18 +255,18 @@ async def test_a_live_attempt_that_comes_back_goes_on_and_costs_nothing(plane: R
     async with Agent(plane.address) as agent:
         await agent.say()
         order = await agent.given(JOB)
-        await agent.say(standing(order))
+        await agent.say(status_of(order))
         await plane.becomes(Job.RUNNING)
     await lose(plane)
     async with Agent(plane.address) as agent:
-        await agent.say(standing(order))
+        await agent.say(status_of(order))
         assert (await agent.given(JOB)).token == order.token
         job = await plane.becomes(Job.RUNNING)
     assert (job.attempt, job.restart_count) == (1, 0)
 
 
 async def test_what_nobody_knows_is_left_running_and_told_once(plane: Replica) -> None:
-    orphan = standing(Assignment(job="jobs/orphan", token=FencingToken(attempt=2, nonce="0" * 32)))
+    orphan = status_of(Assignment(job="jobs/orphan", token=FencingToken(attempt=2, nonce="0" * 32)))
     with capture_logs() as logs:
         async with Agent(plane.address) as agent:
             for _ in range(3):
@@ -294,12 +293,12 @@ async def test_gpus_are_handed_out_and_given_back(plane: Replica) -> None:
         await agent.say()
         order = await agent.given(JOB)
         assert list(order.device_uuids) == ["workers/a-0", "workers/a-1"]
-        await agent.say(standing(order))
+        await agent.say(status_of(order))
         await plane.jobs.CancelJob(pb.CancelJobRequest(name=JOB))
         await agent.given(JOB, Assignment.STOP)
         assert (await plane.get("jobs/k")).state == Job.QUEUED
         ended = agent.report(JOB, order.token, exit=Exit(phase=AssignmentStatus.STOPPED))
-        await agent.say(standing(order, AssignmentStatus.STOPPED), reports=(ended,))
+        await agent.say(status_of(order, AssignmentStatus.STOPPED), reports=(ended,))
         assert list((await agent.given("jobs/k")).device_uuids) == ["workers/a-0", "workers/a-1"]
     assert (await plane.get()).state == Job.CANCELLED
 

@@ -25,19 +25,14 @@ from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.job.events import Placed
 from adjourn_control_plane.job.updater import JobUpdater
 from adjourn_control_plane.server import SERVICES
-from adjourn_control_plane.store.interface import Change, JobName
-from tests.harness.control_planes import Replica, refused
-
-SPEC = JobSpec(entry_point="train:main", total_epochs=3)
+from adjourn_control_plane.store.interface import Change, JobName, WorkerName
+from tests.harness.control_planes import SPEC, Agent, Replica, creation, refused
+from tests.harness.store_records import change, created
 
 
 @pytest.fixture
 def plane(idle_plane: Replica) -> Replica:
     return idle_plane
-
-
-def creation(*, name: str = "", **fields: Any) -> pb.CreateJobRequest:
-    return pb.CreateJobRequest(job_id=name, job=Job(spec=SPEC), **fields)
 
 
 async def at_work(plane: Replica, name: str) -> Any:
@@ -337,3 +332,50 @@ async def test_health_is_that_of_every_service(plane: Replica) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.Check(health_pb2.HealthCheckRequest(service="nobody"))
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+A = WorkerName("workers/a")
+
+
+async def test_a_worker_that_is_lost_and_holds_nothing_can_be_deleted(plane: Replica) -> None:
+    store, workers = plane.store, plane.workers
+    delete = worker_pb.DeleteWorkerRequest(name=A)
+    await store.attach(Worker(name=A), "session", "stream")
+    await store.heartbeat(Worker(name=A), "stream")
+    job = await created(store, "jobs/j", state=Job.RUNNING, worker=A)
+    with refused(errors.WorkerInUseError) as caught:
+        await workers.DeleteWorker(delete)
+    assert caught.error.metadata == {"worker": A, "state": "ACTIVE", "allowed_states": "LOST"}
+    session = await store.session(A)
+    assert session
+    await store.mark_lost(A, session.heartbeat)
+    with refused(errors.WorkerInUseError) as caught:
+        await workers.DeleteWorker(delete)
+    assert "holds 1 jobs" in caught.error.message
+    await store.commit(change(job, state=Job.QUEUED, worker=""))
+    await workers.DeleteWorker(delete)
+    for call, request in ((workers.GetWorker, worker_pb.GetWorkerRequest(name=A)), (workers.DeleteWorker, delete)):
+        with refused(errors.NotFoundError):
+            await call(request)
+
+
+async def test_a_name_that_is_none_is_refused(plane: Replica) -> None:
+    with refused(errors.InvalidRequestError):
+        await plane.workers.DeleteWorker(worker_pb.DeleteWorkerRequest(name="a"))
+
+
+async def test_a_worker_that_was_deleted_comes_back_as_a_new_one(plane: Replica) -> None:
+    async with Agent(plane.address) as agent:
+        await agent.say()
+        await agent.hears()
+        await plane.worker_is(Worker.ACTIVE)
+        session = await plane.store.session(A)
+        assert session
+        await plane.store.mark_lost(A, session.heartbeat)
+        await plane.workers.DeleteWorker(worker_pb.DeleteWorkerRequest(name=A))
+        with refused(errors.ShuttingDownError):
+            await agent.ended()
+    async with Agent(plane.address, session=agent.session) as agent:
+        await agent.say()
+        await agent.hears()
+        await plane.worker_is(Worker.ACTIVE)

@@ -21,19 +21,13 @@ from adjourn.v1 import job_service_pb2 as pb
 from adjourn.v1 import worker_service_pb2 as worker_pb
 from adjourn.v1.job_pb2 import LATEST, STEP, Job, JobSpec
 from adjourn_control_plane.store.interface import JobName, Stored
-from tests.harness.control_planes import Replica, refused, replica, to_the_end
+from tests.harness.control_planes import SPEC, Replica, creation, refused, replica, to_the_end
 from tests.harness.memory_store import MemoryStore
-
-SPEC = JobSpec(entry_point="train:main", total_epochs=3)
 
 
 @pytest.fixture
 def plane(idle_plane: Replica) -> Replica:
     return idle_plane
-
-
-def creation(*, name: str = "", **fields: Any) -> pb.CreateJobRequest:
-    return pb.CreateJobRequest(job_id=name, job=Job(spec=SPEC), **fields)
 
 
 class TestBadInput:

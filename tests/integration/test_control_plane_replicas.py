@@ -5,19 +5,14 @@ import asyncio
 from adjourn import errors, reasons
 from adjourn.v1 import job_service_pb2 as pb
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, Exit
-from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.store.interface import JobName, WorkerName
 from adjourn_control_plane.store.redis import RedisStore
-from tests.harness.control_planes import Agent, refused, replica, standing
+from tests.harness.control_planes import Agent, checkpoint_of_epoch, refused, replica, status_of
 from tests.harness.memory_store import MemoryStore
 
 JOB = "jobs/j"
-
-
-def made(epoch: int, attempt: int = 1) -> Checkpoint:
-    return Checkpoint(name=f"{JOB}/checkpoints/{attempt}-{epoch}", attempt=attempt, epoch=epoch, step=10 * epoch)
 
 
 class TestSilence:
@@ -27,8 +22,8 @@ class TestSilence:
             async with Agent(plane.address) as agent:
                 await agent.say()
                 old = await agent.given(JOB)
-                durable = agent.report(JOB, old.token, checkpoint=made(1))
-                await agent.say(standing(old, epoch=1), reports=(durable,))
+                durable = agent.report(JOB, old.token, checkpoint=checkpoint_of_epoch(1))
+                await agent.say(status_of(old, epoch=1), reports=(durable,))
                 await agent.hears(lambda response: response.acknowledged_report == 1)
             await plane.worker_is(Worker.DISCONNECTED)
             lost = await plane.becomes(Job.QUEUED)
@@ -37,16 +32,16 @@ class TestSilence:
             async with Agent(plane.address, name="workers/b") as other:
                 talking = asyncio.create_task(self.talk(other))
                 new = await other.given(JOB)
-                assert (new.token.attempt, new.restore.name) == (2, made(1).name)
+                assert (new.token.attempt, new.restore.name) == (2, checkpoint_of_epoch(1).name)
                 async with Agent(plane.address, session=agent.session, sequence=1) as back:
-                    late = back.report(JOB, old.token, checkpoint=made(2))
-                    ended = Exit(phase=AssignmentStatus.SUCCEEDED, checkpoint=made(2).name)
+                    late = back.report(JOB, old.token, checkpoint=checkpoint_of_epoch(2))
+                    ended = Exit(phase=AssignmentStatus.SUCCEEDED, checkpoint=checkpoint_of_epoch(2).name)
                     reports = (late, back.report(JOB, old.token, exit=ended))
-                    await back.say(standing(old, epoch=2), reports=reports)
+                    await back.say(status_of(old, epoch=2), reports=reports)
                     assert (await back.given(JOB, Assignment.STOP)).token == old.token
                     await plane.worker_is(Worker.ACTIVE)
                 job = await plane.get()
-                assert (job.worker, job.latest_checkpoint) == ("workers/b", made(1).name)
+                assert (job.worker, job.latest_checkpoint) == ("workers/b", checkpoint_of_epoch(1).name)
                 talking.cancel()
 
     async def talk(self, agent: Agent) -> None:
@@ -71,18 +66,18 @@ class TestOutage:
             async with Agent(plane.address) as agent:
                 await agent.say()
                 order = await agent.given(JOB)
-                await agent.say(standing(order))
+                await agent.say(status_of(order))
                 await plane.becomes(Job.RUNNING)
                 memory_store.available = False
                 with refused(errors.StoreUnavailableError):
                     await agent.ended()
             async with Agent(plane.address, session=agent.session) as agent:
-                await agent.say(standing(order))
+                await agent.say(status_of(order))
                 with refused(errors.StoreUnavailableError):
                     await agent.ended()
             memory_store.available = True
             async with Agent(plane.address, session=agent.session) as agent:
-                await agent.say(standing(order))
+                await agent.say(status_of(order))
                 assert (await agent.given(JOB)).token == order.token
             job = await plane.get()
             assert (job.state, job.attempt, job.restart_count) == (Job.RUNNING, 1, 0)
@@ -112,7 +107,7 @@ class TestOutage:
                 await agent.ended()
             await agent.__aexit__(None, None, None)
             async with Agent(other.address, session=agent.session) as again:
-                await again.say(standing(order))
+                await again.say(status_of(order))
                 assert (await again.given(JOB)).token == order.token
             assert (await other.get()).attempt == 1
 
@@ -146,7 +141,7 @@ class TestTwoReplicas:
             async with Agent(two.address) as agent:
                 await agent.say()
                 order = await agent.given(JOB)
-                await agent.say(standing(order))
+                await agent.say(status_of(order))
                 await one.becomes(Job.RUNNING)
                 await one.jobs.PauseJob(pb.PauseJobRequest(name=JOB))
                 assert (await agent.given(JOB, Assignment.PAUSE)).generation == 2
@@ -157,11 +152,11 @@ class TestTwoReplicas:
             async with Agent(one.address) as agent:
                 await agent.say()
                 order = await agent.given(JOB)
-                first = agent.report(JOB, order.token, checkpoint=made(1))
-                await agent.say(standing(order, epoch=1), reports=(first,))
+                first = agent.report(JOB, order.token, checkpoint=checkpoint_of_epoch(1))
+                await agent.say(status_of(order, epoch=1), reports=(first,))
                 async with Agent(two.address, session=agent.session, sequence=1) as again:
-                    reports = (first, again.report(JOB, order.token, checkpoint=made(2)))
-                    await again.say(standing(order, epoch=2), reports=reports)
+                    reports = (first, again.report(JOB, order.token, checkpoint=checkpoint_of_epoch(2)))
+                    await again.say(status_of(order, epoch=2), reports=reports)
                     await again.hears(lambda response: response.acknowledged_report == 2)
                     with refused(errors.ShuttingDownError):
                         await agent.ended()

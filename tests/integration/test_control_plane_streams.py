@@ -18,18 +18,12 @@ from adjourn.v1 import job_service_pb2 as pb
 from adjourn.v1.job_pb2 import Job, JobSpec
 from adjourn.v1.job_service_pb2_grpc import JobServiceStub
 from adjourn_control_plane.store.interface import JobStore
-from tests.harness.control_planes import Replica, refused, replica, to_the_end
-
-SPEC = JobSpec(entry_point="train:main", total_epochs=3)
+from tests.harness.control_planes import Replica, creation, refused, replica, to_the_end
 
 
 @pytest.fixture
 def plane(idle_plane: Replica) -> Replica:
     return idle_plane
-
-
-def creation(*, name: str = "", **fields: Any) -> pb.CreateJobRequest:
-    return pb.CreateJobRequest(job_id=name, job=Job(spec=SPEC), **fields)
 
 
 def packed(**files: bytes) -> bytes:

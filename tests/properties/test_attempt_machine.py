@@ -26,7 +26,7 @@ from tests.harness.attempt_driver import (
     PROCESS,
     RUN,
     STOP,
-    Machine,
+    AttemptDriver,
     assigned,
     checkpoint,
     epoch,
@@ -73,7 +73,7 @@ class World(RuleBasedStateMachine):
     )
     def begin(self, wanted: Assignment.Target.ValueType, restored: bool, launched: bool, gpus: bool) -> None:
         restore = Checkpoint(name="c") if restored else None
-        self.machine = Machine(assigned(wanted, 5, restore=restore, device_uuids=["GPU-1"] if gpus else []))
+        self.machine = AttemptDriver(assigned(wanted, 5, restore=restore, device_uuids=["GPU-1"] if gpus else []))
         self.carry_out(self.machine.recover())
         if launched and not self.over:
             self.preparing = False

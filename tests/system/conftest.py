@@ -15,7 +15,7 @@ from adjourn.client import AsyncClient
 from adjourn.local.ports import free_ports
 from adjourn.local.stack import Options, Stack
 from adjourn.objects import S3Objects
-from tests.harness.jobs import EPOCHS, Outcome, Trials
+from tests.harness.jobs import EPOCHS, GatedJobs, Outcome
 from tests.harness.process_guard import guarded
 
 SYNC_SECONDS = 0.25
@@ -51,9 +51,9 @@ async def client(stack: Stack) -> AsyncIterator[AsyncClient]:
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def trials(client: AsyncClient, tmp_path: Path, eventually: Eventually) -> AsyncIterator[Trials]:
+async def gated_jobs(client: AsyncClient, tmp_path: Path, eventually: Eventually) -> AsyncIterator[GatedJobs]:
     """Makes jobs that do not outlive the test."""
-    made = Trials(client=client, directory=tmp_path, eventually=eventually)
+    made = GatedJobs(client=client, directory=tmp_path, eventually=eventually)
     yield made
     await made.end()
 
@@ -62,12 +62,14 @@ async def trials(client: AsyncClient, tmp_path: Path, eventually: Eventually) ->
 async def uninterrupted(
     client: AsyncClient, tmp_path_factory: pytest.TempPathFactory, eventually: Eventually
 ) -> Outcome:
-    """What the training of a trial comes to if nothing happens to it."""
+    """What the training of a gated job comes to if nothing happens to it."""
     directory = tmp_path_factory.mktemp("uninterrupted")
-    trial = await Trials(client=client, directory=directory, eventually=eventually).start("uninterrupted", limit=EPOCHS)
-    job = await trial.finish()
+    gated = await GatedJobs(client=client, directory=directory, eventually=eventually).start(
+        "uninterrupted", limit=EPOCHS
+    )
+    job = await gated.finish()
     assert (job.attempt, job.restart_count) == (1, 0)
-    return await trial.outcome()
+    return await gated.outcome()
 
 
 @pytest_asyncio.fixture(loop_scope="session")

@@ -12,7 +12,7 @@ import pytest
 
 from adjourn.local.stack import Stack
 from adjourn.v1.job_pb2 import Job
-from tests.harness.jobs import EPOCHS, SCRIPT, SEED, Gate, Outcome, Trial, Trials
+from tests.harness.jobs import EPOCHS, SCRIPT, SEED, Gate, GatedJob, GatedJobs, Outcome
 
 if TYPE_CHECKING:
     from tests.system.conftest import Ran
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 Adjourn = Callable[..., Awaitable["Ran"]]
 Said = Callable[..., Coroutine[Any, Any, str]]
-Submit = Callable[..., Awaitable[Trial]]
+Submit = Callable[..., Awaitable[GatedJob]]
 Eventually = Callable[..., Awaitable[None]]
 
 THEIRS = """
@@ -58,10 +58,10 @@ def said(adjourn: Adjourn) -> Said:
 
 
 @pytest.fixture
-def submit(said: Said, trials: Trials, tmp_path: Path) -> Submit:
+def submit(said: Said, gated_jobs: GatedJobs, tmp_path: Path) -> Submit:
     """Submits a script of their own that needs a module beside it; it may not go beyond epoch `limit`."""
 
-    async def queue(name: str, limit: int = 0) -> Trial:
+    async def queue(name: str, limit: int = 0) -> GatedJob:
         gate = Gate(tmp_path / "gate", limit)
         script = tmp_path / "theirs.py"
         script.write_text(THEIRS)
@@ -69,7 +69,7 @@ def submit(said: Said, trials: Trials, tmp_path: Path) -> Submit:
         args = ("--args", '{"width": 1, "deep": {"a": [1.5, null], "on": true}}', "--arg", "width=2")
         out = await said("submit", f"{script}:main", *words, *args, "--arg", f"gate={gate.directory}")
         assert out.startswith(f"jobs/{name} is queued: theirs:main, {EPOCHS} epochs, with ")
-        return trials.add(await trials.client.get_job(name), gate)
+        return gated_jobs.add(await gated_jobs.client.get_job(name), gate)
 
     return queue
 
@@ -80,15 +80,15 @@ def objects(text: str) -> list[Any]:
 
 
 async def test_a_script_of_their_own_from_its_submission_to_its_deletion(
-    submit: Submit, said: Said, trials: Trials, uninterrupted: Outcome, eventually: Eventually
+    submit: Submit, said: Said, gated_jobs: GatedJobs, uninterrupted: Outcome, eventually: Eventually
 ) -> None:
-    trial = await submit("theirs", limit=1)
-    training = await trial.inside(2)
+    gated = await submit("theirs", limit=1)
+    training = await gated.inside(2)
     assert "theirs" in await said("list", "--state", "running", "--label", "by=hand")
 
     pausing = asyncio.create_task(said("pause", "theirs", "--wait", "--reason", "lunch"))
     await eventually(training.is_to_pause)
-    trial.gate.open(2)
+    gated.gate.open(2)
     asked, rests, phases = (await pausing).splitlines()
     assert asked.startswith("theirs will pause after epoch 2")
     assert rests == "theirs rests after epoch 2, on no worker; `adjourn resume theirs` goes on with epoch 3"
@@ -104,10 +104,10 @@ async def test_a_script_of_their_own_from_its_submission_to_its_deletion(
     assert resumed[-1] == "restored state: EXACT"
     watching = asyncio.create_task(said("watch", "theirs"))
     watching_json = asyncio.create_task(said("watch", "theirs", "--json"))
-    await trial.finish()
+    await gated.finish()
     assert f"SUCCEEDED   epoch {EPOCHS}/{EPOCHS}" in (await watching).splitlines()[-1]
     assert objects(await watching_json)[-1]["job"]["state"] == "SUCCEEDED"
-    assert await trial.outcome() == uninterrupted
+    assert await gated.outcome() == uninterrupted
 
     epochs = objects(await said("metrics", "theirs", "--json"))
     assert {epoch["epoch"]: epoch["values"] for epoch in epochs} == uninterrupted.metrics
@@ -122,15 +122,15 @@ async def test_a_script_of_their_own_from_its_submission_to_its_deletion(
     assert "ACTIVE" in await said("workers")
 
     assert await said("delete", "theirs") == "theirs is deleted\n"
-    trials.made.remove(trial)
+    gated_jobs.made.remove(gated)
     assert await said("list", "--label", "by=hand") == "no such jobs\n"
 
 
 async def test_a_running_job_is_cancelled(submit: Submit, said: Said) -> None:
-    trial = await submit("unwanted")
-    await trial.inside(1)
+    gated = await submit("unwanted")
+    await gated.inside(1)
     assert await said("cancel", "unwanted", "--reason", "a typo") == "unwanted is being stopped for good\n"
-    await trial.until(Job.CANCELLED)
+    await gated.until(Job.CANCELLED)
     assert "was stopped after epoch 0; no checkpoint" in await said("get", "unwanted")
 
 
@@ -207,17 +207,17 @@ async def test_modules_of_a_user_are_theirs_even_by_the_names_of_our_folders(sai
 async def test_labels_and_epochs_are_changed_and_the_run_goes_on_to_the_new_end(
     said: Said, adjourn: Adjourn, submit: Submit
 ) -> None:
-    trial = await submit("longer", limit=1)
-    training = await trial.inside(2)
+    gated = await submit("longer", limit=1)
+    training = await gated.inside(2)
     refused = await adjourn("update", "longer", "--epochs", EPOCHS + 2)
     assert refused.status == 1
     assert "`adjourn pause --wait` it first" in refused.err
     assert "labels by=hand, team=a" in await said("update", "longer", "--label", "team=a")
-    await trial.ask_for_pause(training)
-    trial.gate.open(2)
-    await trial.until(Job.PAUSED)
+    await gated.ask_for_pause(training)
+    gated.gate.open(2)
+    await gated.until(Job.PAUSED)
     assert f"{EPOCHS + 2} epochs" in await said("update", "longer", "--epochs", EPOCHS + 2)
     await said("resume", "longer")
-    trial.gate.open(EPOCHS + 2)
-    job = await trial.until(Job.SUCCEEDED)
+    gated.gate.open(EPOCHS + 2)
+    job = await gated.until(Job.SUCCEEDED)
     assert (job.progress.epoch, dict(job.labels)) == (EPOCHS + 2, {"by": "hand", "team": "a"})

@@ -9,12 +9,12 @@ from adjourn import errors
 from adjourn.client import AsyncClient
 from adjourn.local.stack import Stack
 from adjourn.v1.job_pb2 import Job, JobSpec
-from tests.harness.jobs import Outcome, Trial, Trials
+from tests.harness.jobs import GatedJob, GatedJobs, Outcome
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 Eventually = Callable[..., Awaitable[None]]
-Submit = Callable[..., Awaitable[Trial]]
+Submit = Callable[..., Awaitable[GatedJob]]
 
 RAISES = """
 import pathlib
@@ -32,14 +32,14 @@ def deeper(number):
 
 
 @pytest.fixture
-def submit(trials: Trials, tmp_path: Path) -> Submit:
+def submit(gated_jobs: GatedJobs, tmp_path: Path) -> Submit:
     """Queues a script, `main` unless `spec` says otherwise."""
 
-    async def queue(name: str, source: str, **fields: object) -> Trial:
+    async def queue(name: str, source: str, **fields: object) -> GatedJob:
         script = tmp_path / f"{name.replace('-', '_')}.py"
         script.write_text(source)
         changing = bool(fields.pop("changing", False))
-        return await trials.start(name, script=script, spec=JobSpec(**fields), changing=changing)  # type: ignore[arg-type]
+        return await gated_jobs.start(name, script=script, spec=JobSpec(**fields), changing=changing)  # type: ignore[arg-type]
 
     return queue
 
@@ -78,21 +78,21 @@ async def test_what_only_the_worker_can_find_out_fails_the_job(
     reason: str,
     said: str,
 ) -> None:
-    trial = await submit(name, source, entry_point=entry_point)
-    job = await trial.until(Job.FAILED)
+    gated = await submit(name, source, entry_point=entry_point)
+    job = await gated.until(Job.FAILED)
     assert (job.failure.reason, job.attempt, job.restart_count) == (reason, 1, 0)
     assert said in job.failure.message
     assert not job.worker
     assert "Traceback (most recent call last)" in await log(job)
     with pytest.raises(errors.NoCheckpointError):
-        await trial.client.resume_job(trial.name)
+        await gated.client.resume_job(gated.name)
 
 
 async def test_an_exception_is_told_by_its_last_lines_and_the_log_has_it_all(
     submit: Submit, log: Callable[[Job], Awaitable[str]]
 ) -> None:
-    trial = await submit("raises", RAISES, max_restarts=0)
-    job = await trial.until(Job.FAILED)
+    gated = await submit("raises", RAISES, max_restarts=0)
+    job = await gated.until(Job.FAILED)
     assert (job.failure.reason, job.attempt, job.restart_count) == ("TRAINING_RAISED", 1, 0)
     assert "ValueError: no good: 0" in job.failure.message
     assert "in deeper" in job.failure.message
@@ -102,38 +102,40 @@ async def test_an_exception_is_told_by_its_last_lines_and_the_log_has_it_all(
 
 
 async def test_restarts_are_limited(submit: Submit) -> None:
-    trial = await submit("hopeless", RAISES, max_restarts=1, changing=True)
-    job = await trial.until(Job.FAILED)
+    gated = await submit("hopeless", RAISES, max_restarts=1, changing=True)
+    job = await gated.until(Job.FAILED)
     assert (job.attempt, job.restart_count, job.failure.attempt) == (2, 1, 2)
     assert "no good: 2" in job.failure.message
 
 
 async def test_what_fails_three_times_in_the_same_way_is_not_tried_a_fourth_time(submit: Submit) -> None:
-    trial = await submit("deterministic", RAISES)
-    job = await trial.until(Job.FAILED)
+    gated = await submit("deterministic", RAISES)
+    job = await gated.until(Job.FAILED)
     assert (job.attempt, job.restart_count) == (3, 2)
 
 
-async def test_what_fails_once_is_tried_again_and_ends_where_it_should(trials: Trials, uninterrupted: Outcome) -> None:
-    trial = await trials.start("fails-once", fail_in=3)
-    job = await trial.finish()
+async def test_what_fails_once_is_tried_again_and_ends_where_it_should(
+    gated_jobs: GatedJobs, uninterrupted: Outcome
+) -> None:
+    gated = await gated_jobs.start("fails-once", fail_in=3)
+    job = await gated.finish()
     assert (job.attempt, job.restart_count) == (2, 1)
     assert not job.HasField("failure")
-    assert await trial.outcome() == uninterrupted
+    assert await gated.outcome() == uninterrupted
 
 
-async def test_a_pause_of_a_run_that_then_fails_comes_to_rest(trials: Trials, uninterrupted: Outcome) -> None:
+async def test_a_pause_of_a_run_that_then_fails_comes_to_rest(gated_jobs: GatedJobs, uninterrupted: Outcome) -> None:
     """The attempt ends on its way to the boundary; the pause rests on the checkpoint before."""
-    trial = await trials.start("fails-while-pausing", limit=2, fail_in=3)
-    training = await trial.inside(3)
-    await trial.durable(2)
-    await trial.ask_for_pause(training)
-    trial.gate.open(3)
-    paused = await trial.until(Job.PAUSED)
+    gated = await gated_jobs.start("fails-while-pausing", limit=2, fail_in=3)
+    training = await gated.inside(3)
+    await gated.durable(2)
+    await gated.ask_for_pause(training)
+    gated.gate.open(3)
+    paused = await gated.until(Job.PAUSED)
     assert (paused.progress.epoch, paused.pause.epoch, paused.failure.reason) == (2, 2, "TRAINING_RAISED")
-    await trial.client.resume_job(trial.name)
-    assert (await trial.finish()).restart_count == 1
-    assert await trial.outcome() == uninterrupted
+    await gated.client.resume_job(gated.name)
+    assert (await gated.finish()).restart_count == 1
+    assert await gated.outcome() == uninterrupted
 
 
 async def test_bad_input_is_refused_by_field_and_nothing_is_stored(client: AsyncClient) -> None:

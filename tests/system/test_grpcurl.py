@@ -12,7 +12,7 @@ from google.protobuf.json_format import Parse
 from adjourn import bundles
 from adjourn.local.stack import Stack
 from adjourn.v1.job_pb2 import Job
-from tests.harness.jobs import EPOCHS, SCRIPT, SEED, Gate, Outcome, Trials
+from tests.harness.jobs import EPOCHS, SCRIPT, SEED, Gate, GatedJobs, Outcome
 
 if TYPE_CHECKING:
     from tests.system.conftest import Ran
@@ -67,12 +67,12 @@ async def test_reflection_lists_and_describes(run: Run, stack: Stack) -> None:
 
 
 async def test_a_job_from_its_creation_to_its_end(
-    grpcurl: Grpcurl, trials: Trials, tmp_path: Path, uninterrupted: Outcome
+    grpcurl: Grpcurl, gated_jobs: GatedJobs, tmp_path: Path, uninterrupted: Outcome
 ) -> None:
     gate = Gate(tmp_path / "gate", 1)
     spec = {
         "entry_point": "mlp:main",
-        "bundle": await trials.client.upload_bundle(bundles.pack(SCRIPT)),
+        "bundle": await gated_jobs.client.upload_bundle(bundles.pack(SCRIPT)),
         "total_epochs": EPOCHS,
         "seed": SEED,
         "args": {"gate": str(gate.directory)},
@@ -80,28 +80,28 @@ async def test_a_job_from_its_creation_to_its_end(
     wanted = {"job_id": "from-grpcurl", "job": {"spec": spec, "labels": {"by": "grpcurl"}}}
     created = await grpcurl("CreateJob", wanted)
     assert (created.status, created.err) == (0, "")
-    trial = trials.add(Parse(created.out, Job()), gate)
+    gated = gated_jobs.add(Parse(created.out, Job()), gate)
     assert json.loads(created.out)["state"] == "QUEUED"
 
-    await trial.inside(2)
-    pausing = json.loads((await grpcurl("PauseJob", {"name": trial.name, "reason": "lunch"})).out)
+    await gated.inside(2)
+    pausing = json.loads((await grpcurl("PauseJob", {"name": gated.name, "reason": "lunch"})).out)
     assert pausing["state"] == "PAUSING"
     assert [(hold["kind"], hold["reason"]) for hold in pausing["holds"]] == [("USER", "lunch")]
     gate.open(EPOCHS)
-    rested = await trial.until({Job.PAUSED})
-    paused = json.loads((await grpcurl("GetJob", {"name": trial.name})).out)
+    rested = await gated.until({Job.PAUSED})
+    paused = json.loads((await grpcurl("GetJob", {"name": gated.name})).out)
     assert (paused["state"], paused["pause"]["checkpoint"]) == ("PAUSED", rested.latest_checkpoint)
     assert paused["progress"]["step"] == rested.progress.step
     found = json.loads((await grpcurl("ListJobs", {"states": ["PAUSED"], "labels": {"by": "grpcurl"}})).out)
-    assert [job["name"] for job in found["jobs"]] == [trial.name]
-    assert json.loads((await grpcurl("ResumeJob", {"name": trial.name})).out)["state"] in ("QUEUED", "STARTING")
-    await trial.finish()
-    assert await trial.outcome() == uninterrupted
+    assert [job["name"] for job in found["jobs"]] == [gated.name]
+    assert json.loads((await grpcurl("ResumeJob", {"name": gated.name})).out)["state"] in ("QUEUED", "STARTING")
+    await gated.finish()
+    assert await gated.outcome() == uninterrupted
 
 
-async def test_a_watch_streams_states_and_goes_on_from_its_token(grpcurl: Grpcurl, trials: Trials) -> None:
-    trial = await trials.start("watched", limit=EPOCHS)
-    watch = {"names": [trial.name]}
+async def test_a_watch_streams_states_and_goes_on_from_its_token(grpcurl: Grpcurl, gated_jobs: GatedJobs) -> None:
+    gated = await gated_jobs.start("watched", limit=EPOCHS)
+    watch = {"names": [gated.name]}
     streamed = await grpcurl("WatchJobs", watch, "-max-time", "2")
     seen = changes(streamed.out)
     assert seen[-1]["job"]["state"] == "SUCCEEDED"
@@ -146,14 +146,14 @@ async def test_an_error_says_why_in_words_and_in_data(
     assert [detail for detail in details if detail not in refused.err] == []
 
 
-async def test_the_lines_of_the_readme_work(run: Run, stack: Stack, trials: Trials, tmp_path: Path) -> None:
+async def test_the_lines_of_the_readme_work(run: Run, stack: Stack, gated_jobs: GatedJobs, tmp_path: Path) -> None:
     lines = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("grpcurl ")]
     answers = []
     for line in lines:
         command, *words = shlex.split(line.replace("127.0.0.1:7400", stack.address))
         answers.append(await run(command, *words))
     assert len(answers) == 5
-    trials.add(Parse(answers[1].out, Job()), Gate(tmp_path / "unused", EPOCHS))
+    gated_jobs.add(Parse(answers[1].out, Job()), Gate(tmp_path / "unused", EPOCHS))
     assert [answer.status for answer in answers[:4]] == [0, 0, 0, 0]
     states = [json.loads(answer.out)["state"] for answer in answers[1:4]]
     assert states[0] == "QUEUED"

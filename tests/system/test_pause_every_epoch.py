@@ -3,20 +3,20 @@
 import pytest
 
 from adjourn.v1.job_pb2 import Pause
-from tests.harness.jobs import EPOCHS, Outcome, Trials
+from tests.harness.jobs import EPOCHS, GatedJobs, Outcome
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
-async def test_a_pause_in_every_epoch_changes_nothing(trials: Trials, uninterrupted: Outcome) -> None:
-    trial = await trials.start("every-epoch")
+async def test_a_pause_in_every_epoch_changes_nothing(gated_jobs: GatedJobs, uninterrupted: Outcome) -> None:
+    gated = await gated_jobs.start("every-epoch")
     for epoch in range(1, EPOCHS):
-        paused = await trial.pause(epoch)
+        paused = await gated.pause(epoch)
         assert not paused.worker
-        await trial.client.resume_job(trial.name)
-    await trial.ask_for_pause(await trial.inside(EPOCHS))
+        await gated.client.resume_job(gated.name)
+    await gated.ask_for_pause(await gated.inside(EPOCHS))
 
-    job = await trial.finish()
+    job = await gated.finish()
     assert (job.attempt, job.restart_count) == (EPOCHS, 0)
     assert job.pause.note == "the run finished first"
     assert not job.holds
@@ -29,4 +29,4 @@ async def test_a_pause_in_every_epoch_changes_nothing(trials: Trials, uninterrup
         )
         moments = [phase.ToNanoseconds() for phase in phases]
         assert moments == sorted(moments)
-    assert await trial.outcome() == uninterrupted
+    assert await gated.outcome() == uninterrupted

@@ -15,7 +15,7 @@ from adjourn.local.process_cleanup import Role
 from adjourn.local.stack import Stack
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.worker_pb2 import Worker
-from tests.harness.jobs import EPOCHS, Outcome, Training, Trial, Trials
+from tests.harness.jobs import EPOCHS, GatedJob, GatedJobs, Outcome, Training
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -58,69 +58,69 @@ async def whole(client: AsyncClient) -> None:
 
 
 @pytest.fixture
-def checkpointed(trials: Trials) -> Callable[[str], Awaitable[tuple[Trial, Training]]]:
+def checkpointed(gated_jobs: GatedJobs) -> Callable[[str], Awaitable[tuple[GatedJob, Training]]]:
     """Starts a job; it is in the middle of its third epoch, and the checkpoint of the second is registered."""
 
-    async def start(name: str, **args: Any) -> tuple[Trial, Training]:
-        trial = await trials.start(name, limit=2, **args)
-        training = await trial.inside(3)
-        await trial.durable(2)
-        return trial, training
+    async def start(name: str, **args: Any) -> tuple[GatedJob, Training]:
+        gated = await gated_jobs.start(name, limit=2, **args)
+        training = await gated.inside(3)
+        await gated.durable(2)
+        return gated, training
 
     return start
 
 
-Checkpointed = Callable[..., Awaitable[tuple[Trial, Training]]]
+Checkpointed = Callable[..., Awaitable[tuple[GatedJob, Training]]]
 
 
 async def test_training_is_killed(processes: Processes, checkpointed: Checkpointed, uninterrupted: Outcome) -> None:
-    trial, training = await checkpointed("training-killed")
+    gated, training = await checkpointed("training-killed")
     psutil.Process(training.pid).kill()
-    failed = await trial.until(lambda job: job.restart_count == 1)
+    failed = await gated.until(lambda job: job.restart_count == 1)
     assert (failed.failure.reason, failed.progress.epoch) == ("PROCESS_KILLED", 2)
-    assert (await trial.finish()).attempt == 2
-    assert await trial.outcome() == uninterrupted
+    assert (await gated.finish()).attempt == 2
+    assert await gated.outcome() == uninterrupted
 
 
 async def test_an_agent_is_killed_and_its_training_goes_on(
     processes: Processes, checkpointed: Checkpointed, uninterrupted: Outcome, eventually: Eventually
 ) -> None:
-    trial, training = await checkpointed("agent-killed")
-    agent = processes.agent((await trial.get()).worker)
+    gated, training = await checkpointed("agent-killed")
+    agent = processes.agent((await gated.get()).worker)
     agent.kill()
-    trial.gate.open(4)
-    await eventually(lambda: trial.gate.inside(5) == training)
-    await trial.durable(4)
-    assert processes.agent((await trial.get()).worker) != agent
-    job = await trial.finish()
+    gated.gate.open(4)
+    await eventually(lambda: gated.gate.inside(5) == training)
+    await gated.durable(4)
+    assert processes.agent((await gated.get()).worker) != agent
+    job = await gated.finish()
     assert (job.attempt, job.restart_count) == (1, 0)
-    assert await trial.outcome() == uninterrupted
+    assert await gated.outcome() == uninterrupted
 
 
 async def test_a_launcher_is_killed(
     processes: Processes, checkpointed: Checkpointed, uninterrupted: Outcome, eventually: Eventually
 ) -> None:
-    trial, training = await checkpointed("launcher-killed")
+    gated, training = await checkpointed("launcher-killed")
     launcher = psutil.Process(training.pid).parent()
     assert launcher
     launcher.kill()
     await eventually(lambda: not training.lives())
-    await trial.until(lambda job: job.restart_count == 1)
-    assert (await trial.finish()).attempt == 2
-    assert await trial.outcome() == uninterrupted
+    await gated.until(lambda job: job.restart_count == 1)
+    assert (await gated.finish()).attempt == 2
+    assert await gated.outcome() == uninterrupted
 
 
 async def test_a_worker_is_killed_and_its_job_goes_on_elsewhere(
     stack: Stack, processes: Processes, checkpointed: Checkpointed, uninterrupted: Outcome
 ) -> None:
-    trial, training = await checkpointed("worker-killed")
-    before = (await trial.get()).worker
+    gated, training = await checkpointed("worker-killed")
+    before = (await gated.get()).worker
     assert training.pid in await stack.kill(before.removeprefix("workers/"))
-    moved = await trial.until(lambda job: job.attempt == 2 and job.state == Job.RUNNING)
+    moved = await gated.until(lambda job: job.attempt == 2 and job.state == Job.RUNNING)
     assert moved.worker not in ("", before)
     assert (moved.restart_count, moved.failure.reason) == (1, "WORKER_LOST")
-    await trial.finish()
-    assert await trial.outcome() == uninterrupted
+    await gated.finish()
+    assert await gated.outcome() == uninterrupted
     stack.revive(before.removeprefix("workers/"))
 
 
@@ -133,36 +133,36 @@ async def test_training_does_not_notice(
     client: AsyncClient,
     role: Role,
 ) -> None:
-    trial, training = await checkpointed(f"without-{role.name.lower().replace('_', '-')}")
+    gated, training = await checkpointed(f"without-{role.name.lower().replace('_', '-')}")
     known = {job.name: job.state async for job in client.list_jobs()}
     process = processes.one(role)
     process.kill()
-    trial.gate.open(4)
-    await eventually(lambda: trial.gate.inside(5) == training)
+    gated.gate.open(4)
+    await eventually(lambda: gated.gate.inside(5) == training)
     await eventually(lambda: processes.of(role) not in ([], [process]))
-    await trial.durable(4)
+    await gated.durable(4)
     assert {job.name: job.state async for job in client.list_jobs()} == known
-    job = await trial.finish()
+    job = await gated.finish()
     assert (job.attempt, job.restart_count) == (1, 0)
-    assert await trial.outcome() == uninterrupted
+    assert await gated.outcome() == uninterrupted
 
 
 async def test_a_pause_waits_for_the_object_store(
     processes: Processes, checkpointed: Checkpointed, uninterrupted: Outcome, eventually: Eventually
 ) -> None:
-    trial, training = await checkpointed("without-s3")
-    await trial.ask_for_pause(training)
+    gated, training = await checkpointed("without-s3")
+    await gated.ask_for_pause(training)
     processes.one(Role.S3).kill()
-    trial.gate.open(3)
+    gated.gate.open(3)
     await eventually(lambda: not training.lives())
-    waiting = await trial.until(lambda job: job.pause.HasField("release_time"))
+    waiting = await gated.until(lambda job: job.pause.HasField("release_time"))
     assert waiting.state == Job.PAUSING
     assert not waiting.pause.HasField("pause_time")
-    paused = await trial.until(Job.PAUSED, seconds=90)
+    paused = await gated.until(Job.PAUSED, seconds=90)
     assert (paused.pause.epoch, paused.restart_count) == (3, 0)
-    await trial.client.resume_job(trial.name)
-    await trial.finish()
-    assert await trial.outcome() == uninterrupted
+    await gated.client.resume_job(gated.name)
+    await gated.finish()
+    assert await gated.outcome() == uninterrupted
 
 
 @pytest.mark.parametrize("ahead", [False, True])
@@ -175,27 +175,27 @@ async def test_an_agent_that_was_away_for_longer_than_its_lease_changes_nothing(
     ahead: bool,
 ) -> None:
     """Whether its training stood still meanwhile or came to the end: it has been replaced."""
-    trial, training = await checkpointed(f"zombie-{ahead}".lower(), overlap=True)
-    agent = processes.agent((await trial.get()).worker)
+    gated, training = await checkpointed(f"zombie-{ahead}".lower(), overlap=True)
+    agent = processes.agent((await gated.get()).worker)
     agent.suspend()
     try:
         if ahead:
-            trial.gate.open(EPOCHS)
+            gated.gate.open(EPOCHS)
             await eventually(lambda: not training.lives())
-        moved = await trial.until(lambda job: job.attempt == 2)
+        moved = await gated.until(lambda job: job.attempt == 2)
         assert (moved.restart_count, moved.failure.reason) == (1, "WORKER_LOST")
         if not ahead:
-            await eventually(lambda: trial.gate.inside(3) not in (None, training))
+            await eventually(lambda: gated.gate.inside(3) not in (None, training))
     finally:
         agent.send_signal(signal.SIGCONT)
     if not ahead:
         await eventually(lambda: not training.lives())
-        assert trial.gate.inside(3)
-    job = await trial.finish()
+        assert gated.gate.inside(3)
+    job = await gated.finish()
     await whole(client)
-    assert await trial.get() == job
+    assert await gated.get() == job
     assert job.attempt == 2
-    assert await trial.outcome() == uninterrupted
-    made = [(checkpoint.attempt, checkpoint.epoch) async for checkpoint in client.list_checkpoints(trial.name)]
+    assert await gated.outcome() == uninterrupted
+    made = [(checkpoint.attempt, checkpoint.epoch) async for checkpoint in client.list_checkpoints(gated.name)]
     assert made == sorted(made, reverse=True)
     assert all(attempt == (1 if epoch <= 2 else 2) for attempt, epoch in made)

@@ -13,7 +13,7 @@ import pytest
 from adjourn.client import AsyncClient
 from adjourn.local import process_cleanup
 from adjourn.local.ports import free_ports
-from tests.harness.jobs import Outcome, Trials
+from tests.harness.jobs import GatedJobs, Outcome
 from tests.harness.process_guard import guarded
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -64,9 +64,9 @@ async def test_a_training_goes_on_where_it_was_and_no_restart_is_used_up(
         with guarded(data):
             with started(data, port) as first:
                 await eventually(first.is_ready, seconds=90)
-                trial = await Trials(client=client, directory=tmp_path, eventually=eventually).start("kept", limit=2)
-                training = await trial.inside(3)
-                await trial.durable(2)
+                gated = await GatedJobs(client=client, directory=tmp_path, eventually=eventually).start("kept", limit=2)
+                training = await gated.inside(3)
+                await gated.durable(2)
                 first.end(signal.SIGINT)
                 assert first.process.returncode == 0
                 assert not training.lives()
@@ -74,16 +74,16 @@ async def test_a_training_goes_on_where_it_was_and_no_restart_is_used_up(
 
             with started(data, port) as second:
                 await eventually(second.is_ready, seconds=90)
-                training = await trial.inside(3)
-                trial.gate.open(4)
-                assert (await trial.inside(5)) == training
-                await trial.durable(4)
+                training = await gated.inside(3)
+                gated.gate.open(4)
+                assert (await gated.inside(5)) == training
+                await gated.durable(4)
                 second.end(signal.SIGKILL)
                 assert training.lives()
 
             with started(data, port) as third:
                 await eventually(third.is_ready, seconds=90)
                 assert not training.lives()
-                job = await trial.finish()
+                job = await gated.finish()
                 assert (job.attempt, job.restart_count) == (3, 0)
-                assert await trial.outcome() == uninterrupted
+                assert await gated.outcome() == uninterrupted

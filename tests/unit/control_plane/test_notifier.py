@@ -1,4 +1,4 @@
-"""Hints from the store wake those who wait."""
+"""Notifications from the store wake those who wait."""
 
 import asyncio
 

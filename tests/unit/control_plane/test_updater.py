@@ -317,9 +317,9 @@ async def test_a_later_attempt_replaces_an_epoch(updater: JobUpdater, memory_sto
 
 
 async def test_only_what_has_ended_is_deleted(updater: JobUpdater, memory_store: MemoryStore) -> None:
-    for wish in (None, PAUSE):
-        if wish:
-            await updater.request(JOB, wish, fresh())
+    for request in (None, PAUSE):
+        if request:
+            await updater.request(JOB, request, fresh())
         with pytest.raises(errors.JobNotFinishedError) as caught:
             await updater.delete(JOB, fresh())
         assert caught.value.metadata["allowed_states"] == "CANCELLED, FAILED, SUCCEEDED"

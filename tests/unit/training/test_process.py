@@ -85,8 +85,8 @@ def test_training_is_told_step_by_step(trainings: TrainingProcesses) -> None:
 
 def test_doorbell_rings_for_each_event(trainings: TrainingProcesses, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify_socket:
-        notify_socket.bind(str(tmp_path / "bell"))
-        attempt = trainings.run("unusual:without_steps", epochs=1, notify_socket=str(tmp_path / "bell"))
+        notify_socket.bind(str(tmp_path / "notify"))
+        attempt = trainings.run("unusual:without_steps", epochs=1, notify_socket=str(tmp_path / "notify"))
         notify_socket.setblocking(False)
         assert [notify_socket.recv(8) for _ in attempt.events] == [b"!"] * len(attempt.events)
 

@@ -41,7 +41,7 @@ from tests.harness.attempt_driver import (
     RUN,
     STOP,
     TOKEN,
-    Machine,
+    AttemptDriver,
     assigned,
     checkpoint,
     epoch,
@@ -64,7 +64,7 @@ SUCCEEDED, FAILED = AssignmentStatus.SUCCEEDED, AssignmentStatus.FAILED
 
 
 def test_a_run_from_its_beginning_to_its_end() -> None:
-    machine = Machine(assigned(device_uuids=["GPU-1"]))
+    machine = AttemptDriver(assigned(device_uuids=["GPU-1"]))
     assert (machine.phase, list(machine.held.status.held_device_uuids)) == (STARTING, ["GPU-1"])
     assert machine.recover() == (Prepare(),)
     assert machine(Prepared()) == (Launch(desired=order()),)
@@ -103,7 +103,7 @@ def test_a_task_without_epochs_succeeds_without_a_checkpoint() -> None:
 def test_a_resumed_run_tells_when_and_how_it_went_on() -> None:
     machine = running(assigned(restore=Checkpoint(name="c")))
     assert machine.kinds == ["pause"]
-    again = Machine(assigned(restore=Checkpoint(name="c")))
+    again = AttemptDriver(assigned(restore=Checkpoint(name="c")))
     again(Prepared())
     again(Launched(process=PROCESS))
     again.tell(began=TrainingBegan(verdict=EXACT))
@@ -169,7 +169,7 @@ def test_a_pause_that_is_taken_back_after_the_boundary_is_one_all_the_same() -> 
 
 
 def test_an_order_before_the_launch_is_what_the_process_starts_with() -> None:
-    machine = Machine()
+    machine = AttemptDriver()
     assert machine.order(PAUSE, 2) == ()
     assert machine(Prepared()) == (Launch(desired=order(PAUSE, 2)),)
     machine(Launched(process=PROCESS))
@@ -207,12 +207,12 @@ def test_progress_does_not_go_back() -> None:
 
 
 def test_what_is_to_be_stopped_from_the_first_is_not_begun() -> None:
-    machine = Machine(assigned(STOP))
+    machine = AttemptDriver(assigned(STOP))
     assert (machine.exit.phase, machine.recover()) == (STOPPED, ())
 
 
 def test_a_stop_while_preparing() -> None:
-    machine = Machine()
+    machine = AttemptDriver()
     assert machine.order(STOP, 2) == ()
     assert (machine.exit.phase, machine.held.status.observed_generation) == (STOPPED, 2)
     assert not machine.exit.HasField("failure")
@@ -239,7 +239,7 @@ def test_a_stop_while_persisting() -> None:
 
 
 def test_an_attempt_that_cannot_be_carried_on() -> None:
-    machine = Machine()
+    machine = AttemptDriver()
     machine(CannotGoOn(failure=failure(reasons.BUNDLE_UNUSABLE, "it is damaged")))
     assert machine.phase == FAILED
     why = machine.exit.failure
@@ -326,7 +326,7 @@ def test_a_second_end_is_not_told() -> None:
 
 
 def test_the_worker_stops_while_preparing() -> None:
-    machine = Machine()
+    machine = AttemptDriver()
     assert machine(WorkerStopping()) == ()
     assert (machine.exit.phase, machine.exit.failure.reason) == (STOPPED, reasons.WORKER_STOPPED)
 
@@ -353,7 +353,7 @@ def test_the_worker_stops_while_persisting_and_its_next_start_goes_on() -> None:
 # Snapshots on their way, and what an agent that takes over does about them.
 
 
-def waiting(machine: Machine) -> list[int]:
+def waiting(machine: AttemptDriver) -> list[int]:
     return [item.sequence for item in machine.held.snapshots]
 
 
@@ -405,14 +405,14 @@ def test_how_far_persisting_is_shows_only_once_the_process_is_gone() -> None:
 
 
 def test_a_new_assignment_is_prepared_again() -> None:
-    machine = Machine()
+    machine = AttemptDriver()
     assert machine.recover() == (Prepare(),)
     machine(Prepared())
     assert machine.recover() == (Prepare(),)
 
 
 def test_a_living_process_is_told_again_what_it_should_do() -> None:
-    machine = Machine()
+    machine = AttemptDriver()
     machine(Prepared())
     machine(Launched(process=PROCESS))
     assert machine.recover() == (SetDesired(desired=order()),)
@@ -481,9 +481,9 @@ GPU = ["GPU-1"]
 BEFORE = (GpuSample(uuid="GPU-1", memory_used_bytes=100),)
 
 
-def training_on_gpus() -> Machine:
+def training_on_gpus() -> AttemptDriver:
     """Returns a machine whose process trains on a GPU and uses memory there."""
-    machine = Machine(assigned(device_uuids=GPU))
+    machine = AttemptDriver(assigned(device_uuids=GPU))
     machine(Prepared(gpus=BEFORE))
     machine(Launched(process=PROCESS))
     machine.tell(began=TrainingBegan())
@@ -584,7 +584,7 @@ def test_why_gpus_are_waited_for_is_a_condition_until_they_are_free() -> None:
 # Conditions.
 
 
-def conditions(machine: Machine) -> list[tuple[str, str]]:
+def conditions(machine: AttemptDriver) -> list[tuple[str, str]]:
     """Returns type and reason of each condition that was reported; the reason of an end is empty."""
     changes = [report.condition for report in machine.reports if report.HasField("condition")]
     assert all(change.ended == (not change.condition.reason) for change in changes)
@@ -624,7 +624,7 @@ def test_what_never_began_does_not_end() -> None:
     assert machine.reports == []
 
 
-def fail_snapshot(machine: Machine, reason: str = "NO_SPACE", *, last: bool = False) -> None:
+def fail_snapshot(machine: AttemptDriver, reason: str = "NO_SPACE", *, last: bool = False) -> None:
     machine.tell(snapshot_failed=SnapshotFailed(reason=reason, message="no room", last=last))
 
 
