@@ -189,7 +189,7 @@ def test_the_command_line_in_a_row(control_plane: ControlPlane, name: str, tmp_p
     assert "[x]" in adjourn("get", name)
     assert "PAUSED" in adjourn("list", "--state", "paused")
     assert "starts from the beginning" in adjourn("resume", name)
-    assert "`adjourn cancel` it first" in adjourn("delete", name, status=1)
+    assert "cancel it before deleting it\n" in adjourn("delete", name, status=1)
     adjourn("cancel", name)
     assert "CANCELLED" in adjourn("watch", name)
     assert "is deleted" in adjourn("delete", name)

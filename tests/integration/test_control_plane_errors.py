@@ -143,7 +143,8 @@ async def test_contradictions_carry_the_state_and_what_it_allows(plane: Replica)
     await plane.jobs.CreateJob(creation(name="j"))
     with refused(errors.JobNotPausedError) as caught:
         await plane.jobs.ResumeJob(pb.ResumeJobRequest(name="jobs/j"))
-    assert caught.error.metadata == {"job": "jobs/j", "state": "QUEUED", "allowed_states": "PAUSING, PAUSED"}
+    allowed = "PAUSING, PAUSED, CANCELLED, FAILED"
+    assert caught.error.metadata == {"job": "jobs/j", "state": "QUEUED", "allowed_states": allowed}
     with refused(errors.JobNotFinishedError):
         await plane.jobs.DeleteJob(pb.DeleteJobRequest(name="jobs/j"))
     await plane.jobs.CancelJob(pb.CancelJobRequest(name="jobs/j"))

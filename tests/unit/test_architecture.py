@@ -32,6 +32,8 @@ IMPURE_MODULES = {
     *("grpc", "minio", "numpy", "psutil", "pynvml", "redis", "structlog", "torch", "urllib3"),
 }
 CLOCKS = re.compile(r"\b(now|today|utcnow|GetCurrentTime|token_hex|uuid4|randbits|open|print|input)\(")
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
+TREE = [path for path in ROOT.rglob("*") if not {".venv", ".git", "__pycache__"} & set(path.relative_to(ROOT).parts)]
 
 
 def name(path: Path) -> str:
@@ -150,8 +152,7 @@ def test_composition_roots_are_short() -> None:
 
 
 def test_the_way_of_a_pause_names_functions_that_exist() -> None:
-    text = (ROOT / "docs" / "architecture.md").read_text()
-    diagram = text.partition("sequenceDiagram")[2].partition("```")[0]
+    diagram = ARCHITECTURE.partition("sequenceDiagram")[2].partition("```")[0]
     named = {match[1] for match in re.finditer(r"\b[A-Za-z_]+\.([a-z_]\w+)\b", diagram)} - {"lua"}
     code = "\n".join(path.read_text() for path in SOURCES)
     assert len(named) > 30
@@ -162,11 +163,18 @@ def test_the_page_on_the_test_helpers_names_each() -> None:
     harness = ROOT / "tests" / "harness"
     page = (harness / "README.md").read_text()
     assert {path.stem for path in harness.glob("*.py") if f"`{path.stem}" not in page} == set()
+    for stem, defined in re.findall(r"`(\w+)\.(?!py`)(\w+)`", page):
+        code = (harness / f"{stem}.py").read_text()
+        assert re.search(rf"^(async )?(def|class) {defined}\b", code, re.MULTILINE), f"{stem}.{defined}"
+    code = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    for listed in re.findall(r"fixtures? ((?:`\w+`(?:, )?)+)", page):
+        for fixture in re.findall(r"\w+", listed):
+            assert re.search(rf"fixture[^\n]*\n(async )?def {fixture}\(", code), fixture
 
 
 def test_each_answer_to_a_newcomers_question_is_where_the_table_says() -> None:
     folders = {"CP": PACKAGES[CP], "W": PACKAGES[WORKER], "A": PACKAGES["adjourn"]}
-    table = (ROOT / "docs" / "architecture.md").read_text().partition("## 12.")[2]
+    table = ARCHITECTURE.partition("## 12.")[2]
     rows = [line.split("|")[2] for line in table.splitlines() if line.startswith("| ") and "question" not in line]
     assert len(rows) == 20
     for answer in rows:
@@ -184,3 +192,37 @@ def test_each_answer_to_a_newcomers_question_is_where_the_table_says() -> None:
             else:
                 names.append(name)
         assert not names, answer
+
+
+def test_the_tree_names_files_and_folders_that_exist() -> None:
+    tree = ARCHITECTURE.partition("## 2.")[2].partition("\nKept by")[0]
+    named = set(re.findall(r"(?<![\w/.])[\w/]+(?:\.py|\.md|\.protoset|/)(?=[ ;\n])", tree))
+    assert len(named) > 50
+    assert {each for each in named if not known_path(each)} == set()
+
+
+def test_what_the_architecture_names_exists() -> None:
+    """Holds names in backticks: paths are in the tree, `module.name` is in that module, other words are in the code."""
+    prose = re.sub(r"```.*?```", "", ARCHITECTURE.partition("## 12.")[0], flags=re.DOTALL)
+    named = set(re.findall(r"`([\w./-]*[A-Za-z_]{3}[\w./-]*)(?:\([^`\n]*\))?`", prose))
+    named -= {"preexec_fn", "dropout.p"}  # what code must not have, and what only users' code has
+    assert len(named) > 60
+    protos = (ROOT / "protos" / "adjourn").rglob("*.proto")
+    code = "\n".join(path.read_text() for path in (*SOURCES, *protos))
+    words = set(re.findall(r"[\w-]+", code))
+    for each in named:
+        *_, holder, last = "", *re.split(r"[./]", each)
+        modules = [path for path in SOURCES if path.stem == holder]
+        if each.endswith((".py", ".lua", "/")):
+            assert known_path(each), each
+        elif each.endswith((".json", ".safetensors")):
+            assert each in code, each
+        elif modules:
+            pattern = re.compile(rf"^ *(async )?(def|class) {last}\b|^{last}\b", re.MULTILINE)
+            assert any(pattern.search(path.read_text()) for path in modules), each
+        else:
+            assert last in words, each
+
+
+def known_path(named: str) -> bool:
+    return any(f"/{name(path)}".endswith(f"/{named.rstrip('/')}") for path in TREE)

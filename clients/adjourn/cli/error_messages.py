@@ -15,18 +15,14 @@ from adjourn.cli.formatting import printable
 TRACEBACK_VARIABLE: Final = "ADJOURN_TRACEBACK"
 INTERRUPTED: Final = 130
 
-ADVICE: Final[Mapping[type[errors.AdjournError], str]] = {
+ADVICE: Final[Mapping[type[errors.AdjournError], str]] = {  # where the answer itself does not say what to do
     errors.ControlPlaneUnreachableError: "start one with `adjourn up`, or name it by --address or ADJOURN_ADDRESS",
     errors.NotFoundError: "`adjourn list` shows what there is",
-    errors.AlreadyExistsError: "choose another --job-id, or leave it out",
     errors.InvalidRequestError: "nothing was changed",
     errors.JobFinishedError: "`adjourn get` tells how it ended",
     errors.JobCancellingError: "wait until it is CANCELLED; `adjourn resume` then goes on from its checkpoint",
     errors.JobHeldByWorkerError: "`adjourn pause --wait` it first, then `adjourn resume` it",
-    errors.JobNotPausableError: "`adjourn cancel` stops it",
     errors.JobNotPausedError: "`adjourn get` shows where it stands",
-    errors.NoCheckpointError: "submit it again",
-    errors.JobNotFinishedError: "`adjourn cancel` it first",
     errors.StaleEtagError: "look at the job again, then repeat",
     errors.ContentionError: "try again",
     errors.WorkerInUseError: "`adjourn workers` shows its state and jobs",

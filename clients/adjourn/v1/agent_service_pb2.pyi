@@ -41,7 +41,7 @@ class SynchronizeRequest(_message.Message):
     """The worker wants no new work and its jobs moved (a spot notice, SIGTERM)."""
     @_builtins.property
     def worker(self) -> _worker_pb2.Worker:
-        """The worker, with name, devices, slots and labels; state and jobs are not read."""
+        """The worker as its agent knows it: name, devices, slots, labels, environment, version. OUTPUT_ONLY fields are not read."""
 
     @_builtins.property
     def assignments(self) -> _containers.RepeatedCompositeFieldContainer[Global___AssignmentStatus]:

@@ -65,7 +65,7 @@ class UpdateJobRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """UUID; a retry with the same one returns the first answer."""
+    """UUID; a retry with the same one returns the first answer, for a day."""
     @_builtins.property
     def job(self) -> _job_pb2.Job:
         """`name` says which; `etag`, if set and stale, fails the call with ABORTED."""
@@ -217,7 +217,7 @@ class PauseJobRequest(_message.Message):
     etag: _builtins.str
     """If set and stale, the call fails with ABORTED."""
     request_id: _builtins.str
-    """UUID; a retry with the same one returns the first answer."""
+    """UUID; a retry with the same one returns the first answer, for a day."""
     def __init__(
         self,
         *,
@@ -252,7 +252,7 @@ class ResumeJobRequest(_message.Message):
     etag: _builtins.str
     """If set and stale, the call fails with ABORTED."""
     request_id: _builtins.str
-    """UUID; a retry with the same one returns the first answer."""
+    """UUID; a retry with the same one returns the first answer, for a day."""
     def __init__(
         self,
         *,
@@ -286,7 +286,7 @@ class CancelJobRequest(_message.Message):
     etag: _builtins.str
     """If set and stale, the call fails with ABORTED."""
     request_id: _builtins.str
-    """UUID; a retry with the same one returns the first answer."""
+    """UUID; a retry with the same one returns the first answer, for a day."""
     def __init__(
         self,
         *,
@@ -317,7 +317,7 @@ class DeleteJobRequest(_message.Message):
     etag: _builtins.str
     """If set and stale, the call fails with ABORTED."""
     request_id: _builtins.str
-    """UUID; a retry with the same one returns the first answer."""
+    """UUID; a retry with the same one returns the first answer, for a day."""
     def __init__(
         self,
         *,

@@ -31,12 +31,16 @@ class JobServiceStub:
     """Runs training jobs that can be paused and resumed. For people and services.
 
     Verbs change intent and return the job as it then is; `Job.state` follows.
-    They are idempotent: asking for what is already so changes nothing. Every
-    error carries google.rpc.ErrorInfo with a reason of docs/reasons.md;
+    Asking for what is already so changes nothing: pausing a paused job,
+    cancelling a cancelled one. Only resuming a job that is not paused is
+    refused.
+
+    Every error carries google.rpc.ErrorInfo with a reason of docs/reasons.md;
     NOT_FOUND and ALREADY_EXISTS with google.rpc.ResourceInfo, INVALID_ARGUMENT
-    with google.rpc.BadRequest for bad fields, ABORTED for a stale `etag`,
-    UNAVAILABLE while the store cannot be reached. google.rpc.RetryInfo is there
-    where repeating the request with the same `request_id` can succeed.
+    with google.rpc.BadRequest for bad fields, ABORTED for a stale `etag` or
+    where others kept changing the job, UNAVAILABLE while the store cannot be
+    reached. google.rpc.RetryInfo is there where repeating the request with the
+    same `request_id` can succeed.
     """
 
     def __init__(self, channel):
@@ -111,12 +115,16 @@ class JobServiceServicer:
     """Runs training jobs that can be paused and resumed. For people and services.
 
     Verbs change intent and return the job as it then is; `Job.state` follows.
-    They are idempotent: asking for what is already so changes nothing. Every
-    error carries google.rpc.ErrorInfo with a reason of docs/reasons.md;
+    Asking for what is already so changes nothing: pausing a paused job,
+    cancelling a cancelled one. Only resuming a job that is not paused is
+    refused.
+
+    Every error carries google.rpc.ErrorInfo with a reason of docs/reasons.md;
     NOT_FOUND and ALREADY_EXISTS with google.rpc.ResourceInfo, INVALID_ARGUMENT
-    with google.rpc.BadRequest for bad fields, ABORTED for a stale `etag`,
-    UNAVAILABLE while the store cannot be reached. google.rpc.RetryInfo is there
-    where repeating the request with the same `request_id` can succeed.
+    with google.rpc.BadRequest for bad fields, ABORTED for a stale `etag` or
+    where others kept changing the job, UNAVAILABLE while the store cannot be
+    reached. google.rpc.RetryInfo is there where repeating the request with the
+    same `request_id` can succeed.
     """
 
     def CreateJob(self, request, context):
@@ -284,12 +292,16 @@ class JobService:
     """Runs training jobs that can be paused and resumed. For people and services.
 
     Verbs change intent and return the job as it then is; `Job.state` follows.
-    They are idempotent: asking for what is already so changes nothing. Every
-    error carries google.rpc.ErrorInfo with a reason of docs/reasons.md;
+    Asking for what is already so changes nothing: pausing a paused job,
+    cancelling a cancelled one. Only resuming a job that is not paused is
+    refused.
+
+    Every error carries google.rpc.ErrorInfo with a reason of docs/reasons.md;
     NOT_FOUND and ALREADY_EXISTS with google.rpc.ResourceInfo, INVALID_ARGUMENT
-    with google.rpc.BadRequest for bad fields, ABORTED for a stale `etag`,
-    UNAVAILABLE while the store cannot be reached. google.rpc.RetryInfo is there
-    where repeating the request with the same `request_id` can succeed.
+    with google.rpc.BadRequest for bad fields, ABORTED for a stale `etag` or
+    where others kept changing the job, UNAVAILABLE while the store cannot be
+    reached. google.rpc.RetryInfo is there where repeating the request with the
+    same `request_id` can succeed.
     """
 
     @staticmethod

@@ -28,15 +28,20 @@ REFUSALS: Final[Mapping[Job.State.ValueType, type[errors.PreconditionError]]] = 
 """Error for a request that a state does not allow. The other states refuse only to resume: JobNotPausedError."""
 
 
+RESUMABLE: Final = (Job.PAUSING, Job.PAUSED, Job.CANCELLED, Job.FAILED)
+"""States in which a job can be resumed; the last two only with a checkpoint."""
+
+
 def refuse(
     record: JobRecord,
     event: Requested,
     allowed: Sequence[Job.State.ValueType],
-    kind: type[errors.PreconditionError] | None = None,
 ) -> NoReturn:
     """Raises the error for what may not be asked for in this state."""
     state = record.job.state
-    kind = kind or REFUSALS.get(state, errors.JobNotPausedError)
+    if isinstance(event, ResumeRequested):  # QUEUED, STARTING and RUNNING take a repeated one only
+        allowed = RESUMABLE
+    kind = REFUSALS.get(state, errors.JobNotPausedError)
     names = ", ".join(Job.State.Name(each) for each in sorted(set(allowed)))
     raise kind(
         f"{record.job.name} is {Job.State.Name(state)}; {event.verb} needs one of: {names}",
@@ -79,7 +84,7 @@ def resume_requested(transition: Transition, event: ResumeRequested) -> None:
     if not transition.unhold(Hold.USER):
         under_way = job.pause.HasField("resume_request_time") and not job.pause.HasField("resume_time")
         if job.state in (Job.QUEUED, Job.STARTING) and not under_way:
-            refuse(record, event, [Job.PAUSING, Job.PAUSED], errors.JobNotPausedError)
+            refuse(record, event, RESUMABLE)
         return  # asked already, or kept by holds that are not the caller's
     record.allow_inexact = event.allow_inexact
     job.pause.resume_request_time.FromDatetime(transition.now)
