@@ -1,10 +1,14 @@
 """Trainings whose course depends on something that no state_dict() of model and optimizer has, one thing each."""
 
 import copy
+import functools
+import importlib
 import itertools
 import multiprocessing
 import random
+import time
 import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -194,6 +198,46 @@ def constants(run: training.Run) -> None:
         print(total, rate, names, table, compiled["model"] is course.model, optimizer_of_the_epoch)
 
 
+class Bar:
+    """A progress bar, in a package of those."""
+
+    __module__ = "tqdm.std"
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+def innocent(run: training.Run) -> None:
+    """Has variables that change from epoch to epoch, and none that a later epoch uses: nothing of it may be found."""
+    model = Net()
+    parameters = list(model.parameters())
+    groups = [{"params": parameters[:2], "weight_decay": 0.1}, {"params": parameters[2:]}]
+    optimizer = torch.optim.SGD(groups, lr=0.05, momentum=0.9)  # type: ignore[arg-type]
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    run.track(model=model, optimizer=optimizer, scheduler=scheduler)
+    loader = run.loader(data(), batch_size=4, shuffle=True)
+    plain = iter(DataLoader(data(), batch_size=4))
+    (inputs,) = next(plain)
+    total, losses, bar, start = 0.0, [float(inputs.sum())], Bar(), time.time()
+    for _ in run.epochs():
+        total, losses = 0.0, []
+        batches = iter(loader)
+        for _ in range(2):
+            (inputs,) = next(batches)
+            optimizer.zero_grad()
+            loss = model(inputs).square().mean()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            run.step(loss)
+            total += float(loss.detach())
+            losses.append(total)
+            bar.count += 1
+        scheduler.step()
+        print(total, losses, time.time() - start)
+        start = time.time()
+
+
 # Refused while the training runs.
 
 
@@ -368,6 +412,87 @@ class Trainer(Course):
 
 def attribute(run: training.Run) -> None:
     Trainer(run).train()
+
+
+class Decaying:
+    rate = 1.0
+
+    def decay(self) -> None:
+        self.rate *= 0.5
+
+
+class Slotted:
+    __slots__ = ("rate",)
+
+    def __init__(self) -> None:
+        self.rate = 1.0
+
+
+class Lazy:
+    def factor(self) -> float:
+        if not hasattr(self, "best"):
+            self.best = 1.0
+        self.best *= 0.5
+        return self.best
+
+
+def counter() -> Callable[[], int]:
+    count = 0
+
+    def counted() -> int:
+        nonlocal count
+        count += 1
+        return count
+
+    return counted
+
+
+def carried(run: training.Run) -> None:  # noqa: C901  (a case for each place)
+    """Carries a number from epoch to epoch where it is not easily seen."""
+    course = Course(run)
+    place = run.args["place"]
+    rates: Any = importlib.import_module("rates")
+    decaying, slotted, lazy = Decaying(), Slotted(), Lazy()
+
+    def decay() -> Iterator[float]:
+        rate = 1.0
+        while True:
+            rate *= 0.5
+            yield rate
+
+    nested = {"model": course.model, "inner": Lazy()}
+    nested["inner"].inner = Decaying()  # type: ignore[attr-defined]
+    generator, numbers, cycle = decay(), itertools.count(1), itertools.cycle([1.0, 2.0, 3.0])
+    function = functools.partial(counter())
+    del decay
+    for _ in run.epochs():
+        match place:
+            case "default":
+                decaying.decay()
+                factor = decaying.rate
+            case "slot":
+                slotted.rate *= 0.5
+                factor = slotted.rate
+            case "lazy":
+                factor = lazy.factor()
+            case "nested":
+                nested["inner"].inner.rate *= 0.5  # type: ignore[attr-defined]
+                factor = nested["inner"].inner.rate  # type: ignore[attr-defined]
+            case "closure":
+                factor = function()
+            case "generator":
+                factor = next(generator)
+            case "count":
+                factor = next(numbers)
+            case "cycle":
+                factor = next(cycle)
+            case "class":
+                Decaying.rate *= 0.5
+                factor = Decaying.rate
+            case "module":
+                rates.RATE *= 0.5
+                factor = rates.RATE
+        course.epoch(factor)
 
 
 class Caching(Dataset[tuple[torch.Tensor]]):

@@ -60,7 +60,7 @@ class Pass:
     def __init__(self, batches: Iterator[Any], loader: "Loader") -> None:
         self._batches = batches
         self._loader = loader
-        self._epoch = loader.epoch
+        self.epoch = loader.epoch
         self.open = True
         """Whether batches are left."""
 
@@ -71,9 +71,9 @@ class Pass:
         return len(cast("Sized", self._batches))
 
     def __next__(self) -> Any:
-        if self._loader.epoch != self._epoch and not self._loader.may_be_kept:
+        if self._loader.epoch != self.epoch and not self._loader.may_be_kept:
             raise UntrackedState(
-                f"an iterator over a loader of {len(self._loader)} batches, made in epoch {self._epoch}, is used in"
+                f"an iterator over a loader of {len(self._loader)} batches, made in epoch {self.epoch}, is used in"
                 f" epoch {self._loader.epoch}: a resumed run would have to begin it anew. Iterate over the loader"
                 " within the epoch (itertools.cycle(loader) there, if it is the shorter one), or say"
                 ' run.ignore(loader, reason="...")'
@@ -146,9 +146,9 @@ class Loader:
         return int(self._place()[-1])
 
     @property
-    def open_passes(self) -> int:
-        """How many iterators are alive that have batches left."""
-        return sum(each.open for each in self._iterators)
+    def open_passes(self) -> list[Pass]:
+        """The iterators of the running epoch that are alive and have batches left; older ones give none."""
+        return [each for each in self._iterators if each.open and each.epoch == self.epoch]
 
     def __iter__(self) -> Iterator[Any]:
         place = (*self._place(), self._next_pass())

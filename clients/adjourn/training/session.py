@@ -96,7 +96,7 @@ class Session:
         self._round_trip = RoundTrip(self._data)
         directories = [start.snapshot_directory, start.fallback_snapshot_directory]
         self._writer = SnapshotWriter([Path(each) for each in directories if each], device, self._round_trip)
-        self._detector = Detector(own=(self._round_trip,))
+        self._detector = Detector(own=(self._round_trip,), code_directory=start.code_directory)
         self._nondeterminism = NondeterminismFilter()
         self._strict = True
         self._looks = 0

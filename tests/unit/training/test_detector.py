@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from adjourn.training.state.detector import CHUNK_WORDS, Detector, checksum
+from adjourn.training.state.detector import Detector
+from adjourn.training.state.variables import CHUNK_WORDS, checksum
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool, torch.complex64, torch.uint8])

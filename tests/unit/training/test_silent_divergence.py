@@ -3,7 +3,7 @@
 import pytest
 
 from adjourn.v1.job_pb2 import Pause
-from tests.harness.training_processes import Attempt, TrainingProcesses, failed
+from tests.harness.training_processes import PAUSE, Attempt, TrainingProcesses, failed
 
 EPOCHS = 4
 
@@ -17,7 +17,7 @@ def verdict(attempt: Attempt) -> tuple[int, list[str]]:
     "training",
     [
         *("attributes", "values", "spawned", "switches", "layouts", "sparse", "masters", "thaws", "constants"),
-        "functional_only",
+        *("functional_only", "innocent"),
     ],
 )
 def test_exact(trainings: TrainingProcesses, training: str) -> None:
@@ -90,6 +90,40 @@ def test_verdict_is_lowered(trainings: TrainingProcesses, training: str, args: d
     lowered, reasons = verdict(resumed)
     assert lowered == Pause.Verdict.UNPROVEN
     assert any(reason in each for each in reasons), reasons
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("default", "attribute rate of decaying in carried"),
+        ("slot", "attribute rate of slotted in carried"),
+        ("lazy", "attribute best of lazy in carried"),
+        ("nested", "variable nested of carried"),
+        ("closure", "variable function of carried"),
+        ("generator", "variable generator of carried"),
+        ("count", "variable numbers of carried"),
+        ("cycle", "variable cycle of carried"),
+        ("class", "attribute rate of Decaying in module silent"),
+        ("module", "variable RATE of module rates"),
+    ],
+)
+def test_hidden_values_that_are_carried_on_lower_the_verdict(
+    trainings: TrainingProcesses, place: str, reason: str
+) -> None:
+    paused = trainings.run("silent:carried", epochs=EPOCHS, args={"place": place}, order=PAUSE)
+    resumed = trainings.run("silent:carried", epochs=2, args={"place": place}, restore=paused)
+    lowered, reasons = verdict(resumed)
+    assert lowered == Pause.Verdict.UNPROVEN
+    assert any(reason in each for each in reasons), reasons
+
+
+def test_what_is_done_about_a_value_is_said_as_code_that_works(trainings: TrainingProcesses) -> None:
+    paused = trainings.run("silent:carried", args={"place": "nested"}, order=PAUSE)
+    assert 'keep what changes of it in a dict, and run.track that. If not: run.ignore("nested"' in paused.log
+    paused = trainings.run("silent:attribute", order=PAUSE)
+    assert 'keep it in a dict, and run.track that. If not: run.ignore("self.best"' in paused.log
+    paused = trainings.run("silent:hidden", order=PAUSE)
+    assert "run.track(state=state) before the first epoch, and change it in place" in paused.log
 
 
 def test_other_data_is_refused(trainings: TrainingProcesses) -> None:

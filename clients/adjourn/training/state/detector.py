@@ -10,14 +10,14 @@ it lowers the verdict of a resume, and the training goes on.
 """
 
 import gc
-import inspect
 import multiprocessing
 import random
 import sys
+import time
 import weakref
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import CodeType, FrameType, FunctionType, MethodType, ModuleType
+from types import FrameType, ModuleType
 from typing import Any, Final
 
 import numpy as np
@@ -33,24 +33,30 @@ from adjourn.training.early_stopping import EarlyStopping
 from adjourn.training.errors import StateNotEncodable, UntrackedState
 from adjourn.training.loader import Fetcher, Loader, Probes
 from adjourn.training.state.codec import Encoder
-from adjourn.training.state.components import Component
+from adjourn.training.state.components import Component, is_value
 from adjourn.training.state.generators import GENERATORS, access
 from adjourn.training.state.modules import PARALLEL, attributes, objects, qualified
+from adjourn.training.state.variables import (
+    OPAQUE,
+    SCALARS,
+    Comparison,
+    Frame,
+    Variable,
+    checksum,
+    user_frames,
+    variables,
+)
 
 ALWAYS: Final = (Optimizer, LRScheduler, torch.amp.GradScaler, EarlyStopping)
 """What has a state that matters even if the first epoch did not change it."""
-OPAQUE: Final = (type, ModuleType, FunctionType, MethodType, CodeType, FrameType, str, bytes, int, float, torch.Tensor)
-"""What is not looked into for objects that a tracked one reaches."""
-OURS: Final = "adjourn."
-EXAMPLES: Final = "adjourn.examples."
-LEAVES: Final = (FunctionType, CodeType, type, torch.Tensor, nn.Parameter)
-"""Types of objects that are not searched for generators."""
-ITEM_LIMIT: Final = 1000
-"""Of containers with more items, only their number is compared."""
-BYTES_LIMIT: Final = 1 << 28
-"""Tensors and arrays with more bytes are not compared when they are variables."""
-CHUNK_WORDS: Final = 1 << 22
-ODD: Final = 0x9E3779B1
+LISTED: Final = 20
+"""Findings of one look that are told; located is each of them only."""
+LARGE: Final = 10_000
+"""A clock that shows less is not told from a loss or a learning rate."""
+SHARED: Final = frozenset(map(id, (None, (), frozenset(), Ellipsis, NotImplemented)))
+"""Objects that are everyone's."""
+HOLDERS: Final = 10_000
+"""Objects whose references are gathered at a time."""
 REACH_LIMIT: Final = 1_000_000
 
 State = Mapping[str, Component]
@@ -75,14 +81,20 @@ class Finding:
 class Detector:
     """Looks at a training process from its first line on."""
 
-    def __init__(self, own: Sequence[Any] = ()) -> None:
-        """Remembers what libraries made before user code ran; what `own` refers to is ours, and never found."""
-        self._before = [item for item in gc.get_objects() if is_kind(item)]
+    def __init__(self, own: Sequence[Any] = (), code_directory: str = "") -> None:
+        """Remembers what libraries made before user code ran; what `own` refers to is ours, and never found.
+
+        `code_directory` is where the user's modules are.
+        """
+        self._before = of_kind(gc.get_objects())
+        self._code_directory = code_directory
+        self._clocks = Clocks()
         self._known = {id(item) for item in (*self._before, *library_generators())}
         self._own = own
         self._ignored: list[tuple[Any, str]] = []
         self._objects: dict[int, tuple[weakref.ref[Any] | None, str]] = {}
-        self._variables: dict[str, str] = {}
+        self._variables: dict[str, tuple[Any, str]] = {}
+        """What variables were, and their texts, by place. Of what can be referred to weakly, a weak reference."""
         self._bound: set[tuple[str, str]] = set()
         self._newest = Look(objects={}, variables={}, frames=[])
 
@@ -102,7 +114,9 @@ class Detector:
         """Takes the first look, when the first epoch begins; `frame` is that of the caller."""
         look = self._look(tracked, loaders, frame)
         self._objects = {key: (weak(seen.subject), seen.text) for key, seen in look.objects.items()}
-        self._variables = {place: seen.text for place, seen in look.variables.items()}
+        self._variables = {
+            place: (weak(variable.value) or variable.value, text) for place, (variable, text) in look.variables.items()
+        }
         self._bound = {(frame.function, name) for frame in look.frames for name in frame.variables}
 
     def findings(self, tracked: State, loaders: Iterable[Loader], frame: FrameType | None) -> list[Finding]:
@@ -117,21 +131,35 @@ class Detector:
         self._newest = Look(objects={}, variables={}, frames=[])
         return found
 
-    def _begins_anew(self, subject: Any, frames: "list[Frame]") -> bool:
+    def _begins_anew(self, subject: Any, frames: "list[Frame]", ours: object = None) -> bool:
         """Tells whether a new object is in nothing but local variables that had no value when the first epoch began.
 
-        They have none in a resumed run either: its code assigns to them before it reads them, or fails.
+        They have none in a resumed run either: its code assigns to them before it reads them, or fails. That `ours`
+        refers to the object does not count.
         """
         places = []
         for frame in frames:  # no inner functions here: their cells would be holders
             for name, value in frame.variables.items():
                 if value is subject:
                     places.append((frame.function, name))
-        ours = {id(frame.variables) for frame in frames}
+        if not places or not self._bound.isdisjoint(places):
+            return False
+        known = {id(ours), *(id(frame.variables) for frame in frames)}
         for holder in gc.get_referrers(subject):
-            if not isinstance(holder, FrameType | Seen) and id(holder) not in ours:
+            if not isinstance(holder, FrameType | Seen) and id(holder) not in known:
                 return False
-        return bool(places) and self._bound.isdisjoint(places)
+        return True
+
+    def _replaced(self, variable: Variable) -> bool:
+        """Tells whether nothing of an earlier value matters: the variable has another object now and is assigned before
+        it is read, or it is the time of day.
+        """
+        earlier = self._variables[variable.place][0]
+        if isinstance(earlier, weakref.ref):
+            earlier = earlier()
+        if self._clocks.read(earlier) and self._clocks.read(variable.value):
+            return True
+        return variable.overwritten and (earlier is not variable.value or type(earlier) in SCALARS)
 
     def _earlier(self, key: int, seen: "Seen") -> str | None:
         """Returns how the object stood at an earlier look; None: it was not there."""
@@ -148,7 +176,9 @@ class Detector:
         look = self._newest = self._look(tracked, loaders, frame)
         found = list(self._compared(look))
         for number, loader in enumerate(loaders):
-            if loader.open_passes and not loader.may_be_kept and not self._ignores(loader):
+            passes = [] if loader.may_be_kept or self._ignores(loader) else loader.open_passes
+            going_on = [each for each in passes if not self._begins_anew(each, look.frames, passes)]
+            if going_on:
                 found.append(
                     Finding(
                         what="an iterator over",
@@ -157,7 +187,11 @@ class Detector:
                         certain=False,
                     )
                 )
-        return sorted(found, key=lambda finding: (not finding.certain, str(finding)))
+        found.sort(key=lambda finding: (not finding.certain, str(finding)))
+        if len(found) > LISTED:
+            rest = f"and {len(found) - LISTED} more"
+            found[LISTED:] = [Finding(what=rest, where="like these", advice="not listed", certain=False)]
+        return found
 
     def _ignores(self, subject: Any) -> bool:
         return any(subject is ignored for ignored, _ in self._ignored)
@@ -172,44 +206,45 @@ class Detector:
         inner = {
             id(part) for item in roots if isinstance(item, nn.Module) for part in item.modules() if part is not item
         }
-        names = {subject for subject, _ in self._ignored if isinstance(subject, str)}
         storages = tracked_storages(tracked)
+        comparison = Comparison(storages, hidden)
         return Look(
             objects={id(item): Seen(item, text_of(item, storages)) for item in roots if id(item) not in inner},
             variables={
-                place: Seen(value, text)
-                for place, name, value in variables(frames, loaders, hidden)
-                if name not in names and id(value) not in hidden and (text := plain_text(value, storages)) is not None
+                variable.place: (variable, text)
+                for variable in variables(frames, self._code_directory, loaders, hidden)
+                if not self._ignores_name(variable.name) and (text := comparison.text(variable.value)) is not None
             },
             frames=frames,
         )
 
+    def _ignores_name(self, name: str) -> bool:
+        names = (subject for subject, _ in self._ignored if isinstance(subject, str))
+        return any(name == ignored or name.startswith(f"{ignored}.") for ignored in names)
+
     def _live(self, frames: "list[Frame]") -> list[Any]:
         objects = gc.get_objects()
-        found = {id(item): item for item in objects if is_kind(item)}
-        for holder in (*objects, *(frame.variables for frame in frames)):
-            if type(holder) in LEAVES:
-                continue
-            for item in gc.get_referents(holder):  # torch's generators are not known to gc themselves
+        found = {id(item): item for item in of_kind(objects)}
+        holders = [*objects, *(frame.variables for frame in frames)]
+        for begin in range(0, len(holders), HOLDERS):  # torch's generators are not known to gc themselves
+            for item in gc.get_referents(*holders[begin : begin + HOLDERS]):
                 if type(item) is torch.Generator:
                     found[id(item)] = item
-        found |= {id(item): item for frame in frames for item in frame.variables.values() if is_kind(item)}
+        found |= {id(item): item for frame in frames for item in of_kind(frame.variables.values())}
         return [item for key, item in found.items() if key not in self._known]
 
     def _compared(self, look: "Look") -> Iterator[Finding]:
+        located = 0
         for key, seen in look.objects.items():
             before = self._earlier(key, seen)
-            if before is not None or not self._begins_anew(seen.subject, look.frames):
-                yield from judged(seen, before, look.frames)
-        for place, seen in look.variables.items():
-            if self._variables.get(place, seen.text) != seen.text:
-                yield Finding(
-                    what="the value of",
-                    where=place,
-                    advice="changed in training and is not tracked. If a later epoch uses it: keep it in a dict and"
-                    " run.track that",
-                    certain=False,
-                )
+            if before is None and self._begins_anew(seen.subject, look.frames):
+                continue
+            for finding in judged(seen, before, look.frames, search=located < LISTED):
+                located += 1
+                yield finding
+        for place, (variable, text) in look.variables.items():
+            if place in self._variables and self._variables[place][1] != text and not self._replaced(variable):
+                yield Finding(what="the value of", where=place, advice=advice_on(variable), certain=False)
         workers = {worker.pid for item in gc.get_objects() for worker in workers_of(item)}
         for child in multiprocessing.active_children():
             if child.pid not in workers:
@@ -219,6 +254,20 @@ class Detector:
                     advice="outlives the epoch; what it holds is not saved",
                     certain=False,
                 )
+
+
+class Clocks:
+    """Tells what was read from a clock: a training that depended on that would be equal to no other."""
+
+    def __init__(self) -> None:
+        readings = ((clock, clock()) for clock in (time.time, time.perf_counter, time.monotonic))
+        self._clocks = [(clock, begin) for clock, begin in readings if begin > LARGE]
+
+    def read(self, value: Any) -> bool:
+        """Tells whether a value is a time since this object was made."""
+        if type(value) is not float or value.is_integer():
+            return False
+        return any(begin <= value <= clock() for clock, begin in self._clocks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,35 +280,12 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Frame:
-    """A call of user code that is under way."""
-
-    function: str
-    place: str
-    """File and line."""
-    variables: Mapping[str, Any]
-    globals: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, frame: FrameType) -> "Frame":
-        code = frame.f_code
-        found = cls(
-            function=code.co_name,
-            place=f"{code.co_filename}:{frame.f_lineno}",
-            variables=dict(frame.f_locals),
-            globals=frame.f_globals,
-        )
-        if sys.version_info < (3, 13) and code.co_flags & inspect.CO_OPTIMIZED:
-            frame.f_locals.clear()  # a copy that the frame would keep, and with it tensors of this epoch
-        return found
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
     """What is live and not tracked, at one moment."""
 
     objects: Mapping[int, Seen]
-    variables: Mapping[str, Seen]
+    variables: Mapping[str, tuple[Variable, str]]
+    """Each with its text, by place."""
     frames: list[Frame]
 
 
@@ -275,8 +301,11 @@ def workers_of(item: Any) -> Sequence[Any]:
     return getattr(item, "_workers", ()) if issubclass(type(item), _BaseDataLoaderIter) else ()
 
 
-def judged(seen: Seen, before: str | None, frames: list[Frame]) -> Iterator[Finding]:
-    """Returns what there is to say of a live object that is not tracked; `before`: its state at the first look."""
+def judged(seen: Seen, before: str | None, frames: list[Frame], *, search: bool) -> Iterator[Finding]:
+    """Returns what there is to say of a live object that is not tracked; `before`: its state at the first look.
+
+    `search` says whether to look for where it is: that goes through all objects.
+    """
     subject = seen.subject
     kind = qualified(type(subject))
     changed = before is not None and before != seen.text
@@ -285,47 +314,66 @@ def judged(seen: Seen, before: str | None, frames: list[Frame]) -> Iterator[Find
     if isinstance(subject, GENERATORS) and is_of_the_library(subject):
         return
     if isinstance(subject, PARALLEL):
-        yield finding(seen, kind, frames, "is not supported yet: train on one GPU", certain=True)
+        yield finding(seen, kind, frames if search else None, "is not supported yet: train on one GPU", certain=True)
     elif isinstance(subject, DataLoader):
         if not isinstance(subject.dataset, Fetcher) and subject.num_workers and subject.persistent_workers:
             advice = "keeps its workers, and so their random draws, across epochs: use run.loader"
-            yield finding(seen, kind, frames, advice, certain=True)
+            yield finding(seen, kind, frames if search else None, advice, certain=True)
     elif isinstance(subject, _BaseDataLoaderIter):
         advice = "is still iterated over when the epoch ends: a resumed run begins anew. Use run.loader"
-        ended = subject._num_yielded >= len(subject)  # noqa: SLF001
-        if not ended and not isinstance(subject._dataset, Fetcher | Probes):  # noqa: SLF001
-            yield finding(seen, kind, frames, advice, certain=before is not None)
+        used = before != seen.text and subject._num_yielded < len(subject)  # noqa: SLF001
+        if used and not isinstance(subject._dataset, Fetcher | Probes):  # noqa: SLF001
+            yield finding(seen, kind, frames if search else None, advice, certain=before is not None)
     elif changed or isinstance(subject, ALWAYS):
         name = variable_name(subject, frames) or "it"
         advice = (
-            f"is not tracked, so a resumed run would begin with a new one: run.track({name}=...), or"
-            ' run.ignore(it, reason="...") if it does not matter'
+            f"is not tracked, so a resumed run would begin with a new one: run.track({name}={name}), or"
+            f' run.ignore({name}, reason="...") if it does not matter, before the first epoch'
         )
-        yield finding(seen, kind, frames, advice, certain=True)
+        yield finding(seen, kind, frames if search else None, advice, certain=True)
     elif before is None and seen.text != EMPTY:
         advice = "was made in this epoch and is not tracked. If a later epoch uses it: make it before, and run.track it"
-        yield finding(seen, kind, frames, advice, certain=False)
+        yield finding(seen, kind, frames if search else None, advice, certain=False)
 
 
-def finding(seen: Seen, kind: str, frames: list[Frame], advice: str, *, certain: bool) -> Finding:
-    return Finding(what=f"a {kind}", where=located(seen.subject, frames), advice=advice, certain=certain)
+def finding(seen: Seen, kind: str, frames: list[Frame] | None, advice: str, *, certain: bool) -> Finding:
+    where = "somewhere" if frames is None else located(seen.subject, frames)
+    return Finding(what=f"a {kind}", where=where, advice=advice, certain=certain)
+
+
+def advice_on(variable: Variable) -> str:
+    """Returns what to do about a value that changed: how it is tracked, if it can be, and how it is left out."""
+    track = "keep it" if type(variable.value) in SCALARS else "keep what changes of it"
+    track += " in a dict, and run.track that"
+    if is_value(variable.value) and digest(variable.value):
+        short = variable.name.rpartition(".")[2]
+        track = f"run.track({short}={variable.name}) before the first epoch, and change it in place"
+    return (
+        f"changed in training and is not tracked. If a later epoch uses it: {track}. If not:"
+        f' run.ignore("{variable.name}", reason="...")'
+    )
 
 
 # What is live.
 
 
-def is_kind(item: Any) -> bool:
-    """Tells whether an object is of a kind that may hold state."""
-    kind = type(item)
-    known = KINDS.get(kind)
-    if known is None:
-        known = KINDS[kind] = issubclass(kind, (*ALWAYS, *GENERATORS, nn.Module, DataLoader, _BaseDataLoaderIter)) or (
+def of_kind(items: Iterable[Any]) -> list[Any]:
+    """Returns those objects that are of a kind that may hold state."""
+    return [item for item in items if KINDS[type(item)]]
+
+
+class Kinds(dict[type, bool]):
+    """Tells of a type whether its objects may hold state."""
+
+    def __missing__(self, kind: type) -> bool:
+        known = (*ALWAYS, *GENERATORS, nn.Module, DataLoader, _BaseDataLoaderIter)
+        self[kind] = found = issubclass(kind, known) or (
             callable(getattr(kind, "state_dict", None)) and callable(getattr(kind, "load_state_dict", None))
         )
-    return known
+        return found
 
 
-KINDS: Final[dict[type, bool]] = {}
+KINDS: Final = Kinds()
 
 
 def library_generators() -> list[Any]:
@@ -350,6 +398,8 @@ def reached(tracked: State) -> set[int]:
                     for value in vars(part).values()
                     if isinstance(value, GENERATORS)
                 }
+            case Optimizer():
+                found |= {id(subject.param_groups), *map(id, subject.param_groups)}
             case LRScheduler():
                 inner = [*vars(subject).get("_schedulers", ()), *vars(subject).get("_milestones", ())]
                 found |= {id(part) for part in inner}
@@ -366,7 +416,7 @@ def below(subject: Any) -> set[int]:
     waiting = [subject]
     while waiting and len(found) < REACH_LIMIT:
         item = waiting.pop()
-        if id(item) in found or isinstance(item, OPAQUE):
+        if id(item) in found or isinstance(item, OPAQUE) or id(item) in SHARED:
             continue
         found.add(id(item))
         waiting.extend(gc.get_referents(item))
@@ -381,6 +431,8 @@ def tracked_storages(tracked: State) -> set[int]:
         tensors: Iterable[torch.Tensor] = ()
         if isinstance(subject, nn.Module):
             tensors = [*subject.parameters(), *subject.buffers()]
+        elif isinstance(subject, Optimizer):
+            tensors = [tensor for group in subject.param_groups for tensor in group["params"]]
         elif isinstance(subject, torch.Tensor):
             tensors = [subject]
         found |= {tensor.untyped_storage().data_ptr() for tensor in tensors if not tensor.is_meta}
@@ -404,8 +456,10 @@ def text_of(item: Any, storages: set[int]) -> str:
             }
             own |= {place: digest(value) or 0 for place, value, text in attributes(item) if text is None}
             return repr(own) if own else EMPTY
-        case DataLoader() | _BaseDataLoaderIter():
+        case DataLoader():
             return "an iterable"
+        case _BaseDataLoaderIter():
+            return f"after {item._num_yielded} batches"  # noqa: SLF001
         case _ if isinstance(item, GENERATORS):
             return digest(access(item)[0]()) or EMPTY
         case _ if isinstance(item, ALWAYS):
@@ -414,18 +468,6 @@ def text_of(item: Any, storages: set[int]) -> str:
         return digest(item.state_dict()) or EMPTY
     except Exception:  # noqa: BLE001  (a state_dict() is anyone's, and may raise anything)
         return EMPTY
-
-
-def checksum(tensor: torch.Tensor) -> int:
-    """Returns a sum over the bits of a tensor, computed where it lies: cheap, and another after any update."""
-    if tensor.is_meta or tensor.is_quantized or tensor.layout is not torch.strided:
-        return 0
-    raw = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
-    whole = len(raw) // 8 * 8
-    total = int(raw[whole:].sum().item())
-    for words in raw[:whole].view(torch.int64).split(CHUNK_WORDS):  # the products take as much memory as the words
-        total += int((words * ODD ^ words >> 29).sum().item())  # so that bits which swap places do not cancel out
-    return total
 
 
 def digest(value: Any) -> str | None:
@@ -438,73 +480,7 @@ def digest(value: Any) -> str | None:
     return component_digest(tree, lambda blob: encoder.blobs[blob].chunks())
 
 
-def plain_text(value: Any, storages: set[int]) -> str | None:
-    """Returns a text that is equal for equal values; None: it is no plain value, too large, or tracked."""
-    if isinstance(value, torch.Tensor):
-        if value.is_meta or value.nbytes > BYTES_LIMIT or value.layout is not torch.strided:
-            return None
-        if value.untyped_storage().data_ptr() in storages or isinstance(value, nn.Parameter):
-            return None
-        return str(checksum(value))
-    if isinstance(value, np.ndarray) and value.nbytes > BYTES_LIMIT:
-        return None
-    if isinstance(value, list | dict | set | tuple | frozenset | str | bytes | bytearray) and len(value) > ITEM_LIMIT:
-        return f"{len(value)} items"
-    return digest(value)
-
-
 # Where it is.
-
-
-def user_frames(frame: FrameType | None) -> Iterator[FrameType]:
-    """Returns the frames of user code, from the innermost out: those between two of ours."""
-    inside = False
-    while frame is not None:
-        name = str(frame.f_globals.get("__name__", ""))
-        if not name.startswith(OURS) or name.startswith(EXAMPLES):
-            inside = True
-            yield frame
-        elif inside:
-            return
-        frame = frame.f_back
-
-
-def variables(frames: list[Frame], loaders: Iterable[Loader], hidden: Container[int]) -> Iterator[tuple[str, str, Any]]:
-    """Returns place, name and value of what user code may carry from one epoch to the next.
-
-    Local variables of the functions that run, variables of their modules, attributes of objects in local variables, and
-    of the loaders' datasets. Not looked into: objects whose ids are `hidden`.
-    """
-    for frame in frames:
-        for name, value in frame.variables.items():
-            yield f"variable {name} of {frame.function}", name, value
-            if is_users(value) and id(value) not in hidden:
-                for field, item in list(vars(value).items()):
-                    yield f"attribute {field} of {name} in {frame.function}", f"{name}.{field}", item
-    for scope in {id(frame.globals): frame.globals for frame in frames}.values():
-        for name in [name for name in scope if not name.startswith("__")]:
-            yield f"variable {name} of module {scope.get('__name__')}", name, scope[name]
-    for number, loader in enumerate(loaders):
-        for place, item in datasets(loader.dataset, f"the dataset of loader {number}"):
-            yield from ((f"attribute {field} of {place}", field, value) for field, value in list(vars(item).items()))
-
-
-def datasets(dataset: Any, place: str, depth: int = 3) -> Iterator[tuple[str, Any]]:
-    """Returns a dataset, and objects that it is made of."""
-    if depth and hasattr(dataset, "__dict__") and not isinstance(dataset, (*OPAQUE, nn.Module)):
-        yield f"{place} ({qualified(type(dataset))})", dataset
-        for name, value in list(vars(dataset).items()):
-            yield from datasets(value, f"{place}.{name}", depth - 1)
-
-
-def is_users(value: Any) -> bool:
-    """Tells whether an object is of a class of user code, and no module."""
-    kind = type(value).__module__.partition(".")[0]
-    return (
-        hasattr(value, "__dict__")
-        and not isinstance(value, (*OPAQUE, nn.Module))
-        and kind not in {"torch", "numpy", "adjourn", "builtins", "random"}
-    )
 
 
 def variable_name(subject: Any, frames: list[Frame]) -> str | None:

@@ -1,0 +1,64 @@
+"""PURE. Which local variables a running function still reads, from its bytecode: the others carry nothing onwards."""
+
+import dis
+from collections.abc import Mapping
+from types import CodeType
+from typing import Final
+
+UNSEEN: Final = frozenset({"locals", "vars", "eval", "exec", "dir"})
+"""Functions that read variables without naming them in the bytecode."""
+ENDS: Final = frozenset({"RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAISE", "JUMP_FORWARD", "JUMP_BACKWARD"})
+"""Instructions after which the next one is not reached; a jump goes on at its target only."""
+ENDS_TOO: Final = frozenset({"JUMP_BACKWARD_NO_INTERRUPT", "INTERPRETER_EXIT"})
+
+
+def overwritten(code: CodeType, last: int) -> frozenset[str]:
+    """Returns the local variables that are assigned before they are read, on every way on from a suspended call.
+
+    `last` is the offset of the instruction that made the call (`f_lasti`). Variables that inner functions use are never
+    among them.
+    """
+    if UNSEEN & set(code.co_names):
+        return frozenset()
+    instructions = list(dis.get_instructions(code))
+    position = {instruction.offset: index for index, instruction in enumerate(instructions)}
+    if last not in position:
+        return frozenset()
+    following = [successors(instruction, index, position) for index, instruction in enumerate(instructions)]
+    for entry in dis.Bytecode(code).exception_entries:  # type: ignore[attr-defined]
+        for index, instruction in enumerate(instructions):
+            if entry.start <= instruction.offset < entry.end:
+                following[index].append(position[entry.target])
+    read: list[set[str]] = [set() for _ in instructions]
+    changed = True
+    while changed:
+        changed = False
+        for index in reversed(range(len(instructions))):
+            before = set().union(*(read[next_index] for next_index in following[index]))
+            for action, name in reversed(accesses(instructions[index])):
+                before = before - {name} if action == "STORE" else before | {name}
+            if before != read[index]:
+                read[index] = before
+                changed = True
+    live = set().union(*(read[index] for index in following[position[last]]))
+    return frozenset(code.co_varnames) - live - {*code.co_cellvars, *code.co_freevars}
+
+
+def successors(instruction: dis.Instruction, index: int, position: Mapping[int, int]) -> list[int]:
+    found = [] if instruction.opname in ENDS | ENDS_TOO else [index + 1]
+    if instruction.opcode in dis.hasjrel or instruction.opcode in dis.hasjabs:
+        found.append(position[instruction.argval])
+    return [each for each in found if each < len(position)]
+
+
+def accesses(instruction: dis.Instruction) -> list[tuple[str, str]]:
+    """Returns what an instruction does to local variables, in its order: (LOAD or STORE, name).
+
+    Some instructions do it to two. DELETE_FAST reads: a variable without a value is an error there.
+    """
+    if "_FAST" not in instruction.opname:
+        return []
+    names = instruction.argval if isinstance(instruction.argval, tuple) else (instruction.argval,)
+    words = [word for word in instruction.opname.split("_") if word in ("LOAD", "STORE", "DELETE")]
+    words = words if len(words) == len(names) else ["LOAD"] * len(names)
+    return [("STORE" if word == "STORE" else "LOAD", name) for word, name in zip(words, names, strict=True)]
