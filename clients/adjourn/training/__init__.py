@@ -11,7 +11,8 @@
             for batch in loader:
                 loss = ...
                 run.step(loss=loss)
-            run.log(val_loss=evaluate(model))
+            val_loss = evaluate(model)
+            run.log(val_loss=val_loss)
             if stopping.update(val_loss):
                 break
 

@@ -90,7 +90,8 @@ class Run:
         """Accepts that something is in no snapshot; verdicts of later resumes are UNPROVEN, with the reason.
 
         `subject` is an object that the training would be refused for, a loader whose iterator outlives an epoch, or the
-        name of a variable.
+        name of a variable or attribute as the reason of the verdict has it: `"total"`, `"self.best"`; what is below it
+        is accepted too. Call it before the first epoch.
         """
         self._session.ignore(subject, reason)
 
@@ -103,7 +104,8 @@ class Run:
 
         At the end of the first epochs it raises UntrackedState if something is found that changed and is in no
         snapshot: an optimizer, a copy of the model, a random generator. If `strict` is False the training goes on, and
-        verdicts of later resumes are UNPROVEN, with what was found.
+        verdicts of later resumes are UNPROVEN, with what was found. A variable that changed, and that a later epoch
+        may read, never ends the training, and makes the verdicts UNPROVEN too.
         """
         return self._session.epochs(strict=strict)
 
