@@ -201,6 +201,7 @@ async def test_a_later_attempt_than_the_stores_is_adopted_with_all_it_reports(pl
 
 async def lose(plane: Replica) -> None:
     """The worker is silent for a lease."""
+    await plane.worker_is(Worker.DISCONNECTED)  # or it could be given the job again at once
     (held,) = (await plane.store.allocation(WorkerName("workers/a"))).jobs
     lost = Lost(actor="control_plane", failure=Failure(reason=reasons.WORKER_LOST, message="silent"))
     await JobUpdater(plane.store).apply(JobName(JOB), lost, token=held.record.token)

@@ -4,6 +4,7 @@ from typing import Final
 
 import structlog
 
+from adjourn.errors import ObjectStoreRefusedError
 from adjourn.objects import ObjectStore
 from adjourn_control_plane.fleet import rounds
 from adjourn_control_plane.settings import Settings
@@ -34,7 +35,10 @@ class Collector:
     async def purge(self) -> None:
         """Removes the objects of deleted jobs."""
         for uid in await self.store.tombstones():
-            await self.remove(uid)
+            try:
+                await self.remove(uid)
+            except ObjectStoreRefusedError as error:  # of this job's objects; those of others may go
+                log.warning("purge_refused", uid=uid, error=error.message)
 
     async def remove(self, uid: JobUid) -> None:
         """Removes the objects of a deleted job.

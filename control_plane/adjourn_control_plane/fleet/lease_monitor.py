@@ -57,6 +57,9 @@ class LeaseMonitor:
 
     async def take_back(self, worker: WorkerName) -> None:
         """Takes all jobs from a lost worker. What fails for one job is tried again in the next round."""
+        session = await self.store.session(worker)
+        if session is not None and not session.lost:
+            return  # it came back while others were dealt with
         message = f"{worker} was not heard from for {self.leases.duration.total_seconds():g} s"
         event = Lost(actor="control_plane", failure=Failure(reason=reasons.WORKER_LOST, message=message))
         for stored in (await self.store.allocation(worker)).jobs:

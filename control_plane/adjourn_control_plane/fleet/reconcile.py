@@ -146,10 +146,14 @@ def adoptable(record: JobRecord, status: AssignmentStatus, held: Sequence[JobRec
     if status.phase in OVER:
         return False
     if status.token == record.token:
-        taken = {uuid for other in held if not other.released for uuid in other.device_uuids}
-        return record.HasField("lost_attempt") and not taken.intersection(status.held_device_uuids)
+        return record.HasField("lost_attempt") and taken_devices(held).isdisjoint(status.held_device_uuids)
     later = status.token.job_uid == record.job.uid and status.token.attempt > record.token.attempt
     return later and record.job.state not in ENDED
+
+
+def taken_devices(held: Iterable[JobRecord]) -> set[str]:
+    """Returns the GPUs that a worker's jobs have and have not released."""
+    return {uuid for record in held if not record.released for uuid in record.device_uuids}
 
 
 def desired_assignments(

@@ -15,10 +15,10 @@ from adjourn.v1.agent_service_pb2 import AssignmentStatus, FencingToken, Synchro
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.aio import end
 from adjourn_control_plane.fleet import reconcile
-from adjourn_control_plane.job.events import Event
+from adjourn_control_plane.job.events import Adopted, Event
 from adjourn_control_plane.job.updater import JobUpdater
 from adjourn_control_plane.settings import Settings
-from adjourn_control_plane.store.interface import Fence, Fenced, JobName, JobStore, WorkerName
+from adjourn_control_plane.store.interface import Conflict, Fence, Fenced, JobName, JobStore, WorkerName
 from adjourn_control_plane.store.notifier import Notifier
 
 log = structlog.get_logger()
@@ -119,7 +119,23 @@ class AgentSession:
         """Applies events to the attempts that they were concluded from; elsewhere nothing comes of them."""
         for job, event in events:
             with contextlib.suppress(errors.NotFoundError):  # deleted meanwhile: nothing to keep in step
-                await self.updater.apply(JobName(job), event, token=tokens[job], fence=self.fence)
+                if isinstance(event, Adopted):
+                    await self.adopt(JobName(job), event, tokens[job])
+                else:
+                    await self.updater.apply(JobName(job), event, token=tokens[job], fence=self.fence)
+
+    async def adopt(self, job: JobName, event: Adopted, known: FencingToken) -> None:
+        """Lets a job take over an attempt, unless the scheduler has just given its GPUs away. `known`: its token."""
+        allocation = await self.store.allocation(self.worker)
+        taken = reconcile.taken_devices(stored.record for stored in allocation.jobs)
+        if event.token == known and not taken.isdisjoint(event.device_uuids):
+            return  # the next response orders it to stop
+        try:
+            await self.updater.apply(job, event, token=known, allocation=allocation, fence=self.fence)
+        except Fenced:
+            raise
+        except Conflict:
+            log.info("adoption_overtaken", job=job, worker=self.worker)  # the worker's next message decides
 
     async def held(self) -> list[JobRecord]:
         allocation = await self.store.allocation(self.worker)

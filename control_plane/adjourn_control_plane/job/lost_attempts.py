@@ -35,11 +35,11 @@ def lost(transition: Transition, event: Lost) -> None:
         before.failure.CopyFrom(job.failure)
     if record.HasField("past_failure"):
         before.past_failure.CopyFrom(record.past_failure)
-    if counts:
-        before.epochs_since_restart = record.epochs_since_restart
     if job.state == Job.PAUSING:
         job.pause.cause = Pause.WORKER_LOST
+    epochs = record.epochs_since_restart
     ends.end_attempt(transition, event.failure, counts=counts)
+    before.epochs_since_restart = epochs - record.epochs_since_restart
     if job.state == Job.CANCELLED:
         return
     if job.state != Job.FAILED:
@@ -158,12 +158,16 @@ def failed_late(transition: Transition, event: Failed) -> None:
     record, job = transition.record, transition.job
     if is_unknown(transition):
         return
-    if job.state == Job.FAILED:
+    counts = retries.costs_a_restart(event.failure)
+    if job.state == Job.FAILED and counts:
         forget(transition)
         ends.set_failure(transition, event.failure)
         return
     take_back_loss(transition)
-    counts = retries.costs_a_restart(event.failure)
+    if job.state == Job.FAILED:
+        ends.set_failure(transition, event.failure)
+        rest_or_requeue(transition)
+        return
     if job.state == Job.PAUSED:  # stays so; if the failure comes again, it comes after the resume
         ends.set_failure(transition, event.failure)
         if counts and retries.may_restart(record, event.failure):

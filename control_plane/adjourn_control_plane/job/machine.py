@@ -139,7 +139,7 @@ TRANSITIONS: Final[Mapping[tuple[State, type[Event]], tuple[State, ...]]] = {
     (FAILED, Rested): (QUEUED, PAUSED, FAILED),
     (FAILED, Finished): (SUCCEEDED, FAILED),
     (FAILED, Stopped): (FAILED, QUEUED, PAUSED),        # FAILED: it was stopped because the job had failed
-    (FAILED, Failed): (FAILED,),
+    (FAILED, Failed): (FAILED, QUEUED, PAUSED),         # others than FAILED: the failure costs no restart
 } | {
     (state, event): (state,)
     for state in (QUEUED, PAUSED, FAILED)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from adjourn import errors
 from adjourn_control_plane.store.interface import JobUid, WorkerName
 from tests.harness.controllers import SETTINGS, Controllers
 from tests.harness.memory_objects import MemoryObjects
@@ -46,6 +47,29 @@ async def test_a_replica_that_purges_late_leaves_the_next_job_of_the_name_alone(
     await second.collector.purge()
     assert list(objects.contents) == [await first.manifest(job)]
     assert await memory_store.tombstones() == []
+
+
+async def test_objects_that_may_not_be_removed_hold_up_nobody_elses(memory_store: MemoryStore) -> None:
+    class Locked(MemoryObjects):
+        kept = ""
+
+        async def delete_prefix(self, prefix: str) -> int:
+            if self.kept.startswith(prefix):
+                raise errors.ObjectStoreRefusedError("it is under retention")
+            return await super().delete_prefix(prefix)
+
+    objects = Locked()
+    plane = Controllers(memory_store, objects)
+    saved = []
+    for name in ("a", "b", "c"):
+        job = await plane.create(name)
+        saved.append((await plane.record(job)).job.uid)
+        await plane.saves(job)
+        await plane.delete(job)
+    objects.kept = f"checkpoints/{min(saved)}/manifests/1"
+    await plane.collector.purge()
+    assert list(objects.contents) == [objects.kept]
+    assert await plane.store.tombstones() == [min(saved)]
 
 
 async def test_lost_workers_are_forgotten_after_a_while() -> None:

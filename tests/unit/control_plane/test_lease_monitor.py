@@ -114,6 +114,7 @@ async def test_a_replica_that_takes_back_late_does_not_hit_the_next_attempt(memo
     await first.scheduler.place()
     token = (await first.record(job)).token
     await first.updater.apply(job, Observed(actor=A, generation=1), token=token)
+    await first.loses(A)
 
     class Late(MemoryStore):
         async def allocation(self, worker: WorkerName) -> Allocation:
@@ -194,3 +195,14 @@ async def test_a_job_that_is_deleted_meanwhile_keeps_no_other_from_being_taken_b
     plane.monitor.store = Stale()
     await plane.monitor.take_back(WorkerName(A))
     assert (await plane.record(second)).job.state == Job.QUEUED
+
+
+async def test_a_worker_that_came_back_in_time_keeps_its_jobs(plane: Controllers) -> None:
+    """It was lost and is heard from again before the round gets to it."""
+    job = await plane.create("j")
+    stream = await plane.worker(A, cpu_slots=1)
+    await plane.scheduler.place()
+    await plane.loses(A)
+    await plane.store.heartbeat(Worker(name=A, cpu_slots=1), stream)
+    await plane.monitor.take_back(WorkerName(A))
+    assert await plane.where(job) == [A]

@@ -244,6 +244,23 @@ def test_a_job_that_was_given_up_says_how_its_attempt_really_ended() -> None:
     assert (life.state, life.job.failure.reason) == ("FAILED", reasons.TRAINING_RAISED)
 
 
+def test_a_job_that_was_given_up_is_queued_if_its_attempt_had_only_met_another_environment() -> None:
+    """Such a failure costs no restart, and takes the place of the loss that did."""
+    refused = Failure(reason=reasons.ENVIRONMENT_DIFFERS, message="torch")
+    life = given_up().fails(refused)
+    assert (life.state, life.job.restart_count, life.job.failure.reason) == ("QUEUED", 0, refused.reason)
+    assert given_up(pausing=True).fails(refused).state == "PAUSED"
+
+
+def test_epochs_that_heal_the_budget_are_counted_once_when_a_loss_is_taken_back() -> None:
+    life = Life(max_restarts=1).running().fails().running(1).is_lost()
+    assert (life.state, life.record.epochs_since_restart) == ("FAILED", 1)
+    assert back(life).record.epochs_since_restart == 1
+    life = Life(max_restarts=2).running().fails().running(1).is_lost()
+    assert (life.state, life.record.epochs_since_restart) == ("QUEUED", 0)
+    assert back(life).record.epochs_since_restart == 1
+
+
 def test_a_failure_that_was_reported_is_final_whoever_comes_back() -> None:
     life = Life(max_restarts=0).running(1).fails()
     assert back(life).last is None

@@ -67,7 +67,7 @@ def possible(record: JobRecord) -> Iterator[Event]:
         yield Finished(actor=A, checkpoint=on)
     yield Stopped(actor=A)
     yield Stopped(actor=A, failure=Failure(reason=reasons.WORKER_STOPPED))
-    for failure in (RAISED, Failure(reason=reasons.STATE_MISMATCH)):
+    for failure in (RAISED, Failure(reason=reasons.STATE_MISMATCH), Failure(reason=reasons.ENVIRONMENT_DIFFERS)):
         yield Failed(actor=A, failure=failure)
     yield Lost(actor="control_plane", failure=GONE)
     for adopted in (token, record.token):

@@ -1,13 +1,19 @@
 """One agent's stream: what it writes, and when it may not any more."""
 
+from typing import Any
+
 import pytest
 
-from adjourn import errors
+from adjourn import errors, reasons
+from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.agent_service_pb2 import AssignmentStatus, Exit, Report, SynchronizeRequest
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.worker_pb2 import Worker
+from adjourn.v1.job_pb2 import Failure, Job
+from adjourn.v1.worker_pb2 import Device, Worker
 from adjourn_control_plane.fleet import session as sessions
 from adjourn_control_plane.fleet.session import AgentSession
+from adjourn_control_plane.job.events import Adopted, Event, Lost, Placed
+from adjourn_control_plane.job.updater import JobUpdater
 from adjourn_control_plane.store.interface import JobName, WorkerName
 from tests.harness.controllers import SETTINGS, Controllers
 from tests.harness.job_life import A
@@ -104,3 +110,38 @@ async def test_a_worker_with_many_reports_does_not_count_as_silent_meanwhile(
     assert stream.acknowledged == 10
     checkpoints = await agents.plane.store.checkpoints(agents.job, size=20)
     assert [each.epoch for _, each in checkpoints] == list(range(10, 0, -1)), "in order"
+
+
+async def test_gpus_are_not_sold_twice_when_an_attempt_comes_back_while_a_job_is_placed(
+    memory_store: MemoryStore,
+) -> None:
+    plane = Controllers(memory_store)
+    job = await plane.create("j", total_epochs=3, gpu_count=1)
+    await plane.worker(A, gpus=1)
+    await plane.scheduler.place()
+    record = await plane.record(job)
+    lost = Lost(actor="control_plane", failure=Failure(reason=reasons.WORKER_LOST))
+    await plane.updater.apply(job, lost, token=record.token)
+    status = AssignmentStatus(job=job, token=record.token, observed_generation=1, phase=AssignmentStatus.RUNNING)
+    status.held_device_uuids.extend(record.device_uuids)
+    worker = Worker(name=A, devices=[Device(uuid=uuid) for uuid in record.device_uuids])
+    message = SynchronizeRequest(worker=worker, session_id="agent", assignments=[status])
+    device = record.device_uuids[0]
+
+    class Overtaken(JobUpdater):
+        """Another job is given the GPU between the decision to adopt and its commit."""
+
+        async def apply(self, job: JobName, event: Event, **guards: Any) -> JobRecord:
+            if isinstance(event, Adopted):
+                event_for_other = Placed(actor="control_plane", worker=A, device_uuids=(device,), nonce="n")
+                await plane.updater.apply(await plane.create("other", gpu_count=1), event_for_other)
+            return await super().apply(job, event, **guards)
+
+    stream = AgentSession(message, plane.store, Overtaken(plane.store), plane.notifier, SETTINGS)
+    await plane.store.attach(stream.described(message), "agent", stream.id)
+    await stream.handle(message)
+    assert [stored.record.job.name for stored in (await plane.store.allocation(WorkerName(A))).jobs] == ["jobs/other"]
+    assert (await plane.record(job)).job.state == Job.QUEUED
+    stream.updater = plane.updater
+    await stream.handle(message)  # the GPU is still taken
+    assert (await plane.record(job)).job.state == Job.QUEUED

@@ -232,7 +232,7 @@ class LostAttempt(_message.Message):
     restart_count: _builtins.int
     """`Job.restart_count` before."""
     epochs_since_restart: _builtins.int
-    """`JobRecord.epochs_since_restart` before."""
+    """What it took from `JobRecord.epochs_since_restart`."""
     @_builtins.property
     def past_failure(self) -> Global___PastFailure:
         """`JobRecord.past_failure` before."""
