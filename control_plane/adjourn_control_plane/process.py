@@ -32,7 +32,7 @@ async def serve(settings: Settings) -> None:
     connected = RedisStore.connect(settings.redis_url, settings.namespace)
     async with connected as store, S3Objects(settings.s3) as objects:
         for weakness in await store.durability():
-            log.warning("store_forgets", what=weakness)
+            log.warning("store_not_durable", problem=weakness)
         await objects.ensure_bucket()
         updater = JobUpdater(store)
         notifier = Notifier(store)

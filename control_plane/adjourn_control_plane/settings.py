@@ -1,4 +1,4 @@
-"""What the control plane is told by its environment; everything wrong with it is reported at once."""
+"""Settings of the control plane, from its environment; everything wrong with them is reported at once."""
 
 import re
 from collections.abc import Callable, Mapping

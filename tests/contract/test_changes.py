@@ -148,6 +148,20 @@ async def test_a_change_tells_the_state_and_whose_allocation_changed(store: JobS
     assert (await store.allocation(TWO)).version == found[5].version
 
 
+async def test_a_change_of_labels_tells_those_before(store: JobStore) -> None:
+    start = await store.latest_token()
+    await created(store, "jobs/a", labels={"team": "x"})
+    await store.commit(change(await there(store, A)))
+    moved = change(await there(store, A))
+    assert moved.record
+    moved.record.job.labels["team"] = "y"
+    await store.commit(moved)
+    await store.commit(change(await there(store, A)))
+    await store.commit(deletion(await there(store, A)))
+    found = await store.changes(start, size=10)
+    assert [dict(each.labels) for each in found] == [{}, {}, {"team": "x"}, {}, {"team": "y"}]
+
+
 async def test_notifications_tell_of_workers_that_take_work_from_now_on(store: JobStore) -> None:
     notifications = store.notifications()
     async with aclosing(notifications):

@@ -98,6 +98,7 @@ class MemoryStore:
         self._version += 1
         new = self._write(change, old)
         workers = {old.worker if old else "", new.worker if new else ""} - {""}
+        labels = [dict(each.read().record.job.labels) if each else {} for each in (old, new)]
         touched = old is None or new is None or (old.worker, old.released) != (new.worker, new.released)
         for worker in workers if touched else ():
             self._occupancy[worker] = self._version
@@ -112,7 +113,7 @@ class MemoryStore:
                 version=self._version,
                 state=new.state if new else None,
                 workers=tuple(sorted(WorkerName(worker) for worker in workers)) if touched else (),
-                labels=dict(old.read().record.job.labels) if old and not new else {},
+                labels=labels[0] if labels[0] != labels[1] else {},
             )
         )
         for worker in workers or {""}:

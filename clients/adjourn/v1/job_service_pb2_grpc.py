@@ -190,7 +190,8 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchJobs(self, request, context):
-        """Streams matching jobs: each once at the start, then after every change, conflated to the newest state.
+        """Streams matching jobs: each once at the start, then after every change, conflated to the newest state. A job that
+        gets other labels and matches no more is sent with them, once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -74,7 +74,9 @@ class JobServiceStub:
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.DeleteJobRequest, _empty_pb2.Empty]
     """Deletes a job that has ended, with its checkpoints. FAILED_PRECONDITION: JOB_NOT_FINISHED (PAUSED included)."""
     WatchJobs: _grpc.UnaryStreamMultiCallable[_job_service_pb2.WatchJobsRequest, _job_service_pb2.WatchJobsResponse]
-    """Streams matching jobs: each once at the start, then after every change, conflated to the newest state."""
+    """Streams matching jobs: each once at the start, then after every change, conflated to the newest state. A job that
+    gets other labels and matches no more is sent with them, once.
+    """
     ListJobEvents: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListJobEventsRequest, _job_service_pb2.ListJobEventsResponse]
     """Lists what happened to a job, oldest first."""
     ListEpochMetrics: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListEpochMetricsRequest, _job_service_pb2.ListEpochMetricsResponse]
@@ -126,7 +128,9 @@ class JobServiceAsyncStub(JobServiceStub):
     DeleteJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.DeleteJobRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes a job that has ended, with its checkpoints. FAILED_PRECONDITION: JOB_NOT_FINISHED (PAUSED included)."""
     WatchJobs: _aio.UnaryStreamMultiCallable[_job_service_pb2.WatchJobsRequest, _job_service_pb2.WatchJobsResponse]  # type: ignore[assignment]
-    """Streams matching jobs: each once at the start, then after every change, conflated to the newest state."""
+    """Streams matching jobs: each once at the start, then after every change, conflated to the newest state. A job that
+    gets other labels and matches no more is sent with them, once.
+    """
     ListJobEvents: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListJobEventsRequest, _job_service_pb2.ListJobEventsResponse]  # type: ignore[assignment]
     """Lists what happened to a job, oldest first."""
     ListEpochMetrics: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListEpochMetricsRequest, _job_service_pb2.ListEpochMetricsResponse]  # type: ignore[assignment]
@@ -229,7 +233,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.WatchJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_job_service_pb2.WatchJobsResponse], _abc.AsyncIterator[_job_service_pb2.WatchJobsResponse]]:
-        """Streams matching jobs: each once at the start, then after every change, conflated to the newest state."""
+        """Streams matching jobs: each once at the start, then after every change, conflated to the newest state. A job that
+        gets other labels and matches no more is sent with them, once.
+        """
 
     @_abc_1.abstractmethod
     def ListJobEvents(

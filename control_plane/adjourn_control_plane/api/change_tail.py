@@ -53,7 +53,7 @@ class ChangeTail:
         self.floor = (0, 0)
         """Everything after this position is kept."""
         self.generation = 0
-        """Grows when the tail lost the thread. A token that was good before must be shown to the store again."""
+        """Grows when the tail begins anew. A token that was good before must be shown to the store again."""
         self.read_time = 0.0
 
     async def after(self, token: str) -> Sequence[Update] | None:

@@ -1,4 +1,4 @@
-"""Takes in bundles: bounded memory, hashed while they arrive, verified before they are stored."""
+"""Receives bundles: bounded memory, hashed while they arrive, verified before they are stored."""
 
 import asyncio
 import contextlib

@@ -14,7 +14,7 @@ from adjourn_control_plane.store.redis_codec import is_token
 
 BATCH: Final = 500
 LOOK_SECONDS: Final = 2.0
-"""How often to look without a hint."""
+"""How often to look without a notification."""
 KEEPALIVE_SECONDS: Final = 20.0
 """Silence after which an empty message tells that the stream lives, and from where to go on."""
 
@@ -96,20 +96,24 @@ class Watcher:
             updates = [Update(change) for change in await self.store.changes(after, size=BATCH)]
             self.generation = generation
         newest = {update.change.job: update for update in updates}
+        matched = {each.change.job for each in updates if self.matches(each.change.job, each.change.labels)}
         for update in updates:
             if newest[update.change.job] is update:  # else it changed again, and is sent with that later token
-                yield await self.response(update)
+                yield await self.response(update, matched=update.change.job in matched)
 
-    async def response(self, update: Update) -> WatchJobsResponse:
-        """Returns what a watcher is told of a change: perhaps no more than the token to go on from."""
+    async def response(self, update: Update, *, matched: bool) -> WatchJobsResponse:
+        """Returns the response for a change; it may hold no more than the token.
+
+        `matched`: the job had labels until then that the watcher asks for, so it may know the job.
+        """
         change = update.change
         response = WatchJobsResponse(resume_token=change.token)
         if change.state is None:
-            if self.matches(change.job, change.labels):
+            if matched:
                 response.deleted = change.job
         elif not self.names or change.job in self.names:
             job = await self.tail.read(update)  # None: it was deleted since, which a later change tells
-            if job is not None and self.matches(change.job, job.labels):
+            if job is not None and (matched or self.matches(change.job, job.labels)):
                 response.job.CopyFrom(job)
         return response
 

@@ -54,7 +54,7 @@ class Queue:
         """A heap of the jobs in no class; it may hold jobs that are gone."""
 
     def put(self, job: JobName, record: JobRecord, now: datetime) -> bool:
-        """Adds a queued job, or takes in its new record; True if that may let it be placed."""
+        """Adds a queued job, or replaces its record; True if that may let it be placed."""
         condition = next((each for each in record.job.conditions if each.type == Condition.UNPLACED), Condition())
         wanted = needs(record)
         wanted = self.known.setdefault(wanted, wanted)
@@ -128,7 +128,7 @@ class Queue:
         known = self.classes.get(wanted)
         if known is None or known.by_reason.keys() <= {reason}:
             return []
-        others = (job for told, jobs in known.by_reason.items() if told != reason for job in jobs)
+        others = (job for other, jobs in known.by_reason.items() if other != reason for job in jobs)
         return list(islice(others, size))
 
     def delayed_unexplained(self, size: int) -> Iterator[tuple[datetime, JobName]]:

@@ -135,7 +135,7 @@ class Scheduler:
                 await self.reload()
                 matters = True
             while changes := await self.store.changes(self.token, size=CHANGES_AT_ONCE):
-                matters |= self.take_in(changes)
+                matters |= self.invalidate(changes)
                 self.token = changes[-1].token
         except TokenTooOld:
             self.token = ""
@@ -149,7 +149,7 @@ class Scheduler:
             del self.stale[job]
         return matters
 
-    def take_in(self, changes: Sequence[Changed]) -> bool:
+    def invalidate(self, changes: Sequence[Changed]) -> bool:
         """Notes what changes make out of date; False if they tell of progress only."""
         matters = False
         for change in changes:

@@ -80,7 +80,7 @@ class AgentSession:
         return worker
 
     async def read(self, first: SynchronizeRequest, requests: Requests) -> None:
-        """Takes in what the agent says, message by message, until its end of the stream closes."""
+        """Handles the agent's messages, one after the other, until the agent closes its end of the stream."""
         await self.handle(first)
         await self.heartbeat(first)  # it is known what the worker holds: it may be given more
         async for request in requests:
@@ -92,14 +92,14 @@ class AgentSession:
             await self.superseded()
 
     async def handle(self, request: SynchronizeRequest) -> None:
-        """Takes in a message; raises as `superseded` if another stream speaks for the worker by now."""
+        """Applies a message; raises as `superseded` if another stream speaks for the worker by now."""
         try:
-            await self.take_in(request)
+            await self.apply_message(request)
         except Fenced:
             await self.superseded()
         self.changed.set()
 
-    async def take_in(self, request: SynchronizeRequest) -> None:
+    async def apply_message(self, request: SynchronizeRequest) -> None:
         """Applies what is so by now, then what happened before, then what the worker has no more."""
         self.reported = list(request.assignments)
         held = await self.held()
@@ -116,7 +116,7 @@ class AgentSession:
         await self.apply(reconcile.lost_attempts(self.worker, held, self.reported, reports_pending=pending), tokens)
 
     async def apply(self, events: Iterable[tuple[str, Event]], tokens: Mapping[str, FencingToken]) -> None:
-        """Applies events to the attempts that they were concluded from; elsewhere nothing comes of them."""
+        """Applies events, each only if its job still has the attempt that the event was concluded from."""
         for job, event in events:
             with contextlib.suppress(errors.NotFoundError):  # deleted meanwhile: nothing to keep in step
                 if isinstance(event, Adopted):

@@ -150,7 +150,7 @@ class Changed:
     workers: Sequence[WorkerName] = ()
     """Whose allocation changed."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Of a job that was deleted: its last ones."""
+    """Those that the job had until then, if it was deleted or got others."""
 
 
 class TokenTooOld(Exception):

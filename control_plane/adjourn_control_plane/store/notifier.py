@@ -1,4 +1,4 @@
-"""Tells waiting streams that something changed. These are hints only: who waits also looks again without one."""
+"""Wakes waiting streams when something changed. A notification may be missed: who waits also looks again without."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ from adjourn_control_plane.store.interface import JobStore
 
 
 class Notifier:
-    """Passes the store's hints on to the subscriptions of this process."""
+    """Passes the store's notifications on to the subscriptions of this process."""
 
     def __init__(self, store: JobStore) -> None:
         self.store = store
@@ -19,7 +19,7 @@ class Notifier:
         """Grows when a worker came or went, or when that may have been missed."""
 
     async def run(self) -> None:
-        """Passes hints on for ever."""
+        """Passes notifications on for ever."""
         async for job, worker in self.store.notifications():
             if worker and not job:
                 self.arrivals += 1

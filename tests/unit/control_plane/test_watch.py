@@ -284,6 +284,27 @@ async def test_a_deletion_is_told_to_those_who_could_have_seen_the_job(memory_st
     assert await after.states(until="jobs/last") == expected, "however it came to know of the job"
 
 
+async def test_a_job_that_loses_its_label_is_sent_once_more(memory_store: MemoryStore, watch: Open) -> None:
+    """Who watches by label would take it to be as it was, for ever."""
+    for name in ("jobs/moved", "jobs/deleted", "jobs/last"):
+        await created(memory_store, name, labels={"team": "x"})
+    watcher = await watch(labels={"team": "x"})
+    await watcher.states()
+    for name in ("jobs/moved", "jobs/deleted"):
+        moving = change(await there(memory_store, JobName(name)))
+        assert moving.record
+        moving.record.job.labels["team"] = "y"
+        await memory_store.commit(moving)
+        await moved(memory_store, name, Job.RUNNING)  # together they are one change to who comes late
+    await memory_store.commit(deletion(await there(memory_store, JobName("jobs/deleted"))))
+    await moved(memory_store, "jobs/last", Job.PAUSED)
+    expected = ["jobs/moved RUNNING", "jobs/deleted deleted", "jobs/last PAUSED"]
+    assert await watcher.states(until="jobs/last") == expected
+    await moved(memory_store, "jobs/moved", Job.PAUSED)
+    await moved(memory_store, "jobs/last", Job.RUNNING)
+    assert await watcher.states(until="jobs/last") == ["jobs/last RUNNING"]
+
+
 async def test_what_changed_is_read_once_for_all_watchers() -> None:
     """Each watcher read every job that changed (section 5.3)."""
     store = Counting()
@@ -343,7 +364,7 @@ async def test_the_tail_keeps_no_more_bytes_than_it_may(
     assert await tail.after("0-0") is None
 
 
-async def test_a_tail_that_lost_the_thread_has_tokens_shown_to_the_store_again() -> None:
+async def test_a_tail_that_began_anew_has_tokens_shown_to_the_store_again() -> None:
     store = Counting(changes_kept=5)
     notifier = Notifier(store)
     serving = Watch(store, notifier)

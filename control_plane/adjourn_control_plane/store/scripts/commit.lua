@@ -118,7 +118,7 @@ if request ~= '' then
   redis.call('EXPIRE', key('request:' .. request), request_memory)
 end
 redis.call('XADD', key('changes'), 'MAXLEN', '~', changes_kept, '*', 'job', job, 'version', version, 'state', state,
-  'workers', touched, 'labels', record == '' and old[7] or '')
+  'workers', touched, 'labels', labels ~= old[7] and old[7] or '')
 if old_worker ~= '' and old_worker ~= worker then
   redis.call('PUBLISH', key('notifications'), job .. ' ' .. old_worker)
 end
