@@ -481,7 +481,7 @@ async def test_a_launcher_that_hangs_is_replaced(harness: LauncherHarness, monke
     stopped = holder(harness.paths.launcher_lock)
     assert stopped
     os.kill(stopped, signal.SIGSTOP)
-    async with harness.launcher(patience=1.0) as launcher:
+    async with harness.launcher(patience=3.0) as launcher:
         assert holder(harness.paths.launcher_lock) != stopped
         assert await launcher.processes() == []
         assert not process_tree.alive(process)

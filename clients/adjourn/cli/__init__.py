@@ -107,5 +107,5 @@ def main() -> None:
     sys.unraisablehook = error_messages.ignore_unraisable
     try:
         app()
-    except Exception as error:  # noqa: BLE001 - the last resort: told in a line, with its traceback on request
+    except Exception as error:  # noqa: BLE001 - the last resort: one line, and the traceback on request
         sys.exit(error_messages.unexpected(error))

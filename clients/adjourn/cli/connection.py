@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 def connect(ctx: typer.Context) -> "Client":
     """Returns a client of the control plane that --address or ADJOURN_ADDRESS names."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is told by us; read when grpc is imported
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # we print errors ourselves; read when grpc is imported
     from adjourn.client import Client  # grpc: not needed for --help
 
     return Client(str(ctx.obj))

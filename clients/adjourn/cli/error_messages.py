@@ -58,7 +58,7 @@ class Commands(TyperGroup):
 def sentence(error: errors.AdjournError) -> str:
     """Returns what is wrong and what to do next."""
     if isinstance(error, errors.InternalError) and "error_id" in error.metadata:
-        advice = f"the control plane's log has the story under error_id {error.metadata['error_id']}"
+        advice = f"the control plane's log has the traceback under error_id {error.metadata['error_id']}"
     else:
         advice = next((ADVICE[kind] for kind in type(error).__mro__ if kind in ADVICE), "")
     message = " ".join(error.message.split()) or error.reason

@@ -1,6 +1,6 @@
 """Shows one job to people: pure functions from Job to rich renderables.
 
-`paused_run` tells everything a paused run has to tell; it serves for every other state as well.
+`paused_run` shows all that is known of a paused run; it serves for every other state as well.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -42,11 +42,11 @@ def pause(
     boundary = arguments.pause_mode(mode)
     with connect(ctx) as client:
         found = client.pause_job(job, mode=boundary, reason=reason)
-        output.say(told(found))
+        output.say(sentence(found))
         if not wait or found.state == Job.PAUSED:
             return
         found = client.wait_job(found.name, until=pause_settled)
-        output.say(told(found) if found.state != Job.PAUSED else f"{told(found)}\n{phases(found.pause)}")
+        output.say(sentence(found) if found.state != Job.PAUSED else f"{sentence(found)}\n{phases(found.pause)}")
         if found.state not in (Job.PAUSED, Job.SUCCEEDED):  # it may finish first; nothing is left to pause then
             raise typer.Exit(1)
 
@@ -71,7 +71,7 @@ def resume(
             return
         asked = found
         found = client.wait_job(asked.name, until=lambda now: trains_again(now, asked.attempt))
-        output.say(told(found))
+        output.say(sentence(found))
         if found.state not in (Job.RUNNING, Job.SUCCEEDED):
             raise typer.Exit(1)
         if asked.HasField("pause") and not asked.pause.HasField("resume_time"):
@@ -90,7 +90,7 @@ def cancel(
         found = client.get_job(job)
         kept = "what it did since its newest checkpoint" if found.latest_checkpoint else "all it did"
         confirm(f"Stop {formatting.short(found.name)} for good? It loses {kept}.", yes=yes or found.state in ENDED)
-        output.say(told(client.cancel_job(found.name, reason=reason)))
+        output.say(sentence(client.cancel_job(found.name, reason=reason)))
 
 
 def update(
@@ -157,7 +157,7 @@ def interactive() -> bool:
     return sys.stdin.isatty()
 
 
-def told(job: Job) -> str:
+def sentence(job: Job) -> str:
     return f"{formatting.short(job.name)} {phrases.situation(job, datetime.now(UTC))}"
 
 

@@ -36,7 +36,7 @@ def watch(
     with connect(ctx) as client:
         names = [client.get_job(name).name for name in jobs or ()]
         if not names:
-            next(client.list_jobs(labels=labels), None)  # a control plane that is away is told at once
+            next(client.list_jobs(labels=labels), None)  # a control plane that is away is an error now
         if not json:
             follow(client, names, labels=labels, live=sys.stdout.isatty())
             return

@@ -23,10 +23,10 @@ from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
 from adjourn.v1.worker_service_pb2_grpc import WorkerServiceStub
 
-Asked = TypeVar("Asked")
-Answer = TypeVar("Answer")
-Asking = TypeVar("Asking", bound=calls.Paged)
-Listed = TypeVar("Listed", bound=calls.Page)
+RequestT = TypeVar("RequestT")
+ResponseT = TypeVar("ResponseT")
+PageRequestT = TypeVar("PageRequestT", bound=calls.Paged)
+PageT = TypeVar("PageT", bound=calls.Page)
 
 
 class AsyncClient:
@@ -219,15 +219,17 @@ class AsyncClient:
         """Forgets a worker that is LOST and holds no job. Raises WorkerInUseError."""
         await self._call(self._workers.DeleteWorker, requests.delete_worker(name))
 
-    async def _call(self, method: "grpc.aio.UnaryUnaryMultiCallable[Asked, Answer]", request: Asked) -> Answer:
+    async def _call(
+        self, method: "grpc.aio.UnaryUnaryMultiCallable[RequestT, ResponseT]", request: RequestT
+    ) -> ResponseT:
         try:
             return await method(request, timeout=self._timeout, metadata=self._caller)
         except grpc.RpcError as error:
             raise calls.typed(error, self.address) from error
 
     async def _pages(
-        self, method: "grpc.aio.UnaryUnaryMultiCallable[Asking, Listed]", request: Asking
-    ) -> AsyncIterator[Listed]:
+        self, method: "grpc.aio.UnaryUnaryMultiCallable[PageRequestT, PageT]", request: PageRequestT
+    ) -> AsyncIterator[PageT]:
         while True:
             page = await self._call(method, request)
             yield page

@@ -23,10 +23,10 @@ from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
 from adjourn.v1.worker_service_pb2_grpc import WorkerServiceStub
 
-Asked = TypeVar("Asked")
-Answer = TypeVar("Answer")
-Asking = TypeVar("Asking", bound=calls.Paged)
-Listed = TypeVar("Listed", bound=calls.Page)
+RequestT = TypeVar("RequestT")
+ResponseT = TypeVar("ResponseT")
+PageRequestT = TypeVar("PageRequestT", bound=calls.Paged)
+PageT = TypeVar("PageT", bound=calls.Page)
 
 
 class Client:
@@ -218,13 +218,15 @@ class Client:
         """Forgets a worker that is LOST and holds no job. Raises WorkerInUseError."""
         self._call(self._workers.DeleteWorker, requests.delete_worker(name))
 
-    def _call(self, method: "grpc.UnaryUnaryMultiCallable[Asked, Answer]", request: Asked) -> Answer:
+    def _call(self, method: "grpc.UnaryUnaryMultiCallable[RequestT, ResponseT]", request: RequestT) -> ResponseT:
         try:
             return method(request, timeout=self._timeout, metadata=self._caller)
         except grpc.RpcError as error:
             raise calls.typed(error, self.address) from error
 
-    def _pages(self, method: "grpc.UnaryUnaryMultiCallable[Asking, Listed]", request: Asking) -> Iterator[Listed]:
+    def _pages(
+        self, method: "grpc.UnaryUnaryMultiCallable[PageRequestT, PageT]", request: PageRequestT
+    ) -> Iterator[PageT]:
         while True:
             page = self._call(method, request)
             yield page

@@ -100,5 +100,5 @@ def pair(name: str, expected: str, found: str) -> Row:
 def figures(measured: EpochMetrics) -> str:
     """Returns what must be equal to the last bit in an epoch; times and attempts may differ."""
     values: Mapping[str, float] = measured.values
-    told = " ".join(f"{name}={values[name].hex()}" for name in sorted(values))
-    return f"step={measured.step} best={measured.best} {told}"
+    metrics = " ".join(f"{name}={values[name].hex()}" for name in sorted(values))
+    return f"step={measured.step} best={measured.best} {metrics}"

@@ -78,11 +78,11 @@ class DataDirectory:
 
 def write_private(file: Path, text: str) -> None:
     """Replaces `file` in one step. It is never readable for other users."""
-    draft = file.with_suffix(".new")
-    draft.unlink(missing_ok=True)
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    fresh = file.with_suffix(".new")
+    fresh.unlink(missing_ok=True)
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as out:
         out.write(text)
         out.flush()
         os.fsync(out.fileno())
-    draft.replace(file)
+    fresh.replace(file)

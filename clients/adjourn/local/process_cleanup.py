@@ -88,7 +88,7 @@ async def end(stack: Path, *, hurry: asyncio.Event | None = None) -> int:
     ended = set()
     for kind in Role:
         deadline = time.monotonic() + GRACE[kind]
-        told: set[int] = set()
+        terminated: set[int] = set()
         # Search again each time: a launcher may have forked meanwhile.
         while processes := [process for found, process in find(stack) if found is kind]:
             late = time.monotonic() > deadline or (hurry is not None and hurry.is_set())
@@ -97,8 +97,8 @@ async def end(stack: Path, *, hurry: asyncio.Event | None = None) -> int:
                 try:
                     if late:
                         process.kill()
-                    elif process.pid not in told:
-                        told.add(process.pid)
+                    elif process.pid not in terminated:
+                        terminated.add(process.pid)
                         process.terminate()
                 except psutil.NoSuchProcess:
                     continue

@@ -18,18 +18,18 @@ def run(work: Coroutine[None, None, T]) -> T | None:
 async def _interruptible(work: Coroutine[None, None, T]) -> T | None:
     task = asyncio.current_task()
     assert task
-    told = False
+    interrupted = False
 
-    def tell() -> None:
-        nonlocal told
-        told = True
+    def interrupt() -> None:
+        nonlocal interrupted
+        interrupted = True
         task.cancel()
 
     for number in SIGNALS:
-        asyncio.get_running_loop().add_signal_handler(number, tell)
+        asyncio.get_running_loop().add_signal_handler(number, interrupt)
     try:
         return await work
     except asyncio.CancelledError:
-        if told:
+        if interrupted:
             return None
         raise
