@@ -1,5 +1,6 @@
 """What is installed: three packages in one wheel, and for each extra no more than it needs."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -162,3 +163,17 @@ def test_one_missing_module_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(cli.app, ["up"])
     assert result.exit_code == 1
     assert result.stderr == "adjourn: `adjourn up` needs no_such_module: pip install 'adjourn[local]'\n"
+
+
+def test_what_is_required_is_not_older_than_what_the_generated_code_accepts() -> None:
+    generated = ROOT / "clients" / "adjourn" / "v1"
+    grpc = re.search(r"GRPC_GENERATED_VERSION = '([\d.]+)'", (generated / "job_service_pb2_grpc.py").read_text())
+    messages = (generated / "job_pb2.py").read_text()
+    protobuf = re.search(r"Domain\.PUBLIC,\s+(\d+),\s+(\d+),\s+(\d+)", messages)
+    assert grpc
+    assert protobuf
+    least = {"grpcio": grpc[1], "protobuf": ".".join(protobuf.groups())}
+    requirements = {Requirement(text).name: Requirement(text).specifier for text in PROJECT["dependencies"]}
+    assert {name: str(requirements[name]) for name in least} == {
+        name: f">={version}" for name, version in least.items()
+    }

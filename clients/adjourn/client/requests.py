@@ -100,7 +100,8 @@ def update_job(
 
 
 def watch_jobs(names: Iterable[str], labels: Mapping[str, str] | None, resume_token: str) -> WatchJobsRequest:
-    return WatchJobsRequest(names=[job_name(name) for name in names], labels=labels or {}, resume_token=resume_token)
+    given = [names] if isinstance(names, str) else names  # a string is an iterable of names too: of its letters
+    return WatchJobsRequest(names=[job_name(name) for name in given], labels=labels or {}, resume_token=resume_token)
 
 
 def list_job_events(job: str) -> ListJobEventsRequest:

@@ -66,3 +66,7 @@ def test_a_bundle_over_the_limit_is_refused_before_it_is_sent() -> None:
     with pytest.raises(InvalidRequestError, match="at most") as caught:
         requests.upload_bundle(bytes(BUNDLE_LIMIT_BYTES + 1))
     assert "chunk" in caught.value.violations
+
+
+def test_one_name_to_watch_is_not_taken_for_its_letters() -> None:
+    assert list(requests.watch_jobs("digits", None, "").names) == ["jobs/digits"]
