@@ -137,7 +137,9 @@ async def test_a_running_job_is_cancelled(submit: Submit, said: Said) -> None:
 async def test_a_submission_that_is_waited_for_tells_how_it_ended(adjourn: Adjourn) -> None:
     ran = await adjourn("submit", "no.such.module:main", "--epochs", 1, "--job-id", "doomed", "--wait")
     assert (ran.status, ran.err) == (1, "")
-    assert "FAILED" in ran.out.splitlines()[-1]
+    (last,) = (line for line in ran.out.splitlines() if "FAILED" in line)
+    assert last.endswith("ENTRY_POINT_NOT_IMPORTABLE")
+    assert "No module named 'no'" in ran.out, "the message of the failure follows"
     assert "ENTRY_POINT_NOT_IMPORTABLE" in (await adjourn("get", "doomed")).out
 
 
