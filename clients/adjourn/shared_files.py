@@ -7,6 +7,7 @@ no grpc.
 """
 
 import mmap
+import os
 import struct
 from pathlib import Path
 
@@ -71,7 +72,9 @@ class ProgressPage:
 
 
 def mapped(path: Path, size: int) -> mmap.mmap:
-    """Maps a file of `size` bytes, making it, zeroed, if it is not there."""
+    """Maps a file of `size` bytes, making it, zeroed, if it is not there; raises OSError, also for want of space."""
     with path.open("a+b") as file:
         file.truncate(size)
+        # Without this, a full disk would be found at the first write to the map, as a SIGBUS.
+        os.posix_fallocate(file.fileno(), 0, size)
         return mmap.mmap(file.fileno(), size)

@@ -22,7 +22,8 @@ STATE = "state.json"
 IN_USE = "in-use"
 """While this file is there, the snapshot is the agent's; once it is gone, training may write over it."""
 
-FORMAT = 1
+FORMAT = 2
+"""Grows whenever a snapshot of an earlier version would not be restored as it was: such a snapshot is refused."""
 HEADER_LIMIT = 100_000_000
 """Longest header, in bytes; that of the safetensors library."""
 HEADER_ALIGNMENT = 4096
@@ -126,17 +127,16 @@ def read_state(directory: Path) -> State:
     try:
         document = json.loads((directory / STATE).read_bytes())
         version = document["format"]
-        state = State(
-            components=dict(document["components"]),
-            environment=dict(document["environment"]),
-            progress=dict(document["progress"]),
-            remarks=tuple(document.get("remarks", ())),
-        )
+        if version == FORMAT:
+            return State(
+                components=dict(document["components"]),
+                environment=dict(document["environment"]),
+                progress=dict(document["progress"]),
+                remarks=tuple(document.get("remarks", ())),
+            )
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SnapshotInvalid(f"{STATE}: {error!r}") from error
-    if version != FORMAT:
-        raise SnapshotInvalid(f"{STATE}: format {version!r}; this version reads {FORMAT}")
-    return state
+    raise SnapshotInvalid(f"{STATE}: format {version!r}; this version reads {FORMAT}")
 
 
 def canonical(tree: Tree) -> tuple[bytes, list[str]]:

@@ -3,12 +3,14 @@
 import asyncio
 import errno
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from adjourn import bundles, reasons
+from adjourn import bundles, reasons, snapshots
 from adjourn.internal.v1.trainer_pb2 import Snapshot
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
 from adjourn.v1.checkpoint_pb2 import Checkpoint
@@ -226,6 +228,34 @@ async def test_an_order_that_cannot_be_written_ends_the_attempt(harness: AgentHa
     assert (why.reason, "control" in why.message) == (reasons.PROCESS_ENDED, True)
 
 
+async def test_an_agent_short_of_files_ends_no_training(
+    bench: Bench, objects: MemoryObjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner_module, "FILES_AGAIN_SECONDS", 0.05)
+    job = bench.job()
+    opened = Path.open
+
+    def short(path: Path, *arguments: Any, **named: Any) -> Any:
+        if path.name in ("exit", "events", "control", "process"):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+        return opened(path, *arguments, **named)
+
+    with capture_logs() as logs:
+        async with bench.agent(objects):
+            await bench.until_phase(job, RUNNING)
+            pid = bench.training(job)
+            with monkeypatch.context() as patched:
+                patched.setattr(Path, "open", short)
+                job.do("epoch")
+                await bench.until(lambda: any(entry["event"] == "files_unusable" for entry in logs))
+                bench.plane.set_target(job, Assignment.PAUSE)
+            await bench.until_phase(job, AssignmentStatus.PAUSING)
+            assert alive(pid)
+            job.do("epoch")
+            await bench.until_forgotten(job)
+    assert (bench.plane.exit(job).phase, bench.plane.epochs(job)) == (AssignmentStatus.PAUSED, [1, 2])
+
+
 def fill_disk(journal: Journal) -> None:
     (pages,) = journal._database.execute("PRAGMA page_count").fetchone()
     journal._database.execute(f"PRAGMA max_page_count = {pages}")
@@ -297,7 +327,7 @@ def test_a_slot_that_training_has_taken_again_is_not_given_back(tmp_path: Path) 
         progress = Progress(epoch=epoch)
         progress.report_time.FromSeconds(epoch)
         shown = {"report_time": progress.report_time.ToJsonString()}
-        document = {"format": 1, "components": {}, "environment": {}, "progress": shown}
+        document = {"format": snapshots.FORMAT, "components": {}, "environment": {}, "progress": shown}
         (tmp_path / "state.json").write_text(json.dumps(document))
         (tmp_path / "in-use").touch()
         return Snapshot(directory=str(tmp_path), progress=progress)

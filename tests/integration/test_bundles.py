@@ -5,6 +5,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,6 +60,24 @@ async def test_no_attempt_sees_what_another_wrote_beside_its_code(memory: Memory
     (first / "cache.json").write_bytes(b"{}")
     assert files(await fetched(memory, bundle, paths, "b")) == {"train.py": b"x = 1\n"}
     assert files(await fetched(memory, bundle, paths)) == {"train.py": b"x = 1\n"}  # the same attempt, prepared again
+
+
+async def test_a_kept_bundle_that_another_attempt_removes_while_it_is_read(
+    memory: MemoryObjects, paths: WorkerPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = await put_bundle(memory, archive(a=b"1"))
+    await fetched(memory, bundle, paths)
+    (kept,) = paths.bundles.iterdir()
+    utime = os.utime
+
+    def overtaken(path: Path, *times: Any) -> None:
+        if path == kept:
+            kept.unlink()
+        utime(path, *times)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "utime", overtaken)
+        assert files(await fetched(MemoryObjects(), bundle, paths, "b")) == {"a": b"1"}
 
 
 async def test_a_kept_bundle_that_was_changed_is_fetched_again(memory: MemoryObjects, paths: WorkerPaths) -> None:

@@ -1,11 +1,14 @@
 """Snapshots on their way into an object store and back: whole and verified, or not at all."""
 
 import asyncio
+import errno
 import json
+import os
 import secrets
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -388,6 +391,32 @@ async def test_hashing_has_threads_of_its_own(memory: MemoryObjects, assignment:
         assert not waiting.done()
         busy.set()
         await waiting
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM])
+@pytest.mark.parametrize("read", ["state.json", "tensors.safetensors"])
+async def test_a_snapshot_that_cannot_be_read_for_a_while_is_not_lost(
+    memory: MemoryObjects,
+    assignment: Assignment,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    read: str,
+) -> None:
+    taken = snapshot(tmp_path / "slot")
+    opened = Path.open
+
+    def short(path: Path, *arguments: Any, **named: Any) -> Any:
+        if path.name == read:
+            raise OSError(number, os.strerror(number), str(path))
+        return opened(path, *arguments, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", short)
+        with pytest.raises(OSError, match=read) as raised:
+            await kept(memory, assignment, taken)
+    assert raised.value.errno == number
+    await kept(memory, assignment, taken)
 
 
 async def test_a_snapshot_that_is_gone_is_said_to_be(

@@ -12,7 +12,7 @@ import pytest
 
 from adjourn import reasons
 from adjourn.errors import ObjectStoreRefusedError, ObjectStoreUnavailableError
-from adjourn.internal.v1.trainer_pb2 import HeldAssignment
+from adjourn.internal.v1.trainer_pb2 import HeldAssignment, Snapshot
 from adjourn.objects import S3Objects, S3Settings
 from adjourn.v1.agent_service_pb2 import Assignment, ConditionChange, FencingToken
 from adjourn.v1.job_pb2 import Condition
@@ -168,3 +168,44 @@ def test_room_in_memory_is_counted(paths: WorkerPaths, monkeypatch: pytest.Monke
         os.posix_fallocate(file.fileno(), 0, 100 << 20)  # and is not counted twice
     assert goes_to_memory("c", 60)
     assert goes_to_memory("d", 0)
+
+
+def room_for(storage: StorageTasks, attempt: HeldAssignment, state: int) -> bool:
+    """Returns whether three snapshots of so many MiB go to memory."""
+    places = storage.snapshot_places(Path(attempt.directory), state << 20)
+    return storage.paths.snapshots in places[0].parents
+
+
+def test_an_agent_counts_the_memory_that_an_earlier_one_promised(
+    paths: WorkerPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "free_bytes", lambda _: 1000 << 20)
+    resumed, from_scratch, other = held(paths), held(paths), held(paths)
+    resumed.assignment.restore.size_bytes = 100 << 20
+    from_scratch.persisted.size_bytes = 200 << 20
+    storage = StorageTasks(MemoryObjects(), paths, threads=1, kept=Kept())
+    storage.adopt(resumed)
+    assert room_for(storage, other, 300), "whose place is not there has nothing in memory"
+    for each in (resumed, from_scratch):
+        paths.snapshot_directory(Path(each.directory)).mkdir()
+    storage = StorageTasks(MemoryObjects(), paths, threads=1, kept=Kept())
+    for each in (resumed, from_scratch):
+        storage.adopt(each)
+    assert not room_for(storage, other, 34)
+    assert room_for(storage, other, 33)
+
+
+async def test_a_training_that_began_from_scratch_counts_once_it_is_known_how_large_it_is(
+    paths: WorkerPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "free_bytes", lambda _: 1000 << 20)
+    storage = StorageTasks(MemoryObjects(), paths, threads=1, kept=Kept())
+    first, other = held(paths), held(paths)
+    assert room_for(storage, first, 0)
+    assert room_for(storage, other, 100)
+    with pytest.raises(module.Unusable):
+        await storage.persist(first, Snapshot(size_bytes=300 << 20), lambda _: None, lambda _: None)
+    assert not room_for(storage, other, 100)
+    paths.logs.rmdir()
+    await storage.clean_up(first)
+    assert room_for(storage, other, 100), "also if its files could not be put away"

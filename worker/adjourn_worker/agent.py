@@ -94,6 +94,7 @@ class Agent:
         self.paths.collect_garbage([self.paths.attempt(held.assignment.job, held.assignment.token) for held in found])
         async with NotifySocket(self.paths.notify_socket) as notifications, asyncio.TaskGroup() as self.group:
             for held in found:
+                self.storage.adopt(held)
                 self.start(self.runner(held))
             service = [
                 self.group.create_task(self.stream.run()),

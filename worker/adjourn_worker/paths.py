@@ -29,6 +29,8 @@ from adjourn.v1.agent_service_pb2 import FencingToken
 SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108
 TEMPORARY: Final = Path("/tmp")  # noqa: S108 - TMPDIR is often too long for a socket
 AGENT_LOCK: Final = "agent.lock"
+ID: Final = "id"
+"""File in the data directory."""
 UID: Final = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 
@@ -68,7 +70,7 @@ class WorkerPaths:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
         data = data.resolve()
         name = f"adjourn-{os.getuid()}"
-        worker = worker_id(data / "id")
+        worker = worker_id(data / ID)
         in_memory = shared_memory is not None and shared_memory.is_dir() and os.access(shared_memory, os.W_OK)
         paths = cls(
             data=data,
@@ -102,7 +104,7 @@ class WorkerPaths:
 
     @property
     def notify_socket(self) -> Path:
-        return self.runtime / "doorbell"
+        return self.runtime / "notify"
 
     @property
     def attempts(self) -> Path:
@@ -219,23 +221,30 @@ def free_bytes(path: Path) -> int:
 
 
 def used_bytes(directory: Path) -> int:
-    """Returns the room that a directory takes; 0 if there is none."""
+    """Returns the room that a directory takes; 0 if there is none. Others may remove it meanwhile."""
     total = 0
-    for path in directory.rglob("*"):
-        with suppress(FileNotFoundError):  # somebody has removed it meanwhile
-            total += path.lstat().st_blocks * 512
+    for path, directories, files in os.walk(directory):  # which passes over what has gone, as rglob does not
+        for name in (*directories, *files):
+            with suppress(FileNotFoundError):
+                total += Path(path, name).lstat().st_blocks * 512
     return total
 
 
 def bound(files: Iterable[Path], *, size: int, count: int = sys.maxsize) -> None:
-    """Removes the files that were written longest ago, until at most so many, of so many bytes in all, are left."""
-    newest_first = sorted(((path.stat().st_mtime_ns, path) for path in files), reverse=True)
+    """Removes the files that were written longest ago, until at most so many, of so many bytes in all, are left.
+
+    Attempts that begin or end at the same time may do the same to the same files.
+    """
+    found = []
+    for path in files:
+        with suppress(FileNotFoundError):
+            status = path.lstat()
+            found.append((status.st_mtime_ns, path, min(status.st_size, status.st_blocks * 512)))  # logs have holes
     total = 0
-    for number, (_, path) in enumerate(newest_first, start=1):
-        status = path.stat()
-        total += min(status.st_size, status.st_blocks * 512)  # the middle of a long log is a hole
+    for number, (_, path, taken) in enumerate(sorted(found, reverse=True), start=1):
+        total += taken
         if number > count or total > size:
-            path.unlink(missing_ok=True)
+            remove(path)
 
 
 def remove(path: Path) -> None:

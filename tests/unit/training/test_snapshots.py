@@ -16,7 +16,7 @@ def write(directory: Path, **components: Any) -> dict[str, str]:
     """Writes a snapshot; returns digests computed from the live values."""
     encoder = Encoder()
     trees = {name: encoder.encode(value, (name,)) for name, value in components.items()}
-    document = {"format": 1, "components": trees, "environment": {}, "progress": {}}
+    document = {"format": snapshots.FORMAT, "components": trees, "environment": {}, "progress": {}}
     Slot(directory).write(document, encoder.blobs)
     return {
         name: snapshots.component_digest(tree, lambda blob: encoder.blobs[blob].chunks())
@@ -127,14 +127,20 @@ def test_headers_that_do_not_fit_the_file_are_refused(tmp_path: Path, content: b
         b"{}",
         b"[]",
         b"\xff",
-        b'{"format": 2, "components": {}, "environment": {}, "progress": {}}',
-        b'{"format": 1, "components": 3, "environment": {}, "progress": {}}',
+        b'{"format": 2, "components": 3, "environment": {}, "progress": {}}',
         b"[" * 100_000,
     ],
 )
 def test_states_that_cannot_be_read_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / STATE).write_bytes(content)
     with pytest.raises(SnapshotInvalid, match=STATE):
+        snapshots.read_state(tmp_path)
+
+
+@pytest.mark.parametrize("other", [1, snapshots.FORMAT + 1, "2", None])
+def test_a_snapshot_of_another_version_is_refused_plainly(tmp_path: Path, other: object) -> None:
+    (tmp_path / STATE).write_text(json.dumps({"format": other, "components": "as that version has them"}))
+    with pytest.raises(SnapshotInvalid, match=f"format {other!r}; this version reads {snapshots.FORMAT}"):
         snapshots.read_state(tmp_path)
 
 

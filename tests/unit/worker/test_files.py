@@ -1,3 +1,6 @@
+import errno
+import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -53,6 +56,19 @@ def test_garbage_among_events_is_named(tmp_path: Path, garbage: bytes) -> None:
     (tmp_path / "events").write_bytes(frames.encode(event(1)) + garbage)
     with pytest.raises(AttemptDamaged, match="events"):
         files.read_events(tmp_path, 0)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM])
+def test_a_system_that_is_short_of_something_is_not_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def short(path: Path, *_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "open", short)
+    for read in (files.read_start, files.read_process, files.read_exit, partial(files.read_events, offset=0)):
+        with pytest.raises(OSError, match=os.strerror(number)):
+            read(tmp_path)
 
 
 def test_a_damaged_exit_is_named(tmp_path: Path) -> None:

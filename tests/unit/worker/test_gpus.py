@@ -79,8 +79,15 @@ def test_gpus_are_released_when_as_much_as_before_is_in_use_or_a_little_more() -
     slack = RELEASE_SLACK_BYTES
     assert unreleased(before, used(a=(1 << 30) + slack, b=slack, c=1 << 40)) == {}
     assert unreleased(before, used(a=(1 << 30) + slack + 1, b=0, c=0)) == {"a": (1 << 30) + slack}
-    assert unreleased(before, used(a=None, b=slack + 1)) == {"b": slack}
+    assert unreleased(before, used(a=0, b=slack + 1)) == {"b": slack}
     assert unreleased([], used(a=1 << 40)) == {}, "nobody has looked before"
+
+
+def test_a_gpu_that_does_not_answer_any_more_is_not_released() -> None:
+    levels = {"a": 5 + RELEASE_SLACK_BYTES}
+    assert unreleased(used(a=5), used(a=None)) == levels
+    assert unreleased(used(a=5), []) == levels
+    assert unreleased(used(a=None), used(a=None)) == {}, "as with MIG: it has never told"
 
 
 def test_memory_in_use_is_known_if_it_is_of_all() -> None:

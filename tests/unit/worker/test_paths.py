@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -193,6 +194,33 @@ def test_logs_are_kept_up_to_a_number_and_a_size(paths: WorkerPaths) -> None:
     assert sorted(paths.logs.iterdir()) == logs[4:]
     bound(paths.logs.iterdir(), count=0, size=100)
     assert list(paths.logs.iterdir()) == []
+
+
+def test_what_others_remove_at_the_same_time_is_passed_over(paths: WorkerPaths) -> None:
+    stays, gone = paths.logs / "stays", paths.logs / "gone"
+    stays.touch()
+    bound([gone, stays], count=1, size=100)
+    assert stays.exists()
+    (paths.logs / "made by user code").mkdir()
+    bound(paths.logs.iterdir(), count=0, size=100)
+    assert list(paths.logs.iterdir()) == []
+
+
+def test_room_is_told_of_directories_that_are_being_removed(
+    paths: WorkerPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        (paths.snapshots / name).mkdir()
+        (paths.snapshots / name / "file").write_bytes(bytes(1 << 20))
+    scandir = os.scandir
+
+    def overtaken(path: Any) -> Any:
+        if path in (str(paths.snapshots / "a"), str(paths.snapshots / "b")):  # listed, and not yet looked into
+            shutil.rmtree(paths.snapshots / "a", ignore_errors=True)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", overtaken)
+    assert 1 << 20 <= module.used_bytes(paths.snapshots) < 2 << 20
 
 
 def test_garbage_is_all_but_what_is_held(paths: WorkerPaths) -> None:

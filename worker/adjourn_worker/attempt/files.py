@@ -1,9 +1,10 @@
 """The files of an attempt's directory that agent and launcher share; see trainer.proto for who writes what."""
 
 import contextlib
+import errno
 import os
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
@@ -13,6 +14,10 @@ from adjourn.internal.v1.trainer_pb2 import ProcessExit, TrainingEvent, Training
 M = TypeVar("M", bound=Message)
 
 START, PROCESS, EXIT, EVENTS, LOG, WORK = "start", "process", "exit", "events", "log", "work"
+
+
+PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR})
+"""Errors that say nothing of a file: the system is short of something. They are raised as they are."""
 
 
 class AttemptDamaged(Exception):
@@ -38,7 +43,7 @@ def write_process(directory: Path, process: TrainingProcess) -> None:
 
 
 def read_process(directory: Path) -> TrainingProcess | None:
-    """Returns the process that was launched; it may long be gone."""
+    """Returns the process that was launched; it may long be gone. Raises AttemptDamaged, and OSError if it may pass."""
     return read(TrainingProcess, directory / PROCESS)
 
 
@@ -55,7 +60,8 @@ def read_exit(directory: Path) -> ProcessExit | None:
 def read_events(directory: Path, offset: int) -> list[tuple[TrainingEvent, int]]:
     """Returns the events that are complete from a byte offset on, each with the offset after it.
 
-    Reads 16 MiB at most: call again from the last offset until nothing comes. Raises AttemptDamaged.
+    Reads 16 MiB at most: call again from the last offset until nothing comes. Raises AttemptDamaged, and OSError if it
+    may pass.
     """
     path = directory / EVENTS
     try:
@@ -65,7 +71,7 @@ def read_events(directory: Path, offset: int) -> list[tuple[TrainingEvent, int]]
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise AttemptDamaged(path, str(error)) from error
+        raise damage(path, error) from error
     try:
         return [(event, offset + end) for event, end in frames.decode(TrainingEvent, data)]
     except (frames.FrameTooLong, DecodeError) as error:
@@ -87,8 +93,15 @@ def read(kind: type[M], path: Path) -> M | None:
         return kind.FromString(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, DecodeError) as error:
+    except OSError as error:
+        raise damage(path, error) from error
+    except DecodeError as error:
         raise AttemptDamaged(path, str(error)) from error
+
+
+def damage(path: Path, error: OSError) -> Exception:
+    """Returns what to raise for an error of reading."""
+    return error if error.errno in PASSING else AttemptDamaged(path, str(error))
 
 
 def write(path: Path, data: bytes) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, ParamSpec, TypeVar
 
 import structlog
 from google.protobuf.message import DecodeError
@@ -64,6 +64,11 @@ RELEASE_POLL_SECONDS: Final = 0.1
 GIB: Final = 1 << 30
 PERSIST_AGAIN_SECONDS: Final = 10.0
 """Between attempts at persisting a snapshot that fails for a reason which may pass."""
+FILES_AGAIN_SECONDS: Final = 1.0
+"""The same, at reading or writing the files of an attempt."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class AttemptRunner:
@@ -147,7 +152,7 @@ class AttemptRunner:
         if self.over or self.held.HasField("process"):
             return
         try:
-            process = await asyncio.to_thread(files.read_process, self.directory)
+            process = await self.patiently(files.read_process, self.directory)
         except files.AttemptDamaged as error:
             await self.abandon(error)
         else:
@@ -197,10 +202,10 @@ class AttemptRunner:
         if not self.alive:
             return
         try:
-            ended = await asyncio.to_thread(files.read_exit, self.directory)
+            ended = await self.patiently(files.read_exit, self.directory)
             exit_lost = ended is None and await self.launcher.exit_lost(self.held.process)
             await self.measure()
-            while batch := await asyncio.to_thread(files.read_events, self.directory, self.held.events_offset):
+            while batch := await self.patiently(files.read_events, self.directory, self.held.events_offset):
                 for event, offset in batch:
                     await self.handle(EventRead(event=event, offset=offset))
             if ended is not None or exit_lost:
@@ -208,8 +213,22 @@ class AttemptRunner:
                 await self.handle(Ended(exit=ended))
         except files.AttemptDamaged as error:
             await self.abandon(error)
-        except (LauncherFailed, LaunchRefused) as error:
+        except (LauncherFailed, LaunchRefused, OSError) as error:
             self.log.warning("cannot_poll", error=str(error))  # the next wake tries again
+
+    async def patiently(self, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        """Works with files of the attempt in a thread, again and again while the system is short of something.
+
+        That is no reason to end an attempt: training goes on meanwhile.
+        """
+        while True:
+            try:
+                return await asyncio.to_thread(work, *arguments, **named)
+            except OSError as error:
+                if error.errno not in files.PASSING:
+                    raise
+                self.log.warning("files_unusable", error=str(error), trying_again_in=FILES_AGAIN_SECONDS)
+            await asyncio.sleep(FILES_AGAIN_SECONDS)
 
     async def measure(self) -> None:
         """Reads the progress of the training process."""
@@ -282,13 +301,14 @@ class AttemptRunner:
         except (LauncherFailed, LaunchRefused) as error:
             failure = Failure(reason=reasons.LAUNCH_FAILED, message=str(error))
             await self.handle(CannotGoOn(failure=failure))
+        except (files.AttemptDamaged, OSError) as error:
+            await self.abandon(error)
         else:
             await self.handle(Launched(process=process))
 
     async def write_desired(self, desired: DesiredState) -> None:
         try:
-            with contextlib.closing(Control(self.directory / "control")) as control:
-                control.write(desired)
+            await self.patiently(write_control, self.directory / "control", desired)
         except OSError as error:
             await self.abandon(error)
 
@@ -322,6 +342,11 @@ class AttemptRunner:
         return Persisted(checkpoint=await self.storage.persist(self.held, snapshot, advance, self.on_condition))
 
 
+def write_control(path: Path, desired: DesiredState) -> None:
+    with contextlib.closing(Control(path)) as control:
+        control.write(desired)
+
+
 def cannot_prepare(error: Exception) -> Event:
     return CannotGoOn(failure=failure_of(error, reasons.LAUNCH_FAILED))
 
@@ -342,12 +367,13 @@ def failure_of(error: Exception, reason: str) -> Failure:
 
 
 def unreleased_condition(levels: Mapping[str, int], now: Sequence[GpuSample]) -> Condition:
-    used = [
-        f"{sample.memory_used_bytes / GIB:.1f} GiB on {sample.uuid} (released: at most {levels[sample.uuid] / GIB:.1f})"
-        for sample in now
-        if sample.uuid in levels
+    used = {sample.uuid: sample.memory_used_bytes for sample in now if sample.HasField("memory_used_bytes")}
+    listed = [
+        f"{f'{used[uuid] / GIB:.1f} GiB' if uuid in used else 'an unknown number of bytes (NVML does not answer)'}"
+        f" on {uuid} (released: at most {level / GIB:.1f} GiB)"
+        for uuid, level in levels.items()
     ]
-    message = f"the training process is gone, and memory of its GPUs is in use still: {', '.join(used)}"
+    message = f"the training process is gone, and its GPUs are not known to be free; in use: {', '.join(listed)}"
     return Condition(type=Condition.GPUS_NOT_RELEASED, reason=reasons.GPU_MEMORY_IN_USE, message=message)
 
 

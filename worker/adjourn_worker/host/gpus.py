@@ -149,9 +149,10 @@ class NvidiaGpus:
 
 
 def unreleased(before: Collection[GpuSample], now: Collection[GpuSample]) -> dict[str, int]:
-    """Returns the GPUs on which more is in use than before, and what may be in use at most, in bytes by UUID.
+    """Returns the GPUs that are not known to be free, and how many bytes may be in use on them at most, by UUID.
 
-    A GPU whose memory is not known, before or now, counts as released.
+    A GPU that has told its memory before and does not now is not known to be free. One that had not told it either
+    (MIG, or NVML failed) counts as released: there is nothing to compare with.
     """
     used = {sample.uuid: sample.memory_used_bytes for sample in now if sample.HasField("memory_used_bytes")}
     levels = {
@@ -159,7 +160,7 @@ def unreleased(before: Collection[GpuSample], now: Collection[GpuSample]) -> dic
         for sample in before
         if sample.HasField("memory_used_bytes")
     }
-    return {uuid: level for uuid, level in levels.items() if used.get(uuid, 0) > level}
+    return {uuid: level for uuid, level in levels.items() if uuid not in used or used[uuid] > level}
 
 
 def memory_in_use(samples: Collection[GpuSample]) -> int | None:

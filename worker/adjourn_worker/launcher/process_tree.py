@@ -20,9 +20,13 @@ from typing import Final
 import psutil
 
 from adjourn.internal.v1.trainer_pb2 import TrainingProcess
+from adjourn_worker.paths import ID, worker_id
 
 MARK: Final = "ADJOURN_LAUNCHER"
-"""Variable that names the data directory of a launcher, by device and inode: a copied directory is another."""
+"""Variable that names the worker of a launcher: the id in its data directory, and the directory's device and inode.
+
+The id alone would also be that of a copied directory, the inode alone that of a directory made in place of another.
+"""
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 DEATH_SECONDS: Final = 2.0
 """How long to wait for what was killed; longer takes only what hangs in the kernel."""
@@ -116,9 +120,9 @@ def end(roots: Collection[int]) -> None:
 
 
 def mark(data: Path) -> str:
-    """Returns the value of MARK for the launchers of a data directory."""
+    """Returns the value of MARK for the launchers of a data directory; raises UnsafePath, OSError."""
     found = data.stat()
-    return f"{found.st_dev}:{found.st_ino}"
+    return f"{worker_id(data / ID)}:{found.st_dev}:{found.st_ino}"
 
 
 def end_marked(value: str) -> list[int]:

@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 
 from adjourn import bundles
@@ -50,7 +51,8 @@ def read_kept(packed: Path, sha256: str) -> bytes | None:
     if hashlib.sha256(data).hexdigest() != sha256:
         packed.unlink(missing_ok=True)
         return None
-    os.utime(packed)  # the longest unused is the first to be removed
+    with suppress(FileNotFoundError):  # another attempt needed its room meanwhile
+        os.utime(packed)  # the longest unused is the first to be removed
     return data
 
 

@@ -4,8 +4,10 @@ Until the manifest exists there is no checkpoint, so dying at any moment leaves 
 same manifest.
 """
 
+import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,6 +25,10 @@ FILES: Final = (snapshots.TENSORS, snapshots.STATE)
 
 class SnapshotLost(Exception):
     """A snapshot is not, or no longer, whole on this machine (a reboot empties shared memory)."""
+
+
+GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EIO, errno.ESTALE})
+"""Errors of reading that say that a snapshot is lost. Others may pass: too many open files, no memory."""
 
 
 class SnapshotDiffers(Exception):
@@ -52,7 +58,7 @@ async def persist(
 
     Parts of `base` whose content in storage is right are not uploaded again. `on_fraction` hears how much is durable,
     0 to 1. Raises SnapshotLost, SnapshotDiffers, adjourn.snapshots.SnapshotInvalid, KeyTaken,
-    ObjectStoreUnavailableError, ObjectStoreRefusedError.
+    ObjectStoreUnavailableError, ObjectStoreRefusedError; OSError if the snapshot cannot be read at present.
     """
     directory = Path(snapshot.directory)
     environment, components = await store.run(describe, directory)
@@ -151,29 +157,43 @@ class Uploads:
 
 
 def describe(directory: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Returns the environment of a snapshot and the digests of its components; raises SnapshotLost, SnapshotInvalid."""
+    """Returns the environment of a snapshot and the digests of its components.
+
+    Raises SnapshotLost, SnapshotInvalid; OSError if trying again may help.
+    """
     if not all((directory / name).is_file() for name in FILES):
         raise SnapshotLost(f"there is no snapshot in {directory}")
-    environment = snapshots.read_state(directory).environment
-    return {name: str(value) for name, value in environment.items()}, snapshots.component_digests(directory)
+    try:
+        environment = snapshots.read_state(directory).environment
+        return {name: str(value) for name, value in environment.items()}, snapshots.component_digests(directory)
+    except snapshots.SnapshotInvalid as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno not in GONE:
+            raise error.__cause__ from None
+        raise
+
+
+@contextmanager
+def lost_if_gone(path: Path) -> Iterator[None]:
+    """Raises SnapshotLost for an error that says that a file is lost; other errors of reading pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in GONE:
+            raise
+        raise SnapshotLost(f"{path}: {error.strerror}") from error
 
 
 def split(path: Path) -> list[Piece]:
-    try:
+    with lost_if_gone(path):
         size = path.stat().st_size
-    except OSError as error:
-        raise SnapshotLost(f"{path}: {error.strerror}") from error
     return [
         Piece(path=path, offset=offset, size=min(PART_BYTES, size - offset)) for offset in range(0, size, PART_BYTES)
     ]
 
 
 def read(piece: Piece) -> bytes:
-    try:
-        with piece.path.open("rb") as file:
-            data = os.pread(file.fileno(), piece.size, piece.offset)
-    except OSError as error:
-        raise SnapshotLost(f"{piece.path}: {error.strerror}") from error
+    with lost_if_gone(piece.path), piece.path.open("rb") as file:
+        data = os.pread(file.fileno(), piece.size, piece.offset)
     if len(data) != piece.size:
         raise SnapshotLost(f"{piece.path} ends at byte {piece.offset + len(data)}")
     return data

@@ -111,6 +111,7 @@ class StorageTasks:
     ) -> Checkpoint:
         """Makes a snapshot durable; raises Unusable."""
         retry = Retry(held, on_condition)
+        self.promise(Path(held.directory), snapshot.size_bytes)
         base = await self.base(held, retry)
         try:
             return await retry.forever(
@@ -127,9 +128,24 @@ class StorageTasks:
         log_file = self.paths.log(assignment.job, assignment.token)
         try:
             await self.store.run(self.paths.retire, Path(held.directory), log_file, self.kept)
-            self.promised.pop(self.paths.snapshot_directory(Path(held.directory)), None)
         except OSError as error:
             log.warning("not_cleaned_up", directory=held.directory, error=str(error))  # the next agent does it
+        finally:
+            self.promised.pop(self.paths.snapshot_directory(Path(held.directory)), None)
+
+    def adopt(self, held: HeldAssignment) -> None:
+        """Counts the memory that was promised by an earlier agent to an attempt whose training may go on."""
+        if self.paths.snapshot_directory(Path(held.directory)).is_dir():
+            self.promise(Path(held.directory), held.assignment.restore.size_bytes)
+            self.promise(Path(held.directory), held.persisted.size_bytes)
+
+    def promise(self, attempt: Path, state_bytes: int) -> None:
+        """Counts memory for the snapshots of an attempt. A training that began from scratch shows later what it needs.
+
+        Those that have moved to the disk keep what they were promised.
+        """
+        memory = self.paths.snapshot_directory(attempt)
+        self.promised[memory] = max(self.promised.get(memory, 0), SNAPSHOT_SLOTS * state_bytes)
 
     def snapshot_places(self, attempt: Path, state_bytes: int) -> tuple[Path, ...]:
         """Returns where an attempt's snapshots go, best first; all of them in memory, if it has the room.
@@ -147,7 +163,7 @@ class StorageTasks:
         if needed > free - promised:
             log.warning("snapshots_go_to_disk", attempt=attempt.name, needed=needed, free=free, promised=promised)
             return (disk,)
-        self.promised[memory] = needed
+        self.promise(attempt, state_bytes)
         return memory, disk
 
     async def base(self, held: HeldAssignment, retry: "Retry") -> Manifest | None:
