@@ -203,7 +203,7 @@ class AttemptRunner:
             return
         try:
             ended = await self.patiently(files.read_exit, self.directory)
-            exit_lost = ended is None and await self.launcher.exit_lost(self.held.process)
+            exit_lost = ended is None and await self.exit_lost()
             await self.measure()
             while batch := await self.patiently(files.read_events, self.directory, self.held.events_offset):
                 for event, offset in batch:
@@ -213,8 +213,16 @@ class AttemptRunner:
                 await self.handle(Ended(exit=ended))
         except files.AttemptDamaged as error:
             await self.abandon(error)
-        except (LauncherFailed, LaunchRefused, OSError) as error:
+        except (LauncherFailed, LaunchRefused) as error:
             self.log.warning("cannot_poll", error=str(error))  # the next wake tries again
+
+    async def exit_lost(self) -> bool:
+        """Tells whether the training process is gone and nobody saw it end."""
+        try:
+            return await self.launcher.exit_lost(self.held.process)
+        except OSError as error:
+            self.log.warning("files_unusable", error=str(error))
+            return False  # the next wake asks again
 
     async def patiently(self, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         """Works with files of the attempt in a thread, again and again while the system is short of something.
