@@ -301,22 +301,22 @@ async def test_gpus_are_held_until_their_memory_is_free(
 
 
 async def test_gpus_that_stop_answering_are_held_until_they_tell_that_they_are_free(
-    bench: Bench, objects: MemoryObjects, monkeypatch: pytest.MonkeyPatch
+    harness: AgentHarness, objects: MemoryObjects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner_module, "RELEASE_SHOWN_SECONDS", 0.1)
     nvml = FakeNvml()
-    async with bench.agent(objects, find_gpus(GpuShare(), nvml)) as agent:
-        job = bench.job(device_uuids=["GPU-0"])
-        await bench.until_phase(job, RUNNING)
+    async with harness.agent(objects, find_gpus(GpuShare(), nvml)) as agent:
+        job = harness.job(device_uuids=["GPU-0"])
+        await harness.until_phase(job, RUNNING)
         nvml.broken.add("DeviceGetMemoryInfo")
         job.do("epoch", "finish")
-        await bench.until(lambda: bench.plane.kinds(job).count("condition") == 1)
-        assert list(bench.plane.status(job).held_device_uuids) == ["GPU-0"]
-        assert "exit" not in bench.plane.kinds(job)
+        await harness.until(lambda: harness.plane.kinds(job).count("condition") == 1)
+        assert list(harness.plane.status(job).held_device_uuids) == ["GPU-0"]
+        assert "exit" not in harness.plane.kinds(job)
         nvml.broken.clear()
-        await bench.until_forgotten(job)
+        await harness.until_forgotten(job)
         assert not any(device.quarantined for device in agent.gpus.devices())
-    shown = next(report.condition for report in bench.plane.of(job) if report.HasField("condition"))
+    shown = next(report.condition for report in harness.plane.of(job) if report.HasField("condition"))
     assert "an unknown number of bytes (NVML does not answer) on GPU-0" in shown.condition.message
 
 

@@ -229,10 +229,10 @@ async def test_an_order_that_cannot_be_written_ends_the_attempt(harness: AgentHa
 
 
 async def test_an_agent_short_of_files_ends_no_training(
-    bench: Bench, objects: MemoryObjects, monkeypatch: pytest.MonkeyPatch
+    harness: AgentHarness, objects: MemoryObjects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner_module, "FILES_AGAIN_SECONDS", 0.05)
-    job = bench.job()
+    job = harness.job()
     opened = Path.open
 
     def short(path: Path, *arguments: Any, **named: Any) -> Any:
@@ -241,19 +241,19 @@ async def test_an_agent_short_of_files_ends_no_training(
         return opened(path, *arguments, **named)
 
     with capture_logs() as logs:
-        async with bench.agent(objects):
-            await bench.until_phase(job, RUNNING)
-            pid = bench.training(job)
+        async with harness.agent(objects):
+            await harness.until_phase(job, RUNNING)
+            pid = harness.training(job)
             with monkeypatch.context() as patched:
                 patched.setattr(Path, "open", short)
                 job.do("epoch")
-                await bench.until(lambda: any(entry["event"] == "files_unusable" for entry in logs))
-                bench.plane.set_target(job, Assignment.PAUSE)
-            await bench.until_phase(job, AssignmentStatus.PAUSING)
+                await harness.until(lambda: any(entry["event"] == "files_unusable" for entry in logs))
+                harness.plane.set_target(job, Assignment.PAUSE)
+            await harness.until_phase(job, AssignmentStatus.PAUSING)
             assert alive(pid)
             job.do("epoch")
-            await bench.until_forgotten(job)
-    assert (bench.plane.exit(job).phase, bench.plane.epochs(job)) == (AssignmentStatus.PAUSED, [1, 2])
+            await harness.until_forgotten(job)
+    assert (harness.plane.exit(job).phase, harness.plane.epochs(job)) == (AssignmentStatus.PAUSED, [1, 2])
 
 
 def fill_disk(journal: Journal) -> None:

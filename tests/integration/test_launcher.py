@@ -361,10 +361,10 @@ async def test_a_copied_data_directory_has_another_mark(harness: LauncherHarness
     assert process_tree.mark(harness.paths.data) != process_tree.mark(tmp_path / "copy")
 
 
-async def test_a_data_directory_made_in_place_of_another_has_another_mark(stand: Stand) -> None:
-    before = process_tree.mark(stand.paths.data)
-    (stand.paths.data / "id").unlink()  # the inode is the same, as it may be of a directory that was made anew
-    assert process_tree.mark(stand.paths.data) != before
+async def test_a_data_directory_made_in_place_of_another_has_another_mark(harness: LauncherHarness) -> None:
+    before = process_tree.mark(harness.paths.data)
+    (harness.paths.data / "id").unlink()  # the inode is the same, as it may be of a directory that was made anew
+    assert process_tree.mark(harness.paths.data) != before
 
 
 async def test_what_training_leaves_behind_while_others_train_is_ended_and_nothing_else(
