@@ -1,8 +1,12 @@
+import collections
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
 from adjourn.training.state.detector import Detector
-from adjourn.training.state.variables import CHUNK_WORDS, checksum
+from adjourn.training.state.variables import CHUNK_WORDS, Comparison, checksum
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool, torch.complex64, torch.uint8])
@@ -38,3 +42,36 @@ def test_looking_asks_nothing_of_objects_that_are_not_its_business() -> None:
     detector.begin({}, [], None)
     assert detector.findings({}, [], None) == []
     del touchy
+
+
+def test_a_value_that_cannot_be_looked_at_does_not_end_the_training() -> None:
+    class Refusing:
+        def __repr__(self) -> str:
+            raise AssertionError
+
+    comparison = Comparison(set(), set())
+    assert comparison.text({Refusing()}) is None
+    assert comparison.text([1]) == comparison.text([1]) != comparison.text([2])
+
+
+def test_values_that_hold_themselves_or_share_tensors_are_compared_once() -> None:
+    tensor = torch.zeros(3)
+    own: dict[str, Any] = {"tensor": tensor, "same": [tensor] * 3}
+    own["own"] = own
+    before = Comparison(set(), set()).text(own)
+    assert Comparison(set(), set()).text(own) == before
+    tensor[1] = 1
+    assert Comparison(set(), set()).text(own) != before
+    tracked = {tensor.untyped_storage().data_ptr()}
+    before = Comparison(tracked, set()).text(own)
+    tensor[1] = 2
+    assert Comparison(tracked, set()).text(own) == before
+
+
+@pytest.mark.parametrize("container", [list, tuple, collections.deque])
+def test_of_a_long_container_length_and_ends_are_compared(container: Callable[[range], Any]) -> None:
+    comparison = Comparison(set(), set())
+    before = comparison.text(container(range(5000)))
+    assert comparison.text(container(range(5000))) == before
+    assert comparison.text(container(range(5001))) != before
+    assert comparison.text(container(range(1, 5001))) != before

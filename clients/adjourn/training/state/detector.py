@@ -227,9 +227,8 @@ class Detector:
         found = {id(item): item for item in of_kind(objects)}
         holders = [*objects, *(frame.variables for frame in frames)]
         for begin in range(0, len(holders), HOLDERS):  # torch's generators are not known to gc themselves
-            for item in gc.get_referents(*holders[begin : begin + HOLDERS]):
-                if type(item) is torch.Generator:
-                    found[id(item)] = item
+            held = gc.get_referents(*holders[begin : begin + HOLDERS])
+            found |= {id(item): item for item in held if type(item) is torch.Generator}
         found |= {id(item): item for frame in frames for item in of_kind(frame.variables.values())}
         return [item for key, item in found.items() if key not in self._known]
 
@@ -245,8 +244,9 @@ class Detector:
         for place, (variable, text) in look.variables.items():
             if place in self._variables and self._variables[place][1] != text and not self._replaced(variable):
                 yield Finding(what="the value of", where=place, advice=advice_on(variable), certain=False)
-        workers = {worker.pid for item in gc.get_objects() for worker in workers_of(item)}
-        for child in multiprocessing.active_children():
+        children = multiprocessing.active_children()
+        workers = {worker.pid for item in (gc.get_objects() if children else ()) for worker in workers_of(item)}
+        for child in children:
             if child.pid not in workers:
                 yield Finding(
                     what="the process",

@@ -225,7 +225,10 @@ class Comparison:
     def text(self, value: Any) -> str | None:
         """Returns a text that is equal for equal values; None: nothing in it can be compared."""
         self._begin()
-        self._add(value, DEPTH_LIMIT)
+        try:
+            self._add(value, DEPTH_LIMIT)
+        except Exception:  # noqa: BLE001  (it may be of any class, another thread may change it: training must go on)
+            return None
         return self._hasher.hexdigest() if self._found else None
 
     def _begin(self) -> None:
