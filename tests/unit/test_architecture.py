@@ -199,6 +199,8 @@ def test_the_tree_names_files_and_folders_that_exist() -> None:
     named = set(re.findall(r"(?<![\w/.])[\w/]+(?:\.py|\.md|\.protoset|/)(?=[ ;\n])", tree))
     assert len(named) > 50
     assert {each for each in named if not known_path(each)} == set()
+    modules = {path.name for package in PACKAGES.values() for path in package.glob("*.py")} - {"__init__.py"}
+    assert {each for each in modules if each not in named} == set()
 
 
 def test_what_the_architecture_names_exists() -> None:
