@@ -1,0 +1,40 @@
+"""The mapped files of agent and training process."""
+
+import errno
+import os
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from adjourn.desired_state import DesiredState
+from adjourn.shared_files import PROGRESS_BYTES, Control, ProgressPage
+from adjourn.v1.agent_service_pb2 import Assignment
+from adjourn.v1.job_pb2 import Progress
+
+
+def test_what_is_mapped_is_on_the_disk_already(tmp_path: Path) -> None:
+    """Or a full disk ends whoever writes to it first by SIGBUS."""
+    with closing(ProgressPage(tmp_path / "progress")), closing(Control(tmp_path / "control")):
+        assert (tmp_path / "progress").stat().st_blocks * 512 >= PROGRESS_BYTES
+        assert (tmp_path / "control").stat().st_blocks > 0
+
+
+def test_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        Control(tmp_path / "control")
+
+
+def test_both_sides_see_what_was_written(tmp_path: Path) -> None:
+    desired = DesiredState(generation=7, target=Assignment.PAUSE)
+    with closing(Control(tmp_path / "control")) as ours, closing(Control(tmp_path / "control")) as theirs:
+        ours.write(desired)
+        assert theirs.read() == desired
+    with closing(ProgressPage(tmp_path / "progress")) as written, closing(ProgressPage(tmp_path / "progress")) as read:
+        assert read.read() is None
+        written.write(Progress(step=3, metrics={"x" * PROGRESS_BYTES: 1.0}))
+        assert read.read() == Progress(step=3)
