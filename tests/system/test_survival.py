@@ -3,6 +3,7 @@
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import psutil
@@ -140,6 +141,8 @@ async def test_training_does_not_notice(
     gated.gate.open(4)
     await eventually(lambda: gated.gate.inside(5) == training)
     await eventually(lambda: processes.of(role) not in ([], [process]))
+    async with aclosing(client.watch_jobs(names=[gated.name])) as changes:
+        await anext(changes)  # a watch tries until the control plane serves again
     await gated.durable(4)
     assert {job.name: job.state async for job in client.list_jobs()} == known
     job = await gated.finish()
