@@ -307,7 +307,14 @@ def test_what_is_hidden_behind_the_end_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"PK\3\4 a zip", gzip.compress(b""), gzip.compress(b"no tar" * 200), b"\x1f\x8b\x08\0\0\0\0\0\0\xff"]
+    "data",
+    [
+        b"",
+        b"PK\3\4 a zip",
+        gzip.compress(b"", mtime=0),
+        gzip.compress(b"no tar" * 200, mtime=0),
+        b"\x1f\x8b\x08\0\0\0\0\0\0\xff",
+    ],
 )
 def test_what_is_no_archive_is_refused(data: bytes) -> None:
     with pytest.raises(BundleInvalid, match="not a gzip'ed tar"):

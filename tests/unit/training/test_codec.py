@@ -307,7 +307,6 @@ endless.append(endless)
         (1 << 9000, "it"),
         (endless, "it[0]"),
     ],
-    ids=str,
 )
 def test_other_things_are_refused_with_their_path(value: Any, path: str) -> None:
     with pytest.raises(training.StateNotEncodable) as caught:

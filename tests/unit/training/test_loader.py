@@ -232,7 +232,6 @@ class Image:
         (Image(b"a"), Image(b"b")),
         (SimpleNamespace(a=torch.ones(1)), SimpleNamespace(a=torch.zeros(1))),
     ],
-    ids=repr,
 )
 def test_samples_are_told_apart(one: Any, other: Any) -> None:
     assert loader(dataset=[one]).content() == loader(dataset=[one]).content() != loader(dataset=[other]).content()
