@@ -12,7 +12,7 @@ demo: $(STAMP)
 # Small tests two files at a time; those that look at the clock of real processes have the machine to themselves.
 test: check
 	$(BIN)/pytest -n 2 --dist loadfile tests/unit tests/contract
-	$(BIN)/pytest tests/integration tests/properties tests/system
+	$(BIN)/pytest --ignore=tests/unit --ignore=tests/contract
 
 check: $(STAMP)
 	$(BIN)/ruff check .
