@@ -1,6 +1,7 @@
 """Streams over the wire: bundles in chunks, watches that go on where they broke off."""
 
 import asyncio
+import contextlib
 import gzip
 import io
 import os
@@ -137,12 +138,14 @@ class TestWatching:
 
 
 async def test_draining_ends_streams_with_a_reason_to_come_back(memory_store: JobStore) -> None:
-    async with replica(memory_store, controllers=False) as plane:
-        watch = plane.jobs.WatchJobs(pb.WatchJobsRequest())
-        await watch.read()
-        ending = asyncio.create_task(drained(watch))
-        await asyncio.sleep(0)
-    assert isinstance(await ending, errors.ShuttingDownError)
+    async with contextlib.AsyncExitStack() as outliving:
+        async with replica(memory_store, controllers=False) as plane:
+            # The caller's channel outlives the replica: one that closes with it would end the stream itself.
+            channel = await outliving.enter_async_context(grpc.aio.insecure_channel(plane.address))
+            watch = JobServiceStub(channel).WatchJobs(pb.WatchJobsRequest())
+            await watch.read()
+            ending = asyncio.create_task(drained(watch))
+        assert isinstance(await ending, errors.ShuttingDownError)
 
 
 async def drained(watch: Any) -> errors.AdjournError:

@@ -132,6 +132,7 @@ class Checkpoint(_message.Message):
     ACTIVE_DURATION_FIELD_NUMBER: _builtins.int
     JOB_UID_FIELD_NUMBER: _builtins.int
     ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    DAMAGE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `jobs/{job}/checkpoints/{checkpoint}`."""
     attempt: _builtins.int
@@ -152,6 +153,8 @@ class Checkpoint(_message.Message):
     """Bytes that had to be uploaded for it; the rest was there already."""
     job_uid: _builtins.str
     """`Job.uid` of the job it belongs to."""
+    damage: _builtins.str
+    """What a restore found missing or damaged; empty: nothing is known to be."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was registered."""
@@ -197,10 +200,11 @@ class Checkpoint(_message.Message):
         active_duration: _duration_pb2.Duration | None = ...,
         job_uid: _builtins.str = ...,
         environment: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        damage: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["active_duration", b"active_duration", "create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_duration", b"active_duration", "attempt", b"attempt", "component_digests", b"component_digests", "create_time", b"create_time", "environment", b"environment", "epoch", b"epoch", "job_uid", b"job_uid", "manifest_digest", b"manifest_digest", "metrics", b"metrics", "name", b"name", "retained_for", b"retained_for", "size_bytes", b"size_bytes", "state_digest", b"state_digest", "step", b"step", "uploaded_bytes", b"uploaded_bytes", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_duration", b"active_duration", "attempt", b"attempt", "component_digests", b"component_digests", "create_time", b"create_time", "damage", b"damage", "environment", b"environment", "epoch", b"epoch", "job_uid", b"job_uid", "manifest_digest", b"manifest_digest", "metrics", b"metrics", "name", b"name", "retained_for", b"retained_for", "size_bytes", b"size_bytes", "state_digest", b"state_digest", "step", b"step", "uploaded_bytes", b"uploaded_bytes", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -260,6 +260,29 @@ class JobSpec(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _HangPolicy:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _HangPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[JobSpec._HangPolicy.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        HANG_POLICY_UNSPECIFIED: JobSpec._HangPolicy.ValueType  # 0
+        """Same as RESTART."""
+        RESTART: JobSpec._HangPolicy.ValueType  # 1
+        """The attempt ends and counts as failed; the next one starts from the newest checkpoint."""
+        REPORT: JobSpec._HangPolicy.ValueType  # 2
+        """The job has the condition HANGING, nothing else."""
+
+    class HangPolicy(_HangPolicy, metaclass=_HangPolicyEnumTypeWrapper):
+        """What becomes of training that makes no step any more."""
+
+    HANG_POLICY_UNSPECIFIED: JobSpec.HangPolicy.ValueType  # 0
+    """Same as RESTART."""
+    RESTART: JobSpec.HangPolicy.ValueType  # 1
+    """The attempt ends and counts as failed; the next one starts from the newest checkpoint."""
+    REPORT: JobSpec.HangPolicy.ValueType  # 2
+    """The job has the condition HANGING, nothing else."""
+
     @_typing.final
     class WorkerSelectorEntry(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
@@ -291,6 +314,8 @@ class JobSpec(_message.Message):
     MAX_RESTARTS_FIELD_NUMBER: _builtins.int
     MODEL_NAME_FIELD_NUMBER: _builtins.int
     DATASET_URI_FIELD_NUMBER: _builtins.int
+    HANG_POLICY_FIELD_NUMBER: _builtins.int
+    HANG_TIMEOUT_FIELD_NUMBER: _builtins.int
     entry_point: _builtins.str
     """`package.module:function`, in the bundle or installed on the workers."""
     bundle: _builtins.str
@@ -309,6 +334,8 @@ class JobSpec(_message.Message):
     """For people: the model."""
     dataset_uri: _builtins.str
     """For people: the data."""
+    hang_policy: Global___JobSpec.HangPolicy.ValueType
+    """What becomes of training that makes no step any more. Unset: RESTART."""
     @_builtins.property
     def args(self) -> _struct_pb2.Struct:
         """Handed to the entry point untouched."""
@@ -316,6 +343,10 @@ class JobSpec(_message.Message):
     @_builtins.property
     def worker_selector(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels a worker must carry."""
+
+    @_builtins.property
+    def hang_timeout(self) -> _duration_pb2.Duration:
+        """Time without a step after which training counts as hanging. Unset: found from its own pace."""
 
     def __init__(
         self,
@@ -331,10 +362,12 @@ class JobSpec(_message.Message):
         max_restarts: _builtins.int | None = ...,
         model_name: _builtins.str = ...,
         dataset_uri: _builtins.str = ...,
+        hang_policy: Global___JobSpec.HangPolicy.ValueType = ...,
+        hang_timeout: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_epochs", b"_checkpoint_epochs", "_max_restarts", b"_max_restarts", "_seed", b"_seed", "args", b"args", "checkpoint_epochs", b"checkpoint_epochs", "max_restarts", b"max_restarts", "seed", b"seed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_epochs", b"_checkpoint_epochs", "_max_restarts", b"_max_restarts", "_seed", b"_seed", "args", b"args", "checkpoint_epochs", b"checkpoint_epochs", "hang_timeout", b"hang_timeout", "max_restarts", b"max_restarts", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_epochs", b"_checkpoint_epochs", "_max_restarts", b"_max_restarts", "_seed", b"_seed", "args", b"args", "bundle", b"bundle", "checkpoint_epochs", b"checkpoint_epochs", "dataset_uri", b"dataset_uri", "entry_point", b"entry_point", "gpu_count", b"gpu_count", "max_restarts", b"max_restarts", "model_name", b"model_name", "seed", b"seed", "total_epochs", b"total_epochs", "worker_selector", b"worker_selector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_epochs", b"_checkpoint_epochs", "_max_restarts", b"_max_restarts", "_seed", b"_seed", "args", b"args", "bundle", b"bundle", "checkpoint_epochs", b"checkpoint_epochs", "dataset_uri", b"dataset_uri", "entry_point", b"entry_point", "gpu_count", b"gpu_count", "hang_policy", b"hang_policy", "hang_timeout", b"hang_timeout", "max_restarts", b"max_restarts", "model_name", b"model_name", "seed", b"seed", "total_epochs", b"total_epochs", "worker_selector", b"worker_selector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__checkpoint_epochs: _TypeAlias = _typing.Literal["checkpoint_epochs"]  # noqa: Y015
     _WhichOneofArgType__checkpoint_epochs: _TypeAlias = _typing.Literal["_checkpoint_epochs", b"_checkpoint_epochs"]  # noqa: Y015
@@ -498,6 +531,8 @@ class Hold(_message.Message):
         """Never stored."""
         USER: Hold._Kind.ValueType  # 1
         """PauseJob."""
+        OPERATOR: Hold._Kind.ValueType  # 2
+        """HoldJobs."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """Who holds."""
@@ -506,6 +541,8 @@ class Hold(_message.Message):
     """Never stored."""
     USER: Hold.Kind.ValueType  # 1
     """PauseJob."""
+    OPERATOR: Hold.Kind.ValueType  # 2
+    """HoldJobs."""
 
     KIND_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
@@ -558,6 +595,8 @@ class Pause(_message.Message):
         """Never stored."""
         HELD: Pause._Cause.ValueType  # 1
         """A hold."""
+        DRAINED: Pause._Cause.ValueType  # 3
+        """Its worker is being drained: it goes on elsewhere by itself."""
         WORKER_LOST: Pause._Cause.ValueType  # 4
         """The worker was lost while the job was pausing."""
 
@@ -568,6 +607,8 @@ class Pause(_message.Message):
     """Never stored."""
     HELD: Pause.Cause.ValueType  # 1
     """A hold."""
+    DRAINED: Pause.Cause.ValueType  # 3
+    """Its worker is being drained: it goes on elsewhere by itself."""
     WORKER_LOST: Pause.Cause.ValueType  # 4
     """The worker was lost while the job was pausing."""
 
@@ -751,7 +792,7 @@ Global___Pause: _TypeAlias = Pause  # noqa: Y015
 
 @_typing.final
 class Condition(_message.Message):
-    """Something about a job that people should know, for as long as it is so."""
+    """Something about a job or a worker that people should know, for as long as it is so."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -773,6 +814,14 @@ class Condition(_message.Message):
         """The training process is gone and memory of its GPUs is in use still. They are waited for, a minute at most; then
         the job lets go of them, and those that were not released are quarantined.
         """
+        RELEASE_UNCONFIRMED: Condition._Type.ValueType  # 5
+        """A worker that is out of reach had an attempt of the job, and has not said that its process is gone. Its GPUs may
+        be in use. Ends when the worker says so, or an operator deletes the worker.
+        """
+        HANGING: Condition._Type.ValueType  # 6
+        """Training makes no step any more, by its own pace."""
+        DISK_FULL: Condition._Type.ValueType  # 7
+        """Of a worker: its disk has no room for another attempt. It takes nothing new."""
 
     class Type(_Type, metaclass=_TypeEnumTypeWrapper):
         """What it is about."""
@@ -789,6 +838,14 @@ class Condition(_message.Message):
     """The training process is gone and memory of its GPUs is in use still. They are waited for, a minute at most; then
     the job lets go of them, and those that were not released are quarantined.
     """
+    RELEASE_UNCONFIRMED: Condition.Type.ValueType  # 5
+    """A worker that is out of reach had an attempt of the job, and has not said that its process is gone. Its GPUs may
+    be in use. Ends when the worker says so, or an operator deletes the worker.
+    """
+    HANGING: Condition.Type.ValueType  # 6
+    """Training makes no step any more, by its own pace."""
+    DISK_FULL: Condition.Type.ValueType  # 7
+    """Of a worker: its disk has no room for another attempt. It takes nothing new."""
 
     TYPE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int

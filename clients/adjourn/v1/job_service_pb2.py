@@ -32,7 +32,7 @@ from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mas
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61\x64journ/v1/job_service.proto\x12\nadjourn.v1\x1a\x14\x61\x64journ/v1/job.proto\x1a\x16\x61\x64journ/v1/usage.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"Z\n\x10\x43reateJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\"\n\x03job\x18\x02 \x01(\x0b\x32\x0f.adjourn.v1.JobB\x04\xe2\x41\x01\x02\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\x81\x01\n\x10UpdateJobRequest\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x0f.adjourn.v1.JobB\x04\xe2\x41\x01\x02\x12\x35\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x04\xe2\x41\x01\x02\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"#\n\rGetJobRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\xc7\x01\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12%\n\x06states\x18\x03 \x03(\x0e\x32\x15.adjourn.v1.Job.State\x12\x37\n\x06labels\x18\x04 \x03(\x0b\x32\'.adjourn.v1.ListJobsRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"J\n\x10ListJobsResponse\x12\x1d\n\x04jobs\x18\x01 \x03(\x0b\x32\x0f.adjourn.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"|\n\x0fPauseJobRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12#\n\x04mode\x18\x02 \x01(\x0e\x32\x15.adjourn.v1.PauseMode\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"_\n\x10ResumeJobRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x15\n\rallow_inexact\x18\x02 \x01(\x08\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"d\n\x10\x43\x61ncelJobRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\tJ\x04\x08\x02\x10\x03R\x04save\"H\n\x10\x44\x65leteJobRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\xa0\x01\n\x10WatchJobsRequest\x12\r\n\x05names\x18\x01 \x03(\t\x12\x38\n\x06labels\x18\x02 \x03(\x0b\x32(.adjourn.v1.WatchJobsRequest.LabelsEntry\x12\x14\n\x0cresume_token\x18\x03 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"X\n\x11WatchJobsResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.adjourn.v1.Job\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\x12\x0f\n\x07\x64\x65leted\x18\x03 \x01(\t\"\xd1\x04\n\x08JobEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x05\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x04type\x18\x03 \x01(\x0e\x32\x19.adjourn.v1.JobEvent.Type\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12$\n\x05state\x18\x05 \x01(\x0e\x32\x15.adjourn.v1.Job.State\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\x05\x12\x0f\n\x07message\x18\x07 \x01(\t\x12\x32\n\x07\x64\x65tails\x18\x08 \x03(\x0b\x32!.adjourn.v1.JobEvent.DetailsEntry\x1a.\n\x0c\x44\x65tailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa4\x02\n\x04Type\x12\x14\n\x10TYPE_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x43REATED\x10\x01\x12\x0b\n\x07UPDATED\x10\x02\x12\n\n\x06PLACED\x10\x03\x12\t\n\x05\x42\x45GAN\x10\x04\x12\x19\n\x15\x43HECKPOINT_REGISTERED\x10\x05\x12\x13\n\x0fPAUSE_REQUESTED\x10\x06\x12\n\n\x06PAUSED\x10\x07\x12\x14\n\x10RESUME_REQUESTED\x10\x08\x12\x14\n\x10\x43\x41NCEL_REQUESTED\x10\t\x12\r\n\tCANCELLED\x10\n\x12\r\n\tSUCCEEDED\x10\x0b\x12\n\n\x06\x46\x41ILED\x10\x0c\x12\x0c\n\x08REQUEUED\x10\r\x12\x0b\n\x07\x41\x44OPTED\x10\x0e\x12\x13\n\x0f\x43ONDITION_BEGAN\x10\x0f\x12\x13\n\x0f\x43ONDITION_ENDED\x10\x10\"S\n\x14ListJobEventsRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"V\n\x15ListJobEventsResponse\x12$\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x14.adjourn.v1.JobEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"V\n\x17ListEpochMetricsRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"]\n\x18ListEpochMetricsResponse\x12(\n\x06\x65pochs\x18\x01 \x03(\x0b\x32\x18.adjourn.v1.EpochMetrics\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x13UploadBundleRequest\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"&\n\x14UploadBundleResponse\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t2\xf3\t\n\nJobService\x12^\n\tCreateJob\x12\x1c.adjourn.v1.CreateJobRequest\x1a\x0f.adjourn.v1.Job\"\"\xda\x41\njob,job_id\x82\xd3\xe4\x93\x02\x0f\"\x08/v1/jobs:\x03job\x12V\n\x06GetJob\x12\x19.adjourn.v1.GetJobRequest\x1a\x0f.adjourn.v1.Job\" \xda\x41\x04name\x82\xd3\xe4\x93\x02\x13\x12\x11/v1/{name=jobs/*}\x12W\n\x08ListJobs\x12\x1b.adjourn.v1.ListJobsRequest\x1a\x1c.adjourn.v1.ListJobsResponse\"\x10\x82\xd3\xe4\x93\x02\n\x12\x08/v1/jobs\x12p\n\tUpdateJob\x12\x1c.adjourn.v1.UpdateJobRequest\x1a\x0f.adjourn.v1.Job\"4\xda\x41\x0fjob,update_mask\x82\xd3\xe4\x93\x02\x1c\x32\x15/v1/{job.name=jobs/*}:\x03job\x12\x63\n\x08PauseJob\x12\x1b.adjourn.v1.PauseJobRequest\x1a\x0f.adjourn.v1.Job\")\xda\x41\x04name\x82\xd3\xe4\x93\x02\x1c\"\x17/v1/{name=jobs/*}:pause:\x01*\x12\x66\n\tResumeJob\x12\x1c.adjourn.v1.ResumeJobRequest\x1a\x0f.adjourn.v1.Job\"*\xda\x41\x04name\x82\xd3\xe4\x93\x02\x1d\"\x18/v1/{name=jobs/*}:resume:\x01*\x12\x66\n\tCancelJob\x12\x1c.adjourn.v1.CancelJobRequest\x1a\x0f.adjourn.v1.Job\"*\xda\x41\x04name\x82\xd3\xe4\x93\x02\x1d\"\x18/v1/{name=jobs/*}:cancel:\x01*\x12\x63\n\tDeleteJob\x12\x1c.adjourn.v1.DeleteJobRequest\x1a\x16.google.protobuf.Empty\" \xda\x41\x04name\x82\xd3\xe4\x93\x02\x13*\x11/v1/{name=jobs/*}\x12\x62\n\tWatchJobs\x12\x1c.adjourn.v1.WatchJobsRequest\x1a\x1d.adjourn.v1.WatchJobsResponse\"\x16\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/jobs:watch0\x01\x12\x81\x01\n\rListJobEvents\x12 .adjourn.v1.ListJobEventsRequest\x1a!.adjourn.v1.ListJobEventsResponse\"+\xda\x41\x06parent\x82\xd3\xe4\x93\x02\x1c\x12\x1a/v1/{parent=jobs/*}/events\x12\x8a\x01\n\x10ListEpochMetrics\x12#.adjourn.v1.ListEpochMetricsRequest\x1a$.adjourn.v1.ListEpochMetricsResponse\"+\xda\x41\x06parent\x82\xd3\xe4\x93\x02\x1c\x12\x1a/v1/{parent=jobs/*}/epochs\x12S\n\x0cUploadBundle\x12\x1f.adjourn.v1.UploadBundleRequest\x1a .adjourn.v1.UploadBundleResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61\x64journ/v1/job_service.proto\x12\nadjourn.v1\x1a\x14\x61\x64journ/v1/job.proto\x1a\x16\x61\x64journ/v1/usage.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"Z\n\x10\x43reateJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\"\n\x03job\x18\x02 \x01(\x0b\x32\x0f.adjourn.v1.JobB\x04\xe2\x41\x01\x02\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\x81\x01\n\x10UpdateJobRequest\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x0f.adjourn.v1.JobB\x04\xe2\x41\x01\x02\x12\x35\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x04\xe2\x41\x01\x02\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"#\n\rGetJobRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\xc7\x01\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12%\n\x06states\x18\x03 \x03(\x0e\x32\x15.adjourn.v1.Job.State\x12\x37\n\x06labels\x18\x04 \x03(\x0b\x32\'.adjourn.v1.ListJobsRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"J\n\x10ListJobsResponse\x12\x1d\n\x04jobs\x18\x01 \x03(\x0b\x32\x0f.adjourn.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"|\n\x0fPauseJobRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12#\n\x04mode\x18\x02 \x01(\x0e\x32\x15.adjourn.v1.PauseMode\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"_\n\x10ResumeJobRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x15\n\rallow_inexact\x18\x02 \x01(\x08\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"}\n\x10\x43\x61ncelJobRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x17\n\x0fsave_checkpoint\x18\x06 \x01(\x08J\x04\x08\x02\x10\x03R\x04save\"\xdb\x01\n\x0fHoldJobsRequest\x12\x37\n\x06labels\x18\x01 \x03(\x0b\x32\'.adjourn.v1.HoldJobsRequest.LabelsEntry\x12\r\n\x05names\x18\x02 \x03(\t\x12\x0b\n\x03\x61ll\x18\x03 \x01(\x08\x12#\n\x04mode\x18\x04 \x01(\x0e\x32\x15.adjourn.v1.PauseMode\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0f\n\x07\x64ry_run\x18\x06 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"9\n\x10HoldJobsResponse\x12%\n\x04jobs\x18\x01 \x03(\x0b\x32\x17.adjourn.v1.HoldOutcome\"\xac\x01\n\x12ReleaseJobsRequest\x12:\n\x06labels\x18\x01 \x03(\x0b\x32*.adjourn.v1.ReleaseJobsRequest.LabelsEntry\x12\r\n\x05names\x18\x02 \x03(\t\x12\x0b\n\x03\x61ll\x18\x03 \x01(\x08\x12\x0f\n\x07\x64ry_run\x18\x04 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"<\n\x13ReleaseJobsResponse\x12%\n\x04jobs\x18\x01 \x03(\x0b\x32\x17.adjourn.v1.HoldOutcome\"r\n\x0bHoldOutcome\x12\x0b\n\x03job\x18\x01 \x01(\t\x12$\n\x05state\x18\x02 \x01(\x0e\x32\x15.adjourn.v1.Job.State\x12\x0f\n\x07\x63hanged\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\"H\n\x10\x44\x65leteJobRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\xa0\x01\n\x10WatchJobsRequest\x12\r\n\x05names\x18\x01 \x03(\t\x12\x38\n\x06labels\x18\x02 \x03(\x0b\x32(.adjourn.v1.WatchJobsRequest.LabelsEntry\x12\x14\n\x0cresume_token\x18\x03 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"X\n\x11WatchJobsResponse\x12\x1c\n\x03job\x18\x01 \x01(\x0b\x32\x0f.adjourn.v1.Job\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\x12\x0f\n\x07\x64\x65leted\x18\x03 \x01(\t\"\x91\x05\n\x08JobEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x05\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x04type\x18\x03 \x01(\x0e\x32\x19.adjourn.v1.JobEvent.Type\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12$\n\x05state\x18\x05 \x01(\x0e\x32\x15.adjourn.v1.Job.State\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\x05\x12\x0f\n\x07message\x18\x07 \x01(\t\x12\x32\n\x07\x64\x65tails\x18\x08 \x03(\x0b\x32!.adjourn.v1.JobEvent.DetailsEntry\x1a.\n\x0c\x44\x65tailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xe4\x02\n\x04Type\x12\x14\n\x10TYPE_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x43REATED\x10\x01\x12\x0b\n\x07UPDATED\x10\x02\x12\n\n\x06PLACED\x10\x03\x12\t\n\x05\x42\x45GAN\x10\x04\x12\x19\n\x15\x43HECKPOINT_REGISTERED\x10\x05\x12\x13\n\x0fPAUSE_REQUESTED\x10\x06\x12\n\n\x06PAUSED\x10\x07\x12\x14\n\x10RESUME_REQUESTED\x10\x08\x12\x14\n\x10\x43\x41NCEL_REQUESTED\x10\t\x12\r\n\tCANCELLED\x10\n\x12\r\n\tSUCCEEDED\x10\x0b\x12\n\n\x06\x46\x41ILED\x10\x0c\x12\x0c\n\x08REQUEUED\x10\r\x12\x0b\n\x07\x41\x44OPTED\x10\x0e\x12\x13\n\x0f\x43ONDITION_BEGAN\x10\x0f\x12\x13\n\x0f\x43ONDITION_ENDED\x10\x10\x12\x08\n\x04HELD\x10\x11\x12\x10\n\x0cHOLD_REMOVED\x10\x12\x12\r\n\tFELL_BACK\x10\x13\x12\x13\n\x0f\x44RAIN_REQUESTED\x10\x14\"S\n\x14ListJobEventsRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"V\n\x15ListJobEventsResponse\x12$\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x14.adjourn.v1.JobEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"V\n\x17ListEpochMetricsRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"]\n\x18ListEpochMetricsResponse\x12(\n\x06\x65pochs\x18\x01 \x03(\x0b\x32\x18.adjourn.v1.EpochMetrics\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x13UploadBundleRequest\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"&\n\x14UploadBundleResponse\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t2\xc1\x0b\n\nJobService\x12^\n\tCreateJob\x12\x1c.adjourn.v1.CreateJobRequest\x1a\x0f.adjourn.v1.Job\"\"\xda\x41\njob,job_id\x82\xd3\xe4\x93\x02\x0f\"\x08/v1/jobs:\x03job\x12V\n\x06GetJob\x12\x19.adjourn.v1.GetJobRequest\x1a\x0f.adjourn.v1.Job\" \xda\x41\x04name\x82\xd3\xe4\x93\x02\x13\x12\x11/v1/{name=jobs/*}\x12W\n\x08ListJobs\x12\x1b.adjourn.v1.ListJobsRequest\x1a\x1c.adjourn.v1.ListJobsResponse\"\x10\x82\xd3\xe4\x93\x02\n\x12\x08/v1/jobs\x12p\n\tUpdateJob\x12\x1c.adjourn.v1.UpdateJobRequest\x1a\x0f.adjourn.v1.Job\"4\xda\x41\x0fjob,update_mask\x82\xd3\xe4\x93\x02\x1c\x32\x15/v1/{job.name=jobs/*}:\x03job\x12\x63\n\x08PauseJob\x12\x1b.adjourn.v1.PauseJobRequest\x1a\x0f.adjourn.v1.Job\")\xda\x41\x04name\x82\xd3\xe4\x93\x02\x1c\"\x17/v1/{name=jobs/*}:pause:\x01*\x12\x66\n\tResumeJob\x12\x1c.adjourn.v1.ResumeJobRequest\x1a\x0f.adjourn.v1.Job\"*\xda\x41\x04name\x82\xd3\xe4\x93\x02\x1d\"\x18/v1/{name=jobs/*}:resume:\x01*\x12\x66\n\tCancelJob\x12\x1c.adjourn.v1.CancelJobRequest\x1a\x0f.adjourn.v1.Job\"*\xda\x41\x04name\x82\xd3\xe4\x93\x02\x1d\"\x18/v1/{name=jobs/*}:cancel:\x01*\x12\x63\n\tDeleteJob\x12\x1c.adjourn.v1.DeleteJobRequest\x1a\x16.google.protobuf.Empty\" \xda\x41\x04name\x82\xd3\xe4\x93\x02\x13*\x11/v1/{name=jobs/*}\x12_\n\x08HoldJobs\x12\x1b.adjourn.v1.HoldJobsRequest\x1a\x1c.adjourn.v1.HoldJobsResponse\"\x18\x82\xd3\xe4\x93\x02\x12\"\r/v1/jobs:hold:\x01*\x12k\n\x0bReleaseJobs\x12\x1e.adjourn.v1.ReleaseJobsRequest\x1a\x1f.adjourn.v1.ReleaseJobsResponse\"\x1b\x82\xd3\xe4\x93\x02\x15\"\x10/v1/jobs:release:\x01*\x12\x62\n\tWatchJobs\x12\x1c.adjourn.v1.WatchJobsRequest\x1a\x1d.adjourn.v1.WatchJobsResponse\"\x16\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/jobs:watch0\x01\x12\x81\x01\n\rListJobEvents\x12 .adjourn.v1.ListJobEventsRequest\x1a!.adjourn.v1.ListJobEventsResponse\"+\xda\x41\x06parent\x82\xd3\xe4\x93\x02\x1c\x12\x1a/v1/{parent=jobs/*}/events\x12\x8a\x01\n\x10ListEpochMetrics\x12#.adjourn.v1.ListEpochMetricsRequest\x1a$.adjourn.v1.ListEpochMetricsResponse\"+\xda\x41\x06parent\x82\xd3\xe4\x93\x02\x1c\x12\x1a/v1/{parent=jobs/*}/epochs\x12S\n\x0cUploadBundle\x12\x1f.adjourn.v1.UploadBundleRequest\x1a .adjourn.v1.UploadBundleResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -55,6 +55,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESUMEJOBREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_CANCELJOBREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_CANCELJOBREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
+  _globals['_HOLDJOBSREQUEST_LABELSENTRY']._loaded_options = None
+  _globals['_HOLDJOBSREQUEST_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_RELEASEJOBSREQUEST_LABELSENTRY']._loaded_options = None
+  _globals['_RELEASEJOBSREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_DELETEJOBREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_DELETEJOBREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_WATCHJOBSREQUEST_LABELSENTRY']._loaded_options = None
@@ -81,6 +85,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOBSERVICE'].methods_by_name['CancelJob']._serialized_options = b'\332A\004name\202\323\344\223\002\035\"\030/v1/{name=jobs/*}:cancel:\001*'
   _globals['_JOBSERVICE'].methods_by_name['DeleteJob']._loaded_options = None
   _globals['_JOBSERVICE'].methods_by_name['DeleteJob']._serialized_options = b'\332A\004name\202\323\344\223\002\023*\021/v1/{name=jobs/*}'
+  _globals['_JOBSERVICE'].methods_by_name['HoldJobs']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['HoldJobs']._serialized_options = b'\202\323\344\223\002\022\"\r/v1/jobs:hold:\001*'
+  _globals['_JOBSERVICE'].methods_by_name['ReleaseJobs']._loaded_options = None
+  _globals['_JOBSERVICE'].methods_by_name['ReleaseJobs']._serialized_options = b'\202\323\344\223\002\025\"\020/v1/jobs:release:\001*'
   _globals['_JOBSERVICE'].methods_by_name['WatchJobs']._loaded_options = None
   _globals['_JOBSERVICE'].methods_by_name['WatchJobs']._serialized_options = b'\202\323\344\223\002\020\022\016/v1/jobs:watch'
   _globals['_JOBSERVICE'].methods_by_name['ListJobEvents']._loaded_options = None
@@ -104,33 +112,47 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESUMEJOBREQUEST']._serialized_start=939
   _globals['_RESUMEJOBREQUEST']._serialized_end=1034
   _globals['_CANCELJOBREQUEST']._serialized_start=1036
-  _globals['_CANCELJOBREQUEST']._serialized_end=1136
-  _globals['_DELETEJOBREQUEST']._serialized_start=1138
-  _globals['_DELETEJOBREQUEST']._serialized_end=1210
-  _globals['_WATCHJOBSREQUEST']._serialized_start=1213
-  _globals['_WATCHJOBSREQUEST']._serialized_end=1373
+  _globals['_CANCELJOBREQUEST']._serialized_end=1161
+  _globals['_HOLDJOBSREQUEST']._serialized_start=1164
+  _globals['_HOLDJOBSREQUEST']._serialized_end=1383
+  _globals['_HOLDJOBSREQUEST_LABELSENTRY']._serialized_start=690
+  _globals['_HOLDJOBSREQUEST_LABELSENTRY']._serialized_end=735
+  _globals['_HOLDJOBSRESPONSE']._serialized_start=1385
+  _globals['_HOLDJOBSRESPONSE']._serialized_end=1442
+  _globals['_RELEASEJOBSREQUEST']._serialized_start=1445
+  _globals['_RELEASEJOBSREQUEST']._serialized_end=1617
+  _globals['_RELEASEJOBSREQUEST_LABELSENTRY']._serialized_start=690
+  _globals['_RELEASEJOBSREQUEST_LABELSENTRY']._serialized_end=735
+  _globals['_RELEASEJOBSRESPONSE']._serialized_start=1619
+  _globals['_RELEASEJOBSRESPONSE']._serialized_end=1679
+  _globals['_HOLDOUTCOME']._serialized_start=1681
+  _globals['_HOLDOUTCOME']._serialized_end=1795
+  _globals['_DELETEJOBREQUEST']._serialized_start=1797
+  _globals['_DELETEJOBREQUEST']._serialized_end=1869
+  _globals['_WATCHJOBSREQUEST']._serialized_start=1872
+  _globals['_WATCHJOBSREQUEST']._serialized_end=2032
   _globals['_WATCHJOBSREQUEST_LABELSENTRY']._serialized_start=690
   _globals['_WATCHJOBSREQUEST_LABELSENTRY']._serialized_end=735
-  _globals['_WATCHJOBSRESPONSE']._serialized_start=1375
-  _globals['_WATCHJOBSRESPONSE']._serialized_end=1463
-  _globals['_JOBEVENT']._serialized_start=1466
-  _globals['_JOBEVENT']._serialized_end=2059
-  _globals['_JOBEVENT_DETAILSENTRY']._serialized_start=1718
-  _globals['_JOBEVENT_DETAILSENTRY']._serialized_end=1764
-  _globals['_JOBEVENT_TYPE']._serialized_start=1767
-  _globals['_JOBEVENT_TYPE']._serialized_end=2059
-  _globals['_LISTJOBEVENTSREQUEST']._serialized_start=2061
-  _globals['_LISTJOBEVENTSREQUEST']._serialized_end=2144
-  _globals['_LISTJOBEVENTSRESPONSE']._serialized_start=2146
-  _globals['_LISTJOBEVENTSRESPONSE']._serialized_end=2232
-  _globals['_LISTEPOCHMETRICSREQUEST']._serialized_start=2234
-  _globals['_LISTEPOCHMETRICSREQUEST']._serialized_end=2320
-  _globals['_LISTEPOCHMETRICSRESPONSE']._serialized_start=2322
-  _globals['_LISTEPOCHMETRICSRESPONSE']._serialized_end=2415
-  _globals['_UPLOADBUNDLEREQUEST']._serialized_start=2417
-  _globals['_UPLOADBUNDLEREQUEST']._serialized_end=2453
-  _globals['_UPLOADBUNDLERESPONSE']._serialized_start=2455
-  _globals['_UPLOADBUNDLERESPONSE']._serialized_end=2493
-  _globals['_JOBSERVICE']._serialized_start=2496
-  _globals['_JOBSERVICE']._serialized_end=3763
+  _globals['_WATCHJOBSRESPONSE']._serialized_start=2034
+  _globals['_WATCHJOBSRESPONSE']._serialized_end=2122
+  _globals['_JOBEVENT']._serialized_start=2125
+  _globals['_JOBEVENT']._serialized_end=2782
+  _globals['_JOBEVENT_DETAILSENTRY']._serialized_start=2377
+  _globals['_JOBEVENT_DETAILSENTRY']._serialized_end=2423
+  _globals['_JOBEVENT_TYPE']._serialized_start=2426
+  _globals['_JOBEVENT_TYPE']._serialized_end=2782
+  _globals['_LISTJOBEVENTSREQUEST']._serialized_start=2784
+  _globals['_LISTJOBEVENTSREQUEST']._serialized_end=2867
+  _globals['_LISTJOBEVENTSRESPONSE']._serialized_start=2869
+  _globals['_LISTJOBEVENTSRESPONSE']._serialized_end=2955
+  _globals['_LISTEPOCHMETRICSREQUEST']._serialized_start=2957
+  _globals['_LISTEPOCHMETRICSREQUEST']._serialized_end=3043
+  _globals['_LISTEPOCHMETRICSRESPONSE']._serialized_start=3045
+  _globals['_LISTEPOCHMETRICSRESPONSE']._serialized_end=3138
+  _globals['_UPLOADBUNDLEREQUEST']._serialized_start=3140
+  _globals['_UPLOADBUNDLEREQUEST']._serialized_end=3176
+  _globals['_UPLOADBUNDLERESPONSE']._serialized_start=3178
+  _globals['_UPLOADBUNDLERESPONSE']._serialized_end=3216
+  _globals['_JOBSERVICE']._serialized_start=3219
+  _globals['_JOBSERVICE']._serialized_end=4692
 # @@protoc_insertion_point(module_scope)

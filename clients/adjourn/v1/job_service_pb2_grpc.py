@@ -89,6 +89,16 @@ class JobServiceStub:
                 request_serializer=adjourn_dot_v1_dot_job__service__pb2.DeleteJobRequest.SerializeToString,
                 response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
                 _registered_method=True)
+        self.HoldJobs = channel.unary_unary(
+                '/adjourn.v1.JobService/HoldJobs',
+                request_serializer=adjourn_dot_v1_dot_job__service__pb2.HoldJobsRequest.SerializeToString,
+                response_deserializer=adjourn_dot_v1_dot_job__service__pb2.HoldJobsResponse.FromString,
+                _registered_method=True)
+        self.ReleaseJobs = channel.unary_unary(
+                '/adjourn.v1.JobService/ReleaseJobs',
+                request_serializer=adjourn_dot_v1_dot_job__service__pb2.ReleaseJobsRequest.SerializeToString,
+                response_deserializer=adjourn_dot_v1_dot_job__service__pb2.ReleaseJobsResponse.FromString,
+                _registered_method=True)
         self.WatchJobs = channel.unary_stream(
                 '/adjourn.v1.JobService/WatchJobs',
                 request_serializer=adjourn_dot_v1_dot_job__service__pb2.WatchJobsRequest.SerializeToString,
@@ -176,7 +186,9 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelJob(self, request, context):
-        """Stops a job for good, now, without a last checkpoint. FAILED_PRECONDITION: JOB_FINISHED.
+        """Stops a job for good: now, giving up what is not saved; or with `save_checkpoint` at the next boundary, with a last
+        checkpoint. The second may become the first, not the other way round. FAILED_PRECONDITION: JOB_FINISHED, and
+        JOB_NOT_PAUSABLE where there is no boundary to save at.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -184,6 +196,21 @@ class JobServiceServicer:
 
     def DeleteJob(self, request, context):
         """Deletes a job that has ended, with its checkpoints. FAILED_PRECONDITION: JOB_NOT_FINISHED (PAUSED included).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def HoldJobs(self, request, context):
+        """Adds the OPERATOR hold to every matching job that has not ended, as PauseJob adds the USER hold. A job with both
+        goes on when both are gone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseJobs(self, request, context):
+        """Removes the OPERATOR hold from every matching job.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -260,6 +287,16 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.DeleteJob,
                     request_deserializer=adjourn_dot_v1_dot_job__service__pb2.DeleteJobRequest.FromString,
                     response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'HoldJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.HoldJobs,
+                    request_deserializer=adjourn_dot_v1_dot_job__service__pb2.HoldJobsRequest.FromString,
+                    response_serializer=adjourn_dot_v1_dot_job__service__pb2.HoldJobsResponse.SerializeToString,
+            ),
+            'ReleaseJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseJobs,
+                    request_deserializer=adjourn_dot_v1_dot_job__service__pb2.ReleaseJobsRequest.FromString,
+                    response_serializer=adjourn_dot_v1_dot_job__service__pb2.ReleaseJobsResponse.SerializeToString,
             ),
             'WatchJobs': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchJobs,
@@ -511,6 +548,60 @@ class JobService:
             '/adjourn.v1.JobService/DeleteJob',
             adjourn_dot_v1_dot_job__service__pb2.DeleteJobRequest.SerializeToString,
             google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HoldJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/adjourn.v1.JobService/HoldJobs',
+            adjourn_dot_v1_dot_job__service__pb2.HoldJobsRequest.SerializeToString,
+            adjourn_dot_v1_dot_job__service__pb2.HoldJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/adjourn.v1.JobService/ReleaseJobs',
+            adjourn_dot_v1_dot_job__service__pb2.ReleaseJobsRequest.SerializeToString,
+            adjourn_dot_v1_dot_job__service__pb2.ReleaseJobsResponse.FromString,
             options,
             channel_credentials,
             insecure,

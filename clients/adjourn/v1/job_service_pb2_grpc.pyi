@@ -70,9 +70,18 @@ class JobServiceStub:
     JOB_FINISHED, JOB_CANCELLING, JOB_NOT_PAUSED, NO_CHECKPOINT.
     """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _job_pb2.Job]
-    """Stops a job for good, now, without a last checkpoint. FAILED_PRECONDITION: JOB_FINISHED."""
+    """Stops a job for good: now, giving up what is not saved; or with `save_checkpoint` at the next boundary, with a last
+    checkpoint. The second may become the first, not the other way round. FAILED_PRECONDITION: JOB_FINISHED, and
+    JOB_NOT_PAUSABLE where there is no boundary to save at.
+    """
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.DeleteJobRequest, _empty_pb2.Empty]
     """Deletes a job that has ended, with its checkpoints. FAILED_PRECONDITION: JOB_NOT_FINISHED (PAUSED included)."""
+    HoldJobs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.HoldJobsRequest, _job_service_pb2.HoldJobsResponse]
+    """Adds the OPERATOR hold to every matching job that has not ended, as PauseJob adds the USER hold. A job with both
+    goes on when both are gone.
+    """
+    ReleaseJobs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ReleaseJobsRequest, _job_service_pb2.ReleaseJobsResponse]
+    """Removes the OPERATOR hold from every matching job."""
     WatchJobs: _grpc.UnaryStreamMultiCallable[_job_service_pb2.WatchJobsRequest, _job_service_pb2.WatchJobsResponse]
     """Streams matching jobs: each once at the start, then after every change, conflated to the newest state. A job that
     gets other labels and matches no more is sent with them, once.
@@ -124,9 +133,18 @@ class JobServiceAsyncStub(JobServiceStub):
     JOB_FINISHED, JOB_CANCELLING, JOB_NOT_PAUSED, NO_CHECKPOINT.
     """
     CancelJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _job_pb2.Job]  # type: ignore[assignment]
-    """Stops a job for good, now, without a last checkpoint. FAILED_PRECONDITION: JOB_FINISHED."""
+    """Stops a job for good: now, giving up what is not saved; or with `save_checkpoint` at the next boundary, with a last
+    checkpoint. The second may become the first, not the other way round. FAILED_PRECONDITION: JOB_FINISHED, and
+    JOB_NOT_PAUSABLE where there is no boundary to save at.
+    """
     DeleteJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.DeleteJobRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes a job that has ended, with its checkpoints. FAILED_PRECONDITION: JOB_NOT_FINISHED (PAUSED included)."""
+    HoldJobs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.HoldJobsRequest, _job_service_pb2.HoldJobsResponse]  # type: ignore[assignment]
+    """Adds the OPERATOR hold to every matching job that has not ended, as PauseJob adds the USER hold. A job with both
+    goes on when both are gone.
+    """
+    ReleaseJobs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ReleaseJobsRequest, _job_service_pb2.ReleaseJobsResponse]  # type: ignore[assignment]
+    """Removes the OPERATOR hold from every matching job."""
     WatchJobs: _aio.UnaryStreamMultiCallable[_job_service_pb2.WatchJobsRequest, _job_service_pb2.WatchJobsResponse]  # type: ignore[assignment]
     """Streams matching jobs: each once at the start, then after every change, conflated to the newest state. A job that
     gets other labels and matches no more is sent with them, once.
@@ -217,7 +235,10 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.CancelJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
-        """Stops a job for good, now, without a last checkpoint. FAILED_PRECONDITION: JOB_FINISHED."""
+        """Stops a job for good: now, giving up what is not saved; or with `save_checkpoint` at the next boundary, with a last
+        checkpoint. The second may become the first, not the other way round. FAILED_PRECONDITION: JOB_FINISHED, and
+        JOB_NOT_PAUSABLE where there is no boundary to save at.
+        """
 
     @_abc_1.abstractmethod
     def DeleteJob(
@@ -226,6 +247,24 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
         """Deletes a job that has ended, with its checkpoints. FAILED_PRECONDITION: JOB_NOT_FINISHED (PAUSED included)."""
+
+    @_abc_1.abstractmethod
+    def HoldJobs(
+        self,
+        request: _job_service_pb2.HoldJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.HoldJobsResponse, _abc.Awaitable[_job_service_pb2.HoldJobsResponse]]:
+        """Adds the OPERATOR hold to every matching job that has not ended, as PauseJob adds the USER hold. A job with both
+        goes on when both are gone.
+        """
+
+    @_abc_1.abstractmethod
+    def ReleaseJobs(
+        self,
+        request: _job_service_pb2.ReleaseJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.ReleaseJobsResponse, _abc.Awaitable[_job_service_pb2.ReleaseJobsResponse]]:
+        """Removes the OPERATOR hold from every matching job."""
 
     @_abc_1.abstractmethod
     def WatchJobs(

@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from adjourn.v1 import job_pb2 as _job_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -111,6 +112,9 @@ class Worker(_message.Message):
     AGENT_VERSION_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
+    CONDITIONS_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `workers/{worker}`."""
     state: Global___Worker.State.ValueType
@@ -121,6 +125,8 @@ class Worker(_message.Message):
     """Version of the agent."""
     draining: _builtins.bool
     """The agent has said that it wants no new work (a spot notice, SIGTERM)."""
+    instance: _builtins.str
+    """Random id of the agent's data directory, hex. Tells two agents apart that were given one name."""
     @_builtins.property
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]:
         """GPUs the worker has."""
@@ -141,6 +147,14 @@ class Worker(_message.Message):
     def environment(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """What the bits of a training on it depend on, by name (`torch`, `cpu`...); GPU models are in `devices`."""
 
+    @_builtins.property
+    def drain(self) -> Global___Drain:
+        """An operator's order to take nothing new and to let its jobs go on elsewhere; unset: none."""
+
+    @_builtins.property
+    def conditions(self) -> _containers.RepeatedCompositeFieldContainer[_job_pb2.Condition]:
+        """What is to be known about the worker beyond its state, one of each type at most."""
+
     def __init__(
         self,
         *,
@@ -154,14 +168,49 @@ class Worker(_message.Message):
         agent_version: _builtins.str = ...,
         draining: _builtins.bool = ...,
         environment: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        drain: Global___Drain | None = ...,
+        conditions: _abc.Iterable[_job_pb2.Condition] | None = ...,
+        instance: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["report_time", b"report_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "report_time", b"report_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "cpu_slots", b"cpu_slots", "devices", b"devices", "draining", b"draining", "environment", b"environment", "jobs", b"jobs", "labels", b"labels", "name", b"name", "report_time", b"report_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "conditions", b"conditions", "cpu_slots", b"cpu_slots", "devices", b"devices", "drain", b"drain", "draining", b"draining", "environment", b"environment", "instance", b"instance", "jobs", b"jobs", "labels", b"labels", "name", b"name", "report_time", b"report_time", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Worker: _TypeAlias = Worker  # noqa: Y015
+
+@_typing.final
+class Drain(_message.Message):
+    """An operator's order that a worker is to become empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    actor: _builtins.str
+    """Identity of the caller."""
+    reason: _builtins.str
+    """Why, in the caller's words."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When it was given."""
+
+    def __init__(
+        self,
+        *,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "reason", b"reason", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Drain: _TypeAlias = Drain  # noqa: Y015
 
 @_typing.final
 class Device(_message.Message):

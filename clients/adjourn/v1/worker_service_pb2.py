@@ -29,7 +29,7 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61\x64journ/v1/worker_service.proto\x12\nadjourn.v1\x1a\x17\x61\x64journ/v1/worker.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/protobuf/empty.proto\"&\n\x10GetWorkerRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\";\n\x12ListWorkersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"S\n\x13ListWorkersResponse\x12#\n\x07workers\x18\x01 \x03(\x0b\x32\x12.adjourn.v1.Worker\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\")\n\x13\x44\x65leteWorkerRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x32\xc6\x02\n\rWorkerService\x12\x62\n\tGetWorker\x12\x1c.adjourn.v1.GetWorkerRequest\x1a\x12.adjourn.v1.Worker\"#\xda\x41\x04name\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/{name=workers/*}\x12\x63\n\x0bListWorkers\x12\x1e.adjourn.v1.ListWorkersRequest\x1a\x1f.adjourn.v1.ListWorkersResponse\"\x13\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/workers\x12l\n\x0c\x44\x65leteWorker\x12\x1f.adjourn.v1.DeleteWorkerRequest\x1a\x16.google.protobuf.Empty\"#\xda\x41\x04name\x82\xd3\xe4\x93\x02\x16*\x14/v1/{name=workers/*}b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61\x64journ/v1/worker_service.proto\x12\nadjourn.v1\x1a\x17\x61\x64journ/v1/worker.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/protobuf/empty.proto\"&\n\x10GetWorkerRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\";\n\x12ListWorkersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"S\n\x13ListWorkersResponse\x12#\n\x07workers\x18\x01 \x03(\x0b\x32\x12.adjourn.v1.Worker\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"8\n\x12\x44rainWorkerRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0e\n\x06reason\x18\x02 \x01(\t\"*\n\x14UndrainWorkerRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\")\n\x13\x44\x65leteWorkerRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x32\xae\x04\n\rWorkerService\x12\x62\n\tGetWorker\x12\x1c.adjourn.v1.GetWorkerRequest\x1a\x12.adjourn.v1.Worker\"#\xda\x41\x04name\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/{name=workers/*}\x12\x63\n\x0bListWorkers\x12\x1e.adjourn.v1.ListWorkersRequest\x1a\x1f.adjourn.v1.ListWorkersResponse\"\x13\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/workers\x12o\n\x0b\x44rainWorker\x12\x1e.adjourn.v1.DrainWorkerRequest\x1a\x12.adjourn.v1.Worker\",\xda\x41\x04name\x82\xd3\xe4\x93\x02\x1f\"\x1a/v1/{name=workers/*}:drain:\x01*\x12u\n\rUndrainWorker\x12 .adjourn.v1.UndrainWorkerRequest\x1a\x12.adjourn.v1.Worker\".\xda\x41\x04name\x82\xd3\xe4\x93\x02!\"\x1c/v1/{name=workers/*}:undrain:\x01*\x12l\n\x0c\x44\x65leteWorker\x12\x1f.adjourn.v1.DeleteWorkerRequest\x1a\x16.google.protobuf.Empty\"#\xda\x41\x04name\x82\xd3\xe4\x93\x02\x16*\x14/v1/{name=workers/*}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,12 +38,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GETWORKERREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETWORKERREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
+  _globals['_DRAINWORKERREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_DRAINWORKERREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
+  _globals['_UNDRAINWORKERREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_UNDRAINWORKERREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_DELETEWORKERREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_DELETEWORKERREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_WORKERSERVICE'].methods_by_name['GetWorker']._loaded_options = None
   _globals['_WORKERSERVICE'].methods_by_name['GetWorker']._serialized_options = b'\332A\004name\202\323\344\223\002\026\022\024/v1/{name=workers/*}'
   _globals['_WORKERSERVICE'].methods_by_name['ListWorkers']._loaded_options = None
   _globals['_WORKERSERVICE'].methods_by_name['ListWorkers']._serialized_options = b'\202\323\344\223\002\r\022\013/v1/workers'
+  _globals['_WORKERSERVICE'].methods_by_name['DrainWorker']._loaded_options = None
+  _globals['_WORKERSERVICE'].methods_by_name['DrainWorker']._serialized_options = b'\332A\004name\202\323\344\223\002\037\"\032/v1/{name=workers/*}:drain:\001*'
+  _globals['_WORKERSERVICE'].methods_by_name['UndrainWorker']._loaded_options = None
+  _globals['_WORKERSERVICE'].methods_by_name['UndrainWorker']._serialized_options = b'\332A\004name\202\323\344\223\002!\"\034/v1/{name=workers/*}:undrain:\001*'
   _globals['_WORKERSERVICE'].methods_by_name['DeleteWorker']._loaded_options = None
   _globals['_WORKERSERVICE'].methods_by_name['DeleteWorker']._serialized_options = b'\332A\004name\202\323\344\223\002\026*\024/v1/{name=workers/*}'
   _globals['_GETWORKERREQUEST']._serialized_start=189
@@ -52,8 +60,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTWORKERSREQUEST']._serialized_end=288
   _globals['_LISTWORKERSRESPONSE']._serialized_start=290
   _globals['_LISTWORKERSRESPONSE']._serialized_end=373
-  _globals['_DELETEWORKERREQUEST']._serialized_start=375
-  _globals['_DELETEWORKERREQUEST']._serialized_end=416
-  _globals['_WORKERSERVICE']._serialized_start=419
-  _globals['_WORKERSERVICE']._serialized_end=745
+  _globals['_DRAINWORKERREQUEST']._serialized_start=375
+  _globals['_DRAINWORKERREQUEST']._serialized_end=431
+  _globals['_UNDRAINWORKERREQUEST']._serialized_start=433
+  _globals['_UNDRAINWORKERREQUEST']._serialized_end=475
+  _globals['_DELETEWORKERREQUEST']._serialized_start=477
+  _globals['_DELETEWORKERREQUEST']._serialized_end=518
+  _globals['_WORKERSERVICE']._serialized_start=521
+  _globals['_WORKERSERVICE']._serialized_end=1079
 # @@protoc_insertion_point(module_scope)

@@ -47,6 +47,16 @@ class WorkerServiceStub:
                 request_serializer=adjourn_dot_v1_dot_worker__service__pb2.ListWorkersRequest.SerializeToString,
                 response_deserializer=adjourn_dot_v1_dot_worker__service__pb2.ListWorkersResponse.FromString,
                 _registered_method=True)
+        self.DrainWorker = channel.unary_unary(
+                '/adjourn.v1.WorkerService/DrainWorker',
+                request_serializer=adjourn_dot_v1_dot_worker__service__pb2.DrainWorkerRequest.SerializeToString,
+                response_deserializer=adjourn_dot_v1_dot_worker__pb2.Worker.FromString,
+                _registered_method=True)
+        self.UndrainWorker = channel.unary_unary(
+                '/adjourn.v1.WorkerService/UndrainWorker',
+                request_serializer=adjourn_dot_v1_dot_worker__service__pb2.UndrainWorkerRequest.SerializeToString,
+                response_deserializer=adjourn_dot_v1_dot_worker__pb2.Worker.FromString,
+                _registered_method=True)
         self.DeleteWorker = channel.unary_unary(
                 '/adjourn.v1.WorkerService/DeleteWorker',
                 request_serializer=adjourn_dot_v1_dot_worker__service__pb2.DeleteWorkerRequest.SerializeToString,
@@ -72,6 +82,21 @@ class WorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DrainWorker(self, request, context):
+        """Has a worker take nothing new. Its jobs pause at their next boundary, without a hold, and go on elsewhere by
+        themselves. The order outlives the worker's agent; UndrainWorker takes it back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndrainWorker(self, request, context):
+        """Takes an order to drain back. Jobs that are on their way to a boundary stay where they are.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteWorker(self, request, context):
         """Forgets a worker that is LOST and holds no job. One that comes back is a new worker. FAILED_PRECONDITION:
         WORKER_IN_USE.
@@ -92,6 +117,16 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.ListWorkers,
                     request_deserializer=adjourn_dot_v1_dot_worker__service__pb2.ListWorkersRequest.FromString,
                     response_serializer=adjourn_dot_v1_dot_worker__service__pb2.ListWorkersResponse.SerializeToString,
+            ),
+            'DrainWorker': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainWorker,
+                    request_deserializer=adjourn_dot_v1_dot_worker__service__pb2.DrainWorkerRequest.FromString,
+                    response_serializer=adjourn_dot_v1_dot_worker__pb2.Worker.SerializeToString,
+            ),
+            'UndrainWorker': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndrainWorker,
+                    request_deserializer=adjourn_dot_v1_dot_worker__service__pb2.UndrainWorkerRequest.FromString,
+                    response_serializer=adjourn_dot_v1_dot_worker__pb2.Worker.SerializeToString,
             ),
             'DeleteWorker': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteWorker,
@@ -154,6 +189,60 @@ class WorkerService:
             '/adjourn.v1.WorkerService/ListWorkers',
             adjourn_dot_v1_dot_worker__service__pb2.ListWorkersRequest.SerializeToString,
             adjourn_dot_v1_dot_worker__service__pb2.ListWorkersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainWorker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/adjourn.v1.WorkerService/DrainWorker',
+            adjourn_dot_v1_dot_worker__service__pb2.DrainWorkerRequest.SerializeToString,
+            adjourn_dot_v1_dot_worker__pb2.Worker.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndrainWorker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/adjourn.v1.WorkerService/UndrainWorker',
+            adjourn_dot_v1_dot_worker__service__pb2.UndrainWorkerRequest.SerializeToString,
+            adjourn_dot_v1_dot_worker__pb2.Worker.FromString,
             options,
             channel_credentials,
             insecure,

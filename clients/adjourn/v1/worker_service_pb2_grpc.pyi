@@ -39,6 +39,12 @@ class WorkerServiceStub:
     """Returns one worker."""
     ListWorkers: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.ListWorkersRequest, _worker_service_pb2.ListWorkersResponse]
     """Lists workers by name."""
+    DrainWorker: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.DrainWorkerRequest, _worker_pb2.Worker]
+    """Has a worker take nothing new. Its jobs pause at their next boundary, without a hold, and go on elsewhere by
+    themselves. The order outlives the worker's agent; UndrainWorker takes it back.
+    """
+    UndrainWorker: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.UndrainWorkerRequest, _worker_pb2.Worker]
+    """Takes an order to drain back. Jobs that are on their way to a boundary stay where they are."""
     DeleteWorker: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.DeleteWorkerRequest, _empty_pb2.Empty]
     """Forgets a worker that is LOST and holds no job. One that comes back is a new worker. FAILED_PRECONDITION:
     WORKER_IN_USE.
@@ -53,6 +59,12 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """Returns one worker."""
     ListWorkers: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.ListWorkersRequest, _worker_service_pb2.ListWorkersResponse]  # type: ignore[assignment]
     """Lists workers by name."""
+    DrainWorker: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.DrainWorkerRequest, _worker_pb2.Worker]  # type: ignore[assignment]
+    """Has a worker take nothing new. Its jobs pause at their next boundary, without a hold, and go on elsewhere by
+    themselves. The order outlives the worker's agent; UndrainWorker takes it back.
+    """
+    UndrainWorker: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.UndrainWorkerRequest, _worker_pb2.Worker]  # type: ignore[assignment]
+    """Takes an order to drain back. Jobs that are on their way to a boundary stay where they are."""
     DeleteWorker: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.DeleteWorkerRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Forgets a worker that is LOST and holds no job. One that comes back is a new worker. FAILED_PRECONDITION:
     WORKER_IN_USE.
@@ -76,6 +88,24 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_worker_service_pb2.ListWorkersResponse, _abc.Awaitable[_worker_service_pb2.ListWorkersResponse]]:
         """Lists workers by name."""
+
+    @_abc_1.abstractmethod
+    def DrainWorker(
+        self,
+        request: _worker_service_pb2.DrainWorkerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_pb2.Worker, _abc.Awaitable[_worker_pb2.Worker]]:
+        """Has a worker take nothing new. Its jobs pause at their next boundary, without a hold, and go on elsewhere by
+        themselves. The order outlives the worker's agent; UndrainWorker takes it back.
+        """
+
+    @_abc_1.abstractmethod
+    def UndrainWorker(
+        self,
+        request: _worker_service_pb2.UndrainWorkerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_pb2.Worker, _abc.Awaitable[_worker_pb2.Worker]]:
+        """Takes an order to drain back. Jobs that are on their way to a boundary stay where they are."""
 
     @_abc_1.abstractmethod
     def DeleteWorker(

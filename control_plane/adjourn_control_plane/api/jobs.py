@@ -147,6 +147,12 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
             async for response in responses:
                 yield response
 
+    async def HoldJobs(self, request: pb.HoldJobsRequest, context: Context) -> pb.HoldJobsResponse:
+        raise errors.NotImplementedYetError("HoldJobs is not served yet")
+
+    async def ReleaseJobs(self, request: pb.ReleaseJobsRequest, context: Context) -> pb.ReleaseJobsResponse:
+        raise errors.NotImplementedYetError("ReleaseJobs is not served yet")
+
     async def ListJobEvents(self, request: pb.ListJobEventsRequest, context: Context) -> pb.ListJobEventsResponse:
         check(pages.violations(request))
         name = JobName((await self.record("parent", request.parent)).job.name)

@@ -52,6 +52,12 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
         worker.state = state(session, busy=bool(worker.jobs))
         return worker
 
+    async def DrainWorker(self, request: pb.DrainWorkerRequest, context: Context) -> Worker:
+        raise errors.NotImplementedYetError("DrainWorker is not served yet")
+
+    async def UndrainWorker(self, request: pb.UndrainWorkerRequest, context: Context) -> Worker:
+        raise errors.NotImplementedYetError("UndrainWorker is not served yet")
+
     async def DeleteWorker(self, request: pb.DeleteWorkerRequest, context: Context) -> empty_pb2.Empty:
         session = await self.session(request.name)
         if not await self.store.forget(WorkerName(request.name)):

@@ -185,6 +185,18 @@ class Plane(JobServiceServicer, CheckpointServiceServicer, WorkerServiceServicer
         page, token = paged(self.workers, request.page_token)
         return workers_pb.ListWorkersResponse(workers=page, next_page_token=token)
 
+    def HoldJobs(self, request: jobs_pb.HoldJobsRequest, context: Context) -> jobs_pb.HoldJobsResponse:
+        raise NotImplementedError
+
+    def ReleaseJobs(self, request: jobs_pb.ReleaseJobsRequest, context: Context) -> jobs_pb.ReleaseJobsResponse:
+        raise NotImplementedError
+
+    def DrainWorker(self, request: workers_pb.DrainWorkerRequest, context: Context) -> Worker:
+        raise NotImplementedError
+
+    def UndrainWorker(self, request: workers_pb.UndrainWorkerRequest, context: Context) -> Worker:
+        raise NotImplementedError
+
 
 def paged(items: Sequence[Any], token: str) -> tuple[Sequence[Any], str]:
     start = int(token or 0)

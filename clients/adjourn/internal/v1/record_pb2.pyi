@@ -54,6 +54,7 @@ class JobRecord(_message.Message):
     PAUSE_RELEASE_TIME_FIELD_NUMBER: _builtins.int
     RESUMPTION_FIELD_NUMBER: _builtins.int
     LOST_ATTEMPT_FIELD_NUMBER: _builtins.int
+    UNCONFIRMED_RELEASES_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Order of creation, from 1, over all jobs; the queue's order."""
     revision: _builtins.int
@@ -120,6 +121,10 @@ class JobRecord(_message.Message):
         become known.
         """
 
+    @_builtins.property
+    def unconfirmed_releases(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnconfirmedRelease]:
+        """Attempts whose worker is out of reach and has not said that their processes are gone, oldest first."""
+
     def __init__(
         self,
         *,
@@ -146,14 +151,59 @@ class JobRecord(_message.Message):
         pause_release_time: _timestamp_pb2.Timestamp | None = ...,
         resumption: Global___Resumption | None = ...,
         lost_attempt: Global___LostAttempt | None = ...,
+        unconfirmed_releases: _abc.Iterable[Global___UnconfirmedRelease] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "epoch_duration", b"epoch_duration", "job", b"job", "lost_attempt", b"lost_attempt", "past_failure", b"past_failure", "pause_release_time", b"pause_release_time", "resumption", b"resumption", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_inexact", b"allow_inexact", "applied_report", b"applied_report", "began", b"began", "checkpoint", b"checkpoint", "device_uuids", b"device_uuids", "epoch_duration", b"epoch_duration", "epochs_since_restart", b"epochs_since_restart", "event_sequence", b"event_sequence", "generation", b"generation", "job", b"job", "lost_attempt", b"lost_attempt", "number", b"number", "observed_generation", b"observed_generation", "past_failure", b"past_failure", "pause_mode", b"pause_mode", "pause_release_time", b"pause_release_time", "released", b"released", "restored_checkpoint", b"restored_checkpoint", "resumption", b"resumption", "revision", b"revision", "target", b"target", "timed_epochs", b"timed_epochs", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_inexact", b"allow_inexact", "applied_report", b"applied_report", "began", b"began", "checkpoint", b"checkpoint", "device_uuids", b"device_uuids", "epoch_duration", b"epoch_duration", "epochs_since_restart", b"epochs_since_restart", "event_sequence", b"event_sequence", "generation", b"generation", "job", b"job", "lost_attempt", b"lost_attempt", "number", b"number", "observed_generation", b"observed_generation", "past_failure", b"past_failure", "pause_mode", b"pause_mode", "pause_release_time", b"pause_release_time", "released", b"released", "restored_checkpoint", b"restored_checkpoint", "resumption", b"resumption", "revision", b"revision", "target", b"target", "timed_epochs", b"timed_epochs", "token", b"token", "unconfirmed_releases", b"unconfirmed_releases"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JobRecord: _TypeAlias = JobRecord  # noqa: Y015
+
+@_typing.final
+class UnconfirmedRelease(_message.Message):
+    """An attempt whose worker is out of reach: its process may live, and use its GPUs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    DEVICE_UUIDS_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    worker: _builtins.str
+    """Worker that had it, `workers/{worker}`."""
+    instance: _builtins.str
+    """`Worker.instance` of that worker."""
+    @_builtins.property
+    def token(self) -> _agent_service_pb2.FencingToken:
+        """The attempt."""
+
+    @_builtins.property
+    def device_uuids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Its GPUs."""
+
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """Since when."""
+
+    def __init__(
+        self,
+        *,
+        worker: _builtins.str = ...,
+        instance: _builtins.str = ...,
+        token: _agent_service_pb2.FencingToken | None = ...,
+        device_uuids: _abc.Iterable[_builtins.str] | None = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time", "token", b"token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_uuids", b"device_uuids", "instance", b"instance", "time", b"time", "token", b"token", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnconfirmedRelease: _TypeAlias = UnconfirmedRelease  # noqa: Y015
 
 @_typing.final
 class PastFailure(_message.Message):
