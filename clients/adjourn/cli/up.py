@@ -10,7 +10,7 @@ from rich.text import Text
 
 from adjourn.cli import error_messages, output
 from adjourn.local import s3_url, signals
-from adjourn.local.data_directory import DirectoryInUseError
+from adjourn.local.data_directory import DirectoryDamagedError, DirectoryInUseError
 from adjourn.local.managed_process import MissingServerError, ProgramError
 from adjourn.local.stack import Options, PortTakenError, Stack
 from adjourn.objects import S3Settings
@@ -45,7 +45,7 @@ def up(
     options = Options(data=data, workers=workers, port=port, redis=redis, s3=s3)
     try:
         signals.run(serve(options))
-    except (ProgramError, DirectoryInUseError, MissingServerError, PortTakenError) as error:
+    except (ProgramError, DirectoryDamagedError, DirectoryInUseError, MissingServerError, PortTakenError) as error:
         error_messages.print_error(str(error))
         raise typer.Exit(1) from None
     except OSError as error:  # the data directory cannot be written, the disk is full

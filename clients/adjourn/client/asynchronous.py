@@ -10,7 +10,7 @@ from typing import Self, TypeVar
 import grpc
 import grpc.aio
 
-from adjourn.channel import CLIENT_OPTIONS, DEFAULT_ADDRESS
+from adjourn.channel import CLIENT_OPTIONS
 from adjourn.client import calls, requests
 from adjourn.client.watching import ENDED, Until, Wait, Watch
 from adjourn.errors import AdjournError, DeadlineError
@@ -35,12 +35,15 @@ class AsyncClient:
     Every method raises a class of `adjourn.errors`. Close it, or use it in an `async with` statement.
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout: float = calls.CALL_SECONDS) -> None:
-        """Connects when first used; `timeout` is for each call that is answered once, in seconds."""
-        self.address = address
+    def __init__(self, address: str | None = None, *, timeout: float = calls.CALL_SECONDS) -> None:
+        """Connects when first used; `timeout` is for each call that is answered once, in seconds.
+
+        `address`: of the control plane, `host:port`; None: as the variable ADJOURN_ADDRESS says, else 127.0.0.1:7400.
+        """
+        self.address = address or calls.default_address()
         self._timeout = timeout
         self._caller = calls.caller()
-        self._channel = grpc.aio.insecure_channel(address, options=CLIENT_OPTIONS)
+        self._channel = grpc.aio.insecure_channel(self.address, options=CLIENT_OPTIONS)
         self._jobs = JobServiceStub(self._channel)
         self._checkpoints = CheckpointServiceStub(self._channel)
         self._workers = WorkerServiceStub(self._channel)

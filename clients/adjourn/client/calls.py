@@ -1,6 +1,7 @@
 """The metadata of every call, and the conversion of gRPC errors to `adjourn.errors`."""
 
 import getpass
+import os
 import socket
 from collections.abc import Iterable
 from typing import Final, Protocol, cast
@@ -9,7 +10,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, status_pb2
 
-from adjourn.channel import ACTOR_KEY
+from adjourn.channel import ACTOR_KEY, DEFAULT_ADDRESS
 from adjourn.errors import AdjournError, from_status
 
 CALL_SECONDS: Final = 10.0
@@ -30,6 +31,11 @@ class Page(Protocol):
     """An answer that holds one page."""
 
     next_page_token: str
+
+
+def default_address() -> str:
+    """Returns the address of the control plane for a client that is given none, as the command line does."""
+    return os.environ.get("ADJOURN_ADDRESS") or DEFAULT_ADDRESS
 
 
 def caller() -> tuple[tuple[str, str], ...]:

@@ -19,6 +19,16 @@ class DirectoryInUseError(Exception):
         super().__init__(f"{path} is in use by another stack (pid {pid}); stop that one, or choose another --data")
 
 
+class DirectoryDamagedError(Exception):
+    """A file of the data directory cannot be read any more."""
+
+    def __init__(self, file: Path, why: str) -> None:
+        super().__init__(
+            f"{file} is damaged ({why}); it has the passwords and ports of the stack. Put back a copy of it, or choose "
+            "another --data"
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StackSettings:
     """Settings chosen at the first start and kept for all later ones."""
@@ -60,7 +70,7 @@ class DataDirectory:
         """Returns the settings of the first start; makes them if this is the first."""
         file = self.path / "stack.json"
         if file.exists():
-            known = StackSettings(**json.loads(file.read_text()))
+            known = read_settings(file)
             if len(known.ports) == ports and all(map(is_free, known.ports)):
                 return known
             settings = StackSettings(**{**asdict(known), "ports": free_ports(ports)})
@@ -74,6 +84,14 @@ class DataDirectory:
             )
         write_private(file, json.dumps(asdict(settings)))
         return settings
+
+
+def read_settings(file: Path) -> StackSettings:
+    """Returns the settings in a file; raises DirectoryDamagedError."""
+    try:
+        return StackSettings(**json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:  # no JSON, not UTF-8; no object, or one with other fields
+        raise DirectoryDamagedError(file, str(error)) from None
 
 
 def write_private(file: Path, text: str) -> None:

@@ -54,7 +54,8 @@ class Options:
 class Stack:
     """A running stack, as an async context manager that ends every process of the stack.
 
-    Entering raises ProgramError (something did not start), MissingServerError, DirectoryInUseError, PortTakenError.
+    Entering raises ProgramError (something did not start), MissingServerError, DirectoryInUseError,
+    DirectoryDamagedError, PortTakenError.
     Cancelling it while it stops sends SIGKILL at once.
     """
 

@@ -36,7 +36,7 @@ class CheckpointService(checkpoint_service_pb2_grpc.CheckpointServiceServicer):
         job = JobName(request.parent)
         if await self.store.get(job) is None:
             raise errors.NotFoundError(f"there is no {job}", job=job)
-        numbers: dict[str, int] = {"": int(pages.cursor(request) or 0)}
+        numbers: dict[str, int] = {"": pages.position(request)}
 
         async def read(last: Checkpoint | None, count: int) -> Sequence[Checkpoint]:
             before = numbers[last.name if last else ""] or None

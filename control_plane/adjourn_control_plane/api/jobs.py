@@ -87,7 +87,7 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
         check(pages.violations(request) | validation.states(list(request.states)))
-        numbers: dict[str, int] = {"": int(pages.cursor(request) or 0)}
+        numbers: dict[str, int] = {"": pages.position(request)}
 
         async def read(last: Job | None, count: int) -> Sequence[Job]:
             before = numbers[last.name if last else ""] or None
@@ -156,7 +156,7 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
     async def ListJobEvents(self, request: pb.ListJobEventsRequest, context: Context) -> pb.ListJobEventsResponse:
         check(pages.violations(request))
         name = JobName((await self.record("parent", request.parent)).job.name)
-        start = int(pages.cursor(request) or 0)
+        start = pages.position(request)
         events, more = await pages.filled(
             pages.size(request),
             lambda last, count: self.store.events(name, after=last.sequence if last else start, size=count),
@@ -169,7 +169,7 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
     ) -> pb.ListEpochMetricsResponse:
         check(pages.violations(request))
         name = JobName((await self.record("parent", request.parent)).job.name)
-        start = int(pages.cursor(request) or 0)
+        start = pages.position(request)
         epochs, more = await pages.filled(
             pages.size(request),
             lambda last, count: self.store.epochs(name, after=last.epoch if last else start, size=count),

@@ -20,6 +20,9 @@ PAGE_BYTES: Final = 3 << 20
 FIRST_READ: Final = 16
 """Items to read before anything is known of their size."""
 DIGEST_BYTES: Final = 12
+MAX_DIGITS: Final = 18
+"""Of a number that an item of a list can have."""
+FOREIGN: Final = "must be the next_page_token of the page before, with all other fields as they were"
 
 Item = TypeVar("Item", bound=Message)
 
@@ -42,7 +45,7 @@ def violations(request: ListRequest) -> dict[str, str]:
     if request.page_size < 0:
         found["page_size"] = f"must be 0 or more; is {request.page_size}"
     if request.page_token and decoded(request) is None:
-        found["page_token"] = "must be the next_page_token of the page before, with all other fields as they were"
+        found["page_token"] = FOREIGN
     return found
 
 
@@ -54,6 +57,14 @@ def cursor(request: ListRequest) -> str:
     if found := violations(request):
         raise errors.InvalidRequestError(found)
     return decoded(request) or ""
+
+
+def position(request: ListRequest) -> int:
+    """Returns `cursor` of a list whose items have numbers from 1; 0 for the first page. Raises InvalidRequestError."""
+    found = cursor(request)
+    if found and not (found.isascii() and found.isdecimal() and len(found) <= MAX_DIGITS):
+        raise errors.InvalidRequestError({"page_token": FOREIGN})  # forged: ours have a number
+    return int(found or 0)
 
 
 def token(request: ListRequest, cursor: str) -> str:

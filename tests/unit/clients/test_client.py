@@ -206,3 +206,14 @@ async def test_the_package_offers_both_by_name(make: Callable[[], Any]) -> None:
     assert getattr(adjourn, make.__name__) is make
     with pytest.raises(AttributeError, match="no attribute 'Server'"):
         _ = adjourn.Server
+
+
+def test_a_client_without_an_address_finds_the_control_plane_as_the_command_line_does(
+    plane: "Plane", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADJOURN_ADDRESS", plane.address)
+    with Client() as client:
+        assert list(client.list_jobs()) == []
+    monkeypatch.delenv("ADJOURN_ADDRESS")
+    with Client() as client:
+        assert client.address == "127.0.0.1:7400"

@@ -107,6 +107,14 @@ def test_what_is_no_token_is_refused(token: str) -> None:
     assert list(pages.violations(ListJobsRequest(page_token=token))) == ["page_token"]
 
 
+@pytest.mark.parametrize("cursor", ["x", "-1", "1_000", "٣", "1" * 100])
+def test_a_forged_token_without_a_number_is_refused_with_its_field(cursor: str) -> None:
+    made = ListJobsRequest(page_token=pages.token(REQUEST, cursor))
+    with pytest.raises(errors.InvalidRequestError) as caught:
+        pages.position(made)
+    assert list(caught.value.violations) == ["page_token"]
+
+
 def test_a_token_does_not_show_its_cursor_and_fits_a_url() -> None:
     token = pages.token(REQUEST, "1234567")
     assert "1234567" not in token

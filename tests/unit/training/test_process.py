@@ -83,7 +83,7 @@ def test_training_is_told_step_by_step(trainings: TrainingProcesses) -> None:
     assert (progress.epoch, progress.step) == (2, 10)
 
 
-def test_doorbell_rings_for_each_event(trainings: TrainingProcesses, tmp_path: Path) -> None:
+def test_each_event_is_notified_of(trainings: TrainingProcesses, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify_socket:
         notify_socket.bind(str(tmp_path / "notify"))
         attempt = trainings.run("unusual:without_steps", epochs=1, notify_socket=str(tmp_path / "notify"))
