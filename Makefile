@@ -9,10 +9,10 @@ GENERATED := clients
 demo: $(STAMP)
 	$(BIN)/adjourn demo
 
-# Small tests two files at a time; those that look at the clock of real processes have the machine to themselves.
+# Two files at a time; tests of whole stacks with torch have the machine to themselves.
 test: check
-	$(BIN)/pytest -n 2 --dist loadfile tests/unit tests/contract
-	$(BIN)/pytest --ignore=tests/unit --ignore=tests/contract
+	$(BIN)/pytest -n 2 --dist loadfile --ignore=tests/system
+	$(BIN)/pytest tests/system
 
 check: $(STAMP)
 	$(BIN)/ruff check .
