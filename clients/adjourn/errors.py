@@ -209,6 +209,12 @@ class WorkerInUseError(PreconditionError):
     reason = "WORKER_IN_USE"
 
 
+class WorkerNameTakenError(PreconditionError):
+    """Another agent, of another data directory, speaks for the worker of this name: one of them needs another name."""
+
+    reason = "WORKER_NAME_TAKEN"
+
+
 class TooManyUploadsError(AdjournError):
     """Other uploads use all the memory that is set aside for them: try again."""
 

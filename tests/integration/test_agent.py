@@ -47,6 +47,7 @@ async def test_a_job_runs_to_its_end_and_is_forgotten(harness: AgentHarness, obj
         assert (harness.attempt(job).exists(), snapshots.exists()) == (True, True)
         job.do("finish")
         await harness.until_forgotten(job)
+        assert harness.plane.requests[-1].worker.instance == (harness.paths.data / "id").read_text().strip()
     assert harness.plane.kinds(job) == ["epoch", "checkpoint", "epoch", "checkpoint", "checkpoint", "exit"]
     assert [report.sequence for report in harness.plane.of(job)] == [1, 2, 3, 4, 5, 6]
     how = harness.plane.exit(job)

@@ -70,6 +70,7 @@ class Agent:
             cpu_slots=settings.cpu_slots,
             labels=settings.labels,
             agent_version=__version__,
+            instance=paths.instance,
         )
         self.gpus = gpus
         self.environment = gpus.environment()

@@ -82,6 +82,11 @@ class WorkerPaths:
         return paths
 
     @property
+    def instance(self) -> str:
+        """The worker id: tells this data directory from every other."""
+        return worker_id(self.data / ID)
+
+    @property
     def journal(self) -> Path:
         return self.data / "journal.sqlite"
 
