@@ -30,6 +30,7 @@ PROCESS_LOST: Final = "PROCESS_LOST"
 LAUNCH_FAILED: Final = "LAUNCH_FAILED"
 BUNDLE_UNUSABLE: Final = "BUNDLE_UNUSABLE"
 CHECKPOINT_CORRUPT: Final = "CHECKPOINT_CORRUPT"
+"""What an attempt was to restore is missing or damaged: the job goes on from the newest older checkpoint."""
 CHECKPOINT_NOT_REGISTERED: Final = "CHECKPOINT_NOT_REGISTERED"
 """An attempt says that it rests on a checkpoint which was never registered."""
 WORKER_LOST: Final = "WORKER_LOST"
@@ -76,7 +77,6 @@ DETERMINISTIC: Final = frozenset(
         RESTORE_DIVERGED,
         UNTRACKED_STATE,
         BUNDLE_UNUSABLE,
-        CHECKPOINT_CORRUPT,
     }
 )
 """Trying again would end the same way: the job fails at once."""

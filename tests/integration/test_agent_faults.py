@@ -19,6 +19,7 @@ from adjourn_worker import journal as journal_module
 from adjourn_worker.attempt import runner as runner_module
 from adjourn_worker.attempt.runner import drop
 from adjourn_worker.journal import Journal, JournalUnwritable
+from adjourn_worker.storage import tasks
 from tests.harness.agents import AgentHarness, alive
 from tests.harness.memory_objects import MemoryObjects
 from tests.harness.scripted_control_plane import Job
@@ -71,13 +72,18 @@ async def durable(harness: AgentHarness) -> Checkpoint:
     return harness.plane.checkpoints(job)[-1]
 
 
-async def test_a_checkpoint_that_is_not_whole(harness: AgentHarness, objects: MemoryObjects) -> None:
+async def test_a_checkpoint_that_is_not_whole(
+    harness: AgentHarness, objects: MemoryObjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "DAMAGE_AGAIN_SECONDS", 0.0)
     async with harness.agent(objects):
         checkpoint = await durable(harness)
         for attempt, what in enumerate(("manifests/", "parts/"), start=2):
             key = next(key for key in objects.contents if what in key)
             content = objects.contents.pop(key)
-            missing = await failure(harness, harness.job("a", attempt=attempt, restore=checkpoint))
+            job = harness.job("a", attempt=attempt, restore=checkpoint)
+            missing = await failure(harness, job)
+            assert harness.plane.exit(job).checkpoint == checkpoint.name
             objects.contents[key] = content[:-1] + b"\xff"
             damaged = await failure(harness, harness.job("b", attempt=attempt, restore=checkpoint))
             objects.contents[key] = content

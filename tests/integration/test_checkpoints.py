@@ -220,6 +220,30 @@ async def test_a_part_is_read_once_in_an_agents_life(assignment: Assignment, tmp
     assert store.read < PART_BYTES > third.uploaded_bytes
 
 
+@pytest.mark.parametrize("damage", ["flipped", "short", "missing"])
+async def test_what_a_pause_rests_on_is_read_whatever_was_known_of_it(
+    memory: MemoryObjects, assignment: Assignment, tmp_path: Path, damage: str
+) -> None:
+    """A disk loses a part that this agent has verified before: the next pause does not rest on the damaged bytes."""
+    agent = PartStore(memory)
+    first = await kept(agent, assignment, snapshot(tmp_path / "slot"))
+    base = await read_manifest(agent, first)
+    largest = max(memory.contents, key=lambda key: len(memory.contents[key]))
+    match damage:
+        case "flipped":
+            flip(memory, largest)
+        case "short":
+            memory.contents[largest] = memory.contents[largest][:-1]
+        case "missing":
+            del memory.contents[largest]
+    taken = snapshot(tmp_path / "slot", sequence=2)
+    taken.last = True
+    second = await kept(agent, assignment, taken, base)
+    assert second.uploaded_bytes > PART_BYTES
+    assert await fetched(memory, second, tmp_path / "restored") == files(tmp_path / "slot")
+    assert await fetched(memory, first, tmp_path / "restored"), "what shares the part is whole again, too"
+
+
 async def test_a_part_that_somebody_wrote_again_is_read_again(
     memory: MemoryObjects, assignment: Assignment, tmp_path: Path
 ) -> None:

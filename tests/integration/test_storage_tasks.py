@@ -1,19 +1,22 @@
 """What the long work for an assignment tells of storage that is away or refuses."""
 
 import asyncio
+import contextlib
 import hashlib
+import json
 import os
 import secrets
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
-from adjourn import reasons
+from adjourn import reasons, snapshots
 from adjourn.errors import ObjectStoreRefusedError, ObjectStoreUnavailableError
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment, Snapshot
-from adjourn.objects import S3Objects, S3Settings
+from adjourn.objects import ObjectMissing, S3Objects, S3Settings
 from adjourn.v1.agent_service_pb2 import Assignment, ConditionChange, FencingToken
 from adjourn.v1.job_pb2 import Condition
 from adjourn_worker.attempt import files
@@ -118,6 +121,72 @@ async def test_a_condition_that_an_earlier_agent_told_is_ended(paths: WorkerPath
     told: list[ConditionChange] = []
     await StorageTasks(objects, paths, threads=1, kept=Kept()).prepare(before, told.append)
     assert [(change.condition.type, change.ended) for change in told] == [(Condition.STORAGE_FAILING, True)]
+
+
+class Flaky(MemoryObjects):
+    """Loses the parts of checkpoints for so many reads of each."""
+
+    lost = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: Counter[str] = Counter()
+
+    async def get(self, key: str, *, limit: int) -> bytes:
+        self.reads[key] += "/parts/" in key
+        if 0 < self.reads[key] <= self.lost:
+            raise ObjectMissing(key)
+        return await super().get(key, limit=limit)
+
+
+async def restorable(storage: StorageTasks, paths: WorkerPaths, slot: Path) -> HeldAssignment:
+    """Returns an assignment that restores a checkpoint, which is stored."""
+    slot.mkdir()
+    (slot / snapshots.TENSORS).write_bytes((2).to_bytes(8, "little") + b"{}")
+    state = {"format": snapshots.FORMAT, "components": {}, "environment": {}, "progress": {}}
+    (slot / snapshots.STATE).write_text(json.dumps(state))
+    before, resumed = held(paths), held(paths)
+    taken = Snapshot(directory=str(slot), sequence=1)
+    resumed.assignment.restore.CopyFrom(await storage.persist(before, taken, lambda _: None, lambda _: None))
+    resumed.assignment.spec.bundle = ""
+    return resumed
+
+
+@pytest.mark.parametrize(("lost", "whole"), [(module.DAMAGE_LOOKS - 1, True), (module.DAMAGE_LOOKS, False)])
+async def test_a_checkpoint_is_damaged_only_if_it_is_found_so_again_and_again(
+    paths: WorkerPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: int, whole: bool
+) -> None:
+    """A bit that the network flips, or a server that is starting, must not cost a job its newest checkpoint."""
+    monkeypatch.setattr(module, "DAMAGE_AGAIN_SECONDS", 0.0)
+    objects = Flaky()
+    storage = StorageTasks(objects, paths, threads=1, kept=Kept())
+    resumed = await restorable(storage, paths, tmp_path / "slot")
+    objects.lost = lost
+    with contextlib.nullcontext() if whole else pytest.raises(module.Unusable, match="is missing") as caught:
+        await storage.prepare(resumed, lambda _: None)
+    assert whole or (caught and caught.value.failure.reason == reasons.CHECKPOINT_CORRUPT)
+
+
+async def test_a_bucket_that_is_not_there_says_nothing_of_a_checkpoint(
+    s3_environment: dict[str, str], paths: WorkerPaths, tmp_path: Path, eventually: Callable[..., Awaitable[None]]
+) -> None:
+    """NoSuchBucket is for somebody to mend; NoSuchKey is damage."""
+    told: list[ConditionChange] = []
+    right = S3Settings.from_environment(s3_environment)
+    wrong = S3Settings.from_environment({**s3_environment, "ADJOURN_S3_BUCKET": "not-there-yet"})
+    async with S3Objects(right) as objects, S3Objects(wrong) as elsewhere:
+        await objects.ensure_bucket()
+        storage = StorageTasks(objects, paths, threads=1, kept=Kept())
+        resumed = await restorable(storage, paths, tmp_path / "slot")
+        resumed.assignment.restore.uri = resumed.assignment.restore.uri.replace(right.bucket, wrong.bucket)
+        storage.store.objects = elsewhere
+        work = asyncio.create_task(storage.prepare(resumed, told.append))
+        await eventually(lambda: told, seconds=10)
+        assert "NoSuchBucket" in told[0].condition.message
+        assert not work.done()
+        await elsewhere.ensure_bucket()  # mended; but nothing is in it
+        with pytest.raises(module.Unusable, match="is missing"):
+            await work
 
 
 def snapshot_places(paths: WorkerPaths, held: HeldAssignment) -> tuple[str, str]:

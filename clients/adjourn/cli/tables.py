@@ -88,7 +88,7 @@ def checkpoint_table(checkpoints: Iterable[Checkpoint]) -> Table:
     table = headed("checkpoint", ">epoch", ">step", ">size", ">uploaded", "registered", "kept as", "state digest")
     for checkpoint in checkpoints:
         reasons = (formatting.name_of(Checkpoint.Retention.Name, each) for each in checkpoint.retained_for)
-        kept = Text(", ".join(reasons) or "-")
+        kept = Text("damaged", "red") if checkpoint.damage else Text(", ".join(reasons) or "-")
         table.add_row(
             formatting.short(checkpoint.name),
             str(checkpoint.epoch),

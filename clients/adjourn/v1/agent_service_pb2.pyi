@@ -443,7 +443,9 @@ class Exit(_message.Message):
     phase: Global___AssignmentStatus.Phase.ValueType
     """Phase it ended in: PAUSED, STOPPED, SUCCEEDED or FAILED."""
     checkpoint: _builtins.str
-    """With PAUSED and SUCCEEDED: the registered checkpoint that it rests on, `jobs/{job}/checkpoints/{checkpoint}`."""
+    """With PAUSED and SUCCEEDED: the registered checkpoint that it rests on, `jobs/{job}/checkpoints/{checkpoint}`. With a
+    failure CHECKPOINT_CORRUPT: the one that is damaged.
+    """
     @_builtins.property
     def failure(self) -> _job_pb2.Failure:
         """Why, if FAILED: the reason and the traceback's last lines. With STOPPED: why, if nobody asked for it."""

@@ -154,7 +154,7 @@ class Checkpoint(_message.Message):
     job_uid: _builtins.str
     """`Job.uid` of the job it belongs to."""
     damage: _builtins.str
-    """What a restore found missing or damaged; empty: nothing is known to be."""
+    """What the last restore found missing or damaged; empty: nothing is known to be."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was registered."""

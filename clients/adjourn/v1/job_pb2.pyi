@@ -694,7 +694,9 @@ class Pause(_message.Message):
     control plane's clock, from when it learned of the release; 0 for a job that was paused in the queue.
     """
     note: _builtins.str
-    """What became of it, if it never came to rest: "the run finished first", "resumed before the boundary"..."""
+    """What became of it, if it never came to rest: "the run finished first", "resumed before the boundary"... Or that its
+    checkpoint turned out damaged, so that it rests on, or was resumed from, an older one.
+    """
     persisted_fraction: _builtins.float
     """Share of the checkpoint's bytes that is in object storage, 0 to 1; set while the job is PAUSING on them."""
     @_builtins.property
@@ -735,7 +737,7 @@ class Pause(_message.Message):
 
     @_builtins.property
     def lost_duration(self) -> _duration_pb2.Duration:
-        """Training time given up with a lost worker."""
+        """Training time given up with a lost worker, or with a checkpoint that turned out damaged."""
 
     @_builtins.property
     def usage(self) -> _usage_pb2.ResourceSample:

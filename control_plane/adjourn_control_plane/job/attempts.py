@@ -68,8 +68,17 @@ def began(transition: Transition, _event: Began) -> None:
     if not transition.job.HasField("start_time"):
         transition.job.start_time.FromDatetime(transition.now)
     pauses.first_step(transition.record, transition.now)
+    restored(transition)
     if transition.job.state == Job.STARTING:
         transition.set_state(Job.RUNNING, JobEvent.BEGAN)
+
+
+def restored(transition: Transition) -> None:
+    """Notes that the newest checkpoint was restored, every hash of it verified: if it was damaged, it was mended."""
+    checkpoint = transition.record.checkpoint
+    if checkpoint.damage and transition.record.restored_checkpoint == checkpoint.name:
+        checkpoint.damage = ""
+        transition.checkpoints.append(Checkpoint.FromString(checkpoint.SerializeToString()))
 
 
 def epoch_ended(transition: Transition, event: EpochEnded) -> None:

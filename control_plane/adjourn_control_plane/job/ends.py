@@ -24,10 +24,9 @@ def end_attempt(transition: Transition, failure: Failure | None, *, counts: bool
         transition.set_state(Job.CANCELLED, JobEvent.CANCELLED)
         return
     if counts and not retries.may_restart(record, job.failure):
-        del job.holds[:]
         if pausing:
             job.pause.note = "the job failed first"
-        transition.set_state(Job.FAILED, JobEvent.FAILED, why.message, reason=why.reason)
+        fail(transition, why)
         return
     if counts:
         count_restart(transition)
@@ -36,6 +35,12 @@ def end_attempt(transition: Transition, failure: Failure | None, *, counts: bool
         enter_paused(transition, "with an older checkpoint: the attempt ended on its way to the boundary")
     else:
         transition.set_state(Job.QUEUED, JobEvent.REQUEUED, why.message, reason=why.reason)
+
+
+def fail(transition: Transition, why: Failure) -> None:
+    """Ends the job: no attempt could do better. Nothing keeps it any more."""
+    del transition.job.holds[:]
+    transition.set_state(Job.FAILED, JobEvent.FAILED, why.message, reason=why.reason)
 
 
 def set_failure(transition: Transition, failure: Failure) -> None:

@@ -148,6 +148,22 @@ class Failed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointDamaged(Event):
+    """The attempt could not begin: what it was to restore is missing or damaged in object storage.
+
+    `sound` and `newest` come from the job's checkpoints in the store; None: there is none.
+    """
+
+    failure: Failure
+    checkpoint: str
+    """The damaged one."""
+    sound: Checkpoint | None = None
+    """Newest registered one that is not known to be damaged."""
+    newest: Checkpoint | None = None
+    """Newest registered one, whatever is known of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Lost(Event):
     """The attempt counts as lost: its worker was silent for a lease, or cannot say what became of the attempt."""
 

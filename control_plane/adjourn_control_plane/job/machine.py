@@ -20,11 +20,12 @@ from typing import Any, Final, TypeAlias
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent
-from adjourn_control_plane.job import attempts, lost_attempts, requests
+from adjourn_control_plane.job import attempts, damage, lost_attempts, requests
 from adjourn_control_plane.job.events import (
     Adopted,
     Began,
     CancelRequested,
+    CheckpointDamaged,
     ConditionChanged,
     EpochEnded,
     Event,
@@ -70,6 +71,7 @@ TRANSITIONS: Final[Mapping[tuple[State, type[Event]], tuple[State, ...]]] = {
     (STARTING, Rested): (QUEUED, FAILED),
     (STARTING, Stopped): (QUEUED,),
     (STARTING, Failed): (FAILED, QUEUED),
+    (STARTING, CheckpointDamaged): (QUEUED, FAILED),        # from an older one; FAILED: there is none
     (STARTING, Lost): (QUEUED, FAILED),
 
     (RUNNING, PauseRequested): (PAUSING,),
@@ -78,6 +80,7 @@ TRANSITIONS: Final[Mapping[tuple[State, type[Event]], tuple[State, ...]]] = {
     (RUNNING, Rested): (QUEUED, FAILED),                # the pause was taken back, but training had left
     (RUNNING, Stopped): (QUEUED,),
     (RUNNING, Failed): (FAILED, QUEUED),
+    (RUNNING, CheckpointDamaged): (QUEUED, FAILED),
     (RUNNING, Lost): (QUEUED, FAILED),
 
     (PAUSING, Began): (PAUSING,),
@@ -88,6 +91,7 @@ TRANSITIONS: Final[Mapping[tuple[State, type[Event]], tuple[State, ...]]] = {
     (PAUSING, Finished): (SUCCEEDED, QUEUED, PAUSED, FAILED),  # the run ended first
     (PAUSING, Stopped): (PAUSED, QUEUED),
     (PAUSING, Failed): (FAILED, PAUSED, QUEUED),
+    (PAUSING, CheckpointDamaged): (PAUSED, QUEUED, FAILED),  # rests on an older one
     (PAUSING, Lost): (PAUSED, QUEUED, FAILED),
 
     (PAUSED, PauseRequested): (PAUSED,),
@@ -100,6 +104,7 @@ TRANSITIONS: Final[Mapping[tuple[State, type[Event]], tuple[State, ...]]] = {
     (CANCELLING, Rested): (CANCELLED,),
     (CANCELLING, Stopped): (CANCELLED,),
     (CANCELLING, Failed): (CANCELLED,),
+    (CANCELLING, CheckpointDamaged): (CANCELLED,),
     (CANCELLING, Lost): (CANCELLED,),
 
     (CANCELLED, CancelRequested): (CANCELLED,),
@@ -126,6 +131,7 @@ TRANSITIONS: Final[Mapping[tuple[State, type[Event]], tuple[State, ...]]] = {
     (QUEUED, Finished): (SUCCEEDED, QUEUED),
     (QUEUED, Stopped): (QUEUED,),
     (QUEUED, Failed): (QUEUED, FAILED),
+    (QUEUED, CheckpointDamaged): (QUEUED, FAILED),
 
     (PAUSED, Adopted): (PAUSING, PAUSED),
     (PAUSED, Registered): (PAUSED,),                    # the pause rests on the newer checkpoint
@@ -133,12 +139,14 @@ TRANSITIONS: Final[Mapping[tuple[State, type[Event]], tuple[State, ...]]] = {
     (PAUSED, Finished): (SUCCEEDED, PAUSED),
     (PAUSED, Stopped): (PAUSED,),
     (PAUSED, Failed): (PAUSED,),
+    (PAUSED, CheckpointDamaged): (PAUSED, FAILED),      # rests on an older one; FAILED: there is none
 
     (FAILED, Adopted): (RUNNING, STARTING, PAUSING, FAILED),
     (FAILED, Registered): (FAILED,),                    # a resume goes on from it
     (FAILED, Rested): (QUEUED, PAUSED, FAILED),
     (FAILED, Finished): (SUCCEEDED, FAILED),
     (FAILED, Stopped): (FAILED, QUEUED, PAUSED),        # FAILED: it was stopped because the job had failed
+    (FAILED, CheckpointDamaged): (QUEUED, PAUSED, FAILED),
     (FAILED, Failed): (FAILED, QUEUED, PAUSED),         # others than FAILED: the failure costs no restart
 } | {
     (state, event): (state,)
@@ -165,6 +173,7 @@ HANDLERS: Final[Mapping[type[Event], Callable[[Transition, Any], None]]] = {
     Finished: attempts.finished,
     Stopped: attempts.stopped,
     Failed: attempts.failed,
+    CheckpointDamaged: damage.checkpoint_damaged,
     Lost: lost_attempts.lost,
     Adopted: lost_attempts.adopted,
 }

@@ -4,6 +4,7 @@ from adjourn import reasons
 from adjourn.v1.agent_service_pb2 import AssignmentStatus, Exit, Report
 from adjourn.v1.job_pb2 import Failure
 from adjourn_control_plane.job.events import (
+    CheckpointDamaged,
     ConditionChanged,
     EpochEnded,
     Event,
@@ -42,4 +43,6 @@ def ended(how: Exit, worker: str) -> Event:
         return Finished(actor=worker, checkpoint=how.checkpoint)
     if how.phase == AssignmentStatus.STOPPED:
         return Stopped(actor=worker, failure=failure)
+    if failure is not None and failure.reason == reasons.CHECKPOINT_CORRUPT and how.checkpoint:
+        return CheckpointDamaged(actor=worker, failure=failure, checkpoint=how.checkpoint)
     return Failed(actor=worker, failure=failure or Failure(reason=reasons.PROCESS_ENDED, message="no reason given"))

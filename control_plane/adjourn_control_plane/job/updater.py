@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -12,10 +12,11 @@ from google.protobuf.message import Message
 from adjourn import errors
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.agent_service_pb2 import FencingToken, Report
+from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn_control_plane.job import machine, reports
-from adjourn_control_plane.job.events import Event
+from adjourn_control_plane.job.events import CheckpointDamaged, Event
 from adjourn_control_plane.job.transition import Decision
 from adjourn_control_plane.store.interface import (
     Allocation,
@@ -34,6 +35,9 @@ log = structlog.get_logger()
 
 ATTEMPTS: Final = 20
 """Conflicts before a call gives up. Each means that another change was made in between."""
+
+CHECKPOINTS_AT_ONCE: Final = 100
+"""Checkpoints read at a time in search of one that is whole."""
 
 Decide = Callable[[JobRecord], Decision | None]
 
@@ -155,6 +159,9 @@ class JobUpdater:
 
     async def report(self, report: Report, worker: str, *, fence: Fence | None = None) -> None:
         """Applies a report once, if it comes from the job's own attempt. Raises Fenced as `apply` does."""
+        event = reports.event_of_report(report, worker)
+        if isinstance(event, CheckpointDamaged):
+            event = await self.with_alternatives(JobName(report.job), event)
 
         def decide(record: JobRecord) -> Decision | None:
             if report.token != record.token:
@@ -162,7 +169,6 @@ class JobUpdater:
                 return None
             if report.sequence <= record.applied_report:
                 return None
-            event = reports.event_of_report(report, worker)
             decision = machine.decide(record, event, now()) if event else None
             if decision is not None:
                 decision.record.applied_report = report.sequence
@@ -172,6 +178,22 @@ class JobUpdater:
             await self.change(JobName(report.job), decide, fence=fence)
         except errors.NotFoundError:
             log.warning("report_of_unknown_job", job=report.job, worker=worker)
+
+    async def with_alternatives(self, job: JobName, event: CheckpointDamaged) -> CheckpointDamaged:
+        """Returns the event with the checkpoints that the job could go on from.
+
+        They are read apart from the record that the event then changes: only the record's own attempt registers
+        checkpoints, and that one could not begin.
+        """
+        newest: Checkpoint | None = None
+        before: int | None = None
+        while page := await self.store.checkpoints(job, size=CHECKPOINTS_AT_ONCE, before=before):
+            newest = newest or page[0][1]
+            for _, checkpoint in page:
+                if not checkpoint.damage and checkpoint.name != event.checkpoint:
+                    return replace(event, sound=checkpoint, newest=newest)
+            before = page[-1][0]
+        return replace(event, newest=newest)
 
     async def delete(self, job: JobName, call: Call) -> None:
         """Deletes a job that has ended; its objects are purged later. Raises as `request`, and JobNotFinishedError."""

@@ -63,6 +63,10 @@ def test_series_are_shown_to_people_and_to_programs(adjourn: Adjourn, plane: "Pl
     assert "loss" in adjourn("metrics", "x").stdout
     assert [json.loads(line)["epoch"] for line in adjourn("metrics", "x", "--json").stdout.splitlines()] == [1, 2, 3]
     assert "1-ab" in adjourn("checkpoints", "x").stdout
+    assert "damaged" not in adjourn("checkpoints", "x").stdout
+    plane.checkpoints[0].damage = "a part is missing"
+    assert "damaged" in adjourn("checkpoints", "x").stdout
+    plane.checkpoints[0].damage = ""
     assert json.loads(adjourn("checkpoints", "x", "--json").stdout)["name"] == "jobs/x/checkpoints/1-ab"
     assert "ACTIVE" in adjourn("workers").stdout
     assert json.loads(adjourn("workers", "--json").stdout)["name"] == "workers/w"

@@ -16,6 +16,7 @@ from adjourn_control_plane.job.events import (
     Adopted,
     Began,
     CancelRequested,
+    CheckpointDamaged,
     ConditionChanged,
     EpochEnded,
     Event,
@@ -69,6 +70,10 @@ def possible(record: JobRecord) -> Iterator[Event]:
     yield Stopped(actor=A, failure=Failure(reason=reasons.WORKER_STOPPED))
     for failure in (RAISED, Failure(reason=reasons.STATE_MISMATCH), Failure(reason=reasons.ENVIRONMENT_DIFFERS)):
         yield Failed(actor=A, failure=failure)
+    corrupt = Failure(reason=reasons.CHECKPOINT_CORRUPT)
+    for damaged in {record.checkpoint.name, "jobs/j/checkpoints/unknown"} - {""}:
+        for sound in (None, checkpoint(2)):
+            yield CheckpointDamaged(actor=A, failure=corrupt, checkpoint=damaged, sound=sound, newest=sound)
     yield Lost(actor="control_plane", failure=GONE)
     for adopted in (token, record.token):
         yield Adopted(actor=A, token=adopted, worker=A, device_uuids=(), generation=1, released=False)

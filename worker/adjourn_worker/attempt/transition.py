@@ -118,6 +118,8 @@ class Transition:
         rests = phase in (AssignmentStatus.PAUSED, AssignmentStatus.SUCCEEDED)
         how = Exit(phase=phase, code=self.held.exit.code, checkpoint=self.held.persisted.name if rests else "")
         if failure is not None:
+            if failure.reason == reasons.CHECKPOINT_CORRUPT:
+                how.checkpoint = self.held.assignment.restore.name
             how.failure.CopyFrom(failure)
             how.failure.attempt = self.status.token.attempt
             how.failure.time.FromDatetime(self.now)

@@ -8,8 +8,8 @@ No key is ever used for other content, so an agent that should have stopped can 
 A part counts as stored when its content was verified: by the store, which has compared the SHA-256 of what it received,
 or else by reading the part back, which costs its bytes once more. A part of an earlier checkpoint is read before a new
 one rests on it, once in an agent's life. From then on its version tells whether somebody has written it again; that
-costs one HEAD a part. A disk of the store that loses bits later is not seen by that: it is seen when an agent that has
-not read the part yet rests on it, and by every restore.
+costs one HEAD a part. A disk of the store that loses bits later is not seen by that. So the last checkpoint of an
+attempt, which a pause or the end of the run rests on, has all its parts read that were there before.
 """
 
 import asyncio
@@ -76,12 +76,12 @@ class PartStore:
         """Runs work that blocks or computes in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: work(*args, **kwargs))
 
-    async def holds(self, key: str, part: str, size: int) -> bool:
-        """Returns whether the store has a part, with the right content."""
+    async def holds(self, key: str, part: str, size: int, *, anew: bool = False) -> bool:
+        """Returns whether the store has a part, with the right content. `anew`: reads it, whatever was known of it."""
         version = await self.objects.stat(key)
         if version is None or version.size != size:
             return False
-        if self._verified.get(key) == version:
+        if self._verified.get(key) == version and not anew:
             self._verified.move_to_end(key)
             return True
         if not await self._readable(key, part, size):

@@ -56,9 +56,10 @@ async def persist(
 ) -> Checkpoint:
     """Returns the checkpoint that the snapshot has become, to be registered.
 
-    Parts of `base` whose content in storage is right are not uploaded again. `on_fraction` hears how much is durable,
-    0 to 1. Raises SnapshotLost, SnapshotDiffers, adjourn.snapshots.SnapshotInvalid, KeyTaken,
-    ObjectStoreUnavailableError, ObjectStoreRefusedError; OSError if the snapshot cannot be read at present.
+    Parts of `base` whose content in storage is right are not uploaded again; for the last snapshot of an attempt each
+    is read, since a pause rests on it. `on_fraction` hears how much is durable, 0 to 1. Raises SnapshotLost,
+    SnapshotDiffers, adjourn.snapshots.SnapshotInvalid, KeyTaken, ObjectStoreUnavailableError,
+    ObjectStoreRefusedError; OSError if the snapshot cannot be read at present.
     """
     directory = Path(snapshot.directory)
     environment, components = await store.run(describe, directory)
@@ -66,7 +67,7 @@ async def persist(
     if different := sorted(name for name in live if components.get(name) != live[name]):
         raise SnapshotDiffers(different)
     pieces = [piece for name in FILES for piece in split(directory / name)]
-    uploads = Uploads(store, assignment.token.job_uid, base)
+    uploads = Uploads(store, assignment.token.job_uid, base, anew=snapshot.last)
     parts: dict[Piece, Manifest.Part] = {}
     total = sum(piece.size for piece in pieces) or 1
     done = 0
@@ -129,10 +130,12 @@ async def conclude(store: PartStore, manifest: Manifest, uploaded: int) -> Check
 class Uploads:
     """The parts of one checkpoint on their way. Each distinct one is sent once."""
 
-    def __init__(self, store: PartStore, job_uid: str, base: Manifest | None) -> None:
+    def __init__(self, store: PartStore, job_uid: str, base: Manifest | None, *, anew: bool) -> None:
         self._store = store
         self._job_uid = job_uid
         self._base = distinct_parts(base) if base else {}
+        self._anew = anew
+        """Parts of the base are read, also those that were read before: a pause rests on them."""
         self._seen: set[str] = set()
         self.uploaded = 0
         """Bytes sent."""
@@ -150,7 +153,7 @@ class Uploads:
     async def _send(self, part: Manifest.Part, data: bytes) -> None:
         key = part_key(self._job_uid, part.digest)
         # Having it in the base is not enough: it is this checkpoint that has to be whole.
-        if part.digest in self._base and await self._store.holds(key, part.digest, part.size_bytes):
+        if part.digest in self._base and await self._store.holds(key, part.digest, part.size_bytes, anew=self._anew):
             return
         await self._store.upload(key, part.digest, data)
         self.uploaded += part.size_bytes

@@ -34,6 +34,9 @@ T = TypeVar("T")
 
 SNAPSHOT_SLOTS: Final = 3
 """Most snapshots of an attempt at a time: two in turn, and the last one."""
+DAMAGE_LOOKS: Final = 3
+DAMAGE_AGAIN_SECONDS: Final = 1.0
+"""Times that a checkpoint has to be found damaged to count as damaged, and the time in between."""
 BACKOFF_FIRST: Final = 0.5
 BACKOFF_MOST: Final = 10.0
 CODE: Final = "code"
@@ -91,7 +94,7 @@ class StorageTasks:
                 start.code_directory = str(code)
             if assignment.HasField("restore"):
                 into = directory / RESTORE
-                await retry.forever(lambda: fetch(self.store, assignment.restore, into), "checkpoint")
+                await self.restore(assignment.restore, into, retry)
                 start.restore_directory = str(into)
                 start.restore_digests.update(assignment.restore.component_digests)
             await self.store.run(write_start, directory, start)
@@ -101,6 +104,23 @@ class StorageTasks:
             raise Unusable(reasons.CHECKPOINT_CORRUPT, str(error)) from error
         except OSError as error:
             raise Unusable(reasons.LAUNCH_FAILED, f"cannot prepare the attempt: {error}") from error
+
+    async def restore(self, checkpoint: Checkpoint, into: Path, retry: "Retry") -> None:
+        """Fetches a checkpoint; raises CheckpointCorrupt once it was found damaged DAMAGE_LOOKS times in a row.
+
+        A bit that the network flips is none that storage has lost, and a server that is starting may not know yet what
+        it has. Storage that is away or refuses is waited for, and says nothing of the checkpoint.
+        """
+        for look in range(1, DAMAGE_LOOKS + 1):
+            try:
+                await retry.forever(lambda: fetch(self.store, checkpoint, into), "checkpoint")
+            except CheckpointCorrupt as error:
+                log.warning("checkpoint_damaged", checkpoint=checkpoint.name, error=str(error), look=look)
+                if look == DAMAGE_LOOKS:
+                    raise
+                await asyncio.sleep(DAMAGE_AGAIN_SECONDS)
+            else:
+                return
 
     async def persist(
         self,

@@ -1,0 +1,88 @@
+"""Objects of a checkpoint are lost or damaged in the storage: the job goes on from the one before, and says so."""
+
+import json
+from urllib.parse import urlsplit
+
+import pytest
+from blake3 import blake3
+
+from adjourn.client import AsyncClient
+from adjourn.objects import S3Objects
+from adjourn.v1.checkpoint_pb2 import Checkpoint
+from adjourn.v1.job_pb2 import Job, Pause
+from adjourn.v1.job_service_pb2 import JobEvent
+from adjourn_worker.storage.parts import part_key
+from tests.harness.jobs import GatedJobs, Outcome
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+LIMIT = 64 << 20
+
+
+def manifest_key(checkpoint: Checkpoint) -> str:
+    return urlsplit(checkpoint.uri).path.lstrip("/")
+
+
+async def parts(objects: S3Objects, checkpoint: Checkpoint) -> list[str]:
+    """Returns the digests of a checkpoint's parts, the largest file's first."""
+    manifest = json.loads(await objects.get(manifest_key(checkpoint), limit=LIMIT))
+    return [part["digest"] for file in manifest["files"] for part in file["parts"]]
+
+
+async def damage(objects: S3Objects, key: str, how: str) -> None:
+    data = await objects.get(key, limit=LIMIT)
+    match how:
+        case "flipped":
+            await objects.put(key, data[:-1] + bytes([data[-1] ^ 1]))
+        case "cut":
+            await objects.put(key, data[:-1])
+        case "gone":
+            assert await objects.delete_prefix(key) == 1
+
+
+@pytest.mark.parametrize("what", ["part", "manifest"])
+@pytest.mark.parametrize("how", ["flipped", "cut", "gone"])
+async def test_a_paused_job_whose_checkpoint_is_damaged_goes_on_from_the_one_before(
+    gated_jobs: GatedJobs, uninterrupted: Outcome, objects: S3Objects, client: AsyncClient, what: str, how: str
+) -> None:
+    gated = await gated_jobs.start(f"{what}-{how}", limit=2)
+    await gated.durable(2)
+    newest = await client.get_checkpoint((await gated.pause(3)).pause.checkpoint)
+    key = manifest_key(newest) if what == "manifest" else part_key(newest.job_uid, (await parts(objects, newest))[0])
+    await damage(objects, key, how)
+    await client.resume_job(gated.name)
+    gated.gate.open(4)
+    job = await gated.pause(5)
+    assert job.restart_count == 0
+    first = job.past_pauses[0]
+    assert (first.verdict, first.epoch) == (Pause.EXACT, 2)
+    assert f"{newest.name} is damaged" in first.note
+    assert first.lost_duration.ToTimedelta().total_seconds() > 0
+    marked = await client.get_checkpoint(newest.name)
+    assert key in marked.damage
+    told = [event async for event in client.list_job_events(gated.name) if event.type == JobEvent.FELL_BACK]
+    assert [(event.details["damaged"], event.details["epochs"]) for event in told] == [(newest.name, "1")]
+    resting = await client.get_checkpoint(job.pause.checkpoint)
+    for digest in await parts(objects, resting):
+        assert blake3(await objects.get(part_key(resting.job_uid, digest), limit=LIMIT)).hexdigest() == digest
+    await client.resume_job(gated.name)
+    await gated.finish()
+    assert await gated.outcome() == uninterrupted
+
+
+async def test_a_job_without_another_checkpoint_fails_and_goes_on_once_the_objects_are_back(
+    gated_jobs: GatedJobs, uninterrupted: Outcome, objects: S3Objects, client: AsyncClient
+) -> None:
+    gated = await gated_jobs.start("mended")
+    newest = await client.get_checkpoint((await gated.pause(1)).pause.checkpoint)
+    key = manifest_key(newest)
+    content = await objects.get(key, limit=LIMIT)
+    await damage(objects, key, "gone")
+    await client.resume_job(gated.name)
+    job = await gated.until(Job.FAILED)
+    assert (job.failure.reason, job.progress.epoch) == ("CHECKPOINT_CORRUPT", 1)
+    assert f"{key} is missing" in job.failure.message
+    await objects.put(key, content)
+    await client.resume_job(gated.name)
+    await gated.finish()
+    assert (await client.get_checkpoint(newest.name)).damage == ""
+    assert await gated.outcome() == uninterrupted
