@@ -72,7 +72,7 @@ class Server:
         jobs = JobService(store, updater, objects, Watch(store, notifier))
         job_service_pb2_grpc.add_JobServiceServicer_to_server(jobs, self.server)
         checkpoint_service_pb2_grpc.add_CheckpointServiceServicer_to_server(CheckpointService(store), self.server)
-        worker_service_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerService(store), self.server)
+        worker_service_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerService(store, updater), self.server)
         self.agents = AgentService(store, updater, notifier, settings)
         agent_service_pb2_grpc.add_AgentServiceServicer_to_server(self.agents, self.server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)

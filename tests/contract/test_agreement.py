@@ -49,6 +49,7 @@ def commits(draw: st.DrawFn) -> Call:
         released=draw(st.booleans()),
         labels={"team": draw(st.sampled_from("ab"))},
         uid=draw(st.sampled_from(UIDS)),
+        unconfirmed=draw(st.lists(st.sampled_from(WORKERS), max_size=2)),
     )
     deleting = draw(st.integers(0, 5)) == 0
     behind = draw(st.integers(0, 9)) == 0  # someone else came first
@@ -118,7 +119,7 @@ async def seen(store: JobStore) -> list[object]:
     view += [await store.page(states=[], labels={}, size=2, before=None)]
     for worker in WORKERS:
         allocation = await store.allocation(worker)
-        view.append((allocation.version, list(allocation.jobs)))
+        view.append((allocation.version, list(allocation.jobs), list(allocation.unconfirmed)))
     for job in JOBS:
         view += [
             await store.get(job),

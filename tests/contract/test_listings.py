@@ -157,3 +157,27 @@ async def test_guard_of_another_store_is_refused(store: JobStore) -> None:
     with pytest.raises(Conflict):
         await store.commit(change(job, worker=ONE, allocation=Allocation(worker=ONE, version=7)))
     await store.commit(guarded)
+
+
+async def test_a_worker_is_known_with_the_jobs_whose_attempts_may_live_on_it(store: JobStore) -> None:
+    """Whoever has the job by then; the worker's allocation changes with them."""
+    one, two = WorkerName("workers/1"), WorkerName("workers/2")
+    job = await created(store, "jobs/a", worker=one)
+    before = await store.allocation(one)
+    await store.commit(change(job, worker="", unconfirmed=[one]))
+    left = await store.allocation(one)
+    assert (list(left.jobs), [each.record.job.name for each in left.unconfirmed]) == ([], ["jobs/a"])
+    assert left.version > before.version
+    token = await store.latest_token()
+    job = await there(store, JobName("jobs/a"))
+    await store.commit(change(job, worker=two, unconfirmed=[one, two]))
+    (changed,) = await store.changes(token, size=9)
+    assert set(changed.workers) == {two}
+    assert (await store.allocation(one)).version == left.version, "nothing of it has changed"
+    held = await store.allocation(two)
+    assert [each.record.job.name for each in (*held.jobs, *held.unconfirmed)] == ["jobs/a", "jobs/a"]
+    await store.commit(change(await there(store, JobName("jobs/a")), unconfirmed=[two]))
+    assert (await store.allocation(one)).unconfirmed == []
+    assert (await store.allocation(one)).version > left.version
+    await store.commit(deletion(await there(store, JobName("jobs/a"))))
+    assert (await store.allocation(two)).unconfirmed == []

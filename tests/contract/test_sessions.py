@@ -9,8 +9,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from adjourn.v1.worker_pb2 import Device, Worker
 from adjourn_control_plane.store import redis
-from adjourn_control_plane.store.interface import JobStore, Session, WorkerName
-from tests.harness.store_records import change, created, deletion
+from adjourn_control_plane.store.interface import JobName, JobStore, Session, WorkerName
+from tests.harness.store_records import change, created, deletion, there
 
 NAME = WorkerName("workers/w")
 
@@ -207,6 +207,18 @@ async def test_workers_that_were_lost_long_ago_are_forgotten_by_age(store: JobSt
     while await store.forget_lost(timedelta(), size=10):
         pass
     assert [session.worker.name for session in await store.sessions()] == ["workers/0", NAME]
+
+
+async def test_a_worker_with_attempts_that_may_live_is_not_forgotten_by_age(store: JobStore) -> None:
+    for number in range(5):
+        await lost(store, f"workers/{number}")
+    job = await created(store, "jobs/a")
+    await store.commit(change(job, unconfirmed=["workers/0", "workers/1"]))
+    while await store.forget_lost(timedelta(), size=2):
+        pass
+    assert [session.worker.name for session in await store.sessions()] == ["workers/0", "workers/1"]
+    await store.commit(change(await there(store, JobName("jobs/a")), unconfirmed=["workers/1"]))
+    assert await store.forget_lost(timedelta(), size=2) == ["workers/0"]
 
 
 async def test_more_workers_than_one_script_reads(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:

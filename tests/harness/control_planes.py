@@ -188,6 +188,7 @@ class Agent:
     name: str = "workers/a"
     cpu_slots: int = 1
     gpus: int = 0
+    instance: str = ""
     session: str = field(default_factory=lambda: uuid4().hex)
     sequence: int = 0
     heard: "asyncio.Queue[SynchronizeResponse | grpc.aio.AioRpcError | None]" = field(default_factory=asyncio.Queue)
@@ -219,7 +220,7 @@ class Agent:
         self, *assignments: AssignmentStatus, reports: tuple[Report, ...] = (), draining: bool = False
     ) -> None:
         devices = [Device(uuid=f"{self.name}-{index}", index=index) for index in range(self.gpus)]
-        worker = Worker(name=self.name, cpu_slots=self.cpu_slots, devices=devices)
+        worker = Worker(name=self.name, cpu_slots=self.cpu_slots, devices=devices, instance=self.instance)
         await self.call.write(
             SynchronizeRequest(
                 worker=worker, session_id=self.session, assignments=assignments, reports=reports, draining=draining

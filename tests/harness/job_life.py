@@ -27,6 +27,7 @@ from adjourn_control_plane.job.events import (
     PauseRequested,
     Placed,
     Registered,
+    ReleaseConfirmed,
     Rested,
     ResumeRequested,
     Stopped,
@@ -148,6 +149,17 @@ class Life:
 
     def is_lost(self) -> Self:
         return self.tell(Lost(actor="control_plane", failure=GONE))
+
+    def goes_out_of_reach(self, instance: str = "i") -> Self:
+        """The lease of its worker ends: nobody knows what its process does."""
+        return self.tell(Lost(actor="control_plane", failure=GONE, out_of_reach=True, instance=instance))
+
+    def is_gone(self, attempt: int | None = None) -> Self:
+        """It becomes known that the process of an attempt that was out of reach is gone; of the last one by default."""
+        entries = self.record.unconfirmed_releases
+        entry = next((each for each in entries if attempt in (None, each.token.attempt)), None)
+        token = entry.token if entry else self.record.token
+        return self.tell(ReleaseConfirmed(actor=A, token=token))
 
     def pause(self, reason: str = "") -> Self:
         return self.tell(PauseRequested(actor="bob", mode=PAUSE_MODE_UNSPECIFIED, reason=reason))

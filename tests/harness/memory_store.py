@@ -47,6 +47,7 @@ class Entry:
     state: Job.State.ValueType = Job.STATE_UNSPECIFIED
     worker: str = ""
     released: bool = False
+    unconfirmed: tuple[str, ...] = ()
     events: list[bytes] = field(default_factory=list)
     events_trimmed: int = 0
     epochs: dict[int, bytes] = field(default_factory=dict)
@@ -77,6 +78,8 @@ class MemoryStore:
         """Numbers of the queued jobs, in order."""
         self._holding: dict[str, dict[JobName, None]] = {}
         """The jobs of each worker that holds any."""
+        self._unconfirmed: dict[str, dict[JobName, None]] = {}
+        """The jobs with an attempt that a worker has not said is gone."""
         self._lost: dict[str, int] = {}
         """When each lost worker was lost, in nanoseconds."""
         self._tombstones: set[JobUid] = set()
@@ -98,9 +101,11 @@ class MemoryStore:
         self._version += 1
         new = self._write(change, old)
         workers = {old.worker if old else "", new.worker if new else ""} - {""}
+        doubted = set(old.unconfirmed if old else ()) ^ set(new.unconfirmed if new else ())
         labels = [dict(each.read().record.job.labels) if each else {} for each in (old, new)]
         touched = old is None or new is None or (old.worker, old.released) != (new.worker, new.released)
-        for worker in workers if touched else ():
+        allocations = (workers if touched else set()) | doubted
+        for worker in allocations:
             self._occupancy[worker] = self._version
         self._index(change.job, old, new)
         if change.request:
@@ -112,7 +117,7 @@ class MemoryStore:
                 job=change.job,
                 version=self._version,
                 state=new.state if new else None,
-                workers=tuple(sorted(WorkerName(worker) for worker in workers)) if touched else (),
+                workers=tuple(sorted(WorkerName(worker) for worker in allocations)),
                 labels=labels[0] if labels[0] != labels[1] else {},
             )
         )
@@ -148,6 +153,7 @@ class MemoryStore:
             state=record.job.state,
             worker=record.job.worker,
             released=record.released,
+            unconfirmed=tuple(values.unconfirmed_workers(record)),
         )
         new.events = [*new.events, *(values.encoded(event) for event in change.events)]
         new.events_trimmed += max(len(new.events) - self._events_kept, 0)
@@ -170,6 +176,12 @@ class MemoryStore:
                 del self._holding[old.worker]
         if new and new.worker:
             self._holding.setdefault(new.worker, {})[job] = None
+        for worker in old.unconfirmed if old else ():
+            del self._unconfirmed[worker][job]
+            if not self._unconfirmed[worker]:
+                del self._unconfirmed[worker]
+        for worker in new.unconfirmed if new else ():
+            self._unconfirmed.setdefault(worker, {})[job] = None
 
     async def answered(self, request_id: str) -> tuple[str, Job] | None:
         await self._reach()
@@ -202,9 +214,12 @@ class MemoryStore:
 
     async def allocation(self, worker: WorkerName) -> Allocation:
         await self._reach()
-        jobs = [self._entries[name].read() for name in self._holding.get(worker, ())]
-        jobs.sort(key=lambda item: item.record.number)
-        return Allocation(worker=worker, version=self._occupancy.get(worker, 0), jobs=jobs)
+        jobs, unconfirmed = (
+            sorted((self._entries[name].read() for name in names), key=lambda item: item.record.number)
+            for names in (self._holding.get(worker, ()), self._unconfirmed.get(worker, ()))
+        )
+        version = self._occupancy.get(worker, 0)
+        return Allocation(worker=worker, version=version, jobs=jobs, unconfirmed=unconfirmed)
 
     def _by_number(self) -> list[Stored]:
         return [entry.read() for entry in sorted(self._entries.values(), key=lambda entry: entry.number)]
@@ -340,7 +355,11 @@ class MemoryStore:
 
     async def forget_lost(self, age: timedelta, *, size: int) -> list[WorkerName]:
         before = self._now_ns() - int(age.total_seconds() * 1e9)
-        old = [WorkerName(worker) for worker, since in self._lost.items() if since <= before][:size]
+        old = [
+            WorkerName(worker)
+            for worker, since in self._lost.items()
+            if since <= before and worker not in self._unconfirmed
+        ][:size]
         return [worker for worker in old if await self.forget(worker)]
 
     async def session(self, worker: WorkerName) -> Session | None:

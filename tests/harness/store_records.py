@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from uuid import uuid4
 
-from adjourn.internal.v1.record_pb2 import JobRecord
+from adjourn.internal.v1.record_pb2 import JobRecord, UnconfirmedRelease
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent
@@ -19,10 +19,15 @@ def record(
     released: bool = False,
     labels: Mapping[str, str] | None = None,
     uid: str = "",
+    unconfirmed: Sequence[str] = (),
 ) -> JobRecord:
-    """Returns the record of a job; with a uid of its own, unless one is given."""
+    """Returns the record of a job, by default with a uid of its own. `unconfirmed`: workers out of reach with it."""
     identity = uid or str(uuid4())
-    return JobRecord(job=Job(name=job, uid=identity, state=state, worker=worker, labels=labels), released=released)
+    return JobRecord(
+        job=Job(name=job, uid=identity, state=state, worker=worker, labels=labels),
+        released=released,
+        unconfirmed_releases=[UnconfirmedRelease(worker=name) for name in unconfirmed],
+    )
 
 
 def creation(
@@ -67,6 +72,7 @@ def change(
     state: Job.State.ValueType | None = None,
     worker: str | None = None,
     released: bool | None = None,
+    unconfirmed: Sequence[str] | None = None,
     allocation: Allocation | None = None,
     fence: Fence | None = None,
     request: Request | None = None,
@@ -84,6 +90,9 @@ def change(
         new.job.worker = worker
     if released is not None:
         new.released = released
+    if unconfirmed is not None:
+        del new.unconfirmed_releases[:]
+        new.unconfirmed_releases.extend(UnconfirmedRelease(worker=name) for name in unconfirmed)
     return Change(
         job=JobName(new.job.name),
         expected=old.version,

@@ -1,5 +1,6 @@
 """WorkerService: proto <-> domain, nothing else."""
 
+import contextlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
@@ -12,9 +13,12 @@ from adjourn.v1 import worker_service_pb2 as pb
 from adjourn.v1 import worker_service_pb2_grpc
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.api import pages, validation
+from adjourn_control_plane.api.identity import actor
 from adjourn_control_plane.api.jobs import check
-from adjourn_control_plane.fleet.worker_state import state
-from adjourn_control_plane.store.interface import JobStore, Session, WorkerName
+from adjourn_control_plane.fleet.worker_state import release_condition, state
+from adjourn_control_plane.job.events import ReleaseConfirmed
+from adjourn_control_plane.job.updater import JobUpdater
+from adjourn_control_plane.store.interface import JobName, JobStore, Session, WorkerName
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -22,8 +26,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
     """Shows workers."""
 
-    def __init__(self, store: JobStore) -> None:
+    def __init__(self, store: JobStore, updater: JobUpdater) -> None:
         self.store = store
+        self.updater = updater
 
     async def GetWorker(self, request: pb.GetWorkerRequest, context: Context) -> Worker:
         return await self.to_public(await self.session(request.name))
@@ -50,6 +55,8 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
         worker.jobs.extend(sorted(stored.record.job.name for stored in allocation.jobs))
         worker.report_time.FromNanoseconds(session.report_time_ns)
         worker.state = state(session, busy=bool(worker.jobs))
+        if (condition := release_condition(session, allocation)) is not None:
+            worker.conditions.append(condition)
         return worker
 
     async def DrainWorker(self, request: pb.DrainWorkerRequest, context: Context) -> Worker:
@@ -60,7 +67,11 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
 
     async def DeleteWorker(self, request: pb.DeleteWorkerRequest, context: Context) -> empty_pb2.Empty:
         session = await self.session(request.name)
-        if not await self.store.forget(WorkerName(request.name)):
+        worker = await self.to_public(session)
+        deletable = worker.state == Worker.LOST and not worker.jobs
+        if deletable:  # first, so that a repeat does what this call does not get to
+            await self.confirm_releases(WorkerName(request.name), context)
+        if not deletable or not await self.store.forget(WorkerName(request.name)):
             worker = await self.to_public(session)
             raise errors.WorkerInUseError(
                 f"{request.name} is {Worker.State.Name(worker.state)} and holds {len(worker.jobs)} jobs; "
@@ -70,6 +81,19 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
                 allowed_states=Worker.State.Name(Worker.LOST),
             )
         return empty_pb2.Empty()
+
+    async def confirm_releases(self, worker: WorkerName, context: Context) -> None:
+        """Takes the caller's word that nothing of a lost worker lives any more."""
+        caller = actor(context)
+        for stored in (await self.store.allocation(worker)).unconfirmed:
+            for entry in stored.record.unconfirmed_releases:
+                if entry.worker != worker:
+                    continue
+                event = ReleaseConfirmed(
+                    actor=caller, token=entry.token, message=f"{caller} deleted {worker}: its machine is gone"
+                )
+                with contextlib.suppress(errors.NotFoundError):  # the job was deleted meanwhile
+                    await self.updater.apply(JobName(stored.record.job.name), event)
 
     async def session(self, name: str) -> Session:
         """Returns what is known of a worker; raises InvalidRequestError, NotFoundError."""

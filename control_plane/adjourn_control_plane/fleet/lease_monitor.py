@@ -61,7 +61,12 @@ class LeaseMonitor:
         if session is not None and not session.lost:
             return  # it came back while others were dealt with
         message = f"{worker} was not heard from for {self.leases.duration.total_seconds():g} s"
-        event = Lost(actor="control_plane", failure=Failure(reason=reasons.WORKER_LOST, message=message))
+        event = Lost(
+            actor="control_plane",
+            failure=Failure(reason=reasons.WORKER_LOST, message=message),
+            out_of_reach=True,
+            instance=session.worker.instance if session else "",
+        )
         for stored in (await self.store.allocation(worker)).jobs:
             job = JobName(stored.record.job.name)
             try:

@@ -14,6 +14,7 @@ from adjourn import reasons
 from adjourn.environments import fits, gpu_models
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.worker_pb2 import Worker
+from adjourn_control_plane.job.releases import is_of
 from adjourn_control_plane.store.interface import Allocation
 
 
@@ -74,14 +75,26 @@ def needs(record: JobRecord) -> Needs:
 
 
 def capacity(worker: Worker, allocation: Allocation) -> Capacity:
-    """Returns what is free on a worker: what its jobs have not released is taken, what is quarantined not offered."""
+    """Returns what is free on a worker.
+
+    What its jobs have not released is taken, and so is what an attempt has that was lost and may still live there. What
+    is quarantined is not offered.
+    """
     busy = [stored.record for stored in allocation.jobs if not stored.record.released]
+    left_behind = [
+        entry
+        for stored in allocation.unconfirmed
+        for entry in stored.record.unconfirmed_releases
+        if is_of(entry, worker.name, worker.instance)
+    ]
     taken = {uuid for record in busy for uuid in record.device_uuids}
+    taken |= {uuid for entry in left_behind for uuid in entry.device_uuids}
     devices = sorted(worker.devices, key=lambda device: device.index)
     free = tuple(
         (device.uuid, device.model) for device in devices if device.uuid not in taken and not device.quarantined
     )
     slots = worker.cpu_slots - sum(1 for record in busy if not record.job.spec.gpu_count)
+    slots -= sum(1 for entry in left_behind if not entry.device_uuids)
     return Capacity(worker=worker.name, gpus=free, cpu_slots=max(slots, 0))
 
 

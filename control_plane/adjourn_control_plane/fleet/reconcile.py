@@ -19,8 +19,10 @@ from adjourn_control_plane.job.events import (
     Event,
     Lost,
     Observed,
+    ReleaseConfirmed,
 )
 from adjourn_control_plane.job.machine import ENDED, HELD
+from adjourn_control_plane.job.releases import is_of
 
 OVER: Final = frozenset(
     {AssignmentStatus.PAUSED, AssignmentStatus.STOPPED, AssignmentStatus.SUCCEEDED, AssignmentStatus.FAILED}
@@ -89,6 +91,28 @@ def lost_attempts(
     return events
 
 
+def confirmed_releases(
+    worker: str, instance: str, unconfirmed: Sequence[JobRecord], reported: Sequence[AssignmentStatus]
+) -> list[tuple[str, Event]]:
+    """Returns the end of each attempt that was left on a worker out of reach, and is not alive there.
+
+    `unconfirmed`: the jobs with such an attempt. A message is whole: what it does not hold is gone.
+    """
+    known = by_attempt(reported)
+    events: list[tuple[str, Event]] = []
+    for record in unconfirmed:
+        for entry in record.unconfirmed_releases:
+            status = known.get((record.job.name, token_key(entry.token)))
+            if is_of(entry, worker, instance) and (status is None or has_left(status)):
+                events.append((record.job.name, ReleaseConfirmed(actor=worker, token=entry.token)))
+    return events
+
+
+def has_left(status: AssignmentStatus) -> bool:
+    """Returns whether the process of an attempt is gone and its GPUs free."""
+    return status.phase in OVER or (status.phase == AssignmentStatus.PERSISTING and not status.held_device_uuids)
+
+
 def by_attempt(reported: Sequence[AssignmentStatus]) -> dict[tuple[str, TokenKey], AssignmentStatus]:
     return {(status.job, token_key(status.token)): status for status in reported}
 
@@ -102,7 +126,7 @@ def progress_events(worker: str, record: JobRecord, status: AssignmentStatus) ->
     progress = status.progress if status.HasField("progress") else None
     fresh = progress is not None and is_worth_a_commit(progress, record.job.progress, status.phase)
     fraction = persisted_fraction(record, status)
-    released = status.phase == AssignmentStatus.PERSISTING and not status.held_device_uuids and not record.released
+    released = status.phase == AssignmentStatus.PERSISTING and has_left(status) and not record.released
     if status.observed_generation > record.observed_generation or fresh or fraction is not None or released:
         yield Observed(
             actor=worker,

@@ -15,7 +15,7 @@ from adjourn.v1.agent_service_pb2 import AssignmentStatus, FencingToken, Synchro
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.aio import end
 from adjourn_control_plane.fleet import reconcile
-from adjourn_control_plane.job.events import Adopted, Event
+from adjourn_control_plane.job.events import Adopted, Event, ReleaseConfirmed
 from adjourn_control_plane.job.updater import JobUpdater
 from adjourn_control_plane.settings import Settings
 from adjourn_control_plane.store.interface import Conflict, Fence, Fenced, JobName, JobStore, WorkerName
@@ -102,9 +102,11 @@ class AgentSession:
     async def apply_message(self, request: SynchronizeRequest) -> None:
         """Applies what is so by now, then what happened before, then what the worker has no more."""
         self.reported = list(request.assignments)
-        held = await self.held()
+        held, unconfirmed = await self.allocated()
         others = await self.others(held)
         tokens = {record.job.name: record.token for record in (*held, *others.values())}
+        gone = reconcile.confirmed_releases(self.worker, request.worker.instance, unconfirmed, self.reported)
+        await self.apply(gone, tokens)
         await self.apply(reconcile.reconcile(self.worker, held, self.reported, others), tokens)
         for count, report in enumerate(request.reports, start=1):
             await self.updater.report(report, self.worker, fence=self.fence)
@@ -121,6 +123,8 @@ class AgentSession:
             with contextlib.suppress(errors.NotFoundError):  # deleted meanwhile: nothing to keep in step
                 if isinstance(event, Adopted):
                     await self.adopt(JobName(job), event, tokens[job])
+                elif isinstance(event, ReleaseConfirmed):  # names its attempt, which need not be the job's any more
+                    await self.updater.apply(JobName(job), event, fence=self.fence)
                 else:
                     await self.updater.apply(JobName(job), event, token=tokens[job], fence=self.fence)
 
@@ -137,9 +141,10 @@ class AgentSession:
         except Conflict:
             log.info("adoption_overtaken", job=job, worker=self.worker)  # the worker's next message decides
 
-    async def held(self) -> list[JobRecord]:
+    async def allocated(self) -> tuple[list[JobRecord], list[JobRecord]]:
+        """Returns the jobs that the worker holds, and those with an attempt there of which nobody knew for a while."""
         allocation = await self.store.allocation(self.worker)
-        return [stored.record for stored in allocation.jobs]
+        return [stored.record for stored in allocation.jobs], [stored.record for stored in allocation.unconfirmed]
 
     async def others(self, held: list[JobRecord]) -> Mapping[str, JobRecord]:
         """Returns the records of jobs that the worker reports and should not hold."""
@@ -168,7 +173,7 @@ class AgentSession:
             session = await self.store.session(self.worker)
             if session is None or session.stream != self.id:
                 await self.superseded()
-            held = await self.held()
+            held, _ = await self.allocated()
             desired = reconcile.desired_assignments(held, self.reported, await self.others(held))
             response = SynchronizeResponse(
                 assignments=reconcile.that_fit(desired, RESPONSE_BYTES),

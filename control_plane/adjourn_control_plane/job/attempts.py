@@ -9,7 +9,7 @@ from adjourn.v1.agent_service_pb2 import Assignment, FencingToken
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Condition, Job, PauseMode
 from adjourn.v1.job_service_pb2 import JobEvent
-from adjourn_control_plane.job import ends, estimates, lost_attempts, pauses, retries
+from adjourn_control_plane.job import ends, estimates, lost_attempts, pauses, releases, retries
 from adjourn_control_plane.job.events import (
     Began,
     ConditionChanged,
@@ -24,7 +24,7 @@ from adjourn_control_plane.job.events import (
     Stopped,
     Unplaced,
 )
-from adjourn_control_plane.job.transition import Transition
+from adjourn_control_plane.job.transition import WORKER_CONDITIONS, Transition
 
 
 def placed(transition: Transition, event: Placed) -> None:
@@ -129,10 +129,13 @@ def pause_phase(transition: Transition, event: PausePhase) -> None:
     pauses.phase_reached(record, event.pause, event.actor, transition.now)
     if event.pause.HasField("release_time"):
         record.released = True
+        releases.confirm(transition, record.token)
 
 
 def condition_changed(transition: Transition, event: ConditionChanged) -> None:
     changed = event.condition
+    if changed.type not in WORKER_CONDITIONS:
+        return  # the control plane's own; or of a kind that this version would never end
     if not transition.job.worker:
         lost_attempts.condition_changed_late(transition, event)
     elif event.ended:
@@ -163,6 +166,8 @@ def rested(transition: Transition, event: Rested) -> None:
 def finished(transition: Transition, event: Finished) -> None:
     record, job = transition.record, transition.job
     registered = not job.spec.total_epochs or ends.is_registered(transition, event.checkpoint)
+    if not job.worker:
+        releases.confirm(transition, record.token)
     if not job.worker and not (registered and lost_attempts.take_back_loss(transition)):
         lost_attempts.forget(transition)
         return

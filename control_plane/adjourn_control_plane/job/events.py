@@ -168,6 +168,19 @@ class Lost(Event):
     """The attempt counts as lost: its worker was silent for a lease, or cannot say what became of the attempt."""
 
     failure: Failure
+    out_of_reach: bool = False
+    """Nobody could be asked: its process may live."""
+    instance: str = ""
+    """`Worker.instance` of the worker that is out of reach."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseConfirmed(Event):
+    """The process of an attempt whose worker was out of reach is gone; or an operator says so."""
+
+    token: FencingToken
+    message: str = ""
+    """How that is known; empty: the worker says so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

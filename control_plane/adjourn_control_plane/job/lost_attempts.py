@@ -18,7 +18,7 @@ from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Condition, Job, Pause, PauseMode
 from adjourn.v1.job_service_pb2 import JobEvent
-from adjourn_control_plane.job import ends, pauses, retries
+from adjourn_control_plane.job import ends, pauses, releases, retries
 from adjourn_control_plane.job.events import Adopted, ConditionChanged, Failed, Lost, Rested, Stopped
 from adjourn_control_plane.job.transition import WORKER_CONDITIONS, Transition
 
@@ -38,6 +38,8 @@ def lost(transition: Transition, event: Lost) -> None:
     if job.state == Job.PAUSING:
         job.pause.cause = Pause.WORKER_LOST
     epochs = record.epochs_since_restart
+    if event.out_of_reach:
+        releases.doubt(transition, event.instance)
     ends.end_attempt(transition, event.failure, counts=counts)
     before.epochs_since_restart = epochs - record.epochs_since_restart
     if job.state == Job.CANCELLED:
@@ -125,6 +127,7 @@ def condition_changed_late(transition: Transition, event: ConditionChanged) -> N
 
 def rested_late(transition: Transition, event: Rested) -> None:
     record, job = transition.record, transition.job
+    releases.confirm(transition, record.token)
     registered = ends.is_registered(transition, event.checkpoint)
     if not registered or not take_back_loss(transition):
         forget(transition)
@@ -144,6 +147,7 @@ def rested_late(transition: Transition, event: Rested) -> None:
 
 
 def stopped_late(transition: Transition, event: Stopped) -> None:
+    releases.confirm(transition, transition.record.token)
     if event.failure is None:  # as we asked, for the loss stands
         forget(transition)
         return
@@ -156,6 +160,7 @@ def stopped_late(transition: Transition, event: Stopped) -> None:
 def failed_late(transition: Transition, event: Failed) -> None:
     """Lets the failure take the place of the loss: together they cost one restart."""
     record, job = transition.record, transition.job
+    releases.confirm(transition, record.token)
     if is_unknown(transition):
         return
     counts = retries.costs_a_restart(event.failure)
@@ -207,6 +212,7 @@ def adopted(transition: Transition, event: Adopted) -> None:
         message = "its worker is back, and still has the attempt"
     else:
         return
+    releases.drop(transition, event.token, message)
     transition.unassign()
     transition.assign(event.token, event.worker, event.device_uuids)
     record.released = event.released

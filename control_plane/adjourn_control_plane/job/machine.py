@@ -20,7 +20,7 @@ from typing import Any, Final, TypeAlias
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent
-from adjourn_control_plane.job import attempts, damage, lost_attempts, requests
+from adjourn_control_plane.job import attempts, damage, lost_attempts, releases, requests
 from adjourn_control_plane.job.events import (
     Adopted,
     Began,
@@ -37,6 +37,7 @@ from adjourn_control_plane.job.events import (
     PauseRequested,
     Placed,
     Registered,
+    ReleaseConfirmed,
     Requested,
     Rested,
     ResumeRequested,
@@ -114,6 +115,10 @@ TRANSITIONS: Final[Mapping[tuple[State, type[Event]], tuple[State, ...]]] = {
     (state, UpdateRequested): (state,)
     for state in (QUEUED, STARTING, RUNNING, PAUSING, PAUSED, CANCELLING, CANCELLED, SUCCEEDED, FAILED)
 } | {
+    # An earlier attempt, whose worker was out of reach, is known to be gone.
+    (state, ReleaseConfirmed): (state,)
+    for state in (QUEUED, STARTING, RUNNING, PAUSING, PAUSED, CANCELLING, CANCELLED, SUCCEEDED, FAILED)
+} | {
     (state, event): (state,)
     for state in HELD
     for event in (Observed, EpochEnded, Registered, PausePhase, ConditionChanged)
@@ -176,6 +181,7 @@ HANDLERS: Final[Mapping[type[Event], Callable[[Transition, Any], None]]] = {
     CheckpointDamaged: damage.checkpoint_damaged,
     Lost: lost_attempts.lost,
     Adopted: lost_attempts.adopted,
+    ReleaseConfirmed: releases.release_confirmed,
 }
 
 

@@ -59,12 +59,26 @@ def rest(record: JobRecord, now: datetime) -> None:
     """Notes that the job is at rest, on its newest checkpoint if it has one."""
     pause = record.job.pause
     pause.pause_time.FromDatetime(now)
-    if pause.from_worker:  # a job that was paused in the queue released nothing
+    unknown = any(entry.token == record.token for entry in record.unconfirmed_releases)
+    if pause.from_worker and not unknown:  # a job that was paused in the queue released nothing
         if not pause.HasField("release_time"):
             pause.release_time.FromDatetime(now)
         if not record.HasField("pause_release_time"):
             record.pause_release_time.FromDatetime(now)
     rest_on(pause, record.checkpoint)
+
+
+def left_behind_is_gone(record: JobRecord, worker: str, now: datetime) -> None:
+    """Notes that the process is gone that a pause had left behind on a worker out of reach."""
+    job = record.job
+    for pause in (*job.past_pauses, job.pause):
+        if pause.from_worker != worker or not pause.HasField("pause_time") or pause.HasField("release_time"):
+            continue
+        pause.release_time.FromDatetime(now)
+        if pause.request_time == job.pause.request_time:
+            record.pause_release_time.FromDatetime(now)
+        if record.HasField("resumption") and record.resumption.request_time == pause.request_time:
+            record.resumption.release_time.FromDatetime(now)
 
 
 def rest_on(pause: Pause, checkpoint: Checkpoint) -> None:

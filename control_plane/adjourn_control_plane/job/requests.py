@@ -69,7 +69,8 @@ def pause_requested(transition: Transition, event: PauseRequested) -> None:
     else:
         pauses.request(record, mode=event.mode, actor=event.actor, reason=event.reason, now=transition.now)
     if job.state == Job.QUEUED:
-        enter_paused(transition, "nothing was running")
+        unconfirmed = bool(record.unconfirmed_releases)
+        enter_paused(transition, "nothing is known to run" if unconfirmed else "nothing was running")
         return
     record.pause_mode = event.mode or PauseMode.EPOCH
     transition.set_target(Assignment.PAUSE)

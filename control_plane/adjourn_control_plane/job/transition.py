@@ -105,13 +105,13 @@ class Transition:
         condition.time.FromDatetime(self.now)
         self.record_event(JobEvent.CONDITION_BEGAN, message, condition=Condition.Type.Name(kind), reason=reason)
 
-    def end_condition(self, kind: Condition.Type.ValueType) -> None:
+    def end_condition(self, kind: Condition.Type.ValueType, message: str = "") -> None:
         """Notes that a condition is no more; nothing, if it was not."""
         for condition in self.job.conditions:
             if condition.type == kind:
                 self.job.conditions.remove(condition)
                 name = Condition.Type.Name(kind)
-                self.record_event(JobEvent.CONDITION_ENDED, condition=name, reason=condition.reason)
+                self.record_event(JobEvent.CONDITION_ENDED, message, condition=name, reason=condition.reason)
                 return
 
     def hold(self, kind: Hold.Kind.ValueType, reason: str) -> None:

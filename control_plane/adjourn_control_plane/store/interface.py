@@ -75,6 +75,9 @@ class Allocation:
     version: int
     """Grows whenever a job comes to the worker, leaves it, or releases its slot; to the `Changed.version` of that."""
     jobs: Sequence[Stored] = field(default=(), compare=False)
+    unconfirmed: Sequence[Stored] = field(default=(), compare=False)
+    """Jobs, whoever holds them, with an attempt in `unconfirmed_releases` that the worker had. No part of the set, but
+    the version grows when one comes or goes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,7 +273,7 @@ class JobStore(Protocol):
         ...
 
     async def forget_lost(self, age: timedelta, *, size: int) -> list[WorkerName]:
-        """Forgets up to `size` workers that have been lost for `age` and hold no job; returns them."""
+        """Forgets up to `size` workers that have been lost for `age`, with no job held or unconfirmed; returns them."""
         ...
 
     async def tombstones(self) -> list[JobUid]:

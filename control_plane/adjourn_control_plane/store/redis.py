@@ -12,6 +12,7 @@ an attachment are remembered by id for a while, the rest is idempotent. Reads th
     {ns}:workers:holding            set of workers that hold jobs
     {ns}:workers/y                  hash: what Session holds
     {ns}:workers/y:jobs             set;  :allocation  version of its newest change
+    {ns}:workers/y:unconfirmed      set of jobs with an attempt on it whose release is unconfirmed
     {ns}:changes  {ns}:notifications  stream of all changes; channel that tells of them
     {ns}:tombstones                 set of the uids of deleted jobs whose objects may not be gone yet
     {ns}:request:{id}  :done:{id}   hash: digest, answer; result of a change, for its repeats; both expire
@@ -179,9 +180,11 @@ class RedisStore:
         return [values.stored(row) for row in await self._run("page", below, size, *indexes)]
 
     async def allocation(self, worker: WorkerName) -> Allocation:
-        version, rows = await self._run("allocation", worker)
-        jobs = sorted((values.stored(row) for row in rows), key=lambda item: item.record.number)
-        return Allocation(worker=worker, version=int(version), jobs=jobs)
+        version, *sets = await self._run("allocation", worker)
+        jobs, unconfirmed = (
+            sorted((values.stored(row) for row in rows), key=lambda item: item.record.number) for rows in sets
+        )
+        return Allocation(worker=worker, version=int(version), jobs=jobs, unconfirmed=unconfirmed)
 
     async def events(self, job: JobName, *, after: int, size: int) -> list[JobEvent]:
         return [JobEvent.FromString(row) for row in await self._run("events", job, after, size)]

@@ -81,6 +81,11 @@ def described(worker: Worker) -> bytes:
     return encoded(kept)
 
 
+def unconfirmed_workers(record: JobRecord) -> list[str]:
+    """Returns the workers that had an attempt of the job and have not said that it is gone."""
+    return sorted({entry.worker for entry in record.unconfirmed_releases})
+
+
 def commit_arguments(change: Change, *, changes_kept: int, events_kept: int) -> list[bytes | str | int]:
     """Returns what commit.lua takes, in its order."""
     record, request, allocation, fence = change.record, change.request, change.allocation, change.fence
@@ -96,6 +101,7 @@ def commit_arguments(change: Change, *, changes_kept: int, events_kept: int) -> 
     arguments += [record.job.uid if record else ""]
     arguments += [fence.worker, fence.stream] if fence else ["", ""]
     arguments += [encoded(Job(labels=record.job.labels)) if record else "", events_kept]
+    arguments += [" ".join(unconfirmed_workers(record)) if record else ""]
     arguments += [encoded(event) for event in change.events]
     for metrics in change.epochs:
         arguments += [metrics.epoch, encoded(metrics)]

@@ -28,6 +28,7 @@ from adjourn_control_plane.job.events import (
     PauseRequested,
     Placed,
     Registered,
+    ReleaseConfirmed,
     Requested,
     Rested,
     ResumeRequested,
@@ -75,6 +76,9 @@ def possible(record: JobRecord) -> Iterator[Event]:
         for sound in (None, checkpoint(2)):
             yield CheckpointDamaged(actor=A, failure=corrupt, checkpoint=damaged, sound=sound, newest=sound)
     yield Lost(actor="control_plane", failure=GONE)
+    yield Lost(actor="control_plane", failure=GONE, out_of_reach=True, instance="i")
+    for unconfirmed in (record.token, *(entry.token for entry in record.unconfirmed_releases)):
+        yield ReleaseConfirmed(actor=A, token=unconfirmed)
     for adopted in (token, record.token):
         yield Adopted(actor=A, token=adopted, worker=A, device_uuids=(), generation=1, released=False)
     yield ConditionChanged(actor=A, condition=Condition(type=Condition.STORAGE_FAILING, reason="R"), ended=False)
@@ -98,6 +102,8 @@ def aspect(record: JobRecord) -> tuple[object, ...]:
         (job.spec.total_epochs > 0, bool(record.checkpoint.name), record.began, record.released),
         (record.observed_generation > 0, min(job.restart_count, 1), record.HasField("past_failure")),
         (job.pause.HasField("resume_request_time"), job.pause.HasField("resume_time")),
+        any(entry.token == record.token for entry in record.unconfirmed_releases),
+        bool(record.unconfirmed_releases),
         (record.HasField("lost_attempt"), bool(record.lost_attempt.holds), min(record.lost_attempt.restart_count, 1)),
     )
 

@@ -9,8 +9,8 @@ local request, digest, answer, request_memory = ARGV[10], ARGV[11], ARGV[12], AR
 local repeat_memory, changes_kept = ARGV[14], ARGV[15]
 local events, epochs, checkpoints = tonumber(ARGV[16]), tonumber(ARGV[17]), tonumber(ARGV[18])
 local uid, fenced, stream, labels = ARGV[19], ARGV[20], ARGV[21], ARGV[22]
-local events_kept = tonumber(ARGV[23])
-local next_item = 24
+local events_kept, unconfirmed = tonumber(ARGV[23]), ARGV[24] -- workers, with spaces between
+local next_item = 25
 
 local function key(name)
   return prefix .. ':' .. name
@@ -34,8 +34,10 @@ end
 if fenced ~= '' and redis.call('HGET', key(fenced), 'stream') ~= stream then
   return {'FENCED', 'stream ' .. stream .. ' no longer speaks for ' .. fenced}
 end
-local old = redis.call('HMGET', key(job), 'version', 'number', 'state', 'worker', 'released', 'uid', 'labels')
+local old = redis.call('HMGET', key(job), 'version', 'number', 'state', 'worker', 'released', 'uid', 'labels',
+  'unconfirmed')
 local old_state, old_worker, old_released = old[3] or '', old[4] or '', old[5] or '0'
+local old_unconfirmed = old[8] or ''
 if (old[1] or '0') ~= expected then
   return {'CONFLICT', job .. ' has version ' .. (old[1] or '0') .. ', not ' .. expected}
 end
@@ -74,6 +76,21 @@ if old_worker ~= worker then
 elseif old_released ~= released then
   touched = worker
 end
+if old_unconfirmed ~= unconfirmed then
+  local before, after = ' ' .. old_unconfirmed .. ' ', ' ' .. unconfirmed .. ' '
+  for name in string.gmatch(old_unconfirmed, '%S+') do
+    if not string.find(after, ' ' .. name .. ' ', 1, true) then
+      redis.call('SREM', key(name .. ':unconfirmed'), job)
+      touched = touched .. ' ' .. name
+    end
+  end
+  for name in string.gmatch(unconfirmed, '%S+') do
+    if not string.find(before, ' ' .. name .. ' ', 1, true) then
+      redis.call('SADD', key(name .. ':unconfirmed'), job)
+      touched = touched .. ' ' .. name
+    end
+  end
+end
 for name in string.gmatch(touched, '%S+') do
   redis.call('SET', key(name .. ':allocation'), version)
 end
@@ -85,7 +102,7 @@ if record == '' then
   redis.call('SADD', key('tombstones'), old[6])
 else
   redis.call('HSET', key(job), 'record', record, 'version', version, 'number', number, 'state', state,
-    'worker', worker, 'released', released, 'uid', uid, 'labels', labels)
+    'worker', worker, 'released', released, 'uid', uid, 'labels', labels, 'unconfirmed', unconfirmed)
   redis.call('ZADD', key('jobs'), number, job)
   for _ = 1, events do
     redis.call('RPUSH', key(job .. ':events'), item())

@@ -1,14 +1,22 @@
--- Forgets workers that have been lost for some milliseconds and hold no job; returns them.
+-- Forgets workers that have been lost for some milliseconds, hold no job and left none unconfirmed; returns them.
 local prefix, age, size = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2])
 local time = redis.call('TIME')
 local before = string.format('%.0f', time[1] * 1000 + time[2] / 1000 - age)
-local found = {}
-for _, worker in ipairs(redis.call('ZRANGEBYSCORE', prefix .. ':workers:lost', '-inf', before, 'LIMIT', 0, size)) do
-  local key = prefix .. ':' .. worker
-  if redis.call('EXISTS', key .. ':jobs') == 0 then
-    redis.call('DEL', key, key .. ':allocation')
-    redis.call('ZREM', prefix .. ':workers:lost', worker)
-    found[#found + 1] = worker
+local found, kept = {}, 0 -- those that are kept must not stand in the way of others
+while #found < size do
+  local old = redis.call('ZRANGEBYSCORE', prefix .. ':workers:lost', '-inf', before, 'LIMIT', kept, size - #found)
+  if #old == 0 then
+    break
+  end
+  for _, worker in ipairs(old) do
+    local key = prefix .. ':' .. worker
+    if redis.call('EXISTS', key .. ':jobs', key .. ':unconfirmed') == 0 then
+      redis.call('DEL', key, key .. ':allocation')
+      redis.call('ZREM', prefix .. ':workers:lost', worker)
+      found[#found + 1] = worker
+    else
+      kept = kept + 1
+    end
   end
 end
 return found

@@ -1,0 +1,169 @@
+"""A worker is cut off for longer than its lease, and its training process lives: what is shown, and what it is told."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from adjourn import errors, reasons
+from adjourn.v1 import job_service_pb2 as pb
+from adjourn.v1 import worker_service_pb2 as worker_pb
+from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, Exit
+from adjourn.v1.job_pb2 import Condition, Job, Pause
+from adjourn.v1.worker_pb2 import Worker
+from adjourn_control_plane.store.interface import WorkerName
+from tests.harness.control_planes import Agent, Replica, checkpoint_of_epoch, refused, replica, status_of
+from tests.harness.memory_store import MemoryStore
+
+JOB, A, B = "jobs/j", WorkerName("workers/a"), WorkerName("workers/b")
+
+
+@pytest.fixture
+async def plane(memory_store: MemoryStore) -> AsyncIterator[Replica]:
+    async with replica(memory_store) as served:
+        yield served
+
+
+async def trains(plane: Replica, agent: Agent) -> Assignment:
+    """The job is given to the agent and has a checkpoint."""
+    await agent.say()
+    order = await agent.given(JOB)
+    saved = agent.report(JOB, order.token, checkpoint=checkpoint_of_epoch(1, order.token.attempt))
+    await agent.say(status_of(order, epoch=1), reports=(saved,))
+    await agent.hears(lambda response: response.acknowledged_report == agent.sequence)
+    await plane.becomes(Job.RUNNING)
+    return order
+
+
+async def is_cut_off(plane: Replica, worker: WorkerName = A) -> None:
+    """The worker's lease ends."""
+    session = await plane.store.session(worker)
+    assert session
+    await plane.store.detach(worker, session.stream)
+    session = await plane.store.session(worker)
+    assert session
+    assert await plane.store.mark_lost(worker, session.heartbeat)
+
+
+def condition(shown: Job | Worker) -> Condition | None:
+    return next((each for each in shown.conditions if each.type == Condition.RELEASE_UNCONFIRMED), None)
+
+
+async def shown(plane: Replica, worker: WorkerName = A) -> Worker:
+    found: Worker = await plane.workers.GetWorker(worker_pb.GetWorkerRequest(name=worker))
+    listed = await plane.workers.ListWorkers(worker_pb.ListWorkersRequest())
+    assert found.conditions == next(each for each in listed.workers if each.name == worker).conditions
+    return found
+
+
+async def test_a_pause_whose_worker_is_cut_off_does_not_say_that_gpus_are_free(plane: Replica) -> None:
+    await plane.create()
+    async with Agent(plane.address, instance="i") as agent:
+        order = await trains(plane, agent)
+        await plane.jobs.PauseJob(pb.PauseJobRequest(name=JOB))
+        await is_cut_off(plane)
+    job = await plane.becomes(Job.PAUSED)
+    assert job.pause.cause == Pause.WORKER_LOST
+    assert not job.pause.HasField("release_time")
+    for said in (condition(job), condition(await shown(plane))):
+        assert said is not None
+        assert said.reason == reasons.WORKER_OUT_OF_REACH
+    async with Agent(plane.address, instance="i") as agent:  # not one word of the attempt: it is gone
+        await agent.say()
+        await agent.hears()
+    job = await plane.get()
+    assert job.state == Job.PAUSED
+    assert job.pause.HasField("release_time")
+    assert (condition(job), condition(await shown(plane))) == (None, None)
+    assert order.token.attempt == job.attempt
+
+
+async def test_a_job_that_was_queued_and_paused_meanwhile_pauses_truly_when_its_worker_is_back(plane: Replica) -> None:
+    """It stayed PAUSED, and the old process trained on."""
+    await plane.create()
+    async with Agent(plane.address, instance="i") as agent:
+        order = await trains(plane, agent)
+        await is_cut_off(plane)
+    job = await plane.becomes(Job.QUEUED)
+    assert condition(job) is not None
+    job = await plane.jobs.PauseJob(pb.PauseJobRequest(name=JOB))
+    assert job.state == Job.PAUSED
+    assert condition(job) is not None
+    assert not job.pause.HasField("release_time")
+    async with Agent(plane.address, instance="i") as agent:
+        await agent.say(status_of(order, epoch=1))
+        pausing = await agent.given(JOB, Assignment.PAUSE)
+        assert pausing.token == order.token
+        assert pausing.generation > order.generation
+        job = await plane.get()
+        assert (job.state, condition(job)) == (Job.PAUSING, None), "it does not rest: the process lives"
+        agent.sequence = 1
+        saved = agent.report(JOB, order.token, checkpoint=checkpoint_of_epoch(2))
+        name = checkpoint_of_epoch(2).name
+        ended = agent.report(JOB, order.token, exit=Exit(phase=AssignmentStatus.PAUSED, checkpoint=name))
+        await agent.say(status_of(pausing, AssignmentStatus.PAUSED, epoch=2), reports=(saved, ended))
+        job = await plane.becomes(Job.PAUSED)
+    assert (job.pause.checkpoint, job.pause.HasField("release_time"), condition(job)) == (name, True, None)
+
+
+async def test_an_attempt_that_lives_while_the_next_one_trains_is_told_of_until_it_has_stopped(plane: Replica) -> None:
+    await plane.create()
+    async with Agent(plane.address, instance="i") as agent:
+        old = await trains(plane, agent)
+        await is_cut_off(plane)
+    async with Agent(plane.address, name=B) as other:
+        await trains(plane, other)
+        async with Agent(plane.address, instance="i") as agent:
+            await agent.say(status_of(old, epoch=2))
+            stop = await agent.given(JOB, Assignment.STOP)
+            assert stop.token == old.token
+            job, worker = await plane.get(), await shown(plane)
+            assert (job.state, job.worker, job.attempt) == (Job.RUNNING, B, 2)
+            assert condition(job) is not None
+            back = condition(worker)
+            assert back is not None
+            assert "it is back" in back.message
+            assert (await shown(plane, B)).conditions == []
+            await agent.say(status_of(stop, AssignmentStatus.STOPPED, epoch=2))
+            await agent.hears(lambda response: not response.assignments)
+            job = await plane.get()
+            assert (job.state, job.attempt, condition(job)) == (Job.RUNNING, 2, None)
+            assert condition(await shown(plane)) is None
+
+
+async def test_another_instance_of_the_same_name_confirms_nothing(plane: Replica) -> None:
+    await plane.create()
+    async with Agent(plane.address, instance="i") as agent:
+        await trains(plane, agent)
+        await is_cut_off(plane)
+    await plane.becomes(Job.QUEUED)
+    async with Agent(plane.address, instance="k") as agent:
+        await agent.say()
+        await agent.given(JOB)
+        assert condition(await plane.get()) is not None
+        said = condition(await shown(plane))
+        assert said is not None
+        assert "out of reach" in said.message
+
+
+async def test_deleting_the_worker_is_an_operators_word_that_nothing_lives_there(plane: Replica) -> None:
+    await plane.create()
+    await plane.create("k")
+    delete = worker_pb.DeleteWorkerRequest(name=A)
+    async with Agent(plane.address, instance="i", cpu_slots=2) as agent:
+        await trains(plane, agent)
+        await plane.jobs.PauseJob(pb.PauseJobRequest(name=JOB))
+        with refused(errors.WorkerInUseError):
+            await plane.workers.DeleteWorker(delete)
+        await is_cut_off(plane)
+    await plane.becomes(Job.PAUSED)
+    assert condition(await plane.becomes(Job.QUEUED, "jobs/k")) is not None
+    await plane.workers.DeleteWorker(delete, metadata=[("adjourn-actor", "ops")])
+    for name in (JOB, "jobs/k"):
+        assert condition(await plane.get(name)) is None
+    assert (await plane.get()).pause.HasField("release_time")
+    events = await plane.jobs.ListJobEvents(pb.ListJobEventsRequest(parent=JOB, page_size=100))
+    ended = events.events[-1]
+    assert (ended.type, ended.actor) == (pb.JobEvent.CONDITION_ENDED, "ops")
+    assert "ops deleted workers/a" in ended.message
+    with refused(errors.NotFoundError):
+        await plane.workers.DeleteWorker(delete)
