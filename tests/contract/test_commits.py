@@ -1,6 +1,7 @@
 """Compare-and-set: one winner, all or nothing, once."""
 
 import asyncio
+from datetime import timedelta
 
 import pytest
 
@@ -10,6 +11,7 @@ from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
+from adjourn_control_plane.store import redis_codec
 from adjourn_control_plane.store.interface import (
     Change,
     Conflict,
@@ -22,6 +24,7 @@ from adjourn_control_plane.store.interface import (
     RequestSeen,
     WorkerName,
 )
+from tests.harness import memory_store
 from tests.harness.store_records import change, created, creation, deletion, record, there
 
 A = JobName("jobs/a")
@@ -204,6 +207,36 @@ async def test_deletion_leaves_a_tombstone_and_frees_the_name_at_once(store: Job
     assert new.version > old.version
     with pytest.raises(Conflict):  # whoever read the deleted job cannot change the new one
         await store.commit(change(old, state=Job.FAILED))
+
+
+async def test_a_deleted_jobs_uid_stays_known_when_its_objects_are_gone(store: JobStore) -> None:
+    old, kept = await created(store, "jobs/a"), await created(store, "jobs/b")
+    uid, other = JobUid(old.record.job.uid), JobUid(kept.record.job.uid)
+    assert await store.deleted([uid, other]) == set()
+    await store.commit(deletion(old))
+    await store.remove_tombstone(uid)
+    await created(store, "jobs/a")
+    assert await store.deleted([uid, other, JobUid("never")]) == {uid}
+    assert await store.deleted([]) == set()
+    await store.add_tombstone(uid)
+    await store.add_tombstone(uid)
+    assert await store.tombstones() == [uid]
+
+
+async def test_of_deleted_jobs_the_newest_are_known(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (redis_codec, memory_store):
+        monkeypatch.setattr(module, "DELETED_KEPT", 2)
+    uids = []
+    for name in ("jobs/a", "jobs/b", "jobs/c"):
+        old = await created(store, name)
+        uids.append(JobUid(old.record.job.uid))
+        await asyncio.sleep(0.002)  # they are told apart by the millisecond
+        await store.commit(deletion(old))
+    assert await store.deleted(uids) == set(uids[1:])
+    for module in (redis_codec, memory_store):
+        monkeypatch.setattr(module, "DELETED_MEMORY", timedelta())
+    await store.commit(deletion(await created(store, "jobs/d")))
+    assert await store.deleted(uids) == set()
 
 
 async def test_change_from_a_stream_that_speaks_no_more_is_fenced(store: JobStore) -> None:

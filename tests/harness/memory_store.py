@@ -17,6 +17,8 @@ from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.store import redis_codec as values
 from adjourn_control_plane.store.interface import (
+    DELETED_KEPT,
+    DELETED_MEMORY,
     EVENTS_KEPT,
     Allocation,
     Change,
@@ -83,6 +85,8 @@ class MemoryStore:
         self._lost: dict[str, int] = {}
         """When each lost worker was lost, in nanoseconds."""
         self._tombstones: set[JobUid] = set()
+        self._deleted: dict[JobUid, int] = {}
+        """When each deleted job was deleted, in nanoseconds."""
         self._sessions: dict[str, Session] = {}
         self._attached: set[str] = set()
         self._listeners: set[asyncio.Queue[Notification | None]] = set()
@@ -144,7 +148,12 @@ class MemoryStore:
         if record is None:
             assert old
             del self._entries[change.job]
-            self._tombstones.add(JobUid(old.read().record.job.uid))
+            uid = JobUid(old.read().record.job.uid)
+            self._tombstones.add(uid)
+            self._deleted[uid] = self._now_ns()
+            oldest = self._now_ns() - DELETED_MEMORY.total_seconds() * 1e9
+            newest = sorted(self._deleted.items(), key=lambda each: each[1])[-DELETED_KEPT:]
+            self._deleted = {uid: time for uid, time in newest if time > oldest}
             return None
         new = replace(
             old or Entry(number=self._version),
@@ -376,6 +385,14 @@ class MemoryStore:
     async def remove_tombstone(self, uid: JobUid) -> None:
         await self._reach()
         self._tombstones.discard(uid)
+
+    async def add_tombstone(self, uid: JobUid) -> None:
+        await self._reach()
+        self._tombstones.add(uid)
+
+    async def deleted(self, uids: Sequence[JobUid]) -> set[JobUid]:
+        await self._reach()
+        return self._deleted.keys() & uids
 
     async def aclose(self) -> None:
         for listener in self._listeners:

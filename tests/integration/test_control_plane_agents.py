@@ -11,10 +11,11 @@ from adjourn.v1.job_pb2 import Failure, Job, Pause
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.fleet import session as sessions
+from adjourn_control_plane.fleet.collector import Collector
 from adjourn_control_plane.job.events import Lost
 from adjourn_control_plane.job.updater import JobUpdater
 from adjourn_control_plane.store.interface import Allocation, JobName, JobStore, WorkerName
-from tests.harness.control_planes import Agent, Replica, checkpoint_of_epoch, refused, replica, status_of
+from tests.harness.control_planes import SETTINGS, Agent, Replica, checkpoint_of_epoch, refused, replica, status_of
 from tests.harness.memory_store import MemoryStore
 
 JOB = "jobs/j"
@@ -266,14 +267,68 @@ async def test_a_live_attempt_that_comes_back_goes_on_and_costs_nothing(plane: R
     assert (job.attempt, job.restart_count) == (1, 0)
 
 
-async def test_what_nobody_knows_is_left_running_and_told_once(plane: Replica) -> None:
-    orphan = status_of(Assignment(job="jobs/orphan", token=FencingToken(attempt=2, nonce="0" * 32)))
+async def test_what_nobody_knows_is_paused_its_reports_taken_and_told_once(plane: Replica) -> None:
+    token = FencingToken(attempt=2, nonce="0" * 32, job_uid="uid of another store")
+    orphan = status_of(Assignment(job="jobs/orphan", token=token, generation=3))
+    orphan.held_device_uuids.append("workers/a-0")
     with capture_logs() as logs:
-        async with Agent(plane.address) as agent:
+        async with Agent(plane.address, gpus=2) as agent:
+            await agent.say(orphan)
+            order = await agent.given("jobs/orphan", Assignment.PAUSE)
+            assert (order.generation, order.token) == (4, token)
+            await plane.create(gpus=1)
+            assert list((await agent.given(JOB)).device_uuids) == ["workers/a-1"], "the orphan has the other one"
+            orphan.observed_generation = 4
             for _ in range(3):
                 await agent.say(orphan)
-                assert list((await agent.hears()).assignments) == []
-    assert [entry["job"] for entry in logs if entry["event"] == "orphan_left_alone"] == ["jobs/orphan"]
+                await agent.hears()
+            assert (await agent.given("jobs/orphan", Assignment.PAUSE)).generation == 4
+            orphan.phase = AssignmentStatus.PAUSED
+            saved = agent.report("jobs/orphan", token, checkpoint=checkpoint_of_epoch(1))
+            await agent.say(orphan, reports=(saved,))
+            await agent.hears(
+                lambda response: (
+                    response.acknowledged_report == 1
+                    and all(each.job != "jobs/orphan" for each in response.assignments)
+                )
+            )
+    assert [entry["uid"] for entry in logs if entry["event"] == "orphan_paused"] == [token.job_uid]
+
+
+@pytest.mark.parametrize("name_is_used_again", [False, True])
+async def test_the_attempt_of_a_job_that_was_deleted_out_of_reach_is_stopped(
+    plane: Replica, name_is_used_again: bool
+) -> None:
+    """It trained for ever; what it saved after the job's objects were purged stayed."""
+    uid = (await plane.create()).uid
+    async with Agent(plane.address) as agent:
+        await agent.say()
+        order = await agent.given(JOB)
+        await agent.say(status_of(order))
+        await plane.becomes(Job.RUNNING)
+        session = await plane.store.session(WorkerName("workers/a"))
+        assert session
+    while not await plane.store.mark_lost(WorkerName("workers/a"), session.heartbeat):
+        session = await plane.store.session(WorkerName("workers/a"))
+        assert session
+    await plane.becomes(Job.QUEUED)
+    await plane.jobs.CancelJob(pb.CancelJobRequest(name=JOB))
+    await plane.jobs.DeleteJob(pb.DeleteJobRequest(name=JOB))
+    while await plane.store.tombstones():
+        await Collector(plane.store, plane.objects, SETTINGS).purge()
+    if name_is_used_again:
+        await plane.create()
+        await plane.jobs.PauseJob(pb.PauseJobRequest(name=JOB))
+    key = f"checkpoints/{uid}/manifests/7"
+    await plane.objects.put(key, b"saved after the purge")
+    async with Agent(plane.address) as agent:
+        await agent.say(status_of(order))
+        stop = await agent.given(JOB, Assignment.STOP)
+        assert stop.token == order.token
+        await agent.say(status_of(stop, AssignmentStatus.STOPPED))
+        await agent.hears(lambda response: not response.assignments)
+    await Collector(plane.store, plane.objects, SETTINGS).purge()
+    assert not await plane.objects.list(f"checkpoints/{uid}/")
 
 
 async def test_a_draining_worker_is_given_nothing_new(plane: Replica) -> None:

@@ -6,13 +6,14 @@ attempt finds its last progress: `reconcile` (what is so by now), the reports (w
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import timedelta
 from typing import Final, TypeAlias
 
 from adjourn import reasons
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, FencingToken
-from adjourn.v1.job_pb2 import Failure, Job, Progress
+from adjourn.v1.job_pb2 import Failure, Job, PauseMode, Progress
 from adjourn_control_plane.job.events import (
     Adopted,
     Began,
@@ -41,10 +42,13 @@ def reconcile(
     held: Sequence[JobRecord],
     reported: Sequence[AssignmentStatus],
     others: Mapping[str, JobRecord],
+    *,
+    instance: str = "",
 ) -> list[tuple[str, Event]]:
     """Returns the events, by job, that follow from what a worker holds.
 
     `held`: the jobs that it should hold. `others`: the records, by name, of further jobs that it reports.
+    `instance`: of the worker's agent.
     """
     events: list[tuple[str, Event]] = []
     mine = {record.job.name: record for record in held}
@@ -55,7 +59,7 @@ def reconcile(
             events.extend((record.job.name, event) for event in progress_events(worker, record, status))
     for status in reported:
         known = mine.get(status.job) or others.get(status.job)
-        if known is not None and adoptable(known, status, held):
+        if known is not None and adoptable(known, status, held, worker, instance):
             adopted = Adopted(
                 actor=worker,
                 token=status.token,
@@ -160,17 +164,23 @@ def persisted_fraction(record: JobRecord, status: AssignmentStatus) -> float | N
     return None if pause.HasField("persisted_fraction") and pause.persisted_fraction == fraction else fraction
 
 
-def adoptable(record: JobRecord, status: AssignmentStatus, held: Sequence[JobRecord]) -> bool:
+def adoptable(
+    record: JobRecord, status: AssignmentStatus, held: Sequence[JobRecord], worker: str, instance: str
+) -> bool:
     """Returns whether a job takes over a live attempt that its record does not give to a worker.
 
     It does if the attempt had counted as lost and has not been replaced, unless its GPUs have been given to another of
-    the worker's jobs since. And it does if the attempt is a later one than the record's: the record is older. An
-    attempt of another uid belongs to a job that was deleted.
+    the worker's jobs since, or the agent is not the one that had it: a copied data directory holds a copy of the
+    attempt's journal. And it does if the attempt is a later one than the record's: the record is older. An attempt of
+    another uid belongs to another job.
     """
     if status.phase in OVER:
         return False
     if status.token == record.token:
-        return record.HasField("lost_attempt") and taken_devices(held).isdisjoint(status.held_device_uuids)
+        left = next((each for each in record.unconfirmed_releases if each.token == status.token), None)
+        its_own = left is None or is_of(left, worker, instance)
+        free = taken_devices(held).isdisjoint(status.held_device_uuids)
+        return record.HasField("lost_attempt") and its_own and free
     later = status.token.job_uid == record.job.uid and status.token.attempt > record.token.attempt
     return later and record.job.state not in ENDED
 
@@ -180,13 +190,29 @@ def taken_devices(held: Iterable[JobRecord]) -> set[str]:
     return {uuid for record in held if not record.released for uuid in record.device_uuids}
 
 
-def desired_assignments(
+def strangers(
     held: Sequence[JobRecord], reported: Sequence[AssignmentStatus], others: Mapping[str, JobRecord]
-) -> list[Assignment]:
-    """Returns every assignment meant for a worker: the jobs it holds, and a stop for what it should not run.
+) -> set[str]:
+    """Returns the uids of attempts whose jobs are unknown: deleted, or of another store; names may be used again."""
+    known = {record.job.name: record.job.uid for record in (*others.values(), *held)}
+    return {status.token.job_uid for status in reported if known.get(status.job) != status.token.job_uid}
 
-    An attempt that is over is left out, so the worker forgets it. So are live ones of unknown jobs, and those that are
-    about to be adopted: the worker leaves them alone.
+
+def desired_assignments(
+    held: Sequence[JobRecord],
+    reported: Sequence[AssignmentStatus],
+    others: Mapping[str, JobRecord],
+    *,
+    worker: str,
+    instance: str = "",
+    deleted: AbstractSet[str] = frozenset(),
+    earlier: Sequence[Assignment] = (),
+) -> list[Assignment]:
+    """Returns every assignment meant for a worker: the jobs it holds, and orders to end what it should not run.
+
+    An attempt that is over is left out, so the worker forgets it. So is one that is about to be adopted: the worker
+    leaves it alone. An attempt of a job that nobody knows is paused, which loses nothing, unless its uid is one of
+    `deleted`. `earlier`: what was desired the last time on this stream.
     """
     known_there = by_attempt(reported)
     assignments = [
@@ -196,12 +222,18 @@ def desired_assignments(
     ]
     current = {(each.job, token_key(each.token)) for each in assignments}
     mine = {record.job.name: record for record in held}
+    unknown = strangers(held, reported, others)
     for status in reported:
-        known = mine.get(status.job) or others.get(status.job)
-        if known is None or status.phase in OVER or (status.job, token_key(status.token)) in current:
+        if status.phase in OVER or (status.job, token_key(status.token)) in current:
             continue
-        if not adoptable(known, status, held):
-            assignments.append(stop(status))
+        uid = status.token.job_uid
+        if uid in unknown:
+            target = Assignment.STOP if uid in deleted else Assignment.PAUSE
+        elif adoptable(mine.get(status.job) or others[status.job], status, held, worker, instance):
+            continue
+        else:
+            target = Assignment.STOP
+        assignments.append(ordered(status, target, earlier))
     return assignments
 
 
@@ -241,11 +273,17 @@ def that_fit(assignments: Sequence[Assignment], size: int) -> list[Assignment]:
     return fitting
 
 
-def stop(status: AssignmentStatus) -> Assignment:
-    """Returns the order to end an attempt that is not, or no longer, the job's."""
-    return Assignment(
-        job=status.job,
-        token=status.token,
-        generation=status.observed_generation + 1,
-        target=Assignment.STOP,
-    )
+def ordered(status: AssignmentStatus, target: Assignment.Target.ValueType, earlier: Sequence[Assignment]) -> Assignment:
+    """Returns the order to end an attempt that no job has.
+
+    There is no record that numbers it: it is above what the worker has acknowledged, and stays the same until the
+    target changes. Else each acknowledgement would bring the next order.
+    """
+    order = Assignment(job=status.job, token=status.token, target=target)
+    if target == Assignment.PAUSE:
+        order.pause_mode = PauseMode.EPOCH
+    order.generation = status.observed_generation + 1
+    before = next((each for each in earlier if (each.job, each.token) == (status.job, status.token)), None)
+    if before is not None and before.target == target and before.generation >= status.observed_generation:
+        order.generation = before.generation
+    return order

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from typing import Final, NoReturn
 from uuid import uuid4
 
@@ -11,14 +11,20 @@ import structlog
 from adjourn import errors
 from adjourn.channel import MAX_MESSAGE_BYTES
 from adjourn.internal.v1.record_pb2 import JobRecord
-from adjourn.v1.agent_service_pb2 import AssignmentStatus, FencingToken, SynchronizeRequest, SynchronizeResponse
+from adjourn.v1.agent_service_pb2 import (
+    Assignment,
+    AssignmentStatus,
+    FencingToken,
+    SynchronizeRequest,
+    SynchronizeResponse,
+)
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.aio import end
 from adjourn_control_plane.fleet import reconcile
 from adjourn_control_plane.job.events import Adopted, Event, ReleaseConfirmed
 from adjourn_control_plane.job.updater import JobUpdater
 from adjourn_control_plane.settings import Settings
-from adjourn_control_plane.store.interface import Conflict, Fence, Fenced, JobName, JobStore, WorkerName
+from adjourn_control_plane.store.interface import Conflict, Fence, Fenced, JobName, JobStore, JobUid, WorkerName
 from adjourn_control_plane.store.notifier import Notifier
 
 log = structlog.get_logger()
@@ -57,7 +63,12 @@ class AgentSession:
         """Set when there may be something to say."""
         self.reported: list[AssignmentStatus] = []
         self.acknowledged = 0
-        self.orphans: set[str] = set()
+        self.instance = first.worker.instance
+        """Names the agent's data directory."""
+        self.desired: list[Assignment] = []
+        """What the worker was told last that it should have."""
+        self.orphans: set[JobUid] = set()
+        """Uids of the jobs that it has attempts of, and that nobody knows."""
 
     async def run(self, first: SynchronizeRequest, requests: Requests) -> AsyncGenerator[SynchronizeResponse, None]:
         """Speaks for the worker until either end closes the stream, or another stream takes over."""
@@ -77,6 +88,14 @@ class AgentSession:
         worker = Worker()
         worker.CopyFrom(request.worker)
         worker.draining = request.draining
+        kept_busy = {
+            uuid
+            for status in request.assignments
+            if status.token.job_uid in self.orphans
+            for uuid in status.held_device_uuids
+        }
+        for device in worker.devices:
+            device.quarantined |= device.uuid in kept_busy
         return worker
 
     async def read(self, first: SynchronizeRequest, requests: Requests) -> None:
@@ -104,10 +123,12 @@ class AgentSession:
         self.reported = list(request.assignments)
         held, unconfirmed = await self.allocated()
         others = await self.others(held)
+        await self.classify(held, others)
         tokens = {record.job.name: record.token for record in (*held, *others.values())}
-        gone = reconcile.confirmed_releases(self.worker, request.worker.instance, unconfirmed, self.reported)
+        gone = reconcile.confirmed_releases(self.worker, self.instance, unconfirmed, self.reported)
         await self.apply(gone, tokens)
-        await self.apply(reconcile.reconcile(self.worker, held, self.reported, others), tokens)
+        events = reconcile.reconcile(self.worker, held, self.reported, others, instance=self.instance)
+        await self.apply(events, tokens)
         for count, report in enumerate(request.reports, start=1):
             await self.updater.report(report, self.worker, fence=self.fence)
             if count % REPORTS_PER_HEARTBEAT == 0:  # the worker must not count as silent while it is listened to
@@ -156,10 +177,20 @@ class AgentSession:
             stored = await self.store.get(JobName(status.job))
             if stored is not None:
                 found[status.job] = stored.record
-            elif status.phase not in reconcile.OVER and status.job not in self.orphans:
-                self.orphans.add(status.job)
-                log.warning("orphan_left_alone", worker=self.worker, job=status.job, attempt=status.token.attempt)
         return found
+
+    async def classify(self, held: Sequence[JobRecord], others: Mapping[str, JobRecord]) -> set[JobUid]:
+        """Returns the uids of deleted jobs of which the worker has attempts; notes those that nobody knows."""
+        unknown = {JobUid(uid) for uid in reconcile.strangers(held, self.reported, others)}
+        deleted = await self.store.deleted(sorted(unknown)) if unknown else set()
+        for uid in deleted:
+            await self.store.add_tombstone(uid)  # the attempt may have saved since the job's objects were purged
+        for status in self.reported:
+            uid = JobUid(status.token.job_uid)
+            if uid in unknown - deleted and uid not in self.orphans and status.phase not in reconcile.OVER:
+                log.warning("orphan_paused", worker=self.worker, job=status.job, uid=uid, attempt=status.token.attempt)
+        self.orphans = unknown - deleted
+        return deleted
 
     async def responses(self, reader: asyncio.Task[None]) -> AsyncIterator[SynchronizeResponse]:
         """Yields what the worker should have: after each of its messages, each change, and every interval."""
@@ -174,9 +205,18 @@ class AgentSession:
             if session is None or session.stream != self.id:
                 await self.superseded()
             held, _ = await self.allocated()
-            desired = reconcile.desired_assignments(held, self.reported, await self.others(held))
+            others = await self.others(held)
+            self.desired = reconcile.desired_assignments(
+                held,
+                self.reported,
+                others,
+                worker=self.worker,
+                instance=self.instance,
+                deleted=await self.classify(held, others),
+                earlier=self.desired,
+            )
             response = SynchronizeResponse(
-                assignments=reconcile.that_fit(desired, RESPONSE_BYTES),
+                assignments=reconcile.that_fit(self.desired, RESPONSE_BYTES),
                 acknowledged_report=self.acknowledged,
             )
             response.sync_interval.FromTimedelta(interval)

@@ -29,6 +29,11 @@ EVENTS_KEPT = 10_000
 REQUEST_MEMORY = timedelta(days=1)
 """How long a request_id is remembered."""
 
+DELETED_MEMORY = timedelta(days=90)
+DELETED_KEPT = 100_000
+"""For how long, and of how many jobs at most, it is known that they were deleted. An attempt of one that is heard of is
+stopped. Of a job that is not known any more nobody can say whether it was deleted, so its attempt is paused instead."""
+
 
 class Conflict(Exception):
     """The record, or the worker's allocation, is no longer the one that was read. Read again, decide again."""
@@ -98,7 +103,8 @@ class Change:
     expected: int
     """Version that was read; 0: the job must not exist."""
     record: JobRecord | None
-    """What to store; None deletes the job with all its series, and leaves a tombstone: its objects are to be purged."""
+    """What to store; None deletes the job with all its series, and leaves a tombstone: its objects are to be purged.
+    Its uid stays known."""
     events: Sequence[JobEvent] = ()
     epochs: Sequence[EpochMetrics] = ()
     """One value for each epoch: a later one replaces it."""
@@ -282,6 +288,14 @@ class JobStore(Protocol):
 
     async def remove_tombstone(self, uid: JobUid) -> None:
         """Notes that the objects of a deleted job are gone. May be repeated."""
+        ...
+
+    async def add_tombstone(self, uid: JobUid) -> None:
+        """Notes that a deleted job may have objects again: an attempt of it was heard of. May be repeated."""
+        ...
+
+    async def deleted(self, uids: Sequence[JobUid]) -> set[JobUid]:
+        """Returns which of the uids are of jobs that were deleted within DELETED_MEMORY, the newest DELETED_KEPT."""
         ...
 
     async def aclose(self) -> None: ...

@@ -15,6 +15,7 @@ an attachment are remembered by id for a while, the rest is idempotent. Reads th
     {ns}:workers/y:unconfirmed      set of jobs with an attempt on it whose release is unconfirmed
     {ns}:changes  {ns}:notifications  stream of all changes; channel that tells of them
     {ns}:tombstones                 set of the uids of deleted jobs whose objects may not be gone yet
+    {ns}:deleted                    sorted set of the uids of deleted jobs, by ms since 1970
     {ns}:request:{id}  :done:{id}   hash: digest, answer; result of a change, for its repeats; both expire
 
 The namespace is the hash tag of all its keys: one slot of a cluster holds them, so scripts may touch them together.
@@ -293,6 +294,13 @@ class RedisStore:
 
     async def remove_tombstone(self, uid: JobUid) -> None:
         await self._ask("SREM", "tombstones", uid)
+
+    async def add_tombstone(self, uid: JobUid) -> None:
+        await self._ask("SADD", "tombstones", uid)
+
+    async def deleted(self, uids: Sequence[JobUid]) -> set[JobUid]:
+        times = await self._ask("ZMSCORE", "deleted", *uids) if uids else []
+        return {uid for uid, time in zip(uids, times, strict=True) if time is not None}
 
     def _key(self, name: str) -> str:
         return f"{self._prefix}:{name}"

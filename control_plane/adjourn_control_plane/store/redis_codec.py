@@ -10,6 +10,8 @@ from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.store.interface import (
+    DELETED_KEPT,
+    DELETED_MEMORY,
     REQUEST_MEMORY,
     Change,
     Changed,
@@ -102,6 +104,7 @@ def commit_arguments(change: Change, *, changes_kept: int, events_kept: int) -> 
     arguments += [fence.worker, fence.stream] if fence else ["", ""]
     arguments += [encoded(Job(labels=record.job.labels)) if record else "", events_kept]
     arguments += [" ".join(unconfirmed_workers(record)) if record else ""]
+    arguments += [int(DELETED_MEMORY.total_seconds() * 1000), DELETED_KEPT]
     arguments += [encoded(event) for event in change.events]
     for metrics in change.epochs:
         arguments += [metrics.epoch, encoded(metrics)]

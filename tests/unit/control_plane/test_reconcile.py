@@ -1,6 +1,6 @@
 """The reconcile table of docs/architecture.md, row by row."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 
 import pytest
@@ -8,7 +8,7 @@ import pytest
 from adjourn import reasons
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
-from adjourn.v1.job_pb2 import Failure, Job, Progress
+from adjourn.v1.job_pb2 import Failure, Job, PauseMode, Progress
 from adjourn_control_plane.fleet import reconcile
 from adjourn_control_plane.job.events import (
     Adopted,
@@ -17,7 +17,7 @@ from adjourn_control_plane.job.events import (
     Lost,
     Observed,
 )
-from tests.harness.job_life import NAME, START, A, B, Life, checkpoint_name, paused, status
+from tests.harness.job_life import NAME, START, UID, A, B, Life, checkpoint_name, paused, status
 
 FAILURE = Failure(reason=reasons.PROCESS_KILLED, message="ended by SIGKILL")
 OVER = [AssignmentStatus.PAUSED, AssignmentStatus.STOPPED, AssignmentStatus.SUCCEEDED, AssignmentStatus.FAILED]
@@ -43,9 +43,17 @@ def events(
 
 
 def desired(
-    held: Sequence[JobRecord], *reported: AssignmentStatus, others: Sequence[JobRecord] = ()
+    held: Sequence[JobRecord],
+    *reported: AssignmentStatus,
+    others: Sequence[JobRecord] = (),
+    deleted: Collection[str] = (),
+    earlier: Sequence[Assignment] = (),
+    instance: str = "",
 ) -> list[Assignment]:
-    return reconcile.desired_assignments(held, reported, {record.job.name: record for record in others})
+    known = {record.job.name: record for record in others}
+    return reconcile.desired_assignments(
+        held, reported, known, worker=A, instance=instance, deleted=frozenset(deleted), earlier=earlier
+    )
 
 
 def is_stop(assignment: Assignment, stopped: AssignmentStatus) -> bool:
@@ -108,14 +116,17 @@ def test_a_later_attempt_is_adopted_and_the_one_we_knew_not_counted_as_lost(work
 def test_an_attempt_of_a_deleted_job_whose_name_is_used_again_is_stopped(attempt: int) -> None:
     """Its worker was out of reach while its job was deleted (C1)."""
     life = seventh()
-    foreign = status(life.record, attempt=attempt, uid="uid of the deleted job")
+    gone = "uid of the deleted job"
+    foreign = status(life.record, attempt=attempt, uid=gone)
     mine = status(life.record)
     for held, others in (([life.record], []), ([], [life.record])):
         assert not [event for _, event in events(held, mine, foreign, others=others) if isinstance(event, Adopted)]
-        assert is_stop(desired(held, mine, foreign, others=others)[-1], foreign)
+        assert is_stop(desired(held, mine, foreign, others=others, deleted=[gone])[-1], foreign)
     fresh = Life()
     assert events([], foreign, others=[fresh.record]) == []
-    assert is_stop(desired([], foreign, others=[fresh.record])[0], foreign)
+    assert is_stop(desired([], foreign, others=[fresh.record], deleted=[gone])[0], foreign)
+    (pause,) = desired([], foreign, others=[fresh.record])
+    assert pause.target == Assignment.PAUSE, "nobody knows that its job was deleted: the store is younger than it"
 
 
 def test_an_acknowledged_attempt_that_is_gone_is_lost() -> None:
@@ -250,10 +261,45 @@ def test_an_attempt_of_a_job_that_is_not_at_work_is_stopped(state: str) -> None:
     assert is_stop(desired([], old, others=[record])[0], old)
 
 
-def test_an_unknown_live_attempt_is_left_alone() -> None:
-    orphan = status(Life().placed().record)
+def test_an_attempt_that_no_store_knows_is_paused_which_loses_nothing() -> None:
+    orphan = status(Life().placed().record, generation=4)
     assert events([], orphan) == []
-    assert desired([], orphan) == []
+    (order,) = desired([], orphan)
+    assert (order.target, order.pause_mode, order.token) == (Assignment.PAUSE, PauseMode.EPOCH, orphan.token)
+    assert order.generation == 5
+    assert not order.HasField("spec")
+    assert desired([], status(Life().placed().record, AssignmentStatus.PAUSED)) == [], "it is over: to be forgotten"
+
+
+def test_an_attempt_of_a_deleted_job_is_stopped() -> None:
+    record = Life().placed().record
+    orphan = status(record)
+    (order,) = desired([], orphan, deleted=[record.job.uid])
+    assert is_stop(order, orphan)
+
+
+@pytest.mark.parametrize("deleted", [[], [UID]])
+def test_an_order_that_no_record_numbers_is_given_once(deleted: list[str]) -> None:
+    """Each acknowledgement brought the next generation, and that the next acknowledgement."""
+    record = Life().placed().record
+    first = desired([], status(record, generation=4), deleted=deleted)
+    for seen in (4, 5):
+        assert desired([], status(record, generation=seen), deleted=deleted, earlier=first) == first
+    (changed,) = desired([], status(record, generation=5), deleted=[] if deleted else [UID], earlier=first)
+    assert changed.generation == 6
+
+
+def test_an_attempt_is_adopted_from_the_agent_alone_that_had_it() -> None:
+    """A copied data directory holds a copy of the journal."""
+    life = seventh().goes_out_of_reach("i")
+    running = status(life.record)
+    known = {NAME: life.record}
+    assert reconcile.reconcile(A, [], [running], known, instance="k") == []
+    assert is_stop(desired([], running, others=[life.record], instance="k")[0], running)
+    assert reconcile.reconcile(B, [], [running], known, instance="i") == []
+    ((_, event),) = reconcile.reconcile(A, [], [running], known, instance="i")
+    assert isinstance(event, Adopted)
+    assert desired([], running, others=[life.record], instance="i") == []
 
 
 def test_each_worker_hears_of_its_own_jobs_only() -> None:
