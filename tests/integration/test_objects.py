@@ -45,6 +45,15 @@ async def test_an_object_is_created_once(store: ObjectStore, prefix: str) -> Non
     assert await store.get(f"{prefix}a", limit=9) == b"first"
 
 
+async def test_of_many_writers_at_once_one_creates_an_object(store: ObjectStore, prefix: str) -> None:
+    for turn in range(10):
+        key = f"{prefix}{turn}"
+        contents = [f"writer {number}".encode() for number in range(8)]
+        created = await asyncio.gather(*(store.create(key, content) for content in contents))
+        assert created.count(True) == 1
+        assert await store.get(key, limit=100) == contents[created.index(True)]
+
+
 async def test_a_version_tells_whether_somebody_wrote_other_content(store: ObjectStore, prefix: str) -> None:
     await store.put(f"{prefix}a", b"first")
     first = await store.stat(f"{prefix}a")

@@ -152,6 +152,23 @@ async def restorable(storage: StorageTasks, paths: WorkerPaths, slot: Path) -> H
     return resumed
 
 
+async def test_a_manifest_of_somebody_else_under_our_token_fences_the_attempt(
+    paths: WorkerPaths, tmp_path: Path
+) -> None:
+    objects = MemoryObjects()
+    storage = StorageTasks(objects, paths, threads=1, kept=Kept())
+    resumed = await restorable(storage, paths, tmp_path / "slot")
+    (ours,) = [key for key in objects.contents if "/manifests/" in key]
+    objects.contents[ours] += b" "
+    before = held(paths)
+    before.assignment.token.job_uid = resumed.assignment.restore.job_uid
+    before.assignment.token.nonce = ours.rpartition("/")[2].split("-")[1] * 4
+    taken = Snapshot(directory=str(tmp_path / "slot"), sequence=1)
+    with pytest.raises(module.Unusable, match="somebody else acts under this attempt's token") as caught:
+        await storage.persist(before, taken, lambda _: None, lambda _: None)
+    assert caught.value.failure.reason == reasons.FENCED
+
+
 @pytest.mark.parametrize(("lost", "whole"), [(module.DAMAGE_LOOKS - 1, True), (module.DAMAGE_LOOKS, False)])
 async def test_a_checkpoint_is_damaged_only_if_it_is_found_so_again_and_again(
     paths: WorkerPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: int, whole: bool

@@ -715,3 +715,31 @@ def test_an_older_snapshot_that_becomes_durable_does_not_end_the_condition_of_a_
     fail_snapshot(machine)
     machine(Persisted(checkpoint=checkpoint(1)))
     assert conditions(machine) == [("SNAPSHOT_FAILING", "NO_SPACE")]
+
+
+TAKEN = PersistFailed(failure=failure("FENCED", "somebody else's manifest"), lost=True)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_an_attempt_that_is_not_alone_under_its_token_ends_and_registers_nothing_more(last: bool) -> None:
+    machine = running()
+    machine.tell(snapshot=snapshot(1))
+    machine(Persisted(checkpoint=checkpoint(1)))
+    machine.tell(snapshot=snapshot(2, last=last))
+    assert Kill() in machine(TAKEN)
+    assert machine.recover() == (*(Drop(snapshot=each) for each in machine.held.dropped), Kill())
+    assert machine.tell(snapshot=snapshot(3)) == (Drop(snapshot=snapshot(3)),)
+    machine.tell(paused=paused())
+    machine.end(-9, killed=True)
+    assert (machine.phase, machine.exit.failure.reason) == (FAILED, "FENCED")
+    assert machine.kinds.count("checkpoint") == 1
+
+
+def test_an_attempt_that_is_over_but_for_its_snapshot_is_fenced_too() -> None:
+    machine = running()
+    machine.tell(snapshot=snapshot(1, last=True))
+    machine.tell(paused=paused())
+    machine.end()
+    machine(TAKEN)
+    assert (machine.phase, machine.exit.failure.reason, machine.exit.checkpoint) == (FAILED, "FENCED", "")
+    assert "checkpoint" not in machine.kinds

@@ -18,6 +18,8 @@ What happens to snapshots that cannot be saved:
   SNAPSHOT_FAILING with the reason PERSIST_FAILED until one has been persisted.
 - The same with the last snapshot of the attempt: it is tried again until it works. A run that has finished is not
   trained again, and a pause not given up, because of a fault that may pass.
+- Its manifest's key has other content (FENCED): somebody else acts under our token. The process is killed and nothing
+  more of it is made durable.
 - The last snapshot is gone or damaged: the attempt ends as FAILED, also if its process is still about to say that it
   has paused or finished, since nothing of that exists. The control plane restarts it from its latest checkpoint. If the
   attempt had failed for another reason already, that reason is reported.
@@ -84,7 +86,7 @@ def recover(held: HeldAssignment) -> tuple[Effect, ...]:
         return (Prepare(),)
     again: list[Effect] = [Drop(snapshot=snapshot) for snapshot in held.dropped]
     if not held.HasField("exit"):
-        stop = held.assignment.target == Assignment.STOP
+        stop = held.assignment.target == Assignment.STOP or is_fenced(held)
         again.append(Kill() if stop else SetDesired(desired=desired_state(held)))
     elif held.status.held_device_uuids:
         again.append(ConfirmRelease(before=tuple(held.gpus_before)))
@@ -175,7 +177,10 @@ def event_read(transition: Transition, event: EventRead) -> None:
         case "snapshot":
             if failing_reason(held) != reasons.PERSIST_FAILED:
                 transition.end_condition(Condition.SNAPSHOT_FAILING)
-            queue(transition, written.snapshot)
+            if is_fenced(held):
+                transition.drop(written.snapshot)
+            else:
+                queue(transition, written.snapshot)
         case "snapshot_failed":
             failed = written.snapshot_failed
             transition.begin_condition(
@@ -306,9 +311,17 @@ def persisted(transition: Transition, event: Persisted) -> None:
     next_snapshot(transition)
 
 
+def is_fenced(held: HeldAssignment) -> bool:
+    """Returns whether somebody else was found to act under the attempt's token."""
+    return bool(held.final_event.failed.reason == reasons.FENCED)
+
+
 def persist_failed(transition: Transition, event: PersistFailed) -> None:
     held = transition.held
     if not held.snapshots:
+        return
+    if event.failure.reason == reasons.FENCED:
+        fence_off(transition, event.failure)
         return
     snapshot = held.snapshots[0]
     if not (snapshot.last and event.lost):
@@ -322,6 +335,17 @@ def persist_failed(transition: Transition, event: PersistFailed) -> None:
     if snapshot.last and not held.final_event.HasField("failed"):
         held.final_event.failed.CopyFrom(event.failure)
     next_snapshot(transition)
+
+
+def fence_off(transition: Transition, failure: Failure) -> None:
+    """Ends an attempt that is not alone under its token; of what is not durable yet nothing may become so."""
+    held = transition.held
+    transition.drop_snapshots()
+    held.final_event.failed.CopyFrom(failure)
+    if transition.alive:
+        transition.do(Kill())
+    elif not transition.holds_gpus:
+        conclude(transition)
 
 
 def next_snapshot(transition: Transition) -> None:

@@ -139,7 +139,10 @@ class StorageTasks:
             )
         except SnapshotDiffers as error:
             raise Unusable(reasons.SNAPSHOT_DIFFERS, str(error)) from error
-        except (SnapshotLost, SnapshotInvalid, KeyTaken) as error:
+        except KeyTaken as error:
+            message = f"{error}: somebody else acts under this attempt's token; nothing more of it is registered"
+            raise Unusable(reasons.FENCED, message) from error
+        except (SnapshotLost, SnapshotInvalid) as error:
             raise Unusable(reasons.SNAPSHOT_FAILED, str(error)) from error
 
     async def clean_up(self, held: HeldAssignment) -> None:
