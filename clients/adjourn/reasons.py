@@ -40,6 +40,8 @@ ATTEMPT_UNKNOWN: Final = "ATTEMPT_UNKNOWN"
 """The worker that should run the attempt knows nothing of it."""
 WORKER_STOPPED: Final = "WORKER_STOPPED"
 """The worker was told to stop with all it runs; costs the job no restart."""
+WORKER_OUT_OF_CONTACT: Final = "WORKER_OUT_OF_CONTACT"
+"""The worker had not heard the control plane for long, and had paused what it trained; costs the job no restart."""
 
 OBJECT_STORE_REFUSED: Final = "OBJECT_STORE_REFUSED"
 """Object storage answers and refuses (a wrong key, no bucket, no permission): somebody has to mend that."""

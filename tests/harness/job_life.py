@@ -39,6 +39,7 @@ NAME = "jobs/j"
 UID = "6e0d1f3a-0000-4000-8000-000000000001"
 A, B = "workers/a", "workers/b"
 RAISED = Failure(reason=reasons.TRAINING_RAISED, message="ValueError: no")
+ALONE = Failure(reason=reasons.WORKER_OUT_OF_CONTACT, message="it heard nobody, and paused")
 GONE = Failure(reason=reasons.WORKER_LOST, message="silent")
 
 
@@ -135,8 +136,9 @@ class Life:
         pause.resume_time.FromDatetime(self.now)
         return self.tell(PausePhase(actor=self.worker, pause=pause))
 
-    def rests(self, on: str | None = None) -> Self:
-        return self.tell(Rested(actor=self.worker, checkpoint=self.record.checkpoint.name if on is None else on))
+    def rests(self, on: str | None = None, failure: Failure | None = None) -> Self:
+        checkpoint = self.record.checkpoint.name if on is None else on
+        return self.tell(Rested(actor=self.worker, checkpoint=checkpoint, failure=failure))
 
     def finishes(self, on: str | None = None) -> Self:
         return self.tell(Finished(actor=self.worker, checkpoint=self.record.checkpoint.name if on is None else on))

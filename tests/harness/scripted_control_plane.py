@@ -41,6 +41,14 @@ class Job:
         os.write(self.commands, "".join(f"{command}\n" for command in commands).encode())
 
 
+async def refuse(context: Any, error: errors.AdjournError) -> None:
+    """Ends a stream as a control plane does."""
+    status = error.to_status()
+    details = (("grpc-status-details-bin", status.SerializeToString()),)
+    code = next(each for each in grpc.StatusCode if each.value[0] == error.code)
+    await context.abort(code, status.message, details)
+
+
 class ControlPlane(agent_service_pb2_grpc.AgentServiceServicer):
     """Assigns what a test puts into `assignments`, and keeps all requests and reports."""
 
@@ -48,6 +56,10 @@ class ControlPlane(agent_service_pb2_grpc.AgentServiceServicer):
         self.assignments: dict[str, Assignment] = {}
         self.acknowledging = True
         self.superseding = False
+        self.refusing_name = False
+        self.mute = False
+        """It hears and does not answer, as the far end of a partition."""
+        self.lease = timedelta(seconds=15)
         self.keeping = False
         """Finished assignments stay."""
         self.requests: list[SynchronizeRequest] = []
@@ -76,11 +88,12 @@ class ControlPlane(agent_service_pb2_grpc.AgentServiceServicer):
     ) -> AsyncIterator[SynchronizeResponse]:
         async for request in requests:
             if self.superseding:
-                status = errors.SessionSupersededError("another agent speaks").to_status()
-                details = (("grpc-status-details-bin", status.SerializeToString()),)
-                await context.abort(grpc.StatusCode.ABORTED, status.message, details)
+                await refuse(context, errors.SessionSupersededError("another agent speaks"))
+            if self.refusing_name:
+                await refuse(context, errors.WorkerNameTakenError(f"{request.worker.name} is another's"))
             self.on_request(request)
-            yield self.response()
+            if not self.mute:
+                yield self.response()
 
     def on_request(self, request: SynchronizeRequest) -> None:
         self.requests.append(request)
@@ -99,7 +112,7 @@ class ControlPlane(agent_service_pb2_grpc.AgentServiceServicer):
         if self.acknowledging and self.reports:
             response.acknowledged_report = self.reports[-1].sequence
         response.sync_interval.FromTimedelta(INTERVAL)
-        response.lease_duration.FromTimedelta(timedelta(seconds=15))
+        response.lease_duration.FromTimedelta(self.lease)
         return response
 
     def status(self, job: Job) -> AssignmentStatus:

@@ -18,10 +18,11 @@ from adjourn.objects import S3Objects, S3Settings
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
 from adjourn.v1.job_pb2 import JobSpec, Pause
 from adjourn_worker.journal import Journal
+from adjourn_worker.paths import WorkerPaths
 from adjourn_worker.storage.fetch import fetch
 from adjourn_worker.storage.parts import PartStore
 from tests.harness.agents import AgentHarness, alive
-from tests.harness.jobs import Gate
+from tests.harness.jobs import Gate, Training
 from tests.harness.memory_objects import MemoryObjects
 from tests.harness.scripted_control_plane import Job
 
@@ -165,6 +166,85 @@ async def test_what_cannot_be_stored_at_sigterm_is_kept_for_the_next_start(harne
     assert [found.epoch for found in harness.plane.checkpoints(job)] == [1]
     how = harness.plane.exit(job)
     assert (how.phase, how.failure.reason) == (STOPPED, reasons.WORKER_STOPPED)
+
+
+async def test_sigterm_can_drain_the_worker(
+    harness: AgentHarness, objects: S3Objects, s3_environment: dict[str, str]
+) -> None:
+    await harness.launcher()
+    agent = await harness.process(ADJOURN_ON_TERM="drain", ADJOURN_CPU_SLOTS="2", **s3_environment)
+    job = harness.job()
+    await harness.until_phase(job, RUNNING)
+    launcher = harness.launcher_pid()
+    agent.terminate()
+    await harness.until(lambda: harness.plane.requests[-1].draining)
+    harness.plane.set_target(job, Assignment.PAUSE)  # as a control plane does
+    refused = harness.job("refused")
+    await harness.until_phase(job, AssignmentStatus.PAUSING)
+    job.do("epoch")
+    assert await harness.ended(agent) == 0
+    how = harness.plane.exit(job)
+    assert (how.phase, how.checkpoint, how.HasField("failure")) == (
+        PAUSED,
+        harness.plane.checkpoints(job)[-1].name,
+        False,
+    )
+    assert not harness.plane.of(refused)
+    assert not alive(launcher)
+    assert not harness.paths.runtime.exists()
+
+
+async def test_a_drained_worker_whose_control_plane_is_away_pauses_by_itself(
+    harness: AgentHarness, s3_environment: dict[str, str], objects: S3Objects
+) -> None:
+    await harness.launcher()
+    agent = await harness.process(ADJOURN_ON_TERM="drain", **s3_environment)
+    job = harness.job()
+    await harness.until_phase(job, RUNNING)
+    await harness.plane.stop()
+    agent.terminate()
+    training = Training(pid=harness.training(job), attempt=harness.attempt(job))
+    await harness.until(training.is_to_pause)
+    job.do("epoch")
+    assert await harness.ended(agent) == 0
+    assert not training.lives()
+    await harness.plane.start()
+    WorkerPaths.prepare(harness.paths.data, harness.paths.snapshots.parent)
+    async with harness.agent(MemoryObjects()):
+        await harness.until_forgotten(job)
+    assert harness.plane.epochs(job) == [1]
+    how = harness.plane.exit(job)
+    assert (how.phase, how.failure.reason) == (PAUSED, reasons.WORKER_STOPPED)
+
+
+async def test_what_does_not_reach_its_boundary_within_the_grace_is_stopped(
+    harness: AgentHarness, s3_environment: dict[str, str], objects: S3Objects
+) -> None:
+    await harness.launcher()
+    agent = await harness.process(ADJOURN_ON_TERM="drain", ADJOURN_DRAIN_GRACE="1", **s3_environment)
+    job = harness.job()
+    job.do("epoch")
+    await harness.until_durable(job, 1)
+    agent.terminate()
+    assert await harness.ended(agent) == 0
+    how = harness.plane.exit(job)
+    assert (how.phase, how.failure.reason) == (STOPPED, reasons.WORKER_STOPPED)
+    assert not harness.paths.runtime.exists()
+
+
+async def test_a_second_sigterm_ends_a_drain_at_once(harness: AgentHarness) -> None:
+    await harness.launcher()
+    agent = await harness.process(ADJOURN_ON_TERM="drain", ADJOURN_DRAIN_GRACE="86400")
+    job = harness.job()
+    await harness.until_phase(job, RUNNING)
+    pid = harness.training(job)
+    agent.terminate()
+    await harness.until(lambda: harness.plane.requests[-1].draining)
+    assert (alive(pid), agent.poll()) == (True, None)
+    agent.terminate()
+    assert await harness.ended(agent) == 0
+    assert not alive(pid)
+    assert harness.plane.exit(job).phase == STOPPED
 
 
 SAME_USER = """

@@ -13,22 +13,26 @@ from uuid import uuid4
 
 import structlog
 
-from adjourn import __version__
+from adjourn import __version__, reasons
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment
 from adjourn.objects import ObjectStore
 from adjourn.v1.agent_service_pb2 import Assignment, FencingToken, Report, SynchronizeRequest, SynchronizeResponse
+from adjourn.v1.job_pb2 import Failure
 from adjourn.v1.worker_pb2 import Worker
-from adjourn_worker.attempt.events import AssignmentChanged, Measured, WorkerStopping
+from adjourn_worker.attempt.events import AssignmentChanged, Measured, PauseByItself, Reached, WorkerStopping
 from adjourn_worker.attempt.runner import AttemptRunner
+from adjourn_worker.contact import DEFAULT_LEASE, Contact
 from adjourn_worker.host.gpus import Gpus, Meter
+from adjourn_worker.host.kernel import boot_seconds
 from adjourn_worker.host.notify import NotifySocket
-from adjourn_worker.journal import Journal
+from adjourn_worker.journal import Journal, LastContact
+from adjourn_worker.launcher import process_tree
 from adjourn_worker.launcher.client import LauncherClient
 from adjourn_worker.messages import fitting_statuses, next_reports
 from adjourn_worker.paths import WorkerPaths
 from adjourn_worker.settings import OnTerm, Settings
 from adjourn_worker.storage.tasks import StorageTasks
-from adjourn_worker.sync import Stream
+from adjourn_worker.sync import NameTaken, Stream
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -38,6 +42,11 @@ POLL_GAP: Final = 0.01
 """Least seconds between two readings, however many notifications there are."""
 GPU_SECONDS: Final = 5.0
 """How often to find out which GPUs can be offered."""
+WATCH_SECONDS: Final = 0.25
+"""How often the agent finds out whether it slept, and whether it is out of contact."""
+DRAIN_POLL_SECONDS: Final = 0.1
+ASK_SHARE: Final = 1 / 3
+"""Share of a lease that a draining worker gives the control plane to have its jobs pause, before it does so itself."""
 STOP_SECONDS: Final = 3.0
 """How long a stopping worker waits for training to end, for snapshots, and for its reports to be acknowledged."""
 
@@ -75,30 +84,50 @@ class Agent:
         self.gpus = gpus
         self.environment = gpus.environment()
         self.session_id = str(uuid4())
-        self.stream = Stream(settings.control_plane, self.build_request, self.on_response)
+        self.contact = Contact(boot_seconds(), patience=settings.out_of_contact_leases)
+        self.steady = asyncio.Event()
+        """Set while the control plane is known to mean what it has said."""
+        self.stream = Stream(
+            settings.control_plane, self.build_request, self.on_response, self.on_name_taken, lease=DEFAULT_LEASE
+        )
         self.runners: dict[Key, AttemptRunner] = {}
         self.tasks: dict[Key, asyncio.Task[None]] = {}
         self.reports: list[Report] = []
         """Not yet acknowledged, oldest first."""
         self.journal_lock = asyncio.Lock()
         self.draining = False
+        self.steady_since = 0.0
         self.group: asyncio.TaskGroup
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Works until `stop` is set, then ends as the settings say.
+    async def run(self, stop: asyncio.Event, at_once: asyncio.Event | None = None) -> None:
+        """Works until `stop` is set, then ends as the settings say; `at_once` ends a drain before its grace is over.
 
-        Raises Superseded, JournalDamaged, JournalUnwritable, LauncherFailed.
+        Raises Superseded, NameTaken, JournalDamaged, JournalUnwritable, LauncherFailed.
         """
+        await self.recall_contact()
         self.reports = await self.journal.run(self.journal.reports)
         found = await self.journal.run(self.journal.held)
         await self.end_unknown({held.directory for held in found})
         self.paths.collect_garbage([self.paths.attempt(held.assignment.job, held.assignment.token) for held in found])
+        try:
+            await self.work(found, stop, at_once or asyncio.Event())
+        except* NameTaken:
+            await self.leave_nothing()
+            raise
+        if self.settings.on_term is not OnTerm.LEAVE:
+            await self.leave_nothing()
+        log.info("agent_ended", worker=self.worker.name)
+
+    async def work(self, found: Sequence[HeldAssignment], stop: asyncio.Event, at_once: asyncio.Event) -> None:
+        """Goes on with what was found in the journal, and works as `run` does."""
         async with NotifySocket(self.paths.notify_socket) as notifications, asyncio.TaskGroup() as self.group:
             for held in found:
                 self.storage.adopt(held)
                 self.start(self.runner(held))
             service = [
+                self.group.create_task(self.watch()),
                 self.group.create_task(self.stream.run()),
+                self.group.create_task(self.note_contact()),
                 self.group.create_task(self.launcher.keep()),
                 self.group.create_task(self.poll(notifications)),
                 self.group.create_task(self.sample()),
@@ -106,15 +135,18 @@ class Agent:
             ]
             log.info("agent_started", worker=self.worker.name, session=self.session_id, held=len(found))
             await stop.wait()
-            if self.settings.on_term is OnTerm.STOP:
+            if self.settings.on_term is OnTerm.DRAIN:
+                await self.drain(at_once)
+            if self.settings.on_term is not OnTerm.LEAVE:
                 await self.stop_all()
             for task in (*service, *self.tasks.values()):
                 task.cancel()
-        if self.settings.on_term is OnTerm.STOP:
-            await self.launcher.shutdown()
-            if all(runner.over for runner in self.runners.values()):  # else snapshots wait there for the next agent
-                self.paths.remove_volatile()
-        log.info("agent_ended", worker=self.worker.name)
+
+    async def leave_nothing(self) -> None:
+        """Ends the launcher, and removes what is of no use to a next agent."""
+        await self.launcher.shutdown()
+        if all(runner.over for runner in self.runners.values()):  # else snapshots wait there
+            self.paths.remove_volatile()
 
     async def end_unknown(self, known: Collection[str]) -> None:
         """Ends training that no assignment in the journal accounts for: someone has removed the journal."""
@@ -124,6 +156,77 @@ class Agent:
             await self.launcher.kill(Path(process.directory))
         if unknown:
             await self.launcher.processes()  # answered once their ends are recorded: nobody writes there any more
+
+    async def recall_contact(self) -> None:
+        """Goes on from when an agent before this one last heard the control plane, and from the lease that it told."""
+        last = await self.journal.run(self.journal.last_contact)
+        if last is not None:
+            heard = last.heard if last.boot_id == process_tree.boot_id() else None
+            self.contact = Contact(boot_seconds(), patience=self.contact.patience, lease=last.lease, heard=heard)
+            self.stream.lease = last.lease
+
+    async def note_contact(self) -> None:
+        """Journals when the control plane was heard, once a lease: an agent after this one has to know."""
+        await self.steady.wait()
+        boot_id, noted = process_tree.boot_id(), 0.0
+        while True:
+            contact = self.contact
+            if contact.heard > noted:
+                noted = contact.heard
+                last = LastContact(boot_id=boot_id, heard=noted, lease=contact.lease)
+                await self.journal.run(self.journal.note_contact, last)
+            await asyncio.sleep(contact.lease)
+
+    async def watch(self) -> None:
+        """Finds out, again and again, whether the agent slept, and whether it is out of contact."""
+        out = False
+        while True:
+            self.woke()
+            if out != (out := self.contact.is_out(boot_seconds())) and out:
+                self.steady.clear()
+                log.warning("out_of_contact", leases=self.contact.patience, lease_seconds=self.contact.lease)
+            if out:
+                self.pause_by_itself(
+                    reasons.WORKER_OUT_OF_CONTACT,
+                    f"{self.worker.name} had not heard the control plane for {self.contact.patience} leases, "
+                    "and paused at the next boundary",
+                )
+            await asyncio.sleep(min(WATCH_SECONDS, self.contact.lease / 8))
+
+    def woke(self) -> bool:
+        """Holds all training still if the agent has just woken from a sleep in which its lease ran out.
+
+        Somebody else may train its jobs by now. It is let go once a stream that is opened now has told what is meant.
+        """
+        if not self.contact.slept(boot_seconds()):
+            return False
+        self.steady.clear()
+        training = [runner for runner in self.runners.values() if runner.alive]
+        process_tree.hold(runner.held.process for runner in training)
+        for runner in training:
+            runner.held_still = True
+        self.stream.reopen()
+        log.warning(
+            "slept", seconds=self.contact.asleep_seconds, lease_seconds=self.contact.lease, held_still=len(training)
+        )
+        return True
+
+    def pause_by_itself(self, reason: str, message: str) -> None:
+        """Has everything that trains pause at its next boundary, whatever the control plane has said."""
+        for runner in self.runners.values():
+            if not runner.over and not runner.pauses_by_itself:
+                runner.pauses_by_itself = True
+                runner.inbox.put_nowait(PauseByItself(why=Failure(reason=reason, message=message)))
+
+    def on_name_taken(self, message: str) -> None:
+        """Raises NameTaken unless this agent holds something: then it is the one that came back, and waits."""
+        if not self.runners and not self.reports:
+            raise NameTaken(
+                f"{message}. This agent has the data directory {self.paths.data} (instance {self.worker.instance}): "
+                "give it another ADJOURN_WORKER, or the other's data directory once that agent has ended"
+            )
+        self.steady.clear()
+        log.error("name_taken", error=message, data=str(self.paths.data), held=len(self.runners))
 
     def build_request(self) -> SynchronizeRequest:
         """Returns the worker's whole state, but no more reports than fit into a message."""
@@ -141,6 +244,10 @@ class Agent:
 
     async def on_response(self, response: SynchronizeResponse) -> None:
         """Starts new assignments, passes changed ones on, and forgets those that are over and not desired any more."""
+        if self.woke():
+            return  # it was sent before the sleep
+        sleeps, now = self.contact.sleeps, boot_seconds()
+        self.contact.respond(now, self.stream.lease)
         if self.reports and self.reports[0].sequence <= response.acknowledged_report:
             await self.journal.run(self.journal.acknowledge, response.acknowledged_report)
             self.reports = [report for report in self.reports if report.sequence > response.acknowledged_report]
@@ -156,6 +263,26 @@ class Agent:
         for name, runner in list(self.runners.items()):
             if name not in desired and runner.over and self.tasks[name].done() and not self.has_reports(name):
                 await self.forget(name)
+        self.woke()
+        if self.contact.sleeps == sleeps:
+            self.reached(desired)
+
+    def reached(self, named: Collection[Key]) -> None:
+        """Lets what waited for the control plane go on as that has said.
+
+        What a response does not name waits for one that does, or for a lease: whether it was given to another worker is
+        being found out.
+        """
+        if not self.steady.is_set():
+            self.steady.set()
+            self.steady_since = boot_seconds()
+        if self.draining:
+            return
+        waited = boot_seconds() - self.steady_since
+        for name, runner in self.runners.items():
+            if (runner.held_still or runner.pauses_by_itself) and (name in named or waited > self.contact.lease):
+                runner.pauses_by_itself = False
+                runner.inbox.put_nowait(Reached())
 
     def has_reports(self, name: Key) -> bool:
         """Returns whether a report of the assignment is not yet acknowledged."""
@@ -183,6 +310,7 @@ class Agent:
             storage=self.storage,
             gpus=self.gpus,
             log_bytes=self.settings.log_bytes,
+            steady=self.steady,
             on_change=self.on_change,
         )
 
@@ -234,6 +362,31 @@ class Agent:
                 self.stream.changed.set()
             await asyncio.sleep(GPU_SECONDS)
 
+    async def drain(self, at_once: asyncio.Event) -> None:
+        """Has all training pause at its boundary and waits until that is saved and reported, for the grace at most.
+
+        The control plane is to order it, so that the job says where it is. It has a part of a lease to do so.
+        """
+        self.draining = True
+        self.stream.changed.set()
+        log.info("draining", held=len(self.runners), grace_seconds=self.settings.drain_grace)
+        for runner in self.runners.values():
+            if not runner.held.HasField("process"):
+                runner.inbox.put_nowait(WorkerStopping())  # it has nothing to save
+        began = boot_seconds()
+        while not (at_once.is_set() or self.is_empty() or boot_seconds() - began > self.settings.drain_grace):
+            if not self.stream.connected or boot_seconds() - began > ASK_SHARE * self.contact.lease:
+                self.pause_by_itself(
+                    reasons.WORKER_STOPPED, f"{self.worker.name} ends, and paused at the next boundary"
+                )
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DRAIN_POLL_SECONDS):
+                    await at_once.wait()
+
+    def is_empty(self) -> bool:
+        """Tells whether all attempts are over and cleaned up, and the control plane, if it is there, knows how."""
+        return all(task.done() for task in self.tasks.values()) and not (self.reports and self.stream.connected)
+
     async def stop_all(self) -> None:
         """Ends all training; waits a little until it is cleaned up and the control plane has its reports."""
         self.draining = True
@@ -242,7 +395,5 @@ class Agent:
             runner.inbox.put_nowait(WorkerStopping())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_SECONDS):
-                while not all(task.done() for task in self.tasks.values()) or (  # noqa: ASYNC110  # many conditions
-                    self.reports and self.stream.connected
-                ):
+                while not self.is_empty():  # noqa: ASYNC110  # many conditions
                     await asyncio.sleep(0.02)  # runners and stream change, for a short while

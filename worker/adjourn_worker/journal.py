@@ -9,6 +9,7 @@ import contextlib
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Final, ParamSpec, Self, TypeVar
 
 import structlog
@@ -29,6 +30,10 @@ CREATE TABLE IF NOT EXISTS held (
 );
 -- AUTOINCREMENT: a number is never given twice, not even after its report is gone.
 CREATE TABLE IF NOT EXISTS report (sequence INTEGER PRIMARY KEY AUTOINCREMENT, body BLOB NOT NULL);
+-- One row: when the control plane last spoke, in seconds since the boot of that id, and its lease in seconds.
+CREATE TABLE IF NOT EXISTS contact (
+    one INTEGER PRIMARY KEY, boot_id TEXT NOT NULL, heard REAL NOT NULL, lease REAL NOT NULL
+);
 """
 VERSION: Final = 2
 RETRY_SECONDS: Final = 1.0
@@ -48,6 +53,18 @@ class JournalDamaged(Exception):
 
 class JournalUnwritable(OSError):
     """The journal could not be read or written (a full disk, most often); nothing was changed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LastContact:
+    """When the control plane last spoke, and what its lease was."""
+
+    boot_id: str
+    """`heard` says nothing after another boot."""
+    heard: float
+    """In seconds of CLOCK_BOOTTIME."""
+    lease: float
+    """In seconds."""
 
 
 class Journal:
@@ -138,6 +155,19 @@ class Journal:
                 "DELETE FROM held WHERE job = ? AND job_uid = ? AND attempt = ? AND nonce = ?",
                 (job, token.job_uid, token.attempt, token.nonce),
             )
+
+    def note_contact(self, contact: LastContact) -> None:
+        """Stores when the control plane last spoke."""
+        with self._transaction() as database:
+            database.execute(
+                "INSERT OR REPLACE INTO contact VALUES (1, ?, ?, ?)", (contact.boot_id, contact.heard, contact.lease)
+            )
+
+    def last_contact(self) -> LastContact | None:
+        """Returns when the control plane last spoke, as it was noted last; None if it never did."""
+        with self._transaction() as database:
+            row = database.execute("SELECT boot_id, heard, lease FROM contact").fetchone()
+            return LastContact(boot_id=row[0], heard=row[1], lease=row[2]) if row else None
 
     def _open(self) -> sqlite3.Connection:
         with self._explained():

@@ -18,7 +18,7 @@ from adjourn_worker.journal import Journal, JournalDamaged, JournalTaken, Journa
 from adjourn_worker.launcher.client import LauncherClient, LauncherFailed
 from adjourn_worker.paths import UnsafePath, WorkerPaths
 from adjourn_worker.settings import Settings
-from adjourn_worker.sync import Superseded
+from adjourn_worker.sync import NameTaken, Superseded
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -30,10 +30,14 @@ SECRETS: Final = ("ADJOURN_S3_ACCESS_KEY", "ADJOURN_S3_SECRET_KEY")
 
 
 async def serve(settings: Settings) -> None:
-    """Works until SIGTERM or SIGINT."""
-    stop = asyncio.Event()
+    """Works until SIGTERM or SIGINT; the second one ends at once what the first has begun."""
+    stop, at_once = asyncio.Event(), asyncio.Event()
+
+    def signalled() -> None:
+        (at_once if stop.is_set() else stop).set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, signalled)
     paths = WorkerPaths.prepare(settings.data, settings.shared_memory)
     with Journal(paths) as journal:
         async with (
@@ -41,11 +45,11 @@ async def serve(settings: Settings) -> None:
             LauncherClient(paths, os.environ, log_bytes=settings.log_bytes) as launcher,
         ):
             gpus = await asyncio.to_thread(find_gpus, settings.gpus)
-            await Agent(settings, paths, journal, launcher, objects, gpus).run(stop)
+            await Agent(settings, paths, journal, launcher, objects, gpus).run(stop, at_once)
 
 
 def main() -> int:
-    """Returns the exit status: 3 if another agent speaks for this worker."""
+    """Returns the exit status: 3 if a newer agent speaks for this worker, 4 if one of another data directory does."""
     hide_memory()  # training code runs as the same user, and credentials are in here
     try:
         settings = Settings.from_environment(os.environ)
@@ -65,4 +69,7 @@ def main() -> int:
     except* Superseded as group:
         log.critical("superseded", errors=[str(error) for error in group.exceptions])
         status = 3
+    except* NameTaken as group:
+        log.critical("name_taken", errors=[str(error) for error in group.exceptions])
+        status = 4
     return status

@@ -22,6 +22,8 @@ class OnTerm(StrEnum):
     """It goes on; the next agent adopts it."""
     STOP = "stop"
     """It ends, and so does the launcher."""
+    DRAIN = "drain"
+    """It pauses at its next boundary, saves, and goes on elsewhere; what has not got there within a grace ends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +70,10 @@ class Settings:
     kept: Kept
     """What stays on the disk when its attempt is over."""
     on_term: OnTerm
+    drain_grace: int
+    """Seconds that OnTerm.DRAIN waits for boundaries and uploads."""
+    out_of_contact_leases: int
+    """Leases of silence after which trainings pause by themselves."""
     log_format: LogFormat
     s3: S3Settings
 
@@ -93,6 +99,8 @@ class Settings:
                 bundle_bytes=reader.take("ADJOURN_KEPT_BUNDLE_BYTES", within(0, 1 << 50), KEPT.bundle_bytes),
             ),
             on_term=reader.take("ADJOURN_ON_TERM", one_of(OnTerm), OnTerm.LEAVE),
+            drain_grace=reader.take("ADJOURN_DRAIN_GRACE", within(0, 86_400), 120),
+            out_of_contact_leases=reader.take("ADJOURN_OUT_OF_CONTACT_LEASES", within(2, 1_000_000), 10),
             log_format=reader.take("ADJOURN_LOG_FORMAT", one_of(LogFormat), LogFormat.JSON),
             s3=reader.nested(S3Settings.from_environment),
         )
@@ -139,6 +147,6 @@ def one_of(kind: type[Choice]) -> Callable[[str], Choice]:
         try:
             return kind(text)
         except ValueError:
-            raise ValueError(f"must be {' or '.join(kind)}") from None
+            raise ValueError(f"must be {', '.join(list(kind)[:-1])} or {list(kind)[-1]}") from None
 
     return parse

@@ -28,13 +28,22 @@ GAP: Final = 0.05
 SILENCE_INTERVALS: Final = 5
 """Intervals without a message after which the stream is given up; its peer may be alive and stuck."""
 BACKOFF_FIRST: Final = 0.2
-BACKOFF_MOST: Final = 10.0
+"""Seconds; twice that after each failure, up to a share of the lease."""
+RECONNECT_SHARE: Final = 1 / 6
+"""Share of a lease that a try to connect may take at most, and the wait after it. So an agent is back within a third of
+a lease once the control plane can be reached, and loses no job by its own slowness."""
+CONNECT_LEAST: Final = 1.0
+"""Seconds that a try to connect may take, however short the lease."""
 
 Call: TypeAlias = "grpc.aio.StreamStreamCall[SynchronizeRequest, SynchronizeResponse]"
 
 
 class Superseded(Exception):
     """Another agent speaks for this worker; this one must not come back."""
+
+
+class NameTaken(Exception):
+    """Another agent, of another data directory, speaks for the worker; this one holds nothing, and must end."""
 
 
 class Stream:
@@ -45,31 +54,60 @@ class Stream:
         address: str,
         build_request: Callable[[], SynchronizeRequest],
         on_response: Callable[[SynchronizeResponse], Awaitable[None]],
+        on_name_taken: Callable[[str], None],
+        *,
+        lease: float,
     ) -> None:
         self.address = address
         self.build_request = build_request
         self.on_response = on_response
+        self.on_name_taken = on_name_taken
+        """Called with what the control plane says when it refuses the worker's name; what it raises ends `run`."""
+        self.lease = lease
+        """Seconds of silence after which the control plane takes the worker for lost, as it has said last."""
+        self.reopening = False
+        self.received = asyncio.Event()
+        """Set when the open stream has brought something, or ended."""
         self.changed = asyncio.Event()
         """Set it to have the worker's state sent soon."""
         self.connected = False
         self.interval = FIRST_INTERVAL
 
     async def run(self) -> None:
-        """Keeps a stream open until cancelled; raises Superseded."""
+        """Keeps a stream open until cancelled; raises Superseded, and what `on_name_taken` raises."""
         failures = 0
         while True:
             was_connected = False
             try:
-                async with grpc.aio.insecure_channel(self.address, options=CLIENT_OPTIONS) as channel:
+                async with grpc.aio.insecure_channel(self.address, options=self.options()) as channel:
                     await self.synchronize(AgentServiceStub(channel))
             except (grpc.aio.AioRpcError, TimeoutError) as error:
-                give_up_if_superseded(error)
+                self.heed(error)
                 log.warning("stream_broken", control_plane=self.address, error=describe(error), failures=failures)
             finally:
                 was_connected, self.connected = self.connected, False
             failures = 0 if was_connected else failures + 1
-            limit = min(BACKOFF_MOST, BACKOFF_FIRST * 2 ** min(failures, 10))
+            limit = min(RECONNECT_SHARE * self.lease, BACKOFF_FIRST * 2 ** min(failures, 10))
             await asyncio.sleep(random.uniform(0, limit))  # noqa: S311  # full jitter: agents must not come back as one
+
+    def options(self) -> list[tuple[str, Any]]:
+        """Returns a channel's options: those of every client, and how long a try to connect may take."""
+        seconds = max(CONNECT_LEAST, RECONNECT_SHARE * self.lease)
+        return [*(dict(CLIENT_OPTIONS) | {"grpc.min_reconnect_backoff_ms": int(1000 * seconds)}).items()]
+
+    def reopen(self) -> None:
+        """Has the stream given up for a new one: what it still brings is from before."""
+        self.reopening = True
+        self.received.set()
+
+    def heed(self, error: Exception) -> None:
+        """Acts on a refusal that another try does not mend by itself; raises Superseded."""
+        status = rpc_status.from_call(error) if isinstance(error, grpc.aio.AioRpcError) else None
+        match errors.from_status(status) if status is not None else None:
+            case errors.SessionSupersededError() as refusal:
+                raise Superseded(refusal.message)
+            case errors.WorkerNameTakenError() as refusal:
+                self.on_name_taken(refusal.message)
 
     async def synchronize(self, stub: Any) -> None:
         """Sends and receives until the stream ends; raises what ended it, TimeoutError after too long a silence.
@@ -79,7 +117,8 @@ class Stream:
         """
         call: Call = stub.Synchronize()
         newest: list[SynchronizeResponse] = []
-        received = asyncio.Event()
+        received = self.received = asyncio.Event()
+        self.reopening = False
 
         async def read() -> None:  # on its own: a timeout around a read would leak the call (grpc issue 43360)
             async for response in call:
@@ -94,6 +133,8 @@ class Stream:
             while not reader.done():
                 async with asyncio.timeout(SILENCE_INTERVALS * self.interval):
                     await received.wait()
+                if self.reopening:
+                    return
                 received.clear()
                 if newest:
                     await self.handle(newest.pop())
@@ -122,18 +163,12 @@ class Stream:
             log.info("stream_up", control_plane=self.address)
         self.connected = True
         self.interval = response.sync_interval.ToTimedelta().total_seconds() or FIRST_INTERVAL
+        self.lease = response.lease_duration.ToTimedelta().total_seconds() or self.lease
         await self.on_response(response)
 
 
 BROKEN: Final = (grpc.aio.AioRpcError, grpc.aio.UsageError)
 """What a stream that is being given up may raise: it was raised once already, or is our own doing."""
-
-
-def give_up_if_superseded(error: Exception) -> None:
-    if isinstance(error, grpc.aio.AioRpcError):
-        status = rpc_status.from_call(error)
-        if status is not None and isinstance(errors.from_status(status), errors.SessionSupersededError):
-            raise Superseded(status.message)
 
 
 def describe(error: Exception) -> str:

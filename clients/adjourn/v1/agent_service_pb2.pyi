@@ -448,7 +448,9 @@ class Exit(_message.Message):
     """
     @_builtins.property
     def failure(self) -> _job_pb2.Failure:
-        """Why, if FAILED: the reason and the traceback's last lines. With STOPPED: why, if nobody asked for it."""
+        """Why, if FAILED: the reason and the traceback's last lines. With STOPPED and PAUSED: why, if nobody
+        asked for it.
+        """
 
     def __init__(
         self,

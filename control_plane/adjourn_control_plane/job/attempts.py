@@ -158,9 +158,12 @@ def rested(transition: Transition, event: Rested) -> None:
         transition.set_state(Job.CANCELLED, JobEvent.CANCELLED)
     elif job.state == Job.PAUSING and job.holds:
         ends.enter_paused(transition)
-    else:
+    elif event.failure is None:
         pauses.resumed_after_training_left(record)
         transition.set_state(Job.QUEUED, JobEvent.REQUEUED, "nothing keeps it from running")
+    else:  # the worker paused it by itself
+        why = event.failure
+        transition.set_state(Job.QUEUED, JobEvent.REQUEUED, why.message, reason=why.reason)
 
 
 def finished(transition: Transition, event: Finished) -> None:

@@ -121,9 +121,10 @@ class ConditionChanged(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rested(Event):
-    """The process is gone and its last checkpoint is registered."""
+    """The process is gone and its last checkpoint is registered. `failure`: why, if nobody had asked for it."""
 
     checkpoint: str
+    failure: Failure | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,7 +38,7 @@ def ended(how: Exit, worker: str) -> Event:
     """Returns the event for the end of an attempt."""
     failure = how.failure if how.HasField("failure") else None
     if how.phase == AssignmentStatus.PAUSED:
-        return Rested(actor=worker, checkpoint=how.checkpoint)
+        return Rested(actor=worker, checkpoint=how.checkpoint, failure=failure)
     if how.phase == AssignmentStatus.SUCCEEDED:
         return Finished(actor=worker, checkpoint=how.checkpoint)
     if how.phase == AssignmentStatus.STOPPED:

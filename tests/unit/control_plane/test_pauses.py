@@ -12,7 +12,7 @@ from adjourn.v1.job_pb2 import EPOCH, PAUSE_MODE_UNSPECIFIED, Failure, Hold, Job
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn_control_plane.job import pauses
 from adjourn_control_plane.job.events import Observed, PausePhase, Registered
-from tests.harness.job_life import START, A, B, Life, checkpoint_name, paused
+from tests.harness.job_life import ALONE, START, A, B, Life, checkpoint_name, paused
 
 
 def test_asking_for_a_pause_is_not_being_paused() -> None:
@@ -225,6 +225,35 @@ def test_a_change_of_mind_before_the_process_left_goes_on_where_it_is() -> None:
 
 def test_a_change_of_mind_before_the_first_step_is_starting_again() -> None:
     assert Life().placed().pause().resume().state == "STARTING"
+
+
+def test_a_worker_that_pauses_by_itself_costs_nothing_and_is_no_pause_that_anybody_asked_for() -> None:
+    life = Life().running(2).rests(failure=ALONE)
+    assert (life.state, life.job.restart_count, life.job.HasField("pause")) == ("QUEUED", 0, False)
+    event = life.decisions[-1].events[-1]
+    assert (event.type, event.message) == (JobEvent.REQUEUED, ALONE.message)
+    assert event.details["reason"] == ALONE.reason
+    assert not life.job.HasField("failure")
+    assert (life.job.progress.epoch, life.running().state) == (2, "RUNNING")
+
+
+def test_a_worker_that_pauses_by_itself_does_not_add_to_a_pause_that_was_taken_back() -> None:
+    life = Life().running(2).pause().resume().trained(3)
+    before = str(life.job.pause)
+    life.rests(failure=ALONE)
+    assert (life.state, str(life.job.pause)) == ("QUEUED", before)
+
+
+def test_a_worker_that_paused_by_itself_has_done_what_a_pause_asks_for() -> None:
+    asked = Life().running(2).pause().trained(3).rests(failure=ALONE)
+    assert (asked.state, asked.job.pause.epoch) == ("PAUSED", 3)
+
+
+def test_a_worker_that_paused_by_itself_while_it_counted_as_lost_has_lost_nothing() -> None:
+    life = Life().running(2).is_lost()
+    assert life.job.restart_count == 1
+    life.rests(failure=ALONE)
+    assert (life.state, life.job.restart_count) == ("QUEUED", 0)
 
 
 def test_a_change_of_mind_after_the_process_left_queues_with_the_checkpoint_it_just_made() -> None:

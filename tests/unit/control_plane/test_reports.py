@@ -31,7 +31,7 @@ def test_an_exit_report_is_the_end_of_the_attempt() -> None:
 @pytest.mark.parametrize(
     ("phase", "event"),
     [
-        (AssignmentStatus.PAUSED, Rested(actor=A, checkpoint="c")),
+        (AssignmentStatus.PAUSED, Rested(actor=A, checkpoint="c", failure=FAILURE)),
         (AssignmentStatus.SUCCEEDED, Finished(actor=A, checkpoint="c")),
         (AssignmentStatus.STOPPED, Stopped(actor=A, failure=FAILURE)),
         (AssignmentStatus.FAILED, Failed(actor=A, failure=FAILURE)),
@@ -46,6 +46,7 @@ def test_an_end_without_a_reason_has_one_all_the_same() -> None:
     assert isinstance(failed, Failed)
     assert failed.failure.reason == reasons.PROCESS_ENDED
     assert reports.ended(Exit(phase=AssignmentStatus.STOPPED), A) == Stopped(actor=A)
+    assert reports.ended(Exit(phase=AssignmentStatus.PAUSED, checkpoint="c"), A) == Rested(actor=A, checkpoint="c")
 
 
 def test_each_kind_of_report() -> None:

@@ -5,10 +5,11 @@ from datetime import timedelta
 import pytest
 
 from adjourn import reasons
+from adjourn.desired_state import DesiredState
 from adjourn.internal.v1.trainer_pb2 import Snapshot, SnapshotFailed, TrainingBegan, TrainingEvent
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, ConditionChange
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.job_pb2 import Condition
+from adjourn.v1.job_pb2 import Condition, PauseMode
 from adjourn.v1.usage_pb2 import GpuSample, ResourceSample
 from adjourn_worker.attempt.events import (
     Advanced,
@@ -25,11 +26,13 @@ from adjourn_worker.attempt.events import (
     Launch,
     Launched,
     Measured,
+    PauseByItself,
     Persist,
     Persisted,
     PersistFailed,
     Prepare,
     Prepared,
+    Reached,
     SetDesired,
     WorkerStopping,
 )
@@ -59,6 +62,9 @@ STARTING, RUNNING, PAUSING = AssignmentStatus.STARTING, AssignmentStatus.RUNNING
 PERSISTING, PAUSED, STOPPED = AssignmentStatus.PERSISTING, AssignmentStatus.PAUSED, AssignmentStatus.STOPPED
 SUCCEEDED, FAILED = AssignmentStatus.SUCCEEDED, AssignmentStatus.FAILED
 
+
+ALONE = PauseByItself(why=failure(reasons.WORKER_OUT_OF_CONTACT, "nobody speaks"))
+BY_ITSELF = DesiredState(generation=1, target=PAUSE, mode=PauseMode.EPOCH)
 
 # Its life, and the orders that change it.
 
@@ -166,6 +172,73 @@ def test_a_pause_that_is_taken_back_after_the_boundary_is_one_all_the_same() -> 
     assert (machine.phase, machine.held.status.observed_generation) == (PERSISTING, 4)
     machine(Persisted(checkpoint=checkpoint(1)))
     assert machine.exit.phase == PAUSED
+
+
+def test_out_of_contact_it_pauses_at_its_boundary_and_says_why_nobody_asked_for_that() -> None:
+    machine = running(assigned(device_uuids=["GPU-1"]))
+    assert machine(ALONE) == (SetDesired(desired=BY_ITSELF),)
+    assert machine.phase == PAUSING
+    assert machine(ALONE) == ()
+    assert machine.recover() == (SetDesired(desired=BY_ITSELF),), "a successor of the agent goes on with it"
+    machine.tell((1, 10), snapshot=snapshot(1, last=True))
+    machine.tell((1, 10), paused=paused())
+    assert machine.end() == (ConfirmRelease(before=()),)
+    machine(GpusReleased(time=NOW, memory_bytes=None))
+    assert (machine.phase, list(machine.held.status.held_device_uuids)) == (PERSISTING, [])
+    machine(Persisted(checkpoint=checkpoint(1)))
+    assert machine.kinds == ["checkpoint", "exit"], "of no pause that anybody asked for"
+    how = machine.exit
+    assert (how.phase, how.checkpoint) == (PAUSED, checkpoint(1).name)
+    assert (how.failure.reason, how.failure.message) == (reasons.WORKER_OUT_OF_CONTACT, "nobody speaks")
+
+
+def test_contact_before_the_boundary_has_training_go_on() -> None:
+    machine = running()
+    machine(ALONE)
+    assert machine(Reached()) == (SetDesired(desired=order()),)
+    assert machine.phase == RUNNING
+    assert machine(Reached()) == ()
+    machine.tell((1, 10), snapshot=snapshot(1))
+    assert machine.recover()[0] == SetDesired(desired=order())
+
+
+def test_contact_after_the_boundary_does_not_hide_why_it_paused() -> None:
+    machine = running()
+    machine(ALONE)
+    machine.tell((1, 10), snapshot=snapshot(1, last=True))
+    machine.tell((1, 10), paused=paused())
+    assert machine(Reached()) == ()
+    machine.end()
+    machine(Persisted(checkpoint=checkpoint(1)))
+    assert machine.exit.failure.reason == reasons.WORKER_OUT_OF_CONTACT
+
+
+def test_a_pause_that_was_asked_for_after_training_had_left_by_itself_is_one() -> None:
+    machine = running()
+    machine(ALONE)
+    machine.tell((1, 10), snapshot=snapshot(1, last=True))
+    machine.tell((1, 10), paused=paused())
+    machine.order(PAUSE, 2)
+    machine(Reached())
+    machine.end()
+    machine(Persisted(checkpoint=checkpoint(1)))
+    assert machine.kinds == ["pause", "checkpoint", "exit"]
+    assert not machine.exit.HasField("failure")
+
+
+def test_out_of_contact_what_is_to_pause_or_stop_hears_nothing_new() -> None:
+    machine = running()
+    machine.order(PAUSE, 2)
+    assert machine(ALONE) == ()
+    assert machine(Reached()) == ()
+    assert machine.order(STOP, 3) == (Kill(),)
+    assert machine(ALONE) == ()
+
+
+def test_what_is_launched_out_of_contact_pauses_at_its_first_boundary() -> None:
+    machine = AttemptDriver()
+    assert machine(ALONE) == ()
+    assert machine(Prepared()) == (Launch(desired=BY_ITSELF),)
 
 
 def test_an_order_before_the_launch_is_what_the_process_starts_with() -> None:

@@ -28,6 +28,7 @@ def test_what_is_not_said_has_a_default() -> None:
     assert settings.shared_memory == Path("/dev/shm")
     assert settings.kept == Kept(logs=1000, log_bytes=1 << 30, bundle_bytes=1 << 30)
     assert settings.on_term is OnTerm.LEAVE
+    assert (settings.drain_grace, settings.out_of_contact_leases) == (120, 10)
     assert settings.log_format is LogFormat.JSON
     assert settings.s3.region == "us-east-1"
 
@@ -45,6 +46,8 @@ def test_everything_can_be_said() -> None:
         "ADJOURN_KEPT_LOG_BYTES": "1000000",
         "ADJOURN_KEPT_BUNDLE_BYTES": "0",
         "ADJOURN_ON_TERM": "stop",
+        "ADJOURN_DRAIN_GRACE": "60",
+        "ADJOURN_OUT_OF_CONTACT_LEASES": "3",
         "ADJOURN_LOG_FORMAT": "console",
         "ADJOURN_S3_REGION": "eu-central-1",
     }
@@ -58,6 +61,7 @@ def test_everything_can_be_said() -> None:
     assert settings.shared_memory == Path("/mnt/memory")
     assert settings.kept == Kept(logs=10, log_bytes=1_000_000, bundle_bytes=0)
     assert settings.on_term is OnTerm.STOP
+    assert (settings.drain_grace, settings.out_of_contact_leases) == (60, 3)
     assert settings.log_format is LogFormat.CONSOLE
     assert settings.s3.region == "eu-central-1"
 
@@ -87,7 +91,7 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         "ADJOURN_LABELS": "has the key a twice",
         "ADJOURN_GPUS": "must be part/of, as 0/2 and 1/2 for two workers that share a machine's GPUs",
         "ADJOURN_THREADS": "must be a whole number",
-        "ADJOURN_ON_TERM": "must be leave or stop",
+        "ADJOURN_ON_TERM": "must be leave, stop or drain",
         "ADJOURN_LOG_FORMAT": "must be json or console",
         "ADJOURN_S3_ENDPOINT": "must be http://host:port or https://host:port",
         "ADJOURN_S3_BUCKET": "must be 3 to 63 of a-z, 0-9, . and -",

@@ -2,19 +2,24 @@
 
 import asyncio
 import contextlib
+import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
 from adjourn import errors
 from adjourn.v1 import agent_service_pb2_grpc
 from adjourn.v1.agent_service_pb2 import SynchronizeRequest, SynchronizeResponse
 from adjourn_worker import sync as module
-from adjourn_worker.sync import Stream, Superseded
+from adjourn_worker.sync import NameTaken, Stream, Superseded
 
+LEASE = 0.3
+"""The most seconds between two tries are a share of it."""
 Requests = AsyncIterator[SynchronizeRequest]
 Answers = AsyncIterator[SynchronizeResponse]
 Behaviour = Callable[[Requests, Any], Answers]
@@ -76,6 +81,14 @@ async def supersede(requests: Requests, context: Any) -> Answers:
     await context.abort(grpc.StatusCode.ABORTED, status.message, details)
 
 
+async def refuse_the_name(requests: Requests, context: Any) -> Answers:
+    await anext(requests)
+    status = errors.WorkerNameTakenError("workers/w is another's").to_status()
+    details = (("grpc-status-details-bin", status.SerializeToString()),)
+    await context.abort(grpc.StatusCode.FAILED_PRECONDITION, status.message, details)
+    yield response()
+
+
 async def shut_down(requests: Requests, context: Any) -> Answers:
     await anext(requests)
     yield response()
@@ -86,14 +99,18 @@ class Side:
     """The agent's side, and what it heard."""
 
     def __init__(self, address: str) -> None:
-        self.stream = Stream(address, self.build_request, self.on_response)
+        self.stream = Stream(address, self.build_request, self.on_response, self.on_name_taken, lease=LEASE)
         self.heard: list[int] = []
+        self.refusals: list[str] = []
         self.spoken = 0
         self.listening: Callable[[], Awaitable[None]] = lambda: asyncio.sleep(0)
 
     def build_request(self) -> SynchronizeRequest:
         self.spoken += 1
         return SynchronizeRequest(session_id=str(self.spoken))
+
+    def on_name_taken(self, message: str) -> None:
+        self.refusals.append(message)
 
     async def on_response(self, heard: SynchronizeResponse) -> None:
         await self.listening()
@@ -120,7 +137,6 @@ async def connected(*behaviours: Behaviour) -> AsyncIterator[tuple[Peer, Side, "
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BACKOFF_FIRST", 0.01)
-    monkeypatch.setattr(module, "BACKOFF_MOST", 0.05)
 
 
 Eventually = Callable[..., Awaitable[None]]
@@ -171,6 +187,76 @@ async def test_superseded_it_does_not_come_back() -> None:
         with pytest.raises(Superseded, match="another agent speaks"):
             await asyncio.wait_for(asyncio.shield(task), 20)
         assert peer.streams == 1
+
+
+async def test_a_name_that_is_taken_is_told_and_tried_again(eventually: Eventually) -> None:
+    async with connected(refuse_the_name, refuse_the_name, answer_each) as (peer, side, _):
+        await eventually(lambda: peer.streams == 3 and side.stream.connected)
+        assert side.refusals == ["workers/w is another's"] * 2
+
+
+async def test_what_the_end_at_a_taken_name_raises_ends_it() -> None:
+    async with connected(refuse_the_name, answer_each) as (peer, side, task):
+
+        def give_up(message: str) -> None:
+            raise NameTaken(message)
+
+        side.stream.on_name_taken = give_up
+        with pytest.raises(NameTaken, match="is another's"):
+            await asyncio.wait_for(asyncio.shield(task), 20)
+        assert peer.streams == 1
+
+
+async def test_a_stream_that_is_to_be_opened_anew_brings_nothing_more(eventually: Eventually) -> None:
+    async with connected(answer_each) as (peer, side, _):
+
+        async def once() -> None:
+            side.listening = lambda: asyncio.sleep(0)
+            side.stream.reopen()
+
+        side.listening = once
+        await eventually(lambda: peer.streams == 2 and len(side.heard) > 1)
+
+
+async def test_it_is_back_within_a_third_of_a_lease_however_long_it_was_away(
+    monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    waits: list[float] = []
+
+    def longest(_least: float, most: float) -> float:
+        waits.append(most)
+        return most / 100
+
+    monkeypatch.setattr("random.uniform", longest)
+    side = Side("127.0.0.1:1")
+    side.stream.lease = 60.0
+    task = asyncio.create_task(side.stream.run())
+    await eventually(lambda: len(waits) > 14)
+    task.cancel()
+    await asyncio.wait([task])
+    assert waits == sorted(waits)
+    assert max(waits) == 60.0 / 6
+
+
+async def test_a_peer_whose_packets_vanish_is_tried_again_within_a_share_of_the_lease(
+    monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    monkeypatch.setattr(module, "CONNECT_LEAST", 0.3)
+    with socket.socket() as full, socket.socket() as first, socket.socket() as second:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for client in (first, second):  # no more connections fit into its queue: a further SYN has no answer
+            client.setblocking(False)
+            client.connect_ex(full.getsockname())
+        side = Side(f"127.0.0.1:{full.getsockname()[1]}")
+        began = time.monotonic()
+        with capture_logs() as logs:
+            task = asyncio.create_task(side.stream.run())
+            await eventually(lambda: len(logs) > 2)
+            assert time.monotonic() - began > 3 * 0.3  # each try has its time
+            task.cancel()
+            await asyncio.wait([task])
+        assert all(entry["error"].startswith("UNAVAILABLE") for entry in logs)
 
 
 async def test_of_many_answers_only_the_newest_is_heard(eventually: Eventually) -> None:

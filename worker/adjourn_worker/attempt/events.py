@@ -104,6 +104,18 @@ class ConditionChanged(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PauseByItself(Event):
+    """The worker is out of contact, or drains: what trains is to pause at its next boundary, whatever was wanted."""
+
+    why: Failure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reached(Event):
+    """The control plane was heard again: what it wants counts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStopping(Event):
     """The worker has to stop with all it runs."""
 

@@ -23,6 +23,10 @@ What happens to snapshots that cannot be saved:
 - The last snapshot is gone or damaged: the attempt ends as FAILED, also if its process is still about to say that it
   has paused or finished, since nothing of that exists. The control plane restarts it from its latest checkpoint. If the
   attempt had failed for another reason already, that reason is reported.
+
+A worker that is out of contact, or drains, has training pause at its next boundary by itself. That ends as any pause:
+with the target still RUN, the exit says PAUSED, and the control plane decides how the job goes on. If the control plane
+is heard before the boundary, its own target counts again, and training goes on as if nothing had been.
 """
 
 import signal
@@ -50,11 +54,13 @@ from adjourn_worker.attempt.events import (
     Launch,
     Launched,
     Measured,
+    PauseByItself,
     Persist,
     Persisted,
     PersistFailed,
     Prepare,
     Prepared,
+    Reached,
     SetDesired,
     WorkerStopping,
 )
@@ -128,7 +134,7 @@ def assignment_changed(transition: Transition, event: AssignmentChanged) -> None
 def show_target(transition: Transition) -> None:
     """Makes the phase of a training process tell where it is heading."""
     if transition.status.phase in (AssignmentStatus.RUNNING, AssignmentStatus.PAUSING):
-        pausing = transition.held.assignment.target == Assignment.PAUSE
+        pausing = transition.desired.target == Assignment.PAUSE
         transition.status.phase = AssignmentStatus.PAUSING if pausing else AssignmentStatus.RUNNING
 
 
@@ -252,7 +258,7 @@ def released(transition: Transition, time: datetime, gpu_memory_bytes: int | Non
     if held.assignment.target == Assignment.STOP:
         transition.finish(AssignmentStatus.STOPPED)
         return
-    if held.final_event.WhichOneof("event") == "paused":
+    if held.final_event.WhichOneof("event") == "paused" and not paused_by_itself(held):
         pause = Pause(boundary_time=held.final_event.paused.boundary_time, snapshot_time=held.final_event.time)
         if held.HasField("usage"):
             pause.usage.CopyFrom(held.usage)
@@ -286,10 +292,11 @@ def signal_name(number: int) -> str:
 
 def conclude(transition: Transition) -> None:
     """Ends the assignment as the training process said that it ended."""
-    final = transition.held.final_event
+    held, final = transition.held, transition.held.final_event
     match final.WhichOneof("event"):
         case "paused":
-            transition.finish(AssignmentStatus.PAUSED)
+            why = held.pausing_by_itself if paused_by_itself(held) else None
+            transition.finish(AssignmentStatus.PAUSED, failure=why)
         case "finished":
             transition.finish(AssignmentStatus.SUCCEEDED)
         case _:
@@ -366,6 +373,31 @@ def condition_changed(transition: Transition, event: ConditionChanged) -> None:
         transition.begin_condition(event.change.condition)
 
 
+def pause_by_itself(transition: Transition, event: PauseByItself) -> None:
+    if not transition.held.HasField("pausing_by_itself"):
+        transition.held.pausing_by_itself.CopyFrom(event.why)
+        show_desired(transition)
+
+
+def reached(transition: Transition, _event: Reached) -> None:
+    held = transition.held
+    if held.HasField("pausing_by_itself") and held.final_event.WhichOneof("event") != "paused":  # else it is why
+        held.ClearField("pausing_by_itself")
+        show_desired(transition)
+
+
+def show_desired(transition: Transition) -> None:
+    """Tells the training process of a change that is not the control plane's."""
+    if transition.alive and transition.held.assignment.target == Assignment.RUN:
+        transition.do(SetDesired(desired=transition.desired))
+        show_target(transition)
+
+
+def paused_by_itself(held: HeldAssignment) -> bool:
+    """Tells whether training that has paused did so though nobody had asked for it."""
+    return held.HasField("pausing_by_itself") and held.assignment.target == Assignment.RUN
+
+
 def worker_stopping(transition: Transition, _event: WorkerStopping) -> None:
     """Ends what runs. Snapshots that are not durable stay, for the worker's next start."""
     if transition.alive:
@@ -388,5 +420,7 @@ HANDLERS: Final[Mapping[type[Event], Callable[[Transition, Any], None]]] = {
     Persisted: persisted,
     PersistFailed: persist_failed,
     ConditionChanged: condition_changed,
+    PauseByItself: pause_by_itself,
+    Reached: reached,
     WorkerStopping: worker_stopping,
 }

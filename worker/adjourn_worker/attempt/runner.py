@@ -39,16 +39,19 @@ from adjourn_worker.attempt.events import (
     Launch,
     Launched,
     Measured,
+    PauseByItself,
     Persist,
     Persisted,
     PersistFailed,
     Prepare,
     Prepared,
+    Reached,
     SetDesired,
 )
 from adjourn_worker.attempt.transition import OVER, Outcome
 from adjourn_worker.host.gpus import Gpus, memory_in_use, unreleased
 from adjourn_worker.journal import Journal
+from adjourn_worker.launcher import process_tree
 from adjourn_worker.launcher.client import LauncherClient, LauncherFailed, LaunchRefused
 from adjourn_worker.storage.tasks import StorageTasks, Unusable
 
@@ -84,6 +87,7 @@ class AttemptRunner:
         storage: StorageTasks,
         gpus: Gpus,
         log_bytes: int,
+        steady: asyncio.Event,
         on_change: Callable[[Sequence[Report]], None],
     ) -> None:
         self.held = held
@@ -94,6 +98,12 @@ class AttemptRunner:
         self.storage = storage
         self.gpus = gpus
         self.log_bytes = log_bytes
+        self.steady = steady
+        """Set while the control plane is known to mean what it has said; nothing is launched otherwise."""
+        self.pauses_by_itself = held.HasField("pausing_by_itself")
+        """Training was told to pause by this agent or one before it; the control plane was not heard since."""
+        self.held_still = False
+        """The training process is stopped by a signal, until the control plane has said what is meant for it."""
         self.on_change = on_change
         """Called after every change, with the reports that it brought."""
         self.inbox: asyncio.Queue[Event | None] = asyncio.Queue()
@@ -133,6 +143,9 @@ class AttemptRunner:
         """Works until the assignment is over; continues first what the journal says is unfinished."""
         try:
             await self.find_process()
+            if self.alive and process_tree.held(self.held.process):
+                self.held_still = True  # by an agent that did not live to let it go
+                self.log.info("found_held_still")
             for effect in machine.recover(self.held):
                 await self.carry_out(effect)
             self.wake()
@@ -146,6 +159,13 @@ class AttemptRunner:
         finally:
             await self.cancel_background()
         await self.storage.clean_up(self.held)
+
+    async def let_go(self) -> None:
+        """Lets a process that was held still go on, unless it is to be stopped: that ends it as it is."""
+        if self.held_still and self.held.assignment.target != Assignment.STOP:
+            self.held_still = False
+            await asyncio.to_thread(process_tree.let_go, [self.held.process])
+            self.log.info("let_go")
 
     async def find_process(self) -> None:
         """Adopts a process that was launched by an agent which died before it could journal that."""
@@ -174,6 +194,8 @@ class AttemptRunner:
             self.on_change(())
         else:
             await self.commit(outcome)
+        if isinstance(event, PauseByItself | Reached):
+            await self.let_go()
 
     async def commit(self, outcome: Outcome) -> None:
         async with self.journal_lock:
@@ -298,6 +320,7 @@ class AttemptRunner:
 
     async def prepare(self) -> Event:
         await self.storage.prepare(self.held, self.on_condition)
+        await self.steady.wait()
         return Prepared(gpus=tuple(await self.sample_gpus()))
 
     async def launch(self, desired: DesiredState) -> None:
@@ -313,6 +336,9 @@ class AttemptRunner:
             await self.abandon(error)
         else:
             await self.handle(Launched(process=process))
+            if self.alive and not self.steady.is_set():
+                self.held_still = True
+                await asyncio.to_thread(process_tree.hold, [process])
 
     async def write_desired(self, desired: DesiredState) -> None:
         try:

@@ -7,8 +7,8 @@ from typing import Final
 from adjourn import reasons
 from adjourn.desired_state import DesiredState
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment, Snapshot
-from adjourn.v1.agent_service_pb2 import AssignmentStatus, ConditionChange, Exit, Report
-from adjourn.v1.job_pb2 import Condition, Failure, Progress
+from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, ConditionChange, Exit, Report
+from adjourn.v1.job_pb2 import Condition, Failure, PauseMode, Progress
 from adjourn_worker.attempt.events import Drop, Effect
 
 OVER: Final = frozenset(
@@ -131,4 +131,6 @@ class Transition:
 def desired_state(held: HeldAssignment) -> DesiredState:
     """Returns what the training process should do."""
     assignment = held.assignment
+    if assignment.target == Assignment.RUN and held.HasField("pausing_by_itself"):
+        return DesiredState(generation=assignment.generation, target=Assignment.PAUSE, mode=PauseMode.EPOCH)
     return DesiredState(generation=assignment.generation, target=assignment.target, mode=assignment.pause_mode)

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import time
 from typing import Final
 
 PR_SET_DUMPABLE: Final = 4
@@ -11,6 +12,11 @@ FALLOC_FL_PUNCH_HOLE: Final = 2
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+def boot_seconds() -> float:
+    """Returns the seconds since boot; unlike those of `time.monotonic` they go on while the machine is suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def become_subreaper() -> None:

@@ -12,7 +12,7 @@ are gone as well, is not found.
 import contextlib
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -42,6 +42,8 @@ class Stat:
     """Since boot."""
     zombie: bool
     """It has ended, and its parent has not asked how."""
+    stopped: bool
+    """By a signal, until SIGCONT."""
 
 
 def stat(pid: int) -> Stat | None:
@@ -52,7 +54,7 @@ def stat(pid: int) -> Stat | None:
         return None
     # The name, in parentheses, may contain anything; behind it are the fields from the third on.
     state, parent, *fields = text[text.rindex(")") + 2 :].split()
-    return Stat(parent=int(parent), start_ticks=int(fields[17]), zombie=state in ("Z", "X"))
+    return Stat(parent=int(parent), start_ticks=int(fields[17]), zombie=state in ("Z", "X"), stopped=state == "T")
 
 
 def runs(pid: int) -> bool:
@@ -84,6 +86,12 @@ def alive(process: TrainingProcess) -> bool:
     )
 
 
+def held(process: TrainingProcess) -> bool:
+    """Tells whether exactly this process runs and is stopped by a signal."""
+    found = stat(process.pid)
+    return found is not None and found.stopped and alive(process)
+
+
 def children(pid: int) -> set[int]:
     """Returns the children of a process, zombies included."""
     return {each for each in psutil.pids() if (found := stat(each)) and found.parent == pid}
@@ -103,14 +111,32 @@ def tree(roots: Collection[int]) -> set[psutil.Process]:
     return members
 
 
-def end(roots: Collection[int]) -> None:
-    """SIGKILLs processes and all below them, and waits a little until they are gone (zombies are)."""
+def stop(roots: Collection[int]) -> set[psutil.Process]:
+    """SIGSTOPs processes and all below them, also what they start meanwhile; returns them."""
     found: set[psutil.Process] = set()
     while fresh := tree(roots) - found:
-        for member in fresh:  # stopped first, so that none can start another meanwhile
+        for member in fresh:
             with contextlib.suppress(psutil.Error):
                 member.suspend()
         found |= fresh
+    return found
+
+
+def hold(processes: Iterable[TrainingProcess]) -> None:
+    """Stops training processes and all they have started, until they are let go."""
+    stop([process.pid for process in processes if alive(process)])
+
+
+def let_go(processes: Iterable[TrainingProcess]) -> None:
+    """Lets training processes go on, with all they have started."""
+    for member in tree([process.pid for process in processes if alive(process)]):
+        with contextlib.suppress(psutil.Error):
+            member.resume()
+
+
+def end(roots: Collection[int]) -> None:
+    """SIGKILLs processes and all below them, and waits a little until they are gone (zombies are)."""
+    found = stop(roots)  # so that none can start another meanwhile
     for member in found:
         with contextlib.suppress(psutil.Error):
             member.kill()

@@ -677,6 +677,7 @@ class HeldAssignment(_message.Message):
     CONDITIONS_FIELD_NUMBER: _builtins.int
     GPU_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     GPUS_BEFORE_FIELD_NUMBER: _builtins.int
+    PAUSING_BY_ITSELF_FIELD_NUMBER: _builtins.int
     directory: _builtins.str
     """Directory of the attempt."""
     events_offset: _builtins.int
@@ -731,6 +732,10 @@ class HeldAssignment(_message.Message):
     def gpus_before(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.GpuSample]:
         """The job's GPUs before the process was launched: what is in use then is not the job's."""
 
+    @_builtins.property
+    def pausing_by_itself(self) -> _job_pb2.Failure:
+        """Why training is to pause at its next boundary though the control plane said RUN; kept if it has."""
+
     def __init__(
         self,
         *,
@@ -749,10 +754,11 @@ class HeldAssignment(_message.Message):
         conditions: _abc.Iterable[_job_pb2.Condition] | None = ...,
         gpu_memory_bytes: _builtins.int | None = ...,
         gpus_before: _abc.Iterable[_usage_pb2.GpuSample] | None = ...,
+        pausing_by_itself: _job_pb2.Failure | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "assignment", b"assignment", "exit", b"exit", "final_event", b"final_event", "gpu_memory_bytes", b"gpu_memory_bytes", "persisted", b"persisted", "process", b"process", "status", b"status", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "assignment", b"assignment", "exit", b"exit", "final_event", b"final_event", "gpu_memory_bytes", b"gpu_memory_bytes", "pausing_by_itself", b"pausing_by_itself", "persisted", b"persisted", "process", b"process", "status", b"status", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "assignment", b"assignment", "conditions", b"conditions", "directory", b"directory", "dropped", b"dropped", "events_offset", b"events_offset", "exit", b"exit", "final_event", b"final_event", "gpu_memory_bytes", b"gpu_memory_bytes", "gpus_before", b"gpus_before", "log", b"log", "persisted", b"persisted", "process", b"process", "snapshots", b"snapshots", "status", b"status", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "assignment", b"assignment", "conditions", b"conditions", "directory", b"directory", "dropped", b"dropped", "events_offset", b"events_offset", "exit", b"exit", "final_event", b"final_event", "gpu_memory_bytes", b"gpu_memory_bytes", "gpus_before", b"gpus_before", "log", b"log", "pausing_by_itself", b"pausing_by_itself", "persisted", b"persisted", "process", b"process", "snapshots", b"snapshots", "status", b"status", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__gpu_memory_bytes: _TypeAlias = _typing.Literal["gpu_memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__gpu_memory_bytes: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes"]  # noqa: Y015
