@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 GENERATED := clients
 
-.PHONY: demo test check lint protos client docs bench clean
+.PHONY: demo test check lint protos client docs bench chaos clean
 demo: $(STAMP)
 	$(BIN)/adjourn demo
 
@@ -37,6 +37,11 @@ docs: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.scheduler
+
+# SEED repeats the faults and commands of a run, not their moments.
+MINUTES ?= 10
+chaos: $(STAMP)
+	$(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 # torch comes first and alone: exactly this version installs without the CUDA packages where a CPU build is at hand.
 $(STAMP): pyproject.toml constraints.txt

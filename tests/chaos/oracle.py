@@ -1,0 +1,241 @@
+"""Looks on, and says where a promise is broken: what rests is saved and has no process, no epoch is lost or double."""
+
+import asyncio
+import contextlib
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
+
+from blake3 import blake3
+from google.protobuf.json_format import Parse
+
+from adjourn.client import AsyncClient
+from adjourn.errors import AdjournError, NotFoundError
+from adjourn.objects import STORAGE_ERRORS, ObjectMissing, ObjectStore, ObjectTooLong
+from adjourn.v1.checkpoint_pb2 import Checkpoint
+from adjourn.v1.job_pb2 import Condition, Job, Pause
+from adjourn.v1.manifest_pb2 import Manifest
+from tests.chaos.control_planes import AGAIN_SECONDS, ControlPlanes
+from tests.chaos.processes import LiveTraining, live_trainings
+from tests.chaos.timeline import Timeline
+
+POLL_SECONDS: Final = 0.3
+LIMIT_BYTES: Final = 16 << 20
+RESTS: Final = frozenset({Job.PAUSED, Job.CANCELLED, Job.SUCCEEDED, Job.FAILED})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a training came to; equal outcomes are equal bits."""
+
+    digests: Mapping[str, str]
+    """Of every component of the last checkpoint."""
+    metrics: Mapping[int, Mapping[str, float]]
+    """Of every epoch."""
+
+
+@dataclass(kw_only=True)
+class Oracle:
+    """Watches the jobs at every replica, and the processes."""
+
+    planes: ControlPlanes
+    objects: ObjectStore
+    workers: Path
+    """Below which the data directories of the workers are."""
+    timeline: Timeline
+    _seen: set[Any] = field(default_factory=set, init=False)
+    _attempts: dict[str, int] = field(default_factory=dict, init=False)
+    """Newest attempt that was seen, by uid."""
+    _checks: set["asyncio.Task[None]"] = field(default_factory=set, init=False)
+
+    async def watch(self, client: AsyncClient) -> None:
+        """Follows the jobs at one replica until cancelled."""
+        while True:
+            try:
+                async with aclosing(client.watch_jobs()) as changes:
+                    async for change in changes:
+                        if change.HasField("job"):
+                            self.look(client.address, change.job)
+            except AdjournError as error:
+                self.timeline.write("watch broken", replica=client.address, error=str(error))
+            await asyncio.sleep(AGAIN_SECONDS)
+
+    def look(self, replica: str, job: Job) -> None:
+        """Looks at what a replica has just told of a job."""
+        told = (job.uid, job.state, job.attempt, job.state_time.ToNanoseconds(), job.pause.HasField("release_time"))
+        if (replica, told) in self._seen:
+            return
+        self._seen.add((replica, told))
+        first = told not in self._seen
+        self._seen.add(told)
+        self.timeline.write("told", replica=replica, **brief(job))
+        if job.state in RESTS:
+            self._no_process(replica, job)
+        if first and job.attempt > self._attempts.get(job.uid, 0):
+            self._attempts[job.uid] = job.attempt
+            self.timeline.counts["attempts"] += 1
+            if job.failure.attempt == job.attempt - 1 and job.attempt > 1:
+                self.timeline.restarts[job.failure.reason] += 1
+        if first and job.state == Job.PAUSED:
+            self.timeline.counts["pauses seen"] += 1
+            check = asyncio.create_task(self._pause_is_true(job))
+            self._checks.add(check)
+            check.add_done_callback(self._checks.discard)
+
+    def _no_process(self, replica: str, job: Job) -> None:
+        unconfirmed = any(each.type == Condition.RELEASE_UNCONFIRMED for each in job.conditions)
+        if job.state == Job.PAUSED and not job.pause.HasField("release_time") and job.attempt:
+            if job.pause.cause != Pause.WORKER_LOST and not unconfirmed:
+                self.timeline.find("PAUSED without a release_time, though its worker was not lost", **brief(job))
+            return
+        if unconfirmed:
+            return
+        live = [each for each in self.live(job.uid) if each.number <= job.attempt]
+        if live:
+            self.timeline.find(
+                f"{Job.State.Name(job.state)} was told while a training process lived, without RELEASE_UNCONFIRMED",
+                replica=replica,
+                processes=live,
+                **brief(job),
+            )
+
+    def live(self, uid: str) -> list[LiveTraining]:
+        """Returns the training processes of a job."""
+        return [each for each in live_trainings(self.workers) if each.uid8 == uid[:8]]
+
+    async def watch_processes(self) -> None:
+        """Looks for attempts that two processes train, until cancelled."""
+        doubtful: set[str] = set()
+        while True:
+            live = live_trainings(self.workers)
+            counted = Counter(each.attempt for each in live)
+            double = {attempt for attempt, count in counted.items() if count > 1}
+            # Twice in a row: what is being forked is counted twice for a moment.
+            for attempt in double & doubtful:
+                if ("double", attempt) not in self._seen:
+                    self._seen.add(("double", attempt))
+                    found = [each for each in live if each.attempt == attempt]
+                    self.timeline.find("one attempt has more than one process", processes=found)
+            doubtful = double
+            by_job: dict[str, set[str]] = defaultdict(set)
+            for each in live:
+                by_job[each.uid8].add(each.attempt)
+            for attempts in by_job.values():
+                if len(attempts) > 1 and ("overlap", frozenset(attempts)) not in self._seen:
+                    self._seen.add(("overlap", frozenset(attempts)))
+                    self.timeline.counts["attempts that outlived their successor's start"] += 1
+                    self.timeline.write("overlap", attempts=sorted(attempts))
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def settled(self) -> None:
+        """Returns when every pause that was seen has been looked at."""
+        while self._checks:
+            await asyncio.gather(*self._checks)
+
+    async def _pause_is_true(self, job: Job) -> None:
+        rests_on = job.pause.checkpoint or job.latest_checkpoint
+        try:
+            if not rests_on:
+                if job.progress.epoch:
+                    self.timeline.find("PAUSED after an epoch without a checkpoint", **brief(job))
+                return
+            checkpoint = await self.planes.ask(lambda client: client.get_checkpoint(rests_on))
+            if checkpoint.job_uid != job.uid:
+                return  # deleted meanwhile, and the name used again
+            if job.pause.cause == Pause.HELD and job.pause.checkpoint and checkpoint.epoch != job.pause.epoch:
+                self.timeline.find("the pause is of another epoch than its checkpoint", **brief(job))
+            if wrong := await self.damage(checkpoint):
+                if await self._exists(job):
+                    self.timeline.find("PAUSED on a checkpoint that is not whole", wrong=wrong, **brief(job))
+                return
+            self.timeline.counts["pauses whose checkpoint was read whole"] += 1
+        except NotFoundError:
+            if await self._exists(job):
+                self.timeline.find("PAUSED on a checkpoint that is not registered", name=rests_on, **brief(job))
+        except AdjournError as error:
+            self.timeline.find("a checkpoint could not be asked for", error=repr(error), **brief(job))
+
+    async def _exists(self, job: Job) -> bool:
+        with contextlib.suppress(NotFoundError):
+            return (await self.planes.ask(lambda client: client.get_job(job.name))).uid == job.uid
+        return False
+
+    async def damage(self, checkpoint: Checkpoint) -> str:
+        """Returns what is wrong with a checkpoint's objects; empty: they are all there, bit for bit."""
+        try:
+            key = checkpoint.uri.removeprefix(f"s3://{self.objects.bucket}/")
+            raw = await self._read(key)
+            if blake3(raw).hexdigest() != checkpoint.manifest_digest:
+                return f"{key} is not the manifest that was registered"
+            manifest = Parse(raw, Manifest())
+            if dict(manifest.component_digests) != dict(checkpoint.component_digests):
+                return f"{key} has other digests of components than the registered checkpoint"
+            for file in manifest.files:
+                for part in file.parts:
+                    data = await self._read(f"checkpoints/{checkpoint.job_uid}/parts/{part.digest}")
+                    if (blake3(data).hexdigest(), len(data)) != (part.digest, part.size_bytes):
+                        return f"part {part.digest} of {file.name} is damaged"
+        except (ObjectMissing, ObjectTooLong) as error:
+            return str(error)
+        return ""
+
+    async def _read(self, key: str) -> bytes:
+        while True:
+            try:
+                return await self.objects.get(key, limit=LIMIT_BYTES)
+            except STORAGE_ERRORS:
+                await asyncio.sleep(AGAIN_SECONDS)
+
+    async def verify(self, job: Job, twin: Outcome) -> None:
+        """Compares a job that has SUCCEEDED with its uninterrupted twin."""
+        found_before = len(self.timeline.findings)
+        epochs = await self.planes.ask(lambda client: listed(client.list_epoch_metrics(job.name)))
+        numbers = [each.epoch for each in epochs]
+        if numbers != list(range(1, job.spec.total_epochs + 1)):
+            self.timeline.find("an epoch is missing or double", epochs=numbers, **brief(job))
+        elif wrong := [each.epoch for each in epochs if dict(each.values) != dict(twin.metrics[each.epoch])]:
+            self.timeline.find("epochs came to other values than those of the twin", epochs=wrong, **brief(job))
+        checkpoints = await self.planes.ask(lambda client: listed(client.list_checkpoints(job.name)))
+        made = [(each.attempt, each.epoch) for each in reversed(checkpoints)]
+        if any(later[0] < earlier[0] or later[1] < earlier[1] for earlier, later in pairwise(made)):
+            self.timeline.find(
+                "a checkpoint of an older attempt was registered after a newer one's", made=made, **brief(job)
+            )
+        last = await self.planes.ask(lambda client: client.get_checkpoint(job.latest_checkpoint))
+        if dict(last.component_digests) != dict(twin.digests):
+            wrong_components = sorted(set(last.component_digests.items()) ^ set(twin.digests.items()))
+            self.timeline.find("the digests differ from the twin's", components=wrong_components, **brief(job))
+        if damage := await self.damage(last):
+            self.timeline.find("the last checkpoint is not whole", wrong=damage, **brief(job))
+        events = await self.planes.ask(lambda client: listed(client.list_job_events(job.name)))
+        if [each.sequence for each in events] != list(range(1, len(events) + 1)):
+            self.timeline.find("the job's events have gaps", sequences=[each.sequence for each in events], **brief(job))
+        if len(self.timeline.findings) == found_before:
+            self.timeline.counts["jobs equal to their uninterrupted twins"] += 1
+            self.timeline.write("verified", **brief(job))
+
+
+async def listed(items: Any) -> list[Any]:
+    return [item async for item in items]
+
+
+def brief(job: Job) -> dict[str, Any]:
+    """Returns what a line of the timeline has of a job."""
+    return {
+        "job": job.name,
+        "uid": job.uid[:8],
+        "state": Job.State.Name(job.state),
+        "attempt": job.attempt,
+        "worker": job.worker,
+        "epoch": job.progress.epoch,
+        "checkpoint": job.latest_checkpoint.rpartition("/")[2],
+        "cause": Pause.Cause.Name(job.pause.cause) if job.HasField("pause") else "",
+        "released": job.pause.HasField("release_time"),
+        "restarts": job.restart_count,
+        "failure": f"{job.failure.attempt} {job.failure.reason}" if job.HasField("failure") else "",
+        "conditions": [Condition.Type.Name(each.type) for each in job.conditions],
+    }
