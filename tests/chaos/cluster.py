@@ -27,6 +27,8 @@ SLOTS: Final = 2
 SYNC_SECONDS: Final = 0.5
 ON_TERM: Final = ("leave", "stop", "leave")
 """What SIGTERM of each agent does to its training."""
+CANNOT_SERVE: Final = '"event": "cannot_serve"'
+"""What a control plane says that ends because Valkey or S3 are out of reach at its start; it is then started again."""
 WAYS: Final[Mapping[Action, tuple[Way, ...]]] = {
     Action.CUT: (Way.TO_SERVER, Way.TO_CLIENT),
     Action.CUT_SENDING: (Way.TO_SERVER,),
@@ -149,10 +151,16 @@ class Cluster:
         return replace(self.s3, endpoint=f"http://{link.address}")
 
     def _ended_unasked(self, line: str) -> None:
-        if "starts again" in line:
-            self.timeline.find("a process ended that nobody had touched", process=line)
-        else:
+        """Takes what the supervisor tells of a process that ended although no fault was to end it."""
+        program = self._supervisor.processes.get(line.split(maxsplit=1)[0])
+        last = program.last_line() if program else ""
+        if "starts again" not in line:
             self.timeline.write("process", line=line)
+        elif CANNOT_SERVE in last:
+            self.timeline.counts["starts of a control plane whose servers were out of reach"] += 1
+            self.timeline.write("process", line=line, last=last)
+        else:
+            self.timeline.find("a process ended that nobody had touched", process=line, last=last)
 
     def inject(self, fault: Fault) -> bool:
         """Begins a fault and undoes it after its time; returns whether there was something that it could befall."""
