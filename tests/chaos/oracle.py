@@ -87,12 +87,11 @@ class Oracle:
             check.add_done_callback(self._checks.discard)
 
     def _no_process(self, replica: str, job: Job) -> None:
-        unconfirmed = any(each.type == Condition.RELEASE_UNCONFIRMED for each in job.conditions)
-        if job.state == Job.PAUSED and not job.pause.HasField("release_time") and job.attempt:
-            if job.pause.cause != Pause.WORKER_LOST and not unconfirmed:
-                self.timeline.find("PAUSED without a release_time, though its worker was not lost", **brief(job))
+        if any(each.type == Condition.RELEASE_UNCONFIRMED for each in job.conditions):
             return
-        if unconfirmed:
+        if job.state == Job.PAUSED and job.pause.from_worker and not job.pause.HasField("release_time"):
+            if job.pause.cause != Pause.WORKER_LOST:
+                self.timeline.find("PAUSED on a worker without a release_time, and nobody is told why", **brief(job))
             return
         live = [each for each in self.live(job.uid) if each.number <= job.attempt]
         if live:
