@@ -264,6 +264,20 @@ class World(RuleBasedStateMachine):
         elif what != "nothing":
             self.end(-11, seen=what == "crash")
 
+    @precondition(lambda self: self.alive and self.ended is None)
+    @rule()
+    def silence_is_noticed(self) -> None:
+        """As the runner does: first the condition, then the end, or a sign of life."""
+        if not machine.is_hanging(self.held):
+            self.feed(events.FoundHanging(message="no step"))
+        elif machine.hang_ends_attempt(self.held):
+            self.feed(events.StillHanging(message="no step"))
+
+    @precondition(lambda self: self.alive and machine.is_hanging(self.held))
+    @rule()
+    def moves_on(self) -> None:
+        self.feed(events.MovedOn())
+
     # What must hold.
 
     @invariant()

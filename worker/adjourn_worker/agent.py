@@ -311,6 +311,7 @@ class Agent:
             gpus=self.gpus,
             log_bytes=self.settings.log_bytes,
             steady=self.steady,
+            pace=self.settings.pace,
             on_change=self.on_change,
         )
 

@@ -12,6 +12,7 @@ from adjourn.channel import DEFAULT_ADDRESS
 from adjourn.objects import S3Settings
 from adjourn.settings_reader import SettingsReader, address, within
 from adjourn_worker.attempt import training_log
+from adjourn_worker.attempt.pace import Pace
 from adjourn_worker.paths import SHARED_MEMORY, Kept
 
 
@@ -43,6 +44,8 @@ class LogFormat(StrEnum):
 
 
 KEPT: Final = Kept()
+PACE: Final = Pace()
+DAY: Final = 86_400
 Choice = TypeVar("Choice", bound=StrEnum)
 
 
@@ -69,6 +72,8 @@ class Settings:
     """Most bytes that the log of an attempt may have; what is in the middle is left out."""
     kept: Kept
     """What stays on the disk when its attempt is over."""
+    pace: Pace
+    """When training counts as hanging."""
     on_term: OnTerm
     drain_grace: int
     """Seconds that OnTerm.DRAIN waits for boundaries and uploads."""
@@ -97,6 +102,12 @@ class Settings:
                 logs=reader.take("ADJOURN_KEPT_LOGS", within(0, 1_000_000), KEPT.logs),
                 log_bytes=reader.take("ADJOURN_KEPT_LOG_BYTES", within(0, 1 << 50), KEPT.log_bytes),
                 bundle_bytes=reader.take("ADJOURN_KEPT_BUNDLE_BYTES", within(0, 1 << 50), KEPT.bundle_bytes),
+            ),
+            pace=Pace(
+                factor=reader.take("ADJOURN_HANG_FACTOR", within(2, 1000), int(PACE.factor)),
+                step_seconds=reader.take("ADJOURN_HANG_STEP_SECONDS", within(1, DAY), int(PACE.step_seconds)),
+                other_seconds=reader.take("ADJOURN_HANG_OTHER_SECONDS", within(1, 30 * DAY), int(PACE.other_seconds)),
+                grace_seconds=reader.take("ADJOURN_HANG_GRACE_SECONDS", within(1, DAY), int(PACE.grace_seconds)),
             ),
             on_term=reader.take("ADJOURN_ON_TERM", one_of(OnTerm), OnTerm.LEAVE),
             drain_grace=reader.take("ADJOURN_DRAIN_GRACE", within(0, 86_400), 120),

@@ -3,16 +3,27 @@
 import json
 import re
 from collections.abc import Iterable
+from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import typer
+from google.protobuf.duration_pb2 import Duration
 
 from adjourn import bundles
-from adjourn.v1.job_pb2 import Job, PauseMode
+from adjourn.v1.job_pb2 import Job, JobSpec, PauseMode
 
 EXACT_INTEGERS = 1 << 53
 """Arguments are sent as JSON numbers, which are exact up to this size."""
+
+
+SPANS: Final = {
+    "s": timedelta(seconds=1),
+    "m": timedelta(minutes=1),
+    "h": timedelta(hours=1),
+    "d": timedelta(days=1),
+}
+LONGEST: Final = timedelta(days=1000)
 
 
 def entry_point(target: str) -> tuple[Path | None, str]:
@@ -112,6 +123,27 @@ def pause_mode(given: str) -> PauseMode.ValueType:
     if given.lower() not in modes:
         wrong("--mode", f"{given!r} is none of {', '.join(modes)}")
     return modes[given.lower()]
+
+
+def hang_policy(given: str) -> JobSpec.HangPolicy.ValueType:
+    """Reads `--hang-policy`, in any case; empty: the default."""
+    policies = {"": JobSpec.HANG_POLICY_UNSPECIFIED, "restart": JobSpec.RESTART, "report": JobSpec.REPORT}
+    if given.lower() not in policies:
+        wrong("--hang-policy", f"{given!r} is neither restart nor report")
+    return policies[given.lower()]
+
+
+def duration(option: str, given: str) -> Duration | None:
+    """Reads `90`, `90s`, `1.5m`, `2h` or `1d`; None if nothing is given."""
+    if not given:
+        return None
+    found = re.fullmatch(r"(\d{1,7}(?:\.\d{1,6})?)(s|m|h|d)?", given.strip())
+    span = float(found[1]) * SPANS[found[2] or "s"] if found else timedelta()
+    if not timedelta() < span <= LONGEST:
+        wrong(option, f"{given!r} should be a number and s, m, h or d, such as 90s, up to {LONGEST.days}d")
+    read = Duration()
+    read.FromTimedelta(span)
+    return read
 
 
 def address(given: str) -> str:

@@ -78,6 +78,7 @@ def run_rows(job: Job) -> Iterator[Row]:
         ("arguments", formatting.pairs(MessageToDict(spec.args))),
         ("seed", str(spec.seed) if spec.HasField("seed") else ""),
         ("needs", needs(spec)),
+        ("if it hangs", hangs(spec)),
         ("labels", formatting.pairs(job.labels)),
         ("worker", job.worker),
     )
@@ -94,6 +95,13 @@ def needs(spec: JobSpec) -> str:
     parts = [f"{spec.gpu_count} GPU{'s' if spec.gpu_count > 1 else ''}"] if spec.gpu_count else []
     parts += [f"a worker with {formatting.pairs(spec.worker_selector)}"] if spec.worker_selector else []
     return ", ".join(parts)
+
+
+def hangs(spec: JobSpec) -> str:
+    """Returns what is not the default of what becomes of training that hangs."""
+    policy = "it is only reported" if spec.hang_policy == JobSpec.REPORT else ""
+    after = f"after {formatting.duration(spec.hang_timeout.ToTimedelta())} without a step"
+    return ", ".join(part for part in (policy, after if spec.HasField("hang_timeout") else "") if part)
 
 
 def progress_rows(job: Job, now: datetime) -> Iterator[Row]:

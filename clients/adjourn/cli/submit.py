@@ -35,6 +35,12 @@ def submit(
         int | None, typer.Option(help="Epochs between checkpoints; 0: only when pausing; 1 if left out.")
     ] = None,
     max_restarts: Annotated[int | None, typer.Option(help="Restarts after failures; 3 if left out.")] = None,
+    hang_timeout: Annotated[
+        str, typer.Option(metavar="TIME", help="Without a step for so long (90s, 10m) it hangs; left out: by its pace.")
+    ] = "",
+    hang_policy: Annotated[
+        str, typer.Option(metavar="POLICY", help="If it hangs: restart it from its checkpoint (default), or report.")
+    ] = "",
     label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="To find the job by. Repeat it.")] = None,
     worker_selector: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="What a worker must carry. Repeat it.")
@@ -62,6 +68,8 @@ def submit(
         seed=seed,
         checkpoint_epochs=checkpoint_epochs,
         max_restarts=max_restarts,
+        hang_policy=arguments.hang_policy(hang_policy),
+        hang_timeout=arguments.duration("--hang-timeout", hang_timeout),
         model_name=model_name,
         dataset_uri=dataset_uri,
     )

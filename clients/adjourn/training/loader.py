@@ -20,6 +20,8 @@ from adjourn.training.state.generators import derived_seed, seeded
 Place = Sequence[int | str]
 """Seed, loader, epoch, pass."""
 Collate = Callable[[list[Any]], Any]
+Heard = Callable[[bool], None]
+"""Told of each batch that is taken: False; and of the end of a pass: True."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,10 +81,13 @@ class Pass:
                 ' run.ignore(loader, reason="...")'
             )
         try:
-            return next(self._batches)
+            batch = next(self._batches)
         except StopIteration:
             self.open = False
+            self._loader.heard(True)
             raise
+        self._loader.heard(False)
+        return batch
 
 
 class Fetcher(Dataset[Any]):
@@ -114,6 +119,7 @@ class Loader:
         collate: Collate | None,
         pin_memory: bool,
         place: Callable[[], Sequence[int | str]],
+        heard: Heard,
     ) -> None:
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
             raise TypeError("a loader needs a dataset with __len__ and __getitem__: others have no place to resume at")
@@ -128,6 +134,7 @@ class Loader:
         self._pin_memory = pin_memory
         self._place = place
         """Returns seed, loader and running epoch."""
+        self.heard = heard
         self._passes: tuple[Sequence[int | str], Iterator[int]] | None = None
         self._first = 0
         self._iterators: weakref.WeakSet[Pass] = weakref.WeakSet()
@@ -224,8 +231,9 @@ class Loader:
 class Loaders:
     """The loaders of a run, and the epoch that they are in."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, heard: Heard = lambda _over: None) -> None:
         self._seed = seed
+        self._heard = heard
         self._lasting: list[Loader] = []
         self._passing = 0
         self._epoch = 0
@@ -248,7 +256,7 @@ class Loaders:
         """Makes a loader. One made within an epoch is numbered within it: a resumed run does not make those before."""
         lasting = self._epoch == 0
         name = str(len(self._lasting)) if lasting else f"{self._passing} of the epoch"
-        loader = Loader(**options, place=lambda: (self._seed, name, self._epoch))
+        loader = Loader(**options, place=lambda: (self._seed, name, self._epoch), heard=self._heard)
         if lasting:
             self._lasting.append(loader)
         else:

@@ -3,6 +3,7 @@
 import faulthandler
 import importlib
 import io
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from google.protobuf.struct_pb2 import ListValue, Struct
 from adjourn.bundles import PRELOADED
 from adjourn.environments import differences
 from adjourn.internal.v1.trainer_pb2 import TrainingEvent, TrainingStart
-from adjourn.shared_files import Control, ProgressPage
+from adjourn.pulse import STACKS_SIGNAL, Phase
+from adjourn.shared_files import Control, ProgressPage, PulseFile
 from adjourn.training.errors import EntryPointNotFound, EntryPointNotImportable, EnvironmentDiffers, TrainingError
 from adjourn.training.events import EventLog, log_line
 from adjourn.training.interpreter_end import InterpreterEnd, say_what_is_removed
@@ -50,6 +52,9 @@ def main(directory: Path) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)
     faulthandler.enable(sys.__stderr__ or 2)
+    # The handler is C code: it runs while C code holds the interpreter's lock too. It has a descriptor of its own, for
+    # user code may turn stderr elsewhere.
+    faulthandler.register(STACKS_SIGNAL, os.dup(2), all_threads=True, chain=False)
     code = run_attempt(directory)
     end.run(code)
     say_what_is_removed(directory / WORK)
@@ -63,10 +68,12 @@ def run_attempt(directory: Path) -> int:
         EventLog(directory / "events", start.notify_socket) as events,
         closing(Control(directory / "control")) as control,
         closing(ProgressPage(directory / "progress")) as progress_page,
+        closing(PulseFile(directory / "pulse")) as pulse,
     ):
+        pulse.beat(Phase.STARTING)
         session = None
         try:
-            session = prepared(start, events, control, progress_page)
+            session = prepared(start, events, control, progress_page, pulse)
             return trained(session)
         except StopTraining as leaving:
             traceback.clear_frames(leaving.__traceback__)  # ends the workers of a loader that is still iterated over
@@ -76,11 +83,14 @@ def run_attempt(directory: Path) -> int:
             if session:
                 session.tracker.losses.clear()  # those on a GPU that failed can no longer be read
             (session or events).append(TrainingEvent(failed=failure(start, error)))
+            pulse.beat(Phase.ENDING)
             traceback.clear_frames(error.__traceback__)
             return FAILED
 
 
-def prepared(start: TrainingStart, events: EventLog, control: Control, progress_page: ProgressPage) -> Session:
+def prepared(
+    start: TrainingStart, events: EventLog, control: Control, progress_page: ProgressPage, pulse: PulseFile
+) -> Session:
     """Sets up device, threads and seeds; raises EnvironmentDiffers or SnapshotUnreadable."""
     device = prepare(start.device_uuids, start.threads)
     restored = SnapshotReader(Path(start.restore_directory), device) if start.restore_directory else None
@@ -97,6 +107,7 @@ def prepared(start: TrainingStart, events: EventLog, control: Control, progress_
         events=events,
         control=control,
         progress_page=progress_page,
+        pulse=pulse,
         device=device,
         restored=restored,
         differences=different,

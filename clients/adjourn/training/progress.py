@@ -24,6 +24,10 @@ class ProgressTracker:
         self.step = 0
         self.epoch_step = 0
         self.steps_per_epoch: int | None = before.steps_per_epoch if before.HasField("steps_per_epoch") else None
+        self.length_known = False
+        """The last epoch had as many steps as was expected of it, and none of this attempt had another number."""
+        self._length_varies = False
+        self._counted = False
         self.loss: float | None = before.loss if before.HasField("loss") else None
         self.metrics: dict[str, float] = dict(before.metrics)
         """Newest value of each."""
@@ -41,6 +45,11 @@ class ProgressTracker:
     def active_seconds(self) -> float:
         """Training time of this attempt and those before."""
         return self._active_before + (0.0 if self._start is None else time.monotonic() - self._start)
+
+    @property
+    def steps_left(self) -> bool:
+        """Whether steps of the running epoch are certainly left."""
+        return self.length_known and self.steps_per_epoch is not None and self.epoch_step < self.steps_per_epoch
 
     @property
     def epoch_seconds(self) -> float:
@@ -63,6 +72,10 @@ class ProgressTracker:
         if self._count:
             self.values.setdefault("train_loss", self._sum / self._count)
         self.metrics |= self.values
+        expected = self.epoch_step > 0 and self.epoch_step == self.steps_per_epoch
+        self._length_varies |= self._counted and not expected  # what the first is compared with may be a guess
+        self._counted = True
+        self.length_known = expected and not self._length_varies
         self.steps_per_epoch = self.epoch_step or self.steps_per_epoch
         self.epoch += 1
         self.epoch_step = 0

@@ -25,7 +25,8 @@ from adjourn.internal.v1.trainer_pb2 import (
     TrainingPaused,
     TrainingStart,
 )
-from adjourn.shared_files import Control, ProgressPage
+from adjourn.pulse import Phase
+from adjourn.shared_files import Control, ProgressPage, PulseFile
 from adjourn.training.early_stopping import EarlyStopping
 from adjourn.training.errors import (
     NoSpace,
@@ -78,6 +79,7 @@ class Session:
         events: EventLog,
         control: Control,
         progress_page: ProgressPage,
+        pulse: PulseFile,
         device: torch.device,
         restored: SnapshotReader | None = None,
         differences: Mapping[str, tuple[str, str]] | None = None,
@@ -89,6 +91,8 @@ class Session:
         self._events = events
         self._control = control
         self._progress_page = progress_page
+        self._pulse = pulse
+        self._stepped = False
         self._restored = restored
         self._resumed = restored is not None
         self._differences = dict(differences or {})
@@ -100,7 +104,7 @@ class Session:
         self._nondeterminism = NondeterminismFilter()
         self._strict = True
         self._looks = 0
-        self._loaders = Loaders(start.spec.seed)
+        self._loaders = Loaders(start.spec.seed, self._batch_taken)
         self._open = False
         self._begun = False
         self._announced = False
@@ -161,6 +165,8 @@ class Session:
         tracker.epoch_step += 1
         if loss is not None:
             tracker.losses.append(copied(loss))
+        self._stepped = True
+        self._pulse.step(self._phase())
         if time.monotonic() >= self._publish_time or self._control.word != self._desired:
             self._publish()
 
@@ -172,6 +178,7 @@ class Session:
     def begin_task(self) -> None:
         """Begins what has no epochs."""
         self.tracker.start()
+        self._pulse.beat(Phase.UNKNOWN)
         self.announce()
 
     def announce(self) -> None:
@@ -204,6 +211,7 @@ class Session:
             self.announce()
             self._save_end()
         self.append(TrainingEvent(finished=TrainingFinished()))
+        self._pulse.beat(Phase.ENDING)
         return 0
 
     def append(self, event: TrainingEvent) -> None:
@@ -265,6 +273,7 @@ class Session:
     def _end_epoch(self) -> None:
         self._open = False
         self.tracker.end_epoch()
+        self._pulse.epoch()
         self._publish()
         best = self._best()
         metrics = EpochMetrics(
@@ -291,6 +300,7 @@ class Session:
         if self._control.read().target == Assignment.PAUSE:
             if self._save(last=True):
                 self.append(TrainingEvent(paused=TrainingPaused(boundary_time=reached)))
+                self._pulse.beat(Phase.ENDING)
                 self._leave(0)
             return  # the pause stays pending, and training goes on to the next boundary
         interval = spec.checkpoint_epochs if spec.HasField("checkpoint_epochs") else 1
@@ -339,6 +349,7 @@ class Session:
         True at the end of the run, which nobody resumes. A failure is an event, and training goes on. Two failures are
         raised: StateNotEncodable at the end of the run, and StateNotRestorable for the first state of a new run.
         """
+        self._pulse.beat(Phase.SAVING)
         try:
             snapshot = self._writer.save(
                 self._state, self._progress(), self.tracker.values, last=last, rehearse=not end
@@ -356,6 +367,8 @@ class Session:
         except SnapshotFailed as error:
             self._say_unsaved(error, last=last)
             return False
+        finally:
+            self._pulse.beat(Phase.BOUNDARY)
         for remark in set(self._state.remarks) - self._remarked:
             log_line(f"a resume will be UNPROVEN: {remark}")
             self._remarked.add(remark)
@@ -381,6 +394,7 @@ class Session:
 
     def _wait(self, seconds: float) -> None:
         """Waits, and goes on publishing progress; raises StopTraining if the launcher is gone."""
+        self._pulse.beat(Phase.WAITING)
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             if self._abandoned:
@@ -397,6 +411,23 @@ class Session:
             self.append(TrainingEvent(snapshot_failed=failed))
 
     # What is told.
+
+    def _phase(self) -> Phase:
+        """Returns what training does after a step, or a batch."""
+        if self.start.spec.total_epochs == 0:
+            return Phase.UNKNOWN
+        if not self._stepped:
+            return Phase.STARTING
+        if not self._open:
+            return Phase.BOUNDARY
+        if self.tracker.steps_left:
+            return Phase.STEPPING
+        return Phase.BOUNDARY if self.tracker.length_known else Phase.IN_EPOCH
+
+    def _batch_taken(self, over: bool) -> None:
+        """Shows that a batch was taken of a loader; `over`: there is none left, so that validation may follow."""
+        phase = self._phase()
+        self._pulse.beat(Phase.BOUNDARY if over and phase in (Phase.STEPPING, Phase.IN_EPOCH) else phase)
 
     def _publish(self) -> None:
         if not self._begun and self.start.spec.total_epochs > 0:

@@ -17,6 +17,9 @@ MAX_LABELS: Final = 64
 MAX_LABEL_VALUE: Final = 256
 MAX_ARGS_BYTES: Final = 256 << 10
 MAX_TEXT: Final = 1024
+MIN_HANG_SECONDS: Final = 1
+"""An agent looks at its trainings twice a second."""
+MAX_HANG_SECONDS: Final = 30 * 24 * 3600
 
 MAX_QUOTED: Final = 64
 """Characters of a wrong value that are quoted: an answer must fit into metadata."""
@@ -79,7 +82,22 @@ def spec(spec: JobSpec) -> Violations:
     for text in ("entry_point", "model_name", "dataset_uri"):
         if len(getattr(spec, text)) > MAX_TEXT:
             found[f"job.spec.{text}"] = f"must have {MAX_TEXT} characters at most"
+    found.update(hangs(spec))
     found.update(labels("job.spec.worker_selector", spec.worker_selector))
+    return found
+
+
+def hangs(spec: JobSpec) -> Violations:
+    """Checks what is to become of training that hangs."""
+    found: Violations = {}
+    if spec.hang_policy not in JobSpec.HangPolicy.values():
+        known = ", ".join(JobSpec.HangPolicy.keys()[1:])
+        found["job.spec.hang_policy"] = f"must be one of {known}; is {spec.hang_policy}"
+    if spec.HasField("hang_timeout"):
+        given = spec.hang_timeout
+        seconds = given.seconds + given.nanos / 1e9
+        if not (0 <= given.nanos < 1_000_000_000 and MIN_HANG_SECONDS <= seconds <= MAX_HANG_SECONDS):
+            found["job.spec.hang_timeout"] = f"must be {MIN_HANG_SECONDS} to {MAX_HANG_SECONDS} seconds; is {seconds:g}"
     return found
 
 

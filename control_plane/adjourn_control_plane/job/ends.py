@@ -23,6 +23,9 @@ def end_attempt(transition: Transition, failure: Failure | None, *, counts: bool
     if cancelling:
         transition.set_state(Job.CANCELLED, JobEvent.CANCELLED)
         return
+    rests = pausing and bool(job.holds) and bool(record.checkpoint.name)
+    if rests and why.reason == reasons.TRAINING_HANGS:
+        counts = False  # nothing is started again, and the pause is what was asked for
     if counts and not retries.may_restart(record, job.failure):
         if pausing:
             job.pause.note = "the job failed first"
@@ -31,8 +34,9 @@ def end_attempt(transition: Transition, failure: Failure | None, *, counts: bool
     if counts:
         count_restart(transition)
     rewind_progress(transition)
-    if pausing and job.holds and record.checkpoint.name:
-        enter_paused(transition, "with an older checkpoint: the attempt ended on its way to the boundary")
+    if rests:
+        told = f": {why.reason}, {why.message}" if why.reason else ""
+        enter_paused(transition, f"with an older checkpoint: the attempt ended on its way to the boundary{told}")
     else:
         transition.set_state(Job.QUEUED, JobEvent.REQUEUED, why.message, reason=why.reason)
 

@@ -12,7 +12,12 @@ from adjourn.v1.job_pb2 import Condition, Hold, Job
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.usage_pb2 import EpochMetrics
 
-WORKER_CONDITIONS: Final = (Condition.SNAPSHOT_FAILING, Condition.STORAGE_FAILING, Condition.GPUS_NOT_RELEASED)
+WORKER_CONDITIONS: Final = (
+    Condition.SNAPSHOT_FAILING,
+    Condition.STORAGE_FAILING,
+    Condition.GPUS_NOT_RELEASED,
+    Condition.HANGING,
+)
 """Conditions that a worker reports. They end when the attempt leaves the worker."""
 
 

@@ -1,6 +1,7 @@
 """`adjourn submit` against a scripted control plane."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from google.protobuf.json_format import MessageToDict
 from typer.testing import Result
 
 from adjourn import bundles, errors
-from adjourn.v1.job_pb2 import Failure, Job
+from adjourn.v1.job_pb2 import Failure, Job, JobSpec
 from adjourn.v1.job_service_pb2 import WatchJobsResponse
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def test_a_script_is_submitted_with_all_that_belongs_to_it(adjourn: Adjourn, pla
         "--args", '{"lr": 1, "deep": {"a": [1, null]}}', "--arg", "lr=0.001", "--arg", "name=adam", "--arg", "on=true",
         "--arg", "text=a=b", "--include", str(script.parent / "nets.py"), "--checkpoint-epochs", "0",
         "--max-restarts", "1", "--label", "team=a", "--worker-selector", "zone=b",
-        "--model-name", "cnn", "--dataset-uri", "s3://d",
+        "--model-name", "cnn", "--dataset-uri", "s3://d", "--hang-timeout", "1.5m", "--hang-policy", "report",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "jobs/digits is queued: train:main, 20 epochs, with" in result.stdout
@@ -44,6 +45,7 @@ def test_a_script_is_submitted_with_all_that_belongs_to_it(adjourn: Adjourn, pla
     }  # fmt: skip
     assert (spec.entry_point, spec.total_epochs, spec.gpu_count, spec.seed) == ("train:main", 20, 2, 7)
     assert (spec.checkpoint_epochs, spec.max_restarts, dict(spec.worker_selector)) == (0, 1, {"zone": "b"})
+    assert (spec.hang_timeout.ToTimedelta(), spec.hang_policy) == (timedelta(seconds=90), JobSpec.REPORT)
     assert (spec.model_name, spec.dataset_uri, spec.bundle) == ("cnn", "s3://d", f"bundles/{len(packed):064x}")
 
 
@@ -51,7 +53,8 @@ def test_installed_code_needs_no_bundle(adjourn: Adjourn, plane: "Plane") -> Non
     assert adjourn("submit", "adjourn.examples.digits:main", "--epochs", "3").exit_code == 0
     spec = plane.jobs["jobs/made-up"].spec
     assert (spec.entry_point, spec.bundle) == ("adjourn.examples.digits:main", "")
-    assert {"seed", "checkpoint_epochs", "max_restarts"}.isdisjoint(field.name for field, _ in spec.ListFields())
+    chosen = {"seed", "checkpoint_epochs", "max_restarts", "hang_timeout", "hang_policy"}
+    assert chosen.isdisjoint(field.name for field, _ in spec.ListFields())
 
 
 @pytest.mark.parametrize(
@@ -73,6 +76,10 @@ def test_installed_code_needs_no_bundle(adjourn: Adjourn, plane: "Plane") -> Non
         (("m:f", "--gpus", "2147483648"), "2147483648 is out of range; the field has 32 bits"),
         (("m:f", "--checkpoint-epochs", "-2147483649"), "out of range"),
         (("m:f", "--max-restarts", "2147483648"), "out of range"),
+        (("m:f", "--hang-timeout", "soon"), "such as 90s"),
+        (("m:f", "--hang-timeout", "0"), "such as 90s"),
+        (("m:f", "--hang-timeout", "9999999d"), "up to 1000d"),
+        (("m:f", "--hang-policy", "ignore"), "neither restart nor report"),
         (("m:f", "--epochs", "2147483648"), "out of range"),
     ],
 )

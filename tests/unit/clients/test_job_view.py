@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 
 from adjourn.cli import formatting, job_view, phrases, tables, usage_table
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.job_pb2 import Hold, Job, JobSpec, Pause, PauseMode
+from adjourn.v1.job_pb2 import Condition, Hold, Job, JobSpec, Pause, PauseMode
 from adjourn.v1.usage_pb2 import EpochMetrics, GpuSample, ResourceSample
 from adjourn.v1.worker_pb2 import Device, Worker
 
@@ -299,3 +299,13 @@ def test_sizes_read_well(count: int, read: str) -> None:
 def test_times_are_local_with_their_zone() -> None:
     assert formatting.moment(at(0)) == "2026-03-01 13:00:00 CET"
     assert formatting.clock(at(0)) == "13:00:00"
+
+
+def test_what_hangs_is_shown_with_what_becomes_of_it() -> None:
+    job = Job(name="jobs/a", state=Job.RUNNING, spec=JobSpec(hang_policy=JobSpec.REPORT, hang_timeout=lasting(90)))
+    job.conditions.add(type=Condition.HANGING, reason="TRAINING_HANGS", message="training has not got on for 130 s")
+    shown = text(job_view.paused_run(job, now=NOW))
+    assert "it is only reported, after 1 min 30 s without a step" in shown
+    assert "TRAINING_HANGS since" in shown
+    assert "training has not got on for 130 s" in shown
+    assert "if it hangs" not in text(job_view.paused_run(Job(name="jobs/a", state=Job.RUNNING), now=NOW))

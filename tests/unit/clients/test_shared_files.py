@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from adjourn.desired_state import DesiredState
-from adjourn.shared_files import PROGRESS_BYTES, Control, ProgressPage
+from adjourn.pulse import Phase, Pulse
+from adjourn.shared_files import PROGRESS_BYTES, Control, ProgressPage, PulseFile
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.job_pb2 import Progress
 
@@ -38,3 +39,20 @@ def test_both_sides_see_what_was_written(tmp_path: Path) -> None:
         assert read.read() is None
         written.write(Progress(step=3, metrics={"x" * PROGRESS_BYTES: 1.0}))
         assert read.read() == Progress(step=3)
+
+
+def test_a_pulse_is_seen_beat_by_beat(tmp_path: Path) -> None:
+    with closing(PulseFile(tmp_path / "pulse")) as written, closing(PulseFile(tmp_path / "pulse")) as read:
+        assert read.read() is None
+        written.beat(Phase.STARTING)
+        assert read.read() == Pulse(beats=1, phase=Phase.STARTING)
+        written.step(Phase.STEPPING)
+        written.step(Phase.BOUNDARY)
+        written.epoch()
+        assert read.read() == Pulse(beats=4, phase=Phase.BOUNDARY, steps=2, epochs=1)
+
+
+def test_a_phase_of_a_later_version_is_not_guessed(tmp_path: Path) -> None:
+    (tmp_path / "pulse").write_bytes((1 << 8 | 200).to_bytes(8, "little") + bytes(16))
+    with closing(PulseFile(tmp_path / "pulse")) as read:
+        assert read.read() is None

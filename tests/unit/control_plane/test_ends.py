@@ -1,5 +1,7 @@
 """How jobs end, what is tried again, and what it is paid from."""
 
+from datetime import timedelta
+
 import pytest
 
 from adjourn import errors, reasons
@@ -8,7 +10,7 @@ from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Condition, Failure
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn_control_plane.job import retries
-from adjourn_control_plane.job.events import EpochEnded
+from adjourn_control_plane.job.events import ConditionChanged, EpochEnded
 from adjourn_control_plane.job.retries import ready_time
 from tests.harness.job_life import A, B, Life, checkpoint_name, paused
 
@@ -220,3 +222,41 @@ def test_another_environment_sends_the_job_back_to_the_queue_and_costs_nothing()
 def test_another_environment_under_a_pause_lets_it_rest_again() -> None:
     life = paused(max_restarts=0).resume().placed().pause().fails(Failure(reason=reasons.ENVIRONMENT_DIFFERS))
     assert (life.state, life.job.pause.checkpoint) == ("PAUSED", checkpoint_name(3))
+
+
+HANGS = Failure(reason=reasons.TRAINING_HANGS, message="no step for 300 s")
+
+
+def test_training_that_hangs_costs_a_restart_like_any_other_failure() -> None:
+    life = Life(max_restarts=1).running(2).at(250).fails(HANGS)
+    assert (life.state, life.job.restart_count, life.job.progress.step) == ("QUEUED", 1, 200)
+    assert life.job.failure.reason == reasons.TRAINING_HANGS
+    life.running().fails(HANGS)
+    assert (life.state, life.job.restart_count) == ("FAILED", 1)
+
+
+@pytest.mark.parametrize("budget", [0, 3])
+def test_a_pause_of_training_that_hangs_rests_on_the_newest_checkpoint_whatever_the_budget(budget: int) -> None:
+    life = Life(max_restarts=budget).running(2).at(250).pause().fails(HANGS)
+    assert (life.state, life.job.pause.checkpoint) == ("PAUSED", checkpoint_name(2))
+    assert life.job.restart_count == 0
+    assert life.job.pause.lost_duration.ToTimedelta() == timedelta(seconds=5)
+    assert "TRAINING_HANGS, no step for 300 s" in life.decisions[-1].events[-1].message
+
+
+def test_a_pause_of_training_that_hangs_before_its_first_checkpoint_is_still_wanted() -> None:
+    life = Life(max_restarts=1).running().at(50).pause().fails(HANGS)
+    assert (life.state, life.job.restart_count) == ("QUEUED", 1)
+    assert life.job.holds, "another attempt is to bring about the pause"
+    assert life.placed().state == "PAUSING"
+    assert life.fails(HANGS).state == "FAILED", "and does not try for ever"
+
+
+def test_a_hang_is_known_for_as_long_as_the_worker_has_the_job() -> None:
+    condition = Condition(type=Condition.HANGING, reason=reasons.TRAINING_HANGS, message="no step for 300 s")
+    life = Life().running(1).tell(ConditionChanged(actor=A, condition=condition, ended=False))
+    assert [each.type for each in life.job.conditions] == [Condition.HANGING]
+    life.tell(ConditionChanged(actor=A, condition=Condition(type=Condition.HANGING), ended=True))
+    assert not life.job.conditions
+    life.tell(ConditionChanged(actor=A, condition=condition, ended=False)).fails(HANGS)
+    assert not life.job.conditions

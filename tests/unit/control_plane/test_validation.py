@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import ParseDict
 
 from adjourn.v1.job_pb2 import Job, JobSpec, PauseMode
@@ -106,6 +107,21 @@ def test_a_number_out_of_range(field: str, value: Any) -> None:
 def test_every_number_of_the_spec_has_a_range() -> None:
     numbers = {field.name for field in JobSpec.DESCRIPTOR.fields if field.cpp_type in (1, 2, 3, 4)}
     assert {field for field, _, _ in validation.RANGES} == numbers
+
+
+@pytest.mark.parametrize(
+    ("seconds", "nanos"), [(0, 0), (0, 999_999_999), (-5, 0), (30 * 24 * 3600, 1), (5, -1), (5, 1_000_000_000)]
+)
+def test_a_hang_timeout_out_of_range(seconds: int, nanos: int) -> None:
+    timeout = Duration(seconds=seconds, nanos=nanos)
+    assert list(validation.create_job(request(hang_timeout=timeout))) == ["job.spec.hang_timeout"]
+
+
+def test_what_is_to_become_of_training_that_hangs() -> None:
+    for policy in JobSpec.HangPolicy.values():
+        for timeout in (Duration(seconds=1), Duration(seconds=2, nanos=5), Duration(seconds=30 * 24 * 3600)):
+            assert validation.create_job(request(hang_policy=policy, hang_timeout=timeout)) == {}
+    assert list(validation.create_job(request(hang_policy=17))) == ["job.spec.hang_policy"]
 
 
 @pytest.mark.parametrize("field", ["model_name", "dataset_uri", "entry_point"])

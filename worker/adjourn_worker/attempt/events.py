@@ -116,6 +116,25 @@ class Reached(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FoundHanging(Event):
+    """Training has been silent for longer than it may be."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MovedOn(Event):
+    """Training that was found hanging has shown a sign of life."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StillHanging(Event):
+    """Training was found hanging, and the grace is over: the attempt is to be ended."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStopping(Event):
     """The worker has to stop with all it runs."""
 
@@ -147,6 +166,13 @@ class SetDesired(Effect):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kill(Effect):
     """End the process and all it started."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteStacks(Effect):
+    """Have the process write the stacks of its threads to its log."""
+
+    why: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

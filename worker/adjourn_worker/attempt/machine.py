@@ -27,6 +27,10 @@ What happens to snapshots that cannot be saved:
 A worker that is out of contact, or drains, has training pause at its next boundary by itself. That ends as any pause:
 with the target still RUN, the exit says PAUSED, and the control plane decides how the job goes on. If the control plane
 is heard before the boundary, its own target counts again, and training goes on as if nothing had been.
+
+Training that hangs (`pace.py`) has the condition HANGING until it gets on. If its job restarts by policy, or is to
+pause, it is killed after a grace and the attempt ends as FAILED, once the snapshots that it took before are durable.
+What has said that it paused or finished, and then hangs at its end, is killed and has paused or finished.
 """
 
 import signal
@@ -37,7 +41,7 @@ from typing import Any, Final
 from adjourn import reasons
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment, ProcessExit, Snapshot
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
-from adjourn.v1.job_pb2 import Condition, Failure, Pause
+from adjourn.v1.job_pb2 import Condition, Failure, JobSpec, Pause
 from adjourn_worker.attempt.events import (
     Advanced,
     AssignmentChanged,
@@ -49,11 +53,13 @@ from adjourn_worker.attempt.events import (
     Ended,
     Event,
     EventRead,
+    FoundHanging,
     GpusReleased,
     Kill,
     Launch,
     Launched,
     Measured,
+    MovedOn,
     PauseByItself,
     Persist,
     Persisted,
@@ -62,7 +68,9 @@ from adjourn_worker.attempt.events import (
     Prepared,
     Reached,
     SetDesired,
+    StillHanging,
     WorkerStopping,
+    WriteStacks,
 )
 from adjourn_worker.attempt.transition import OVER, Outcome, Transition, desired_state
 
@@ -92,7 +100,7 @@ def recover(held: HeldAssignment) -> tuple[Effect, ...]:
         return (Prepare(),)
     again: list[Effect] = [Drop(snapshot=snapshot) for snapshot in held.dropped]
     if not held.HasField("exit"):
-        stop = held.assignment.target == Assignment.STOP or is_fenced(held)
+        stop = held.assignment.target == Assignment.STOP or is_to_end(held)
         again.append(Kill() if stop else SetDesired(desired=desired_state(held)))
     elif held.status.held_device_uuids:
         again.append(ConfirmRelease(before=tuple(held.gpus_before)))
@@ -266,6 +274,9 @@ def released(transition: Transition, time: datetime, gpu_memory_bytes: int | Non
         if gpu_memory_bytes is not None and held.HasField("gpu_memory_bytes"):
             pause.released_gpu_memory_bytes = held.gpu_memory_bytes - gpu_memory_bytes
         transition.report().pause.CopyFrom(pause)
+    elif held.assignment.target == Assignment.PAUSE and held.final_event.HasField("failed"):
+        # It ended on its way to the boundary: the pause may rest on an older checkpoint.
+        transition.report().pause.release_time.FromDatetime(time)
     if held.snapshots:
         transition.status.phase = AssignmentStatus.PERSISTING
     else:
@@ -321,6 +332,11 @@ def persisted(transition: Transition, event: Persisted) -> None:
 def is_fenced(held: HeldAssignment) -> bool:
     """Returns whether somebody else was found to act under the attempt's token."""
     return bool(held.final_event.failed.reason == reasons.FENCED)
+
+
+def is_to_end(held: HeldAssignment) -> bool:
+    """Returns whether the machine has decided that the training process is killed: it may not have been done yet."""
+    return held.final_event.failed.reason in (reasons.FENCED, reasons.TRAINING_HANGS)
 
 
 def persist_failed(transition: Transition, event: PersistFailed) -> None:
@@ -398,6 +414,37 @@ def paused_by_itself(held: HeldAssignment) -> bool:
     return held.HasField("pausing_by_itself") and held.assignment.target == Assignment.RUN
 
 
+def is_hanging(held: HeldAssignment) -> bool:
+    return any(each.type == Condition.HANGING for each in held.conditions)
+
+
+def hang_ends_attempt(held: HeldAssignment) -> bool:
+    """Returns whether training that hangs is killed. A pause is somebody's order: it does not wait for a hang."""
+    said = held.final_event.WhichOneof("event") is not None
+    pausing = desired_state(held).target == Assignment.PAUSE
+    return said or pausing or held.assignment.spec.hang_policy != JobSpec.REPORT
+
+
+def found_hanging(transition: Transition, event: FoundHanging) -> None:
+    if transition.alive:
+        condition = Condition(type=Condition.HANGING, reason=reasons.TRAINING_HANGS, message=event.message)
+        transition.begin_condition(condition)
+        transition.do(WriteStacks(why=event.message))
+
+
+def moved_on(transition: Transition, _event: MovedOn) -> None:
+    transition.end_condition(Condition.HANGING)
+
+
+def still_hanging(transition: Transition, event: StillHanging) -> None:
+    held = transition.held
+    if not transition.alive or not hang_ends_attempt(held):
+        return
+    if held.final_event.WhichOneof("event") is None:
+        held.final_event.failed.CopyFrom(Failure(reason=reasons.TRAINING_HANGS, message=event.message))
+    transition.do(Kill())
+
+
 def worker_stopping(transition: Transition, _event: WorkerStopping) -> None:
     """Ends what runs. Snapshots that are not durable stay, for the worker's next start."""
     if transition.alive:
@@ -422,5 +469,8 @@ HANDLERS: Final[Mapping[type[Event], Callable[[Transition, Any], None]]] = {
     ConditionChanged: condition_changed,
     PauseByItself: pause_by_itself,
     Reached: reached,
+    FoundHanging: found_hanging,
+    MovedOn: moved_on,
+    StillHanging: still_hanging,
     WorkerStopping: worker_stopping,
 }

@@ -6,11 +6,11 @@ out. Fetching, persisting and waiting for GPUs take long and run in the backgrou
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 import structlog
 from google.protobuf.message import DecodeError
@@ -18,12 +18,13 @@ from google.protobuf.message import DecodeError
 from adjourn import reasons, snapshots
 from adjourn.desired_state import DesiredState
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment, Snapshot
-from adjourn.shared_files import Control, ProgressPage
+from adjourn.pulse import Pulse
+from adjourn.shared_files import Control, ProgressPage, PulseFile
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, ConditionChange, Report
 from adjourn.v1.job_pb2 import Condition, Failure
 from adjourn.v1.usage_pb2 import GpuSample
 from adjourn_worker import messages
-from adjourn_worker.attempt import files, machine, training_log
+from adjourn_worker.attempt import files, machine, stacks, training_log
 from adjourn_worker.attempt.events import (
     Advanced,
     CannotGoOn,
@@ -34,11 +35,13 @@ from adjourn_worker.attempt.events import (
     Ended,
     Event,
     EventRead,
+    FoundHanging,
     GpusReleased,
     Kill,
     Launch,
     Launched,
     Measured,
+    MovedOn,
     PauseByItself,
     Persist,
     Persisted,
@@ -47,7 +50,10 @@ from adjourn_worker.attempt.events import (
     Prepared,
     Reached,
     SetDesired,
+    StillHanging,
+    WriteStacks,
 )
+from adjourn_worker.attempt.pace import Pace, Watch
 from adjourn_worker.attempt.transition import OVER, Outcome
 from adjourn_worker.host.gpus import Gpus, memory_in_use, unreleased
 from adjourn_worker.journal import Journal
@@ -70,6 +76,10 @@ PERSIST_AGAIN_SECONDS: Final = 10.0
 FILES_AGAIN_SECONDS: Final = 1.0
 """The same, at reading or writing the files of an attempt."""
 
+LOOK_SECONDS: Final = 5.0
+"""Most that the time between two looks at the pulse counts. If it was longer, the agent was stopped, the machine
+suspended or too busy for both."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -88,6 +98,7 @@ class AttemptRunner:
         gpus: Gpus,
         log_bytes: int,
         steady: asyncio.Event,
+        pace: Pace,
         on_change: Callable[[Sequence[Report]], None],
     ) -> None:
         self.held = held
@@ -104,6 +115,10 @@ class AttemptRunner:
         """Training was told to pause by this agent or one before it; the control plane was not heard since."""
         self.held_still = False
         """The training process is stopped by a signal, until the control plane has said what is meant for it."""
+        self.pace = pace
+        self.watch = new_watch(held)
+        self.looked_at: float | None = None
+        """By the clock of the event loop, which does not count a suspended machine."""
         self.on_change = on_change
         """Called after every change, with the reports that it brought."""
         self.inbox: asyncio.Queue[Event | None] = asyncio.Queue()
@@ -233,6 +248,8 @@ class AttemptRunner:
             if ended is not None or exit_lost:
                 await asyncio.to_thread(training_log.compact, self.directory / files.LOG, self.log_bytes)
                 await self.handle(Ended(exit=ended))
+            else:
+                await self.look_for_hang()
         except files.AttemptDamaged as error:
             await self.abandon(error)
         except (LauncherFailed, LaunchRefused) as error:
@@ -271,6 +288,23 @@ class AttemptRunner:
         if progress is not None and progress != self.status.progress:
             await self.handle(Measured(progress=progress, usage=None))
 
+    async def look_for_hang(self) -> None:
+        """Finds out whether training gets on, and whether it has hung for too long."""
+        now = asyncio.get_running_loop().time()
+        passed = 0.0 if self.looked_at is None or self.held_still else min(now - self.looked_at, LOOK_SECONDS)
+        self.looked_at = now
+        self.watch = self.watch.looked(read_pulse(self.directory / "pulse"), passed)
+        hang = self.watch.hang(self.pace)
+        known = machine.is_hanging(self.held)
+        if hang is None:
+            if known and self.watch.moved:
+                await self.handle(MovedOn())
+        elif not known:
+            self.watch = self.watch.found_hanging()
+            await self.handle(FoundHanging(message=str(hang)))
+        elif hang.silence > hang.limit + self.pace.grace_seconds and machine.hang_ends_attempt(self.held):
+            await self.handle(StillHanging(message=str(hang)))
+
     async def abandon(self, error: Exception) -> None:
         """Ends an attempt whose files are of no use any more: training code can write there too."""
         await self.launcher.kill(self.directory)
@@ -288,6 +322,8 @@ class AttemptRunner:
                 await self.write_desired(desired)
             case Kill():
                 await self.launcher.kill(self.directory)
+            case WriteStacks(why=why):
+                self.start_aside(self.write_stacks(why))
             case ConfirmRelease(before=before):
                 self.start(partial(self.confirm_release, before), cannot_confirm)
             case Persist(snapshot=snapshot, again=again):
@@ -314,9 +350,19 @@ class AttemptRunner:
                 event = failed(error)
             self.inbox.put_nowait(event)
 
-        task = asyncio.create_task(run())
+        self.start_aside(run())
+
+    def start_aside(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self.background.add(task)
         task.add_done_callback(self.background.discard)
+
+    async def write_stacks(self, why: str) -> None:
+        try:
+            pids = await asyncio.to_thread(stacks.ask, self.held.process, self.directory, why)
+            self.log.warning("training_hangs", why=why, stacks_of=pids)
+        except OSError as error:
+            self.log.warning("training_hangs", why=why, stacks_not_written=str(error))
 
     async def prepare(self) -> Event:
         await self.storage.prepare(self.held, self.on_condition)
@@ -374,6 +420,23 @@ class AttemptRunner:
 
         await asyncio.sleep(wait_seconds)
         return Persisted(checkpoint=await self.storage.persist(self.held, snapshot, advance, self.on_condition))
+
+
+def new_watch(held: HeldAssignment) -> Watch:
+    """Returns the watch over the training process of an assignment."""
+    assignment = held.assignment
+    given = assignment.spec.HasField("hang_timeout")
+    timeout = assignment.spec.hang_timeout.ToTimedelta().total_seconds() if given else None
+    return Watch(makes_steps=assignment.restore.step > 0, timeout=timeout)
+
+
+def read_pulse(path: Path) -> Pulse | None:
+    """Returns None where there is none: an older version trains there, or it has just begun."""
+    if not path.exists():
+        return None
+    with contextlib.suppress(OSError), contextlib.closing(PulseFile(path)) as file:
+        return file.read()
+    return None
 
 
 def write_control(path: Path, desired: DesiredState) -> None:
