@@ -11,8 +11,9 @@ from typing import Final, Self
 
 import psutil
 
+from adjourn import failpoints
 from adjourn.local import process_cleanup, s3_url, seaweed, services, valkey
-from adjourn.local.managed_process import Program
+from adjourn.local.managed_process import POLL_SECONDS, Program
 from adjourn.local.ports import HOST, free_ports
 from adjourn.local.supervisor import ProcessSupervisor, together
 from adjourn.objects import S3Settings
@@ -22,6 +23,7 @@ from tests.harness.process_guard import guarded
 VALKEY: Final = valkey.NAME
 S3: Final = seaweed.NAME
 CLIENTS: Final = "clients"
+READY_SECONDS: Final = 90.0
 
 
 @dataclass(kw_only=True)
@@ -70,7 +72,9 @@ class Cluster:
         return self._supervisor.processes[name].pid is not None
 
     def kill(self, name: str) -> None:
-        """Sends SIGKILL; it is started again within a second, longer if it is killed often."""
+        """Sends SIGKILL; it is started again within a second."""
+        if watched := self._supervisor._watched.get(name):
+            watched.ends = 0
         self.process(name).kill()
 
     def down(self, name: str) -> None:
@@ -94,13 +98,41 @@ class Cluster:
         self._supervisor.release(name)
         return await process_cleanup.kill(self.directory, name, self.worker_directory(name))
 
+    def arm(self, name: str, failpoint: str, action: str = "kill") -> None:
+        """Has a control plane, or a worker's agent, launcher or training, fail once at a failpoint.
+
+        It goes for whichever of these processes comes there first, also for one that runs already.
+        """
+        assert failpoint in failpoints.NAMES, failpoint
+        directory = self._failpoints(name)
+        (directory / f"{failpoint}.hit").unlink(missing_ok=True)
+        (directory / f"{failpoint}.new").write_text(action)
+        (directory / f"{failpoint}.new").rename(directory / failpoint)
+        self._supervisor._watched[name].ends = 0  # it is started again soon, however often it is killed
+
+    def was_hit(self, name: str, failpoint: str) -> bool:
+        return (self._failpoints(name) / f"{failpoint}.hit").exists()
+
+    def disarm(self) -> None:
+        """Takes back what was armed and not hit."""
+        for path in (self.directory / "failpoints").glob("*/*"):
+            path.unlink(missing_ok=True)
+
+    def _failpoints(self, name: str) -> Path:
+        directory = self.directory / "failpoints" / name
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory
+
     def worker_directory(self, name: str) -> Path:
         return self.directory / "workers" / name
 
     async def ready(self, *names: str) -> None:
-        """Waits until these processes (none named: all) are ready; raises ProgramError."""
+        """Waits until these processes (none named: all) are ready, also while they are being started again."""
         processes = self._supervisor.processes
-        await asyncio.gather(*(processes[name].until_ready() for name in names or processes))
+        async with asyncio.timeout(READY_SECONDS):
+            for name in names or processes:
+                while not (self.runs(name) and await processes[name].program.ready()):  # noqa: ASYNC110  # it tells nobody
+                    await asyncio.sleep(POLL_SECONDS)
 
     async def __aenter__(self) -> Self:
         self.logs.mkdir(parents=True, exist_ok=True)
@@ -177,4 +209,9 @@ class Cluster:
     def _shared(self, name: str) -> dict[str, str]:
         s3 = self.proxies.link(f"{name}/s3", server_of(self.s3.endpoint), http=True)
         access = replace(self.s3, endpoint=through(self.s3.endpoint, s3))
-        return {**process_cleanup.marker(self.directory), **s3_url.environment(access), **self.environment}
+        return {
+            **process_cleanup.marker(self.directory),
+            **s3_url.environment(access),
+            failpoints.VARIABLE: str(self._failpoints(name)),
+            **self.environment,
+        }

@@ -1,19 +1,24 @@
 """Networks that fail, and processes that die at the worst place: the job ends where it would have ended."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from adjourn.client import AsyncClient
-from adjourn.v1.job_pb2 import Job
-from tests.harness.cluster import Cluster
+from adjourn.v1.job_pb2 import Job, JobSpec
+from adjourn.v1.job_service_pb2 import JobEvent
+from tests.harness.cluster import CLIENTS, Cluster
+from tests.harness.fault_proxy import Way
 from tests.harness.jobs import EPOCHS, GatedJob, GatedJobs, Outcome
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 Eventually = Callable[..., Awaitable[None]]
+WORKERS = ("worker-1", "worker-2")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -31,6 +36,7 @@ def cluster(whole_cluster: Cluster) -> Iterator[Cluster]:
     """The cluster, whose network is whole before and after a test."""
     yield whole_cluster
     whole_cluster.proxies.heal()
+    whole_cluster.disarm()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -61,12 +67,171 @@ async def gated_jobs(
     await made.end()
 
 
-async def test_storage_that_answers_with_errors_costs_a_pause_only_time(
-    cluster: Cluster, gated_jobs: GatedJobs, uninterrupted: Outcome
+@pytest.fixture
+def third_epoch(gated_jobs: GatedJobs) -> Callable[..., Awaitable[tuple[GatedJob, str]]]:
+    """Starts a job; returns it in the middle of its third epoch, with the name of its worker's process."""
+
+    async def start(name: str, **fields: Any) -> tuple[GatedJob, str]:
+        gated = await gated_jobs.start(name, limit=2, spec=JobSpec(**fields))
+        await gated.inside(3)
+        await gated.durable(2)
+        return gated, (await gated.get()).worker.removeprefix("workers/")
+
+    return start
+
+
+ThirdEpoch = Callable[..., Awaitable[tuple[GatedJob, str]]]
+
+
+async def test_an_agent_dies_wherever_a_checkpoint_is_made_durable(
+    cluster: Cluster, third_epoch: ThirdEpoch, uninterrupted: Outcome, eventually: Eventually
 ) -> None:
-    gated: GatedJob = await gated_jobs.start("s3-errors", limit=2)
-    await gated.inside(3)
-    for worker in ("worker-1", "worker-2"):
+    gated, worker = await third_epoch("agent-dies")
+    points = ("part-uploaded", "before-manifest", "after-manifest", "before-journal", "after-journal")
+    for epoch, point in enumerate(points, start=3):
+        cluster.arm(worker, f"worker.{point}")
+        gated.gate.open(epoch)
+        await eventually(lambda hit=f"worker.{point}": cluster.was_hit(worker, hit))
+        await gated.durable(epoch)
+    job = await gated.finish()
+    assert (job.attempt, job.restart_count) == (1, 0)
+    assert await gated.outcome() == uninterrupted
+
+
+async def test_an_agent_dies_on_both_ways_of_a_pause(
+    cluster: Cluster, gated_jobs: GatedJobs, uninterrupted: Outcome, eventually: Eventually
+) -> None:
+    """Between a process and the journal, at its begin and its end; between a manifest and the parts."""
+    for worker in WORKERS:
+        cluster.arm(worker, "worker.launched-before-journal")
+    gated = await gated_jobs.start("agent-dies-around", limit=2)
+    training = await gated.inside(3)
+    worker = (await gated.get()).worker.removeprefix("workers/")
+    assert cluster.was_hit(worker, "worker.launched-before-journal")
+    cluster.arm(worker, "worker.exited-before-journal")
+    paused = await gated.pause(3)
+    assert cluster.was_hit(worker, "worker.exited-before-journal")
+    assert (paused.attempt, paused.restart_count, training.lives()) == (1, 0, False)
+    for worker in WORKERS:
+        cluster.arm(worker, "worker.manifest-read")
+        cluster.arm(worker, "launcher.forked")
+    await gated.client.resume_job(gated.name)
+    await gated.until(Job.RUNNING, seconds=90)  # another agent and another launcher have to start
+    await gated.inside(4)
+    worker = (await gated.get()).worker.removeprefix("workers/")
+    assert cluster.was_hit(worker, "worker.manifest-read")
+    assert cluster.was_hit(worker, "launcher.forked")
+    assert (await gated.finish()).restart_count == 0
+    assert await gated.outcome() == uninterrupted
+
+
+async def test_training_dies_wherever_it_saves_or_ends(
+    cluster: Cluster, third_epoch: ThirdEpoch, uninterrupted: Outcome, eventually: Eventually
+) -> None:
+    gated, _ = await third_epoch("training-dies", max_restarts=4)
+    deaths = {3: "before-snapshot-event", 4: "after-snapshot-event", EPOCHS: "before-finish"}
+    for attempt, (epoch, point) in enumerate(deaths.items(), start=2):
+        for worker in WORKERS:
+            cluster.arm(worker, f"training.{point}")
+        gated.gate.open(epoch)
+        died = await gated.until(lambda job, begun=attempt: job.attempt == begun)
+        assert died.failure.reason == "PROCESS_KILLED"
+        cluster.disarm()
+    job = await gated.finish()
+    assert job.attempt == 1 + len(deaths)
+    assert await gated.outcome() == uninterrupted
+
+
+async def test_a_control_plane_dies_wherever_it_serves_a_pause(
+    cluster: Cluster, third_epoch: ThirdEpoch, uninterrupted: Outcome, client: AsyncClient
+) -> None:
+    """The caller asks the other one again and gets one answer; what it asked for happened once."""
+    gated, _ = await third_epoch("control-plane-dies")
+    link = cluster.link(CLIENTS)
+    both = list(link.servers)
+    for epoch, point in enumerate(("before-commit", "after-commit", "before-reply"), start=3):
+        training = await gated.inside(epoch)
+        link.servers = both[:1]
+        link.reset()
+        await gated.get()
+        link.servers = both
+        cluster.arm("control-plane-1", f"control-plane.{point}")
+        await gated.ask_for_pause(training)
+        gated.gate.open(epoch)
+        paused = await gated.until(Job.PAUSED)
+        assert cluster.was_hit("control-plane-1", f"control-plane.{point}")
+        assert (paused.pause.epoch, paused.restart_count) == (epoch, 0)
+        await client.resume_job(gated.name)
+        await cluster.ready("control-plane-1")
+    asked = [event async for event in client.list_job_events(gated.name) if event.type == JobEvent.PAUSE_REQUESTED]
+    assert len(asked) == 3
+    await gated.finish()
+    assert await gated.outcome() == uninterrupted
+
+
+async def test_a_network_that_fails_for_less_than_a_lease_costs_nothing(
+    cluster: Cluster, third_epoch: ThirdEpoch, uninterrupted: Outcome
+) -> None:
+    gated, worker = await third_epoch("network-fails")
+    link = cluster.link(worker)
+    stores = [cluster.link(f"{name}/redis") for name in ("control-plane-1", "control-plane-2")]
+
+    async def resets() -> None:
+        for _ in range(10):
+            link.reset()
+            await asyncio.sleep(0.2)
+
+    async def deaf() -> None:
+        link.black_hole(Way.TO_CLIENT)
+        await asyncio.sleep(2)
+
+    async def mute() -> None:
+        link.black_hole(Way.TO_SERVER)
+        await asyncio.sleep(2)
+
+    async def cuts() -> None:
+        for way in Way:
+            link.cut_after(30, way)
+            link.half_close(way)
+
+    async def store() -> None:
+        for each in stores:
+            each.lose_reply(b"EVALSHA", times=2)
+            each.cut_after(100, Way.TO_SERVER)
+            each.slow(delay=0.05)
+        await asyncio.sleep(1)
+
+    for epoch, fault in enumerate((resets, deaf, mute, cuts, store), start=3):
+        failing = asyncio.create_task(fault())
+        gated.gate.open(epoch)
+        await failing
+        cluster.proxies.heal()
+        await gated.durable(epoch)
+    job = await gated.finish()
+    assert (job.attempt, job.restart_count) == (1, 0)
+    assert await gated.outcome() == uninterrupted
+
+
+async def test_a_control_plane_that_stands_still_holds_up_nobody(
+    cluster: Cluster, third_epoch: ThirdEpoch, uninterrupted: Outcome
+) -> None:
+    """Its loop is blocked, so it answers pings and nothing else; its agents' leases are not over before it goes on."""
+    gated, _ = await third_epoch("control-plane-stands-still")
+    for name in ("control-plane-1", "control-plane-2"):
+        cluster.arm(name, "control-plane.before-commit", "sleep=4")
+    gated.gate.open(5)
+    await gated.durable(5)
+    assert any(cluster.was_hit(name, "control-plane.before-commit") for name in ("control-plane-1", "control-plane-2"))
+    job = await gated.finish()
+    assert (job.attempt, job.restart_count) == (1, 0)
+    assert await gated.outcome() == uninterrupted
+
+
+async def test_storage_that_answers_with_errors_costs_a_pause_only_time(
+    cluster: Cluster, third_epoch: ThirdEpoch, uninterrupted: Outcome
+) -> None:
+    gated, _ = await third_epoch("s3-errors")
+    for worker in WORKERS:
         link = cluster.link(f"{worker}/s3")
         link.befall("answer", share=0.3)
         link.befall("cut reply", "PUT", times=2)

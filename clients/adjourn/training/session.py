@@ -16,7 +16,7 @@ from typing import Any, SupportsFloat, TypeVar
 import torch
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from adjourn import snapshots
+from adjourn import failpoints, snapshots
 from adjourn.internal.v1.trainer_pb2 import SnapshotFailed as SnapshotFailedEvent
 from adjourn.internal.v1.trainer_pb2 import (
     TrainingBegan,
@@ -210,6 +210,7 @@ class Session:
                 self._end_epoch()
             self.announce()
             self._save_end()
+        failpoints.hit("training.before-finish")
         self.append(TrainingEvent(finished=TrainingFinished()))
         self._pulse.beat(Phase.ENDING)
         return 0
@@ -375,7 +376,9 @@ class Session:
         if snapshot is None:
             return False
         if keep or self._unsaved is not None:  # a snapshot is what ends the condition of an earlier failure
+            failpoints.hit("training.before-snapshot-event")
             self.append(TrainingEvent(snapshot=snapshot))
+            failpoints.hit("training.after-snapshot-event")
         else:
             self._writer.release(snapshot)
         self._unsaved = None

@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 from google.protobuf.message import Message
 
-from adjourn import errors
+from adjourn import errors, failpoints
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.agent_service_pb2 import FencingToken, Report
 from adjourn.v1.checkpoint_pb2 import Checkpoint
@@ -105,13 +105,15 @@ class JobUpdater:
             return decision
 
         try:
-            return to_public(await self.change(job, decide, call=call))
+            changed = await self.change(job, decide, call=call)
         except RequestSeen as seen:
             return await self.first_answer(call, seen)
         except (errors.NotFoundError, errors.StaleEtagError, errors.PreconditionError):
             if (answer := await self.answered(call)) is not None:
                 return answer  # the first try was still under way, and is what changed the job
             raise
+        failpoints.hit("control-plane.before-reply")
+        return to_public(changed)
 
     async def answered(self, call: Call) -> Job | None:
         """Returns the first answer to a repeated request; None if the request is new."""

@@ -36,6 +36,7 @@ from redis.asyncio.client import PubSub
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 
+from adjourn import failpoints
 from adjourn.errors import StoreUnavailableError
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job
@@ -141,7 +142,9 @@ class RedisStore:
 
     async def commit(self, change: Change) -> int:
         arguments = values.commit_arguments(change, changes_kept=self._changes_kept, events_kept=self._events_kept)
+        failpoints.hit("control-plane.before-commit")
         outcome, *rest = await self._run("commit", *arguments)
+        failpoints.hit("control-plane.after-commit")
         match outcome:
             case b"DONE":
                 return int(rest[0])

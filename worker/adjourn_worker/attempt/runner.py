@@ -15,7 +15,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 import structlog
 from google.protobuf.message import DecodeError
 
-from adjourn import reasons, snapshots
+from adjourn import failpoints, reasons, snapshots
 from adjourn.desired_state import DesiredState
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment, Snapshot
 from adjourn.pulse import Pulse
@@ -215,7 +215,9 @@ class AttemptRunner:
     async def commit(self, outcome: Outcome) -> None:
         async with self.journal_lock:
             fitting = [self.fitting(report) for report in outcome.reports]
+            failpoints.hit("worker.before-journal")
             reports = await self.journal.run(self.journal.record, outcome.held, fitting)
+            failpoints.hit("worker.after-journal")
             phase = self.status.phase
             self.held = outcome.held
             self.on_change(reports)
@@ -247,6 +249,7 @@ class AttemptRunner:
                     await self.handle(EventRead(event=event, offset=offset))
             if ended is not None or exit_lost:
                 await asyncio.to_thread(training_log.compact, self.directory / files.LOG, self.log_bytes)
+                failpoints.hit("worker.exited-before-journal")
                 await self.handle(Ended(exit=ended))
             else:
                 await self.look_for_hang()
@@ -375,6 +378,7 @@ class AttemptRunner:
             return
         try:
             process = await self.launcher.launch(self.directory, self.held.assignment.token.nonce)
+            failpoints.hit("worker.launched-before-journal")
         except (LauncherFailed, LaunchRefused) as error:
             failure = Failure(reason=reasons.LAUNCH_FAILED, message=str(error))
             await self.handle(CannotGoOn(failure=failure))

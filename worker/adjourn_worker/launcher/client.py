@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import structlog
 from google.protobuf.message import DecodeError
 
-from adjourn import frames
+from adjourn import failpoints, frames
 from adjourn.internal.v1.trainer_pb2 import (
     Kill,
     Launch,
@@ -34,7 +34,7 @@ INHERITED: Final = frozenset(
     {
         *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "XDG_RUNTIME_DIR"),
         *("LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE"),
-        *("ADJOURN_STACK_ID", "ADJOURN_LOG_FORMAT"),
+        *("ADJOURN_STACK_ID", "ADJOURN_LOG_FORMAT", failpoints.VARIABLE),
         *("XDG_CACHE_HOME", "TORCH_HOME", "HF_HOME", "SSL_CERT_FILE", "SSL_CERT_DIR"),
         *("NO_PROXY", "no_proxy"),
     }

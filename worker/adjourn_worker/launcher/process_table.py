@@ -11,6 +11,7 @@ from pathlib import Path
 
 import structlog
 
+from adjourn import failpoints
 from adjourn.internal.v1.trainer_pb2 import Launch, TrainingProcess
 from adjourn_worker.attempt import files, training_log
 from adjourn_worker.host.notify import notify
@@ -87,6 +88,7 @@ class ProcessTable:
                 finally:
                     os._exit(RAISED)
             try:
+                failpoints.hit("launcher.forked")
                 process = process_tree.identify(pid, directory, nonce)
                 files.write_process(directory, process)
             except OSError:
@@ -125,6 +127,7 @@ class ProcessTable:
             item = self.running[pid]
             directory = Path(item.process.directory)
             code = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+            failpoints.hit("launcher.ended-before-record")
             try:
                 files.write_exit(directory, code=code, killed=item.killed)
             except OSError as error:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from adjourn import failpoints
 from adjourn.objects import ObjectMissing, ObjectTooLong
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.manifest_pb2 import Manifest
@@ -42,6 +43,7 @@ async def fetch(store: PartStore, checkpoint: Checkpoint, into: Path) -> Manifes
     Raises CheckpointCorrupt, ObjectStoreUnavailableError, ObjectStoreRefusedError, OSError.
     """
     manifest = await read_manifest(store, checkpoint)
+    failpoints.hit("worker.manifest-read")
     fresh = into.with_name(f".{into.name}.fetching")
 
     async def bring(span: Span) -> None:

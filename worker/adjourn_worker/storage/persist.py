@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from adjourn import snapshots
+from adjourn import failpoints, snapshots
 from adjourn.internal.v1.trainer_pb2 import Snapshot
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.checkpoint_pb2 import Checkpoint
@@ -105,7 +105,9 @@ async def conclude(store: PartStore, manifest: Manifest, uploaded: int) -> Check
     name = f"{manifest.attempt}-{manifest.nonce[:8]}-{manifest.sequence}"
     key = manifest_key(manifest.job_uid, name)
     data = encode(manifest)
+    failpoints.hit("worker.before-manifest")
     await store.create(key, data)
+    failpoints.hit("worker.after-manifest")
     progress = manifest.progress
     checkpoint = Checkpoint(
         name=f"{manifest.job}/checkpoints/{name}",
@@ -156,6 +158,7 @@ class Uploads:
         if part.digest in self._base and await self._store.holds(key, part.digest, part.size_bytes, anew=self._anew):
             return
         await self._store.upload(key, part.digest, data)
+        failpoints.hit("worker.part-uploaded")
         self.uploaded += part.size_bytes
 
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from google.protobuf import json_format
 
-from adjourn import snapshots
+from adjourn import failpoints, snapshots
 from adjourn.internal.v1.trainer_pb2 import Snapshot
 from adjourn.snapshots import Entry, SnapshotInvalid, Tree
 from adjourn.training.errors import NoSpace, SnapshotDiffers, SnapshotFailed
@@ -184,6 +184,7 @@ class SnapshotWriter:
             "progress": json_format.MessageToDict(progress, preserving_proto_field_name=True),
         }
         found = self._write(document, blobs, last=last)
+        failpoints.hit("training.snapshot-written")
         if found is None:
             return None
         slot, size = found
