@@ -37,19 +37,20 @@ async def serve(settings: Settings) -> None:
         updater = JobUpdater(store)
         notifier = Notifier(store)
         controllers = (
-            notifier.run(),
             Scheduler(store, updater, notifier, settings).run(),
             LeaseMonitor(store, updater, settings).run(),
             Collector(store, objects, settings).run(),
         )
         async with asyncio.TaskGroup() as group:
+            listener = group.create_task(notifier.run())
             loops = [group.create_task(controller) for controller in controllers]
             try:
                 async with Server(settings, store, objects, updater, notifier) as server:
                     log.info("serving", listen=settings.listen, port=server.port, namespace=settings.namespace)
                     await stop.wait()
+                    await end(*loops)  # before agents are sent away: that they are silent then is our doing
             finally:
-                await end(*loops)
+                await end(listener, *loops)
     log.info("drained")
 
 

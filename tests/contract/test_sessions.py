@@ -49,7 +49,11 @@ async def test_a_worker_is_connected_when_what_it_said_first_has_been_taken_in(s
     await store.heartbeat(worker, "stream-1")
     back = await current(store)
     assert (back.lost, back.connected) == (False, False)
+    await store.heartbeat(worker, "stream-1", ready=False)
+    assert not (await current(store)).connected
+    assert (await current(store)).heartbeat > back.heartbeat
     await store.heartbeat(worker, "stream-1")
+    await store.heartbeat(worker, "stream-1", ready=False)
     assert (await current(store)).connected
 
 

@@ -139,9 +139,10 @@ async def replica(
     settings = replace(SETTINGS, lease_duration=timedelta(seconds=lease))
     kept = objects or MemoryObjects()
     updater, notifier = JobUpdater(store), Notifier(store)
-    loops = [asyncio.create_task(notifier.run())]
+    listener = asyncio.create_task(notifier.run())
+    loops: list[asyncio.Task[None]] = []
     if controllers:
-        loops += [
+        loops = [
             asyncio.create_task(Scheduler(store, updater, notifier, settings).run()),
             asyncio.create_task(LeaseMonitor(store, updater, settings).run()),
             asyncio.create_task(Collector(store, kept, settings).run()),
@@ -151,8 +152,9 @@ async def replica(
         address = f"{HOST}:{server.port}"
         async with grpc.aio.insecure_channel(address) as channel, server:
             yield Replica(address=address, store=store, objects=kept, channel=channel)
+            await end(*loops)
     finally:
-        await end(*loops)
+        await end(listener, *loops)
 
 
 class Caught:

@@ -309,19 +309,19 @@ class MemoryStore:
             report_time_ns=self._now_ns(),
         )
 
-    async def heartbeat(self, worker: Worker, stream: str) -> bool:
+    async def heartbeat(self, worker: Worker, stream: str, *, ready: bool = True) -> bool:
         await self._reach()
         old = self._sessions.get(worker.name)
         if old is None or old.stream != stream:
             return False
         if old.lost:
             del self._lost[worker.name]
-        elif not old.connected:
+        elif ready and not old.connected:
             self._tell(JobName(""), WorkerName(worker.name))
         self._sessions[worker.name] = replace(
             old,
             worker=self._described(worker),
-            connected=not old.lost,
+            connected=not old.lost and (ready or old.connected),
             lost=False,
             heartbeat=old.heartbeat + 1,
             report_time_ns=self._now_ns(),

@@ -1,8 +1,11 @@
 """PURE. Which workers have been silent for a lease.
 
 Silence is counted on the counter's own monotonic clock, from when it last saw the worker's heartbeat change. No clock
-of another host matters, nor a clock that is set. Heartbeats may have gone unseen while this process was stopped, or
-while the store did not answer. Counting starts anew then. How long the monitor works on what it finds does not matter.
+of another host matters, nor a clock that is set. How long the monitor works on what it finds does not matter.
+
+Heartbeats may have gone unseen, or unwritten, while this process was not there, was stopped, or while the store did not
+answer. Then counting starts anew, and agents are given time to come back first: their streams were broken by us, and
+they wait longer between their tries the longer we are away.
 """
 
 from collections.abc import Iterable
@@ -19,6 +22,13 @@ class Leases:
         self.heard: dict[WorkerName, tuple[int, float]] = {}
         """The newest heartbeat of each worker, and when it was first seen, in seconds."""
         self.awake_at = 0.0
+        self.counting = False
+        """Whether there was a round since counting began: who is seen first later has just come."""
+
+    @property
+    def allowance(self) -> timedelta:
+        """How long agents may take to come back after an outage of ours, before their lease begins."""
+        return self.duration  # an agent tries at least three times a lease; a call that hangs costs it some of them
 
     def awake(self, now: float) -> None:
         """Notes that this process runs; to be called several times a lease. A longer gap starts the count anew."""
@@ -32,13 +42,15 @@ class Leases:
         The sessions were asked for and answered at these times, in seconds; both count in favour of the worker.
         """
         lease = self.duration.total_seconds()
-        if answered - asked >= lease / 2:  # the store was away; heartbeats wait to be written
+        if answered - asked >= lease / 3:  # the store was away; heartbeats wait to be written
             self.forget()
+        begin = answered if self.counting else answered + self.allowance.total_seconds()
+        self.counting = True
         current: dict[WorkerName, tuple[int, float]] = {}
         silent = []
         for session in sessions:
             worker = WorkerName(session.worker.name)
-            heartbeat, since = self.heard.get(worker, (session.heartbeat, answered))
+            heartbeat, since = self.heard.get(worker, (session.heartbeat, begin))
             current[worker] = (heartbeat, since) if heartbeat == session.heartbeat else (session.heartbeat, answered)
             if not session.lost and asked - current[worker][1] >= lease:
                 silent.append(session)
@@ -47,4 +59,4 @@ class Leases:
 
     def forget(self) -> None:
         """Starts counting anew: what was not heard may have been said."""
-        self.heard = {}
+        self.heard, self.counting = {}, False

@@ -33,8 +33,6 @@ Requests = AsyncIterator[SynchronizeRequest]
 
 RESPONSE_BYTES: Final = MAX_MESSAGE_BYTES // 2
 """Size of the assignments in a response. What does not fit follows once the worker holds what did."""
-REPORTS_PER_HEARTBEAT: Final = 64
-"""Reports applied before the next heartbeat is noted."""
 
 
 class AgentSession:
@@ -112,11 +110,22 @@ class AgentSession:
 
     async def handle(self, request: SynchronizeRequest) -> None:
         """Applies a message; raises as `superseded` if another stream speaks for the worker by now."""
+        listening = asyncio.create_task(self.listen(request))
         try:
             await self.apply_message(request)
         except Fenced:
             await self.superseded()
+        finally:
+            await end(listening)
         self.changed.set()
+
+    async def listen(self, request: SynchronizeRequest) -> None:
+        """Notes that the worker is being listened to, for as long as that takes: it is not its silence."""
+        while True:
+            await asyncio.sleep(self.settings.sync_interval.total_seconds())
+            with contextlib.suppress(errors.StoreUnavailableError):  # whoever applies the message finds out too
+                await self.store.heartbeat(self.described(request), self.id, ready=False)
+            self.changed.set()  # some of its reports may be acknowledged
 
     async def apply_message(self, request: SynchronizeRequest) -> None:
         """Applies what is so by now, then what happened before, then what the worker has no more."""
@@ -129,11 +138,8 @@ class AgentSession:
         await self.apply(gone, tokens)
         events = reconcile.reconcile(self.worker, held, self.reported, others, instance=self.instance)
         await self.apply(events, tokens)
-        for count, report in enumerate(request.reports, start=1):
+        for report in request.reports:
             await self.updater.report(report, self.worker, fence=self.fence)
-            if count % REPORTS_PER_HEARTBEAT == 0:  # the worker must not count as silent while it is listened to
-                await self.heartbeat(request)
-                self.changed.set()
             self.acknowledged = max(self.acknowledged, report.sequence)
         pending = bool(request.reports)
         await self.apply(reconcile.lost_attempts(self.worker, held, self.reported, reports_pending=pending), tokens)

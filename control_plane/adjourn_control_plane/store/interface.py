@@ -241,10 +241,11 @@ class JobStore(Protocol):
         """Makes `stream`, never used before, the one that speaks for the worker. Its first heartbeat connects it."""
         ...
 
-    async def heartbeat(self, worker: Worker, stream: str) -> bool:
+    async def heartbeat(self, worker: Worker, stream: str, *, ready: bool = True) -> bool:
         """Notes a sign of life, and the worker's description.
 
-        A worker that was lost is connected with the next one: what it says with this one comes first.
+        A worker that was lost is connected with the next one: what it says with this one comes first. Not `ready`: what
+        it said last has not been taken in yet, and this does not connect it.
         False if another stream speaks for it by now, or none is known: attach again.
         """
         ...

@@ -251,8 +251,8 @@ class RedisStore:
     async def attach(self, worker: Worker, session: str, stream: str) -> None:
         await self._run("attach", worker.name, values.described(worker), session, stream, values.REPEAT_MEMORY)
 
-    async def heartbeat(self, worker: Worker, stream: str) -> bool:
-        return bool(await self._run("heartbeat", worker.name, values.described(worker), stream))
+    async def heartbeat(self, worker: Worker, stream: str, *, ready: bool = True) -> bool:
+        return bool(await self._run("heartbeat", worker.name, values.described(worker), stream, int(ready)))
 
     async def detach(self, worker: WorkerName, stream: str) -> None:
         await self._run("detach", worker, stream)

@@ -42,8 +42,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def silence(plane: Controllers, clock: Clock) -> Silence:
-    """Lets time pass, with a round of the lease monitor every second."""
+async def silence(plane: Controllers, clock: Clock) -> Silence:
+    """Lets time pass, with a round of the lease monitor every second. The first one was before any worker came."""
+    await plane.monitor.expire()
 
     async def pass_by(seconds: float) -> None:
         for _ in range(int(seconds)):
@@ -151,6 +152,7 @@ async def test_ten_thousand_dead_workers_cost_a_round_nothing(clock: Clock) -> N
     """The rounds grew with every name that was ever lost, until no lease ended any more (C9)."""
     store = Counting()
     plane = Controllers(store)
+    await plane.monitor.expire()
     for number in range(10_000):
         name = WorkerName(f"workers/pod-{number}")
         await plane.worker(name)
@@ -168,6 +170,7 @@ async def test_ten_thousand_dead_workers_cost_a_round_nothing(clock: Clock) -> N
 
 async def test_a_slow_round_does_not_keep_leases_from_ending(plane: Controllers, clock: Clock) -> None:
     """Taking back takes longer than half a lease, each time; the monitor's pulse goes on meanwhile (C9)."""
+    await plane.monitor.expire()
     job = await plane.create("j")
     await plane.worker(A, cpu_slots=1)
     await plane.scheduler.place()

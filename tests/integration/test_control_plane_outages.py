@@ -1,0 +1,133 @@
+"""Control plane and store are away for longer than a lease, and come back in either order: nobody's lease ends."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from adjourn.local import process_cleanup, valkey
+from adjourn.local.managed_process import ManagedProcess
+from adjourn.local.ports import free_ports
+from adjourn.v1.agent_service_pb2 import Assignment
+from adjourn.v1.job_pb2 import Job
+from adjourn.v1.worker_pb2 import Worker
+from adjourn_control_plane.store.interface import JobName
+from adjourn_control_plane.store.redis import RedisStore
+from tests.harness.control_planes import Agent, Replica, replica, status_of
+
+JOB = "jobs/j"
+LEASE = 1.0
+LATE = 1.3 * LEASE
+"""How long after the return an agent is back: later than a lease, within the time that it is given."""
+
+
+class Valkey:
+    """A server of the test's own, to be stopped and started with what it keeps."""
+
+    def __init__(self, child: ManagedProcess, url: str) -> None:
+        self.child, self.url = child, url
+
+    async def start(self) -> None:
+        self.child.start()
+        await self.child.until_ready()
+
+    def kill(self) -> None:
+        assert self.child.process is not None
+        self.child.process.kill()
+        self.child.process.wait()
+
+
+@pytest.fixture
+async def server(servers: Path, tmp_path: Path) -> AsyncIterator[Valkey]:
+    (port,) = free_ports(1)
+    password = secrets.token_hex(8)
+    marker = process_cleanup.marker(servers)
+    program = valkey.program(directory=tmp_path, logs=tmp_path, port=port, password=password, environment=marker)
+    server = Valkey(ManagedProcess(program), valkey.url(port=port, password=password))
+    await server.start()
+    yield server
+    server.kill()
+
+
+@asynccontextmanager
+async def plane_on(server: Valkey) -> AsyncIterator[Replica]:
+    async with RedisStore.connect(server.url, "outages") as store, replica(store, lease=LEASE) as plane:
+        yield plane
+
+
+async def passes(seconds: float) -> None:
+    """Lets so much time pass as an outage takes, or an agent before it tries again: there is nothing to wait for."""
+    await asyncio.sleep(seconds)
+
+
+async def trains(plane: Replica) -> Assignment:
+    """A job trains; then its agent's stream breaks, as it does when the control plane goes away."""
+    await plane.create()
+    async with Agent(plane.address, instance="i") as agent:
+        await agent.say()
+        order = await agent.given(JOB)
+        await agent.say(status_of(order))
+        await plane.becomes(Job.RUNNING)
+    return order
+
+
+async def trains_on(plane: Replica, order: Assignment) -> None:
+    """The agent comes back late, and nobody has taken its worker for lost meanwhile."""
+    record = await plane.store.get(JobName(JOB))
+    assert record
+    await passes(LATE)
+    async with Agent(plane.address, instance="i") as agent:
+        await agent.say(status_of(order, epoch=1))
+        assert (await agent.given(JOB)).token == order.token
+        await plane.worker_is(Worker.ACTIVE)
+    job = await plane.get()
+    assert (job.state, job.attempt, job.restart_count) == (Job.RUNNING, 1, 0)
+    events = await plane.store.events(JobName(JOB), after=0, size=99)
+    assert not [event for event in events if "not heard from" in event.message]
+
+
+@pytest.mark.parametrize("leases", [2, 4])
+async def test_store_first_then_control_plane(server: Valkey, leases: int) -> None:
+    async with plane_on(server) as plane:
+        order = await trains(plane)
+    server.kill()
+    await passes(leases * LEASE)
+    await server.start()
+    async with plane_on(server) as plane:
+        await trains_on(plane, order)
+
+
+@pytest.mark.parametrize("leases", [2, 4])
+async def test_control_plane_first_then_store(server: Valkey, leases: int) -> None:
+    async with plane_on(server) as plane:
+        order = await trains(plane)
+    server.kill()
+    async with AsyncExitStack() as stack:
+        await passes(leases * LEASE)
+        plane = await stack.enter_async_context(plane_on(server))
+        await passes(LEASE)
+        await server.start()
+        await trains_on(plane, order)
+
+
+async def test_store_away_while_the_control_plane_waits_for_it(server: Valkey) -> None:
+    async with plane_on(server) as plane:
+        order = await trains(plane)
+        server.kill()
+        await passes(2 * LEASE)
+        await server.start()
+        await trains_on(plane, order)
+
+
+async def test_a_replica_restarts_beside_one_that_goes_on(server: Valkey) -> None:
+    """The one that goes on counts: an agent that is back within its lease keeps its jobs, a silent one loses them."""
+    async with plane_on(server) as stays:
+        async with plane_on(server) as restarted:
+            order = await trains(restarted)
+        async with plane_on(server) as restarted, Agent(restarted.address, instance="i") as agent:
+            await agent.say(status_of(order))
+            assert (await agent.given(JOB)).token == order.token
+        await stays.becomes(Job.QUEUED)
