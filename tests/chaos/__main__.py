@@ -19,6 +19,7 @@ from typing import Final
 
 from adjourn.local import process_cleanup, signals
 from adjourn.objects import STORAGE_ERRORS, S3Objects
+from adjourn.v1.job_pb2 import Condition
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_worker.paths import AGENT_LOCK, WorkerPaths
 from tests.chaos import schedule
@@ -77,7 +78,13 @@ class Chaos:
             async with Cluster(directory=self.directory, timeline=self.timeline) as cluster:
                 self.timeline.say(f"the stack is up; its logs are in {cluster.logs}")
                 async with ControlPlanes(cluster.replicas) as planes, S3Objects(cluster.s3) as objects:
-                    oracle = Oracle(planes=planes, objects=objects, workers=cluster.workers, timeline=self.timeline)
+                    oracle = Oracle(
+                        planes=planes,
+                        objects=objects,
+                        workers=cluster.workers,
+                        may_be_silent=cluster.may_be_silent,
+                        timeline=self.timeline,
+                    )
                     workload = Workload(
                         seed=self.seed,
                         planes=planes,
@@ -145,15 +152,20 @@ class Chaos:
             )
 
     async def _calm(self, cluster: Cluster, planes: ControlPlanes) -> None:
-        """Returns when every worker takes jobs again."""
+        """Returns when every worker takes jobs again, and all that was out of reach has told that it is over."""
 
         async def all_active() -> bool:
             workers = await planes.ask(lambda client: listed(client.list_workers()))
-            return [worker.state for worker in workers] == [Worker.ACTIVE] * WORKERS
+            conditions = [each.type for worker in workers for each in worker.conditions]
+            active = [worker.state for worker in workers] == [Worker.ACTIVE] * WORKERS
+            return active and Condition.RELEASE_UNCONFIRMED not in conditions
 
         if not await within(SETTLE_SECONDS, all_active):
             workers = await planes.ask(lambda client: listed(client.list_workers()))
-            told = {worker.name: Worker.State.Name(worker.state) for worker in workers}
+            told = {
+                worker.name: [Worker.State.Name(worker.state), *(each.reason for each in worker.conditions)]
+                for worker in workers
+            }
             self.timeline.find(f"not every worker is back {SETTLE_SECONDS:g} s after everything was healed", **told)
 
     async def _nothing_is_left(self, cluster: Cluster, planes: ControlPlanes, objects: S3Objects) -> None:

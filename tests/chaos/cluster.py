@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import secrets
 import signal
+import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,15 +19,29 @@ from adjourn.local.ports import HOST, free_ports
 from adjourn.local.supervisor import ProcessSupervisor, together
 from adjourn.objects import S3Settings
 from tests.chaos import processes
-from tests.chaos.schedule import CONTROL_PLANES, LEASE_SECONDS, LINKS, WORKERS, Action, Fault, Part
+from tests.chaos.schedule import (
+    CONTROL_PLANES,
+    LEASE_SECONDS,
+    LINKS,
+    OUT_OF_CONTACT_LEASES,
+    WORKERS,
+    Action,
+    Fault,
+    Part,
+)
 from tests.chaos.timeline import Timeline
 from tests.harness.fault_proxy import FaultProxies, Link, Way, through
 
 SLOTS: Final = 2
 """Jobs at a time on each worker."""
 SYNC_SECONDS: Final = 0.5
-ON_TERM: Final = ("leave", "stop", "leave")
+ON_TERM: Final = ("leave", "stop", "drain")
 """What SIGTERM of each agent does to its training."""
+DRAIN_GRACE_SECONDS: Final = 10.0
+SILENCING: Final = frozenset({Part.AGENT, Part.MACHINE, Part.WORKER_LINK})
+"""Faults that may keep a worker from being heard; an outage of a control plane, Valkey or S3 is no reason."""
+RETURN_SECONDS: Final = 20.0
+"""From the end of such a fault: until its worker is heard, or its loss has been told."""
 CANNOT_SERVE: Final = '"event": "cannot_serve"'
 """What a control plane says that ends because Valkey or S3 are out of reach at its start; it is then started again."""
 WAYS: Final[Mapping[Action, tuple[Way, ...]]] = {
@@ -51,6 +66,10 @@ class Cluster:
     replicas: list[str] = field(default_factory=list, init=False)
     """Addresses of the control planes themselves, without a proxy."""
     _held: ExitStack = field(default_factory=ExitStack, init=False)
+    _touched: dict[int, float] = field(default_factory=dict, init=False)
+    """When the newest fault that may silence a worker is over, or was, by its number; by time.monotonic()."""
+    _terminated: set[str] = field(default_factory=set, init=False)
+    """Programs that were told to end, and may take their time."""
     _ongoing: dict[tuple[Part, int], asyncio.Task[None]] = field(default_factory=dict, init=False)
 
     @property
@@ -137,6 +156,8 @@ class Cluster:
                     "ADJOURN_CPU_SLOTS": str(SLOTS),
                     "ADJOURN_THREADS": "1",
                     "ADJOURN_ON_TERM": ON_TERM[number - 1],
+                    "ADJOURN_DRAIN_GRACE": f"{DRAIN_GRACE_SECONDS:g}",
+                    "ADJOURN_OUT_OF_CONTACT_LEASES": str(OUT_OF_CONTACT_LEASES),
                 },
             )
             for number in range(1, WORKERS + 1)
@@ -152,10 +173,13 @@ class Cluster:
 
     def _ended_unasked(self, line: str) -> None:
         """Takes what the supervisor tells of a process that ended although no fault was to end it."""
-        program = self._supervisor.processes.get(line.split(maxsplit=1)[0])
+        name = line.split(maxsplit=1)[0]
+        program = self._supervisor.processes.get(name)
         last = program.last_line() if program else ""
         if "starts again" not in line:
             self.timeline.write("process", line=line)
+        elif name in self._terminated:
+            self._terminated.remove(name)
         elif CANNOT_SERVE in last:
             self.timeline.counts["starts of a control plane whose servers were out of reach"] += 1
             self.timeline.write("process", line=line, last=last)
@@ -170,10 +194,18 @@ class Cluster:
         found = [] if fault.part in LINKS else self._processes(fault.part, fault.number)
         if fault.part not in LINKS and not found:
             return False
+        if fault.part in SILENCING:
+            self._touched[fault.number] = max(
+                self._touched.get(fault.number, 0.0), time.monotonic() + fault.seconds + RETURN_SECONDS
+            )
         task = asyncio.create_task(self._befall(fault, found))
         self._ongoing[place] = task
         task.add_done_callback(lambda _: self._ongoing.pop(place))
         return True
+
+    def may_be_silent(self, worker: str) -> bool:
+        """Returns whether a fault may be why `workers/{worker}` is not heard."""
+        return time.monotonic() < self._touched.get(int(worker.rpartition("-")[2]), 0.0)
 
     async def heal(self) -> None:
         """Undoes every fault now."""
@@ -219,6 +251,8 @@ class Cluster:
                 name = supervised(fault)
                 if name:
                     self._supervisor.release(name)
+                if fault.action is Action.TERMINATE:
+                    self._terminated.add(name)
                 send(signal.SIGKILL if fault.action is Action.KILL else signal.SIGTERM, found)
                 try:
                     yield

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -13,6 +13,7 @@ from typing import Any, Final
 from blake3 import blake3
 from google.protobuf.json_format import Parse
 
+from adjourn import reasons
 from adjourn.client import AsyncClient
 from adjourn.errors import AdjournError, NotFoundError
 from adjourn.objects import STORAGE_ERRORS, ObjectMissing, ObjectStore, ObjectTooLong
@@ -46,6 +47,8 @@ class Oracle:
     objects: ObjectStore
     workers: Path
     """Below which the data directories of the workers are."""
+    may_be_silent: Callable[[str], bool]
+    """Tells whether a fault may be why a worker, `workers/{worker}`, is not heard."""
     timeline: Timeline
     _seen: set[Any] = field(default_factory=set, init=False)
     _attempts: dict[str, int] = field(default_factory=dict, init=False)
@@ -80,6 +83,11 @@ class Oracle:
             self.timeline.counts["attempts"] += 1
             if job.failure.attempt == job.attempt - 1 and job.attempt > 1:
                 self.timeline.restarts[job.failure.reason] += 1
+        if first and job.failure.reason == reasons.WORKER_LOST and (job.uid, job.failure.attempt) not in self._seen:
+            self._seen.add((job.uid, job.failure.attempt))
+            lost = next((word for word in job.failure.message.split() if word.startswith("workers/")), "")
+            if lost and not self.may_be_silent(lost):
+                self.timeline.find("a worker was taken for lost that no fault had silenced", lost=lost, **brief(job))
         if first and job.state == Job.PAUSED:
             self.timeline.counts["pauses seen"] += 1
             check = asyncio.create_task(self._pause_is_true(job))

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-LEASE_SECONDS: Final = 6.0
+LEASE_SECONDS: Final = 8.0
+OUT_OF_CONTACT_LEASES: Final = 3
+"""After so many a worker pauses its training by itself."""
 WORKERS: Final = 3
 CONTROL_PLANES: Final = 2
 PAIR_SHARE: Final = 0.2
@@ -82,6 +84,8 @@ class Fault:
     @property
     def kind(self) -> str:
         beyond = ", beyond the lease" if self.seconds > LEASE_SECONDS else ""
+        if self.seconds > OUT_OF_CONTACT_LEASES * LEASE_SECONDS:
+            beyond = ", until its training pauses by itself"
         return f"{self.action} {self.part}{beyond}"
 
     def __str__(self) -> str:
@@ -99,6 +103,7 @@ class Step:
 
 SHORT: Final = (0.3, 2.5)
 LONG: Final = (1.3 * LEASE_SECONDS, 2.2 * LEASE_SECONDS)
+OUTAGE: Final = (1.2 * OUT_OF_CONTACT_LEASES * LEASE_SECONDS, 1.8 * OUT_OF_CONTACT_LEASES * LEASE_SECONDS)
 Row = tuple[int, Action, Part, tuple[float, float]]
 TABLE: Final[Sequence[Row]] = (
     (6, Action.KILL, Part.AGENT, SHORT),
@@ -129,10 +134,12 @@ TABLE: Final[Sequence[Row]] = (
     (3, Action.TERMINATE, Part.CONTROL_PLANE, SHORT),
     (3, Action.CUT, Part.WORKER_LINK, SHORT),
     (6, Action.CUT, Part.WORKER_LINK, LONG),
+    (2, Action.CUT, Part.WORKER_LINK, OUTAGE),
     (3, Action.CUT_SENDING, Part.WORKER_LINK, LONG),
     (3, Action.CUT_HEARING, Part.WORKER_LINK, LONG),
     (3, Action.RESET, Part.WORKER_LINK, SHORT),
     (2, Action.REFUSE, Part.WORKER_LINK, LONG),
+    (1, Action.REFUSE, Part.WORKER_LINK, OUTAGE),
     (2, Action.SLOW, Part.WORKER_LINK, LONG),
     (2, Action.CUT, Part.VALKEY_LINK, SHORT),
     (3, Action.CUT, Part.VALKEY_LINK, LONG),

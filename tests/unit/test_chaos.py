@@ -124,7 +124,13 @@ def objects() -> MemoryObjects:
 @pytest.fixture
 def oracle(planes: Planes, objects: MemoryObjects, tmp_path: Path) -> Iterator[Oracle]:
     with Timeline(tmp_path / "timeline.jsonl") as timeline:
-        yield Oracle(planes=planes, objects=objects, workers=tmp_path, timeline=timeline)  # type: ignore[arg-type]
+        yield Oracle(
+            planes=planes,  # type: ignore[arg-type]
+            objects=objects,
+            workers=tmp_path,
+            may_be_silent="workers/touched".__eq__,
+            timeline=timeline,
+        )
 
 
 async def registered(planes: Planes, objects: MemoryObjects, *, attempt: int, epoch: int) -> Checkpoint:
@@ -231,6 +237,15 @@ async def test_two_processes_of_an_attempt_are_found(
         await eventually(lambda: oracle.timeline.findings)
     watching.cancel()
     assert "more than one process" in oracle.timeline.findings[0]
+
+
+@pytest.mark.parametrize(("lost", "found"), [("workers/touched", 0), ("workers/untouched", 1)])
+async def test_a_loss_of_a_worker_that_was_never_silenced_is_found(oracle: Oracle, lost: str, found: int) -> None:
+    job = Job(name="jobs/j", uid=UID, state=Job.QUEUED, attempt=1)
+    job.failure.reason, job.failure.message, job.failure.attempt = "WORKER_LOST", f"{lost} was not heard from", 1
+    for replica in ("here", "there"):
+        oracle.look(replica, job)
+    assert ["taken for lost" in finding for finding in oracle.timeline.findings] == [True] * found
 
 
 async def finished(planes: Planes, objects: MemoryObjects) -> tuple[Job, Outcome]:
