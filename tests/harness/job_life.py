@@ -17,6 +17,8 @@ from adjourn_control_plane.job import machine
 from adjourn_control_plane.job.events import (
     Began,
     CancelRequested,
+    DrainRequested,
+    DrainWithdrawn,
     EpochEnded,
     Event,
     Failed,
@@ -169,16 +171,21 @@ class Life:
     def resume(self, *, allow_inexact: bool = False) -> Self:
         return self.tell(ResumeRequested(actor="eve", allow_inexact=allow_inexact))
 
-    def cancel(self) -> Self:
-        return self.tell(CancelRequested(actor="bob", reason=""))
+    def cancel(self, *, save_checkpoint: bool = False) -> Self:
+        return self.tell(CancelRequested(actor="bob", reason="", save_checkpoint=save_checkpoint))
 
     def held_by(self, kind: Hold.Kind.ValueType) -> Self:
-        """Adds a hold that no verb of today adds."""
-        record = JobRecord()
-        record.CopyFrom(self.record)
-        record.job.holds.add(kind=kind)
-        self.decisions.append(Decision(record=record))
-        return self
+        """Somebody else holds the job too."""
+        return self.tell(PauseRequested(actor="ops", mode=PAUSE_MODE_UNSPECIFIED, reason="", kind=kind))
+
+    def let_go_by(self, kind: Hold.Kind.ValueType) -> Self:
+        return self.tell(ResumeRequested(actor="ops", kind=kind))
+
+    def drain(self, reason: str = "") -> Self:
+        return self.tell(DrainRequested(actor="ops", reason=reason))
+
+    def undrain(self) -> Self:
+        return self.tell(DrainWithdrawn(actor="ops"))
 
 
 def paused(*, epochs: int = 2, **spec: Any) -> Life:

@@ -18,7 +18,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from adjourn import errors, reasons
 from adjourn.objects import S3Settings
 from adjourn.v1 import job_service_pb2 as pb
-from adjourn.v1.job_pb2 import EPOCH, Failure, Job, JobSpec
+from adjourn.v1.job_pb2 import EPOCH, Failure, Hold, Job, JobSpec
 from adjourn_control_plane.fleet.collector import Collector
 from adjourn_control_plane.fleet.lease_monitor import LeaseMonitor
 from adjourn_control_plane.fleet.scheduler import Scheduler
@@ -37,10 +37,13 @@ T = TypeVar("T")
 SETTINGS = Settings(
     redis_url="redis://none", s3=S3Settings(endpoint="http://none", bucket="b", access_key="k", secret_key="s")
 )
-VERBS: dict[type[Requested], tuple[Requested, type[Any]]] = {
-    PauseRequested: (PauseRequested(actor="bob", mode=EPOCH, reason=""), pb.PauseJobRequest),
-    ResumeRequested: (ResumeRequested(actor="bob"), pb.ResumeJobRequest),
-    CancelRequested: (CancelRequested(actor="bob", reason=""), pb.CancelJobRequest),
+VERBS: dict[str, Requested] = {
+    "pause": PauseRequested(actor="bob", mode=EPOCH, reason=""),
+    "resume": ResumeRequested(actor="bob"),
+    "hold": PauseRequested(actor="ops", mode=EPOCH, reason="", kind=Hold.OPERATOR),
+    "release": ResumeRequested(actor="ops", kind=Hold.OPERATOR),
+    "cancel": CancelRequested(actor="bob", reason=""),
+    "save": CancelRequested(actor="bob", reason="", save_checkpoint=True),
 }
 FAILURES = [reasons.TRAINING_RAISED, reasons.PROCESS_KILLED, reasons.STATE_MISMATCH, reasons.WORKER_STOPPED]
 WORKER = st.sampled_from(list(SLOTS))
@@ -53,7 +56,7 @@ MOST_JOBS = 8
 
 
 class ControlPlane(RuleBasedStateMachine):
-    requests: Bundle[tuple[JobName, type[Requested], Call, Job]] = Bundle("requests")
+    requests: Bundle[tuple[JobName, str, Call, Job]] = Bundle("requests")
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,10 +103,10 @@ class ControlPlane(RuleBasedStateMachine):
             self.run(self.store.commit(change))
             self.created += 1
 
-    def ask(self, name: JobName, kind: type[Requested], call: Call) -> Job | None:
-        self.store.resuming = kind is ResumeRequested
+    def ask(self, name: JobName, verb: str, call: Call) -> Job | None:
+        self.store.resuming = verb == "resume"
         try:
-            return self.run(self.updater.request(name, VERBS[kind][0], call))
+            return self.run(self.updater.request(name, VERBS[verb], call))
         except (errors.NotFoundError, errors.PreconditionError):
             return None
         finally:
@@ -113,22 +116,22 @@ class ControlPlane(RuleBasedStateMachine):
         target=requests,
         turns=TURNS,
         index=ANY,
-        kind=st.sampled_from([*VERBS, PauseRequested, PauseRequested, ResumeRequested, ResumeRequested]),
+        verb=st.sampled_from([*VERBS, "pause", "pause", "resume", "resume"]),
     )
-    def request(self, turns: int, index: int, kind: type[Requested]) -> Any:
+    def request(self, turns: int, index: int, verb: str) -> Any:
         self.work(turns)
         name = NAMES[index % len(NAMES)]
         self.asked += 1
-        request = VERBS[kind][1](name=name, request_id=f"r{self.asked}")
+        request = pb.PauseJobRequest(name=name, reason=verb, request_id=f"r{self.asked}")
         call = Call.of(request, request_id=request.request_id)
-        answer = self.ask(name, kind, call)
-        return (name, kind, call, answer) if answer is not None else multiple()
+        answer = self.ask(name, verb, call)
+        return (name, verb, call, answer) if answer is not None else multiple()
 
     @rule(request=requests)
-    def repeat(self, request: tuple[JobName, type[Requested], Call, Job]) -> None:
-        name, kind, call, first = request
+    def repeat(self, request: tuple[JobName, str, Call, Job]) -> None:
+        name, verb, call, first = request
         token = self.run(self.store.latest_token())
-        assert self.ask(name, kind, call) == first
+        assert self.ask(name, verb, call) == first
         assert self.run(self.store.latest_token()) == token, "a repeat changes nothing"
 
     @rule(index=ANY)
@@ -143,7 +146,7 @@ class ControlPlane(RuleBasedStateMachine):
         self.work(turns)
         for each in self.models.values():
             self.run(self.cut_off(each))
-        self.ask(NAMES[index % len(NAMES)], CancelRequested, Call())
+        self.ask(NAMES[index % len(NAMES)], "cancel", Call())
         self.delete(index)
         self.created += (index - self.created) % len(NAMES)
         self.create(epochs=2, restarts=1)

@@ -24,6 +24,7 @@ from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.fleet.session import AgentSession
 from adjourn_control_plane.job.machine import ENDED, HELD
 from adjourn_control_plane.store.interface import Change, JobName
+from tests.harness.job_history import Told
 from tests.harness.memory_objects import MemoryObjects
 from tests.harness.memory_store import MemoryStore
 
@@ -56,6 +57,7 @@ class CheckedStore(MemoryStore):
 
     def _look(self, old: JobRecord, new: JobRecord, change: Change) -> None:
         assert new.revision in (old.revision, old.revision + 1)
+        assert Told.of(old).after(change.events) == Told.of(new), "the history tells of every change"
         assert old.job.uid == new.job.uid == new.token.job_uid
         if new.job.state != old.job.state:
             assert new.revision > old.revision
@@ -101,7 +103,7 @@ class CheckedStore(MemoryStore):
             assert epochs == list(range(1, job.spec.total_epochs + 1)), "nothing of its training is missing"
         events = await self.events(name, after=0, size=10_000)
         assert [event.sequence for event in events] == list(range(1, record.event_sequence + 1))
-        assert events[-1].state == job.state
+        assert Told().after(events) == Told.of(record), "replaying the history gives the record"
 
 
 Key: TypeAlias = tuple[str, str, int, str]

@@ -83,14 +83,24 @@ def cancel(
     job: JobName,
     reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
     *,
+    save: Annotated[
+        bool, typer.Option("--save", help="Save a last checkpoint at the next boundary, then stop.")
+    ] = False,
     yes: Yes = False,
 ) -> None:
-    """Stop a job for good, now. Its newest checkpoint stays, so `adjourn resume` could still take it up from there."""
+    """Stop a job for good, now. Its newest checkpoint stays, so `adjourn resume` could still take it up from there.
+
+    With --save it trains on to its next boundary, and loses nothing. A second cancel, without --save, stops it now.
+    """
     with connect(ctx) as client:
         found = client.get_job(job)
         kept = "what it did since its newest checkpoint" if found.latest_checkpoint else "all it did"
-        confirm(f"Stop {formatting.short(found.name)} for good? It loses {kept}.", yes=yes or found.state in ENDED)
-        output.say(sentence(client.cancel_job(found.name, reason=reason)))
+        cost = "It saves a last checkpoint first." if save else f"It loses {kept}."
+        confirm(f"Stop {formatting.short(found.name)} for good? {cost}", yes=yes or found.state in ENDED)
+        under_way = found.state == Job.CANCELLING  # how, an earlier call has said: saving is not added later
+        found = client.cancel_job(found.name, save_checkpoint=save, reason=reason)
+        saving = save and found.state == Job.CANCELLING and not under_way
+        output.say(sentence(found) + (", at its next boundary and with a last checkpoint" if saving else ""))
 
 
 def update(

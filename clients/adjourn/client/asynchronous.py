@@ -105,12 +105,18 @@ class AsyncClient:
         self,
         name: str,
         *,
+        save_checkpoint: bool = False,
         reason: str = "",
         etag: str = "",
         request_id: str = "",
     ) -> Job:
-        """Stops a job for good, now, without a last checkpoint. Raises JobFinishedError."""
-        request = requests.cancel_job(name, reason=reason, etag=etag, request_id=request_id)
+        """Stops a job for good: now or, with `save_checkpoint`, at its next boundary, with a last checkpoint.
+
+        Raises JobFinishedError, JobNotPausableError.
+        """
+        request = requests.cancel_job(
+            name, save_checkpoint=save_checkpoint, reason=reason, etag=etag, request_id=request_id
+        )
         return await self._call(self._jobs.CancelJob, request)
 
     async def update_job(

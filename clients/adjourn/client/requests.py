@@ -75,8 +75,14 @@ def resume_job(name: str, *, allow_inexact: bool, etag: str, request_id: str) ->
     )
 
 
-def cancel_job(name: str, *, reason: str, etag: str, request_id: str) -> CancelJobRequest:
-    return CancelJobRequest(name=job_name(name), reason=reason, etag=etag, request_id=request_id or fresh_id())
+def cancel_job(name: str, *, save_checkpoint: bool, reason: str, etag: str, request_id: str) -> CancelJobRequest:
+    return CancelJobRequest(
+        name=job_name(name),
+        save_checkpoint=save_checkpoint,
+        reason=reason,
+        etag=etag,
+        request_id=request_id or fresh_id(),
+    )
 
 
 def delete_job(name: str, *, etag: str, request_id: str) -> DeleteJobRequest:

@@ -596,7 +596,7 @@ class Pause(_message.Message):
         HELD: Pause._Cause.ValueType  # 1
         """A hold."""
         DRAINED: Pause._Cause.ValueType  # 3
-        """Its worker is being drained: it goes on elsewhere by itself."""
+        """Its worker is being drained: it goes on elsewhere by itself, unless it is also held."""
         WORKER_LOST: Pause._Cause.ValueType  # 4
         """The worker was lost while the job was pausing."""
 
@@ -608,7 +608,7 @@ class Pause(_message.Message):
     HELD: Pause.Cause.ValueType  # 1
     """A hold."""
     DRAINED: Pause.Cause.ValueType  # 3
-    """Its worker is being drained: it goes on elsewhere by itself."""
+    """Its worker is being drained: it goes on elsewhere by itself, unless it is also held."""
     WORKER_LOST: Pause.Cause.ValueType  # 4
     """The worker was lost while the job was pausing."""
 
@@ -725,11 +725,11 @@ class Pause(_message.Message):
 
     @_builtins.property
     def pause_time(self) -> _timestamp_pb2.Timestamp:
-        """The checkpoint was registered: the job was PAUSED."""
+        """The checkpoint was registered: the job was PAUSED, or back in the queue if it was drained."""
 
     @_builtins.property
     def resume_request_time(self) -> _timestamp_pb2.Timestamp:
-        """Resume was asked for."""
+        """Resume was asked for. Of a drained job, when it was back in the queue."""
 
     @_builtins.property
     def resume_time(self) -> _timestamp_pb2.Timestamp:

@@ -687,6 +687,8 @@ class JobEvent(_message.Message):
         """A checkpoint turned out damaged: the job goes on from an older one."""
         DRAIN_REQUESTED: JobEvent._Type.ValueType  # 20
         """Its worker is to become empty: it pauses at its boundary, and goes on elsewhere."""
+        DRAIN_WITHDRAWN: JobEvent._Type.ValueType  # 21
+        """Its worker is not to become empty after all, and it had not left yet: it trains on there."""
 
     class Type(_Type, metaclass=_TypeEnumTypeWrapper):
         """What can happen. New values may be added."""
@@ -733,6 +735,8 @@ class JobEvent(_message.Message):
     """A checkpoint turned out damaged: the job goes on from an older one."""
     DRAIN_REQUESTED: JobEvent.Type.ValueType  # 20
     """Its worker is to become empty: it pauses at its boundary, and goes on elsewhere."""
+    DRAIN_WITHDRAWN: JobEvent.Type.ValueType  # 21
+    """Its worker is not to become empty after all, and it had not left yet: it trains on there."""
 
     @_typing.final
     class DetailsEntry(_message.Message):
@@ -780,7 +784,7 @@ class JobEvent(_message.Message):
 
     @_builtins.property
     def details(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Details by name."""
+        """Details by name. `holds`: the kinds of hold that the job has from now on, where they are others than before."""
 
     def __init__(
         self,

@@ -187,8 +187,10 @@ class JobServiceServicer:
 
     def CancelJob(self, request, context):
         """Stops a job for good: now, giving up what is not saved; or with `save_checkpoint` at the next boundary, with a last
-        checkpoint. The second may become the first, not the other way round. FAILED_PRECONDITION: JOB_FINISHED, and
-        JOB_NOT_PAUSABLE where there is no boundary to save at.
+        checkpoint. The second may become the first by another call, not the other way round. A job that no worker has is
+        CANCELLED at once, with the checkpoint that it has. If its worker is lost on the way to the boundary, the job is
+        CANCELLED with its newest checkpoint. FAILED_PRECONDITION: JOB_FINISHED, and with `save_checkpoint` JOB_NOT_PAUSABLE
+        for a task without epochs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -71,8 +71,10 @@ class JobServiceStub:
     """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _job_pb2.Job]
     """Stops a job for good: now, giving up what is not saved; or with `save_checkpoint` at the next boundary, with a last
-    checkpoint. The second may become the first, not the other way round. FAILED_PRECONDITION: JOB_FINISHED, and
-    JOB_NOT_PAUSABLE where there is no boundary to save at.
+    checkpoint. The second may become the first by another call, not the other way round. A job that no worker has is
+    CANCELLED at once, with the checkpoint that it has. If its worker is lost on the way to the boundary, the job is
+    CANCELLED with its newest checkpoint. FAILED_PRECONDITION: JOB_FINISHED, and with `save_checkpoint` JOB_NOT_PAUSABLE
+    for a task without epochs.
     """
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.DeleteJobRequest, _empty_pb2.Empty]
     """Deletes a job that has ended, with its checkpoints. FAILED_PRECONDITION: JOB_NOT_FINISHED (PAUSED included)."""
@@ -134,8 +136,10 @@ class JobServiceAsyncStub(JobServiceStub):
     """
     CancelJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _job_pb2.Job]  # type: ignore[assignment]
     """Stops a job for good: now, giving up what is not saved; or with `save_checkpoint` at the next boundary, with a last
-    checkpoint. The second may become the first, not the other way round. FAILED_PRECONDITION: JOB_FINISHED, and
-    JOB_NOT_PAUSABLE where there is no boundary to save at.
+    checkpoint. The second may become the first by another call, not the other way round. A job that no worker has is
+    CANCELLED at once, with the checkpoint that it has. If its worker is lost on the way to the boundary, the job is
+    CANCELLED with its newest checkpoint. FAILED_PRECONDITION: JOB_FINISHED, and with `save_checkpoint` JOB_NOT_PAUSABLE
+    for a task without epochs.
     """
     DeleteJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.DeleteJobRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes a job that has ended, with its checkpoints. FAILED_PRECONDITION: JOB_NOT_FINISHED (PAUSED included)."""
@@ -236,8 +240,10 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
         """Stops a job for good: now, giving up what is not saved; or with `save_checkpoint` at the next boundary, with a last
-        checkpoint. The second may become the first, not the other way round. FAILED_PRECONDITION: JOB_FINISHED, and
-        JOB_NOT_PAUSABLE where there is no boundary to save at.
+        checkpoint. The second may become the first by another call, not the other way round. A job that no worker has is
+        CANCELLED at once, with the checkpoint that it has. If its worker is lost on the way to the boundary, the job is
+        CANCELLED with its newest checkpoint. FAILED_PRECONDITION: JOB_FINISHED, and with `save_checkpoint` JOB_NOT_PAUSABLE
+        for a task without epochs.
         """
 
     @_abc_1.abstractmethod

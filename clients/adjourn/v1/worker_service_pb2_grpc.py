@@ -84,14 +84,16 @@ class WorkerServiceServicer:
 
     def DrainWorker(self, request, context):
         """Has a worker take nothing new. Its jobs pause at their next boundary, without a hold, and go on elsewhere by
-        themselves. The order outlives the worker's agent; UndrainWorker takes it back.
+        themselves; a task without epochs runs to its end there. The order outlives the worker's agent and its losses;
+        UndrainWorker takes it back, and DeleteWorker ends it. A worker that is drained already keeps its first order.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UndrainWorker(self, request, context):
-        """Takes an order to drain back. Jobs that are on their way to a boundary stay where they are.
+        """Takes an order to drain back. Jobs that have not stopped at their boundary yet train on there; those that have go on
+        wherever there is room first. A worker whose agent itself wants no new work stays as it is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,10 +41,13 @@ class WorkerServiceStub:
     """Lists workers by name."""
     DrainWorker: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.DrainWorkerRequest, _worker_pb2.Worker]
     """Has a worker take nothing new. Its jobs pause at their next boundary, without a hold, and go on elsewhere by
-    themselves. The order outlives the worker's agent; UndrainWorker takes it back.
+    themselves; a task without epochs runs to its end there. The order outlives the worker's agent and its losses;
+    UndrainWorker takes it back, and DeleteWorker ends it. A worker that is drained already keeps its first order.
     """
     UndrainWorker: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.UndrainWorkerRequest, _worker_pb2.Worker]
-    """Takes an order to drain back. Jobs that are on their way to a boundary stay where they are."""
+    """Takes an order to drain back. Jobs that have not stopped at their boundary yet train on there; those that have go on
+    wherever there is room first. A worker whose agent itself wants no new work stays as it is.
+    """
     DeleteWorker: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.DeleteWorkerRequest, _empty_pb2.Empty]
     """Forgets a worker that is LOST and holds no job. One that comes back is a new worker. FAILED_PRECONDITION:
     WORKER_IN_USE.
@@ -61,10 +64,13 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """Lists workers by name."""
     DrainWorker: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.DrainWorkerRequest, _worker_pb2.Worker]  # type: ignore[assignment]
     """Has a worker take nothing new. Its jobs pause at their next boundary, without a hold, and go on elsewhere by
-    themselves. The order outlives the worker's agent; UndrainWorker takes it back.
+    themselves; a task without epochs runs to its end there. The order outlives the worker's agent and its losses;
+    UndrainWorker takes it back, and DeleteWorker ends it. A worker that is drained already keeps its first order.
     """
     UndrainWorker: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.UndrainWorkerRequest, _worker_pb2.Worker]  # type: ignore[assignment]
-    """Takes an order to drain back. Jobs that are on their way to a boundary stay where they are."""
+    """Takes an order to drain back. Jobs that have not stopped at their boundary yet train on there; those that have go on
+    wherever there is room first. A worker whose agent itself wants no new work stays as it is.
+    """
     DeleteWorker: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.DeleteWorkerRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Forgets a worker that is LOST and holds no job. One that comes back is a new worker. FAILED_PRECONDITION:
     WORKER_IN_USE.
@@ -96,7 +102,8 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_worker_pb2.Worker, _abc.Awaitable[_worker_pb2.Worker]]:
         """Has a worker take nothing new. Its jobs pause at their next boundary, without a hold, and go on elsewhere by
-        themselves. The order outlives the worker's agent; UndrainWorker takes it back.
+        themselves; a task without epochs runs to its end there. The order outlives the worker's agent and its losses;
+        UndrainWorker takes it back, and DeleteWorker ends it. A worker that is drained already keeps its first order.
         """
 
     @_abc_1.abstractmethod
@@ -105,7 +112,9 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _worker_service_pb2.UndrainWorkerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_worker_pb2.Worker, _abc.Awaitable[_worker_pb2.Worker]]:
-        """Takes an order to drain back. Jobs that are on their way to a boundary stay where they are."""
+        """Takes an order to drain back. Jobs that have not stopped at their boundary yet train on there; those that have go on
+        wherever there is room first. A worker whose agent itself wants no new work stays as it is.
+        """
 
     @_abc_1.abstractmethod
     def DeleteWorker(

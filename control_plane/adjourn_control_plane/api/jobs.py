@@ -123,7 +123,8 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> Job:
         check(validation.verb(request.name, request_id=request.request_id, etag=request.etag, reason=request.reason))
-        return await self.ask(request, CancelRequested(actor=actor(context), reason=request.reason))
+        event = CancelRequested(actor=actor(context), reason=request.reason, save_checkpoint=request.save_checkpoint)
+        return await self.ask(request, event)
 
     async def ask(
         self,

@@ -177,6 +177,8 @@ def adoptable(
     if status.phase in OVER:
         return False
     if status.token == record.token:
+        if record.job.state == Job.CANCELLED:  # it was to save a last checkpoint: see `saves_the_last`
+            return False
         left = next((each for each in record.unconfirmed_releases if each.token == status.token), None)
         its_own = left is None or is_of(left, worker, instance)
         free = taken_devices(held).isdisjoint(status.held_device_uuids)
@@ -229,12 +231,22 @@ def desired_assignments(
         uid = status.token.job_uid
         if uid in unknown:
             target = Assignment.STOP if uid in deleted else Assignment.PAUSE
-        elif adoptable(mine.get(status.job) or others[status.job], status, held, worker, instance):
-            continue
         else:
+            known = mine.get(status.job) or others[status.job]
+            if adoptable(known, status, held, worker, instance) or saves_the_last(known, status):
+                continue
             target = Assignment.STOP
         assignments.append(ordered(status, target, earlier))
     return assignments
+
+
+def saves_the_last(record: JobRecord, status: AssignmentStatus) -> bool:
+    """Returns whether an attempt that was lost makes the last checkpoint of a cancelled job durable.
+
+    Its process is gone, so it is left to finish. One that trains still is stopped: the job is CANCELLED.
+    """
+    mine = status.token == record.token and record.HasField("lost_attempt")
+    return mine and record.job.state == Job.CANCELLED and status.phase == AssignmentStatus.PERSISTING
 
 
 def assignment(record: JobRecord, *, is_held: bool) -> Assignment:

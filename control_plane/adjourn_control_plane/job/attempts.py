@@ -9,7 +9,7 @@ from adjourn.v1.agent_service_pb2 import Assignment, FencingToken
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Condition, Job, PauseMode
 from adjourn.v1.job_service_pb2 import JobEvent
-from adjourn_control_plane.job import ends, estimates, lost_attempts, pauses, releases, retries
+from adjourn_control_plane.job import drains, ends, estimates, lost_attempts, pauses, releases, retries
 from adjourn_control_plane.job.events import (
     Began,
     ConditionChanged,
@@ -99,7 +99,8 @@ def registered(transition: Transition, event: Registered) -> None:
     checkpoint.CopyFrom(event.checkpoint)
     checkpoint.create_time.FromDatetime(transition.now)
     # A pause that is at rest goes over to the newer checkpoint, so that nothing rests on the older one any more.
-    ends.release(transition, Checkpoint.LATEST, *([Checkpoint.PAUSE] if job.state == Job.PAUSED else []))
+    resting = [Checkpoint.PAUSE] if job.state == Job.PAUSED else []
+    ends.release(transition, Checkpoint.LATEST, Checkpoint.FINAL, *resting)
     ends.retain(transition, checkpoint, Checkpoint.LATEST)
     record.checkpoint.CopyFrom(checkpoint)
     job.latest_checkpoint = checkpoint.name
@@ -152,12 +153,16 @@ def rested(transition: Transition, event: Rested) -> None:
     if not ends.is_registered(transition, event.checkpoint):
         ends.end_unregistered(transition, event.checkpoint)
         return
+    saving = record.target == Assignment.PAUSE
     transition.unassign()
     ends.rewind_to_checkpoint(transition)
     if job.state == Job.CANCELLING:
-        transition.set_state(Job.CANCELLED, JobEvent.CANCELLED)
+        ends.enter_cancelled(transition, saved=True if saving else None)
     elif job.state == Job.PAUSING and job.holds:
         ends.enter_paused(transition)
+    elif drains.under_way(job):
+        pauses.drained(record, transition.now)
+        transition.set_state(Job.QUEUED, JobEvent.REQUEUED, "its worker is drained; it goes on elsewhere")
     elif event.failure is None:
         pauses.resumed_after_training_left(record)
         transition.set_state(Job.QUEUED, JobEvent.REQUEUED, "nothing keeps it from running")
@@ -171,6 +176,9 @@ def finished(transition: Transition, event: Finished) -> None:
     registered = not job.spec.total_epochs or ends.is_registered(transition, event.checkpoint)
     if not job.worker:
         releases.confirm(transition, record.token)
+    if job.state == Job.CANCELLED:
+        lost_attempts.ended_late(transition, event.checkpoint)
+        return
     if not job.worker and not (registered and lost_attempts.take_back_loss(transition)):
         lost_attempts.forget(transition)
         return
@@ -179,8 +187,8 @@ def finished(transition: Transition, event: Finished) -> None:
         return
     if job.spec.total_epochs:
         ends.rewind_to_checkpoint(transition)
-    overtaken = bool(job.holds) or job.state == Job.CANCELLING
-    if job.holds:
+    overtaken = bool(job.holds) or job.state in (Job.CANCELLING, Job.PAUSING)
+    if job.holds or job.state == Job.PAUSING:
         job.pause.note = "the run finished first"
     del job.holds[:]
     transition.unassign()

@@ -4,6 +4,7 @@ from datetime import timedelta
 
 from adjourn import reasons
 from adjourn.internal.v1.record_pb2 import PastFailure
+from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Failure, Job
 from adjourn.v1.job_service_pb2 import JobEvent
@@ -16,12 +17,13 @@ def end_attempt(transition: Transition, failure: Failure | None, *, counts: bool
     record, job = transition.record, transition.job
     pausing = job.state == Job.PAUSING
     cancelling = job.state == Job.CANCELLING
+    saving = record.target == Assignment.PAUSE
     transition.unassign()
     why = failure or Failure()
     if failure is not None:
         set_failure(transition, failure)
     if cancelling:
-        transition.set_state(Job.CANCELLED, JobEvent.CANCELLED)
+        enter_cancelled(transition, saved=False if saving else None)
         return
     rests = pausing and bool(job.holds) and bool(record.checkpoint.name)
     if rests and why.reason == reasons.TRAINING_HANGS:
@@ -85,6 +87,19 @@ def enter_paused(transition: Transition, message: str = "") -> None:
     pauses.rest(transition.record, transition.now)
     retain(transition, transition.record.checkpoint, Checkpoint.PAUSE)
     transition.set_state(Job.PAUSED, JobEvent.PAUSED, message)
+
+
+def enter_cancelled(transition: Transition, *, saved: bool | None) -> None:
+    """Stops the job for good. `saved`: whether the last checkpoint that was asked for came about; None: none was."""
+    checkpoint = transition.record.checkpoint
+    if saved is None:
+        transition.set_state(Job.CANCELLED, JobEvent.CANCELLED)
+        return
+    retain(transition, checkpoint, Checkpoint.FINAL)
+    rests = f"with its checkpoint of epoch {checkpoint.epoch}" if checkpoint.name else "without a checkpoint"
+    why = "" if saved else ": the attempt ended on its way to the boundary"
+    details = {"checkpoint": checkpoint.name} if checkpoint.name else {}
+    transition.set_state(Job.CANCELLED, JobEvent.CANCELLED, rests + why, **details)
 
 
 def is_registered(transition: Transition, checkpoint: str) -> bool:

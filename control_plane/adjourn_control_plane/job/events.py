@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from adjourn.v1.agent_service_pb2 import FencingToken
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.job_pb2 import Condition, Failure, Job, Pause, PauseMode, Progress
+from adjourn.v1.job_pb2 import Condition, Failure, Hold, Job, Pause, PauseMode, Progress
 from adjourn.v1.usage_pb2 import EpochMetrics
 
 
@@ -42,27 +42,30 @@ class Requested(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PauseRequested(Requested):
-    """A caller wants the job to rest after its running epoch."""
+    """A caller adds a hold, the USER's or the OPERATOR's: the job is to rest after its running epoch."""
 
     verb = "pausing"
     mode: PauseMode.ValueType
     reason: str
+    kind: Hold.Kind.ValueType = Hold.USER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResumeRequested(Requested):
-    """A caller removes the USER hold."""
+    """A caller removes a hold, the USER's or the OPERATOR's."""
 
     verb = "resuming"
     allow_inexact: bool = False
+    kind: Hold.Kind.ValueType = Hold.USER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelRequested(Requested):
-    """A caller wants the job stopped for good, now."""
+    """A caller wants the job stopped for good, now or, with `save_checkpoint`, at its next boundary."""
 
     verb = "cancelling"
     reason: str
+    save_checkpoint: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +75,18 @@ class UpdateRequested(Requested):
     verb = "updating"
     job: Job
     fields: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainRequested(Event):
+    """The worker of the job is to become empty: the job pauses at its boundary, and goes on elsewhere."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainWithdrawn(Event):
+    """The worker of the job may keep it after all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,9 +40,10 @@ def lost(transition: Transition, event: Lost) -> None:
     epochs = record.epochs_since_restart
     if event.out_of_reach:
         releases.doubt(transition, event.instance)
+    saving = record.target == Assignment.PAUSE
     ends.end_attempt(transition, event.failure, counts=counts)
     before.epochs_since_restart = epochs - record.epochs_since_restart
-    if job.state == Job.CANCELLED:
+    if job.state == Job.CANCELLED and not saving:
         return
     if job.state != Job.FAILED:
         del before.holds[:]
@@ -95,9 +96,11 @@ def registered_late(transition: Transition, before: Checkpoint) -> None:
     """Lets the job go on from, or rest on, what its lost attempt made durable. `before`: the checkpoint until then."""
     record, job = transition.record, transition.job
     gained = record.checkpoint.active_duration.ToTimedelta() - before.active_duration.ToTimedelta()
-    if job.state == Job.FAILED:
-        if record.checkpoint.step > job.progress.step:  # a failed job shows how far it got
+    if job.state in (Job.FAILED, Job.CANCELLED):
+        if record.checkpoint.step > job.progress.step:  # a job that ended shows how far it got
             ends.rewind_to_checkpoint(transition)
+        if job.state == Job.CANCELLED:
+            ends.retain(transition, record.checkpoint, Checkpoint.FINAL)
         return
     if job.pause.HasField("lost_duration") and job.holds:
         lost_time = job.pause.lost_duration.ToTimedelta() - gained
@@ -125,9 +128,23 @@ def condition_changed_late(transition: Transition, event: ConditionChanged) -> N
     lost_attempt.conditions.extend(kept)
 
 
+def ended_late(transition: Transition, checkpoint: str) -> None:
+    """Says that the last checkpoint of a cancelled job came about, if it did. What was cancelled stays so."""
+    if not ends.is_registered(transition, checkpoint) or not take_back_loss(transition):
+        forget(transition)
+        return
+    ends.rewind_to_checkpoint(transition)
+    transition.revised = True
+    epoch = transition.record.checkpoint.epoch
+    transition.record_event(JobEvent.CANCELLED, f"with its checkpoint of epoch {epoch}: {BACK}", checkpoint=checkpoint)
+
+
 def rested_late(transition: Transition, event: Rested) -> None:
     record, job = transition.record, transition.job
     releases.confirm(transition, record.token)
+    if job.state == Job.CANCELLED:
+        ended_late(transition, event.checkpoint)
+        return
     registered = ends.is_registered(transition, event.checkpoint)
     if not registered or not take_back_loss(transition):
         forget(transition)
@@ -135,6 +152,10 @@ def rested_late(transition: Transition, event: Rested) -> None:
     if job.state == Job.PAUSED or job.holds:
         job.pause.cause = Pause.HELD
         job.pause.ClearField("lost_duration")
+    elif was_drained(job):
+        job.pause.cause = Pause.DRAINED
+        job.pause.ClearField("lost_duration")
+        pauses.drained(record, transition.now)
     if job.state == Job.PAUSED:
         transition.record_event(JobEvent.PAUSED, BACK)
         return
@@ -146,9 +167,15 @@ def rested_late(transition: Transition, event: Rested) -> None:
         requeue(transition)
 
 
+def was_drained(job: Job) -> bool:
+    """Returns whether the attempt was lost on its way to a boundary that only a drain had sent it to."""
+    pause = job.pause
+    return pause.cause == Pause.WORKER_LOST and not pause.HasField("resume_request_time") and bool(pause.from_worker)
+
+
 def stopped_late(transition: Transition, event: Stopped) -> None:
     releases.confirm(transition, transition.record.token)
-    if event.failure is None:  # as we asked, for the loss stands
+    if event.failure is None or transition.job.state == Job.CANCELLED:  # as we asked, for the loss stands
         forget(transition)
         return
     if not take_back_loss(transition):
@@ -162,6 +189,9 @@ def failed_late(transition: Transition, event: Failed) -> None:
     record, job = transition.record, transition.job
     releases.confirm(transition, record.token)
     if is_unknown(transition):
+        return
+    if job.state == Job.CANCELLED:
+        forget(transition)
         return
     counts = retries.costs_a_restart(event.failure)
     if job.state == Job.FAILED and counts:
@@ -213,6 +243,7 @@ def adopted(transition: Transition, event: Adopted) -> None:
     else:
         return
     releases.drop(transition, event.token, message)
+    saving = record.target == Assignment.PAUSE
     transition.unassign()
     transition.assign(event.token, event.worker, event.device_uuids)
     record.released = event.released
@@ -225,7 +256,7 @@ def adopted(transition: Transition, event: Adopted) -> None:
         for condition in conditions:
             transition.begin_condition(condition.type, condition.reason, condition.message)
     if job.state == Job.CANCELLING:
-        transition.set_target(Assignment.STOP)
+        transition.set_target(Assignment.PAUSE if saving else Assignment.STOP)
         transition.record_event(JobEvent.ADOPTED, message)
     elif job.holds:
         pauses.reopen(record, event.worker)

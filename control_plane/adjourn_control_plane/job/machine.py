@@ -20,13 +20,15 @@ from typing import Any, Final, TypeAlias
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent
-from adjourn_control_plane.job import attempts, damage, lost_attempts, releases, requests
+from adjourn_control_plane.job import attempts, damage, drains, lost_attempts, releases, requests
 from adjourn_control_plane.job.events import (
     Adopted,
     Began,
     CancelRequested,
     CheckpointDamaged,
     ConditionChanged,
+    DrainRequested,
+    DrainWithdrawn,
     EpochEnded,
     Event,
     Failed,
@@ -83,6 +85,10 @@ TRANSITIONS: Final[Mapping[tuple[State, type[Event]], tuple[State, ...]]] = {
     (RUNNING, Failed): (FAILED, QUEUED),
     (RUNNING, CheckpointDamaged): (QUEUED, FAILED),
     (RUNNING, Lost): (QUEUED, FAILED),
+
+    (STARTING, DrainRequested): (PAUSING, STARTING),        # STARTING, RUNNING: it has no boundary to leave at
+    (RUNNING, DrainRequested): (PAUSING, RUNNING),
+    (PAUSING, DrainWithdrawn): (RUNNING, STARTING, PAUSING),  # PAUSING: it is held too, or training has left
 
     (PAUSING, Began): (PAUSING,),
     (PAUSING, PauseRequested): (PAUSING,),
@@ -147,6 +153,12 @@ TRANSITIONS: Final[Mapping[tuple[State, type[Event]], tuple[State, ...]]] = {
     (PAUSED, CheckpointDamaged): (PAUSED, FAILED),      # rests on an older one; FAILED: there is none
 
     (FAILED, Adopted): (RUNNING, STARTING, PAUSING, FAILED),
+    (CANCELLED, Registered): (CANCELLED,),              # it was to save a last checkpoint
+    (CANCELLED, Rested): (CANCELLED,),
+    (CANCELLED, Finished): (CANCELLED,),
+    (CANCELLED, Stopped): (CANCELLED,),
+    (CANCELLED, Failed): (CANCELLED,),
+
     (FAILED, Registered): (FAILED,),                    # a resume goes on from it
     (FAILED, Rested): (QUEUED, PAUSED, FAILED),
     (FAILED, Finished): (SUCCEEDED, FAILED),
@@ -155,7 +167,7 @@ TRANSITIONS: Final[Mapping[tuple[State, type[Event]], tuple[State, ...]]] = {
     (FAILED, Failed): (FAILED, QUEUED, PAUSED),         # others than FAILED: the failure costs no restart
 } | {
     (state, event): (state,)
-    for state in (QUEUED, PAUSED, FAILED)
+    for state in (QUEUED, PAUSED, FAILED, CANCELLED)
     for event in (EpochEnded, PausePhase, ConditionChanged)
 }
 # fmt: on
@@ -168,6 +180,8 @@ HANDLERS: Final[Mapping[type[Event], Callable[[Transition, Any], None]]] = {
     ResumeRequested: requests.resume_requested,
     CancelRequested: requests.cancel_requested,
     UpdateRequested: requests.update_requested,
+    DrainRequested: drains.drain_requested,
+    DrainWithdrawn: drains.drain_withdrawn,
     Observed: attempts.observed,
     Began: attempts.began,
     EpochEnded: attempts.epoch_ended,

@@ -10,10 +10,15 @@ from typing import Final
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from adjourn.internal.v1.record_pb2 import JobRecord
+from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job, Pause, PauseMode
+from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn_control_plane.job import estimates
+from adjourn_control_plane.job.transition import Transition
 
+CANCELLED: Final = "cancelled before it came to rest"
+"""Note of a pause whose job was cancelled on its way to the boundary."""
 KEPT: Final = 100
 """Earlier pauses that are kept in the job."""
 
@@ -50,6 +55,8 @@ def phase_reached(record: JobRecord, phase: Pause, worker: str, now: datetime) -
     pause = record.job.pause
     if not record.job.HasField("pause") or pause.from_worker != worker:
         return
+    if record.job.state in (Job.CANCELLING, Job.CANCELLED) and pause.note != CANCELLED:
+        return  # it leaves because of the cancel, and the pause is an earlier one
     pause.MergeFrom(phase)
     if phase.HasField("release_time") and not record.HasField("pause_release_time"):
         record.pause_release_time.FromDatetime(now)
@@ -95,6 +102,19 @@ def reopen(record: JobRecord, worker: str) -> None:
     for field in ("pause_time", "lost_duration", "checkpoint", "epoch", "step", "note"):
         pause.ClearField(field)
     pause.cause, pause.from_worker = Pause.HELD, worker
+
+
+def take_back(transition: Transition, kind: JobEvent.Type.ValueType, note: str) -> None:
+    """Has the job train on where it is: it has not left its worker yet, as far as is known."""
+    transition.set_target(Assignment.RUN)
+    transition.job.pause.note = note
+    transition.set_state(Job.RUNNING if transition.record.began else Job.STARTING, kind, note)
+
+
+def drained(record: JobRecord, now: datetime) -> None:
+    """Notes that a job which was drained has left, with its checkpoint, and waits to go on elsewhere."""
+    rest(record, now)
+    record.job.pause.resume_request_time.FromDatetime(now)
 
 
 def handed_on(record: JobRecord, worker: str) -> None:

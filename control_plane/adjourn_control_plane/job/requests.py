@@ -6,9 +6,10 @@ from typing import Final, NoReturn
 from adjourn import errors
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.agent_service_pb2 import Assignment
+from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Hold, Job, PauseMode
 from adjourn.v1.job_service_pb2 import JobEvent
-from adjourn_control_plane.job import estimates, lost_attempts, pauses
+from adjourn_control_plane.job import drains, ends, estimates, lost_attempts, pauses
 from adjourn_control_plane.job.ends import enter_paused, rewind_to_checkpoint
 from adjourn_control_plane.job.events import (
     CancelRequested,
@@ -51,52 +52,78 @@ def refuse(
     )
 
 
+ADDED: Final[Mapping[Hold.Kind.ValueType, JobEvent.Type.ValueType]] = {
+    Hold.USER: JobEvent.PAUSE_REQUESTED,
+    Hold.OPERATOR: JobEvent.HELD,
+}
+"""What the history says when a hold is added, by its kind."""
+REMOVED: Final[Mapping[Hold.Kind.ValueType, JobEvent.Type.ValueType]] = {
+    Hold.USER: JobEvent.RESUME_REQUESTED,
+    Hold.OPERATOR: JobEvent.HOLD_REMOVED,
+}
+"""What the history says when a hold is removed, by its kind."""
+
+
 def pause_requested(transition: Transition, event: PauseRequested) -> None:
+    """Adds a hold. A job that pauses or rests already has one pause, however many hold it."""
     record, job = transition.record, transition.job
-    if job.spec.total_epochs == 0:
-        raise errors.JobNotPausableError(
-            f"{job.name} has no epochs, hence no boundary to pause at; it can be cancelled",
-            job=job.name,
-            state=Job.State.Name(job.state),
-        )
-    if transition.held(Hold.USER):
+    refuse_without_epochs(job, "pause at")
+    if transition.held(event.kind):
         return
-    transition.hold(Hold.USER, event.reason)
-    if job.state == Job.PAUSED:
+    to_pause_already = bool(job.holds) or job.state in (Job.PAUSED, Job.PAUSING)
+    transition.hold(event.kind, event.reason)
+    if to_pause_already:
+        if job.state == Job.PAUSING:  # was resumed after training had left
+            job.pause.ClearField("resume_request_time")
+        transition.record_event(ADDED[event.kind], event.reason)
         return
-    if job.state == Job.PAUSING:  # was resumed after training had left
-        job.pause.ClearField("resume_request_time")
-    else:
-        pauses.request(record, mode=event.mode, actor=event.actor, reason=event.reason, now=transition.now)
+    pauses.request(record, mode=event.mode, actor=event.actor, reason=event.reason, now=transition.now)
     if job.state == Job.QUEUED:
+        transition.record_event(ADDED[event.kind], event.reason)
         unconfirmed = bool(record.unconfirmed_releases)
         enter_paused(transition, "nothing is known to run" if unconfirmed else "nothing was running")
         return
     record.pause_mode = event.mode or PauseMode.EPOCH
     transition.set_target(Assignment.PAUSE)
-    transition.set_state(Job.PAUSING, JobEvent.PAUSE_REQUESTED, event.reason)
+    transition.set_state(Job.PAUSING, ADDED[event.kind], event.reason)
+
+
+def refuse_without_epochs(job: Job, purpose: str) -> None:
+    """Raises JobNotPausableError for a task without epochs."""
+    if job.spec.total_epochs == 0:
+        raise errors.JobNotPausableError(
+            f"{job.name} has no epochs, hence no boundary to {purpose}; it can be cancelled",
+            job=job.name,
+            state=Job.State.Name(job.state),
+        )
 
 
 def resume_requested(transition: Transition, event: ResumeRequested) -> None:
+    """Removes a hold; the USER's also of a job that has ended, which starts again."""
     record, job = transition.record, transition.job
     if job.state in (Job.CANCELLED, Job.FAILED):
+        if event.kind != Hold.USER:
+            refuse(record, event, RESUMABLE)
         restart(transition, event)
         return
-    if not transition.unhold(Hold.USER):
+    if not transition.unhold(event.kind):
         under_way = job.pause.HasField("resume_request_time") and not job.pause.HasField("resume_time")
         if job.state in (Job.QUEUED, Job.STARTING) and not under_way:
             refuse(record, event, RESUMABLE)
-        return  # asked already, or kept by holds that are not the caller's
-    record.allow_inexact = event.allow_inexact
+        return  # asked already, kept by holds that are not the caller's, or drained: it goes on by itself
+    if event.kind == Hold.USER:
+        record.allow_inexact = event.allow_inexact
+    removed = REMOVED[event.kind]
+    if job.holds or drains.under_way(job):
+        transition.record_event(removed)
+        return
     job.pause.resume_request_time.FromDatetime(transition.now)
-    if job.holds or job.state == Job.QUEUED or (job.state == Job.PAUSING and record.released):
-        transition.record_event(JobEvent.RESUME_REQUESTED)
-    elif job.state == Job.PAUSED:
-        transition.set_state(Job.QUEUED, JobEvent.RESUME_REQUESTED)
+    if job.state == Job.PAUSED:
+        transition.set_state(Job.QUEUED, removed)
+    elif job.state == Job.PAUSING and not record.released:
+        pauses.take_back(transition, removed, "resumed before the boundary")
     else:
-        transition.set_target(Assignment.RUN)
-        job.pause.note = "resumed before the boundary"
-        transition.set_state(Job.RUNNING if record.began else Job.STARTING, JobEvent.RESUME_REQUESTED, job.pause.note)
+        transition.record_event(removed)
 
 
 def restart(transition: Transition, event: ResumeRequested) -> None:
@@ -117,17 +144,34 @@ def restart(transition: Transition, event: ResumeRequested) -> None:
 
 
 def cancel_requested(transition: Transition, event: CancelRequested) -> None:
-    if transition.job.state in (Job.CANCELLING, Job.CANCELLED):
+    """Stops a job for good. A cancel that saves may become one that does not, never the other way round."""
+    record, job = transition.record, transition.job
+    if job.state == Job.CANCELLED:
         return
-    del transition.job.holds[:]
-    if transition.job.state == Job.PAUSING:
-        transition.job.pause.note = "cancelled before it came to rest"
-    if transition.job.worker:
-        transition.set_target(Assignment.STOP)
-        transition.set_state(Job.CANCELLING, JobEvent.CANCEL_REQUESTED, event.reason)
-    else:
-        lost_attempts.forget(transition)  # a worker that comes back with it is told to stop it
+    if job.state == Job.CANCELLING:
+        if record.target == Assignment.PAUSE and not event.save_checkpoint:
+            transition.set_target(Assignment.STOP)
+            transition.record_event(JobEvent.CANCEL_REQUESTED, event.reason, save_checkpoint="no longer")
+        return
+    if event.save_checkpoint:
+        refuse_without_epochs(job, "save at")
+    details = {"save_checkpoint": "at the next boundary"} if event.save_checkpoint else {}
+    del job.holds[:]
+    if job.state == Job.PAUSING:
+        job.pause.note = pauses.CANCELLED
+    if not job.worker:
+        if event.save_checkpoint:
+            ends.retain(transition, record.checkpoint, Checkpoint.FINAL)
+        else:
+            lost_attempts.forget(transition)  # a worker that comes back with it is told to stop it
         transition.set_state(Job.CANCELLED, JobEvent.CANCELLED, event.reason)
+        return
+    if not event.save_checkpoint:
+        transition.set_target(Assignment.STOP)
+    elif record.target != Assignment.PAUSE:
+        record.pause_mode = PauseMode.EPOCH
+        transition.set_target(Assignment.PAUSE)
+    transition.set_state(Job.CANCELLING, JobEvent.CANCEL_REQUESTED, event.reason, **details)
 
 
 LABELS: Final = "labels"

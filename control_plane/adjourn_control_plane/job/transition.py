@@ -44,10 +44,20 @@ class Transition:
         self.epochs: list[EpochMetrics] = []
         self.checkpoints: list[Checkpoint] = []
         self.revised = False
+        self.told_holds, self.told_checkpoint = kinds_of_holds(self.job), self.job.latest_checkpoint
+        """As the history tells them: whoever replays it finds the holds and the newest checkpoint of the record."""
 
     def record_event(self, kind: JobEvent.Type.ValueType, message: str = "", **details: str) -> None:
-        """Adds an event to the job's history."""
+        """Adds an event to the job's history.
+
+        It says which holds and which newest checkpoint the job has from now on, if they are others than before.
+        """
         self.record.event_sequence += 1
+        holds = kinds_of_holds(self.job)
+        if holds != self.told_holds:
+            details["holds"] = self.told_holds = holds
+        if self.job.latest_checkpoint != self.told_checkpoint:
+            details["checkpoint"] = self.told_checkpoint = self.job.latest_checkpoint
         event = JobEvent(
             sequence=self.record.event_sequence,
             type=kind,
@@ -147,3 +157,9 @@ class Transition:
             epochs=tuple(self.epochs),
             checkpoints=tuple(self.checkpoints),
         )
+
+
+def kinds_of_holds(job: Job) -> str:
+    """Returns the kinds of a job's holds, as events tell them."""
+    known = Hold.Kind.values()  # a newer version may have stored others
+    return ", ".join(sorted(Hold.Kind.Name(each.kind) if each.kind in known else str(each.kind) for each in job.holds))

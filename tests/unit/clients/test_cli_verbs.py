@@ -145,6 +145,14 @@ def test_scripts_are_not_asked(adjourn: Adjourn, plane: "Plane") -> None:
     assert plane.jobs == {}
 
 
+def test_a_cancel_can_save(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.add("x", Job.RUNNING)
+    said = "x is being stopped for good, at its next boundary and with a last checkpoint\n"
+    assert adjourn("cancel", "x", "--save").stdout == said
+    assert adjourn("cancel", "x", "--save").stdout == "x is being stopped for good\n", "how, an earlier call has said"
+    assert [request.save_checkpoint for method, request in plane.asked if method == "CancelJob"] == [True, True]
+
+
 @pytest.mark.parametrize("verb", ["cancel", "delete"])
 def test_people_are_asked(adjourn: Adjourn, plane: "Plane", monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
     plane.add("x", latest_checkpoint="jobs/x/checkpoints/1")

@@ -201,8 +201,7 @@ def test_the_pause_checkpoint_stays_while_the_resumed_run_has_no_newer_one() -> 
     assert life.record.checkpoint.name == checkpoint_name(3), "a crash after a resume loses nothing"
 
 
-OTHER_HOLD = Hold.Kind.ValueType(4)
-"""A kind that a later version may know."""
+OTHER_HOLD = Hold.OPERATOR
 
 
 def test_a_paused_job_goes_on_from_its_checkpoint() -> None:

@@ -33,6 +33,7 @@ async def test_a_wish_is_stored_with_its_history(updater: JobUpdater, memory_sto
     assert answer.etag == str(record.revision)
     assert [event.type for event in await memory_store.events(JOB, after=0, size=10)] == [
         JobEvent.CREATED,
+        JobEvent.PAUSE_REQUESTED,
         JobEvent.PAUSED,
     ]
 
@@ -106,7 +107,7 @@ async def test_what_changed_nothing_has_no_history_and_keeps_the_etag(
     first = await updater.request(JOB, PAUSE, fresh())
     again = await updater.request(JOB, PAUSE, fresh())
     assert again == first
-    assert len(await memory_store.events(JOB, after=0, size=10)) == 2
+    assert len(await memory_store.events(JOB, after=0, size=10)) == 3
 
 
 async def test_without_a_request_id_what_changed_nothing_is_not_stored(
