@@ -5,6 +5,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
+from structlog.testing import capture_logs
 
 from adjourn import reasons
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
@@ -77,6 +78,22 @@ async def test_contact_that_returns_before_the_boundary_has_training_go_on(
         await harness.until_durable(job, 2)
         assert alive(pid)
     assert not runner.held.HasField("pausing_by_itself")
+
+
+async def test_an_agent_is_back_within_a_third_of_a_lease_however_long_it_was_alone(
+    harness: AgentHarness, objects: MemoryObjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("random.uniform", lambda _least, most: most)  # the latest that may be drawn
+    harness.plane.lease = timedelta(seconds=6)
+    async with harness.agent(objects) as agent:
+        await harness.until(lambda: agent.stream.connected)
+        with capture_logs() as logs:
+            await harness.plane.stop()
+            await harness.until(lambda: [entry for entry in logs if entry.get("failures", 0) > 6])
+        await harness.plane.start()
+        reachable = boot_seconds()
+        await harness.until(lambda: agent.stream.connected)
+        assert boot_seconds() - reachable < 6 / 3
 
 
 async def test_the_next_agent_knows_the_lease_and_when_the_control_plane_was_heard(

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import pytest_asyncio
 
@@ -12,6 +13,7 @@ from adjourn.v1.job_pb2 import Job, JobSpec
 from adjourn.v1.job_service_pb2 import JobEvent
 from tests.harness.agents import alive
 from tests.harness.cluster import Cluster
+from tests.harness.fault_proxy import Way
 from tests.harness.jobs import SCRIPT, GatedJobs
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -69,11 +71,17 @@ async def test_an_agent_that_slept_holds_its_training_still_before_its_successor
         await client.wait_job(job.name, until=lambda found: found.attempt == 2, timeout=60)
         await eventually(lambda: others(first))
         (second,) = others(first)
+        cluster.link(worker).black_hole(*Way)  # nobody tells it yet
         before = steps(first)
     finally:
         cluster.go_on(worker)
+    process = psutil.Process(int(first))
+    await eventually(lambda: process.status() == psutil.STATUS_STOPPED)
+    taken = steps(first)
+    assert taken - before < STEPS
+    cluster.link(worker).heal()
     await eventually(lambda: not alive(int(first)))
-    assert steps(first) - before < STEPS
+    assert steps(first) == taken, "it was ended as it stood"
     went_on = steps(second)
     await eventually(lambda: steps(second) > went_on)
     assert [made async for made in client.list_checkpoints(job.name)] == []
