@@ -84,16 +84,17 @@ async def test_an_agent_is_back_within_a_third_of_a_lease_however_long_it_was_al
     harness: AgentHarness, objects: MemoryObjects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("random.uniform", lambda _least, most: most)  # the latest that may be drawn
-    harness.plane.lease = timedelta(seconds=6)
+    lease = 12.0  # of which a third is enough for a busy machine
+    harness.plane.lease = timedelta(seconds=lease)
     async with harness.agent(objects) as agent:
         await harness.until(lambda: agent.stream.connected)
         with capture_logs() as logs:
             await harness.plane.stop()
-            await harness.until(lambda: [entry for entry in logs if entry.get("failures", 0) > 6])
+            await harness.until(lambda: [entry for entry in logs if entry.get("failures", 0) > 4])
         await harness.plane.start()
         reachable = boot_seconds()
         await harness.until(lambda: agent.stream.connected)
-        assert boot_seconds() - reachable < 6 / 3
+        assert boot_seconds() - reachable < lease / 3
 
 
 async def test_the_next_agent_knows_the_lease_and_when_the_control_plane_was_heard(
