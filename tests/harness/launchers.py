@@ -12,6 +12,7 @@ from typing import Any, Final
 import psutil
 
 from adjourn.internal.v1.trainer_pb2 import ProcessExit, TrainingStart
+from adjourn.local import process_cleanup
 from adjourn_worker.attempt import files
 from adjourn_worker.host.locks import holder
 from adjourn_worker.launcher import process_tree
@@ -63,12 +64,19 @@ class LauncherHarness:
 
 
 @contextmanager
-def launcher_harness(directory: Path) -> Iterator[LauncherHarness]:
+def launcher_harness(directory: Path, marker: Path) -> Iterator[LauncherHarness]:
+    """Makes a worker in `directory`; what is left of it is ended with what is marked by `marker`."""
     code = directory / "code"
     code.mkdir()
     (code / "scripted.py").write_text(SCRIPTED)
     (directory / "shm").mkdir()
-    environment = {**os.environ, "PYTHONPATH": str(code), "ADJOURN_S3_SECRET_KEY": "hush", "AWS_SECRET": "hush"}
+    environment = {
+        **os.environ,
+        **process_cleanup.marker(marker),
+        "PYTHONPATH": str(code),
+        "ADJOURN_S3_SECRET_KEY": "hush",
+        "AWS_SECRET": "hush",
+    }
     paths = WorkerPaths.prepare(directory / "data", directory / "shm")
     yield LauncherHarness(paths=paths, environment=environment)
     pid = holder(paths.launcher_lock)

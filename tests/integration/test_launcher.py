@@ -37,9 +37,9 @@ from tests.harness.launchers import (
 
 
 @pytest.fixture
-def harness(tmp_path: Path) -> Iterator[LauncherHarness]:
+def harness(tmp_path: Path, servers: Path) -> Iterator[LauncherHarness]:
     """A data directory and a launcher's environment; no launcher may be left when the test ends."""
-    with launcher_harness(tmp_path) as made:
+    with launcher_harness(tmp_path, servers) as made:
         yield made
 
 
