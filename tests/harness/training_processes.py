@@ -16,10 +16,12 @@ from typing import Any, Self
 from adjourn import frames, snapshots
 from adjourn.desired_state import DesiredState
 from adjourn.internal.v1.trainer_pb2 import Snapshot, TrainingEvent, TrainingStart
+from adjourn.local import process_cleanup
 from adjourn.shared_files import Control
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.job_pb2 import PauseMode
 from adjourn.v1.usage_pb2 import EpochMetrics
+from tests.harness.process_guard import guarded
 
 TRAININGS = Path(__file__).parents[1] / "trainings"
 DEADLINE_SECONDS = 60
@@ -102,16 +104,25 @@ class TrainingProcesses:
         self._directory = directory
         self._attempts = 0
         self._process = subprocess.Popen(
-            (sys.executable, "-c", FORK_LOOP), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            (sys.executable, "-c", FORK_LOOP),
+            env={**os.environ, **process_cleanup.marker(directory)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
+        self._guard = guarded(directory)
 
     def __enter__(self) -> Self:
+        self._guard.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._process.communicate(timeout=DEADLINE_SECONDS)
+        try:
+            self._process.communicate(timeout=DEADLINE_SECONDS)
+        finally:
+            self._guard.__exit__(kind, error, traceback)
 
     def prepare(
         self,

@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from redis.asyncio import Redis
 
 from adjourn.client import AsyncClient
+from adjourn.objects import S3Objects
 from adjourn.v1.job_pb2 import Job, JobSpec
 from adjourn.v1.job_service_pb2 import JobEvent
+from adjourn.v1.manifest_pb2 import Manifest
+from adjourn_worker.storage.manifest import decode
 from tests.harness.cluster import CLIENTS, Cluster
 from tests.harness.fault_proxy import Way
 from tests.harness.jobs import EPOCHS, GatedJob, GatedJobs, Outcome
@@ -243,3 +247,34 @@ async def test_storage_that_answers_with_errors_costs_a_pause_only_time(
     job = await gated.finish()
     assert (job.state, job.attempt, job.restart_count) == (Job.SUCCEEDED, 2, 0)
     assert await gated.outcome() == uninterrupted
+
+
+async def test_a_store_that_has_lost_everything_costs_no_training(
+    cluster: Cluster, third_epoch: ThirdEpoch, client: AsyncClient, gated_jobs: GatedJobs, eventually: Eventually
+) -> None:
+    """What no store knows is saved at its boundary, whole and bit for bit; then its process goes. Comes last here."""
+    gated, _ = await third_epoch("store-lost")
+    training = await gated.inside(3)
+    uid = (await gated.get()).uid
+    twin = [found async for found in client.list_checkpoints("jobs/uninterrupted") if found.epoch == 3]
+    gated_jobs.made.remove(gated)
+    async with Redis.from_url(cluster.redis_url) as redis:
+        await redis.flushall()
+    await eventually(training.is_to_pause)
+    gated.gate.open(3)
+    await eventually(lambda: not training.lives())
+    async with S3Objects(cluster.s3) as objects:
+        prefix = f"checkpoints/{uid}"
+        async with asyncio.timeout(30):
+            while (newest := await newest_manifest(objects, prefix)).progress.epoch < 3:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert (newest.job, dict(newest.component_digests)) == (gated.name, dict(twin[0].component_digests))
+        stored = await objects.list(f"{prefix}/parts/")
+        for part in (part for file in newest.files for part in file.parts):
+            assert stored[f"{prefix}/parts/{part.digest}"] == part.size_bytes
+
+
+async def newest_manifest(objects: S3Objects, prefix: str) -> Manifest:
+    keys = await objects.list(f"{prefix}/manifests/")
+    manifests = [decode(await objects.get(key, limit=1 << 20)) for key in keys]
+    return max(manifests, key=lambda manifest: manifest.progress.epoch)
