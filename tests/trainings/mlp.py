@@ -1,11 +1,13 @@
 """A user's training with dropout, momentum, a schedule, augmentation and early stopping; goes as far as a test lets it.
 
-Arguments: `gate`, the directory of a `tests.harness.jobs.Gate`; `fail_in`, an epoch in which it fails, once; `overlap`,
-whether another process may train the same job at the same time.
+Arguments: `gate`, the directory of a `tests.harness.jobs.Gate`; `fail_in`, an epoch in which it fails, once; `hang_in`,
+an epoch in which it hangs amid its steps, once, as `hang_by` says; `overlap`, whether another process may train the
+same job at the same time.
 """
 
 import fcntl
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -46,6 +48,21 @@ class Gate:
             time.sleep(0.005)
 
 
+def spin() -> None:
+    while True:
+        pass
+
+
+def stop() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def hang_once(gate: Gate, how: str) -> None:
+    if not (gate.directory / "hung").exists():
+        (gate.directory / "hung").touch()
+        {"spin": spin, "stop": stop}[how]()
+
+
 def main(run: training.Run) -> None:
     gate = Gate(run.args["gate"])
     alone = (gate.directory / "alone").open("w")
@@ -66,6 +83,8 @@ def main(run: training.Run) -> None:
             loss.backward()
             optimizer.step()
             run.step(loss=loss)
+            if epoch == run.args.get("hang_in"):
+                hang_once(gate, run.args["hang_by"])
         gate.wait(epoch)
         if epoch == run.args.get("fail_in") and not (gate.directory / "failed").exists():
             (gate.directory / "failed").touch()

@@ -1,0 +1,84 @@
+"""Training that makes no step any more, in a whole stack: found, told, ended, and what the job comes to."""
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from adjourn.local.stack import Stack
+from adjourn.v1.job_pb2 import Condition, Job, JobSpec
+from adjourn.v1.job_service_pb2 import JobEvent
+from tests.harness.jobs import EPOCHS, GatedJob, GatedJobs, Outcome
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+Eventually = Callable[..., Awaitable[None]]
+LONG = 120.0
+"""Longest to wait for what takes the limit and the grace, in seconds."""
+
+
+def limited(policy: JobSpec.HangPolicy.ValueType) -> JobSpec:
+    """Validation and saving count as well: on a busy machine they take a second or two."""
+    return JobSpec(hang_timeout=Duration(seconds=8), hang_policy=policy)
+
+
+def hangs(job: Job) -> bool:
+    return any(each.type == Condition.HANGING and each.reason == "TRAINING_HANGS" for each in job.conditions)
+
+
+async def history(gated: GatedJob) -> list[JobEvent]:
+    return [event async for event in gated.client.list_job_events(gated.name)]
+
+
+async def log_of(stack: Stack, gated: GatedJob, attempt: int, eventually: Eventually) -> str:
+    """Returns what an attempt printed, once that is put away."""
+    name = f"workers/*/logs/{gated.name.removeprefix('jobs/')}-*-{attempt}-*.log"
+    await eventually(lambda: list(stack.directory.path.glob(name)), seconds=LONG)
+    (found,) = stack.directory.path.glob(name)
+    return found.read_text()
+
+
+@pytest.mark.parametrize(
+    ("how", "said"), [("spin", "in spin"), ("stop", "which somebody has stopped by a signal")], ids=["spin", "stop"]
+)
+async def test_training_that_hangs_is_restarted_and_ends_where_it_should(
+    stack: Stack, gated_jobs: GatedJobs, uninterrupted: Outcome, eventually: Eventually, how: str, said: str
+) -> None:
+    spec = limited(JobSpec.HANG_POLICY_UNSPECIFIED)
+    gated = await gated_jobs.start(f"hangs-{how}", limit=EPOCHS, hang_in=4, hang_by=how, spec=spec)
+    job = await gated.until(Job.SUCCEEDED, seconds=LONG)
+    assert (job.attempt, job.restart_count) == (2, 0), "the epochs since have given the restart back"
+    assert not job.conditions
+    assert await gated.outcome() == uninterrupted
+    events = await history(gated)
+    told = [event for event in events if event.details.get("condition") == "HANGING"]
+    assert [event.type for event in told] == [JobEvent.CONDITION_BEGAN, JobEvent.CONDITION_ENDED]
+    began = told[0]
+    assert "by the job's hang_timeout" in began.message
+    (requeued,) = [event for event in events if event.type == JobEvent.REQUEUED]
+    assert requeued.details["reason"] == "TRAINING_HANGS"
+    log = await log_of(stack, gated, 1, eventually)
+    assert said in log
+    assert "training has not got on for" in log
+
+
+async def test_a_pause_does_not_wait_for_training_that_hangs(
+    stack: Stack, gated_jobs: GatedJobs, uninterrupted: Outcome, eventually: Eventually
+) -> None:
+    """Not even where a hang is only to be reported; it rests on the checkpoint before."""
+    spec = limited(JobSpec.REPORT)
+    gated = await gated_jobs.start("hangs-in-a-pause", limit=EPOCHS, hang_in=3, hang_by="spin", spec=spec)
+    hanging = await gated.until(hangs, seconds=LONG)
+    assert (hanging.state, hanging.attempt) == (Job.RUNNING, 1)
+    assert (await gated.client.pause_job(gated.name)).state == Job.PAUSING
+    paused = await gated.until(Job.PAUSED, seconds=LONG)
+    assert (paused.pause.epoch, paused.progress.epoch, paused.restart_count) == (2, 2, 0)
+    assert paused.pause.checkpoint == paused.latest_checkpoint
+    assert paused.pause.HasField("release_time")
+    assert paused.pause.HasField("lost_duration")
+    assert "TRAINING_HANGS" in (await history(gated))[-1].message
+    assert "in spin" in await log_of(stack, gated, 1, eventually)
+    await gated.client.resume_job(gated.name)
+    job = await gated.until(Job.SUCCEEDED, seconds=LONG)
+    assert job.attempt == 2
+    assert await gated.outcome() == uninterrupted
