@@ -1,8 +1,9 @@
 """A training process as the agent sees it, without torch: it does what a test writes into a FIFO, line by line.
 
-`epoch` ends an epoch, takes a snapshot if a slot is free, and pauses if it should; `finish` and `fail` end the training
-as their names say; `exit N` leaves without a word; `garble NAME` spoils a file of the attempt, `lose` its snapshots;
-`metrics N` has epochs bring metrics; `fill` leaves no room for snapshots until `room`; `storm` notifies without end.
+`step` shows a step in its pulse; `epoch` ends an epoch, takes a snapshot if a slot is free, and pauses if it should;
+`finish` and `fail` end the training as their names say; `exit N` leaves without a word; `garble NAME` spoils a file of
+the attempt, `lose` its snapshots; `metrics N` has epochs bring metrics; `fill` leaves no room for snapshots until
+`room`; `storm` notifies without end.
 """
 
 import json
@@ -26,7 +27,8 @@ from adjourn.internal.v1.trainer_pb2 import (
     TrainingPaused,
     TrainingStart,
 )
-from adjourn.shared_files import Control, ProgressPage
+from adjourn.pulse import Phase
+from adjourn.shared_files import Control, ProgressPage, PulseFile
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.job_pb2 import Failure, Pause, Progress
 from adjourn.v1.usage_pb2 import EpochMetrics
@@ -46,6 +48,7 @@ class Emulated:
         self.directory = directory
         self.start = TrainingStart.FromString((directory / "start").read_bytes())
         self.progress = Progress()
+        self.pulse: PulseFile | None = None
         self.sequence = 0
         self.losing = False
         self.full = False
@@ -66,6 +69,11 @@ class Emulated:
                 if code is not None:
                     return int(code)
         return 1
+
+    def step(self) -> None:
+        self.pulse = self.pulse or PulseFile(self.directory / "pulse")
+        self.pulse.step(Phase.IN_EPOCH)
+        notify(self.start.notify_socket)
 
     def epoch(self) -> int | None:
         self.progress.step += STEPS

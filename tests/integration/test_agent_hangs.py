@@ -1,0 +1,104 @@
+"""An agent whose training falls silent; training is emulated, and shows a step when it is told to."""
+
+from dataclasses import replace
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from adjourn import reasons
+from adjourn.v1.agent_service_pb2 import AssignmentStatus, ConditionChange
+from adjourn.v1.job_pb2 import Condition, JobSpec
+from adjourn_worker.agent import Agent
+from adjourn_worker.attempt.pace import Pace
+from adjourn_worker.attempt.runner import AttemptRunner
+from adjourn_worker.launcher import process_tree
+from tests.harness.agents import AgentHarness, alive
+from tests.harness.memory_objects import MemoryObjects
+from tests.harness.scripted_control_plane import Job
+
+RUNNING, FAILED = AssignmentStatus.RUNNING, AssignmentStatus.FAILED
+LIMIT = 1
+"""Seconds without a step."""
+
+
+@pytest.fixture
+def objects() -> MemoryObjects:
+    return MemoryObjects()
+
+
+def limited(policy: JobSpec.HangPolicy.ValueType = JobSpec.RESTART) -> JobSpec:
+    return JobSpec(hang_timeout=Duration(seconds=LIMIT), hang_policy=policy)
+
+
+def told(harness: AgentHarness, job: Job) -> list[ConditionChange]:
+    changes = [report.condition for report in harness.plane.of(job) if report.HasField("condition")]
+    return [change for change in changes if change.condition.type == Condition.HANGING]
+
+
+def hasty(agent: Agent) -> None:
+    agent.settings = replace(agent.settings, pace=Pace(grace_seconds=0.5))
+
+
+def runner_of(agent: Agent) -> AttemptRunner:
+    (runner,) = agent.runners.values()
+    return runner
+
+
+async def test_training_that_falls_silent_is_told_and_then_ended(harness: AgentHarness, objects: MemoryObjects) -> None:
+    async with harness.agent(objects) as agent:
+        hasty(agent)
+        job = harness.job(spec=limited())
+        await harness.until_phase(job, RUNNING)
+        job.do("epoch")
+        await harness.until_durable(job, 1)
+        assert not told(harness, job), "what has never shown a step is not judged"
+        job.do("step")
+        await harness.until_forgotten(job)
+    (change,) = told(harness, job)
+    assert (change.condition.reason, change.ended) == (reasons.TRAINING_HANGS, False)
+    how = harness.plane.exit(job)
+    assert (how.phase, how.failure.reason) == (FAILED, reasons.TRAINING_HANGS)
+    assert "hang_timeout" in how.failure.message
+    assert "does not catch the signal for that" in harness.log(job).read_text()
+
+
+async def test_training_that_is_held_still_is_not_taken_for_hanging(
+    harness: AgentHarness, objects: MemoryObjects
+) -> None:
+    async with harness.agent(objects) as agent:
+        hasty(agent)
+        job = harness.job(spec=limited())
+        await harness.until_phase(job, RUNNING)
+        job.do("step")
+        runner = runner_of(agent)
+        await harness.until(lambda: runner.watch.pulse and runner.watch.pulse.steps)
+        harness.plane.mute = True  # what it says would let training go on
+        process_tree.hold([runner.held.process])
+        runner.held_still = True
+        assert runner.looked_at
+        long_after = runner.looked_at + 4 * LIMIT
+        await harness.until(lambda: (runner.looked_at or 0) > long_after)
+        assert not told(harness, job)
+        harness.plane.mute = False
+        await harness.until(lambda: told(harness, job))
+
+
+async def test_a_hang_is_over_with_the_next_step_whichever_agent_sees_it(
+    harness: AgentHarness, objects: MemoryObjects
+) -> None:
+    async with harness.agent(objects) as agent:
+        hasty(agent)
+        job = harness.job(spec=limited(JobSpec.REPORT))
+        await harness.until_phase(job, RUNNING)
+        job.do("step")
+        await harness.until(lambda: told(harness, job))
+        pid = harness.training(job)
+    async with harness.agent(objects) as successor:
+        runner = runner_of(successor)
+        await harness.until(lambda: runner.watch.stepless > 2 * LIMIT)
+        assert [change.ended for change in told(harness, job)] == [False], "no step was made"
+        assert alive(pid), "it is only reported"
+        job.do("step")
+        await harness.until(lambda: [change.ended for change in told(harness, job)][:2] == [False, True])
+        job.do("finish")
+        await harness.until_forgotten(job)
