@@ -6,7 +6,7 @@ import secrets
 import signal
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +14,7 @@ from typing import Final, Self
 
 import psutil
 
+from adjourn import failpoints
 from adjourn.local import process_cleanup, s3_url, seaweed, services, valkey
 from adjourn.local.ports import HOST, free_ports
 from adjourn.local.supervisor import ProcessSupervisor, together
@@ -77,6 +78,11 @@ class Cluster:
         return self.directory / "workers"
 
     @property
+    def failpoints(self) -> Path:
+        """Where a file arms a failpoint."""
+        return self.directory / "failpoints"
+
+    @property
     def logs(self) -> Path:
         return self.directory / "logs"
 
@@ -86,6 +92,7 @@ class Cluster:
 
     async def __aenter__(self) -> Self:
         self.logs.mkdir(parents=True, exist_ok=True)
+        self.failpoints.mkdir()
         self._proxies = self._held.enter_context(FaultProxies())
         self._supervisor = ProcessSupervisor(self._ended_unasked)
         self._watch = asyncio.create_task(self._supervisor.watch())
@@ -105,6 +112,7 @@ class Cluster:
         valkey_port, *free = free_ports(1 + seaweed.PORT_COUNT + CONTROL_PLANES)
         s3_ports, own_ports = free[: seaweed.PORT_COUNT], free[seaweed.PORT_COUNT :]
         password, marker = secrets.token_urlsafe(24), process_cleanup.marker(self.directory)
+        ours = {**marker, failpoints.VARIABLE: str(self.failpoints)}
         self.s3 = seaweed.access_to(
             ports=s3_ports, access_key=secrets.token_hex(10), secret_key=secrets.token_urlsafe(30)
         )
@@ -135,7 +143,7 @@ class Cluster:
                 logs=logs,
                 address=address,
                 environment={
-                    **marker,
+                    **ours,
                     **s3_url.environment(self._objects_through(Part.CONTROL_PLANE_S3_LINK, number)),
                     "ADJOURN_REDIS_URL": through(redis, store),
                     "ADJOURN_SYNC_INTERVAL": f"{SYNC_SECONDS:g}",
@@ -151,7 +159,7 @@ class Cluster:
                 logs=logs,
                 address=self._link(Part.WORKER_LINK, number, *self.replicas).address,
                 environment={
-                    **marker,
+                    **ours,
                     **s3_url.environment(self._objects_through(Part.WORKER_S3_LINK, number)),
                     "ADJOURN_CPU_SLOTS": str(SLOTS),
                     "ADJOURN_THREADS": "1",
@@ -180,28 +188,42 @@ class Cluster:
             self.timeline.write("process", line=line)
         elif name in self._terminated:
             self._terminated.remove(name)
+        elif self._died_at_failpoint(name):
+            self.timeline.write("process", line=line)
         elif CANNOT_SERVE in last:
             self.timeline.counts["starts of a control plane whose servers were out of reach"] += 1
             self.timeline.write("process", line=line, last=last)
         else:
             self.timeline.find("a process ended that nobody had touched", process=line, last=last)
 
+    def _died_at_failpoint(self, name: str) -> bool:
+        """Returns whether a failpoint of the program was hit since this was last asked."""
+        hits = list(self.failpoints.glob(f"{name.rpartition('-')[0]}.*.hit"))
+        for hit in hits:
+            hit.unlink()
+        return bool(hits)
+
     def inject(self, fault: Fault) -> bool:
         """Begins a fault and undoes it after its time; returns whether there was something that it could befall."""
         place = (fault.part, fault.number)
         if place in self._ongoing:
             return False
-        found = [] if fault.part in LINKS else self._processes(fault.part, fault.number)
-        if fault.part not in LINKS and not found:
+        signalled = fault.part not in LINKS and fault.part is not Part.FAILPOINT
+        found = self._processes(fault.part, fault.number) if signalled else []
+        if signalled and not found:
             return False
-        if fault.part in SILENCING:
-            self._touched[fault.number] = max(
-                self._touched.get(fault.number, 0.0), time.monotonic() + fault.seconds + RETURN_SECONDS
-            )
+        for number in self._silenced(fault):
+            until = time.monotonic() + fault.seconds + RETURN_SECONDS
+            self._touched[number] = max(self._touched.get(number, 0.0), until)
         task = asyncio.create_task(self._befall(fault, found))
         self._ongoing[place] = task
         task.add_done_callback(lambda _: self._ongoing.pop(place))
         return True
+
+    def _silenced(self, fault: Fault) -> Iterable[int]:
+        if fault.part is Part.FAILPOINT and fault.place.startswith("worker."):
+            return range(1, WORKERS + 1)  # whichever comes there
+        return [fault.number] if fault.part in SILENCING else []
 
     def may_be_silent(self, worker: str) -> bool:
         """Returns whether a fault may be why `workers/{worker}` is not heard."""
@@ -215,9 +237,29 @@ class Cluster:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _befall(self, fault: Fault, found: list[psutil.Process]) -> None:
-        with self._linked(fault) if fault.part in LINKS else self._signalled(fault, found):
+        if fault.part is Part.FAILPOINT:
+            held: AbstractContextManager[None] = self._armed(fault)
+        else:
+            held = self._linked(fault) if fault.part in LINKS else self._signalled(fault, found)
+        with held:
             await asyncio.sleep(fault.seconds)
         self.timeline.write("undone", fault=str(fault))
+
+    @contextmanager
+    def _armed(self, fault: Fault) -> Iterator[None]:
+        file = self.failpoints / fault.place
+        fresh = file.with_name(f"{fault.place}.fresh")
+        fresh.write_text("kill" if fault.action is Action.KILL_AT else f"sleep={fault.seconds:.1f}")
+        fresh.rename(file)
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+            hit = file.with_name(f"{fault.place}.hit")
+            self.timeline.counts["failpoints that a process came to"] += hit.exists()
+            # Of a program that the supervisor starts again, its end is told; then the hit is looked for.
+            if fault.action is not Action.KILL_AT or not fault.place.startswith(("control-plane.", "worker.")):
+                hit.unlink(missing_ok=True)
 
     @contextmanager
     def _linked(self, fault: Fault) -> Iterator[None]:

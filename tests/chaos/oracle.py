@@ -19,6 +19,7 @@ from adjourn.errors import AdjournError, NotFoundError
 from adjourn.objects import STORAGE_ERRORS, ObjectMissing, ObjectStore, ObjectTooLong
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Condition, Job, Pause
+from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.manifest_pb2 import Manifest
 from tests.chaos.control_planes import AGAIN_SECONDS, ControlPlanes
 from tests.chaos.processes import LiveTraining, live_trainings
@@ -88,9 +89,9 @@ class Oracle:
             lost = next((word for word in job.failure.message.split() if word.startswith("workers/")), "")
             if lost and not self.may_be_silent(lost):
                 self.timeline.find("a worker was taken for lost that no fault had silenced", lost=lost, **brief(job))
-        if first and job.state == Job.PAUSED:
-            self.timeline.counts["pauses seen"] += 1
-            check = asyncio.create_task(self._pause_is_true(job))
+        if first and job.state in (Job.PAUSED, Job.CANCELLED):
+            self.timeline.counts["pauses seen" if job.state == Job.PAUSED else "cancellations seen"] += 1
+            check = asyncio.create_task(self._is_saved(job))
             self._checks.add(check)
             check.add_done_callback(self._checks.discard)
 
@@ -139,30 +140,34 @@ class Oracle:
             await asyncio.sleep(POLL_SECONDS)
 
     async def settled(self) -> None:
-        """Returns when every pause that was seen has been looked at."""
+        """Returns when every rest that was seen has been looked at."""
         while self._checks:
             await asyncio.gather(*self._checks)
 
-    async def _pause_is_true(self, job: Job) -> None:
-        rests_on = job.pause.checkpoint or job.latest_checkpoint
+    async def _is_saved(self, job: Job) -> None:
+        """Reads what a job that is PAUSED or CANCELLED rests on."""
+        paused = job.state == Job.PAUSED
+        rests_on = (job.pause.checkpoint if paused else "") or job.latest_checkpoint
         try:
             if not rests_on:
-                if job.progress.epoch:
+                if paused and job.progress.epoch:
                     self.timeline.find("PAUSED after an epoch without a checkpoint", **brief(job))
+                self.timeline.counts["rests before the first checkpoint"] += 1
                 return
             checkpoint = await self.planes.ask(lambda client: client.get_checkpoint(rests_on))
             if checkpoint.job_uid != job.uid:
                 return  # deleted meanwhile, and the name used again
-            if job.pause.cause == Pause.HELD and job.pause.checkpoint and checkpoint.epoch != job.pause.epoch:
+            held = paused and job.pause.cause == Pause.HELD and bool(job.pause.checkpoint)
+            if held and checkpoint.epoch != job.pause.epoch:
                 self.timeline.find("the pause is of another epoch than its checkpoint", **brief(job))
             if wrong := await self.damage(checkpoint):
                 if await self._exists(job):
-                    self.timeline.find("PAUSED on a checkpoint that is not whole", wrong=wrong, **brief(job))
+                    self.timeline.find("a job rests on a checkpoint that is not whole", wrong=wrong, **brief(job))
                 return
-            self.timeline.counts["pauses whose checkpoint was read whole"] += 1
+            self.timeline.counts["rests whose checkpoint was read whole"] += 1
         except NotFoundError:
             if await self._exists(job):
-                self.timeline.find("PAUSED on a checkpoint that is not registered", name=rests_on, **brief(job))
+                self.timeline.find("a job rests on a checkpoint that is not registered", name=rests_on, **brief(job))
         except AdjournError as error:
             self.timeline.find("a checkpoint could not be asked for", error=repr(error), **brief(job))
 
@@ -221,9 +226,21 @@ class Oracle:
         events = await self.planes.ask(lambda client: listed(client.list_job_events(job.name)))
         if [each.sequence for each in events] != list(range(1, len(events) + 1)):
             self.timeline.find("the job's events have gaps", sequences=[each.sequence for each in events], **brief(job))
+        late = [
+            each.details["checkpoint"]
+            for each in events
+            if each.type == JobEvent.CHECKPOINT_REGISTERED and attempt_of(each.details["checkpoint"]) != each.attempt
+        ]
+        if late:
+            self.timeline.find("an attempt that was not current any more registered", late=late, **brief(job))
         if len(self.timeline.findings) == found_before:
             self.timeline.counts["jobs equal to their uninterrupted twins"] += 1
             self.timeline.write("verified", **brief(job))
+
+
+def attempt_of(checkpoint: str) -> int:
+    """Returns the attempt that made `jobs/{job}/checkpoints/{attempt}-{nonce8}-{sequence}`."""
+    return int(checkpoint.rpartition("/")[2].partition("-")[0])
 
 
 async def listed(items: Any) -> list[Any]:

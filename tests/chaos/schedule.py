@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from adjourn import failpoints
+
 LEASE_SECONDS: Final = 8.0
 OUT_OF_CONTACT_LEASES: Final = 3
 """After so many a worker pauses its training by itself."""
@@ -33,8 +35,11 @@ class Part(StrEnum):
     VALKEY_LINK = "control plane-Valkey"
     WORKER_S3_LINK = "worker-S3"
     CONTROL_PLANE_S3_LINK = "control plane-S3"
+    FAILPOINT = "failpoint"
+    """A place in the code of any process; the first that comes there."""
 
 
+FAILPOINTS: Final = tuple(sorted(failpoints.NAMES))
 LINKS: Final = frozenset({Part.WORKER_LINK, Part.VALKEY_LINK, Part.WORKER_S3_LINK, Part.CONTROL_PLANE_S3_LINK})
 COUNTS: Final = {
     Part.AGENT: WORKERS,
@@ -48,6 +53,7 @@ COUNTS: Final = {
     Part.VALKEY_LINK: CONTROL_PLANES,
     Part.WORKER_S3_LINK: WORKERS,
     Part.CONTROL_PLANE_S3_LINK: CONTROL_PLANES,
+    Part.FAILPOINT: len(FAILPOINTS),
 }
 """How many there are of each."""
 
@@ -68,6 +74,8 @@ class Action(StrEnum):
     ANSWER_503 = "half of the requests answered 503"
     LOSE_ANSWERS = "half of the answers lost"
     REPEAT = "half of the requests repeated"
+    KILL_AT = "SIGKILL at"
+    SLEEP_AT = "asleep at"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,13 +91,21 @@ class Fault:
 
     @property
     def kind(self) -> str:
+        if self.part is Part.FAILPOINT:
+            return f"{self.action} {self.place}"
         beyond = ", beyond the lease" if self.seconds > LEASE_SECONDS else ""
         if self.seconds > OUT_OF_CONTACT_LEASES * LEASE_SECONDS:
             beyond = ", until its training pauses by itself"
         return f"{self.action} {self.part}{beyond}"
 
+    @property
+    def place(self) -> str:
+        """Name of the failpoint."""
+        return FAILPOINTS[self.number - 1]
+
     def __str__(self) -> str:
-        return f"{self.action} {self.part} {self.number} for {self.seconds:.1f} s"
+        where = self.place if self.part is Part.FAILPOINT else f"{self.part} {self.number}"
+        return f"{self.action} {where} for {self.seconds:.1f} s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +119,7 @@ class Step:
 
 SHORT: Final = (0.3, 2.5)
 LONG: Final = (1.3 * LEASE_SECONDS, 2.2 * LEASE_SECONDS)
+ARMED: Final = (2.0, 6.0)
 OUTAGE: Final = (1.2 * OUT_OF_CONTACT_LEASES * LEASE_SECONDS, 1.8 * OUT_OF_CONTACT_LEASES * LEASE_SECONDS)
 Row = tuple[int, Action, Part, tuple[float, float]]
 TABLE: Final[Sequence[Row]] = (
@@ -153,10 +170,13 @@ TABLE: Final[Sequence[Row]] = (
     (2, Action.REPEAT, Part.WORKER_S3_LINK, LONG),
     (1, Action.CUT, Part.CONTROL_PLANE_S3_LINK, LONG),
     (2, Action.ANSWER_503, Part.CONTROL_PLANE_S3_LINK, LONG),
+    (20, Action.KILL_AT, Part.FAILPOINT, ARMED),
+    (3, Action.SLEEP_AT, Part.FAILPOINT, ARMED),
+    (5, Action.SLEEP_AT, Part.FAILPOINT, LONG),
 )
 """Weight, what, to what, and the range of its seconds."""
 GENTLE: Final[Sequence[Row]] = tuple(
-    row for row in TABLE if row[3] is SHORT and row[2] not in (Part.S3, Part.MACHINE, Part.LAUNCHER)
+    row for row in TABLE if row[3] is SHORT and row[2] not in (Part.S3, Part.MACHINE, Part.LAUNCHER, Part.FAILPOINT)
 )
 """Faults after which everything is back within seconds."""
 

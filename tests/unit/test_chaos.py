@@ -87,6 +87,7 @@ class Planes:
         self.job = Job(name="jobs/j", uid=UID)
         self.checkpoints: list[Checkpoint] = []
         self.epochs: list[EpochMetrics] = []
+        self.events: list[JobEvent] = []
         self.address = "here"
 
     async def ask(self, call: Callable[["Planes"], Awaitable[T]]) -> T:
@@ -107,8 +108,8 @@ class Planes:
             yield each
 
     async def list_job_events(self, name: str) -> AsyncIterator[JobEvent]:
-        for sequence in (1, 2, 3):
-            yield JobEvent(sequence=sequence)
+        for each in self.events:
+            yield each
 
 
 @pytest.fixture
@@ -153,6 +154,14 @@ async def registered(planes: Planes, objects: MemoryObjects, *, attempt: int, ep
     )
     planes.checkpoints.append(checkpoint)
     planes.epochs.append(EpochMetrics(epoch=epoch, attempt=attempt, values={"loss": 1 / epoch}))
+    planes.events.append(
+        JobEvent(
+            sequence=len(planes.events) + 1,
+            type=JobEvent.CHECKPOINT_REGISTERED,
+            attempt=attempt,
+            details={"checkpoint": checkpoint.name},
+        )
+    )
     return checkpoint
 
 
@@ -168,7 +177,7 @@ async def test_a_pause_that_is_true(oracle: Oracle, planes: Planes, objects: Mem
     oracle.look("here", paused(await registered(planes, objects, attempt=2, epoch=3)))
     await oracle.settled()
     assert oracle.timeline.findings == []
-    assert oracle.timeline.counts["pauses whose checkpoint was read whole"] == 1
+    assert oracle.timeline.counts["rests whose checkpoint was read whole"] == 1
 
 
 @pytest.mark.parametrize("state", [Job.PAUSED, Job.CANCELLED, Job.SUCCEEDED, Job.FAILED])
@@ -270,6 +279,8 @@ async def test_a_job_equal_to_its_twin(oracle: Oracle, planes: Planes, objects: 
         (lambda planes: planes.epochs[1].values.update({"loss": 0.7}), "other values"),
         (lambda planes: planes.checkpoints[-1].component_digests.update({"model": "4"}), "digests differ"),
         (lambda planes: setattr(planes.checkpoints[0], "attempt", 2), "older attempt"),
+        (lambda planes: setattr(planes.events[1], "attempt", 2), "not current any more"),
+        (lambda planes: planes.events.pop(1), "gaps"),
     ],
 )
 async def test_a_job_that_differs_from_its_twin_is_found(
