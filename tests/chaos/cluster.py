@@ -200,6 +200,7 @@ class Cluster:
         """Returns whether a failpoint of the program was hit since this was last asked."""
         hits = list(self.failpoints.glob(f"{name.rpartition('-')[0]}.*.hit"))
         for hit in hits:
+            self.timeline.counts["failpoints that a process came to"] += 1
             hit.unlink()
         return bool(hits)
 
@@ -256,10 +257,11 @@ class Cluster:
         finally:
             file.unlink(missing_ok=True)
             hit = file.with_name(f"{fault.place}.hit")
-            self.timeline.counts["failpoints that a process came to"] += hit.exists()
-            # Of a program that the supervisor starts again, its end is told; then the hit is looked for.
-            if fault.action is not Action.KILL_AT or not fault.place.startswith(("control-plane.", "worker.")):
-                hit.unlink(missing_ok=True)
+            # The end of a program that the supervisor starts again is told, and then the hit is looked for.
+            told = fault.action is Action.KILL_AT and fault.place.startswith(("control-plane.", "worker."))
+            if hit.exists() and not told:
+                self.timeline.counts["failpoints that a process came to"] += 1
+                hit.unlink()
 
     @contextmanager
     def _linked(self, fault: Fault) -> Iterator[None]:
