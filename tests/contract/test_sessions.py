@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from adjourn.v1.worker_pb2 import Device, Worker
+from adjourn.v1.worker_pb2 import Device, Drain, Worker
 from adjourn_control_plane.store import redis
 from adjourn_control_plane.store.interface import JobName, JobStore, Session, WorkerName
 from tests.harness.store_records import change, created, deletion, there
@@ -232,3 +232,26 @@ async def test_more_workers_than_one_script_reads(store: JobStore, monkeypatch: 
         await store.attach(Worker(name=name), "session", f"stream-{name}")
     assert [session.worker.name for session in await store.sessions()] == expected
     assert await names(store) == expected
+
+
+async def test_an_order_to_drain_stays_with_the_worker_until_it_is_taken_back_or_forgotten(
+    store: JobStore, worker: Worker
+) -> None:
+    order = Drain(actor="ops", reason="new disk", time=Timestamp(seconds=1))
+    assert not await store.order_drain(NAME, order), "nobody knows the worker"
+    assert await store.session(NAME) is None
+    await store.attach(worker, "session-1", "stream-1")
+    assert (await current(store)).drain is None
+    assert await store.order_drain(NAME, order)
+    assert await store.order_drain(NAME, Drain(actor="eve"))
+    await store.heartbeat(worker, "stream-1")
+    await store.attach(worker, "session-2", "stream-2")
+    await store.mark_lost(NAME, (await current(store)).heartbeat)
+    assert (await current(store)).drain == order, "the first one stays"
+    assert await store.sessions() == [await current(store)]
+    assert await store.order_drain(NAME, None)
+    assert (await current(store)).drain is None
+    await store.order_drain(NAME, order)
+    assert await store.forget(NAME)
+    await store.attach(worker, "session-3", "stream-3")
+    assert (await current(store)).drain is None

@@ -14,7 +14,7 @@ from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.usage_pb2 import EpochMetrics
-from adjourn.v1.worker_pb2 import Worker
+from adjourn.v1.worker_pb2 import Drain, Worker
 from adjourn_control_plane.store import redis_codec as values
 from adjourn_control_plane.store.interface import (
     DELETED_KEPT,
@@ -307,7 +307,18 @@ class MemoryStore:
             lost=False,
             heartbeat=old.heartbeat + 1 if old else 1,
             report_time_ns=self._now_ns(),
+            drain=old.drain if old else None,
         )
+
+    async def order_drain(self, worker: WorkerName, drain: Drain | None) -> bool:
+        await self._reach()
+        old = self._sessions.get(worker)
+        if old is None:
+            return False
+        kept = (old.drain or Drain.FromString(drain.SerializeToString())) if drain is not None else None
+        self._sessions[worker] = replace(old, drain=kept)
+        self._tell(JobName(""), worker)
+        return True
 
     async def heartbeat(self, worker: Worker, stream: str, *, ready: bool = True) -> bool:
         await self._reach()

@@ -11,7 +11,7 @@ import typer
 
 from adjourn import __version__, extras
 from adjourn.channel import DEFAULT_ADDRESS
-from adjourn.cli import arguments, error_messages, queries, submit, verbs, watch
+from adjourn.cli import arguments, error_messages, fleet_verbs, queries, submit, verbs, watch
 
 SETTINGS: Final[dict[str, Any]] = {"help_option_names": ["--help", "-h"]}
 
@@ -37,7 +37,11 @@ app.command("events")(queries.events)
 app.command("metrics")(queries.metrics)
 app.command("checkpoints")(queries.checkpoints)
 app.command("workers")(queries.workers)
-app.command("delete-worker")(verbs.delete_worker)
+app.command("hold")(fleet_verbs.hold)
+app.command("release")(fleet_verbs.release)
+app.command("drain")(fleet_verbs.drain)
+app.command("undrain")(fleet_verbs.undrain)
+app.command("delete-worker")(fleet_verbs.delete_worker)
 
 
 PASSED_ON: Final[dict[str, Any]] = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}

@@ -12,7 +12,7 @@ from adjourn.cli import formatting, phrases
 from adjourn.cli.job_view import badge
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job
-from adjourn.v1.job_service_pb2 import JobEvent
+from adjourn.v1.job_service_pb2 import HoldOutcome, JobEvent
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Device, Worker
 
@@ -103,7 +103,10 @@ def checkpoint_table(checkpoints: Iterable[Checkpoint]) -> Table:
 
 
 def worker_table(workers: Iterable[Worker]) -> Table:
-    table = headed("worker", "state", "GPUs", ">CPU slots", "jobs", "labels", "last heard", "version")
+    """Returns one row for each worker; a column for orders and conditions if any has one."""
+    workers = list(workers)
+    known = ["what"] if any(map(situation, workers)) else []
+    table = headed("worker", "state", "GPUs", ">CPU slots", "jobs", "labels", "last heard", "version", *known)
     for worker in workers:
         state = formatting.name_of(Worker.State.Name, worker.state).upper()
         table.add_row(
@@ -115,6 +118,29 @@ def worker_table(workers: Iterable[Worker]) -> Table:
             plain(formatting.pairs(worker.labels) or "-"),
             formatting.moment(worker.report_time),
             plain(worker.agent_version or "-"),
+            *([plain(situation(worker) or "-")] if known else []),
+        )
+    return table
+
+
+def situation(worker: Worker) -> str:
+    """Returns what is to be known of a worker beside its state."""
+    drained = [f"drained by {worker.drain.actor}" + (f": {worker.drain.reason}" if worker.drain.reason else "")]
+    parts = drained if worker.HasField("drain") else []
+    parts += ["its agent wants no new work"] if worker.draining else []
+    return "; ".join([*parts, *(each.message or each.reason for each in worker.conditions)])
+
+
+def outcome_table(outcomes: Iterable[HoldOutcome], done: str, *, dry_run: bool) -> Table:
+    """Returns what became, or would become, of each job of a call on many. `done`: what was asked for."""
+    table = headed("job", "would be" if dry_run else "outcome", "state", "why")
+    for outcome in outcomes:
+        words = done if outcome.changed else "left" if outcome.reason else f"was {done}"
+        table.add_row(
+            formatting.short(outcome.job),
+            Text(words, style="yellow" if outcome.reason else ""),
+            formatting.name_of(Job.State.Name, outcome.state).upper() if outcome.state else "-",
+            plain(outcome.message or outcome.reason or "-"),
         )
     return table
 

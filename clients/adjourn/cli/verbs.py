@@ -1,4 +1,4 @@
-"""`adjourn pause`, `resume`, `cancel`, `update`, `delete`, `delete-worker`.
+"""`adjourn pause`, `resume`, `cancel`, `update`, `delete`.
 
 Pausing and resuming can be taken back, so they are not asked about twice. Cancelling and deleting are, on a terminal.
 """
@@ -130,22 +130,6 @@ def update(
             labels, etag = {**kept, **changed}, found.etag  # the etag keeps labels that others set meanwhile
         found = client.update_job(job, labels=labels, max_restarts=max_restarts, total_epochs=epochs, etag=etag)
         output.say(f"{formatting.short(found.name)} is updated: {phrases.settings(found)}")
-
-
-def delete_worker(
-    ctx: typer.Context,
-    worker: Annotated[
-        str, typer.Argument(metavar="WORKER", help="The worker, `w` or `workers/w`.", show_default=False)
-    ],
-    *,
-    yes: Yes = False,
-) -> None:
-    """Forget a worker that is lost and holds no job. One that comes back is a new worker."""
-    with connect(ctx) as client:
-        found = client.get_worker(worker)
-        confirm(f"Forget {formatting.short(found.name)}?", yes=yes)
-        client.delete_worker(found.name)
-        output.say(f"{formatting.short(found.name)} is forgotten")
 
 
 def delete(ctx: typer.Context, job: JobName, *, yes: Yes = False) -> None:

@@ -17,7 +17,7 @@ from adjourn.errors import AdjournError, DeadlineError
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.checkpoint_service_pb2_grpc import CheckpointServiceStub
 from adjourn.v1.job_pb2 import Job, JobSpec, PauseMode
-from adjourn.v1.job_service_pb2 import JobEvent, WatchJobsResponse
+from adjourn.v1.job_service_pb2 import HoldOutcome, JobEvent, WatchJobsResponse
 from adjourn.v1.job_service_pb2_grpc import JobServiceStub
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
@@ -147,6 +147,36 @@ class Client:
         )
         return self._call(self._jobs.UpdateJob, request)
 
+    def hold_jobs(
+        self,
+        names: Iterable[str] = (),
+        *,
+        labels: Mapping[str, str] | None = None,
+        all_jobs: bool = False,
+        mode: PauseMode.ValueType = PauseMode.EPOCH,
+        reason: str = "",
+        dry_run: bool = False,
+    ) -> list[HoldOutcome]:
+        """Adds the OPERATOR hold to the jobs that are named, that carry all labels, or that do both; or to all.
+
+        Returns what became of each, or with `dry_run` would become. Raises InvalidRequestError,
+        PauseModeUnsupportedError.
+        """
+        request = requests.hold_jobs(names, labels=labels, all_jobs=all_jobs, mode=mode, reason=reason, dry_run=dry_run)
+        return list((self._call(self._jobs.HoldJobs, request)).jobs)
+
+    def release_jobs(
+        self,
+        names: Iterable[str] = (),
+        *,
+        labels: Mapping[str, str] | None = None,
+        all_jobs: bool = False,
+        dry_run: bool = False,
+    ) -> list[HoldOutcome]:
+        """Removes the OPERATOR hold from the jobs that `hold_jobs` would choose; returns what became of each."""
+        request = requests.release_jobs(names, labels=labels, all_jobs=all_jobs, dry_run=dry_run)
+        return list((self._call(self._jobs.ReleaseJobs, request)).jobs)
+
     def delete_job(self, name: str, *, etag: str = "", request_id: str = "") -> None:
         """Deletes a job that has ended, with its checkpoints. Raises JobNotFinishedError."""
         self._call(self._jobs.DeleteJob, requests.delete_job(name, etag=etag, request_id=request_id))
@@ -222,6 +252,14 @@ class Client:
         """Yields every worker, by name."""
         for page in self._pages(self._workers.ListWorkers, requests.list_workers()):
             yield from page.workers
+
+    def drain_worker(self, name: str, *, reason: str = "") -> Worker:
+        """Has a worker take nothing new; its jobs pause at their next boundary and go on elsewhere by themselves."""
+        return self._call(self._workers.DrainWorker, requests.drain_worker(name, reason=reason))
+
+    def undrain_worker(self, name: str) -> Worker:
+        """Takes an order to drain back."""
+        return self._call(self._workers.UndrainWorker, requests.undrain_worker(name))
 
     def delete_worker(self, name: str) -> None:
         """Forgets a worker that is LOST and holds no job. Raises WorkerInUseError."""

@@ -19,16 +19,24 @@ from adjourn.v1.job_service_pb2 import (
     CreateJobRequest,
     DeleteJobRequest,
     GetJobRequest,
+    HoldJobsRequest,
     ListEpochMetricsRequest,
     ListJobEventsRequest,
     ListJobsRequest,
     PauseJobRequest,
+    ReleaseJobsRequest,
     ResumeJobRequest,
     UpdateJobRequest,
     UploadBundleRequest,
     WatchJobsRequest,
 )
-from adjourn.v1.worker_service_pb2 import DeleteWorkerRequest, GetWorkerRequest, ListWorkersRequest
+from adjourn.v1.worker_service_pb2 import (
+    DeleteWorkerRequest,
+    DrainWorkerRequest,
+    GetWorkerRequest,
+    ListWorkersRequest,
+    UndrainWorkerRequest,
+)
 
 PAGE_SIZE: Final = 500
 """Items to ask for at a time. The server sends fewer where more would not fit into a message."""
@@ -87,6 +95,40 @@ def cancel_job(name: str, *, save_checkpoint: bool, reason: str, etag: str, requ
 
 def delete_job(name: str, *, etag: str, request_id: str) -> DeleteJobRequest:
     return DeleteJobRequest(name=job_name(name), etag=etag, request_id=request_id or fresh_id())
+
+
+def hold_jobs(
+    names: Iterable[str],
+    *,
+    labels: Mapping[str, str] | None,
+    all_jobs: bool,
+    mode: PauseMode.ValueType,
+    reason: str,
+    dry_run: bool,
+) -> HoldJobsRequest:
+    return HoldJobsRequest(
+        names=[job_name(name) for name in names],
+        labels=labels or {},
+        all=all_jobs,
+        mode=mode,
+        reason=reason,
+        dry_run=dry_run,
+    )
+
+
+def release_jobs(
+    names: Iterable[str], *, labels: Mapping[str, str] | None, all_jobs: bool, dry_run: bool
+) -> ReleaseJobsRequest:
+    chosen = [job_name(name) for name in names]
+    return ReleaseJobsRequest(names=chosen, labels=labels or {}, all=all_jobs, dry_run=dry_run)
+
+
+def drain_worker(name: str, *, reason: str) -> DrainWorkerRequest:
+    return DrainWorkerRequest(name=worker_name(name), reason=reason)
+
+
+def undrain_worker(name: str) -> UndrainWorkerRequest:
+    return UndrainWorkerRequest(name=worker_name(name))
 
 
 def update_job(

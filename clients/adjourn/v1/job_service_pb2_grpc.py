@@ -205,14 +205,16 @@ class JobServiceServicer:
 
     def HoldJobs(self, request, context):
         """Adds the OPERATOR hold to every matching job that has not ended, as PauseJob adds the USER hold. A job with both
-        goes on when both are gone.
+        goes on when both are gone. Each job changes by itself: the answer says what became of each, and what cannot pause is
+        left as it is, with the reason. Where only `names` are given, ended and unknown ones are in the answer too. Repeating
+        the call is safe. INVALID_ARGUMENT, with nothing done, if more than 5000 jobs match.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReleaseJobs(self, request, context):
-        """Removes the OPERATOR hold from every matching job.
+        """Removes the OPERATOR hold from every matching job; a job that nothing else keeps goes on. As many as for HoldJobs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -80,10 +80,12 @@ class JobServiceStub:
     """Deletes a job that has ended, with its checkpoints. FAILED_PRECONDITION: JOB_NOT_FINISHED (PAUSED included)."""
     HoldJobs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.HoldJobsRequest, _job_service_pb2.HoldJobsResponse]
     """Adds the OPERATOR hold to every matching job that has not ended, as PauseJob adds the USER hold. A job with both
-    goes on when both are gone.
+    goes on when both are gone. Each job changes by itself: the answer says what became of each, and what cannot pause is
+    left as it is, with the reason. Where only `names` are given, ended and unknown ones are in the answer too. Repeating
+    the call is safe. INVALID_ARGUMENT, with nothing done, if more than 5000 jobs match.
     """
     ReleaseJobs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ReleaseJobsRequest, _job_service_pb2.ReleaseJobsResponse]
-    """Removes the OPERATOR hold from every matching job."""
+    """Removes the OPERATOR hold from every matching job; a job that nothing else keeps goes on. As many as for HoldJobs."""
     WatchJobs: _grpc.UnaryStreamMultiCallable[_job_service_pb2.WatchJobsRequest, _job_service_pb2.WatchJobsResponse]
     """Streams matching jobs: each once at the start, then after every change, conflated to the newest state. A job that
     gets other labels and matches no more is sent with them, once.
@@ -145,10 +147,12 @@ class JobServiceAsyncStub(JobServiceStub):
     """Deletes a job that has ended, with its checkpoints. FAILED_PRECONDITION: JOB_NOT_FINISHED (PAUSED included)."""
     HoldJobs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.HoldJobsRequest, _job_service_pb2.HoldJobsResponse]  # type: ignore[assignment]
     """Adds the OPERATOR hold to every matching job that has not ended, as PauseJob adds the USER hold. A job with both
-    goes on when both are gone.
+    goes on when both are gone. Each job changes by itself: the answer says what became of each, and what cannot pause is
+    left as it is, with the reason. Where only `names` are given, ended and unknown ones are in the answer too. Repeating
+    the call is safe. INVALID_ARGUMENT, with nothing done, if more than 5000 jobs match.
     """
     ReleaseJobs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ReleaseJobsRequest, _job_service_pb2.ReleaseJobsResponse]  # type: ignore[assignment]
-    """Removes the OPERATOR hold from every matching job."""
+    """Removes the OPERATOR hold from every matching job; a job that nothing else keeps goes on. As many as for HoldJobs."""
     WatchJobs: _aio.UnaryStreamMultiCallable[_job_service_pb2.WatchJobsRequest, _job_service_pb2.WatchJobsResponse]  # type: ignore[assignment]
     """Streams matching jobs: each once at the start, then after every change, conflated to the newest state. A job that
     gets other labels and matches no more is sent with them, once.
@@ -261,7 +265,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.HoldJobsResponse, _abc.Awaitable[_job_service_pb2.HoldJobsResponse]]:
         """Adds the OPERATOR hold to every matching job that has not ended, as PauseJob adds the USER hold. A job with both
-        goes on when both are gone.
+        goes on when both are gone. Each job changes by itself: the answer says what became of each, and what cannot pause is
+        left as it is, with the reason. Where only `names` are given, ended and unknown ones are in the answer too. Repeating
+        the call is safe. INVALID_ARGUMENT, with nothing done, if more than 5000 jobs match.
         """
 
     @_abc_1.abstractmethod
@@ -270,7 +276,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.ReleaseJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.ReleaseJobsResponse, _abc.Awaitable[_job_service_pb2.ReleaseJobsResponse]]:
-        """Removes the OPERATOR hold from every matching job."""
+        """Removes the OPERATOR hold from every matching job; a job that nothing else keeps goes on. As many as for HoldJobs."""
 
     @_abc_1.abstractmethod
     def WatchJobs(

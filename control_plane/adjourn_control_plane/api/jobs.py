@@ -15,8 +15,9 @@ from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.objects import ObjectStore
 from adjourn.v1 import job_service_pb2 as pb
 from adjourn.v1 import job_service_pb2_grpc
-from adjourn.v1.job_pb2 import EPOCH, PAUSE_MODE_UNSPECIFIED, Job, PauseMode
+from adjourn.v1.job_pb2 import EPOCH, PAUSE_MODE_UNSPECIFIED, Hold, Job, PauseMode
 from adjourn_control_plane.api import pages, validation
+from adjourn_control_plane.api.holds import Holds
 from adjourn_control_plane.api.identity import actor
 from adjourn_control_plane.api.uploads import Uploads
 from adjourn_control_plane.api.watch import Watch
@@ -43,6 +44,7 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         self.updater = updater
         self.objects = objects
         self.uploads = Uploads(objects)
+        self.holds = Holds(store, updater)
         self.watch = watch
 
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> Job:
@@ -108,12 +110,7 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
 
     async def PauseJob(self, request: pb.PauseJobRequest, context: Context) -> Job:
         check(validation.verb(request.name, request_id=request.request_id, etag=request.etag, reason=request.reason))
-        check(validation.pause_mode(request.mode))
-        if request.mode not in (PAUSE_MODE_UNSPECIFIED, EPOCH):
-            mode = PauseMode.Name(request.mode)
-            raise errors.PauseModeUnsupportedError(
-                f"mode {mode} is not supported; use mode EPOCH", job=request.name, mode=mode, supported_modes="EPOCH"
-            )
+        check_mode(request)
         event = PauseRequested(actor=actor(context), mode=request.mode, reason=request.reason)
         return await self.ask(request, event)
 
@@ -149,10 +146,15 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
                 yield response
 
     async def HoldJobs(self, request: pb.HoldJobsRequest, context: Context) -> pb.HoldJobsResponse:
-        raise errors.NotImplementedYetError("HoldJobs is not served yet")
+        check(validation.selection(request) | validation.text("reason", request.reason))
+        check_mode(request)
+        event = PauseRequested(actor=actor(context), mode=request.mode, reason=request.reason, kind=Hold.OPERATOR)
+        return pb.HoldJobsResponse(jobs=await self.holds.ask(request, event))
 
     async def ReleaseJobs(self, request: pb.ReleaseJobsRequest, context: Context) -> pb.ReleaseJobsResponse:
-        raise errors.NotImplementedYetError("ReleaseJobs is not served yet")
+        check(validation.selection(request))
+        event = ResumeRequested(actor=actor(context), kind=Hold.OPERATOR)
+        return pb.ReleaseJobsResponse(jobs=await self.holds.ask(request, event))
 
     async def ListJobEvents(self, request: pb.ListJobEventsRequest, context: Context) -> pb.ListJobEventsResponse:
         check(pages.violations(request))
@@ -182,6 +184,17 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         self, requests: AsyncIterator[pb.UploadBundleRequest], context: Context
     ) -> pb.UploadBundleResponse:
         return pb.UploadBundleResponse(bundle=await self.uploads.receive(request.chunk async for request in requests))
+
+
+def check_mode(request: pb.PauseJobRequest | pb.HoldJobsRequest) -> None:
+    """Raises InvalidRequestError for a mode that nobody knows, PauseModeUnsupportedError for one that is not built."""
+    check(validation.pause_mode(request.mode))
+    if request.mode not in (PAUSE_MODE_UNSPECIFIED, EPOCH):
+        mode = PauseMode.Name(request.mode)
+        about = {"job": request.name} if isinstance(request, pb.PauseJobRequest) else {}
+        raise errors.PauseModeUnsupportedError(
+            f"mode {mode} is not supported; use mode EPOCH", mode=mode, supported_modes="EPOCH", **about
+        )
 
 
 def check(violations: validation.Violations) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from typing import Final
 
 from adjourn.v1.job_pb2 import Job, JobSpec, PauseMode
-from adjourn.v1.job_service_pb2 import CreateJobRequest, UpdateJobRequest
+from adjourn.v1.job_service_pb2 import CreateJobRequest, HoldJobsRequest, ReleaseJobsRequest, UpdateJobRequest
 from adjourn_control_plane.job.requests import LABELS, UPDATABLE
 
 ID: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -149,9 +149,27 @@ def version(field: str, value: str) -> Violations:
 
 def verb(job: str, *, request_id: str, etag: str, reason: str = "") -> Violations:
     """Checks what every verb on a job carries."""
-    found = {**name("name", job), **short_id("request_id", request_id), **version("etag", etag)}
-    if len(reason) > MAX_TEXT:
-        found["reason"] = f"must have {MAX_TEXT} characters at most"
+    return {
+        **name("name", job),
+        **short_id("request_id", request_id),
+        **version("etag", etag),
+        **text("reason", reason),
+    }
+
+
+def text(field: str, given: str) -> Violations:
+    return {field: f"must have {MAX_TEXT} characters at most"} if len(given) > MAX_TEXT else {}
+
+
+def selection(request: HoldJobsRequest | ReleaseJobsRequest) -> Violations:
+    """Checks which jobs a call on many selects."""
+    found = labels("labels", request.labels)
+    found.update({f"names[{i}]": why for i, each in enumerate(request.names) for why in name("", each).values()})
+    chosen = bool(request.labels or request.names)
+    if request.all and chosen:
+        found["all"] = "cannot be given together with labels or names, which select fewer"
+    elif not request.all and not chosen:
+        found["all"] = "must be given if neither labels nor names are"
     return found
 
 

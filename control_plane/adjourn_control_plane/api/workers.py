@@ -11,7 +11,7 @@ from google.protobuf import empty_pb2
 from adjourn import errors
 from adjourn.v1 import worker_service_pb2 as pb
 from adjourn.v1 import worker_service_pb2_grpc
-from adjourn.v1.worker_pb2 import Worker
+from adjourn.v1.worker_pb2 import Drain, Worker
 from adjourn_control_plane.api import pages, validation
 from adjourn_control_plane.api.identity import actor
 from adjourn_control_plane.api.jobs import check
@@ -55,15 +55,27 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
         worker.jobs.extend(sorted(stored.record.job.name for stored in allocation.jobs))
         worker.report_time.FromNanoseconds(session.report_time_ns)
         worker.state = state(session, busy=bool(worker.jobs))
+        if session.drain is not None:
+            worker.drain.CopyFrom(session.drain)
         if (condition := release_condition(session, allocation)) is not None:
             worker.conditions.append(condition)
         return worker
 
     async def DrainWorker(self, request: pb.DrainWorkerRequest, context: Context) -> Worker:
-        raise errors.NotImplementedYetError("DrainWorker is not served yet")
+        await self.session(request.name)
+        check(validation.text("reason", request.reason))
+        drain = Drain(actor=actor(context), reason=request.reason)
+        drain.time.GetCurrentTime()
+        return await self.ordered(WorkerName(request.name), drain)
 
     async def UndrainWorker(self, request: pb.UndrainWorkerRequest, context: Context) -> Worker:
-        raise errors.NotImplementedYetError("UndrainWorker is not served yet")
+        await self.session(request.name)
+        return await self.ordered(WorkerName(request.name), None)
+
+    async def ordered(self, worker: WorkerName, drain: Drain | None) -> Worker:
+        """Keeps an order, or removes it; the stream of the worker's agent sees to its jobs (`AgentSession.drained`)."""
+        await self.store.order_drain(worker, drain)
+        return await self.to_public(await self.session(worker))
 
     async def DeleteWorker(self, request: pb.DeleteWorkerRequest, context: Context) -> empty_pb2.Empty:
         session = await self.session(request.name)

@@ -14,9 +14,13 @@ from adjourn import reasons
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, FencingToken
 from adjourn.v1.job_pb2 import Failure, Job, PauseMode, Progress
+from adjourn.v1.worker_pb2 import Drain
+from adjourn_control_plane.job import drains
 from adjourn_control_plane.job.events import (
     Adopted,
     Began,
+    DrainRequested,
+    DrainWithdrawn,
     Event,
     Lost,
     Observed,
@@ -25,6 +29,7 @@ from adjourn_control_plane.job.events import (
 from adjourn_control_plane.job.machine import ENDED, HELD
 from adjourn_control_plane.job.releases import is_of
 
+ACTOR: Final = "control_plane"
 OVER: Final = frozenset(
     {AssignmentStatus.PAUSED, AssignmentStatus.STOPPED, AssignmentStatus.SUCCEEDED, AssignmentStatus.FAILED}
 )
@@ -115,6 +120,23 @@ def confirmed_releases(
 def has_left(status: AssignmentStatus) -> bool:
     """Returns whether the process of an attempt is gone and its GPUs free."""
     return status.phase in OVER or (status.phase == AssignmentStatus.PERSISTING and not status.held_device_uuids)
+
+
+def drain_events(
+    worker: str, held: Sequence[JobRecord], *, drain: Drain | None, draining: bool
+) -> list[tuple[str, Event]]:
+    """Returns what follows for a worker's jobs from an order to drain it, or from its being taken back.
+
+    `draining`: the agent itself wants no new work. What is so already is not told again.
+    """
+    if drain is None and not draining:
+        back = DrainWithdrawn(actor=ACTOR)
+        under_way = (record for record in held if drains.under_way(record.job))
+        return [(record.job.name, back) for record in under_way if record.job.holds or not record.released]
+    actor, reason = (drain.actor, drain.reason) if drain is not None else (worker, "its agent wants no new work")
+    event = DrainRequested(actor=actor, reason=reason)
+    trains = (Job.STARTING, Job.RUNNING)
+    return [(record.job.name, event) for record in held if record.job.state in trains and record.job.spec.total_epochs]
 
 
 def by_attempt(reported: Sequence[AssignmentStatus]) -> dict[tuple[str, TokenKey], AssignmentStatus]:

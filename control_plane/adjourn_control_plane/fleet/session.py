@@ -24,7 +24,16 @@ from adjourn_control_plane.fleet import reconcile
 from adjourn_control_plane.job.events import Adopted, Event, ReleaseConfirmed
 from adjourn_control_plane.job.updater import JobUpdater
 from adjourn_control_plane.settings import Settings
-from adjourn_control_plane.store.interface import Conflict, Fence, Fenced, JobName, JobStore, JobUid, WorkerName
+from adjourn_control_plane.store.interface import (
+    Conflict,
+    Fence,
+    Fenced,
+    JobName,
+    JobStore,
+    JobUid,
+    Session,
+    WorkerName,
+)
 from adjourn_control_plane.store.notifier import Notifier
 
 log = structlog.get_logger()
@@ -210,7 +219,7 @@ class AgentSession:
             session = await self.store.session(self.worker)
             if session is None or session.stream != self.id:
                 await self.superseded()
-            held, _ = await self.allocated()
+            held = await self.drained(session)
             others = await self.others(held)
             self.desired = reconcile.desired_assignments(
                 held,
@@ -228,6 +237,20 @@ class AgentSession:
             response.sync_interval.FromTimedelta(interval)
             response.lease_duration.FromTimedelta(self.settings.lease_duration)
             yield response
+
+    async def drained(self, session: Session) -> list[JobRecord]:
+        """Sends the worker's jobs to their boundary if it is to become empty, or takes that back; returns them."""
+        held, _ = await self.allocated()
+        draining = session.worker.draining
+        events = reconcile.drain_events(self.worker, held, drain=session.drain, draining=draining)
+        if not events:
+            return held
+        try:
+            await self.apply(events, {record.job.name: record.token for record in held})
+        except Fenced:
+            await self.superseded()
+        held, _ = await self.allocated()
+        return held
 
     async def superseded(self) -> NoReturn:
         """Ends the stream: another agent speaks now, or this one over a newer stream, or the store has forgotten it."""

@@ -17,7 +17,7 @@ def state(session: Session, *, busy: bool) -> Worker.State.ValueType:
         return Worker.LOST
     if not session.connected:
         return Worker.DISCONNECTED
-    if session.worker.draining:
+    if session.worker.draining or session.drain is not None:
         return Worker.DRAINING if busy else Worker.DRAINED
     return Worker.ACTIVE
 

@@ -15,7 +15,7 @@ from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.usage_pb2 import EpochMetrics
-from adjourn.v1.worker_pb2 import Worker
+from adjourn.v1.worker_pb2 import Drain, Worker
 
 JobName = NewType("JobName", str)
 """`jobs/{job}`."""
@@ -143,6 +143,8 @@ class Session:
     """Grows with every message of the agent."""
     report_time_ns: int
     """When the agent last spoke, by the store's clock, in nanoseconds since 1970. For display."""
+    drain: Drain | None = None
+    """An operator's order to become empty; it stays whatever becomes of agents and streams."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,6 +269,13 @@ class JobStore(Protocol):
         ...
 
     async def session(self, worker: WorkerName) -> Session | None: ...
+
+    async def order_drain(self, worker: WorkerName, drain: Drain | None) -> bool:
+        """Keeps the order to drain a worker, unless it has one; None removes it. False if the worker is not known.
+
+        Notifies as an attachment does. The order ends when the worker is forgotten.
+        """
+        ...
 
     async def lost_holders(self) -> list[WorkerName]:
         """Returns the lost workers that hold jobs; costs nothing for those that hold none."""

@@ -42,7 +42,7 @@ from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.usage_pb2 import EpochMetrics
-from adjourn.v1.worker_pb2 import Worker
+from adjourn.v1.worker_pb2 import Drain, Worker
 from adjourn_control_plane.store import redis_codec as values
 from adjourn_control_plane.store.interface import (
     EVENTS_KEPT,
@@ -72,7 +72,7 @@ BATCH = 200
 """Jobs or workers read at a time: a script holds up everybody else."""
 SCRIPTS = (
     *("commit", "events", "page", "allocation"),
-    *("attach", "heartbeat", "detach", "mark_lost", "sessions", "lost_holders", "forget", "forget_lost"),
+    *("attach", "heartbeat", "detach", "mark_lost", "sessions", "lost_holders", "forget", "forget_lost", "drain"),
 )
 LATER = (
     OSError,  # TimeoutError is one
@@ -274,12 +274,14 @@ class RedisStore:
             rows = await self._run(
                 "sessions", len(values.SESSION_FIELDS), *values.SESSION_FIELDS, *names[start : start + BATCH]
             )
-            found += [values.session(row) for row in rows if None not in row]  # None: forgotten in between
+            found += [item for row in rows if (item := values.session(row)) is not None]  # None: forgotten in between
         return found
 
     async def session(self, worker: WorkerName) -> Session | None:
-        row = await self._ask("HMGET", worker, *values.SESSION_FIELDS)
-        return values.session(row) if None not in row else None
+        return values.session(await self._ask("HMGET", worker, *values.SESSION_FIELDS))
+
+    async def order_drain(self, worker: WorkerName, drain: Drain | None) -> bool:
+        return bool(await self._run("drain", worker, values.encoded(drain) if drain is not None else ""))
 
     async def lost_holders(self) -> list[WorkerName]:
         found = await self._run("lost_holders")

@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.usage_pb2 import EpochMetrics
-from adjourn.v1.worker_pb2 import Worker
+from adjourn.v1.worker_pb2 import Drain, Worker
 from adjourn_control_plane.store.interface import (
     DELETED_KEPT,
     DELETED_MEMORY,
@@ -22,7 +23,7 @@ from adjourn_control_plane.store.interface import (
 )
 
 RECORD_FIELDS = ("record", "version", "number")
-SESSION_FIELDS = ("worker", "session", "stream", "connected", "lost", "heartbeat", "report_time")
+SESSION_FIELDS = ("worker", "session", "stream", "connected", "lost", "heartbeat", "report_time", "drain")
 REPEAT_MEMORY = 120
 """Seconds for which a change is recognised by its id: longer than anyone repeats it."""
 START = "0-0"
@@ -35,7 +36,7 @@ def is_token(text: str) -> bool:
     return bool(TOKEN.fullmatch(text)) and all(int(part) < 2**64 for part in text.split("-"))
 
 
-def encoded(message: JobRecord | Job | JobEvent | EpochMetrics | Checkpoint | Worker) -> bytes:
+def encoded(message: JobRecord | Job | JobEvent | EpochMetrics | Checkpoint | Worker | Drain) -> bytes:
     return message.SerializeToString(deterministic=True)
 
 
@@ -47,9 +48,11 @@ def stored(row: Sequence[bytes]) -> Stored:
     return Stored(record=item, version=int(version))
 
 
-def session(row: Sequence[bytes]) -> Session:
-    """Returns the session that SESSION_FIELDS make."""
-    worker, name, stream, connected, lost, heartbeat, report_time = row
+def session(row: Sequence[Any]) -> Session | None:
+    """Returns the session that SESSION_FIELDS make; None if the worker is not known."""
+    worker, name, stream, connected, lost, heartbeat, report_time, drain = row
+    if worker is None:
+        return None
     return Session(
         worker=Worker.FromString(worker),
         session=name.decode(),
@@ -58,6 +61,7 @@ def session(row: Sequence[bytes]) -> Session:
         lost=lost == b"1",
         heartbeat=int(heartbeat),
         report_time_ns=int(report_time) * 1000,  # Redis TIME counts microseconds
+        drain=Drain.FromString(drain) if drain is not None else None,
     )
 
 
@@ -78,7 +82,7 @@ def described(worker: Worker) -> bytes:
     """Returns the worker without what is derived when it is shown."""
     kept = Worker()
     kept.CopyFrom(worker)
-    for field in ("state", "jobs", "report_time"):
+    for field in ("state", "jobs", "report_time", "drain"):
         kept.ClearField(field)
     return encoded(kept)
 

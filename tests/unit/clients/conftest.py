@@ -42,6 +42,7 @@ class Plane(JobServiceServicer, CheckpointServiceServicer, WorkerServiceServicer
         self.epochs: list[EpochMetrics] = []
         self.checkpoints: list[Checkpoint] = []
         self.workers: list[Worker] = []
+        self.outcomes: list[jobs_pb.HoldOutcome] = []
         self.failures: dict[str, list[errors.AdjournError]] = {}
         """Errors to answer with, by method, before answering properly."""
         self.streams: list[Sequence[jobs_pb.WatchJobsResponse | errors.AdjournError]] = []
@@ -186,16 +187,27 @@ class Plane(JobServiceServicer, CheckpointServiceServicer, WorkerServiceServicer
         return workers_pb.ListWorkersResponse(workers=page, next_page_token=token)
 
     def HoldJobs(self, request: jobs_pb.HoldJobsRequest, context: Context) -> jobs_pb.HoldJobsResponse:
-        raise NotImplementedError
+        self.note("HoldJobs", request, context)
+        return jobs_pb.HoldJobsResponse(jobs=self.outcomes)
 
     def ReleaseJobs(self, request: jobs_pb.ReleaseJobsRequest, context: Context) -> jobs_pb.ReleaseJobsResponse:
-        raise NotImplementedError
+        self.note("ReleaseJobs", request, context)
+        return jobs_pb.ReleaseJobsResponse(jobs=self.outcomes)
 
     def DrainWorker(self, request: workers_pb.DrainWorkerRequest, context: Context) -> Worker:
-        raise NotImplementedError
+        self.note("DrainWorker", request, context)
+        worker = next(each for each in self.workers if each.name == request.name)
+        drained = Worker(state=Worker.DRAINING if worker.jobs else Worker.DRAINED)
+        drained.drain.reason = request.reason
+        worker.MergeFrom(drained)
+        return worker
 
     def UndrainWorker(self, request: workers_pb.UndrainWorkerRequest, context: Context) -> Worker:
-        raise NotImplementedError
+        self.note("UndrainWorker", request, context)
+        worker = next(each for each in self.workers if each.name == request.name)
+        worker.ClearField("drain")
+        worker.state = Worker.ACTIVE
+        return worker
 
 
 def paged(items: Sequence[Any], token: str) -> tuple[Sequence[Any], str]:

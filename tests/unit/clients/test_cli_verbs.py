@@ -13,7 +13,6 @@ from adjourn.cli import verbs
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Hold, Job, Pause, PauseMode
 from adjourn.v1.job_service_pb2 import WatchJobsResponse
-from adjourn.v1.worker_pb2 import Worker
 
 if TYPE_CHECKING:
     from tests.unit.clients.conftest import Plane
@@ -206,9 +205,3 @@ def test_a_job_on_a_worker_is_to_be_paused_first(adjourn: Adjourn, plane: "Plane
     result = adjourn("update", "x", "--epochs", "20")
     assert result.exit_code == 1
     assert "`adjourn pause --wait` it first" in result.stderr
-
-
-def test_a_lost_worker_is_forgotten(adjourn: Adjourn, plane: "Plane") -> None:
-    plane.workers = [Worker(name="workers/w", state=Worker.LOST)]
-    assert adjourn("delete-worker", "w").stdout == "w is forgotten\n"
-    assert plane.workers == []

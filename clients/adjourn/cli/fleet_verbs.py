@@ -1,0 +1,144 @@
+"""`adjourn hold`, `release`, `drain`, `undrain`, `delete-worker`: what operators do to many jobs and to workers.
+
+Only forgetting a worker cannot be taken back, so only that is asked about, on a terminal.
+"""
+
+from time import sleep
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from adjourn.cli import arguments, formatting, output, tables
+from adjourn.cli.connection import connect
+from adjourn.cli.verbs import Yes, confirm
+from adjourn.v1.worker_pb2 import Worker
+
+if TYPE_CHECKING:
+    from adjourn.client import Client
+
+LOOK_SECONDS: Final = 1.0
+"""Rest between two looks at a worker that is waited for: nothing tells of its changes."""
+
+Jobs = Annotated[
+    list[str] | None, typer.Argument(metavar="[JOB]...", help="These jobs, `x` or `jobs/x`.", show_default=False)
+]
+Label = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Jobs that carry it. Repeat it.")]
+All = Annotated[bool, typer.Option("--all", help="Every job.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; do nothing.")]
+Json = Annotated[bool, typer.Option("--json", help="As JSON, one object on a line.")]
+WorkerName = Annotated[
+    str, typer.Argument(metavar="WORKER", help="The worker, `w` or `workers/w`.", show_default=False)
+]
+
+
+def hold(
+    ctx: typer.Context,
+    jobs: Jobs = None,
+    *,
+    label: Label = None,
+    all_jobs: All = False,
+    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Hold many jobs: each pauses at its next boundary, and rests until `adjourn release`.
+
+    A job that its user paused too goes on when both have let go of it.
+    """
+    labels = selection(jobs, label, all_jobs=all_jobs)
+    with connect(ctx) as client:
+        found = client.hold_jobs(jobs or (), labels=labels, all_jobs=all_jobs, reason=reason, dry_run=dry_run)
+    if json:
+        output.emit_all(found)
+    else:
+        output.show(tables.outcome_table(found, "held", dry_run=dry_run) if found else "no such jobs")
+    if any(outcome.reason for outcome in found):
+        raise typer.Exit(1)
+
+
+def release(
+    ctx: typer.Context,
+    jobs: Jobs = None,
+    *,
+    label: Label = None,
+    all_jobs: All = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Release jobs that `adjourn hold` holds: those that nothing else keeps go on."""
+    labels = selection(jobs, label, all_jobs=all_jobs)
+    with connect(ctx) as client:
+        found = client.release_jobs(jobs or (), labels=labels, all_jobs=all_jobs, dry_run=dry_run)
+    if json:
+        output.emit_all(found)
+    else:
+        output.show(tables.outcome_table(found, "released", dry_run=dry_run) if found else "no such jobs are held")
+    if any(outcome.reason for outcome in found):
+        raise typer.Exit(1)
+
+
+def selection(jobs: list[str] | None, label: list[str] | None, *, all_jobs: bool) -> dict[str, str]:
+    """Returns the labels; a usage error unless it is said which jobs are meant."""
+    if all_jobs == bool(jobs or label):
+        arguments.wrong("JOB", "name jobs, give --label, or --all for every job")
+    return arguments.pairs("--label", label or ())
+
+
+def drain(
+    ctx: typer.Context,
+    worker: WorkerName,
+    *,
+    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+    wait: Annotated[bool, typer.Option("--wait", help="Return when no job is left on it.")] = False,
+) -> None:
+    """Empty a worker: it takes no new job, and its jobs pause at their next boundary and go on elsewhere.
+
+    A task without epochs runs to its end there. `adjourn undrain` takes it back.
+    """
+    with connect(ctx) as client:
+        found = client.drain_worker(worker, reason=reason)
+        output.say(emptiness(found))
+        if wait and found.jobs:
+            output.say(emptiness(emptied(client, found)))
+
+
+def emptied(client: "Client", worker: Worker) -> Worker:
+    """Returns the worker once it holds no job, or is to be drained no more."""
+    while worker.jobs and worker.HasField("drain"):
+        sleep(LOOK_SECONDS)
+        worker = client.get_worker(worker.name)
+    return worker
+
+
+def emptiness(worker: Worker) -> str:
+    name = formatting.short(worker.name)
+    if not worker.HasField("drain"):
+        return f"{name} is not to be drained any more"
+    state = formatting.name_of(Worker.State.Name, worker.state).upper()
+    if not worker.jobs:
+        return f"{name} takes no new job, and has none left ({state})"
+    left = ", ".join(formatting.short(job) for job in worker.jobs)
+    return f"{name} takes no new job; these leave at their next boundary: {left} ({state})"
+
+
+def undrain(ctx: typer.Context, worker: WorkerName) -> None:
+    """Take an order to drain a worker back: jobs that have not left it yet train on there."""
+    with connect(ctx) as client:
+        found = client.undrain_worker(worker)
+        state = formatting.name_of(Worker.State.Name, found.state).upper()
+        own = "; its agent itself wants no new work" if found.draining else ""
+        output.say(f"{formatting.short(found.name)} is {state}{own}")
+
+
+def delete_worker(
+    ctx: typer.Context,
+    worker: WorkerName,
+    *,
+    yes: Yes = False,
+) -> None:
+    """Forget a worker that is lost and holds no job. One that comes back is a new worker."""
+    with connect(ctx) as client:
+        found = client.get_worker(worker)
+        confirm(f"Forget {formatting.short(found.name)}?", yes=yes)
+        client.delete_worker(found.name)
+        output.say(f"{formatting.short(found.name)} is forgotten")

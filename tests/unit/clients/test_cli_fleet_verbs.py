@@ -1,0 +1,97 @@
+"""`adjourn hold`, `release`, `drain`, `undrain`, `delete-worker` against a scripted control plane."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+from typer.testing import Result
+
+from adjourn.cli import fleet_verbs
+from adjourn.v1.job_pb2 import Condition, Job
+from adjourn.v1.job_service_pb2 import HoldOutcome
+from adjourn.v1.worker_pb2 import Worker
+
+if TYPE_CHECKING:
+    from tests.unit.clients.conftest import Plane
+
+Adjourn = Callable[..., Result]
+
+
+def test_jobs_are_held_by_label_and_name(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.outcomes = [HoldOutcome(job="jobs/x", state=Job.PAUSING, changed=True)]
+    result = adjourn("hold", "x", "--label", "team=a", "--reason", "power", "--dry-run")
+    assert result.exit_code == 0
+    assert "would be" in result.stdout
+    assert "PAUSING" in result.stdout
+    request = dict(plane.asked)["HoldJobs"]
+    assert (list(request.names), dict(request.labels), request.all) == (["jobs/x"], {"team": "a"}, False)
+    assert (request.reason, request.dry_run) == ("power", True)
+
+
+@pytest.mark.parametrize("verb", ["hold", "release"])
+def test_what_was_left_is_named_and_is_a_failure(adjourn: Adjourn, plane: "Plane", verb: str) -> None:
+    plane.outcomes = [
+        HoldOutcome(job="jobs/x", state=Job.RUNNING, reason="JOB_NOT_PAUSABLE", message="jobs/x has no epochs")
+    ]
+    result = adjourn(verb, "--all")
+    assert result.exit_code == 1
+    assert "jobs/x has no epochs" in result.stdout
+    assert '"JOB_NOT_PAUSABLE"' in adjourn(verb, "--all", "--json").stdout
+    plane.outcomes = []
+    assert "no such jobs" in adjourn(verb, "--all").stdout
+
+
+@pytest.mark.parametrize(
+    "words", [("hold",), ("release",), ("hold", "x", "--all"), ("release", "--label", "a=b", "--all")]
+)
+def test_it_has_to_be_said_which_jobs(adjourn: Adjourn, plane: "Plane", words: tuple[str, ...]) -> None:
+    assert adjourn(*words).exit_code == 2
+    assert plane.asked == []
+
+
+def test_a_worker_is_drained(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.workers = [Worker(name="workers/w", state=Worker.ACTIVE, jobs=["jobs/a", "jobs/b"])]
+    said = "w takes no new job; these leave at their next boundary: a, b (DRAINING)\n"
+    assert adjourn("drain", "w", "--reason", "new disk").stdout == said
+    assert dict(plane.asked)["DrainWorker"].reason == "new disk"
+    assert "drained by" in adjourn("workers").stdout
+    assert "new disk" in adjourn("workers").stdout
+    assert adjourn("undrain", "w").stdout == "w is ACTIVE\n"
+
+
+def test_a_drained_worker_is_waited_for(adjourn: Adjourn, plane: "Plane", monkeypatch: pytest.MonkeyPatch) -> None:
+    plane.workers = [Worker(name="workers/w", state=Worker.ACTIVE, jobs=["jobs/a"])]
+
+    def leaves(_: float) -> None:
+        plane.workers[0].jobs.pop()
+        plane.workers[0].state = Worker.DRAINED
+
+    monkeypatch.setattr(fleet_verbs, "sleep", leaves)
+    lines = adjourn("drain", "w", "--wait").stdout.splitlines()
+    assert lines[-1] == "w takes no new job, and has none left (DRAINED)"
+
+
+def test_a_wait_ends_with_the_order(adjourn: Adjourn, plane: "Plane", monkeypatch: pytest.MonkeyPatch) -> None:
+    plane.workers = [Worker(name="workers/w", state=Worker.ACTIVE, jobs=["jobs/a"])]
+    monkeypatch.setattr(fleet_verbs, "sleep", lambda _: plane.workers[0].ClearField("drain"))
+    assert adjourn("drain", "w", "--wait").stdout.splitlines()[-1] == "w is not to be drained any more"
+
+
+def test_an_agent_that_drains_itself_stays_so(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.workers = [Worker(name="workers/w", draining=True)]
+    assert "its agent itself wants no new work" in adjourn("undrain", "w").stdout
+
+
+def test_conditions_of_workers_are_listed(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.workers = [
+        Worker(
+            name="workers/w", conditions=[Condition(type=Condition.DISK_FULL, reason="DISK_FULL", message="no room")]
+        )
+    ]
+    assert "no room" in adjourn("workers").stdout
+
+
+def test_a_lost_worker_is_forgotten(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.workers = [Worker(name="workers/w", state=Worker.LOST)]
+    assert adjourn("delete-worker", "w").stdout == "w is forgotten\n"
+    assert plane.workers == []
