@@ -19,6 +19,7 @@ from adjourn import errors, reasons
 from adjourn.objects import S3Settings
 from adjourn.v1 import job_service_pb2 as pb
 from adjourn.v1.job_pb2 import EPOCH, Failure, Hold, Job, JobSpec
+from adjourn.v1.worker_pb2 import Drain
 from adjourn_control_plane.fleet.collector import Collector
 from adjourn_control_plane.fleet.lease_monitor import LeaseMonitor
 from adjourn_control_plane.fleet.scheduler import Scheduler
@@ -281,6 +282,15 @@ class ControlPlane(RuleBasedStateMachine):
                 again = self.run(self.store.get(JobName(report.job)))
                 assert (again and again.version) == (stored and stored.version)
 
+    @rule(turns=TURNS, worker=WORKER, wanted=st.booleans(), by_agent=st.booleans())
+    def drain(self, turns: int, worker: str, wanted: bool, by_agent: bool) -> None:  # hypothesis passes by name
+        """An operator, or the agent itself, wants a worker to become empty; or no longer."""
+        self.work(turns)
+        if by_agent:
+            self.models[worker].draining = wanted
+        else:
+            self.run(self.store.order_drain(WorkerName(worker), Drain(actor="ops") if wanted else None))
+
     @rule(turns=TURNS)
     def work(self, turns: int) -> None:
         """All goes well for a while."""
@@ -358,6 +368,9 @@ class ControlPlane(RuleBasedStateMachine):
 
     async def fair_finish(self) -> None:
         """From now on every message arrives and every worker works: every job comes to rest."""
+        for model in self.models.values():
+            model.draining = False
+            await self.store.order_drain(WorkerName(model.name), None)
         for _ in range(FAIR_ROUNDS):
             await self.round()
             if not await self.restless():

@@ -165,6 +165,7 @@ class WorkerModel:
     objects: MemoryObjects
     life: int = 0
     sessions: int = 0
+    draining: bool = False
     stream: AgentSession | None = None
     attempts: dict[Key, Attempt] = field(default_factory=dict)
     sequence: int = 0
@@ -181,6 +182,7 @@ class WorkerModel:
         return SynchronizeRequest(
             worker=Worker(name=self.name, cpu_slots=SLOTS[self.name]),
             session_id=self.session,
+            draining=self.draining,
             assignments=[attempt.status() for attempt in self.attempts.values()],
             reports=self.reports,
         )
