@@ -167,3 +167,37 @@ async def test_deleting_the_worker_is_an_operators_word_that_nothing_lives_there
     assert "ops deleted workers/a" in ended.message
     with refused(errors.NotFoundError):
         await plane.workers.DeleteWorker(delete)
+
+
+async def test_a_worker_that_comes_back_as_it_is_deleted_speaks_for_itself(
+    plane: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await plane.create()
+    delete = worker_pb.DeleteWorkerRequest(name=A)
+    async with Agent(plane.address, instance="i") as agent:
+        await trains(plane, agent)
+        await is_cut_off(plane)
+    await plane.becomes(Job.QUEUED)
+
+    async def is_back(worker: WorkerName) -> bool:
+        return False
+
+    with monkeypatch.context() as patched:
+        patched.setattr(plane.store, "forget", is_back)
+        with refused(errors.WorkerInUseError):
+            await plane.workers.DeleteWorker(delete)
+    assert condition(await plane.get()) is not None, "the deletion was refused: nobody has said anything"
+
+
+async def test_a_deletion_that_was_cut_short_can_be_repeated(plane: Replica) -> None:
+    await plane.create()
+    async with Agent(plane.address, instance="i") as agent:
+        await trains(plane, agent)
+        await is_cut_off(plane)
+    await plane.becomes(Job.QUEUED)
+    assert await plane.store.forget(A)
+    assert condition(await plane.get()) is not None
+    await plane.workers.DeleteWorker(worker_pb.DeleteWorkerRequest(name=A))
+    assert condition(await plane.get()) is None
+    with refused(errors.NotFoundError):
+        await plane.workers.DeleteWorker(worker_pb.DeleteWorkerRequest(name=A))

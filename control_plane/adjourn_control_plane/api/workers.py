@@ -78,13 +78,12 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
         return await self.to_public(await self.session(worker))
 
     async def DeleteWorker(self, request: pb.DeleteWorkerRequest, context: Context) -> empty_pb2.Empty:
-        session = await self.session(request.name)
-        worker = await self.to_public(session)
-        deletable = worker.state == Worker.LOST and not worker.jobs
-        if deletable:  # first, so that a repeat does what this call does not get to
-            await self.confirm_releases(WorkerName(request.name), context)
-        if not deletable or not await self.store.forget(WorkerName(request.name)):
-            worker = await self.to_public(session)
+        check(validation.name("name", request.name, "workers"))
+        name = WorkerName(request.name)
+        if not (await self.store.allocation(name)).unconfirmed:  # else a call before this one did not get to them
+            await self.session(name)
+        if not await self.store.forget(name):
+            worker = await self.to_public(await self.session(name))
             raise errors.WorkerInUseError(
                 f"{request.name} is {Worker.State.Name(worker.state)} and holds {len(worker.jobs)} jobs; "
                 "only a worker that is LOST and holds none can be deleted",
@@ -92,6 +91,8 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
                 state=Worker.State.Name(worker.state),
                 allowed_states=Worker.State.Name(Worker.LOST),
             )
+        await self.confirm_releases(name, context)  # not before: a worker that has come back speaks for itself
+        await self.store.forget(name)  # again, for what the confirmations have written of it
         return empty_pb2.Empty()
 
     async def confirm_releases(self, worker: WorkerName, context: Context) -> None:

@@ -101,18 +101,26 @@ def lost_attempts(
 
 
 def confirmed_releases(
-    worker: str, instance: str, unconfirmed: Sequence[JobRecord], reported: Sequence[AssignmentStatus]
+    worker: str,
+    instance: str,
+    unconfirmed: Sequence[JobRecord],
+    reported: Sequence[AssignmentStatus],
+    *,
+    on_the_way: AbstractSet[tuple[str, TokenKey]] = frozenset(),
 ) -> list[tuple[str, Event]]:
     """Returns the end of each attempt that was left on a worker out of reach, and is not alive there.
 
-    `unconfirmed`: the jobs with such an attempt. A message is whole: what it does not hold is gone.
+    `unconfirmed`: the jobs with such an attempt. A message is whole: what it does not hold is gone, unless it was said
+    before the worker received it. `on_the_way`: attempts handed out over this stream that may not have arrived yet.
     """
     known = by_attempt(reported)
     events: list[tuple[str, Event]] = []
     for record in unconfirmed:
         for entry in record.unconfirmed_releases:
-            status = known.get((record.job.name, token_key(entry.token)))
-            if is_of(entry, worker, instance) and (status is None or has_left(status)):
+            attempt = (record.job.name, token_key(entry.token))
+            status = known.get(attempt)
+            left = attempt not in on_the_way if status is None else has_left(status)
+            if left and is_of(entry, worker, instance):
                 events.append((record.job.name, ReleaseConfirmed(actor=worker, token=entry.token)))
     return events
 

@@ -74,8 +74,12 @@ class AgentSession:
         """Names the agent's data directory."""
         self.desired: list[Assignment] = []
         """What the worker was told last that it should have."""
+        self.strangers: set[JobUid] = set()
+        """Uids of the jobs that it has attempts of, and that are not there: deleted, or known to nobody."""
         self.orphans: set[JobUid] = set()
-        """Uids of the jobs that it has attempts of, and that nobody knows."""
+        """Those that nobody knows."""
+        self.on_the_way: set[tuple[str, reconcile.TokenKey]] = set()
+        """Attempts that were handed to it over this stream, and of which it has not said a word."""
 
     async def run(self, first: SynchronizeRequest, requests: Requests) -> AsyncGenerator[SynchronizeResponse, None]:
         """Speaks for the worker until either end closes the stream, or another stream takes over."""
@@ -98,7 +102,7 @@ class AgentSession:
         kept_busy = {
             uuid
             for status in request.assignments
-            if status.token.job_uid in self.orphans
+            if status.token.job_uid in self.strangers
             for uuid in status.held_device_uuids
         }
         for device in worker.devices:
@@ -143,7 +147,10 @@ class AgentSession:
         others = await self.others(held)
         await self.classify(held, others)
         tokens = {record.job.name: record.token for record in (*held, *others.values())}
-        gone = reconcile.confirmed_releases(self.worker, self.instance, unconfirmed, self.reported)
+        self.on_the_way -= reconcile.by_attempt(self.reported).keys()
+        gone = reconcile.confirmed_releases(
+            self.worker, self.instance, unconfirmed, self.reported, on_the_way=self.on_the_way
+        )
         await self.apply(gone, tokens)
         events = reconcile.reconcile(self.worker, held, self.reported, others, instance=self.instance)
         await self.apply(events, tokens)
@@ -196,7 +203,7 @@ class AgentSession:
 
     async def classify(self, held: Sequence[JobRecord], others: Mapping[str, JobRecord]) -> set[JobUid]:
         """Returns the uids of deleted jobs of which the worker has attempts; notes those that nobody knows."""
-        unknown = {JobUid(uid) for uid in reconcile.strangers(held, self.reported, others)}
+        self.strangers = unknown = {JobUid(uid) for uid in reconcile.strangers(held, self.reported, others)}
         deleted = await self.store.deleted(sorted(unknown)) if unknown else set()
         for uid in deleted:
             await self.store.add_tombstone(uid)  # the attempt may have saved since the job's objects were purged
@@ -234,6 +241,8 @@ class AgentSession:
                 assignments=reconcile.that_fit(self.desired, RESPONSE_BYTES),
                 acknowledged_report=self.acknowledged,
             )
+            new = (each for each in response.assignments if each.HasField("spec"))
+            self.on_the_way |= {(each.job, reconcile.token_key(each.token)) for each in new}
             response.sync_interval.FromTimedelta(interval)
             response.lease_duration.FromTimedelta(self.settings.lease_duration)
             yield response

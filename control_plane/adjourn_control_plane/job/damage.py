@@ -11,12 +11,14 @@ from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Failure, Job
 from adjourn.v1.job_service_pb2 import JobEvent
-from adjourn_control_plane.job import attempts, ends, lost_attempts, pauses
+from adjourn_control_plane.job import attempts, ends, lost_attempts, pauses, releases
 from adjourn_control_plane.job.events import CheckpointDamaged, Failed
 from adjourn_control_plane.job.transition import Transition
 
 
 def checkpoint_damaged(transition: Transition, event: CheckpointDamaged) -> None:
+    if not transition.job.worker:
+        releases.confirm(transition, transition.record.token)
     if lost_attempts.is_unknown(transition):
         return
     if event.checkpoint != transition.record.checkpoint.name:
@@ -103,6 +105,7 @@ def give_up(transition: Transition, event: CheckpointDamaged) -> None:
         job.pause.note = "the job failed first: " + failure.message
     if job.state == Job.FAILED:
         del job.holds[:]
+        transition.record_event(JobEvent.FAILED, failure.message, reason=failure.reason)
     else:
         ends.fail(transition, failure)
 

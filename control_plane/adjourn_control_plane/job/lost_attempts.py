@@ -13,12 +13,12 @@ replaced, and whatever it did out of reach counts:
 
 from datetime import timedelta
 
-from adjourn.internal.v1.record_pb2 import LostAttempt
+from adjourn.internal.v1.record_pb2 import JobRecord, LostAttempt
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Condition, Job, Pause, PauseMode
 from adjourn.v1.job_service_pb2 import JobEvent
-from adjourn_control_plane.job import ends, pauses, releases, retries
+from adjourn_control_plane.job import drains, ends, pauses, releases, retries
 from adjourn_control_plane.job.events import Adopted, ConditionChanged, Failed, Lost, Rested, Stopped
 from adjourn_control_plane.job.transition import WORKER_CONDITIONS, Transition
 
@@ -35,6 +35,7 @@ def lost(transition: Transition, event: Lost) -> None:
         before.failure.CopyFrom(job.failure)
     if record.HasField("past_failure"):
         before.past_failure.CopyFrom(record.past_failure)
+    before.drained = drains.under_way(job) and not job.holds
     if job.state == Job.PAUSING:
         job.pause.cause = Pause.WORKER_LOST
     epochs = record.epochs_since_restart
@@ -88,7 +89,7 @@ def renew_budget(transition: Transition) -> None:
     record = transition.record
     if record.HasField("lost_attempt"):
         del record.lost_attempt.holds[:]
-        for field in ("restart_count", "past_failure", "epochs_since_restart"):
+        for field in ("restart_count", "past_failure", "epochs_since_restart", "drained"):
             record.lost_attempt.ClearField(field)
 
 
@@ -146,15 +147,17 @@ def rested_late(transition: Transition, event: Rested) -> None:
         ended_late(transition, event.checkpoint)
         return
     registered = ends.is_registered(transition, event.checkpoint)
+    drained = was_drained(record)
     if not registered or not take_back_loss(transition):
         forget(transition)
         return
     if job.state == Job.PAUSED or job.holds:
         job.pause.cause = Pause.HELD
         job.pause.ClearField("lost_duration")
-    elif was_drained(job):
+    elif drained:
         job.pause.cause = Pause.DRAINED
-        job.pause.ClearField("lost_duration")
+        for field in ("lost_duration", "note"):
+            job.pause.ClearField(field)
         pauses.drained(record, transition.now)
     if job.state == Job.PAUSED:
         transition.record_event(JobEvent.PAUSED, BACK)
@@ -163,14 +166,14 @@ def rested_late(transition: Transition, event: Rested) -> None:
     if job.holds:
         ends.enter_paused(transition, BACK)
     else:
-        pauses.resumed_after_training_left(record)
+        if not drained:
+            pauses.resumed_after_training_left(record)
         requeue(transition)
 
 
-def was_drained(job: Job) -> bool:
+def was_drained(record: JobRecord) -> bool:
     """Returns whether the attempt was lost on its way to a boundary that only a drain had sent it to."""
-    pause = job.pause
-    return pause.cause == Pause.WORKER_LOST and not pause.HasField("resume_request_time") and bool(pause.from_worker)
+    return record.lost_attempt.drained and record.job.pause.cause == Pause.WORKER_LOST
 
 
 def stopped_late(transition: Transition, event: Stopped) -> None:
@@ -233,6 +236,7 @@ def requeue(transition: Transition) -> None:
 def adopted(transition: Transition, event: Adopted) -> None:
     record, job = transition.record, transition.job
     conditions = list(record.lost_attempt.conditions)
+    drained = was_drained(record)
     later = event.token != record.token
     if later:
         message = "a worker runs a later attempt than was known: the store is older than the worker"
@@ -260,6 +264,12 @@ def adopted(transition: Transition, event: Adopted) -> None:
         transition.record_event(JobEvent.ADOPTED, message)
     elif job.holds:
         pauses.reopen(record, event.worker)
+        record.pause_mode = PauseMode.EPOCH
+        transition.set_target(Assignment.PAUSE)
+        transition.set_state(Job.PAUSING, JobEvent.ADOPTED, message)
+    elif drained and not later:  # is taken back if the order was, meanwhile
+        pauses.reopen(record, event.worker)
+        job.pause.cause = Pause.DRAINED
         record.pause_mode = PauseMode.EPOCH
         transition.set_target(Assignment.PAUSE)
         transition.set_state(Job.PAUSING, JobEvent.ADOPTED, message)

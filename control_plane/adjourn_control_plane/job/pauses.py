@@ -96,7 +96,8 @@ def rest_on(pause: Pause, checkpoint: Checkpoint) -> None:
 def reopen(record: JobRecord, worker: str) -> None:
     """Notes that the job does not rest after all: `worker` still has it, and goes on to the boundary."""
     pause = record.job.pause
-    if pause.release_time == pause.pause_time:  # not reported: `rest` had filled it in
+    # A time that the worker has not reported: an operator's word, or `rest` had filled it in.
+    if not record.released or pause.release_time == pause.pause_time:
         pause.ClearField("release_time")
         record.ClearField("pause_release_time")
     for field in ("pause_time", "lost_duration", "checkpoint", "epoch", "step", "note"):

@@ -11,6 +11,7 @@ from adjourn_control_plane.job import machine
 from adjourn_control_plane.job.events import CheckpointDamaged, Placed, Registered
 from adjourn_control_plane.job.updater import JobUpdater
 from adjourn_control_plane.store.interface import Change, JobName
+from tests.harness.job_history import Told
 from tests.harness.job_life import START, UID, A, Life, checkpoint, checkpoint_name, paused
 from tests.harness.job_requests import there
 from tests.harness.memory_store import MemoryStore
@@ -177,6 +178,27 @@ def test_a_job_that_had_failed_by_the_loss_goes_on_or_stays_so() -> None:
         assert life.state == "FAILED"
         finds_damage(life, 2, sound=sound)
         assert (life.state, life.job.failure.reason) == (state, reasons.CHECKPOINT_CORRUPT)
+
+
+def test_an_attempt_out_of_reach_that_tells_of_damage_is_known_to_be_gone() -> None:
+    for sound in (1, None):
+        life = Life().running(2).fails().placed().acknowledged().goes_out_of_reach()
+        assert life.record.unconfirmed_releases
+        finds_damage(life, 2, sound=sound)
+        assert not life.record.unconfirmed_releases
+        assert not life.job.conditions
+
+
+def test_the_history_tells_which_checkpoint_a_failed_job_is_left_with() -> None:
+    life = finds_damage(
+        Life(max_restarts=0).running(2).stops(Failure(reason=reasons.WORKER_STOPPED)).placed(), 2, sound=1
+    )
+    life.placed().acknowledged().is_lost()
+    assert (life.state, life.job.latest_checkpoint) == ("FAILED", checkpoint_name(1))
+    finds_damage(life, 1, sound=None, newest=2)
+    assert (life.state, life.job.latest_checkpoint) == ("FAILED", checkpoint_name(2))
+    told = Told().after(event for decision in life.decisions for event in decision.events)
+    assert told == Told.of(life.record)
 
 
 def test_conditions_end_with_the_attempt() -> None:

@@ -315,3 +315,47 @@ def test_a_later_attempt_than_we_know_of_is_adopted() -> None:
         assert not held.job.pause.HasField("pause_time")
     cancelling = Life().running(1).cancel().tell(adopted)
     assert (cancelling.state, cancelling.record.target) == ("CANCELLING", Assignment.STOP)
+
+
+# drained
+
+
+def drained(epochs: int = 1) -> Life:
+    """Lost on its way to the boundary that a drain had sent it to."""
+    life = Life().running(epochs).at(100 * epochs + 60, seconds=10 * epochs + 6).drain("upgrade").is_lost()
+    assert (life.state, life.job.pause.cause) == ("QUEUED", Pause.WORKER_LOST)
+    return life
+
+
+def test_a_drained_attempt_that_is_back_goes_on_to_the_boundary_in_the_same_pause() -> None:
+    life = back(drained())
+    assert (life.state, life.record.target) == ("PAUSING", Assignment.PAUSE)
+    pause = life.job.pause
+    assert (pause.cause, pause.reason, pause.from_worker) == (Pause.DRAINED, "upgrade", A)
+    assert not pause.HasField("lost_duration"), "nothing was lost"
+    assert not life.job.past_pauses
+    life.trained(2).released().rests()
+    assert (life.state, life.job.pause.epoch, life.job.pause.note) == ("QUEUED", 2, "")
+
+
+def test_a_drain_that_was_taken_back_meanwhile_lets_the_attempt_train_on() -> None:
+    life = back(drained()).undrain()
+    assert (life.state, life.record.target) == ("RUNNING", Assignment.RUN)
+    assert life.job.pause.note == "the drain was taken back before the boundary"
+
+
+def test_a_drained_job_that_had_rested_out_of_reach_was_not_resumed_by_anybody() -> None:
+    life = registers(drained(), 2).rests()
+    assert (life.state, life.job.restart_count) == ("QUEUED", 0)
+    pause = life.job.pause
+    assert (pause.cause, pause.checkpoint, pause.note) == (Pause.DRAINED, checkpoint_name(2), "")
+    assert pause.HasField("pause_time")
+    assert not pause.HasField("lost_duration")
+
+
+def test_a_pause_of_a_user_is_never_told_as_a_drain() -> None:
+    """The pause ended with the job, which its user has begun again: nothing sends it to a boundary."""
+    life = registers(given_up(pausing=True).resume(), 3).rests()
+    assert (life.state, life.job.pause.cause) == ("QUEUED", Pause.WORKER_LOST)
+    life = back(given_up(pausing=True).resume())
+    assert (life.state, life.record.target) == ("RUNNING", Assignment.RUN)

@@ -104,6 +104,16 @@ def test_a_job_that_is_paused_in_the_queue_does_not_say_that_nothing_runs() -> N
     assert life.job.pause.HasField("release_time")
 
 
+def test_an_operator_who_was_wrong_leaves_no_release_time_on_a_process_that_lives() -> None:
+    life = resting().is_gone().at(160)
+    assert life.job.pause.HasField("release_time")
+    token = life.record.token
+    life.tell(Adopted(actor=A, token=token, worker=A, device_uuids=("gpu",), generation=9, released=False))
+    assert life.state == "PAUSING"
+    assert not life.job.pause.HasField("release_time")
+    assert not life.record.HasField("pause_release_time")
+
+
 def test_several_attempts_may_be_out_of_reach_and_each_is_told_of() -> None:
     life = Life().running(1).goes_out_of_reach().placed(B).acknowledged().began().pause().goes_out_of_reach("k")
     assert attempts(life) == [1, 2]
@@ -173,6 +183,14 @@ def test_a_worker_confirms_what_it_does_not_hold_alive() -> None:
         assert gone(life, status(life.record, phase, attempt=1)) == [1]
     waits = status(life.record, AssignmentStatus.PERSISTING, attempt=1, devices=("gpu",))
     assert gone(life, waits) == [], "its GPUs are not free yet"
+
+
+def test_what_may_not_have_arrived_yet_is_not_gone() -> None:
+    life = Life().placed(A).goes_out_of_reach()
+    attempt = (life.job.name, reconcile.token_key(life.record.token))
+    assert reconcile.confirmed_releases(A, "i", [life.record], [], on_the_way={attempt}) == []
+    over = status(life.record, AssignmentStatus.STOPPED)
+    assert len(reconcile.confirmed_releases(A, "i", [life.record], [over], on_the_way={attempt})) == 1
 
 
 @pytest.mark.parametrize(("worker", "instance"), [(B, "i"), (A, "other"), (A, "")])

@@ -1,6 +1,7 @@
 """One agent's stream: what it writes, and when it may not any more."""
 
 import asyncio
+from contextlib import aclosing
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -13,6 +14,7 @@ from adjourn.v1.agent_service_pb2 import AssignmentStatus, Exit, Report, Synchro
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Failure, Job
 from adjourn.v1.worker_pb2 import Device, Worker
+from adjourn_control_plane.aio import end
 from adjourn_control_plane.fleet.session import AgentSession
 from adjourn_control_plane.job.events import Adopted, Event, Lost, Placed
 from adjourn_control_plane.job.updater import JobUpdater
@@ -159,3 +161,47 @@ async def test_gpus_are_not_sold_twice_when_an_attempt_comes_back_while_a_job_is
     stream.updater = plane.updater
     await stream.handle(message)  # the GPU is still taken
     assert (await plane.record(job)).job.state == Job.QUEUED
+
+
+async def test_a_message_from_before_an_attempt_arrived_does_not_say_that_it_is_gone(agents: Agents) -> None:
+    """The order is on its way when the lease ends, and so is a message that cannot know of it."""
+    plane = agents.plane
+    stream = await agents.connect()
+    empty = SynchronizeRequest(worker=Worker(name=A, cpu_slots=1), session_id="agent")
+    reader = asyncio.create_task(asyncio.Event().wait())
+    try:
+        async with asyncio.timeout(20), aclosing(stream.responses(reader)) as responses:
+            stream.changed.set()
+            assert [each.job for each in (await anext(responses)).assignments] == [agents.job]
+    finally:
+        await end(reader)
+    record = await plane.record(agents.job)
+    lost = Lost(actor="control_plane", failure=Failure(reason=reasons.WORKER_LOST), out_of_reach=True)
+    await plane.updater.apply(agents.job, lost, token=record.token)
+    await stream.handle(empty)
+    assert (await plane.record(agents.job)).unconfirmed_releases, "the order may arrive still"
+    await stream.handle(await agents.says(AssignmentStatus.RUNNING))
+    assert (await plane.record(agents.job)).job.worker == A
+    again = await agents.connect()  # a new stream: what the old one carried arrives no more
+    await plane.updater.apply(agents.job, lost, token=record.token)
+    await again.handle(empty)
+    assert not (await plane.record(agents.job)).unconfirmed_releases
+
+
+async def test_gpus_of_a_deleted_jobs_attempt_are_not_offered_while_it_lives(memory_store: MemoryStore) -> None:
+    plane = Controllers(memory_store)
+    job = await plane.create("j", total_epochs=3, gpu_count=1)
+    await plane.worker(A, gpus=2)
+    await plane.scheduler.place()
+    record = await plane.record(job)
+    status = AssignmentStatus(job=job, token=record.token, observed_generation=1, phase=AssignmentStatus.RUNNING)
+    status.held_device_uuids.extend(record.device_uuids)
+    await plane.delete(job)
+    worker = Worker(name=A, devices=[Device(uuid=f"{A}-{index}") for index in range(2)])
+    message = SynchronizeRequest(worker=worker, session_id="agent", assignments=[status])
+    stream = AgentSession(message, plane.store, plane.updater, plane.notifier, SETTINGS)
+    await plane.store.attach(stream.described(message), "agent", stream.id)
+    await stream.handle(message)
+    assert [device.uuid for device in stream.described(message).devices if device.quarantined] == list(
+        record.device_uuids
+    )

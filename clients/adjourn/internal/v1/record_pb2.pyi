@@ -279,10 +279,13 @@ class LostAttempt(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     HOLDS_FIELD_NUMBER: _builtins.int
     CONDITIONS_FIELD_NUMBER: _builtins.int
+    DRAINED_FIELD_NUMBER: _builtins.int
     restart_count: _builtins.int
     """`Job.restart_count` before."""
     epochs_since_restart: _builtins.int
     """What it took from `JobRecord.epochs_since_restart`."""
+    drained: _builtins.bool
+    """It was on its way to a boundary that only a drain had sent it to."""
     @_builtins.property
     def past_failure(self) -> Global___PastFailure:
         """`JobRecord.past_failure` before."""
@@ -308,10 +311,11 @@ class LostAttempt(_message.Message):
         failure: _job_pb2.Failure | None = ...,
         holds: _abc.Iterable[_job_pb2.Hold] | None = ...,
         conditions: _abc.Iterable[_job_pb2.Condition] | None = ...,
+        drained: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "past_failure", b"past_failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "epochs_since_restart", b"epochs_since_restart", "failure", b"failure", "holds", b"holds", "past_failure", b"past_failure", "restart_count", b"restart_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "drained", b"drained", "epochs_since_restart", b"epochs_since_restart", "failure", b"failure", "holds", b"holds", "past_failure", b"past_failure", "restart_count", b"restart_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
