@@ -136,9 +136,12 @@ def delete_worker(
     *,
     yes: Yes = False,
 ) -> None:
-    """Forget a worker that is lost and holds no job. One that comes back is a new worker."""
+    """Forget a worker that is lost and holds no job. One that comes back is a new worker.
+
+    It is your word that nothing runs there any more: what it left out of reach counts as ended from then on.
+    """
+    name = formatting.short(worker)
     with connect(ctx) as client:
-        found = client.get_worker(worker)
-        confirm(f"Forget {formatting.short(found.name)}?", yes=yes)
-        client.delete_worker(found.name)
-        output.say(f"{formatting.short(found.name)} is forgotten")
+        confirm(f"Forget {name}, where nothing runs any more?", yes=yes)
+        client.delete_worker(worker)
+        output.say(f"{name} is forgotten")

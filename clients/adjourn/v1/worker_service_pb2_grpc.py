@@ -100,8 +100,9 @@ class WorkerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteWorker(self, request, context):
-        """Forgets a worker that is LOST and holds no job. One that comes back is a new worker. FAILED_PRECONDITION:
-        WORKER_IN_USE.
+        """Forgets a worker that is LOST and holds no job. One that comes back is a new worker. It is the caller's word that
+        nothing lives there: what the worker left with RELEASE_UNCONFIRMED counts as gone. A call that was cut short can be
+        repeated. FAILED_PRECONDITION: WORKER_IN_USE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

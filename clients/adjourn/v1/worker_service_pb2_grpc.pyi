@@ -49,8 +49,9 @@ class WorkerServiceStub:
     wherever there is room first. A worker whose agent itself wants no new work stays as it is.
     """
     DeleteWorker: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.DeleteWorkerRequest, _empty_pb2.Empty]
-    """Forgets a worker that is LOST and holds no job. One that comes back is a new worker. FAILED_PRECONDITION:
-    WORKER_IN_USE.
+    """Forgets a worker that is LOST and holds no job. One that comes back is a new worker. It is the caller's word that
+    nothing lives there: what the worker left with RELEASE_UNCONFIRMED counts as gone. A call that was cut short can be
+    repeated. FAILED_PRECONDITION: WORKER_IN_USE.
     """
 
 @_typing.type_check_only
@@ -72,8 +73,9 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     wherever there is room first. A worker whose agent itself wants no new work stays as it is.
     """
     DeleteWorker: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.DeleteWorkerRequest, _empty_pb2.Empty]  # type: ignore[assignment]
-    """Forgets a worker that is LOST and holds no job. One that comes back is a new worker. FAILED_PRECONDITION:
-    WORKER_IN_USE.
+    """Forgets a worker that is LOST and holds no job. One that comes back is a new worker. It is the caller's word that
+    nothing lives there: what the worker left with RELEASE_UNCONFIRMED counts as gone. A call that was cut short can be
+    repeated. FAILED_PRECONDITION: WORKER_IN_USE.
     """
 
 class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -122,8 +124,9 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _worker_service_pb2.DeleteWorkerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
-        """Forgets a worker that is LOST and holds no job. One that comes back is a new worker. FAILED_PRECONDITION:
-        WORKER_IN_USE.
+        """Forgets a worker that is LOST and holds no job. One that comes back is a new worker. It is the caller's word that
+        nothing lives there: what the worker left with RELEASE_UNCONFIRMED counts as gone. A call that was cut short can be
+        repeated. FAILED_PRECONDITION: WORKER_IN_USE.
         """
 
 def add_WorkerServiceServicer_to_server(servicer: WorkerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -214,7 +214,7 @@ class AgentSession:
         self.orphans = unknown - deleted
         return deleted
 
-    async def responses(self, reader: asyncio.Task[None]) -> AsyncIterator[SynchronizeResponse]:
+    async def responses(self, reader: asyncio.Task[None]) -> AsyncGenerator[SynchronizeResponse, None]:
         """Yields what the worker should have: after each of its messages, each change, and every interval."""
         interval = self.settings.sync_interval
         reader.add_done_callback(lambda _: self.changed.set())

@@ -95,3 +95,10 @@ def test_a_lost_worker_is_forgotten(adjourn: Adjourn, plane: "Plane") -> None:
     plane.workers = [Worker(name="workers/w", state=Worker.LOST)]
     assert adjourn("delete-worker", "w").stdout == "w is forgotten\n"
     assert plane.workers == []
+
+
+def test_a_deletion_that_was_cut_short_is_repeated_though_the_worker_is_not_known_any_more(
+    adjourn: Adjourn, plane: "Plane"
+) -> None:
+    adjourn("delete-worker", "w")
+    assert [method for method, _ in plane.asked] == ["DeleteWorker"], "what is left to do there, the server knows"

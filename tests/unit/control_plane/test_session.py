@@ -163,12 +163,17 @@ async def test_gpus_are_not_sold_twice_when_an_attempt_comes_back_while_a_job_is
     assert (await plane.record(job)).job.state == Job.QUEUED
 
 
+async def silence() -> None:
+    """An agent that says nothing more."""
+    await asyncio.Event().wait()
+
+
 async def test_a_message_from_before_an_attempt_arrived_does_not_say_that_it_is_gone(agents: Agents) -> None:
     """The order is on its way when the lease ends, and so is a message that cannot know of it."""
     plane = agents.plane
     stream = await agents.connect()
     empty = SynchronizeRequest(worker=Worker(name=A, cpu_slots=1), session_id="agent")
-    reader = asyncio.create_task(asyncio.Event().wait())
+    reader = asyncio.create_task(silence())
     try:
         async with asyncio.timeout(20), aclosing(stream.responses(reader)) as responses:
             stream.changed.set()
