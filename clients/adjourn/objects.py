@@ -1,8 +1,9 @@
 """The object store through a few verbs: any S3 server. The only module that imports minio.
 
 minio blocks, so a store has a few threads of its own. Every call ends: connecting, sending, each read and the number of
-attempts are bounded. A server that is away or fails raises ObjectStoreUnavailableError, one that refuses raises
-ObjectStoreRefusedError. Their texts have the server's error code and never a credential.
+tries are bounded. Only we try again (minio and urllib3 do not), with jitter, and whoever watches is told of each try.
+A server that is away or fails raises ObjectStoreUnavailableError, one that refuses raises ObjectStoreRefusedError.
+Their texts have the server's error code and never a credential.
 
 What is known of servers: AWS, MinIO and SeaweedFS 4.48 compare what they receive with the SHA-256 that is sent along,
 refuse with BadDigest if it differs, and return that SHA-256. A server that does not return it has not compared.
@@ -11,7 +12,9 @@ computed when an object is written: it tells whether somebody wrote again, not w
 """
 
 import asyncio
+import copy
 import hashlib
+import random
 import re
 from base64 import b64encode
 from collections.abc import Callable, Mapping
@@ -38,18 +41,22 @@ READ_SECONDS: Final = 30.0
 """Longest silence while an answer is awaited or read."""
 SEND_SECONDS: Final = 60.0
 """Longest time to send one body."""
-READ_ATTEMPTS: Final = 3
-RETRIES: Final = Retry(
-    total=6,
-    connect=5,
-    read=2,
-    status=5,
-    backoff_factor=0.2,
-    backoff_max=2.0,
-    status_forcelist=(429, 500, 502, 503, 504),
-    allowed_methods=None,  # every request of ours may be repeated
+TRIES: Final = 5
+"""Of one call. Whoever has longer patience calls again."""
+BACKOFF_FIRST: Final = 0.2
+BACKOFF_MOST: Final = 2.0
+"""Seconds before a try, at most, twice as long each time; at random below that, or many would come back as one."""
+SILENT_SECONDS: Final = 10.0
+"""After so long without an answer a watcher is told, although the try goes on."""
+NO_RETRIES: Final = Retry(
+    total=None,
+    connect=0,
+    read=0,
+    status=0,
+    other=0,
+    redirect=3,
     raise_on_status=False,
-    respect_retry_after_header=False,  # the server must not decide how long a call lasts
+    respect_retry_after_header=False,
 )
 
 
@@ -101,11 +108,27 @@ class ObjectVersion:
     modified: str
 
 
+class Watcher(Protocol):
+    """Hears how the calls of a store go, try by try. `call` is the same for the tries of one call, and for no other."""
+
+    def failing(self, call: object, error: ObjectStoreUnavailableError, seconds: float) -> None:
+        """A try failed; `seconds`: since the call began."""
+
+    def silent(self, call: object, error: ObjectStoreUnavailableError) -> None:
+        """A try goes on, and has had no answer for SILENT_SECONDS."""
+
+    def answered(self, call: object) -> None:
+        """The store has answered a call."""
+
+
 class ObjectStore(Protocol):
     """Objects of one bucket. Every verb may be repeated.
 
     All raise ObjectStoreUnavailableError and ObjectStoreRefusedError.
     """
+
+    def watched(self, watcher: Watcher) -> "ObjectStore":
+        """Returns this store with somebody who hears how the calls go that are made through what is returned."""
 
     @property
     def bucket(self) -> str: ...
@@ -201,6 +224,13 @@ class S3Objects:
         )
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="objects")
 
+        self._watcher: Watcher | None = None
+
+    def watched(self, watcher: Watcher) -> "S3Objects":
+        view = copy.copy(self)
+        view._watcher = watcher  # noqa: SLF001
+        return view
+
     @property
     def bucket(self) -> str:
         return self._bucket
@@ -242,7 +272,42 @@ class S3Objects:
         return await self._call(lambda: self._delete(prefix))
 
     async def _call(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: self._guarded(work))
+        """Tries a call until the server answers, TRIES times at most."""
+        call, began = object(), asyncio.get_running_loop().time()
+        for attempt in range(1, TRIES + 1):
+            try:
+                done = await self._try(call, work)
+            except ObjectStoreUnavailableError as error:
+                if self._watcher:
+                    self._watcher.failing(call, error, asyncio.get_running_loop().time() - began)
+                if attempt == TRIES:
+                    raise
+            except (ObjectMissing, ObjectTooLong, _Exists):
+                self._answered(call)
+                raise
+            else:
+                self._answered(call)
+                return done
+            limit = min(BACKOFF_MOST, BACKOFF_FIRST * 2 ** (attempt - 1))
+            await asyncio.sleep(random.uniform(0, limit))  # noqa: S311  # jitter
+        raise AssertionError(TRIES)
+
+    async def _try(self, call: object, work: Callable[[], T]) -> T:
+        """Makes one try in a thread; tells the watcher if that takes long."""
+        trying = asyncio.get_running_loop().run_in_executor(self._threads, lambda: self._guarded(work))
+        if self._watcher:
+            try:
+                done, _ = await asyncio.wait({trying}, timeout=SILENT_SECONDS)
+            except asyncio.CancelledError:
+                trying.cancel()
+                raise
+            if not done:
+                self._watcher.silent(call, self._unavailable(f"no answer for {SILENT_SECONDS:.0f} s"))
+        return await trying
+
+    def _answered(self, call: object) -> None:
+        if self._watcher:
+            self._watcher.answered(call)
 
     def _guarded(self, work: Callable[[], T]) -> T:
         try:
@@ -302,21 +367,15 @@ class S3Objects:
         return ObjectVersion(size=found.size or 0, etag=found.etag or "", modified=str(found.last_modified))
 
     def _read(self, key: str, limit: int) -> bytes:
-        for attempt in range(1, READ_ATTEMPTS + 1):
-            response = self._client.get_object(self._bucket, key)
-            try:
-                data = response.read(limit + 1)
-            except HTTPError:  # the connection broke within the body, which urllib3 does not repeat
-                if attempt == READ_ATTEMPTS:
-                    raise
-                continue
-            finally:
-                response.close()
-                response.release_conn()
-            if len(data) > limit:
-                raise ObjectTooLong(key, limit)
-            return data
-        raise AssertionError(key)
+        response = self._client.get_object(self._bucket, key)
+        try:
+            data = response.read(limit + 1)
+        finally:
+            response.close()
+            response.release_conn()
+        if len(data) > limit:
+            raise ObjectTooLong(key, limit)
+        return data
 
     def _list(self, prefix: str) -> dict[str, int]:
         found = self._client.list_objects(self._bucket, prefix, recursive=True)
@@ -375,6 +434,6 @@ class _SecurePool(HTTPSConnectionPool):
 
 
 def http_pool() -> PoolManager:
-    pool = PoolManager(maxsize=THREADS, timeout=Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS), retries=RETRIES)
+    pool = PoolManager(maxsize=THREADS, timeout=Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS), retries=NO_RETRIES)
     pool.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
     return pool

@@ -63,7 +63,7 @@ async def kept(
 ) -> Checkpoint:
     """Persists a snapshot; as a new agent would, given an ObjectStore."""
     parts = store if isinstance(store, PartStore) else PartStore(store)
-    return await persist(parts, assignment, taken, base, lambda _: None)
+    return await persist(parts, assignment, taken, base, {}, lambda _: None)
 
 
 async def fetched(store: ObjectStore, checkpoint: Checkpoint, into: Path) -> dict[str, bytes]:
@@ -78,7 +78,7 @@ def files(directory: Path) -> dict[str, bytes]:
 async def test_a_snapshot_comes_back_bit_for_bit(store: ObjectStore, assignment: Assignment, tmp_path: Path) -> None:
     taken = snapshot(tmp_path / "slot")
     heard: list[float] = []
-    checkpoint = await persist(PartStore(store), assignment, taken, None, heard.append)
+    checkpoint = await persist(PartStore(store), assignment, taken, None, {}, heard.append)
     manifest = await fetch(PartStore(store), checkpoint, tmp_path / "restored")
     assert files(tmp_path / "restored") == files(tmp_path / "slot")
     assert heard == sorted(heard)
@@ -279,7 +279,7 @@ async def test_a_bit_that_the_servers_disk_lost_is_found_and_the_part_sent_again
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(adjourn.objects, "RETRIES", adjourn.objects.RETRIES.new(total=0))
+    monkeypatch.setattr(adjourn.objects, "TRIES", 1)
     tail = secrets.token_bytes(4000)
     async with S3Objects(S3Settings.from_environment(s3_environment)) as store:
         await store.ensure_bucket()
@@ -534,7 +534,7 @@ async def test_what_a_killed_fetch_left_is_replaced(
 async def test_an_outage_is_not_damage(
     memory: MemoryObjects, assignment: Assignment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adjourn.objects, "RETRIES", adjourn.objects.RETRIES.new(backoff_factor=0))
+    monkeypatch.setattr(adjourn.objects, "BACKOFF_MOST", 0.0)
     checkpoint = await kept(memory, assignment, snapshot(tmp_path / "slot"))
     settings = S3Settings(endpoint="http://127.0.0.1:1", bucket=memory.bucket, access_key="a", secret_key="b")
     async with S3Objects(settings) as unreachable:

@@ -201,7 +201,7 @@ async def test_object_storage_that_refuses_is_told_from_one_that_is_away(
     kind: type[errors.AdjournError],
     says: str,
 ) -> None:
-    monkeypatch.setattr(objects_module, "RETRIES", objects_module.RETRIES.new(backoff_factor=0))
+    monkeypatch.setattr(objects_module, "BACKOFF_MOST", 0.0)
     settings = S3Settings.from_environment({**s3_environment, variable: value})
     code = bundles.pack(Path(__file__))
     spec = JobSpec(entry_point="train:main", total_epochs=3, bundle=f"bundles/{hashlib.sha256(code).hexdigest()}")

@@ -216,7 +216,7 @@ async def test_a_server_that_is_busy_is_asked_again() -> None:
 
 
 async def test_a_server_that_stays_broken_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "RETRIES", module.RETRIES.new(backoff_factor=0))
+    monkeypatch.setattr(module, "BACKOFF_MOST", 0.0)
 
     async def broken(_: asyncio.StreamReader, writer: asyncio.StreamWriter, before: int) -> None:
         writer.write(answer("500 No"))
@@ -225,7 +225,7 @@ async def test_a_server_that_stays_broken_is_given_up(monkeypatch: pytest.Monkey
     async with faulty(broken) as (store, server):
         with pytest.raises(ObjectStoreUnavailableError, match="bucket models"):
             await store.stat("a")
-        assert 2 <= server.requests <= 7
+        assert server.requests == module.TRIES
 
 
 async def test_an_answer_that_breaks_off_is_read_again() -> None:
@@ -273,12 +273,12 @@ async def test_a_server_that_says_nothing_is_given_up(monkeypatch: pytest.Monkey
     async with faulty(mute) as (store, server):
         with pytest.raises(ObjectStoreUnavailableError, match="bucket models"):
             await store.get("a", limit=1)
-        assert server.requests == 3
+        assert server.requests == module.TRIES
         closing.set()
 
 
 async def test_a_server_that_is_not_there_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "RETRIES", module.RETRIES.new(backoff_factor=0))
+    monkeypatch.setattr(module, "BACKOFF_MOST", 0.0)
     settings = S3Settings(endpoint="http://127.0.0.1:1", bucket="models", access_key="a", secret_key="hush")
     async with S3Objects(settings) as store:
         with pytest.raises(ObjectStoreUnavailableError, match="refused") as caught:
@@ -294,3 +294,40 @@ async def test_a_page_of_a_proxy_is_not_an_answer() -> None:
     async with faulty(page) as (store, _):
         with pytest.raises(ObjectStoreUnavailableError, match="403"):
             await store.get("a", limit=1)
+
+
+class Heard:
+    """A watcher that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def failing(self, call: object, error: ObjectStoreUnavailableError, seconds: float) -> None:
+        self.told.append("failing")
+
+    def silent(self, call: object, error: ObjectStoreUnavailableError) -> None:
+        self.told.append("silent")
+
+    def answered(self, call: object) -> None:
+        self.told.append("answered")
+
+
+async def test_each_try_is_told_to_who_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No library of ours tries again where nobody sees it."""
+    monkeypatch.setattr(module, "SILENT_SECONDS", 0.05)
+
+    async def troubled(_: asyncio.StreamReader, writer: asyncio.StreamWriter, before: int) -> None:
+        if before == 0:
+            writer.write(answer("503 Slow Down"))
+        elif before == 1:
+            writer.write(answer("200 OK", b"da", length=4))
+        elif before == 3:
+            await asyncio.sleep(0.2)  # so slow
+            writer.write(answer("200 OK", b"data"))
+        await writer.drain()  # before == 2: the connection is closed without a word
+
+    heard = Heard()
+    async with faulty(troubled) as (store, server):
+        assert await store.watched(heard).get("a", limit=10) == b"data"
+        assert server.requests == 4
+    assert heard.told == ["failing", "failing", "failing", "silent", "answered"]

@@ -22,6 +22,7 @@ from adjourn.v1.job_pb2 import Condition
 from adjourn_worker.attempt import files
 from adjourn_worker.paths import Kept, WorkerPaths
 from adjourn_worker.storage import tasks as module
+from adjourn_worker.storage.manifest import PART_BYTES
 from adjourn_worker.storage.tasks import StorageTasks
 from tests.harness.bundle_archives import archive
 from tests.harness.memory_objects import MemoryObjects
@@ -295,3 +296,95 @@ async def test_a_training_that_began_from_scratch_counts_once_it_is_known_how_la
     paths.logs.rmdir()
     await storage.clean_up(first)
     assert room_for(storage, other, 100), "also if its files could not be put away"
+
+
+# Tries within a request are seen on the job.
+
+
+class Ear:
+    """Hears conditions of a job."""
+
+    def __init__(self, paths: WorkerPaths) -> None:
+        self.told: list[ConditionChange] = []
+        self.patience = module.Patience(held(paths), self.told.append)
+
+    def fails(self, call: str, seconds: float) -> None:
+        self.patience.failing(call, ObjectStoreUnavailableError("SlowDown"), seconds)
+
+    @property
+    def messages(self) -> list[str]:
+        return [change.condition.message for change in self.told]
+
+
+async def test_a_call_that_fails_for_seconds_is_shown_with_its_tries_and_told_again_as_they_double(
+    paths: WorkerPaths,
+) -> None:
+    ear = Ear(paths)
+    ear.fails("a", 0)
+    ear.fails("a", module.SHOWN_SECONDS - 0.1)
+    assert not ear.told
+    for seconds in range(3, 13):
+        ear.fails("a", seconds)
+    assert ear.messages == [f"SlowDown; {tries} tries have failed" for tries in (3, 6, 12)]
+    assert {change.condition.reason for change in ear.told} == {reasons.OBJECT_STORE_UNAVAILABLE}
+
+
+async def test_a_failure_that_passes_is_not_shown(paths: WorkerPaths) -> None:
+    ear = Ear(paths)
+    ear.fails("a", 0)
+    ear.patience.answered("a")
+    assert not ear.told
+
+
+async def test_a_try_without_an_answer_is_shown_before_it_ends(paths: WorkerPaths) -> None:
+    ear = Ear(paths)
+    ear.patience.silent("a", ObjectStoreUnavailableError("no answer for 10 s"))
+    assert ear.messages == ["no answer for 10 s"]
+
+
+async def test_the_condition_ends_once_no_try_has_failed_for_a_while(
+    paths: WorkerPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ear = Ear(paths)
+    ear.fails("a", module.SHOWN_SECONDS)
+    ear.patience.answered("a")
+    assert not ear.told[-1].ended, "another may fail at once: it would come and go"
+    monkeypatch.setattr(module, "CALM_SECONDS", 0.0)
+    ear.fails("b", 0)
+    ear.patience.answered("c")
+    assert not ear.told[-1].ended, "b is failing"
+    ear.patience.answered("b")
+    assert ear.told[-1].ended
+
+
+class Throttled(MemoryObjects):
+    """Gives up every third write."""
+
+    writes = 0
+
+    async def put(self, key: str, data: bytes) -> bool:
+        self.writes += 1
+        if self.writes % 3 == 0:
+            raise ObjectStoreUnavailableError("SlowDown")
+        return await super().put(key, data)
+
+
+async def test_what_was_sent_before_storage_failed_is_not_sent_again(
+    paths: WorkerPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint of many parts becomes durable although no run over all of them goes through."""
+    monkeypatch.setattr(module, "BACKOFF_MOST", 0.0)
+    objects = Throttled()
+    slot = tmp_path / "slot"
+    slot.mkdir()
+    tensors = secrets.token_bytes(9 * PART_BYTES)
+    head, entries = snapshots.layout([("x", "U8", (len(tensors),))])
+    (slot / snapshots.TENSORS).write_bytes(head.ljust(entries["x"].begin, b" ") + tensors)
+    tree = {"x": {"$": "tensor", "name": "x", "dtype": "U8", "shape": [len(tensors)]}}
+    state = {"format": snapshots.FORMAT, "components": {"model": tree}, "environment": {}, "progress": {}}
+    (slot / snapshots.STATE).write_text(json.dumps(state))
+    storage = StorageTasks(objects, paths, threads=1, kept=Kept())
+    taken = Snapshot(directory=str(slot), sequence=1)
+    checkpoint = await storage.persist(held(paths), taken, lambda _: None, lambda _: None)
+    assert objects.writes <= 2 * len(objects.contents)
+    assert checkpoint.uploaded_bytes == sum(map(len, objects.contents.values()))

@@ -55,6 +55,9 @@ def program(
             "-master.telemetry=false",
             # A single master need not wait for others; after a restart it would take over 10 s to elect itself.
             *("-master.peers=none", "-master.electionTimeout=1s"),
+            # One that remembers that there were volumes waits 15 s for servers that may have them before it assigns
+            # anything (Topology.IsWarmingUp). Ours has one volume server, in the same process.
+            "-master.resumeState=false",
             # Every bucket has its own volumes: allow many, and let them grow as they fill.
             *("-master.volumeSizeLimitMB=1024", "-volume.max=1000", "-volume.preStopSeconds=0"),
         ),

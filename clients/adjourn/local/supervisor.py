@@ -23,6 +23,8 @@ class Watched:
     ends: int = 0
     due: float | None = None
     """When to start it again, by time.monotonic(); None while it runs."""
+    coming: asyncio.Task[None] | None = None
+    """Waits until it is ready again after a restart, and says so."""
 
 
 @dataclass(slots=True)
@@ -42,7 +44,9 @@ class ProcessSupervisor:
 
     def release(self, name: str) -> None:
         """Stops watching a process: its end is no longer followed by a restart."""
-        self._watched.pop(name, None)
+        watched = self._watched.pop(name, None)
+        if watched and watched.coming:
+            watched.coming.cancel()
 
     def revive(self, name: str) -> None:
         """Starts a released process again, at the next look, and watches it."""
@@ -71,6 +75,19 @@ class ProcessSupervisor:
         elif now >= watched.due:
             watched.due = None
             watched.process.start()
+            if watched.coming:
+                watched.coming.cancel()
+            if watched.ends:
+                watched.coming = asyncio.create_task(self._tell_when_ready(name, watched.process))
+
+    async def _tell_when_ready(self, name: str, process: ManagedProcess) -> None:
+        try:
+            await process.until_ready()
+        except ProgramError as error:
+            if process.pid is not None:  # one that has ended is told of when it is started again
+                self.report(str(error))
+        else:
+            self.report(f"{name} works again, {time.monotonic() - process.started:.1f} s after its start")
 
     async def stop(self, names: set[str], hurry: asyncio.Event) -> None:
         """Ends these processes at the same time."""

@@ -683,11 +683,11 @@ def test_a_condition_is_reported_when_it_begins_and_when_it_ends() -> None:
     assert not machine.held.conditions
 
 
-def test_a_condition_is_reported_again_when_its_reason_changes_and_keeps_its_time() -> None:
+def test_a_condition_is_reported_again_when_its_reason_or_words_change_and_keeps_its_time() -> None:
     machine = running()
     for event in (storage_failing("A", "one"), storage_failing("A", "two"), storage_failing("B")):
         machine(event)
-    assert conditions(machine) == [("STORAGE_FAILING", "A"), ("STORAGE_FAILING", "B")]
+    assert conditions(machine) == [("STORAGE_FAILING", "A"), ("STORAGE_FAILING", "A"), ("STORAGE_FAILING", "B")]
     assert [each.time.ToDatetime(NOW.tzinfo) for each in machine.held.conditions] == [NOW]
 
 

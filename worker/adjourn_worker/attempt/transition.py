@@ -86,10 +86,10 @@ class Transition:
         return report
 
     def begin_condition(self, condition: Condition) -> None:
-        """Reports a condition when it begins, and when its reason changes; it keeps the time at which it began."""
+        """Reports a condition when it begins, and when its reason or words change; it keeps the time it began at."""
         conditions = self.held.conditions
         known = next((each for each in conditions if each.type == condition.type), None)
-        if known is not None and known.reason == condition.reason:
+        if known is not None and (known.reason, known.message) == (condition.reason, condition.message):
             return
         reported = Condition()
         reported.CopyFrom(condition)

@@ -13,6 +13,7 @@ attempt, which a pause or the end of the run rests on, has all its parts read th
 """
 
 import asyncio
+import copy
 import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
@@ -23,7 +24,7 @@ import structlog
 from blake3 import blake3
 
 from adjourn.errors import ObjectStoreUnavailableError
-from adjourn.objects import ObjectMissing, ObjectStore, ObjectTooLong, ObjectVersion
+from adjourn.objects import ObjectMissing, ObjectStore, ObjectTooLong, ObjectVersion, Watcher
 from adjourn_worker.paths import UID
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -71,6 +72,12 @@ class PartStore:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="parts")
         self._verified: OrderedDict[str, ObjectVersion] = OrderedDict()
         """Versions whose content was right, by key; the longest unused first."""
+
+    def watched(self, watcher: Watcher) -> "PartStore":
+        """Returns this store with somebody who hears how its calls go."""
+        view = copy.copy(self)
+        view.objects = self.objects.watched(watcher)
+        return view
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs work that blocks or computes in a thread."""

@@ -52,12 +52,14 @@ async def persist(
     assignment: Assignment,
     snapshot: Snapshot,
     base: Manifest | None,
+    sent: dict[str, int],
     on_fraction: Callable[[float], None],
 ) -> Checkpoint:
     """Returns the checkpoint that the snapshot has become, to be registered.
 
     Parts of `base` whose content in storage is right are not uploaded again; for the last snapshot of an attempt each
-    is read, since a pause rests on it. `on_fraction` hears how much is durable, 0 to 1. Raises SnapshotLost,
+    is read, since a pause rests on it. `sent`: sizes of the parts that earlier tries have stored, by digest, added
+    to here; they are not sent again. `on_fraction` hears how much is durable, 0 to 1. Raises SnapshotLost,
     SnapshotDiffers, adjourn.snapshots.SnapshotInvalid, KeyTaken, ObjectStoreUnavailableError,
     ObjectStoreRefusedError; OSError if the snapshot cannot be read at present.
     """
@@ -67,7 +69,7 @@ async def persist(
     if different := sorted(name for name in live if components.get(name) != live[name]):
         raise SnapshotDiffers(different)
     pieces = [piece for name in FILES for piece in split(directory / name)]
-    uploads = Uploads(store, assignment.token.job_uid, base, anew=snapshot.last)
+    uploads = Uploads(store, assignment.token.job_uid, base, sent, anew=snapshot.last)
     parts: dict[Piece, Manifest.Part] = {}
     total = sum(piece.size for piece in pieces) or 1
     done = 0
@@ -97,7 +99,7 @@ async def persist(
         state_digest=snapshots.state_digest(components),
         environment=environment,
     )
-    return await conclude(store, manifest, uploads.uploaded)
+    return await conclude(store, manifest, sum(sent.values()))
 
 
 async def conclude(store: PartStore, manifest: Manifest, uploaded: int) -> Checkpoint:
@@ -132,15 +134,16 @@ async def conclude(store: PartStore, manifest: Manifest, uploaded: int) -> Check
 class Uploads:
     """The parts of one checkpoint on their way. Each distinct one is sent once."""
 
-    def __init__(self, store: PartStore, job_uid: str, base: Manifest | None, *, anew: bool) -> None:
+    def __init__(
+        self, store: PartStore, job_uid: str, base: Manifest | None, sent: dict[str, int], *, anew: bool
+    ) -> None:
         self._store = store
         self._job_uid = job_uid
         self._base = distinct_parts(base) if base else {}
         self._anew = anew
         """Parts of the base are read, also those that were read before: a pause rests on them."""
+        self._sent = sent
         self._seen: set[str] = set()
-        self.uploaded = 0
-        """Bytes sent."""
 
     async def store(self, piece: Piece) -> Manifest.Part:
         """Returns the part once it is in the store, or once another task has taken it upon itself."""
@@ -155,11 +158,13 @@ class Uploads:
     async def _send(self, part: Manifest.Part, data: bytes) -> None:
         key = part_key(self._job_uid, part.digest)
         # Having it in the base is not enough: it is this checkpoint that has to be whole.
-        if part.digest in self._base and await self._store.holds(key, part.digest, part.size_bytes, anew=self._anew):
-            return
-        await self._store.upload(key, part.digest, data)
-        failpoints.hit("worker.part-uploaded")
-        self.uploaded += part.size_bytes
+        known = part.digest in self._sent or (
+            part.digest in self._base and await self._store.holds(key, part.digest, part.size_bytes, anew=self._anew)
+        )
+        if not known:
+            await self._store.upload(key, part.digest, data)
+            failpoints.hit("worker.part-uploaded")
+            self._sent[part.digest] = part.size_bytes
 
 
 def describe(directory: Path) -> tuple[dict[str, str], dict[str, str]]:

@@ -39,6 +39,10 @@ DAMAGE_AGAIN_SECONDS: Final = 1.0
 """Times that a checkpoint has to be found damaged to count as damaged, and the time in between."""
 BACKOFF_FIRST: Final = 0.5
 BACKOFF_MOST: Final = 10.0
+SHOWN_SECONDS: Final = 3.0
+"""How long a call fails before the job shows it."""
+CALM_SECONDS: Final = 10.0
+"""How long no try fails before the job shows it no more, while the work goes on."""
 CODE: Final = "code"
 """Directory, in the attempt's, of the user's code."""
 RESTORE: Final = "restore"
@@ -71,7 +75,7 @@ class StorageTasks:
     async def prepare(self, held: HeldAssignment, on_condition: OnCondition) -> None:
         """Fetches code and checkpoint and writes the start file; raises Unusable."""
         assignment, directory = held.assignment, Path(held.directory)
-        retry = Retry(held, on_condition)
+        patience = Patience(held, on_condition)
         start = TrainingStart(
             job=assignment.job,
             job_uid=assignment.token.job_uid,
@@ -90,11 +94,13 @@ class StorageTasks:
             start.fallback_snapshot_directory = str(places[1]) if places[1:] else ""
             if bundle := assignment.spec.bundle:
                 code = directory / CODE
-                await retry.forever(lambda: fetch_bundle(self.store, bundle, self.paths, self.kept, code), "bundle")
+                await patience.forever(
+                    lambda: fetch_bundle(self.store.watched(patience), bundle, self.paths, self.kept, code), "bundle"
+                )
                 start.code_directory = str(code)
             if assignment.HasField("restore"):
                 into = directory / RESTORE
-                await self.restore(assignment.restore, into, retry)
+                await self.restore(assignment.restore, into, patience)
                 start.restore_directory = str(into)
                 start.restore_digests.update(assignment.restore.component_digests)
             await self.store.run(write_start, directory, start)
@@ -105,7 +111,7 @@ class StorageTasks:
         except OSError as error:
             raise Unusable(reasons.LAUNCH_FAILED, f"cannot prepare the attempt: {error}") from error
 
-    async def restore(self, checkpoint: Checkpoint, into: Path, retry: "Retry") -> None:
+    async def restore(self, checkpoint: Checkpoint, into: Path, patience: "Patience") -> None:
         """Fetches a checkpoint; raises CheckpointCorrupt once it was found damaged DAMAGE_LOOKS times in a row.
 
         A bit that the network flips is none that storage has lost, and a server that is starting may not know yet what
@@ -113,7 +119,7 @@ class StorageTasks:
         """
         for look in range(1, DAMAGE_LOOKS + 1):
             try:
-                await retry.forever(lambda: fetch(self.store, checkpoint, into), "checkpoint")
+                await patience.forever(lambda: fetch(self.store.watched(patience), checkpoint, into), "checkpoint")
             except CheckpointCorrupt as error:
                 log.warning("checkpoint_damaged", checkpoint=checkpoint.name, error=str(error), look=look)
                 if look == DAMAGE_LOOKS:
@@ -130,12 +136,14 @@ class StorageTasks:
         on_condition: OnCondition,
     ) -> Checkpoint:
         """Makes a snapshot durable; raises Unusable."""
-        retry = Retry(held, on_condition)
+        patience = Patience(held, on_condition)
         self.promise(Path(held.directory), snapshot.size_bytes)
-        base = await self.base(held, retry)
+        base = await self.base(held, patience)
+        sent: dict[str, int] = {}
         try:
-            return await retry.forever(
-                lambda: persist(self.store, held.assignment, snapshot, base, on_fraction), "persisting"
+            return await patience.forever(
+                lambda: persist(self.store.watched(patience), held.assignment, snapshot, base, sent, on_fraction),
+                "persisting",
             )
         except SnapshotDiffers as error:
             raise Unusable(reasons.SNAPSHOT_DIFFERS, str(error)) from error
@@ -189,35 +197,51 @@ class StorageTasks:
         self.promise(attempt, state_bytes)
         return memory, disk
 
-    async def base(self, held: HeldAssignment, retry: "Retry") -> Manifest | None:
+    async def base(self, held: HeldAssignment, patience: "Patience") -> Manifest | None:
         """Returns the newest registered checkpoint's manifest: its parts need no upload."""
         newest = held.persisted if held.HasField("persisted") else held.assignment.base
         if not newest.name:
             return None
         try:
-            return await retry.forever(lambda: read_manifest(self.store, newest), "manifest")
+            return await patience.forever(lambda: read_manifest(self.store.watched(patience), newest), "manifest")
         except CheckpointCorrupt as error:
             log.warning("base_unusable", error=str(error))  # then every part is uploaded
             return None
 
 
-class Retry:
-    """Tries work of one assignment until storage answers, and tells how storage does."""
+class Patience:
+    """Tries work of one assignment until storage answers, and tells how storage does, try by try.
+
+    The condition begins once a call has failed for SHOWN_SECONDS or was given up, and ends when the work is done, or
+    when no try has failed for CALM_SECONDS. Its message counts the tries, and is told again each time that they double.
+    """
 
     def __init__(self, held: HeldAssignment, on_condition: OnCondition) -> None:
         self._on_condition = on_condition
         self._log = log.bind(job=held.assignment.job, attempt=held.assignment.token.attempt)
         # An earlier agent, or earlier work, may have begun what ends here.
         self._told = next((each for each in held.conditions if each.type == Condition.STORAGE_FAILING), None)
+        self._troubled: set[object] = set()
+        """Calls that are failing."""
+        self._given_up = False
+        """The work is to begin again: a call was given up."""
+        self._tries = 0
+        self._told_tries = 0
+        self._newest = 0.0
+        """When a try failed last."""
+        self._cause = ""
 
     async def forever(self, work: Callable[[], Awaitable[T]], what: str) -> T:
+        """Repeats the work until it is done; raises what is no fault of storage."""
         failures = 0
         while True:
             try:
                 done = await work()
             except STORAGE_ERRORS as error:
                 self._log.warning("object_store_failing", doing=what, error=error.message, failures=failures)
-                self._failing(error)
+                self._given_up = True
+                self._troubled.clear()
+                self._show(error)
             else:
                 self._working()
                 return done
@@ -225,19 +249,48 @@ class Retry:
             failures += 1
             await asyncio.sleep(random.uniform(0, limit))  # noqa: S311  # jitter
 
-    def _failing(self, error: ObjectStoreUnavailableError | ObjectStoreRefusedError) -> None:
+    def failing(self, call: object, error: ObjectStoreUnavailableError, seconds: float) -> None:
+        """Hears of a try that failed; see adjourn.objects.Watcher."""
+        self._newest = asyncio.get_running_loop().time()
+        self._tries += 1
+        self._troubled.add(call)
+        if self._told or seconds >= SHOWN_SECONDS:
+            self._show(error)
+
+    def silent(self, call: object, error: ObjectStoreUnavailableError) -> None:
+        """Hears of a try that has had no answer for long."""
+        self._newest = asyncio.get_running_loop().time()
+        self._troubled.add(call)
+        self._show(error)
+
+    def answered(self, call: object) -> None:
+        """Hears that storage has answered a call."""
+        self._troubled.discard(call)
+        calm = asyncio.get_running_loop().time() - self._newest >= CALM_SECONDS
+        if calm and not self._troubled and not self._given_up:
+            self._working()
+
+    def _show(self, error: ObjectStoreUnavailableError | ObjectStoreRefusedError) -> None:
         refused = isinstance(error, ObjectStoreRefusedError)
         reason = reasons.OBJECT_STORE_REFUSED if refused else reasons.OBJECT_STORE_UNAVAILABLE
         if self._told and self._told.reason == reason:
             # Outages differ in their words from moment to moment. Another refusal is something else to mend.
-            if not refused or self._told.message == error.message:
+            if refused and self._cause == error.message:
                 return
-            self._working()
-        self._told = Condition(type=Condition.STORAGE_FAILING, reason=reason, message=error.message)
-        self._told.time.FromDatetime(datetime.now(UTC))
-        self._on_condition(ConditionChange(condition=self._told))
+            if not refused and self._tries < max(1, 2 * self._told_tries):
+                return
+            if refused:
+                self._working()
+        self._cause, self._told_tries = error.message, self._tries
+        message = error.message if self._tries < 2 else f"{error.message}; {self._tries} tries have failed"
+        told = Condition(type=Condition.STORAGE_FAILING, reason=reason, message=message)
+        told.time.FromDatetime(datetime.now(UTC))
+        self._told = told
+        self._on_condition(ConditionChange(condition=told))
 
     def _working(self) -> None:
+        self._troubled.clear()
+        self._given_up, self._tries, self._told_tries = False, 0, 0
         if self._told:
             self._told = None
             ended = ConditionChange(condition=Condition(type=Condition.STORAGE_FAILING), ended=True)
