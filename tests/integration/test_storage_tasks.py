@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -388,3 +389,19 @@ async def test_what_was_sent_before_storage_failed_is_not_sent_again(
     checkpoint = await storage.persist(held(paths), taken, lambda _: None, lambda _: None)
     assert objects.writes <= 2 * len(objects.contents)
     assert checkpoint.uploaded_bytes == sum(map(len, objects.contents.values()))
+
+
+async def test_an_attempt_for_which_the_disk_has_no_room_is_the_workers_fault(
+    paths: WorkerPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "fetch_bundle", full)
+    storage = StorageTasks(MemoryObjects(), paths, threads=1, kept=Kept())
+    with pytest.raises(module.Unusable) as caught:
+        await storage.prepare(held(paths), lambda _: None)
+    assert caught.value.failure.reason == reasons.NO_SPACE
+    condition = storage.disk.condition()
+    assert condition
+    assert condition.type == Condition.DISK_FULL

@@ -17,11 +17,12 @@ from adjourn import __version__, reasons
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment
 from adjourn.objects import ObjectStore
 from adjourn.v1.agent_service_pb2 import Assignment, FencingToken, Report, SynchronizeRequest, SynchronizeResponse
-from adjourn.v1.job_pb2 import Failure
+from adjourn.v1.job_pb2 import Condition, Failure
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_worker.attempt.events import AssignmentChanged, Measured, PauseByItself, Reached, WorkerStopping
 from adjourn_worker.attempt.runner import AttemptRunner
 from adjourn_worker.contact import DEFAULT_LEASE, Contact
+from adjourn_worker.host.disk import Disk
 from adjourn_worker.host.gpus import Gpus, Meter
 from adjourn_worker.host.kernel import boot_seconds
 from adjourn_worker.host.notify import NotifySocket
@@ -40,6 +41,8 @@ POLL_SECONDS: Final = 0.5
 """How often the files of attempts are read without a notification."""
 POLL_GAP: Final = 0.01
 """Least seconds between two readings, however many notifications there are."""
+DISK_SECONDS: Final = 2.0
+"""How often to look whether the disk has room."""
 GPU_SECONDS: Final = 5.0
 """How often to find out which GPUs can be offered."""
 WATCH_SECONDS: Final = 0.25
@@ -73,7 +76,8 @@ class Agent:
         self.paths = paths
         self.journal = journal
         self.launcher = launcher
-        self.storage = StorageTasks(objects, paths, settings.threads, settings.kept)
+        disk = Disk(paths.data, settings.disk_reserve_bytes)
+        self.storage = StorageTasks(objects, paths, settings.threads, settings.kept, disk)
         self.worker = Worker(
             name=f"workers/{settings.worker}",
             cpu_slots=settings.cpu_slots,
@@ -83,6 +87,8 @@ class Agent:
         )
         self.gpus = gpus
         self.environment = gpus.environment()
+        self.conditions: list[Condition] = []
+        """Of the worker."""
         self.session_id = str(uuid4())
         self.contact = Contact(boot_seconds(), patience=settings.out_of_contact_leases)
         self.steady = asyncio.Event()
@@ -132,6 +138,7 @@ class Agent:
                 self.group.create_task(self.poll(notifications)),
                 self.group.create_task(self.sample()),
                 self.group.create_task(self.refresh_gpus()),
+                self.group.create_task(self.watch_disk()),
             ]
             log.info("agent_started", worker=self.worker.name, session=self.session_id, held=len(found))
             await stop.wait()
@@ -232,6 +239,8 @@ class Agent:
         """Returns the worker's whole state, but no more reports than fit into a message."""
         del self.worker.devices[:]
         self.worker.devices.extend(self.gpus.devices())
+        del self.worker.conditions[:]
+        self.worker.conditions.extend(self.conditions)
         self.worker.environment.clear()
         self.worker.environment.update(self.environment | self.launcher.software)
         return SynchronizeRequest(
@@ -387,6 +396,17 @@ class Agent:
     def is_empty(self) -> bool:
         """Tells whether all attempts are over and cleaned up, and the control plane, if it is there, knows how."""
         return all(task.done() for task in self.tasks.values()) and not (self.reports and self.stream.connected)
+
+    async def watch_disk(self) -> None:
+        """Finds out, again and again, whether the disk has room for another attempt."""
+        while True:
+            condition = await asyncio.to_thread(self.storage.disk.condition)
+            found = [condition] if condition is not None else []
+            if found != self.conditions:
+                log.warning("disk_full" if found else "disk_has_room", worker=self.worker.name)
+                self.conditions = found
+                self.stream.changed.set()
+            await asyncio.sleep(DISK_SECONDS)
 
     async def stop_all(self) -> None:
         """Ends all training; waits a little until it is cleaned up and the control plane has its reports."""

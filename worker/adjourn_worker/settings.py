@@ -13,6 +13,7 @@ from adjourn.objects import S3Settings
 from adjourn.settings_reader import SettingsReader, address, within
 from adjourn_worker.attempt import training_log
 from adjourn_worker.attempt.pace import Pace
+from adjourn_worker.host import disk
 from adjourn_worker.paths import SHARED_MEMORY, Kept
 
 
@@ -74,6 +75,8 @@ class Settings:
     """What stays on the disk when its attempt is over."""
     pace: Pace
     """When training counts as hanging."""
+    disk_reserve_bytes: int
+    """Free bytes of the data directory below which nothing new is taken."""
     on_term: OnTerm
     drain_grace: int
     """Seconds that OnTerm.DRAIN waits for boundaries and uploads."""
@@ -109,6 +112,7 @@ class Settings:
                 other_seconds=reader.take("ADJOURN_HANG_OTHER_SECONDS", within(1, 30 * DAY), int(PACE.other_seconds)),
                 grace_seconds=reader.take("ADJOURN_HANG_GRACE_SECONDS", within(1, DAY), int(PACE.grace_seconds)),
             ),
+            disk_reserve_bytes=reader.take("ADJOURN_DISK_RESERVE_BYTES", within(0, 1 << 50), disk.RESERVE),
             on_term=reader.take("ADJOURN_ON_TERM", one_of(OnTerm), OnTerm.LEAVE),
             drain_grace=reader.take("ADJOURN_DRAIN_GRACE", within(0, 86_400), 120),
             out_of_contact_leases=reader.take("ADJOURN_OUT_OF_CONTACT_LEASES", within(2, 1_000_000), 10),

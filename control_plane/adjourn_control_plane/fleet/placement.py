@@ -9,13 +9,18 @@ without a GPU goes to the worker with the most free slots. Ties go by name, so t
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from adjourn import reasons
 from adjourn.environments import fits, gpu_models
 from adjourn.internal.v1.record_pb2 import JobRecord
+from adjourn.v1.job_pb2 import Condition
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.job.releases import is_of
 from adjourn_control_plane.store.interface import Allocation
+
+LISTED: Final = 10
+"""Workers that a message names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +136,10 @@ def explain(
     if all(different.values()) and not wanted.allow_inexact:
         nearest = min(large, key=lambda worker: (len(different[worker.name]), worker.name))
         return reasons.NO_EQUAL_ENVIRONMENT, differences(dict(wanted.environment), nearest, different[nearest.name])
+    suited = [worker for worker in large if wanted.allow_inexact or not different[worker.name]]
+    if all(disk_is_full(worker) for worker in suited):
+        names = ", ".join(sorted(worker.name for worker in suited)[:LISTED])
+        return reasons.NO_SPACE, f"no worker that could run it has room on its disk: {names}"
     return reasons.NO_CAPACITY, "every worker that could run it is busy or takes no new jobs"
 
 
@@ -192,6 +201,11 @@ def required_models(wanted: Needs) -> list[str]:
 
 def is_large_enough(wanted: Needs, worker: Worker) -> bool:
     return usable_gpus(worker) >= wanted.gpu_count if wanted.gpu_count else worker.cpu_slots > 0
+
+
+def disk_is_full(worker: Worker) -> bool:
+    """Returns whether a worker has said that its disk has no room for another attempt."""
+    return any(condition.type == Condition.DISK_FULL for condition in worker.conditions)
 
 
 def usable_gpus(worker: Worker) -> int:

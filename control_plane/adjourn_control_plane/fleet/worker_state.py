@@ -5,6 +5,7 @@ from typing import Final
 from adjourn import reasons
 from adjourn.v1.job_pb2 import Condition
 from adjourn.v1.worker_pb2 import Worker
+from adjourn_control_plane.fleet import placement
 from adjourn_control_plane.store.interface import Allocation, Session
 
 LISTED: Final = 10
@@ -46,4 +47,4 @@ def release_condition(session: Session, allocation: Allocation) -> Condition | N
 
 def takes_work(session: Session) -> bool:
     """Returns whether a worker may be given jobs."""
-    return state(session, busy=True) == Worker.ACTIVE
+    return not placement.disk_is_full(session.worker) and state(session, busy=True) == Worker.ACTIVE

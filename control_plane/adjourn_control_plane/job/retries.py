@@ -23,8 +23,10 @@ FIRST_DELAY: Final = timedelta(seconds=1)
 LONGEST_DELAY: Final = timedelta(minutes=1)
 """The delay before a restart doubles with each one, from FIRST_DELAY to LONGEST_DELAY."""
 REFUSED_DELAY: Final = timedelta(seconds=10)
-"""Delay after a worker turned out to have another environment. It keeps a job from going back and forth between the
-queue and a worker that did not report its environment."""
+"""Delay after a worker turned out not to be fit (WORKERS_FAULT). It keeps a job from going back and forth between the
+queue and a worker that did not report what it lacks."""
+WORKERS_FAULT: Final = frozenset({reasons.ENVIRONMENT_DIFFERS, reasons.NO_SPACE})
+"""The worker alone is to blame: another environment than it said, or a full disk. The job is not worse for it."""
 
 
 def ready_time(record: JobRecord) -> datetime:
@@ -33,7 +35,7 @@ def ready_time(record: JobRecord) -> datetime:
     restarts = record.job.restart_count
     if not record.job.HasField("failure") or record.job.failure.time != record.job.state_time:
         return queued
-    if record.job.failure.reason == reasons.ENVIRONMENT_DIFFERS:
+    if record.job.failure.reason in WORKERS_FAULT:
         return queued + REFUSED_DELAY
     if not restarts:
         return queued
@@ -43,7 +45,7 @@ def ready_time(record: JobRecord) -> datetime:
 
 def costs_a_restart(failure: Failure) -> bool:
     """Returns whether a failure counts against `max_restarts`. One that is the worker's alone does not."""
-    return failure.reason != reasons.ENVIRONMENT_DIFFERS
+    return failure.reason not in WORKERS_FAULT
 
 
 def may_restart(record: JobRecord, failure: Failure) -> bool:

@@ -4,7 +4,7 @@ import pytest
 
 from adjourn import reasons
 from adjourn.internal.v1.record_pb2 import JobRecord
-from adjourn.v1.job_pb2 import Job, JobSpec
+from adjourn.v1.job_pb2 import Condition, Job, JobSpec
 from adjourn.v1.worker_pb2 import Device, Worker
 from adjourn_control_plane.fleet.placement import Binding, Needs, capacity, choose, match, needs
 from adjourn_control_plane.store.interface import Allocation, Stored, WorkerName
@@ -162,4 +162,17 @@ def test_needs_come_from_the_spec_and_the_newest_checkpoint() -> None:
     record.checkpoint.environment.update(torch="2.13.0")
     assert needs(record) == Needs(
         gpu_count=2, selector=(("a", "1"), ("b", "2")), environment=(("torch", "2.13.0"),), allow_inexact=True
+    )
+
+
+def test_a_full_disk_on_every_worker_that_could_run_it_is_told() -> None:
+    full, other = machine(A, cpu_slots=1), machine(B, cpu_slots=1)
+    full.conditions.add(type=Condition.DISK_FULL)
+    found = match(Needs(), [full, other])
+    assert (found.reason, found.equal) == (reasons.NO_CAPACITY, {A, B})
+    other.conditions.add(type=Condition.DISK_FULL)
+    found = match(Needs(), [full, other])
+    assert (found.reason, found.message) == (
+        reasons.NO_SPACE,
+        f"no worker that could run it has room on its disk: {A}, {B}",
     )

@@ -6,7 +6,7 @@ import pytest
 
 from adjourn import reasons
 from adjourn.v1.job_pb2 import Failure, Job
-from adjourn_control_plane.job.retries import ready_time
+from adjourn_control_plane.job.retries import REFUSED_DELAY, ready_time
 from tests.harness.job_life import Life, paused
 
 
@@ -42,3 +42,11 @@ def test_what_fails_three_times_at_one_step_fails_for_ever_wherever_its_logs_are
         where = f"{reasons.WHOLE_LOG}/logs/{attempt}.log"
         life.running().at(7).fails(Failure(reason=reasons.TRAINING_RAISED, message=f"{message}{where}"))
     assert life.job.state == state
+
+
+def test_a_full_disk_costs_no_restart_and_waits_a_little() -> None:
+    life = Life(max_restarts=0)
+    for _ in range(3):
+        life.placed().fails(Failure(reason=reasons.NO_SPACE, message="full"))
+        assert (life.state, life.job.restart_count) == ("QUEUED", 0)
+        assert wait(life) == REFUSED_DELAY

@@ -64,6 +64,24 @@ async def test_only_connected_workers_that_take_work_are_given_any(plane: Contro
     assert await plane.where(job) == ["workers/c"]
 
 
+async def test_a_worker_whose_disk_is_full_gets_nothing_new_until_it_has_room(memory_store: MemoryStore) -> None:
+    plane = Controllers(memory_store)
+    running = await plane.create("running")
+    stream = await plane.worker(A, cpu_slots=2)
+    await plane.scheduler.place()
+    job = await plane.create("j")
+    full = Worker(name=A, cpu_slots=2, conditions=[Condition(type=Condition.DISK_FULL, reason=reasons.NO_SPACE)])
+    assert await plane.store.heartbeat(full, stream)
+    await plane.scheduler.place()
+    assert await plane.where(running, job) == [A, ""]
+    stored = await plane.store.get(job)
+    assert stored
+    assert [condition.reason for condition in stored.record.job.conditions] == [reasons.NO_SPACE]
+    assert await plane.store.heartbeat(Worker(name=A, cpu_slots=2), stream)
+    await plane.scheduler.place()
+    assert await plane.where(running, job) == [A, A]
+
+
 async def test_two_replicas_at_once_sell_each_slot_once(memory_store: MemoryStore) -> None:
     planes = [Controllers(memory_store) for _ in range(3)]
     names = [await planes[0].create(f"j{i}") for i in range(8)]

@@ -380,7 +380,10 @@ class AttemptRunner:
             process = await self.launcher.launch(self.directory, self.held.assignment.token.nonce)
             failpoints.hit("worker.launched-before-journal")
         except (LauncherFailed, LaunchRefused) as error:
-            failure = Failure(reason=reasons.LAUNCH_FAILED, message=str(error))
+            exhausted = self.storage.disk.exhausted()
+            if exhausted:
+                self.storage.disk.refused()
+            failure = Failure(reason=reasons.NO_SPACE if exhausted else reasons.LAUNCH_FAILED, message=str(error))
             await self.handle(CannotGoOn(failure=failure))
         except (files.AttemptDamaged, OSError) as error:
             await self.abandon(error)

@@ -23,6 +23,7 @@ from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Condition, Failure
 from adjourn.v1.manifest_pb2 import Manifest
 from adjourn_worker.attempt.files import write_start
+from adjourn_worker.host.disk import FULL, Disk
 from adjourn_worker.paths import Kept, WorkerPaths, free_bytes, used_bytes
 from adjourn_worker.storage.bundles import BundleCorrupt, fetch_bundle
 from adjourn_worker.storage.fetch import CheckpointCorrupt, fetch, read_manifest
@@ -63,12 +64,15 @@ class Unusable(Exception):
 class StorageTasks:
     """Does the long work for all assignments of a worker."""
 
-    def __init__(self, objects: ObjectStore, paths: WorkerPaths, threads: int, kept: Kept) -> None:
+    def __init__(
+        self, objects: ObjectStore, paths: WorkerPaths, threads: int, kept: Kept, disk: Disk | None = None
+    ) -> None:
         self.store = PartStore(objects)
         self.paths = paths
         self.threads = threads
         """Of a training process that begins from scratch."""
         self.kept = kept
+        self.disk = disk or Disk(paths.data)
         self.promised: dict[Path, int] = {}
         """Bytes of memory that the snapshots of each attempt may come to take, by their directory."""
 
@@ -109,6 +113,9 @@ class StorageTasks:
         except CheckpointCorrupt as error:
             raise Unusable(reasons.CHECKPOINT_CORRUPT, str(error)) from error
         except OSError as error:
+            if error.errno in FULL:
+                self.disk.refused()
+                raise Unusable(reasons.NO_SPACE, f"there is no room for the attempt: {error}") from error
             raise Unusable(reasons.LAUNCH_FAILED, f"cannot prepare the attempt: {error}") from error
 
     async def restore(self, checkpoint: Checkpoint, into: Path, patience: "Patience") -> None:
