@@ -14,13 +14,20 @@ from pathlib import Path
 import psutil
 import pytest
 
-from adjourn.local import process_cleanup
+from adjourn.local import managed_process, process_cleanup
 from adjourn.local.data_directory import DataDirectory, DirectoryInUseError
 from adjourn.local.managed_process import ManagedProcess, Program, ProgramError
 from adjourn.local.ports import HOST, free_ports, is_free
 from adjourn.local.process_cleanup import Role
 from adjourn.local.supervisor import ProcessSupervisor, together
 
+TALKATIVE = """
+import time
+print("up", flush=True)
+while True:
+    print("so " * 100, flush=True)
+    time.sleep(0.01)
+"""
 STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
 )
@@ -153,6 +160,24 @@ async def test_a_child_that_ends_is_started_again_and_said_so(
         assert len(said) == 2, "what was released may end"
         supervisor.revive("probe")
         await eventually(lambda: supervisor.processes["probe"].pid)
+    finally:
+        watch.cancel()
+        await supervisor.stop({"probe"}, hurried())
+
+
+async def test_a_log_does_not_grow_for_ever(
+    program: Callable[..., Program], monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., Awaitable[None]]
+) -> None:
+    monkeypatch.setattr(managed_process, "LOG_BYTES", 1000)
+    supervisor = ProcessSupervisor(lambda _: None)
+    await supervisor.start(program(TALKATIVE))
+    log = supervisor.processes["probe"].program.log
+    watch = asyncio.create_task(supervisor.watch())
+    try:
+        aside = log.with_name(f"{log.name}.1")
+        await eventually(aside.exists)
+        await eventually(lambda: log.stat().st_size > 0)  # it goes on in the emptied one
+        assert log.stat().st_blocks * 512 < 1 << 20, "no hole, no growth"
     finally:
         watch.cancel()
         await supervisor.stop({"probe"}, hurried())

@@ -7,17 +7,19 @@ data directories are in their containers. They belong to us alone (mode 0700, ow
 A data directory that was copied has the id of its original. The agent's locks lie in the places as well as in the data
 directory, so the second of two such workers is refused.
 
-A worker removes only what is in its own places. What one that never comes back has left in shared memory stays until
-somebody removes `/dev/shm/adjourn-*` or the machine restarts: that its data directory cannot be seen from here does
-not mean that it is gone.
+A worker removes only what is in its own places. That another's data directory cannot be seen from here does not mean
+that it is gone. So what one that never comes back has left in shared memory is removed only if no agent holds the lock
+in it and nothing in it was written for a week (Kept.snapshot_days), by the next agent of the same user that starts.
 """
 
+import fcntl
 import os
 import re
 import secrets
 import shutil
 import stat
 import sys
+import time
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -48,6 +50,8 @@ class Kept:
     """Bytes of these logs."""
     bundle_bytes: int = 1 << 30
     """Bytes of packed code that may be wanted again."""
+    snapshot_days: int = 7
+    """Age of what a worker that did not come back has left in shared memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,10 +176,39 @@ class WorkerPaths:
                 if path.name not in names:
                     remove(path)
 
+    def collect_abandoned(self, days: int) -> list[Path]:
+        """Removes what our user's other workers have left in shared memory, and returns it.
+
+        Left is what no agent holds the lock of, and in which nothing was written for so many days.
+        """
+        found = []
+        if self.snapshots != self.disk_snapshots:
+            for place in self.snapshots.parent.glob(f"adjourn-{os.getuid()}-*"):
+                if place != self.snapshots and is_abandoned(place, days):
+                    remove(place)
+                    found.append(place)
+        return found
+
     def remove_volatile(self) -> None:
         """Removes sockets and snapshots: the worker is not coming back."""
         for path in {self.runtime, self.snapshots, self.disk_snapshots}:
             remove(path)
+
+
+def is_abandoned(place: Path, days: int) -> bool:
+    """Returns whether a worker's snapshots are old, and no agent is there that could want them."""
+    if not re.fullmatch(r"adjourn-\d+-[0-9a-f]{16}", place.name) or place.is_symlink():
+        return False
+    with suppress(OSError):  # it belongs to somebody else, or goes away meanwhile
+        written = max(path.lstat().st_mtime for path in (place, *place.rglob("*")))
+        if place.lstat().st_uid != os.getuid() or time.time() - written < days * 86400:
+            return False
+        if not (place / AGENT_LOCK).exists():
+            return True
+        with (place / AGENT_LOCK).open("r+b") as lock:  # not taken with locks.take, which would write to it
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    return False
 
 
 def on_disk(data: Path) -> Path:

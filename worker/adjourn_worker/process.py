@@ -40,6 +40,8 @@ async def serve(settings: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, signalled)
     paths = WorkerPaths.prepare(settings.data, settings.shared_memory)
     with Journal(paths) as journal:
+        for place in await asyncio.to_thread(paths.collect_abandoned, settings.kept.snapshot_days):
+            log.warning("abandoned_snapshots_removed", directory=str(place))
         async with (
             S3Objects(settings.s3) as objects,
             LauncherClient(paths, os.environ, log_bytes=settings.log_bytes) as launcher,

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -14,6 +15,8 @@ from typing import Final
 POLL_SECONDS: Final = 0.05
 TAIL_LINES: Final = 15
 TAIL_BYTES: Final = 16 << 10
+LOG_BYTES: Final = 16 << 20
+"""Longest log of a process. What is older is kept once, as `.1`."""
 
 
 class MissingServerError(Exception):
@@ -105,6 +108,15 @@ class ManagedProcess:
             await asyncio.sleep(POLL_SECONDS)
         if self.pid is None:  # another process has its port, and answered
             raise self.failed(self.ending())
+
+    def bound_log(self) -> None:
+        """Puts a log that has become too long aside, in place of the one before. What is written meanwhile is lost."""
+        log = self.program.log
+        with contextlib.suppress(FileNotFoundError):
+            if log.stat().st_size > LOG_BYTES:
+                shutil.copyfile(log, log.with_name(f"{log.name}.1"))
+                os.truncate(log, 0)  # the process appends, so it goes on at the beginning
+                self.log_start = 0
 
     def ending(self) -> str:
         """Returns how it ended, as text."""

@@ -57,6 +57,7 @@ class ProcessSupervisor:
         while True:
             for name, watched in self._watched.items():
                 self._check(name, watched)
+                watched.process.bound_log()
             await asyncio.sleep(WATCH_SECONDS)
 
     def _check(self, name: str, watched: Watched) -> None:

@@ -169,7 +169,7 @@ def test_a_full_disk_on_every_worker_that_could_run_it_is_told() -> None:
     full, other = machine(A, cpu_slots=1), machine(B, cpu_slots=1)
     full.conditions.add(type=Condition.DISK_FULL)
     found = match(Needs(), [full, other])
-    assert (found.reason, found.equal) == (reasons.NO_CAPACITY, {A, B})
+    assert (found.reason, found.equal) == (reasons.NO_CAPACITY, frozenset({A, B}))
     other.conditions.add(type=Condition.DISK_FULL)
     found = match(Needs(), [full, other])
     assert (found.reason, found.message) == (

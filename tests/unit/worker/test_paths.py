@@ -1,7 +1,9 @@
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 from adjourn.v1.agent_service_pb2 import FencingToken
 from adjourn_worker import paths as module
 from adjourn_worker.journal import Journal, JournalTaken
-from adjourn_worker.paths import Kept, UnsafePath, WorkerPaths, bound
+from adjourn_worker.paths import AGENT_LOCK, Kept, UnsafePath, WorkerPaths, bound
 
 UID = "89abcdef-0123-4567-89ab-cdef01234567"
 TOKEN = FencingToken(attempt=3, nonce="0123456789abcdef" * 2, job_uid=UID)
@@ -249,3 +251,41 @@ def test_room_is_told(paths: WorkerPaths) -> None:
     assert module.used_bytes(paths.snapshots) - before >= 1 << 20
     assert module.used_bytes(paths.snapshots / "none") == 0
     assert module.free_bytes(paths.snapshots) > 0
+
+
+def left_behind(memory: Path, *, days: float, name: str = f"adjourn-{os.getuid()}-{'a' * 16}") -> Path:
+    """Makes what another worker has left in shared memory so many days ago."""
+    place = memory / name
+    (place / "attempt").mkdir(parents=True)
+    for path in (place / AGENT_LOCK, place / "attempt" / "tensors"):
+        path.touch()
+    for path in (*place.rglob("*"), place):
+        os.utime(path, (time.time() - days * 86400,) * 2)
+    return place
+
+
+def test_what_a_worker_left_that_does_not_come_back_is_removed_after_days(tmp_path: Path) -> None:
+    paths = WorkerPaths.prepare(tmp_path / "data", tmp_path)
+    old = left_behind(tmp_path, days=8)
+    assert paths.collect_abandoned(9) == []
+    assert paths.collect_abandoned(7) == [old]
+    assert not old.exists()
+    assert paths.snapshots.exists()
+    paths.remove_volatile()
+
+
+def test_what_an_agent_holds_or_is_no_workers_is_left_alone(tmp_path: Path) -> None:
+    paths = WorkerPaths.prepare(tmp_path / "data", tmp_path)
+    for name in (f"adjourn-{os.getuid()}-notes", "adjourn-99999-" + "b" * 16):
+        left_behind(tmp_path, days=100, name=name)
+    held = left_behind(tmp_path, days=100)
+    descriptor = os.open(held / AGENT_LOCK, os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        assert paths.collect_abandoned(7) == []
+    finally:
+        os.close(descriptor)
+    fresh = held / "attempt" / "fresh"
+    fresh.touch()
+    assert paths.collect_abandoned(7) == [], "training without an agent writes there still"
+    paths.remove_volatile()
