@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from adjourn.cli import formatting
-from adjourn.v1.job_pb2 import Hold, Job, PauseMode
+from adjourn.v1.job_pb2 import Condition, Hold, Job, PauseMode
 
 
 def situation(job: Job, now: datetime) -> str:  # noqa: C901 - a case for each state
@@ -29,15 +29,16 @@ def situation(job: Job, now: datetime) -> str:  # noqa: C901 - a case for each s
             return prediction(job, now) + troubles(job)
         case Job.PAUSED:
             where = f"after epoch {epoch}" if epoch else "before its first epoch ended"
-            return f"rests {where}, on no worker; {release(job)}"
+            unknown = any(each.type == Condition.RELEASE_UNCONFIRMED for each in job.conditions)
+            return f"rests {where}{'' if unknown else ', on no worker'}; {release(job)}{troubles(job)}"
         case Job.CANCELLING:
             return "is being stopped for good"
         case Job.CANCELLED:
-            return f"was stopped after epoch {epoch}; {resumable}"
+            return f"was stopped after epoch {epoch}; {resumable}{troubles(job)}"
         case Job.SUCCEEDED:
-            return f"trained to its end, {epoch} epochs"
+            return f"trained to its end, {epoch} epochs{troubles(job)}"
         case Job.FAILED:
-            return f"gave up ({formatting.printable(job.failure.reason)}); {resumable}"
+            return f"gave up ({formatting.printable(job.failure.reason)}); {resumable}{troubles(job)}"
         case _:
             return "is in a state that this version does not know"
 

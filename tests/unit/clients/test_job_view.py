@@ -200,6 +200,14 @@ def test_each_state_is_a_sentence(state: Job.State.ValueType, fields: dict[str, 
     assert said in sentence(state, **fields)
 
 
+@pytest.mark.parametrize("state", [Job.PAUSED, Job.CANCELLED, Job.SUCCEEDED, Job.FAILED])
+def test_a_process_that_may_live_out_of_reach_is_told_of(state: Job.State.ValueType) -> None:
+    left = Condition(type=Condition.RELEASE_UNCONFIRMED, reason="WORKER_OUT_OF_REACH", message="attempt 1 on workers/a")
+    said = sentence(state, conditions=[left])
+    assert said.endswith(": attempt 1 on workers/a")
+    assert "on no worker" not in said
+
+
 def test_a_prediction_counts_down() -> None:
     asked = Pause(request_time=at(595), predicted_boundary_time=at(604))
     assert sentence(Job.PAUSING, pause=asked) == "will pause after epoch 5, in about 4.0 s"
