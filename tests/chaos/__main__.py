@@ -99,7 +99,8 @@ class Chaos:
                     looking += [asyncio.create_task(oracle.watch_processes()), asyncio.create_task(self._tell())]
                     async with background(*looking):
                         await self._storm(cluster, workload)
-                        await self._calm(cluster, planes)
+                        await workload.open_up()
+                        await self._calm(planes)
                         await workload.finish(self.profile.finish)
                         await oracle.settled()
                         await self._nothing_is_left(cluster, planes, objects)
@@ -151,7 +152,7 @@ class Chaos:
                 f"{len(self.timeline.findings)} findings"
             )
 
-    async def _calm(self, cluster: Cluster, planes: ControlPlanes) -> None:
+    async def _calm(self, planes: ControlPlanes) -> None:
         """Returns when every worker takes jobs again, and all that was out of reach has told that it is over."""
 
         async def all_active() -> bool:

@@ -16,6 +16,7 @@ from google.protobuf.json_format import Parse
 from adjourn import reasons
 from adjourn.client import AsyncClient
 from adjourn.errors import AdjournError, NotFoundError
+from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.objects import STORAGE_ERRORS, ObjectMissing, ObjectStore, ObjectTooLong
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Condition, Job, Pause
@@ -24,6 +25,7 @@ from adjourn.v1.manifest_pb2 import Manifest
 from tests.chaos.control_planes import AGAIN_SECONDS, ControlPlanes
 from tests.chaos.processes import LiveTraining, live_trainings
 from tests.chaos.timeline import Timeline
+from tests.harness.job_history import Told
 
 POLL_SECONDS: Final = 0.3
 LIMIT_BYTES: Final = 16 << 20
@@ -202,6 +204,19 @@ class Oracle:
             except STORAGE_ERRORS:
                 await asyncio.sleep(AGAIN_SECONDS)
 
+    async def _history(self, job: Job) -> list[JobEvent]:
+        """Returns what happened to a job, once it tells what the job is now."""
+        events: list[JobEvent] = []
+        count = -1
+        while count != len(events):  # a condition may end while it is read
+            count = len(events)
+            now = await self.planes.ask(lambda client: client.get_job(job.name))
+            events = await self.planes.ask(lambda client: listed(client.list_job_events(job.name)))
+        told, known = Told().after(events), Told.of(JobRecord(job=now))
+        if told != known:
+            self.timeline.find("the job's history tells something else", told=told, known=known, **brief(job))
+        return events
+
     async def verify(self, job: Job, twin: Outcome) -> None:
         """Compares a job that has SUCCEEDED with its uninterrupted twin."""
         found_before = len(self.timeline.findings)
@@ -223,7 +238,7 @@ class Oracle:
             self.timeline.find("the digests differ from the twin's", components=wrong_components, **brief(job))
         if damage := await self.damage(last):
             self.timeline.find("the last checkpoint is not whole", wrong=damage, **brief(job))
-        events = await self.planes.ask(lambda client: listed(client.list_job_events(job.name)))
+        events = await self._history(job)
         if [each.sequence for each in events] != list(range(1, len(events) + 1)):
             self.timeline.find("the job's events have gaps", sequences=[each.sequence for each in events], **brief(job))
         late = [

@@ -200,10 +200,25 @@ class Verb(StrEnum):
     PAUSE = "pause"
     RESUME = "resume"
     CANCEL = "cancel"
+    CANCEL_SAVING = "cancel with a last checkpoint"
     DELETE = "delete"
+    HOLD = "hold"
+    RELEASE = "release"
+    DRAIN = "drain"
+    UNDRAIN = "undrain"
 
 
-VERBS: Final = {Verb.PAUSE: 10, Verb.RESUME: 9, Verb.CANCEL: 2, Verb.DELETE: 2}
+VERBS: Final = {
+    Verb.PAUSE: 10,
+    Verb.RESUME: 9,
+    Verb.CANCEL: 1,
+    Verb.CANCEL_SAVING: 2,
+    Verb.DELETE: 2,
+    Verb.HOLD: 3,
+    Verb.RELEASE: 5,
+    Verb.DRAIN: 1,
+    Verb.UNDRAIN: 3,
+}
 """Weights."""
 
 

@@ -161,8 +161,9 @@ class Workload:
             await self.planes.ask(lambda client: client.delete_job(slot.name, request_id=request_id))
 
     async def go_on(self, slot: Slot) -> None:
-        """Resumes a job; one that cannot be resumed is deleted."""
+        """Takes every hold from a job and resumes it; one that cannot be resumed is deleted."""
         try:
+            await self.planes.ask(lambda client: client.release_jobs([slot.name]))
             await self.planes.ask(lambda client: client.resume_job(slot.name))
         except NoCheckpointError:
             await self.delete(slot)
@@ -207,12 +208,40 @@ class Workload:
                 return await client.resume_job(name, request_id=request_id)
             case Verb.CANCEL:
                 return await client.cancel_job(name, request_id=request_id)
+            case Verb.CANCEL_SAVING:
+                return await client.cancel_job(name, save_checkpoint=True, request_id=request_id)
             case Verb.DELETE:
                 job = await client.get_job(name)
                 if job.state == Job.CANCELLED:  # one that has SUCCEEDED is looked at first
                     with suppress(StaleEtagError):
                         await client.delete_job(name, etag=job.etag, request_id=request_id)
+            case _:
+                await self._order(command, name, client)
         return None
+
+    async def _order(self, command: Command, name: str, client: AsyncClient) -> None:
+        """Asks for what operators ask for."""
+        match command.verb:
+            case Verb.HOLD:
+                await client.hold_jobs([name])
+            case Verb.RELEASE:
+                await client.release_jobs([name])
+            case Verb.DRAIN:
+                await client.drain_worker(f"worker-{command.worker}")
+            case Verb.UNDRAIN:
+                await client.undrain_worker(f"worker-{command.worker}")
+            case _:
+                raise ValueError(command)
+
+    async def open_up(self) -> None:
+        """Takes back what keeps workers from taking jobs and jobs from running, but for callers' own pauses."""
+        for number in range(1, schedule.WORKERS + 1):
+            await self._undrain(f"worker-{number}")
+        await self.planes.ask(lambda client: client.release_jobs(all_jobs=True))
+
+    async def _undrain(self, worker: str) -> None:
+        with suppress(NotFoundError):
+            await self.planes.ask(lambda client: client.undrain_worker(worker))
 
     async def finish(self, seconds: float) -> None:
         """Has every job rest as asked or come to its end, looks at it, and deletes it; `seconds`: for each phase."""

@@ -14,7 +14,7 @@ from blake3 import blake3
 from google.protobuf.json_format import MessageToJson
 
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.job_pb2 import Condition, Job, JobSpec, Pause
+from adjourn.v1.job_pb2 import Condition, Job, Pause
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.manifest_pb2 import Manifest
 from adjourn.v1.usage_pb2 import EpochMetrics
@@ -260,7 +260,10 @@ async def test_a_loss_of_a_worker_that_was_never_silenced_is_found(oracle: Oracl
 async def finished(planes: Planes, objects: MemoryObjects) -> tuple[Job, Outcome]:
     for epoch in (1, 2, 3):
         last = await registered(planes, objects, attempt=1 + epoch // 3, epoch=epoch)
-    job = Job(name="jobs/j", uid=UID, state=Job.SUCCEEDED, latest_checkpoint=last.name, spec=JobSpec(total_epochs=3))
+    job = Job(name="jobs/j", uid=UID, state=Job.SUCCEEDED, attempt=2, latest_checkpoint=last.name)
+    job.spec.total_epochs = 3
+    planes.job = job
+    planes.events.append(JobEvent(sequence=4, type=JobEvent.SUCCEEDED, state=job.state, attempt=job.attempt))
     metrics = {epoch: {"loss": 1 / epoch} for epoch in (1, 2, 3)}
     return job, Outcome(digests={"model": "3"}, metrics=metrics)
 
@@ -281,6 +284,7 @@ async def test_a_job_equal_to_its_twin(oracle: Oracle, planes: Planes, objects: 
         (lambda planes: setattr(planes.checkpoints[0], "attempt", 2), "older attempt"),
         (lambda planes: setattr(planes.events[1], "attempt", 2), "not current any more"),
         (lambda planes: planes.events.pop(1), "gaps"),
+        (lambda planes: planes.events.pop(), "history tells something else"),
     ],
 )
 async def test_a_job_that_differs_from_its_twin_is_found(
