@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 GENERATED := clients
 
-.PHONY: demo test check lint protos client docs bench chaos clean
+.PHONY: demo test nightly check lint protos client docs bench chaos clean
 demo: $(STAMP)
 	$(BIN)/adjourn demo
 
@@ -13,6 +13,12 @@ demo: $(STAMP)
 test: check
 	$(BIN)/pytest -n 2 --dist loadfile --ignore=tests/system
 	$(BIN)/pytest tests/system
+
+# Whatever may happen to control plane and workers, in other orders each time: tests/harness/README.md.
+SEED ?= $(shell date +%j%H%M)
+nightly: $(STAMP)
+	@echo "again: make nightly SEED=$(SEED)"
+	HYPOTHESIS_PROFILE=nightly $(BIN)/pytest --hypothesis-seed=$(SEED) tests/properties/test_joined_machine.py
 
 check: $(STAMP)
 	$(BIN)/ruff check .

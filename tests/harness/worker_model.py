@@ -1,284 +1,450 @@
-"""Workers as the control plane meets them, modelled; and a store that looks at every change of a job."""
+"""A worker: the machine of its attempts is real, what is around it is modelled.
 
-import asyncio
-import random
+A Host is a machine with its disk: what lies there, and the training processes, outlive the agent. An AgentModel is one
+life of an agent's process. It does what `adjourn_worker.agent.Agent` and `attempt.runner.AttemptRunner` do, in their
+order: an outcome is journaled before its effects are carried out, and between any two of these the agent may die.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar
 
-from google.protobuf.duration_pb2 import Duration
-
-from adjourn import errors
-from adjourn.internal.v1.record_pb2 import JobRecord
-from adjourn.v1.agent_service_pb2 import (
-    Assignment,
-    AssignmentStatus,
-    Exit,
-    Report,
-    SynchronizeRequest,
-    SynchronizeResponse,
-)
+from adjourn import reasons, snapshots
+from adjourn.internal.v1.trainer_pb2 import HeldAssignment, Snapshot, TrainingProcess
+from adjourn.objects import STORAGE_ERRORS
+from adjourn.v1.agent_service_pb2 import Assignment, Report, SynchronizeRequest, SynchronizeResponse
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.job_pb2 import Failure, Job, Pause
-from adjourn.v1.usage_pb2 import EpochMetrics
+from adjourn.v1.job_pb2 import Failure
+from adjourn.v1.manifest_pb2 import Manifest
 from adjourn.v1.worker_pb2 import Worker
-from adjourn_control_plane.fleet.session import AgentSession
-from adjourn_control_plane.job.machine import ENDED, HELD
-from adjourn_control_plane.store.interface import Change, JobName
-from tests.harness.job_history import Told
-from tests.harness.memory_objects import MemoryObjects
-from tests.harness.memory_store import MemoryStore
+from adjourn_worker import messages
+from adjourn_worker.attempt import events, machine
+from adjourn_worker.attempt.transition import OVER, Outcome
+from adjourn_worker.storage import persist
+from adjourn_worker.storage.fetch import CheckpointCorrupt, read_manifest
+from adjourn_worker.storage.manifest import FORMAT
+from adjourn_worker.storage.parts import KeyTaken, PartStore, digest, part_key
+from tests.harness.checked_store import Key, key
+from tests.harness.damaged_objects import DamagedObjects
+from tests.harness.fake_clock import FakeClock
+from tests.harness.training_model import TrainingModel, expected_state
 
-Status = AssignmentStatus
-OVER = {Status.PAUSED, Status.STOPPED, Status.SUCCEEDED, Status.FAILED}
-SLOTS = {"workers/a": 1, "workers/b": 2}
-
-
-class CheckedStore(MemoryStore):
-    """Looks at every change of a job before it is made; each call takes its own time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.resuming = False
-        self.chance = random.Random(0)
-
-    async def _reach(self) -> None:
-        for _ in range(self.chance.randrange(4)):
-            await asyncio.sleep(0)
-        await super()._reach()
-
-    async def commit(self, change: Change) -> int:
-        before = self._entries.get(change.job)
-        if before and change.record and before.version == change.expected and not self._seen(change):
-            self._look(before.read().record, change.record, change)
-        return await super().commit(change)
-
-    def _seen(self, change: Change) -> bool:
-        return bool(change.request and change.request.id in self._requests)
-
-    def _look(self, old: JobRecord, new: JobRecord, change: Change) -> None:
-        assert new.revision in (old.revision, old.revision + 1)
-        assert Told.of(old).after(change.events) == Told.of(new), "the history tells of every change"
-        assert old.job.uid == new.job.uid == new.token.job_uid
-        if new.job.state != old.job.state:
-            assert new.revision > old.revision
-            back = old.job.state == Job.FAILED and old.HasField("lost_attempt")
-            assert old.job.state not in ENDED or self.resuming or back, "the end is the end, unless somebody resumes"
-        if old.job.worker and not new.job.worker and change.events[-1].actor == "control_plane":
-            assert self._sessions[old.job.worker].lost, "only from a lost worker jobs are taken away"
-        for checkpoint in change.checkpoints:
-            if checkpoint.name == new.checkpoint.name != old.checkpoint.name:
-                assert checkpoint.name.endswith(f"{old.token.attempt}-{old.token.nonce}-{checkpoint.epoch}")
-                assert checkpoint.epoch > old.checkpoint.epoch
-                assert checkpoint.job_uid == new.job.uid, "a job takes over nothing of one that had its name"
-        assert all(metrics.attempt == old.token.attempt for metrics in change.epochs)
-        if new.token != old.token:
-            assert new.token.attempt == old.token.attempt + 1
-            assert not old.job.worker, "whoever had it before has lost it"
-            self._has_room(new.job.worker)
-
-    def _has_room(self, worker: str) -> None:
-        held = [entry.read().record for entry in self._entries.values() if entry.worker == worker]
-        assert sum(not record.released for record in held) < SLOTS[worker], "a slot is sold once"
-
-    async def keeps_its_promises(self, record: JobRecord) -> None:
-        """Fails if a record says what must never be."""
-        job, name = record.job, JobName(record.job.name)
-        assert (job.state in HELD) == bool(job.worker)
-        assert job.state in HELD or record.released or not record.token.attempt
-        assert job.restart_count <= job.spec.max_restarts
-        assert job.state not in ENDED or not job.holds
-        assert job.state not in (Job.STARTING, Job.RUNNING) or not job.holds
-        assert job.HasField("end_time") == (job.state in ENDED)
-        if job.state == Job.PAUSED:
-            assert job.holds
-            assert (job.progress.epoch, job.progress.step) == (record.checkpoint.epoch, record.checkpoint.step)
-            assert job.pause.checkpoint == record.checkpoint.name
-            assert job.pause.step == record.checkpoint.step
-            assert job.pause.HasField("pause_time")
-        if record.checkpoint.name:
-            registered = await self.checkpoints(name, size=1)
-            assert [each.name for _, each in registered] == [record.checkpoint.name]
-        if job.state == Job.SUCCEEDED:
-            epochs = [metrics.epoch for metrics in await self.epochs(name, after=0, size=100)]
-            assert epochs == list(range(1, job.spec.total_epochs + 1)), "nothing of its training is missing"
-        events = await self.events(name, after=0, size=10_000)
-        assert [event.sequence for event in events] == list(range(1, record.event_sequence + 1))
-        assert Told().after(events) == Told.of(record), "replaying the history gives the record"
+T = TypeVar("T")
+Run = Callable[[Awaitable[Any]], Any]
+UNJOURNALED: Final = (events.Measured, events.Advanced)
 
 
-Key: TypeAlias = tuple[str, str, int, str]
+class AgentDied(Exception):
+    """The agent was killed here."""
 
 
-def key(about: Assignment | Report) -> Key:
-    """Names an attempt."""
-    return about.job, about.token.job_uid, about.token.attempt, about.token.nonce
+class InlineParts(PartStore):
+    """Hashes in the caller's thread: what follows must not depend on the machine's pace."""
 
-
-def key_of(record: JobRecord) -> Key:
-    """Names the running or last attempt of a job."""
-    return record.job.name, record.token.job_uid, record.token.attempt, record.token.nonce
-
-
-def manifest(made: Checkpoint) -> str:
-    """Returns the key of a checkpoint's manifest in object storage."""
-    return f"checkpoints/{made.job_uid}/manifests/{made.name.rpartition('/')[2]}"
+    async def run(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        return work(*args, **kwargs)
 
 
 @dataclass
-class Attempt:
-    """An assignment as a worker has it."""
+class Host:
+    """A machine."""
 
-    order: Assignment
-    phase: Status.Phase.ValueType = Status.STARTING
-    epoch: int = 0
-    persisted: str = ""
+    worker: Worker
+    """As its agent describes it."""
+    clock: FakeClock
+    objects: DamagedObjects
+    run: Run
+    """Runs a coroutine that waits for nothing but itself."""
+    life: int = 0
+    """Of the disk: grows when the machine is replaced."""
+    held: dict[Key, bytes] = field(default_factory=dict)
+    """The journal's assignments."""
+    reports: list[Report] = field(default_factory=list)
+    """The journal's reports that are not acknowledged."""
+    sequences: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    trainings: dict[str, TrainingModel] = field(default_factory=dict)
+    """The attempts' directories: all training processes of this machine, ended ones until they are cleaned up."""
+    agent: "AgentModel | None" = None
+    agents: int = 0
+    """Lives of agents so far."""
+    cut_up: bool = False
+    """Nothing from here arrives at the control plane."""
+    cut_down: bool = False
+    """Nothing from the control plane arrives here."""
+    fuse: int | None = None
+    """So many things the agent still does before it dies."""
+    sent: list[Report] = field(default_factory=list)
+    """All reports there ever were."""
+    acknowledged: list[Report] = field(default_factory=list)
+    well_since: float | None = None
+    """Since when nothing has kept it from speaking, in seconds; None: something does."""
+
+    @property
+    def name(self) -> str:
+        return self.worker.name
+
+    @property
+    def reachable(self) -> bool:
+        return self.agent is not None and not self.agent.stopped and not self.cut_up and not self.cut_down
+
+    def alive(self) -> list[TrainingModel]:
+        return [training for training in self.trainings.values() if training.alive]
+
+    def start_agent(self) -> "AgentModel":
+        assert self.agent is None
+        self.agents += 1
+        self.agent = AgentModel(self, f"session-{self.name}-{self.life}-{self.agents}")
+        self.agent.does(self.agent.start)
+        assert self.agent is not None
+        return self.agent
+
+    def burn(self) -> None:
+        """Lets the agent die here, if it is to."""
+        if self.fuse is not None:
+            self.fuse -= 1
+            if self.fuse < 0:
+                raise AgentDied
+
+    def kill_agent(self) -> None:
+        self.fuse = None
+        if self.agent is not None:
+            if self.agent.stream is not None:
+                self.agent.stream.broken_by_agent()
+            self.agent = None
+
+    def reboot(self) -> None:
+        """Power fails: processes and memory are gone, the disk is not."""
+        self.kill_agent()
+        for training in self.trainings.values():
+            training.end(-9, seen=False)
+            training.slots.clear()
+            training.contents.clear()
+
+    def launcher_dies(self) -> None:
+        """All that it had forked is ended by the next one, which did not see how."""
+        for training in self.trainings.values():
+            training.end(-9, seen=False)
+
+    def wipe(self) -> None:
+        """The machine is replaced: its processes, its journal and its agent are gone, its name stays."""
+        self.reboot()
+        self.life += 1
+        self.worker.instance = f"{self.name}-{self.life}"
+        self.held, self.reports, self.trainings = {}, [], {}
+        self.sequences = itertools.count(1)
+
+
+@dataclass
+class RunnerModel:
+    """One assignment that an agent holds, and what it has under way for it."""
+
+    held: HeldAssignment
+    preparing: bool = False
+    persisting: Snapshot | None = None
+    confirming: bool = False
 
     @property
     def over(self) -> bool:
-        return self.phase in OVER
+        return self.held.status.phase in OVER
 
     @property
-    def trains(self) -> bool:
-        return self.phase in (Status.RUNNING, Status.PAUSING)
-
-    @property
-    def key(self) -> Key:
-        return key(self.order)
-
-    def status(self) -> AssignmentStatus:
-        status = AssignmentStatus(
-            job=self.order.job,
-            token=self.order.token,
-            observed_generation=self.order.generation,
-            phase=self.phase,
-        )
-        status.progress.epoch, status.progress.step = self.epoch, 10 * self.epoch
-        status.progress.report_time.FromNanoseconds(1 + self.order.token.attempt * 1000 + self.epoch)
-        return status
+    def alive(self) -> bool:
+        return self.held.HasField("process") and not self.held.HasField("exit") and not self.over
 
 
-@dataclass
-class WorkerModel:
-    """A worker: what it holds, what it has yet to report, and what is on its way."""
+class AgentModel:
+    """One life of an agent."""
 
-    name: str
-    objects: MemoryObjects
-    life: int = 0
-    sessions: int = 0
-    draining: bool = False
-    stream: AgentSession | None = None
-    attempts: dict[Key, Attempt] = field(default_factory=dict)
-    sequence: int = 0
-    reports: list[Report] = field(default_factory=list)
-    sent: list[Report] = field(default_factory=list)
-    acknowledged: list[Report] = field(default_factory=list)
-    travelling: list[tuple[AgentSession, SynchronizeRequest]] = field(default_factory=list)
+    def __init__(self, host: Host, session: str) -> None:
+        self.host = host
+        self.session = session
+        self.runners: dict[Key, RunnerModel] = {}
+        self.reports: list[Report] = []
+        self.parts = InlineParts(host.objects)
+        self.stopped = False
+        """By SIGSTOP: it does nothing, and does not know that time passes."""
+        self.refused = False
+        """Another agent speaks for this worker: it must not come back."""
+        self.stream: Any = None
+        self.inbox: deque[SynchronizeResponse] = deque()
+        """Responses that have arrived."""
+        self.silence = 0
+        """Turns without a response."""
+        self.fetched: dict[str, bytes] = {}
+        """What was restored, by the directory of the attempt."""
 
-    @property
-    def session(self) -> str:
-        return f"{self.name}-{self.life}-{self.sessions}"
+    def does(self, work: Callable[..., object], *arguments: Any) -> None:
+        """Does something, unless the agent dies of it."""
+        try:
+            work(*arguments)
+        except AgentDied:
+            self.host.kill_agent()
+
+    # What Agent does.
+
+    def start(self) -> None:
+        host = self.host
+        self.reports = list(host.reports)
+        found = [HeldAssignment.FromString(data) for data in host.held.values()]
+        known = {held.directory for held in found}
+        for directory, training in list(host.trainings.items()):
+            if directory not in known:
+                training.end(-9, killed=True)
+                del host.trainings[directory]
+        for held in found:
+            self.take_up(RunnerModel(held))
 
     def says(self) -> SynchronizeRequest:
         return SynchronizeRequest(
-            worker=Worker(name=self.name, cpu_slots=SLOTS[self.name]),
+            worker=self.host.worker,
             session_id=self.session,
-            draining=self.draining,
-            assignments=[attempt.status() for attempt in self.attempts.values()],
-            reports=self.reports,
+            assignments=messages.fitting_statuses(runner.held.status for runner in self.runners.values()),
+            reports=messages.next_reports(self.reports),
         )
-
-    def report(self, attempt: Attempt, **what: Any) -> None:
-        self.sequence += 1
-        report = Report(sequence=self.sequence, job=attempt.order.job, token=attempt.order.token, **what)
-        self.reports.append(report)
-        self.sent.append(report)
 
     def hear(self, response: SynchronizeResponse) -> None:
-        done = response.acknowledged_report
-        self.acknowledged += [report for report in self.reports if report.sequence <= done]
-        self.reports = [report for report in self.reports if report.sequence > done]
-        wanted = set()
-        for order in response.assignments:
-            attempt = Attempt(order=order, epoch=order.restore.epoch)
-            wanted.add(attempt.key)
-            if attempt.key not in self.attempts and order.target != Assignment.STOP and not order.HasField("spec"):
-                continue  # an answer to what was said before the machine was replaced; the next one has the spec
-            known = self.attempts.setdefault(attempt.key, attempt)
-            if known is attempt or order.generation > known.order.generation:
-                self.obey(known, order)
+        host = self.host
+        if self.reports and self.reports[0].sequence <= response.acknowledged_report:
+            host.burn()
+            done = [report for report in self.reports if report.sequence <= response.acknowledged_report]
+            host.acknowledged += done
+            host.reports = [report for report in host.reports if report.sequence > response.acknowledged_report]
+            self.reports = self.reports[len(done) :]
+        desired = {key(assignment) for assignment in response.assignments}
+        for assignment in response.assignments:
+            runner = self.runners.get(key(assignment))
+            if runner is None:
+                self.take_on(assignment)
+            elif assignment.generation > runner.held.status.observed_generation:
+                self.feed(runner, events.AssignmentChanged(assignment=assignment))
         unheard = {key(report) for report in self.reports}
-        for known_key, attempt in list(self.attempts.items()):
-            if known_key not in wanted and attempt.over and known_key not in unheard:
-                del self.attempts[known_key]
+        for name, runner in list(self.runners.items()):
+            if name not in desired and runner.over and name not in unheard:
+                host.burn()
+                del self.runners[name]
+                host.held.pop(name, None)
 
-    async def listen(self, stream: AgentSession) -> None:
-        """Hears what the control plane says next; the stream may have ended instead."""
-        stream.changed.set()
-        reading: Any = asyncio.get_running_loop().create_future()
+    def take_on(self, assignment: Assignment) -> None:
+        if not assignment.HasField("spec") and assignment.target != Assignment.STOP:
+            return
+        token = assignment.token
+        directory = f"{assignment.job}-{token.job_uid}-{token.attempt}-{token.nonce}"
+        runner = RunnerModel(HeldAssignment(assignment=assignment, directory=directory))
+        self.commit(runner, machine.take_on(assignment, directory, "log", self.now))
+        self.take_up(runner)
+
+    def take_up(self, runner: RunnerModel) -> None:
+        """Begins, or goes on with, an assignment that is journaled."""
+        self.runners[key(runner.held.assignment)] = runner
+        training = self.host.trainings.get(runner.held.directory)
+        if not runner.over and not runner.held.HasField("process") and training is not None:
+            self.feed(runner, events.Launched(process=training.process))
+        for effect in machine.recover(runner.held):
+            self.carry_out(runner, effect)
+        self.clean_up(runner)
+
+    # What AttemptRunner does.
+
+    @property
+    def now(self) -> datetime:
+        return self.host.clock.now.astimezone(UTC)
+
+    def feed(self, runner: RunnerModel, event: events.Event) -> None:
+        if runner.over:
+            return
+        outcome = machine.handle(runner.held, event, self.now)
+        if isinstance(event, UNJOURNALED):
+            runner.held = outcome.held
+            return
+        self.commit(runner, outcome)
+        self.clean_up(runner)
+
+    def commit(self, runner: RunnerModel, outcome: Outcome) -> None:
+        host = self.host
+        host.burn()
+        numbered = []
+        for report in outcome.reports:
+            copy = Report()
+            copy.CopyFrom(report)
+            copy.sequence = next(host.sequences)
+            numbered.append(copy)
+        host.held[key(outcome.held.assignment)] = outcome.held.SerializeToString()
+        host.reports += numbered
+        host.sent += numbered
+        runner.held = outcome.held
+        self.reports += numbered
+        if runner.over:
+            runner.preparing, runner.persisting, runner.confirming = False, None, False
+        for effect in outcome.effects:
+            host.burn()
+            self.carry_out(runner, effect)
+
+    def clean_up(self, runner: RunnerModel) -> None:
+        if runner.over:
+            training = self.host.trainings.get(runner.held.directory)
+            assert training is None or not training.alive, "an attempt that is over has no process"
+            self.host.trainings.pop(runner.held.directory, None)
+
+    def carry_out(self, runner: RunnerModel, effect: events.Effect) -> None:  # noqa: C901  # as many as there are effects
+        training = self.host.trainings.get(runner.held.directory)
+        match effect:
+            case events.Prepare():
+                runner.preparing = True
+            case events.Launch(desired=desired):
+                self.launch(runner, desired)
+            case events.SetDesired(desired=desired):
+                if training is not None:
+                    training.desired = desired
+            case events.Kill():
+                if training is not None:
+                    training.end(-9, killed=True)
+            case events.ConfirmRelease():
+                runner.confirming = True
+            case events.Persist(snapshot=snapshot):
+                runner.persisting = snapshot
+            case events.Drop(snapshot=snapshot):
+                if training is not None:
+                    training.free(snapshot)
+            case _:
+                raise AssertionError(effect)
+
+    def launch(self, runner: RunnerModel, desired: Any) -> None:
+        host, assignment = self.host, runner.held.assignment
+        if runner.held.directory not in host.trainings:
+            restore = assignment.restore
+            process = TrainingProcess(directory=runner.held.directory, pid=1, nonce=assignment.token.nonce)
+            state = expected_state(assignment.token.job_uid, 0)
+            if restore.name:
+                state = self.fetched[runner.held.directory]
+                assert state == expected_state(assignment.token.job_uid, restore.step), "restored from what was damaged"
+            training = TrainingModel(assignment, process, desired, state, restored=bool(restore.name))
+            training.progress.epoch, training.progress.step = restore.epoch, restore.step
+            host.trainings[runner.held.directory] = training
+        host.burn()
+        self.feed(runner, events.Launched(process=host.trainings[runner.held.directory].process))
+
+    def poll(self, runner: RunnerModel, most: int = 99) -> None:
+        """Reads what the training process wrote, then its end."""
+        training = self.host.trainings.get(runner.held.directory)
+        if not runner.alive or training is None:
+            return
+        ended, gone = training.exit, training.gone_unseen
+        if training.progress != runner.held.status.progress:
+            self.feed(runner, events.Measured(progress=training.progress, usage=None))
+        offset = runner.held.events_offset
+        for event in training.events[offset : offset + most]:
+            offset += 1
+            self.feed(runner, events.EventRead(event=event, offset=offset))
+            if runner.over:
+                return
+        if offset == len(training.events) and (ended is not None or gone):
+            self.feed(runner, events.Ended(exit=ended))
+
+    def work(self, runner: RunnerModel) -> None:
+        """Brings what is under way to its end, if storage lets it."""
+        if runner.preparing:
+            self.prepare(runner)
+        if runner.persisting is not None:
+            self.persist(runner)
+        if runner.confirming:
+            runner.confirming = False
+            self.feed(runner, events.GpusReleased(time=self.now, memory_bytes=None))
+
+    def prepare(self, runner: RunnerModel) -> None:
+        restore = runner.held.assignment.restore
         try:
-            self.hear(await anext(stream.responses(reading)))
-        except (errors.ShuttingDownError, errors.SessionSupersededError):
-            self.stream = None
-
-    def obey(self, attempt: Attempt, order: Assignment) -> None:
-        attempt.order.generation, attempt.order.target = order.generation, order.target
-        if attempt.over:
+            if restore.name:
+                self.fetched[runner.held.directory] = self.host.run(self.fetch(restore))
+        except STORAGE_ERRORS:
+            return  # it tries again
+        except CheckpointCorrupt as error:
+            runner.preparing = False
+            failure = Failure(reason=reasons.CHECKPOINT_CORRUPT, message=str(error))
+            self.feed(runner, events.CannotGoOn(failure=failure))
             return
-        if order.target == Assignment.STOP:
-            self.end(attempt, Status.STOPPED)
-        elif attempt.trains:
-            attempt.phase = Status.PAUSING if order.target == Assignment.PAUSE else Status.RUNNING
+        runner.preparing = False
+        self.feed(runner, events.Prepared())
 
-    def end(self, attempt: Attempt, phase: Status.Phase.ValueType, failure: Failure | None = None) -> None:
-        attempt.phase = phase
-        rests = phase in (Status.PAUSED, Status.SUCCEEDED)
-        checkpoint = attempt.persisted if rests else ""
-        self.report(attempt, exit=Exit(phase=phase, checkpoint=checkpoint, failure=failure))
+    async def fetch(self, restore: Checkpoint) -> bytes:
+        """Returns the state of a checkpoint, every part verified."""
+        manifest = await read_manifest(self.parts, restore)
+        found = b""
+        for file in manifest.files:
+            for part in file.parts:
+                name = part_key(manifest.job_uid, part.digest)
+                try:
+                    data = await self.parts.download(name, part.digest, part.size_bytes)
+                except (LookupError, ValueError) as error:
+                    raise CheckpointCorrupt(restore.name, name, "is missing or damaged") from error
+                if data is None:
+                    raise CheckpointCorrupt(restore.name, name, "is damaged")
+                if file.name == "state":
+                    found = data
+        return found
 
-    def begin(self, attempt: Attempt) -> None:
-        attempt.phase = Status.PAUSING if attempt.order.target == Assignment.PAUSE else Status.RUNNING
-        if attempt.order.HasField("restore"):
-            progress_events = Pause()
-            progress_events.resume_time.FromSeconds(1)
-            self.report(attempt, pause=progress_events)
-
-    def train(self, attempt: Attempt) -> None:
-        """An epoch ends; at a boundary that a pause asked for the process leaves, its checkpoint yet to persist."""
-        spec = attempt.order.spec
-        if spec.total_epochs == 0:
-            self.end(attempt, Status.SUCCEEDED)
+    def persist(self, runner: RunnerModel) -> None:
+        held, snapshot = runner.held, runner.persisting
+        assert snapshot is not None
+        training = self.host.trainings.get(held.directory)
+        state = training.contents.get(snapshot.sequence) if training is not None else None
+        if state is None:
+            runner.persisting = None
+            failure = Failure(reason=reasons.SNAPSHOT_FAILED, message="the snapshot is gone")
+            self.feed(runner, events.PersistFailed(failure=failure, lost=True))
             return
-        attempt.epoch += 1
-        metrics = EpochMetrics(
-            epoch=attempt.epoch, attempt=attempt.order.token.attempt, active_duration=Duration(seconds=1)
-        )
-        self.report(attempt, epoch=metrics)
-        if attempt.phase == Status.PAUSING or attempt.epoch == spec.total_epochs:
-            if attempt.epoch < spec.total_epochs:
-                left = Pause()
-                left.release_time.FromSeconds(1)
-                self.report(attempt, pause=left)
-            attempt.phase = Status.PERSISTING
-        else:
-            self.persist(attempt)
+        try:
+            made = self.host.run(self.make_durable(held, snapshot, state))
+        except STORAGE_ERRORS:
+            return  # it tries again
+        except KeyTaken as error:
+            runner.persisting = None
+            failure = Failure(reason=reasons.SNAPSHOT_FAILED, message=str(error))
+            self.feed(runner, events.PersistFailed(failure=failure, lost=True))
+            return
+        self.host.burn()
+        runner.persisting = None
+        self.feed(runner, events.Persisted(checkpoint=made))
 
-    def persist(self, attempt: Attempt) -> None:
-        token = attempt.order.token
-        name = f"{attempt.order.job}/checkpoints/{token.attempt}-{token.nonce}-{attempt.epoch}"
-        attempt.persisted = name
-        made = Checkpoint(
-            name=name, attempt=token.attempt, epoch=attempt.epoch, step=10 * attempt.epoch, job_uid=token.job_uid
+    async def make_durable(self, held: HeldAssignment, snapshot: Snapshot, state: bytes) -> Checkpoint:
+        """Uploads two parts, one of which no step changes, and the manifest."""
+        assignment = held.assignment
+        uid = assignment.token.job_uid
+        newest = held.persisted if held.HasField("persisted") else assignment.base
+        base = None
+        if newest.name:
+            try:
+                base = await read_manifest(self.parts, newest)
+            except CheckpointCorrupt:
+                base = None
+        known = {part.digest for file in base.files for part in file.parts} if base else set[str]()
+        files = []
+        for name, data in (("frozen", f"frozen of {uid}".encode()), ("state", state)):
+            part = Manifest.Part(digest=digest(data), size_bytes=len(data))
+            place = part_key(uid, part.digest)
+            anew = snapshot.last
+            if part.digest not in known or not await self.parts.holds(place, part.digest, len(data), anew=anew):
+                await self.parts.upload(place, part.digest, data)
+            self.host.burn()
+            files.append(Manifest.File(name=name, parts=[part]))
+        manifest = Manifest(
+            format=FORMAT,
+            job=assignment.job,
+            job_uid=uid,
+            attempt=assignment.token.attempt,
+            nonce=assignment.token.nonce,
+            sequence=snapshot.sequence,
+            spec=assignment.spec,
+            progress=snapshot.progress,
+            files=files,
+            component_digests={"state": digest(state)},
+            state_digest=snapshots.state_digest({"state": digest(state)}),
         )
-        self.objects.contents[manifest(made)] = b"complete"
-        self.report(attempt, checkpoint=made)
-        if attempt.phase == Status.PERSISTING:
-            finished = attempt.epoch == attempt.order.spec.total_epochs
-            self.end(attempt, Status.SUCCEEDED if finished else Status.PAUSED)
-
-    def advance(self, attempt: Attempt) -> None:
-        if attempt.phase == Status.STARTING:
-            self.begin(attempt)
-        elif attempt.trains:
-            self.train(attempt)
-        elif attempt.phase == Status.PERSISTING:
-            self.persist(attempt)
+        made = await persist.conclude(self.parts, manifest, 0)
+        wrong = set(self.host.objects.damaged(manifest))
+        if not snapshot.last:  # a disk that loses bits is found by the last one
+            wrong -= self.host.objects.silent
+        assert not wrong, "a checkpoint rests on bytes that nobody has verified"
+        return made

@@ -1,19 +1,20 @@
 """PURE. The queued jobs in classes of equal needs: one look decides for every job of a class.
 
 Holds of each job no more than the scheduler needs. Within a class the oldest job comes first. A job that waits before
-its next attempt is in no class until then.
+its next attempt is in no class until then. It waits for a duration, counted on this process's monotonic clock from when
+the job was first seen in the queue: wall clocks may be set, and differ.
 """
 
 import heapq
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from itertools import islice
 
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.job_pb2 import Condition
 from adjourn_control_plane.fleet.placement import Needs, needs
-from adjourn_control_plane.job.retries import ready_time
+from adjourn_control_plane.job.retries import delay, ready_time
 from adjourn_control_plane.store.interface import JobName
 
 
@@ -23,8 +24,12 @@ class Waiting:
 
     number: int
     needs: Needs
-    ready: datetime
-    """When it may be placed (UTC)."""
+    due: datetime
+    """When it may be placed (UTC), by its record."""
+    expected: datetime
+    """When it will be (UTC): otherwise only if a clock was set."""
+    ready: float
+    """The same on the monotonic clock, in seconds."""
     reason: str
     """Of its UNPLACED condition; empty: it has none."""
 
@@ -50,22 +55,33 @@ class Queue:
         self.classes: dict[Needs, JobClass] = {}
         self.known: dict[Needs, Needs] = {}
         """One object for equal needs: 100,000 jobs must not cost the garbage collector more than their own number."""
-        self.delayed: list[tuple[datetime, JobName]] = []
+        self.delayed: list[tuple[float, JobName]] = []
         """A heap of the jobs in no class; it may hold jobs that are gone."""
 
-    def put(self, job: JobName, record: JobRecord, now: datetime) -> bool:
-        """Adds a queued job, or replaces its record; True if that may let it be placed."""
+    def put(self, job: JobName, record: JobRecord, now: datetime, clock: float) -> bool:
+        """Adds a queued job, or replaces its record; True if that may let it be placed.
+
+        `now`: the time (UTC), and `clock` the same on the monotonic clock, in seconds.
+        """
         condition = next((each for each in record.job.conditions if each.type == Condition.UNPLACED), Condition())
         wanted = needs(record)
         wanted = self.known.setdefault(wanted, wanted)
-        new = Waiting(number=record.number, needs=wanted, ready=ready_time(record), reason=condition.reason)
+        due = ready_time(record)
         old = self.waiting.get(job)
-        if old and (old.number, old.needs, old.ready) == (new.number, new.needs, new.ready):
-            self.explained(job, new.reason)
+        if old and (old.number, old.needs, old.due) == (record.number, wanted, due):
+            self.explained(job, condition.reason)
             return False
         self.remove(job)
-        self.waiting[job] = new
-        if new.ready <= now:
+        wait = min(max(due - now, timedelta()), delay(record))  # longer: the clock was set back since it failed
+        new = self.waiting[job] = Waiting(
+            number=record.number,
+            needs=wanted,
+            due=due,
+            expected=now + wait,
+            ready=clock + wait.total_seconds(),
+            reason=condition.reason,
+        )
+        if new.ready <= clock:
             self.enter(job, new)
         else:
             heapq.heappush(self.delayed, (new.ready, job))
@@ -91,16 +107,16 @@ class Queue:
             del self.classes[old.needs]
             self.known.pop(old.needs, None)
 
-    def release(self, now: datetime) -> None:
+    def release(self, clock: float) -> None:
         """Puts the jobs that may be placed by now into their classes."""
-        while self.delayed and self.delayed[0][0] <= now:
+        while self.delayed and self.delayed[0][0] <= clock:
             ready, job = heapq.heappop(self.delayed)
             known = self.waiting.get(job)
             if known and known.ready == ready:
                 self.enter(job, known)
 
-    def next_ready(self) -> datetime | None:
-        """Returns when `release` has something to do (UTC)."""
+    def next_ready(self) -> float | None:
+        """Returns when `release` has something to do, on the monotonic clock."""
         return self.delayed[0][0] if self.delayed else None
 
     def oldest(self, wanted: Needs) -> tuple[int, JobName] | None:
@@ -117,7 +133,7 @@ class Queue:
         old = self.waiting[job]
         if old.reason == reason:
             return
-        self.waiting[job] = Waiting(number=old.number, needs=old.needs, ready=old.ready, reason=reason)
+        self.waiting[job] = replace(old, reason=reason)
         known = self.classes.get(old.needs)
         if known and job in known.by_reason.get(old.reason, {}):
             known.by_reason.setdefault(reason, {})[job] = None
@@ -134,7 +150,7 @@ class Queue:
     def delayed_unexplained(self, size: int) -> Iterator[tuple[datetime, JobName]]:
         """Yields up to `size` jobs that wait before their next attempt and have no UNPLACED condition."""
         found = (
-            (ready, job)
+            (known.expected, job)
             for ready, job in self.delayed
             if (known := self.waiting.get(job)) and known.ready == ready and not known.reason
         )

@@ -56,6 +56,11 @@ OUTAGE_SECONDS: Final = 1.0
 """How soon to look again after the store was away."""
 
 
+def clock() -> float:
+    """Returns the time on the monotonic clock that waits are counted on, in seconds."""
+    return asyncio.get_running_loop().time()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
     """What a worker had to spare when its allocation was read."""
@@ -109,15 +114,15 @@ class Scheduler:
         if self.stale or not self.token:  # the store was away
             return min(OUTAGE_SECONDS, self.interval)
         ready = self.queue.next_ready()
-        delay = (ready - datetime.now(UTC)).total_seconds() if ready else self.interval
+        delay = self.interval if ready is None else ready - clock()
         return min(max(delay, 0), self.interval)
 
     async def look(self) -> None:
         """Makes a pass if anything happened that may let a job be placed."""
-        now = asyncio.get_running_loop().time()
+        now = clock()
         matters = await self.catch_up()
         ready = self.queue.next_ready()
-        due = ready is not None and ready <= datetime.now(UTC)
+        due = ready is not None and ready <= now
         arrived = self.arrivals != self.notifier.arrivals or now - self.sessions_time >= self.interval / 2
         if matters or due or arrived or self.remaining:
             await self.assign()
@@ -145,7 +150,7 @@ class Scheduler:
             if stored is None or stored.record.job.state != Job.QUEUED:
                 self.queue.remove(job)
             else:
-                matters |= self.queue.put(job, stored.record, datetime.now(UTC))
+                matters |= self.queue.put(job, stored.record, datetime.now(UTC), clock())
             del self.stale[job]
         return matters
 
@@ -171,14 +176,14 @@ class Scheduler:
         queue = Queue()
         async for page in self.store.queued():
             for stored in page:
-                queue.put(JobName(stored.record.job.name), stored.record, datetime.now(UTC))
+                queue.put(JobName(stored.record.job.name), stored.record, datetime.now(UTC), clock())
         self.queue, self.token = queue, token
         self.rooms.clear()
 
     async def assign(self) -> None:
         """Hands out what fits, class by class, and explains what is left."""
         self.remaining = False
-        self.queue.release(datetime.now(UTC))
+        self.queue.release(clock())
         free = await self.free_rooms()
         order: list[tuple[int, int, Needs]] = []  # a heap: the class of the oldest job first
         for index, needs in enumerate(list(self.queue.classes) if free else ()):
@@ -212,7 +217,7 @@ class Scheduler:
     async def free_rooms(self) -> dict[str, Capacity]:
         """Returns the workers that have anything to spare."""
         self.arrivals = self.notifier.arrivals
-        self.sessions_time = asyncio.get_running_loop().time()
+        self.sessions_time = clock()
         sessions = await self.store.live_sessions()
         workers = {session.worker.name: session.worker for session in sessions}
         if workers != self.workers:

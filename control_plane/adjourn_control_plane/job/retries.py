@@ -31,16 +31,20 @@ WORKERS_FAULT: Final = frozenset({reasons.ENVIRONMENT_DIFFERS, reasons.NO_SPACE}
 
 def ready_time(record: JobRecord) -> datetime:
     """Returns when a queued job may be placed (UTC): at once, or some time after its last failure."""
-    queued = record.job.state_time.ToDatetime(UTC)
+    return record.job.state_time.ToDatetime(UTC) + delay(record)
+
+
+def delay(record: JobRecord) -> timedelta:
+    """Returns how long a job that was queued waits before its next attempt."""
     restarts = record.job.restart_count
     if not record.job.HasField("failure") or record.job.failure.time != record.job.state_time:
-        return queued
+        return timedelta()
     if record.job.failure.reason in WORKERS_FAULT:
-        return queued + REFUSED_DELAY
+        return REFUSED_DELAY
     if not restarts:
-        return queued
+        return timedelta()
     doublings: int = min(restarts - 1, 16)
-    return queued + min(LONGEST_DELAY, FIRST_DELAY * (1 << doublings))
+    return min(LONGEST_DELAY, FIRST_DELAY * (1 << doublings))
 
 
 def costs_a_restart(failure: Failure) -> bool:

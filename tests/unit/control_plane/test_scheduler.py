@@ -3,8 +3,6 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator
-from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -102,9 +100,8 @@ async def test_a_failed_job_waits_before_its_next_attempt(plane: Controllers, mo
     await plane.updater.report(Report(sequence=1, job=job, token=record.token, exit=failed), A)
     await plane.scheduler.place()
     assert (await plane.record(job)).job.state == Job.QUEUED
-    later = datetime.now(UTC) + timedelta(seconds=2)
-
-    monkeypatch.setattr(scheduling, "datetime", SimpleNamespace(now=lambda _: later))
+    later = asyncio.get_running_loop().time() + 2
+    monkeypatch.setattr(scheduling, "clock", lambda: later)
     await plane.scheduler.place()
     assert (await plane.record(job)).job.attempt == 2
 

@@ -1,0 +1,63 @@
+"""Objects in memory that a test takes away, damages and loses."""
+
+from adjourn.errors import ObjectStoreUnavailableError
+from adjourn.objects import ObjectVersion
+from adjourn.v1.manifest_pb2 import Manifest
+from adjourn_worker.storage.parts import digest, part_key
+from tests.harness.memory_objects import MemoryObjects
+
+
+class DamagedObjects(MemoryObjects):
+    """Knows what the test has damaged, so that it can tell that from what is wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.away = False
+        """Every call fails."""
+        self.broken: set[str] = set()
+        """Keys whose content the test has changed or removed since they were last written."""
+        self.silent: set[str] = set()
+        """Those of them of which no version tells: a disk has lost bits."""
+
+    async def put(self, key: str, data: bytes) -> bool:
+        self._reach()
+        self.broken.discard(key)
+        self.silent.discard(key)
+        return await super().put(key, data)
+
+    async def get(self, key: str, *, limit: int) -> bytes:
+        self._reach()
+        return await super().get(key, limit=limit)
+
+    async def stat(self, key: str) -> ObjectVersion | None:
+        self._reach()
+        return await super().stat(key)
+
+    async def delete_prefix(self, prefix: str) -> int:
+        self._reach()
+        return await super().delete_prefix(prefix)
+
+    def _reach(self) -> None:
+        if self.away:
+            raise ObjectStoreUnavailableError("bucket memory: the test took it away", bucket="memory")
+
+    def damage(self, key: str, how: str) -> None:
+        """Does to an object what `how` says: flip, cut, remove, or rot, which is a flip that no version tells of."""
+        data = self.contents[key]
+        self.broken.add(key)
+        if how == "remove":
+            del self.contents[key]
+            return
+        self.contents[key] = data[:-1] if how == "cut" else bytes([data[0] ^ 1]) + data[1:]
+        if how == "rot":
+            self.silent.add(key)
+        else:
+            etag, modified = self.versions[key]
+            self.versions[key] = f"{etag}-{how}", modified
+
+    def damaged(self, manifest: Manifest) -> list[str]:
+        """Returns the parts of a checkpoint that are not what they should be."""
+        keys = {part_key(manifest.job_uid, part.digest): part for file in manifest.files for part in file.parts}
+        return [
+            key for key, part in keys.items() if key not in self.contents or digest(self.contents[key]) != part.digest
+        ]
