@@ -256,6 +256,22 @@ async def test_change_from_a_stream_that_speaks_no_more_is_fenced(store: JobStor
     await store.commit(change(current, state=Job.PAUSED, fence=Fence(worker=WORKER, stream="stream-2")))
 
 
+async def test_change_that_follows_from_silence_is_fenced_once_the_worker_has_spoken(store: JobStore) -> None:
+    old = await created(store, "jobs/a")
+    await store.attach(Worker(name=WORKER), "session", "stream-1")
+    await store.heartbeat(Worker(name=WORKER), "stream-1")
+    session = await store.session(WORKER)
+    assert session
+    assert await store.mark_lost(WORKER, session.heartbeat)
+    silent = Fence(worker=WORKER, stream="stream-1", heartbeat=session.heartbeat)
+    await store.commit(change(old, state=Job.RUNNING, fence=silent))
+    await store.heartbeat(Worker(name=WORKER), "stream-1")
+    current = await there(store, A)
+    with pytest.raises(Fenced):
+        await store.commit(change(current, state=Job.PAUSED, fence=silent))
+    assert await there(store, A) == current
+
+
 def test_change_that_makes_no_sense_is_refused() -> None:
     with pytest.raises(ValueError, match="names the version"):
         Change(job=A, expected=0, record=None)

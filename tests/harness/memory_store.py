@@ -137,6 +137,8 @@ class MemoryStore:
         session = self._sessions.get(fence.worker) if fence else None
         if fence and (session is None or session.stream != fence.stream):
             raise Fenced(fence.worker)
+        if fence and session and fence.heartbeat not in (None, session.heartbeat):
+            raise Fenced(fence.worker)
         if (old.version if old else 0) != change.expected:
             raise Conflict(change.job)
         guard = change.allocation

@@ -15,7 +15,7 @@ from adjourn_control_plane.fleet.leases import Leases
 from adjourn_control_plane.job.events import Lost
 from adjourn_control_plane.job.updater import JobUpdater
 from adjourn_control_plane.settings import Settings
-from adjourn_control_plane.store.interface import JobName, JobStore, WorkerName
+from adjourn_control_plane.store.interface import Fence, Fenced, JobName, JobStore, WorkerName
 
 log = structlog.get_logger()
 
@@ -60,6 +60,7 @@ class LeaseMonitor:
         session = await self.store.session(worker)
         if session is not None and not session.lost:
             return  # it came back while others were dealt with
+        silent = Fence(worker=worker, stream=session.stream, heartbeat=session.heartbeat) if session else None
         message = f"{worker} was not heard from for {self.leases.duration.total_seconds():g} s"
         event = Lost(
             actor="control_plane",
@@ -70,6 +71,9 @@ class LeaseMonitor:
         for stored in (await self.store.allocation(worker)).jobs:
             job = JobName(stored.record.job.name)
             try:
-                await self.updater.apply(job, event, token=stored.record.token)
+                await self.updater.apply(job, event, token=stored.record.token, fence=silent)
+            except Fenced:
+                log.info("worker_is_back", job=job, worker=worker)
+                return  # just now, however long this replica was held up
             except (errors.NotFoundError, errors.ContentionError) as error:  # deleted, or busy: others go on
                 log.info("not_taken_back", job=job, worker=worker, error=error.message)

@@ -91,6 +91,8 @@ class Fence:
 
     worker: WorkerName
     stream: str
+    heartbeat: int | None = None
+    """If set, the worker must not have spoken since: for what is concluded from its silence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -109,6 +109,7 @@ def commit_arguments(change: Change, *, changes_kept: int, events_kept: int) -> 
     arguments += [encoded(Job(labels=record.job.labels)) if record else "", events_kept]
     arguments += [" ".join(unconfirmed_workers(record)) if record else ""]
     arguments += [int(DELETED_MEMORY.total_seconds() * 1000), DELETED_KEPT]
+    arguments += ["" if fence is None or fence.heartbeat is None else fence.heartbeat]
     arguments += [encoded(event) for event in change.events]
     for metrics in change.epochs:
         arguments += [metrics.epoch, encoded(metrics)]

@@ -11,7 +11,8 @@ local events, epochs, checkpoints = tonumber(ARGV[16]), tonumber(ARGV[17]), tonu
 local uid, fenced, stream, labels = ARGV[19], ARGV[20], ARGV[21], ARGV[22]
 local events_kept, unconfirmed = tonumber(ARGV[23]), ARGV[24] -- workers, with spaces between
 local deleted_memory, deleted_kept = tonumber(ARGV[25]), tonumber(ARGV[26]) -- milliseconds; entries
-local next_item = 27
+local heartbeat = ARGV[27] -- of the fenced worker; empty: it does not matter
+local next_item = 28
 
 local function key(name)
   return prefix .. ':' .. name
@@ -34,6 +35,9 @@ if request ~= '' then
 end
 if fenced ~= '' and redis.call('HGET', key(fenced), 'stream') ~= stream then
   return {'FENCED', 'stream ' .. stream .. ' no longer speaks for ' .. fenced}
+end
+if heartbeat ~= '' and redis.call('HGET', key(fenced), 'heartbeat') ~= heartbeat then
+  return {'FENCED', fenced .. ' has spoken since heartbeat ' .. heartbeat}
 end
 local old = redis.call('HMGET', key(job), 'version', 'number', 'state', 'worker', 'released', 'uid', 'labels',
   'unconfirmed')
