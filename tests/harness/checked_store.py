@@ -12,6 +12,7 @@ from adjourn.errors import StoreUnavailableError
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.agent_service_pb2 import Assignment, Report
 from adjourn.v1.job_pb2 import Job
+from adjourn_control_plane.job import retries
 from adjourn_control_plane.job.machine import ENDED, HELD
 from adjourn_control_plane.store.interface import Change, JobName, WorkerName
 from tests.harness.job_history import Told
@@ -19,7 +20,7 @@ from tests.harness.memory_store import Entry, MemoryStore
 from tests.harness.training_model import expected_value
 
 Key = tuple[str, str, int, str]
-FREE = frozenset({reasons.ENVIRONMENT_DIFFERS, reasons.WORKER_STOPPED})
+FREE = retries.WORKERS_FAULT | {reasons.WORKER_STOPPED}
 """Reasons of ends that cost no restart."""
 
 

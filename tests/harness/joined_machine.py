@@ -21,7 +21,7 @@ from adjourn import errors, reasons
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1 import job_service_pb2 as pb
 from adjourn.v1.job_pb2 import EPOCH, Condition, Hold, Job, JobSpec
-from adjourn.v1.worker_pb2 import Device, Worker
+from adjourn.v1.worker_pb2 import Device, Drain, Worker
 from adjourn_control_plane.job import machine
 from adjourn_control_plane.job.events import CancelRequested, PauseRequested, Requested, ResumeRequested
 from adjourn_control_plane.job.machine import ENDED, HELD
@@ -479,6 +479,16 @@ class JoinedMachine(RuleBasedStateMachine):
             agent.stream.deliver()
             self.hears(agent)
 
+    @rule(turns=TURNS, worker=WORKER, wanted=st.booleans(), by_agent=st.booleans())
+    def drain(self, turns: int, worker: str, wanted: bool, by_agent: bool) -> None:
+        """An operator, or the agent itself, wants a worker to become empty; or no longer."""
+        self.work(turns)
+        agent = self.hosts[worker].agent
+        if by_agent and agent is not None:
+            agent.draining = wanted
+        elif not by_agent and self.reads():
+            self.run(self.store.order_drain(WorkerName(worker), Drain(actor="ops") if wanted else None))
+
     @rule(worker=WORKER, index=ANY)
     def repeat_report(self, worker: str, index: int) -> None:
         """A report comes again, long after it was sent, over a stream that nobody remembers."""
@@ -782,7 +792,8 @@ class JoinedMachine(RuleBasedStateMachine):
             if host.agent is None:
                 host.start_agent()
             assert host.agent is not None
-            host.agent.stopped = False
+            host.agent.stopped = host.agent.draining = False
+            self.run(self.store.order_drain(WorkerName(host.name), None))
             for training in host.alive():
                 training.hung = training.stopped = False
         quiet = 0

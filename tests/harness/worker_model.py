@@ -166,6 +166,8 @@ class AgentModel:
         self.parts = InlineParts(host.objects)
         self.stopped = False
         """By SIGSTOP: it does nothing, and does not know that time passes."""
+        self.draining = False
+        """It wants no new work."""
         self.refused = False
         """Another agent speaks for this worker: it must not come back."""
         self.stream: Any = None
@@ -201,6 +203,7 @@ class AgentModel:
         return SynchronizeRequest(
             worker=self.host.worker,
             session_id=self.session,
+            draining=self.draining,
             assignments=messages.fitting_statuses(runner.held.status for runner in self.runners.values()),
             reports=messages.next_reports(self.reports),
         )
@@ -228,6 +231,8 @@ class AgentModel:
                 host.held.pop(name, None)
 
     def take_on(self, assignment: Assignment) -> None:
+        if self.draining:
+            return
         if not assignment.HasField("spec") and assignment.target != Assignment.STOP:
             return
         token = assignment.token
