@@ -13,7 +13,7 @@ from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.usage_pb2 import EpochMetrics
-from adjourn.v1.worker_pb2 import Worker
+from adjourn.v1.worker_pb2 import Drain, Worker
 from adjourn_control_plane.store.interface import (
     Allocation,
     Change,
@@ -90,14 +90,17 @@ def sessions() -> st.SearchStrategy[Call]:
             lambda store: store.heartbeat(described, f"{worker} {stream}"),
             lambda store: store.detach(worker, f"{worker} {stream}"),
             lambda store: store.mark_lost(worker, heartbeat),
+            lambda store: store.order_drain(worker, Drain(actor=stream)),
+            lambda store: store.order_drain(worker, None),
+            lambda store: store.forget(worker),
         ]
 
     built = st.builds(calls, st.sampled_from(WORKERS), st.sampled_from(STREAMS), st.integers(0, 3))
     return built.flatmap(st.sampled_from)
 
 
-def remove_tombstone(uid: JobUid) -> Call:
-    return lambda store: store.remove_tombstone(uid)
+def tombstone(uid: JobUid, *, removed: bool) -> Call:
+    return lambda store: store.remove_tombstone(uid) if removed else store.add_tombstone(uid)
 
 
 async def outcome(store: JobStore, call: Call) -> object:
@@ -114,6 +117,7 @@ async def seen(store: JobStore) -> list[object]:
     token = "0-0"
     view: list[object] = [await queued(store), await store.tombstones(), await store.answered("r1")]
     view.append([replace(session, report_time_ns=0) for session in await store.sessions()])
+    view.append(await store.deleted(UIDS))
     view.append([change.job for change in await store.changes(token, size=99)])
     view += [await store.page(states=STATES[:2], labels={"team": "a"}, size=1, before=None)]
     view += [await store.page(states=[], labels={}, size=2, before=None)]
@@ -131,7 +135,7 @@ async def seen(store: JobStore) -> list[object]:
     return view
 
 
-calls = st.one_of(commits(), commits(), sessions(), st.builds(remove_tombstone, st.sampled_from(UIDS)))
+calls = st.one_of(commits(), commits(), sessions(), st.builds(tombstone, st.sampled_from(UIDS), removed=st.booleans()))
 
 
 @settings(max_examples=60, deadline=None)

@@ -369,7 +369,7 @@ class MemoryStore:
     async def forget(self, worker: WorkerName) -> bool:
         await self._reach()
         session = self._sessions.get(worker)
-        if session and (not session.lost or worker in self._holding):
+        if (session and not session.lost) or worker in self._holding:
             return False
         for kept in (self._sessions, self._lost, self._occupancy):
             kept.pop(worker, None)

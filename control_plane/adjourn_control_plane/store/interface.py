@@ -286,7 +286,7 @@ class JobStore(Protocol):
     async def forget(self, worker: WorkerName) -> bool:
         """Forgets a worker that is lost and holds no job; False if it is not lost, or holds one.
 
-        One that is not known is forgotten already.
+        One that is not known, and holds none, is forgotten already.
         """
         ...
 
