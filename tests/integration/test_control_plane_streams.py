@@ -61,6 +61,7 @@ class TestBundles:
             (packed(), "no file"),
             (packed(**{"../evil": b""}), "leads out"),
         ],
+        ids=["no gzip", "no tar", "cut", "empty", "leads out"],  # an archive has the time in it
     )
     async def test_what_is_no_bundle_is_refused_and_not_stored(self, plane: Replica, data: bytes, why: str) -> None:
         with refused(errors.InvalidRequestError) as caught:
