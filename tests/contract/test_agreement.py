@@ -83,8 +83,8 @@ def commits(draw: st.DrawFn) -> Call:
 
 
 def sessions() -> st.SearchStrategy[Call]:
-    def calls(worker: WorkerName, stream: str, heartbeat: int) -> list[Call]:
-        described = Worker(name=worker, cpu_slots=heartbeat)
+    def calls(worker: WorkerName, stream: str, heartbeat: int, instance: str) -> list[Call]:
+        described = Worker(name=worker, cpu_slots=heartbeat, instance=instance)
         return [
             lambda store: store.attach(described, f"session of {stream}", f"{worker} {stream}"),
             lambda store: store.heartbeat(described, f"{worker} {stream}"),
@@ -95,7 +95,13 @@ def sessions() -> st.SearchStrategy[Call]:
             lambda store: store.forget(worker),
         ]
 
-    built = st.builds(calls, st.sampled_from(WORKERS), st.sampled_from(STREAMS), st.integers(0, 3))
+    built = st.builds(
+        calls,
+        st.sampled_from(WORKERS),
+        st.sampled_from(STREAMS),
+        st.integers(0, 3),
+        st.sampled_from(" ik").map(str.strip),
+    )
     return built.flatmap(st.sampled_from)
 
 

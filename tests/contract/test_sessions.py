@@ -9,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from adjourn.v1.worker_pb2 import Device, Drain, Worker
 from adjourn_control_plane.store import redis
-from adjourn_control_plane.store.interface import JobName, JobStore, Session, WorkerName
+from adjourn_control_plane.store.interface import Conflict, JobName, JobStore, Session, WorkerName
 from tests.harness.store_records import change, created, deletion, there
 
 NAME = WorkerName("workers/w")
@@ -255,3 +255,44 @@ async def test_an_order_to_drain_stays_with_the_worker_until_it_is_taken_back_or
     assert await store.forget(NAME)
     await store.attach(worker, "session-3", "stream-3")
     assert (await current(store)).drain is None
+
+
+async def test_the_name_of_a_worker_is_its_agents_until_that_one_is_lost(store: JobStore) -> None:
+    first, second = Worker(name=NAME, instance="i"), Worker(name=NAME, instance="k")
+    assert await store.attach(first, "session-1", "stream-1")
+    assert not await store.attach(second, "session-2", "stream-2"), "not connected yet"
+    await store.heartbeat(first, "stream-1")
+    assert not await store.attach(second, "session-2", "stream-2")
+    assert await store.attach(first, "session-3", "stream-3"), "the same data directory, started again"
+    await store.detach(NAME, "stream-3")
+    before = await current(store)
+    assert not await store.attach(second, "session-2", "stream-2"), "disconnected, and its lease not over"
+    assert not await store.attach(Worker(name=NAME), "session-2", "stream-2"), "nor one that is too old to tell"
+    assert await current(store) == before
+    await store.mark_lost(NAME, before.heartbeat)
+    assert await store.attach(second, "session-2", "stream-2")
+    assert await store.attach(second, "session-2", "stream-2"), "the repeat of a call whose answer was lost"
+    assert (await current(store)).worker == second
+    assert not await store.attach(first, "session-3", "stream-4"), "it is back, and another has its name"
+
+
+async def test_the_name_of_a_lost_worker_is_free_when_its_jobs_are_taken_from_it(store: JobStore) -> None:
+    first, second = Worker(name=NAME, instance="i"), Worker(name=NAME, instance="k")
+    await store.attach(first, "session-1", "stream-1")
+    job = await created(store, "jobs/a", worker=NAME)
+    await store.mark_lost(NAME, (await current(store)).heartbeat)
+    assert not await store.attach(second, "session-2", "stream-2")
+    await store.commit(change(job, worker=""))
+    planned = await store.allocation(NAME)
+    assert await store.attach(second, "session-2", "stream-2")
+    late = change(await there(store, JobName("jobs/a")), worker=NAME, allocation=planned)
+    with pytest.raises(Conflict):  # it was to be placed on GPUs of the first one
+        await store.commit(late)
+    assert await store.latest_token() != "0-0"
+    assert len(await store.changes("0-0", size=9)) == 2
+
+
+async def test_an_agent_that_is_too_old_to_tell_its_instance_is_followed_by_any(store: JobStore) -> None:
+    assert await store.attach(Worker(name=NAME), "session-1", "stream-1")
+    assert await store.attach(Worker(name=NAME), "session-2", "stream-2")
+    assert await store.attach(Worker(name=NAME, instance="i"), "session-3", "stream-3")

@@ -70,6 +70,8 @@ class MemoryStore:
         self._now_ns = now_ns
         self._events_kept = events_kept
         self._version = 0
+        self._position = 0
+        """How many changes there were."""
         self._entries: dict[JobName, Entry] = {}
         self._done: dict[str, int] = {}
         self._requests: dict[str, tuple[str, bytes]] = {}
@@ -115,9 +117,10 @@ class MemoryStore:
         if change.request:
             self._requests[change.request.id] = (change.request.digest, values.encoded(change.request.answer))
         self._done[change.id] = new.version if new else 0
+        self._position += 1
         self._changes.append(
             Changed(
-                token=f"{self._version}-0",
+                token=f"{self._position}-0",
                 job=change.job,
                 version=self._version,
                 state=new.state if new else None,
@@ -263,17 +266,17 @@ class MemoryStore:
 
     async def latest_token(self) -> str:
         await self._reach()
-        return f"{self._version}-0"
+        return f"{self._position}-0"
 
     async def changes(self, after: str, *, size: int) -> list[Changed]:
         await self._reach()
         if not values.is_token(after):
             raise ValueError(f"{after!r} is no token of this store")
         position = int(after.split("-", maxsplit=1)[0])
-        kept_from = self._changes[0].version if self._changes else 1
-        if not kept_from - 1 <= position <= self._version:
+        kept_from = self._position - len(self._changes) + 1
+        if not kept_from - 1 <= position <= self._position:
             raise TokenTooOld(after)
-        start = position - kept_from + 1  # every version has one change
+        start = position - kept_from + 1
         return list(islice(self._changes, start, start + size))
 
     async def notifications(self) -> AsyncGenerator[Notification, None]:
@@ -294,12 +297,18 @@ class MemoryStore:
         for listener in self._listeners:
             listener.put_nowait((job, worker))
 
-    async def attach(self, worker: Worker, session: str, stream: str) -> None:
+    async def attach(self, worker: Worker, session: str, stream: str) -> bool:
         await self._reach()
-        if stream in self._attached:
-            return
-        self._attached.add(stream)
         old = self._sessions.get(worker.name)
+        another = old is not None and old.worker.instance not in ("", worker.instance)
+        if old and another and (not old.lost or worker.name in self._holding):
+            return False
+        if stream in self._attached:
+            return True
+        self._attached.add(stream)
+        if another and self._version:
+            self._version += 1
+            self._occupancy[worker.name] = self._version
         self._lost.pop(worker.name, None)
         self._sessions[worker.name] = Session(
             worker=self._described(worker),
@@ -311,6 +320,7 @@ class MemoryStore:
             report_time_ns=self._now_ns(),
             drain=old.drain if old else None,
         )
+        return True
 
     async def order_drain(self, worker: WorkerName, drain: Drain | None) -> bool:
         await self._reach()

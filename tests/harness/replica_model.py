@@ -150,7 +150,12 @@ class StreamModel:
                 async for response in responses:
                     await self.replica.gate.passed()
                     self.down.append(response)
-        except (*PASSING, errors.ShuttingDownError, errors.SessionSupersededError) as error:
+        except (
+            *PASSING,
+            errors.ShuttingDownError,
+            errors.SessionSupersededError,
+            errors.WorkerNameTakenError,  # the agent tries again, or its supervisor starts the next one
+        ) as error:
             end = error
         self.down.append(end)
 

@@ -201,3 +201,51 @@ async def test_a_deletion_that_was_cut_short_can_be_repeated(plane: Replica) -> 
     assert condition(await plane.get()) is None
     with refused(errors.NotFoundError):
         await plane.workers.DeleteWorker(worker_pb.DeleteWorkerRequest(name=A))
+
+
+async def test_a_second_agent_of_the_name_is_refused_before_anything_is_handed_to_it(plane: Replica) -> None:
+    """One attempt was trained by two processes."""
+    await plane.create("k")
+    async with Agent(plane.address, instance="i", cpu_slots=0) as agent:
+        await agent.say()
+        await agent.hears()
+        async with Agent(plane.address, instance="k") as second:
+            await second.say()
+            with refused(errors.WorkerNameTakenError):
+                await second.ended()
+        assert second.heard.empty()
+        await plane.worker_is(Worker.ACTIVE)
+    await plane.worker_is(Worker.DISCONNECTED)
+    async with Agent(plane.address, instance="k") as second:
+        await second.say()
+        with refused(errors.WorkerNameTakenError):
+            await second.ended()
+    assert (await plane.get("jobs/k")).attempt == 0
+
+
+async def test_the_second_agent_of_a_lost_workers_name_takes_over_nothing_of_the_first(plane: Replica) -> None:
+    """It has a copy of the first one's journal, and says that it holds the attempt."""
+    await plane.create()
+    async with Agent(plane.address, instance="i") as first:
+        order = await trains(plane, first)
+        await is_cut_off(plane)
+    await plane.becomes(Job.QUEUED)
+    await plane.jobs.PauseJob(pb.PauseJobRequest(name=JOB))
+    async with Agent(plane.address, instance="k") as second:
+        await second.say(status_of(order, epoch=1))
+        stop = await second.given(JOB, Assignment.STOP)
+        assert stop.token == order.token
+        await second.say()
+        await second.hears(lambda response: not response.assignments)
+        job = await plane.get()
+        assert job.state == Job.PAUSED
+        assert condition(job) is not None, "the first one may still train"
+        async with Agent(plane.address, instance="i") as first:
+            await first.say(status_of(order, epoch=2))
+            with refused(errors.WorkerNameTakenError):
+                await first.ended()
+        await is_cut_off(plane)
+    async with Agent(plane.address, instance="i") as first:
+        await first.say(status_of(order, epoch=2))
+        assert (await first.given(JOB, Assignment.PAUSE)).token == order.token
+        assert condition(await plane.get()) is None

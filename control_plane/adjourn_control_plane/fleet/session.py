@@ -84,7 +84,8 @@ class AgentSession:
     async def run(self, first: SynchronizeRequest, requests: Requests) -> AsyncGenerator[SynchronizeResponse, None]:
         """Speaks for the worker until either end closes the stream, or another stream takes over."""
         with self.notifier.subscription(self.worker) as self.changed:
-            await self.store.attach(self.described(first), first.session_id, self.id)
+            if not await self.store.attach(self.described(first), first.session_id, self.id):
+                await self.name_taken()
             reader = asyncio.create_task(self.read(first, requests))
             try:
                 async for response in self.responses(reader):
@@ -260,6 +261,19 @@ class AgentSession:
             await self.superseded()
         held, _ = await self.allocated()
         return held
+
+    async def name_taken(self) -> NoReturn:
+        """Refuses an agent whose worker's name another one has: nothing was handed to it, nothing taken from it."""
+        other = await self.store.session(self.worker)
+        if other is None or other.lost:
+            raise errors.ShuttingDownError(
+                f"the jobs of {self.worker} are being taken from the agent before; try again"
+            )
+        raise errors.WorkerNameTakenError(
+            f"{self.worker} is the name of an agent with another data directory, and that one's lease is not over; "
+            "give one of them another name, or end it",
+            worker=self.worker,
+        )
 
     async def superseded(self) -> NoReturn:
         """Ends the stream: another agent speaks now, or this one over a newer stream, or the store has forgotten it."""

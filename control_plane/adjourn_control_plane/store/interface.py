@@ -241,8 +241,12 @@ class JobStore(Protocol):
         """
         ...
 
-    async def attach(self, worker: Worker, session: str, stream: str) -> None:
-        """Makes `stream`, never used before, the one that speaks for the worker. Its first heartbeat connects it."""
+    async def attach(self, worker: Worker, session: str, stream: str) -> bool:
+        """Makes `stream`, never used before, the one that speaks for the worker. Its first heartbeat connects it.
+
+        False, having changed nothing, if the name is that of an agent of another `instance` which is not lost, or whose
+        jobs have not been taken from it. An agent without an instance is too old to tell: it keeps out nobody.
+        """
         ...
 
     async def heartbeat(self, worker: Worker, stream: str, *, ready: bool = True) -> bool:

@@ -248,8 +248,11 @@ class RedisStore:
                     log.warning("store_notifications_interrupted", error=str(error))
                 await asyncio.sleep(backoff.compute(failures))
 
-    async def attach(self, worker: Worker, session: str, stream: str) -> None:
-        await self._run("attach", worker.name, values.described(worker), session, stream, values.REPEAT_MEMORY)
+    async def attach(self, worker: Worker, session: str, stream: str) -> bool:
+        description = values.described(worker)
+        return bool(
+            await self._run("attach", worker.name, description, session, stream, values.REPEAT_MEMORY, worker.instance)
+        )
 
     async def heartbeat(self, worker: Worker, stream: str, *, ready: bool = True) -> bool:
         return bool(await self._run("heartbeat", worker.name, values.described(worker), stream, int(ready)))
