@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 from adjourn import reasons
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
 from adjourn_worker.attempt import files
+from adjourn_worker.attempt.events import Reached
 from adjourn_worker.host.kernel import boot_seconds
 from adjourn_worker.journal import Journal
 from adjourn_worker.launcher import process_tree
@@ -223,6 +224,66 @@ async def test_what_is_held_still_and_out_of_contact_goes_on_to_its_boundary(har
     (out,) = [entry for entry in harness.logged() if entry["event"] == "out_of_contact"]
     assert out["leases"] == 2
     assert harness.written(job)[-1] == "paused"
+
+
+async def test_what_pauses_by_itself_and_is_then_held_still_goes_on_to_its_boundary_once_out_of_contact_again(
+    harness: AgentHarness,
+) -> None:
+    await harness.launcher()
+    agent = await harness.process(ADJOURN_OUT_OF_CONTACT_LEASES="2")
+    job = harness.job()
+    await harness.until_phase(job, RUNNING)
+    pid = harness.training(job)
+    harness.plane.mute = True
+    await harness.until_phase(job, PAUSING)
+    await asleep(harness, agent)
+    await harness.until(lambda: is_held(harness, job))
+    job.do("epoch")
+    await harness.until(lambda: not alive(pid))
+    assert harness.written(job)[-1] == "paused"
+
+
+async def test_a_drain_lets_go_of_what_was_held_still_and_has_it_pause(harness: AgentHarness) -> None:
+    await harness.launcher()
+    agent = await harness.process(ADJOURN_ON_TERM="drain")
+    job = harness.job()
+    await harness.until_phase(job, RUNNING)
+    pid = harness.training(job)
+    agent.terminate()
+    await harness.until_phase(job, PAUSING)  # by itself: this control plane orders nothing
+
+    def partition() -> None:
+        harness.plane.mute = True
+
+    await asleep(harness, agent, partition)
+    await harness.until(lambda: is_held(harness, job))
+    said = len(harness.plane.requests)
+    await harness.until(lambda: len(harness.plane.requests) > said + 2)
+    assert is_held(harness, job)
+    harness.plane.mute = False
+    await harness.until(lambda: not is_held(harness, job))
+    await harness.until_phase(job, PAUSING)
+    job.do("epoch")
+    await harness.until(lambda: not alive(pid))
+    assert harness.written(job)[-1] == "paused"
+
+
+async def test_what_was_said_before_a_sleep_lets_nothing_go(harness: AgentHarness, objects: MemoryObjects) -> None:
+    job = harness.job()
+    async with harness.agent(objects) as agent:
+        await harness.until_phase(job, RUNNING)
+        (runner,) = agent.runners.values()
+        harness.plane.mute = True
+        agent.contact.ran -= LEASE  # as if it had slept
+        agent.contact.heard -= 2 * LEASE
+        assert agent.woke()
+        runner.inbox.put_nowait(Reached())  # it was waiting there
+        await harness.until(runner.inbox.empty)
+        said = len(harness.plane.requests)
+        await harness.until(lambda: len(harness.plane.requests) > said + 1)
+        assert is_held(harness, job)
+        harness.plane.mute = False
+        await harness.until(lambda: not is_held(harness, job))
 
 
 async def test_a_short_sleep_holds_nothing(harness: AgentHarness) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import json
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +308,25 @@ async def test_an_agent_whose_disk_stays_full_gives_its_worker_up(
             await asyncio.wait(agent.tasks.values())
     async with harness.agent(objects):  # training went on
         await harness.until(lambda: harness.plane.epochs(job) == [1, 2, 3, 4, 5])
+
+
+async def test_a_contact_that_cannot_be_noted_gives_no_worker_up(
+    harness: AgentHarness, objects: MemoryObjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(journal_module, "UNWRITABLE_SECONDS", 0.1)
+    harness.plane.lease = timedelta(seconds=1)
+
+    def full(*_: object) -> None:
+        raise JournalUnwritable("full")
+
+    monkeypatch.setattr(Journal, "note_contact", full)
+    job = harness.job()
+    with capture_logs() as logs:
+        async with harness.agent(objects):
+            await harness.until_phase(job, RUNNING)
+            await harness.until(lambda: [each["event"] for each in logs].count("contact_not_noted") > 1)
+            assert harness.plane.phase(job) == RUNNING
 
 
 async def test_an_attempt_that_cannot_be_put_away_is_forgotten_all_the_same(

@@ -26,7 +26,7 @@ from adjourn_worker.host.disk import Disk
 from adjourn_worker.host.gpus import Gpus, Meter
 from adjourn_worker.host.kernel import boot_seconds
 from adjourn_worker.host.notify import NotifySocket
-from adjourn_worker.journal import Journal, LastContact
+from adjourn_worker.journal import Journal, JournalUnwritable, LastContact
 from adjourn_worker.launcher import process_tree
 from adjourn_worker.launcher.client import LauncherClient
 from adjourn_worker.messages import fitting_statuses, next_reports
@@ -181,7 +181,10 @@ class Agent:
             if contact.heard > noted:
                 noted = contact.heard
                 last = LastContact(boot_id=boot_id, heard=noted, lease=contact.lease)
-                await self.journal.run(self.journal.note_contact, last)
+                try:
+                    await self.journal.run(self.journal.note_contact, last)
+                except JournalUnwritable as error:  # nothing is decided by it: no reason to give the worker up
+                    log.warning("contact_not_noted", error=str(error))
             await asyncio.sleep(contact.lease)
 
     async def watch(self) -> None:
@@ -197,6 +200,7 @@ class Agent:
                     reasons.WORKER_OUT_OF_CONTACT,
                     f"{self.worker.name} had not heard the control plane for {self.contact.patience} leases, "
                     "and paused at the next boundary",
+                    held_still=True,
                 )
             await asyncio.sleep(min(WATCH_SECONDS, self.contact.lease / 8))
 
@@ -211,18 +215,21 @@ class Agent:
         training = [runner for runner in self.runners.values() if runner.alive]
         process_tree.hold(runner.held.process for runner in training)
         for runner in training:
-            runner.held_still = True
+            runner.hold_still()
         self.stream.reopen()
         log.warning(
             "slept", seconds=self.contact.asleep_seconds, lease_seconds=self.contact.lease, held_still=len(training)
         )
         return True
 
-    def pause_by_itself(self, reason: str, message: str) -> None:
-        """Has everything that trains pause at its next boundary, whatever the control plane has said."""
+    def pause_by_itself(self, reason: str, message: str, *, held_still: bool) -> None:
+        """Has everything that trains pause at its next boundary, whatever the control plane has said.
+
+        `held_still`: also what waits for the control plane to say what is meant for it.
+        """
         for runner in self.runners.values():
-            if not runner.over and not runner.pauses_by_itself:
-                runner.pauses_by_itself = True
+            if not runner.over and not runner.pauses_by_itself and (held_still or not runner.held_still):
+                runner.pauses_by_itself = runner.may_go = True
                 runner.inbox.put_nowait(PauseByItself(why=Failure(reason=reason, message=message)))
 
     def on_name_taken(self, message: str) -> None:
@@ -285,12 +292,11 @@ class Agent:
         if not self.steady.is_set():
             self.steady.set()
             self.steady_since = boot_seconds()
-        if self.draining:
-            return
         waited = boot_seconds() - self.steady_since
         for name, runner in self.runners.items():
-            if (runner.held_still or runner.pauses_by_itself) and (name in named or waited > self.contact.lease):
-                runner.pauses_by_itself = False
+            waits = runner.held_still or (runner.pauses_by_itself and not self.draining)  # a drain has it pause still
+            if waits and (name in named or waited > self.contact.lease):
+                runner.pauses_by_itself, runner.may_go = False, True
                 runner.inbox.put_nowait(Reached())
 
     def has_reports(self, name: Key) -> bool:
@@ -387,7 +393,9 @@ class Agent:
         while not (at_once.is_set() or self.is_empty() or boot_seconds() - began > self.settings.drain_grace):
             if not self.stream.connected or boot_seconds() - began > ASK_SHARE * self.contact.lease:
                 self.pause_by_itself(
-                    reasons.WORKER_STOPPED, f"{self.worker.name} ends, and paused at the next boundary"
+                    reasons.WORKER_STOPPED,
+                    f"{self.worker.name} ends, and paused at the next boundary",
+                    held_still=False,
                 )
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(DRAIN_POLL_SECONDS):

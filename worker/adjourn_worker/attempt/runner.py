@@ -115,6 +115,8 @@ class AttemptRunner:
         """Training was told to pause by this agent or one before it; the control plane was not heard since."""
         self.held_still = False
         """The training process is stopped by a signal, until the control plane has said what is meant for it."""
+        self.may_go = True
+        """That was said since the process was stopped; what is in the inbox may be from before."""
         self.pace = pace
         self.watch = new_watch(held)
         self.looked_at: float | None = None
@@ -159,7 +161,7 @@ class AttemptRunner:
         try:
             await self.find_process()
             if self.alive and process_tree.held(self.held.process):
-                self.held_still = True  # by an agent that did not live to let it go
+                self.hold_still()  # by an agent that did not live to let it go
                 self.log.info("found_held_still")
             for effect in machine.recover(self.held):
                 await self.carry_out(effect)
@@ -175,11 +177,19 @@ class AttemptRunner:
             await self.cancel_background()
         await self.storage.clean_up(self.held)
 
-    async def let_go(self) -> None:
-        """Lets a process that was held still go on, unless it is to be stopped: that ends it as it is."""
-        if self.held_still and self.held.assignment.target != Assignment.STOP:
+    def hold_still(self) -> None:
+        """Notes that the training process is stopped: what lets it go has yet to come, whatever was said before."""
+        self.held_still = True
+        self.may_go = self.pauses_by_itself = False
+
+    def let_go(self) -> None:
+        """Lets a process that was held still go on, unless it is to be stopped: that ends it as it is.
+
+        Not in a thread: an agent that falls asleep in here would hold the process still and let it go at once.
+        """
+        if self.held_still and self.may_go and self.held.assignment.target != Assignment.STOP:
             self.held_still = False
-            await asyncio.to_thread(process_tree.let_go, [self.held.process])
+            process_tree.let_go([self.held.process])
             self.log.info("let_go")
 
     async def find_process(self) -> None:
@@ -210,7 +220,7 @@ class AttemptRunner:
         else:
             await self.commit(outcome)
         if isinstance(event, PauseByItself | Reached):
-            await self.let_go()
+            self.let_go()
 
     async def commit(self, outcome: Outcome) -> None:
         async with self.journal_lock:
@@ -390,7 +400,7 @@ class AttemptRunner:
         else:
             await self.handle(Launched(process=process))
             if self.alive and not self.steady.is_set():
-                self.held_still = True
+                self.hold_still()
                 await asyncio.to_thread(process_tree.hold, [process])
 
     async def write_desired(self, desired: DesiredState) -> None:
