@@ -194,11 +194,30 @@ async def test_sigterm_can_drain_the_worker(
     assert not harness.paths.runtime.exists()
 
 
-async def test_a_drained_worker_whose_control_plane_is_away_pauses_by_itself(
+async def test_a_drained_worker_tells_a_control_plane_that_is_back_within_the_grace(
     harness: AgentHarness, s3_environment: dict[str, str], objects: S3Objects
 ) -> None:
     await harness.launcher()
     agent = await harness.process(ADJOURN_ON_TERM="drain", **s3_environment)
+    job = harness.job()
+    await harness.until_phase(job, RUNNING)
+    await harness.plane.stop()
+    agent.terminate()
+    training = Training(pid=harness.training(job), attempt=harness.attempt(job))
+    await harness.until(training.is_to_pause)
+    job.do("epoch")
+    await harness.until(lambda: not training.lives())
+    await harness.plane.start()
+    assert await harness.ended(agent) == 0
+    how = harness.plane.exit(job)
+    assert (how.phase, how.failure.reason) == (PAUSED, reasons.WORKER_STOPPED)
+
+
+async def test_a_drained_worker_whose_control_plane_is_away_pauses_by_itself(
+    harness: AgentHarness, s3_environment: dict[str, str], objects: S3Objects
+) -> None:
+    await harness.launcher()
+    agent = await harness.process(ADJOURN_ON_TERM="drain", ADJOURN_DRAIN_GRACE="10", **s3_environment)
     job = harness.job()
     await harness.until_phase(job, RUNNING)
     await harness.plane.stop()

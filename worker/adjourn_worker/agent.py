@@ -390,7 +390,7 @@ class Agent:
             if not runner.held.HasField("process"):
                 runner.inbox.put_nowait(WorkerStopping())  # it has nothing to save
         began = boot_seconds()
-        while not (at_once.is_set() or self.is_empty() or boot_seconds() - began > self.settings.drain_grace):
+        while not (at_once.is_set() or self.is_told() or boot_seconds() - began > self.settings.drain_grace):
             if not self.stream.connected or boot_seconds() - began > ASK_SHARE * self.contact.lease:
                 self.pause_by_itself(
                     reasons.WORKER_STOPPED,
@@ -400,6 +400,13 @@ class Agent:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(DRAIN_POLL_SECONDS):
                     await at_once.wait()
+
+    def is_told(self) -> bool:
+        """Tells whether all attempts are over and cleaned up, and the control plane knows how.
+
+        A machine that goes away takes its journal with it: what has not been told by then is lost.
+        """
+        return self.is_empty() and not self.reports
 
     def is_empty(self) -> bool:
         """Tells whether all attempts are over and cleaned up, and the control plane, if it is there, knows how."""

@@ -57,6 +57,8 @@ def phase_reached(record: JobRecord, phase: Pause, worker: str, now: datetime) -
         return
     if record.job.state in (Job.CANCELLING, Job.CANCELLED) and pause.note != CANCELLED:
         return  # it leaves because of the cancel, and the pause is an earlier one
+    if pause.HasField("resume_time"):
+        return  # the worker has paused by itself, and the pause is an earlier one, which has ended
     pause.MergeFrom(phase)
     if phase.HasField("release_time") and not record.HasField("pause_release_time"):
         record.pause_release_time.FromDatetime(now)

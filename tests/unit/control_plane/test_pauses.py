@@ -466,6 +466,17 @@ def test_phases_of_no_pause_are_dropped() -> None:
     assert record == JobRecord()
 
 
+def test_phases_of_a_pause_that_has_ended_are_dropped() -> None:
+    record = JobRecord(job=Job(pause=Pause(from_worker=A)))
+    record.job.pause.release_time.FromDatetime(START)
+    record.job.pause.resume_time.FromDatetime(START + timedelta(hours=1))
+    before = JobRecord.FromString(record.SerializeToString())
+    phase = Pause()
+    phase.release_time.FromDatetime(START + timedelta(hours=2))
+    pauses.phase_reached(record, phase, A, START + timedelta(hours=2))
+    assert record == before
+
+
 def test_phases_that_another_worker_reached_are_dropped() -> None:
     life = Life().running().pause().is_lost()
     life.placed(B)
