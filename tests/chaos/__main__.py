@@ -100,6 +100,7 @@ class Chaos:
                     async with background(*looking):
                         await self._storm(cluster, workload)
                         await workload.open_up()
+                        await workload.rest(self.profile.finish)  # at once: jobs that go on would soon have ended
                         await self._calm(planes)
                         await workload.finish(self.profile.finish)
                         await oracle.settled()

@@ -243,13 +243,15 @@ class Workload:
         with suppress(NotFoundError):
             await self.planes.ask(lambda client: client.undrain_worker(worker))
 
-    async def finish(self, seconds: float) -> None:
-        """Has every job rest as asked or come to its end, looks at it, and deletes it; `seconds`: for each phase."""
+    async def rest(self, seconds: float) -> None:
+        """Has half of the jobs rest as asked, within `seconds`."""
         draw = random.Random(f"{self.seed} end")
         pausing = [slot for slot in self.slots if slot.name and draw.random() < 0.5]
-        going_on = [slot for slot in self.slots if slot.name and slot not in pausing]
         await asyncio.gather(*(self._rests(slot, seconds) for slot in pausing))
-        await asyncio.gather(*(self._succeeds(slot, seconds) for slot in (*pausing, *going_on)))
+
+    async def finish(self, seconds: float) -> None:
+        """Has every job come to its end within `seconds`, looks at it, and deletes it."""
+        await asyncio.gather(*(self._succeeds(slot, seconds) for slot in self.slots if slot.name))
 
     async def _rests(self, slot: Slot, seconds: float) -> None:
         try:
