@@ -265,10 +265,11 @@ class TestLists:
         assert [event.sequence for event in events] == list(range(1, len(events) + 1))
         assert [event.type for event in events] == [
             pb.JobEvent.CREATED,
+            pb.JobEvent.PAUSE_REQUESTED,
             pb.JobEvent.PAUSED,
             pb.JobEvent.RESUME_REQUESTED,
         ]
-        assert (events[1].actor, events[1].state) == ("ann", Job.PAUSED)
+        assert (events[2].actor, events[2].state) == ("ann", Job.PAUSED)
 
     async def test_a_token_of_another_query_is_refused_by_every_list(self, plane: Replica) -> None:
         for name in "ab":
