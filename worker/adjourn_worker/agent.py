@@ -296,8 +296,9 @@ class Agent:
         for name, runner in self.runners.items():
             waits = runner.held_still or (runner.pauses_by_itself and not self.draining)  # a drain has it pause still
             if waits and (name in named or waited > self.contact.lease):
-                runner.pauses_by_itself, runner.may_go = False, True
-                runner.inbox.put_nowait(Reached())
+                # A drain has it go on only to pause: with Reached it might pass a boundary in between.
+                runner.pauses_by_itself, runner.may_go = self.draining, True
+                runner.inbox.put_nowait(PauseByItself(why=self.why_it_drains) if self.draining else Reached())
 
     def has_reports(self, name: Key) -> bool:
         """Returns whether a report of the assignment is not yet acknowledged."""
@@ -392,14 +393,15 @@ class Agent:
         began = boot_seconds()
         while not (at_once.is_set() or self.is_told() or boot_seconds() - began > self.settings.drain_grace):
             if not self.stream.connected or boot_seconds() - began > ASK_SHARE * self.contact.lease:
-                self.pause_by_itself(
-                    reasons.WORKER_STOPPED,
-                    f"{self.worker.name} ends, and paused at the next boundary",
-                    held_still=False,
-                )
+                self.pause_by_itself(self.why_it_drains.reason, self.why_it_drains.message, held_still=False)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(DRAIN_POLL_SECONDS):
                     await at_once.wait()
+
+    @property
+    def why_it_drains(self) -> Failure:
+        message = f"{self.worker.name} ends, and paused at the next boundary"
+        return Failure(reason=reasons.WORKER_STOPPED, message=message)
 
     def is_told(self) -> bool:
         """Tells whether all attempts are over and cleaned up, and the control plane knows how.
