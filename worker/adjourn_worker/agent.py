@@ -306,7 +306,7 @@ class Agent:
 
     async def take_on(self, assignment: Assignment) -> None:
         if self.draining:
-            return  # the control plane reads `draining`, and places the job elsewhere
+            return  # it was placed before `draining` arrived; the job waits until this worker counts as lost
         if not assignment.HasField("spec") and assignment.target != Assignment.STOP:
             # An answer to a message from before it was forgotten; the next one has the spec.
             log.info("assignment_without_spec", job=assignment.job, attempt=assignment.token.attempt)

@@ -721,7 +721,9 @@ class Pause(_message.Message):
 
     @_builtins.property
     def release_time(self) -> _timestamp_pb2.Timestamp:
-        """The training process was gone and, where NVML tells it, its GPU memory free."""
+        """The training process was gone and, where NVML tells it, its GPU memory free. Unset as long as that is not known:
+        see RELEASE_UNCONFIRMED.
+        """
 
     @_builtins.property
     def pause_time(self) -> _timestamp_pb2.Timestamp:
