@@ -14,7 +14,7 @@ from adjourn.v1.agent_service_pb2 import Assignment, Report
 from adjourn.v1.job_pb2 import Job
 from adjourn_control_plane.job import retries
 from adjourn_control_plane.job.machine import ENDED, HELD
-from adjourn_control_plane.store.interface import Change, JobName, WorkerName
+from adjourn_control_plane.store.interface import Change, JobName, Session, WorkerName
 from tests.harness.job_history import Told
 from tests.harness.memory_store import Entry, MemoryStore
 from tests.harness.training_model import expected_value
@@ -61,7 +61,7 @@ class CheckedStore(MemoryStore):
         self.slots = slots
         self.resuming = False
         self.chance = random.Random(0)
-        self.on_lost: Callable[[str], None] | None = None
+        self.on_lost: Callable[[Session], None] | None = None
         """Hears of each worker that is marked lost."""
         self.on_change: Callable[[JobRecord | None, JobRecord | None], None] | None = None
         """Hears of each change of a record: before, after."""
@@ -88,10 +88,9 @@ class CheckedStore(MemoryStore):
 
     async def mark_lost(self, worker: WorkerName, heartbeat: int) -> bool:
         before = self._sessions.get(worker)
-        was_lost = before is not None and before.lost
         lost = await super().mark_lost(worker, heartbeat)
-        if lost and not was_lost and self.on_lost:
-            self.on_lost(worker)
+        if lost and before is not None and not before.lost and self.on_lost:
+            self.on_lost(before)
         return lost
 
     def _write(self, change: Change, old: Entry | None) -> Entry | None:

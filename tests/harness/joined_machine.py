@@ -26,7 +26,7 @@ from adjourn_control_plane.job import machine
 from adjourn_control_plane.job.events import CancelRequested, PauseRequested, Requested, ResumeRequested
 from adjourn_control_plane.job.machine import ENDED, HELD
 from adjourn_control_plane.job.updater import Call
-from adjourn_control_plane.store.interface import Change, Conflict, JobName, JobUid, Stored, WorkerName
+from adjourn_control_plane.store.interface import Change, Conflict, JobName, JobUid, Session, Stored, WorkerName
 from adjourn_worker.attempt.events import WorkerStopping
 from adjourn_worker.storage.manifest import decode
 from adjourn_worker.storage.parts import manifest_key
@@ -684,10 +684,14 @@ class JoinedMachine(RuleBasedStateMachine):
             elif host.well_since is None:
                 host.well_since = self.clock.monotonic
 
-    def worker_lost(self, worker: str) -> None:
-        """No lease ends because of an outage of ours: only workers that could not speak are taken for lost."""
-        well_since = self.hosts[worker].well_since
-        if well_since is not None and self.hosts[worker].reachable:
+    def worker_lost(self, session: Session) -> None:
+        """No lease ends because of an outage of ours: only workers that could not speak are taken for lost.
+
+        A machine that was replaced speaks no more; its successor may not speak until that is noticed.
+        """
+        host = self.hosts[session.worker.name]
+        well_since = host.well_since if session.worker.instance == host.worker.instance else None
+        if well_since is not None and host.reachable:
             assert self.clock.monotonic - well_since < LEASE, "it was there all the time"
 
     def job_changed(self, before: JobRecord | None, after: JobRecord | None) -> None:

@@ -122,3 +122,15 @@ def test_no_job_waits_because_the_clock_was_set_back(world: JoinedMachine) -> No
         world.restart_replica(number)
     world.work(4)
     assert there(world).record.job.attempt == 2
+
+
+def test_the_successor_of_a_replaced_machine_waits_until_the_first_is_lost(world: JoinedMachine) -> None:
+    """The control plane starts anew meanwhile: it counts a whole lease after its return, while the successor asks."""
+    world.machine_fails("workers/a", "wipe")
+    world.start_agent("workers/a")
+    world.restart_replica(0)
+    world.restart_replica(1)
+    world.work(12)
+    session = world.run(world.store.session(WorkerName("workers/a")))
+    assert session
+    assert session.worker.instance == world.hosts["workers/a"].worker.instance
