@@ -135,7 +135,8 @@ def outcome_table(outcomes: Iterable[HoldOutcome], done: str, *, dry_run: bool) 
     """Returns what became, or would become, of each job of a call on many. `done`: what was asked for."""
     table = headed("job", "would be" if dry_run else "outcome", "state", "why")
     for outcome in outcomes:
-        words = done if outcome.changed else "left" if outcome.reason else f"was {done}"
+        left = "unknown" if outcome.unknown else "left"
+        words = done if outcome.changed else left if outcome.reason else f"was {done}"
         table.add_row(
             formatting.short(outcome.job),
             Text(words, style="yellow" if outcome.reason else ""),

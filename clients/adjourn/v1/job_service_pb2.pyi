@@ -490,6 +490,7 @@ class HoldOutcome(_message.Message):
     CHANGED_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    UNKNOWN_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     """`jobs/{job}`."""
     state: _job_pb2.Job.State.ValueType
@@ -500,6 +501,8 @@ class HoldOutcome(_message.Message):
     """Why the job was left as it is, a reason of docs/reasons.md; empty: it was not."""
     message: _builtins.str
     """For people."""
+    unknown: _builtins.bool
+    """The store did not answer when the change was written: it may be there or not. The request may be repeated."""
     def __init__(
         self,
         *,
@@ -508,10 +511,11 @@ class HoldOutcome(_message.Message):
         changed: _builtins.bool = ...,
         reason: _builtins.str = ...,
         message: _builtins.str = ...,
+        unknown: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "job", b"job", "message", b"message", "reason", b"reason", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "job", b"job", "message", b"message", "reason", b"reason", "state", b"state", "unknown", b"unknown"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -207,7 +207,8 @@ class JobServiceServicer:
         """Adds the OPERATOR hold to every matching job that has not ended, as PauseJob adds the USER hold. A job with both
         goes on when both are gone. Each job changes by itself: the answer says what became of each, and what cannot pause is
         left as it is, with the reason. Where only `names` are given, ended and unknown ones are in the answer too. Repeating
-        the call is safe. INVALID_ARGUMENT, with nothing done, if more than 5000 jobs match.
+        the call is safe. INVALID_ARGUMENT, with nothing done, if more than 5000 jobs match. If the store stops answering
+        midway, nothing is begun with those that are left: their outcomes say STORE_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

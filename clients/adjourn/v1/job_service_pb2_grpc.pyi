@@ -82,7 +82,8 @@ class JobServiceStub:
     """Adds the OPERATOR hold to every matching job that has not ended, as PauseJob adds the USER hold. A job with both
     goes on when both are gone. Each job changes by itself: the answer says what became of each, and what cannot pause is
     left as it is, with the reason. Where only `names` are given, ended and unknown ones are in the answer too. Repeating
-    the call is safe. INVALID_ARGUMENT, with nothing done, if more than 5000 jobs match.
+    the call is safe. INVALID_ARGUMENT, with nothing done, if more than 5000 jobs match. If the store stops answering
+    midway, nothing is begun with those that are left: their outcomes say STORE_UNAVAILABLE.
     """
     ReleaseJobs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ReleaseJobsRequest, _job_service_pb2.ReleaseJobsResponse]
     """Removes the OPERATOR hold from every matching job; a job that nothing else keeps goes on. As many as for HoldJobs."""
@@ -149,7 +150,8 @@ class JobServiceAsyncStub(JobServiceStub):
     """Adds the OPERATOR hold to every matching job that has not ended, as PauseJob adds the USER hold. A job with both
     goes on when both are gone. Each job changes by itself: the answer says what became of each, and what cannot pause is
     left as it is, with the reason. Where only `names` are given, ended and unknown ones are in the answer too. Repeating
-    the call is safe. INVALID_ARGUMENT, with nothing done, if more than 5000 jobs match.
+    the call is safe. INVALID_ARGUMENT, with nothing done, if more than 5000 jobs match. If the store stops answering
+    midway, nothing is begun with those that are left: their outcomes say STORE_UNAVAILABLE.
     """
     ReleaseJobs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ReleaseJobsRequest, _job_service_pb2.ReleaseJobsResponse]  # type: ignore[assignment]
     """Removes the OPERATOR hold from every matching job; a job that nothing else keeps goes on. As many as for HoldJobs."""
@@ -267,7 +269,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         """Adds the OPERATOR hold to every matching job that has not ended, as PauseJob adds the USER hold. A job with both
         goes on when both are gone. Each job changes by itself: the answer says what became of each, and what cannot pause is
         left as it is, with the reason. Where only `names` are given, ended and unknown ones are in the answer too. Repeating
-        the call is safe. INVALID_ARGUMENT, with nothing done, if more than 5000 jobs match.
+        the call is safe. INVALID_ARGUMENT, with nothing done, if more than 5000 jobs match. If the store stops answering
+        midway, nothing is begun with those that are left: their outcomes say STORE_UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod

@@ -36,15 +36,25 @@ class Holds:
     async def ask(self, request: Selection, event: Ask) -> list[HoldOutcome]:
         """Returns what became of each job that matches, by name; with `dry_run`, what would.
 
-        Raises InvalidRequestError if more match than one call may change.
+        Once the store does not answer for one, nothing is begun with those that are left, and each says so.
+
+        Raises InvalidRequestError if more match than one call may change, StoreUnavailableError if nobody knows which.
         """
         jobs = await self.selected(request)
         apply = self.would_be if request.dry_run else self.becomes
         limit = asyncio.Semaphore(AT_ONCE)
+        away: errors.StoreUnavailableError | None = None
 
         async def one(job: JobName) -> HoldOutcome | None:
+            nonlocal away
             async with limit:
-                return await apply(job, event)
+                if away is not None:
+                    return not_reached(job, away)
+                try:
+                    return await apply(job, event)
+                except errors.StoreUnavailableError as error:
+                    away = error
+                    return not_reached(job, error)
 
         found = await asyncio.gather(*map(one, sorted(jobs)))
         return [outcome for outcome in found if outcome is not None]
@@ -89,6 +99,11 @@ class Holds:
             return missing(job)
         except errors.ContentionError as error:
             return HoldOutcome(job=job, reason=error.reason, message=error.message)
+        except errors.StoreUnavailableError as error:
+            if outcome is None or not outcome.changed:
+                raise
+            why = f"nobody knows whether this was done, repeat the request; {error.message}"
+            return HoldOutcome(job=job, unknown=True, reason=error.reason, message=why)
         return outcome
 
 
@@ -107,3 +122,7 @@ def decided(record: JobRecord, event: Ask) -> tuple[HoldOutcome | None, Decision
 
 def missing(job: JobName) -> HoldOutcome:
     return HoldOutcome(job=job, reason=errors.NotFoundError.reason, message=f"there is no {job}")
+
+
+def not_reached(job: JobName, error: errors.StoreUnavailableError) -> HoldOutcome:
+    return HoldOutcome(job=job, reason=error.reason, message=f"nothing was done, repeat the request; {error.message}")

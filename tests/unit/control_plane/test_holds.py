@@ -8,7 +8,7 @@ from adjourn.v1.job_service_pb2 import HoldJobsRequest, ReleaseJobsRequest
 from adjourn_control_plane.api import holds, validation
 from adjourn_control_plane.api.holds import Holds
 from adjourn_control_plane.job.events import CancelRequested, PauseRequested, ResumeRequested, UpdateRequested
-from adjourn_control_plane.store.interface import JobName
+from adjourn_control_plane.store.interface import Change, JobName, Stored
 from tests.harness.controllers import Controllers
 from tests.harness.memory_store import MemoryStore
 
@@ -90,6 +90,58 @@ async def test_too_many_are_refused_before_anything_is_done(
     with pytest.raises(errors.InvalidRequestError, match="more than 3 jobs match"):
         await Holds(plane.store, plane.updater, most=3).ask(HoldJobsRequest(all=True), HOLD)
     assert await held(plane) == []
+
+
+class GoesAway(MemoryStore):
+    """Goes away with the second hold, before or after it is stored; counts the reads of jobs from then on."""
+
+    holds, after, reads = 0, False, 0
+
+    async def commit(self, change: Change) -> int:
+        self.holds += change.expected > 0
+        if self.holds != 2:
+            return await super().commit(change)
+        if self.after:
+            await super().commit(change)
+        self.available = False
+        raise errors.StoreUnavailableError("gone")
+
+    async def get(self, job: JobName) -> Stored | None:
+        self.reads += not self.available
+        return await super().get(job)
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("at_once", [1, 16])
+async def test_what_an_outage_leaves_open_is_said_of_each_job(
+    monkeypatch: pytest.MonkeyPatch, after: bool, at_once: int
+) -> None:
+    monkeypatch.setattr(holds, "AT_ONCE", at_once)
+    store = GoesAway()
+    plane = Controllers(store)
+    names = [await plane.create(f"j{number:02}", total_epochs=3) for number in range(40)]
+    store.after = after
+    outcomes = await Holds(store, plane.updater).ask(HoldJobsRequest(all=True), HOLD)
+    assert [each.job for each in outcomes] == names, "each is answered for"
+    assert store.reads <= at_once, "an outage is not waited for once for each job"
+    store.available = True
+    changed = {each.job for each in outcomes if each.changed}
+    unknown = {each.job for each in outcomes if each.unknown}
+    assert unknown
+    assert changed | unknown >= set(await held(plane)) >= changed
+    assert len(await held(plane)) == len(changed) + after
+    rest = [each for each in outcomes if not each.changed]
+    assert {each.reason for each in rest} == {"STORE_UNAVAILABLE"}
+    assert all(("nobody knows" if each.unknown else "nothing was done") in each.message for each in rest)
+    again = await Holds(store, plane.updater).ask(HoldJobsRequest(all=True), HOLD)
+    assert not any(each.reason for each in again)
+    assert await held(plane) == names
+
+
+async def test_who_matches_is_not_known_without_the_store(plane: Controllers, many: Holds) -> None:
+    plane.store.available = False
+    with pytest.raises(errors.StoreUnavailableError):
+        await many.ask(HoldJobsRequest(all=True), HOLD)
 
 
 def test_it_has_to_be_said_which_jobs_are_meant() -> None:
