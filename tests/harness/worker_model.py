@@ -231,14 +231,14 @@ class AgentModel:
                 host.held.pop(name, None)
 
     def take_on(self, assignment: Assignment) -> None:
-        if self.draining:
-            return
         if not assignment.HasField("spec") and assignment.target != Assignment.STOP:
             return
         token = assignment.token
         directory = f"{assignment.job}-{token.job_uid}-{token.attempt}-{token.nonce}"
         runner = RunnerModel(HeldAssignment(assignment=assignment, directory=directory))
         self.commit(runner, machine.take_on(assignment, directory, "log", self.now))
+        if self.draining:
+            self.feed(runner, events.WorkerStopping())
         self.take_up(runner)
 
     def take_up(self, runner: RunnerModel) -> None:

@@ -4,7 +4,8 @@ import asyncio
 import hashlib
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from importlib import metadata
 from pathlib import Path
@@ -15,13 +16,13 @@ import pytest
 from adjourn import bundles, reasons, snapshots
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment
 from adjourn.objects import S3Objects, S3Settings
-from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
+from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, Report
 from adjourn.v1.job_pb2 import JobSpec, Pause
 from adjourn_worker.journal import Journal
 from adjourn_worker.paths import WorkerPaths
 from adjourn_worker.storage.fetch import fetch
 from adjourn_worker.storage.parts import PartStore
-from tests.harness.agents import AgentHarness, alive
+from tests.harness.agents import DEADLINE, AgentHarness, alive
 from tests.harness.jobs import Gate, Training
 from tests.harness.memory_objects import MemoryObjects
 from tests.harness.scripted_control_plane import Job
@@ -179,7 +180,11 @@ async def test_sigterm_can_drain_the_worker(
     agent.terminate()
     await harness.until(lambda: harness.plane.requests[-1].draining)
     harness.plane.set_target(job, Assignment.PAUSE)  # as a control plane does
-    refused = harness.job("refused")
+    late = harness.job("late")
+    await harness.until_forgotten(late)
+    how = harness.plane.exit(late)
+    assert (how.phase, how.failure.reason) == (STOPPED, reasons.WORKER_STOPPED)
+    assert not harness.attempt(late).exists(), "nothing was made ready for it, nor launched"
     await harness.until_phase(job, AssignmentStatus.PAUSING)
     job.do("epoch")
     assert await harness.ended(agent) == 0
@@ -189,9 +194,33 @@ async def test_sigterm_can_drain_the_worker(
         harness.plane.checkpoints(job)[-1].name,
         False,
     )
-    assert not harness.plane.of(refused)
     assert not alive(launcher)
     assert not harness.paths.runtime.exists()
+
+
+async def test_an_assignment_that_is_being_taken_on_as_a_drain_begins_is_ended_and_told_of(
+    harness: AgentHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    async with harness.agent(MemoryObjects()) as agent:
+        record = agent.journal.record
+
+        def slow(held: HeldAssignment, reports: Sequence[Report]) -> list[Report]:
+            begun.set()
+            assert go_on.wait(DEADLINE)
+            return record(held, reports)
+
+        monkeypatch.setattr(agent.journal, "record", slow)
+        job = harness.job()
+        await harness.until(begun.is_set)
+        draining = asyncio.create_task(agent.drain(asyncio.Event()))
+        await harness.until(lambda: harness.plane.requests[-1].draining)
+        assert not draining.done(), "it would end without having told of what it was given"
+        go_on.set()
+        await draining
+        how = harness.plane.exit(job)
+        assert (how.phase, how.failure.reason) == (STOPPED, reasons.WORKER_STOPPED)
+        assert not harness.attempt(job).exists()
 
 
 async def test_a_drained_worker_tells_a_control_plane_that_is_back_within_the_grace(

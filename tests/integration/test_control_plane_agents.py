@@ -7,7 +7,7 @@ from structlog.testing import capture_logs
 from adjourn import errors, reasons
 from adjourn.v1 import job_service_pb2 as pb
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, Exit, FencingToken
-from adjourn.v1.job_pb2 import Failure, Job, Pause
+from adjourn.v1.job_pb2 import Condition, Failure, Job, Pause
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.fleet import session as sessions
@@ -340,6 +340,24 @@ async def test_a_draining_worker_is_given_nothing_new(plane: Replica) -> None:
         await taking.given(JOB)
         assert list((await draining.hears()).assignments) == []
         await plane.worker_is(Worker.DRAINED)
+
+
+async def test_what_a_draining_worker_does_not_take_on_goes_on_elsewhere_at_no_cost(plane: Replica) -> None:
+    async with Agent(plane.address) as draining, Agent(plane.address, name="workers/b", cpu_slots=0) as taking:
+        await draining.say()
+        await taking.say()
+        await plane.create()
+        order = await draining.given(JOB)
+        why = Failure(reason=reasons.WORKER_STOPPED, message="the worker was stopped with all it runs")
+        ended = draining.report(JOB, order.token, exit=Exit(phase=AssignmentStatus.STOPPED, failure=why))
+        await draining.say(status_of(order, AssignmentStatus.STOPPED), reports=(ended,), draining=True)
+        await draining.hears(lambda response: response.acknowledged_report == 1 and not response.assignments)
+        taking.cpu_slots = 1
+        await taking.say()
+        assert (await taking.given(JOB)).token.attempt == 2
+        job = await plane.get()
+        assert (job.restart_count, job.worker) == (0, "workers/b")
+        assert not any(each.type == Condition.RELEASE_UNCONFIRMED for each in job.conditions)
 
 
 async def test_gpus_are_handed_out_and_given_back(plane: Replica) -> None:

@@ -102,6 +102,8 @@ class Agent:
         """Not yet acknowledged, oldest first."""
         self.journal_lock = asyncio.Lock()
         self.draining = False
+        self.taking_on = False
+        """An assignment is being journaled: it is not among the runners yet."""
         self.steady_since = 0.0
         self.group: asyncio.TaskGroup
 
@@ -305,8 +307,6 @@ class Agent:
         return any(key(report.job, report.token) == name for report in self.reports)
 
     async def take_on(self, assignment: Assignment) -> None:
-        if self.draining:
-            return  # it was placed before `draining` arrived; the job waits until this worker counts as lost
         if not assignment.HasField("spec") and assignment.target != Assignment.STOP:
             # An answer to a message from before it was forgotten; the next one has the spec.
             log.info("assignment_without_spec", job=assignment.job, attempt=assignment.token.attempt)
@@ -314,8 +314,12 @@ class Agent:
         directory = self.paths.attempt(assignment.job, assignment.token)
         log_file = self.paths.log(assignment.job, assignment.token)
         runner = self.runner(HeldAssignment(assignment=assignment, directory=str(directory)))
+        self.taking_on = True
         await runner.begin(assignment, f"{log_file} on {self.worker.name}")
+        if self.draining:  # it was placed before that was known: told of at once, its job goes on elsewhere
+            await runner.handle(WorkerStopping())
         self.start(runner)
+        self.taking_on = False
 
     def runner(self, held: HeldAssignment) -> AttemptRunner:
         return AttemptRunner(
@@ -412,7 +416,8 @@ class Agent:
 
     def is_empty(self) -> bool:
         """Tells whether all attempts are over and cleaned up, and the control plane, if it is there, knows how."""
-        return all(task.done() for task in self.tasks.values()) and not (self.reports and self.stream.connected)
+        cleaned_up = not self.taking_on and all(task.done() for task in self.tasks.values())
+        return cleaned_up and not (self.reports and self.stream.connected)
 
     async def watch_disk(self) -> None:
         """Finds out, again and again, whether the disk has room for another attempt."""
