@@ -188,6 +188,30 @@ async def test_a_log_that_grows_without_end_takes_no_more_than_its_limit(harness
     assert log.read_bytes().startswith(b"the first line\nxxx")
 
 
+def taken(log: Path) -> int:
+    return log.stat().st_blocks * 512 - 2 * os.statvfs(log).f_frsize
+
+
+async def test_the_launchers_own_log_takes_no_more_than_its_limit(harness: LauncherHarness) -> None:
+    log, limit = harness.paths.launcher_log, 1 << 20
+    log.write_bytes(b"of long ago\n" + b"x" * 5 * limit)
+    with pytest.raises(LauncherFailed):
+        await harness.launcher(log_bytes=limit, entry="none:main").start()
+    assert taken(log) <= limit, "a launcher that never comes so far as to do it"
+    async with harness.launcher(log_bytes=limit) as launcher:
+        with log.open("ab") as output:
+            output.write(b"x" * 5 * limit)
+        directory = harness.attempt(SLEEPER)
+        await launcher.launch(directory, NONCE)
+        await until(lambda: taken(log) <= limit)
+        await launcher.kill(directory)
+        await ended(directory)
+        await launcher.shutdown()
+    content = log.read_bytes()
+    assert content.startswith(b"of long ago\n")
+    assert b"training_ended" in content[-limit // 2 :]
+
+
 async def test_killing_one_leaves_the_others(harness: LauncherHarness, launcher: LauncherClient) -> None:
     one, other = harness.attempt(SLEEPER, 1), harness.attempt(SLEEPER, 2)
     await launcher.launch(one, NONCE)

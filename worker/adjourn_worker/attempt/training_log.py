@@ -1,8 +1,9 @@
-"""The log of a training process, which must never fill the disk.
+"""The log of a training process, which must never fill the disk; nor must that of the launcher itself.
 
 A process writes to its log directly, so nothing that dies or is slow holds it up. Once a log is longer than its limit,
 the launcher frees what lies between the first half of the limit and the newest half, about once a second; those parts
 of the file read as zeros. When the process has ended, the agent writes the two halves out as the log that is kept.
+The log of the launcher goes on for as long as the data directory, and stays as it is.
 """
 
 import os

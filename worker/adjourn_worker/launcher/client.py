@@ -83,6 +83,7 @@ class LauncherClient:
         self._paths = paths
         self._environment = launcher_environment(environment, paths)
         self._arguments = ("--entry", entry, "--software", software, "--log-bytes", str(log_bytes))
+        self._log_bytes = log_bytes
         self._patience = patience
         self._connection: LauncherConnection | None = None
         self._child: subprocess.Popen[bytes] | None = None
@@ -227,6 +228,7 @@ class LauncherClient:
 
     def spawn(self) -> subprocess.Popen[bytes]:
         """Starts a launcher; it ends at once if another has the lock."""
+        training_log.bound(self._paths.launcher_log, self._log_bytes)  # one that never gets to serve does not do it
         with self._paths.launcher_log.open("ab") as output:
             # Popen and not asyncio's: a transport that is closed or collected would kill the child.
             return subprocess.Popen(

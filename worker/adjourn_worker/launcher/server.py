@@ -66,6 +66,8 @@ class Launcher:
             attempts_directory=paths.attempts, entry=entry, in_child=self.close_inherited, log_bytes=log_bytes
         )
         self.lock = lock
+        self.log_bytes = log_bytes
+        """Most bytes of our own log, too."""
         self.environment = environment
         """What the bits of a training here depend on."""
         self.selector = selectors.DefaultSelector()
@@ -87,6 +89,7 @@ class Launcher:
                 key.data(key.fileobj)
             self.table.reap()
             self.table.bound_logs()
+            training_log.bound(self.paths.launcher_log, self.log_bytes)
         self.kill_all()
         self.paths.launcher_socket.unlink(missing_ok=True)
         log.info("launcher_ended", pid=os.getpid())
@@ -196,7 +199,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("data", type=Path, help="data directory of the worker")
     parser.add_argument("--entry", default=ENTRY, help="what a training process runs, module:function")
     parser.add_argument("--software", default=SOFTWARE, help="returns the software environment, module:function")
-    parser.add_argument("--log-bytes", type=int, default=training_log.LIMIT, help="limit of a training process's log")
+    parser.add_argument("--log-bytes", type=int, default=training_log.LIMIT, help="limit of a log")
     options = parser.parse_args(arguments)
     for name, value in ENVIRONMENT.items():
         if os.environ.get(name) != value:
