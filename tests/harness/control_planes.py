@@ -193,6 +193,7 @@ class Agent:
     instance: str = ""
     session: str = field(default_factory=lambda: uuid4().hex)
     sequence: int = 0
+    acted_upon: int = 0
     heard: "asyncio.Queue[SynchronizeResponse | grpc.aio.AioRpcError | None]" = field(default_factory=asyncio.Queue)
 
     async def __aenter__(self) -> Self:
@@ -225,7 +226,12 @@ class Agent:
         worker = Worker(name=self.name, cpu_slots=self.cpu_slots, devices=devices, instance=self.instance)
         await self.call.write(
             SynchronizeRequest(
-                worker=worker, session_id=self.session, assignments=assignments, reports=reports, draining=draining
+                worker=worker,
+                session_id=self.session,
+                assignments=assignments,
+                reports=reports,
+                draining=draining,
+                acknowledged_response=self.acted_upon,
             )
         )
 
@@ -237,6 +243,7 @@ class Agent:
                 if isinstance(heard, grpc.aio.AioRpcError):
                     raise heard
                 assert heard is not None, "the stream has ended"
+                self.acted_upon = heard.sequence
                 if wanted(heard):
                     return heard
 

@@ -115,7 +115,7 @@ class StreamModel:
         self.task: asyncio.Task[None] | None = None
         replica.streams.append(self)
         agent.stream = self
-        agent.silence = 0
+        agent.silence = agent.acted_upon = 0
         agent.inbox.clear()
 
     def speak(self) -> None:

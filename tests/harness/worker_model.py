@@ -173,6 +173,8 @@ class AgentModel:
         self.stream: Any = None
         self.inbox: deque[SynchronizeResponse] = deque()
         """Responses that have arrived."""
+        self.acted_upon = 0
+        """Sequence of the newest response of its stream that it has heard."""
         self.silence = 0
         """Turns without a response."""
         self.fetched: dict[str, bytes] = {}
@@ -206,6 +208,7 @@ class AgentModel:
             draining=self.draining,
             assignments=messages.fitting_statuses(runner.held.status for runner in self.runners.values()),
             reports=messages.next_reports(self.reports),
+            acknowledged_response=self.acted_upon,
         )
 
     def hear(self, response: SynchronizeResponse) -> None:
@@ -229,6 +232,7 @@ class AgentModel:
                 host.burn()
                 del self.runners[name]
                 host.held.pop(name, None)
+        self.acted_upon = response.sequence
 
     def take_on(self, assignment: Assignment) -> None:
         if not assignment.HasField("spec") and assignment.target != Assignment.STOP:

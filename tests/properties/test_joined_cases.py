@@ -134,3 +134,22 @@ def test_the_successor_of_a_replaced_machine_waits_until_the_first_is_lost(world
     session = world.run(world.store.session(WorkerName("workers/a")))
     assert session
     assert session.worker.instance == world.hosts["workers/a"].worker.instance
+
+
+def test_an_order_that_was_passed_over_for_a_newer_one_is_not_waited_for(world: JoinedMachine) -> None:
+    """An agent is stopped while a job is given to it and taken from it again; its stream outlives all that."""
+    host = its_host(world)
+    other = world.hosts["workers/b" if host.name == "workers/a" else "workers/a"]
+    assert other.agent
+    world.machine_fails(host.name, "kill")
+    while there(world).record.job.state != Job.QUEUED:
+        world.turn(place=False)
+    for _ in range(10):  # it waits before its next attempt
+        world.turn(place=False)
+    other.agent.stopped = True
+    world.place(0)
+    assert there(world).record.job.worker == other.name
+    world.lose_silent()
+    other.agent.stopped = False
+    world.work(4)
+    assert [entry.worker for entry in there(world).record.unconfirmed_releases] == [host.name]

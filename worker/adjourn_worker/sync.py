@@ -72,6 +72,8 @@ class Stream:
         """Set it to have the worker's state sent soon."""
         self.connected = False
         self.interval = FIRST_INTERVAL
+        self.acted_upon = 0
+        """Sequence of the newest response of the open stream that `on_response` has dealt with."""
 
     async def run(self) -> None:
         """Keeps a stream open until cancelled; raises Superseded, and what `on_name_taken` raises."""
@@ -119,6 +121,7 @@ class Stream:
         newest: list[SynchronizeResponse] = []
         received = self.received = asyncio.Event()
         self.reopening = False
+        self.acted_upon = 0
 
         async def read() -> None:  # on its own: a timeout around a read would leak the call (grpc issue 43360)
             async for response in call:
@@ -152,7 +155,9 @@ class Stream:
         with contextlib.suppress(asyncio.InvalidStateError):  # the stream has ended; the reader knows why
             while True:
                 self.changed.clear()
-                await call.write(self.build_request())
+                request = self.build_request()
+                request.acknowledged_response = self.acted_upon
+                await call.write(request)
                 await asyncio.sleep(GAP)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self.interval):
@@ -165,6 +170,7 @@ class Stream:
         self.interval = response.sync_interval.ToTimedelta().total_seconds() or FIRST_INTERVAL
         self.lease = response.lease_duration.ToTimedelta().total_seconds() or self.lease
         await self.on_response(response)
+        self.acted_upon = response.sequence
 
 
 BROKEN: Final = (grpc.aio.AioRpcError, grpc.aio.UsageError)

@@ -35,10 +35,13 @@ class SynchronizeRequest(_message.Message):
     ASSIGNMENTS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     REPORTS_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGED_RESPONSE_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """UUID of the agent process; a newer session ends an older one's stream."""
     draining: _builtins.bool
     """The worker wants no new work and its jobs moved (a spot notice, SIGTERM)."""
+    acknowledged_response: _builtins.int
+    """Newest `SynchronizeResponse.sequence` of this stream that was acted upon; none before it will be."""
     @_builtins.property
     def worker(self) -> _worker_pb2.Worker:
         """The worker as its agent knows it: name, devices, slots, labels, environment, version. OUTPUT_ONLY fields are not read."""
@@ -59,10 +62,11 @@ class SynchronizeRequest(_message.Message):
         assignments: _abc.Iterable[Global___AssignmentStatus] | None = ...,
         draining: _builtins.bool = ...,
         reports: _abc.Iterable[Global___Report] | None = ...,
+        acknowledged_response: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["worker", b"worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "draining", b"draining", "reports", b"reports", "session_id", b"session_id", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_response", b"acknowledged_response", "assignments", b"assignments", "draining", b"draining", "reports", b"reports", "session_id", b"session_id", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -78,8 +82,11 @@ class SynchronizeResponse(_message.Message):
     ACKNOWLEDGED_REPORT_FIELD_NUMBER: _builtins.int
     SYNC_INTERVAL_FIELD_NUMBER: _builtins.int
     LEASE_DURATION_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
     acknowledged_report: _builtins.int
     """Reports up to this sequence are stored; forget them."""
+    sequence: _builtins.int
+    """Grows by one with each response of a stream. The worker may pass over one that a newer has followed."""
     @_builtins.property
     def assignments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Assignment]:
         """Every assignment meant for the worker. Of those missing here, the worker forgets a finished one and leaves a
@@ -101,10 +108,11 @@ class SynchronizeResponse(_message.Message):
         acknowledged_report: _builtins.int = ...,
         sync_interval: _duration_pb2.Duration | None = ...,
         lease_duration: _duration_pb2.Duration | None = ...,
+        sequence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lease_duration", b"lease_duration", "sync_interval", b"sync_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_report", b"acknowledged_report", "assignments", b"assignments", "lease_duration", b"lease_duration", "sync_interval", b"sync_interval"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_report", b"acknowledged_report", "assignments", b"assignments", "lease_duration", b"lease_duration", "sequence", b"sequence", "sync_interval", b"sync_interval"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

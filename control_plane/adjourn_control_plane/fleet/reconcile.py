@@ -36,6 +36,8 @@ OVER: Final = frozenset(
 """Phases after which the worker does nothing more for the assignment."""
 TokenKey: TypeAlias = tuple[int, str, str]
 """A fencing token, to look things up by."""
+AttemptKey: TypeAlias = tuple[str, TokenKey]
+"""A job's name, and the token of one of its attempts."""
 UNDER_WAY: Final = frozenset({AssignmentStatus.RUNNING, AssignmentStatus.PAUSING, AssignmentStatus.PERSISTING})
 """Phases that come after the first step."""
 PROGRESS_INTERVAL: Final = timedelta(seconds=2)
@@ -106,7 +108,7 @@ def confirmed_releases(
     unconfirmed: Sequence[JobRecord],
     reported: Sequence[AssignmentStatus],
     *,
-    on_the_way: AbstractSet[tuple[str, TokenKey]] = frozenset(),
+    on_the_way: AbstractSet[AttemptKey] = frozenset(),
 ) -> list[tuple[str, Event]]:
     """Returns the end of each attempt that was left on a worker out of reach, and is not alive there.
 
@@ -147,7 +149,7 @@ def drain_events(
     return [(record.job.name, event) for record in held if record.job.state in trains and record.job.spec.total_epochs]
 
 
-def by_attempt(reported: Sequence[AssignmentStatus]) -> dict[tuple[str, TokenKey], AssignmentStatus]:
+def by_attempt(reported: Sequence[AssignmentStatus]) -> dict[AttemptKey, AssignmentStatus]:
     return {(status.job, token_key(status.token)): status for status in reported}
 
 

@@ -78,8 +78,9 @@ class AgentSession:
         """Uids of the jobs that it has attempts of, and that are not there: deleted, or known to nobody."""
         self.orphans: set[JobUid] = set()
         """Those that nobody knows."""
-        self.on_the_way: set[tuple[str, reconcile.TokenKey]] = set()
-        """Attempts that were handed to it over this stream, and of which it has not said a word."""
+        self.responses_sent = 0
+        self.on_the_way: dict[reconcile.AttemptKey, int] = {}
+        """Attempts that it may not have received yet, and the sequence of the newest response that hands them to it."""
 
     async def run(self, first: SynchronizeRequest, requests: Requests) -> AsyncGenerator[SynchronizeResponse, None]:
         """Speaks for the worker until either end closes the stream, or another stream takes over."""
@@ -148,9 +149,13 @@ class AgentSession:
         others = await self.others(held)
         await self.classify(held, others)
         tokens = {record.job.name: record.token for record in (*held, *others.values())}
-        self.on_the_way -= reconcile.by_attempt(self.reported).keys()
+        self.on_the_way = {
+            attempt: sequence
+            for attempt, sequence in self.on_the_way.items()
+            if sequence > request.acknowledged_response
+        }
         gone = reconcile.confirmed_releases(
-            self.worker, self.instance, unconfirmed, self.reported, on_the_way=self.on_the_way
+            self.worker, self.instance, unconfirmed, self.reported, on_the_way=self.on_the_way.keys()
         )
         await self.apply(gone, tokens)
         events = reconcile.reconcile(self.worker, held, self.reported, others, instance=self.instance)
@@ -241,9 +246,12 @@ class AgentSession:
             response = SynchronizeResponse(
                 assignments=reconcile.that_fit(self.desired, RESPONSE_BYTES),
                 acknowledged_report=self.acknowledged,
+                sequence=self.responses_sent + 1,
             )
-            new = (each for each in response.assignments if each.HasField("spec"))
-            self.on_the_way |= {(each.job, reconcile.token_key(each.token)) for each in new}
+            self.responses_sent = response.sequence
+            for each in response.assignments:
+                if each.HasField("spec"):
+                    self.on_the_way[each.job, reconcile.token_key(each.token)] = response.sequence
             response.sync_interval.FromTimedelta(interval)
             response.lease_duration.FromTimedelta(self.settings.lease_duration)
             yield response

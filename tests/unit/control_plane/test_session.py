@@ -187,7 +187,20 @@ async def test_a_message_from_before_an_attempt_arrived_does_not_say_that_it_is_
     assert (await plane.record(agents.job)).unconfirmed_releases, "the order may arrive still"
     await stream.handle(await agents.says(AssignmentStatus.RUNNING))
     assert (await plane.record(agents.job)).job.worker == A
-    again = await agents.connect()  # a new stream: what the old one carried arrives no more
+    await plane.updater.apply(agents.job, lost, token=record.token)
+    await stream.handle(empty)
+    assert (await plane.record(agents.job)).unconfirmed_releases, "it was said before"
+    empty.acknowledged_response = 1
+    await stream.handle(empty)
+    assert not (await plane.record(agents.job)).unconfirmed_releases, "it has passed the order over for a newer one"
+
+
+async def test_what_an_older_stream_carried_arrives_no_more(agents: Agents) -> None:
+    plane = agents.plane
+    record = await plane.record(agents.job)
+    empty = SynchronizeRequest(worker=Worker(name=A, cpu_slots=1), session_id="agent")
+    lost = Lost(actor="control_plane", failure=Failure(reason=reasons.WORKER_LOST), out_of_reach=True)
+    again = await agents.connect()
     await plane.updater.apply(agents.job, lost, token=record.token)
     await again.handle(empty)
     assert not (await plane.record(agents.job)).unconfirmed_releases

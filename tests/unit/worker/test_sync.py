@@ -150,6 +150,27 @@ async def test_it_speaks_at_every_interval_and_hears_each_answer(eventually: Eve
         assert side.stream.interval == 0.05
 
 
+async def test_a_response_is_acknowledged_once_it_was_acted_upon(eventually: Eventually) -> None:
+    async def number(requests: Requests, _: Any) -> Answers:
+        yield SynchronizeResponse(sequence=7)
+        async for _request in requests:
+            pass
+
+    async with connected(number) as (peer, side, _task):
+        held = asyncio.Event()
+
+        async def listening() -> None:
+            await held.wait()
+
+        side.listening = listening
+        side.stream.changed.set()
+        await eventually(lambda: len(peer.said) > 1)
+        assert {each.acknowledged_response for each in peer.said} == {0}
+        held.set()
+        side.stream.changed.set()
+        await eventually(lambda: peer.said[-1].acknowledged_response == 7)
+
+
 async def test_it_speaks_soon_when_something_changed_but_not_for_each_change(eventually: Eventually) -> None:
     async def answer_rarely(requests: Requests, _: Any) -> Answers:
         async for _request in requests:
