@@ -10,21 +10,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
-from blake3 import blake3
-from google.protobuf.json_format import Parse
-
 from adjourn import reasons
 from adjourn.client import AsyncClient
 from adjourn.errors import AdjournError, NotFoundError
 from adjourn.internal.v1.record_pb2 import JobRecord
-from adjourn.objects import STORAGE_ERRORS, ObjectMissing, ObjectStore, ObjectTooLong
-from adjourn.v1.checkpoint_pb2 import Checkpoint
+from adjourn.objects import STORAGE_ERRORS, ObjectStore
 from adjourn.v1.job_pb2 import Condition, Job, Pause
 from adjourn.v1.job_service_pb2 import JobEvent
-from adjourn.v1.manifest_pb2 import Manifest
 from tests.chaos.control_planes import AGAIN_SECONDS, ControlPlanes
 from tests.chaos.processes import LiveTraining, live_trainings
 from tests.chaos.timeline import Timeline
+from tests.harness.checkpoint_objects import damage
 from tests.harness.job_history import Told
 
 POLL_SECONDS: Final = 0.3
@@ -162,7 +158,7 @@ class Oracle:
             held = paused and job.pause.cause == Pause.HELD and bool(job.pause.checkpoint)
             if held and checkpoint.epoch != job.pause.epoch:
                 self.timeline.find("the pause is of another epoch than its checkpoint", **brief(job))
-            if wrong := await self.damage(checkpoint):
+            if wrong := await damage(checkpoint, self._read):
                 if await self._exists(job):
                     self.timeline.find("a job rests on a checkpoint that is not whole", wrong=wrong, **brief(job))
                 return
@@ -177,25 +173,6 @@ class Oracle:
         with contextlib.suppress(NotFoundError):
             return (await self.planes.ask(lambda client: client.get_job(job.name))).uid == job.uid
         return False
-
-    async def damage(self, checkpoint: Checkpoint) -> str:
-        """Returns what is wrong with a checkpoint's objects; empty: they are all there, bit for bit."""
-        try:
-            key = checkpoint.uri.removeprefix(f"s3://{self.objects.bucket}/")
-            raw = await self._read(key)
-            if blake3(raw).hexdigest() != checkpoint.manifest_digest:
-                return f"{key} is not the manifest that was registered"
-            manifest = Parse(raw, Manifest())
-            if dict(manifest.component_digests) != dict(checkpoint.component_digests):
-                return f"{key} has other digests of components than the registered checkpoint"
-            for file in manifest.files:
-                for part in file.parts:
-                    data = await self._read(f"checkpoints/{checkpoint.job_uid}/parts/{part.digest}")
-                    if (blake3(data).hexdigest(), len(data)) != (part.digest, part.size_bytes):
-                        return f"part {part.digest} of {file.name} is damaged"
-        except (ObjectMissing, ObjectTooLong) as error:
-            return str(error)
-        return ""
 
     async def _read(self, key: str) -> bytes:
         while True:
@@ -236,8 +213,8 @@ class Oracle:
         if dict(last.component_digests) != dict(twin.digests):
             wrong_components = sorted(set(last.component_digests.items()) ^ set(twin.digests.items()))
             self.timeline.find("the digests differ from the twin's", components=wrong_components, **brief(job))
-        if damage := await self.damage(last):
-            self.timeline.find("the last checkpoint is not whole", wrong=damage, **brief(job))
+        if lacks := await damage(last, self._read):
+            self.timeline.find("the last checkpoint is not whole", wrong=lacks, **brief(job))
         events = await self._history(job)
         if [each.sequence for each in events] != list(range(1, len(events) + 1)):
             self.timeline.find("the job's events have gaps", sequences=[each.sequence for each in events], **brief(job))

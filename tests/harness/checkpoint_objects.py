@@ -1,0 +1,36 @@
+"""The objects of a checkpoint, read as they lie in the storage."""
+
+from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
+
+from blake3 import blake3
+from google.protobuf.json_format import Parse
+
+from adjourn.objects import ObjectMissing, ObjectTooLong
+from adjourn.v1.checkpoint_pb2 import Checkpoint
+from adjourn.v1.manifest_pb2 import Manifest
+from adjourn_worker.storage.parts import part_key
+
+
+def manifest_key(checkpoint: Checkpoint) -> str:
+    return urlsplit(checkpoint.uri).path.lstrip("/")
+
+
+async def damage(checkpoint: Checkpoint, read: Callable[[str], Awaitable[bytes]]) -> str:
+    """Returns what is wrong with a checkpoint's objects; empty: they are all there, bit for bit."""
+    try:
+        key = manifest_key(checkpoint)
+        raw = await read(key)
+        if blake3(raw).hexdigest() != checkpoint.manifest_digest:
+            return f"{key} is not the manifest that was registered"
+        manifest = Parse(raw, Manifest())
+        if dict(manifest.component_digests) != dict(checkpoint.component_digests):
+            return f"{key} has other digests of components than the registered checkpoint"
+        for file in manifest.files:
+            for part in file.parts:
+                data = await read(part_key(checkpoint.job_uid, part.digest))
+                if (blake3(data).hexdigest(), len(data)) != (part.digest, part.size_bytes):
+                    return f"part {part.digest} of {file.name} is damaged"
+    except (ObjectMissing, ObjectTooLong) as error:
+        return str(error)
+    return ""
