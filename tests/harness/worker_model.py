@@ -163,7 +163,7 @@ class AgentModel:
         self.session = session
         self.runners: dict[Key, RunnerModel] = {}
         self.reports: list[Report] = []
-        self.parts = InlineParts(host.objects)
+        self.parts = InlineParts(host.objects, again_seconds=0)
         self.stopped = False
         """By SIGSTOP: it does nothing, and does not know that time passes."""
         self.draining = False

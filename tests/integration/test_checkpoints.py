@@ -32,6 +32,8 @@ from tests.harness.memory_objects import MemoryObjects
 
 FROZEN = secrets.token_bytes(PART_BYTES)
 """The first part of every tensors file made here, header aside."""
+OTHER = b'{"format":"adjourn.checkpoint/2"}'
+"""Somebody else's manifest."""
 ENVIRONMENT = {"torch": "2.13.0", "device": "cpu"}
 
 
@@ -143,10 +145,10 @@ async def test_two_jobs_of_one_name_share_no_object(
 async def test_a_manifest_is_never_replaced(store: ObjectStore, assignment: Assignment, tmp_path: Path) -> None:
     name = f"2-{assignment.token.nonce[:8]}-1"
     key = manifest_key(assignment.token.job_uid, name)
-    for other in (b"{}", b"." * 100_000):
+    for other in (OTHER, OTHER.ljust(100_000)):
         await store.put(key, other)
         with pytest.raises(KeyTaken, match=name):
-            await kept(store, assignment, snapshot(tmp_path / "slot"))
+            await kept(PartStore(store, again_seconds=0), assignment, snapshot(tmp_path / "slot"))
         assert await store.get(key, limit=len(other)) == other
 
 
@@ -154,7 +156,7 @@ class Overtaken(MemoryObjects):
     """Another writes a manifest of its own in the moment between looking and writing."""
 
     async def create(self, key: str, data: bytes) -> bool:
-        await super().put(key, b"{}")
+        await super().put(key, OTHER)
         return await super().create(key, data)
 
 
@@ -162,7 +164,7 @@ async def test_a_manifest_that_another_wrote_at_the_same_time_is_not_ours(
     assignment: Assignment, tmp_path: Path
 ) -> None:
     with pytest.raises(KeyTaken):
-        await kept(Overtaken(), assignment, snapshot(tmp_path / "slot"))
+        await kept(PartStore(Overtaken(), again_seconds=0), assignment, snapshot(tmp_path / "slot"))
 
 
 def flip(store: MemoryObjects, key: str) -> None:
@@ -218,6 +220,23 @@ async def test_a_part_is_read_once_in_an_agents_life(assignment: Assignment, tmp
     store.read = 0
     third = await kept(agent, assignment, snapshot(tmp_path / "slot", sequence=3), base)
     assert store.read < PART_BYTES > third.uploaded_bytes
+
+
+@pytest.mark.parametrize("last", [False, True])
+async def test_what_an_earlier_snapshot_sent_is_not_sent_again_although_it_became_no_checkpoint(
+    assignment: Assignment, tmp_path: Path, last: bool
+) -> None:
+    store = Counting()
+    agent = PartStore(store)
+    dropped = await kept(agent, assignment, snapshot(tmp_path / "slot"))
+    assert dropped.uploaded_bytes > PART_BYTES
+    store.read = 0
+    taken = snapshot(tmp_path / "slot", sequence=2, tail=b"new." * 1000)
+    taken.last = last
+    second = await kept(agent, assignment, taken)
+    assert second.uploaded_bytes < PART_BYTES
+    assert (store.read > PART_BYTES) == last, "what a pause rests on is read"
+    assert await fetched(store, second, tmp_path / "restored") == files(tmp_path / "slot")
 
 
 @pytest.mark.parametrize("damage", ["flipped", "short", "missing"])

@@ -155,13 +155,14 @@ async def restorable(storage: StorageTasks, paths: WorkerPaths, slot: Path) -> H
 
 
 async def test_a_manifest_of_somebody_else_under_our_token_fences_the_attempt(
-    paths: WorkerPaths, tmp_path: Path
+    paths: WorkerPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "DAMAGE_AGAIN_SECONDS", 0.0)
     objects = MemoryObjects()
     storage = StorageTasks(objects, paths, threads=1, kept=Kept())
     resumed = await restorable(storage, paths, tmp_path / "slot")
     (ours,) = [key for key in objects.contents if "/manifests/" in key]
-    objects.contents[ours] += b" "
+    objects.contents[ours] += b" "  # other bytes, and a manifest
     before = held(paths)
     before.assignment.token.job_uid = resumed.assignment.restore.job_uid
     before.assignment.token.nonce = ours.rpartition("/")[2].split("-")[1] * 4
@@ -358,6 +359,15 @@ async def test_the_condition_ends_once_no_try_has_failed_for_a_while(
     assert ear.told[-1].ended
 
 
+def write_snapshot(slot: Path, tensors: bytes) -> None:
+    slot.mkdir()
+    head, entries = snapshots.layout([("x", "U8", (len(tensors),))])
+    (slot / snapshots.TENSORS).write_bytes(head.ljust(entries["x"].begin, b" ") + tensors)
+    tree = {"x": {"$": "tensor", "name": "x", "dtype": "U8", "shape": [len(tensors)]}}
+    state = {"format": snapshots.FORMAT, "components": {"model": tree}, "environment": {}, "progress": {}}
+    (slot / snapshots.STATE).write_text(json.dumps(state))
+
+
 class Throttled(MemoryObjects):
     """Gives up every third write."""
 
@@ -377,18 +387,55 @@ async def test_what_was_sent_before_storage_failed_is_not_sent_again(
     monkeypatch.setattr(module, "BACKOFF_MOST", 0.0)
     objects = Throttled()
     slot = tmp_path / "slot"
-    slot.mkdir()
-    tensors = secrets.token_bytes(9 * PART_BYTES)
-    head, entries = snapshots.layout([("x", "U8", (len(tensors),))])
-    (slot / snapshots.TENSORS).write_bytes(head.ljust(entries["x"].begin, b" ") + tensors)
-    tree = {"x": {"$": "tensor", "name": "x", "dtype": "U8", "shape": [len(tensors)]}}
-    state = {"format": snapshots.FORMAT, "components": {"model": tree}, "environment": {}, "progress": {}}
-    (slot / snapshots.STATE).write_text(json.dumps(state))
+    write_snapshot(slot, secrets.token_bytes(9 * PART_BYTES))
     storage = StorageTasks(objects, paths, threads=1, kept=Kept())
     taken = Snapshot(directory=str(slot), sequence=1)
     checkpoint = await storage.persist(held(paths), taken, lambda _: None, lambda _: None)
     assert objects.writes <= 2 * len(objects.contents)
     assert checkpoint.uploaded_bytes == sum(map(len, objects.contents.values()))
+
+
+class Breaking(MemoryObjects):
+    """Has a fault of ours in it, at the first manifest. Counts the bytes of parts that are written and read."""
+
+    broken = True
+    written = read = 0
+
+    async def create(self, key: str, data: bytes) -> bool:
+        if self.broken:
+            self.broken = False
+            raise RuntimeError("a fault of ours")
+        return await super().create(key, data)
+
+    async def put(self, key: str, data: bytes) -> bool:
+        self.written += len(data) * ("/parts/" in key)
+        return await super().put(key, data)
+
+    async def get(self, key: str, *, limit: int) -> bytes:
+        data = await super().get(key, limit=limit)
+        self.read += len(data) * ("/parts/" in key)
+        return data
+
+
+async def test_the_last_snapshot_that_is_persisted_again_sends_nothing_again(
+    paths: WorkerPaths, tmp_path: Path
+) -> None:
+    """It is tried again until it works; what the try before has sent, and the store has compared, is not read either."""
+    objects = Breaking()
+    storage = StorageTasks(objects, paths, threads=1, kept=Kept())
+    slot = tmp_path / "slot"
+    attempt = held(paths)
+    write_snapshot(slot, secrets.token_bytes(3 * PART_BYTES))
+    taken = Snapshot(directory=str(slot), sequence=1, last=True)
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        await storage.persist(attempt, taken, lambda _: None, lambda _: None)
+    once = objects.written
+    checkpoint = await storage.persist(attempt, taken, lambda _: None, lambda _: None)
+    assert once > 3 * PART_BYTES
+    assert (objects.written, objects.read) == (once, 0)
+    assert checkpoint.uploaded_bytes == sum(map(len, objects.contents.values()))
+    await storage.clean_up(attempt)
+    assert not storage.sent
 
 
 async def test_an_attempt_for_which_the_disk_has_no_room_is_the_workers_fault(

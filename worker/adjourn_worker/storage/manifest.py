@@ -15,7 +15,8 @@ from adjourn import snapshots
 from adjourn.v1.manifest_pb2 import Manifest
 from adjourn_worker.paths import UID
 
-FORMAT: Final = "adjourn.checkpoint/2"
+FAMILY: Final = "adjourn.checkpoint/"
+FORMAT: Final = f"{FAMILY}2"
 PART_BYTES: Final = 8 << 20
 """Most bytes of a part."""
 DIGEST: Final = r"[0-9a-f]{64}"
@@ -44,6 +45,15 @@ def decode(data: bytes) -> Manifest:
         raise ManifestInvalid(f"not a manifest in JSON: {error}") from error
     check(manifest)
     return manifest
+
+
+def claims(data: bytes) -> bool:
+    """Returns whether bytes are somebody's manifest: of any version, sound or not. What is damaged past that is none."""
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and str(document.get("format", "")).startswith(FAMILY)
 
 
 def check(manifest: Manifest) -> None:

@@ -3,7 +3,9 @@
     checkpoints/{job_uid}/parts/{blake3}                                a piece of a file, by its content
     checkpoints/{job_uid}/manifests/{attempt}-{nonce8}-{sequence}.json  which pieces make up a snapshot
 
-No key is ever used for other content, so an agent that should have stopped can damage nothing.
+No key is ever used for other content, so an agent that should have stopped can damage nothing. A manifest is created if
+absent and never put in place of another. Under its key may also lie bytes that are no manifest of anybody: storage has
+damaged ours, as it may damage a part, and like a part it is written again.
 
 A part counts as stored when its content was verified: by the store, which has compared the SHA-256 of what it received,
 or else by reading the part back, which costs its bytes once more. A part of an earlier checkpoint is read before a new
@@ -26,6 +28,7 @@ from blake3 import blake3
 from adjourn.errors import ObjectStoreUnavailableError
 from adjourn.objects import ObjectMissing, ObjectStore, ObjectTooLong, ObjectVersion, Watcher
 from adjourn_worker.paths import UID
+from adjourn_worker.storage.manifest import claims
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 T = TypeVar("T")
@@ -39,6 +42,9 @@ THREADS: Final = 4
 """For hashing and files. Whatever else an agent does in threads never waits behind them."""
 VERSIONS_KEPT: Final = 65_536
 """Verified parts that an agent remembers: 512 GiB of state."""
+DAMAGE_LOOKS: Final = 3
+DAMAGE_AGAIN_SECONDS: Final = 1.0
+"""Times that an object has to be found damaged, or another's, to count as that, and the time in between."""
 MANIFEST_LIMIT: Final = 64 << 20
 """Longest manifest that is read, in bytes; a part takes about 100 in it."""
 
@@ -65,8 +71,9 @@ def manifest_key(job_uid: str, checkpoint: str) -> str:
 class PartStore:
     """Object storage as the checkpoints of an agent use it. Lives as long as the agent."""
 
-    def __init__(self, objects: ObjectStore) -> None:
+    def __init__(self, objects: ObjectStore, *, again_seconds: float = DAMAGE_AGAIN_SECONDS) -> None:
         self.objects = objects
+        self.again_seconds = again_seconds
         self.memory = asyncio.Semaphore(PARTS_IN_MEMORY)
         """Taken by whoever has a part in memory."""
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="parts")
@@ -82,6 +89,10 @@ class PartStore:
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs work that blocks or computes in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: work(*args, **kwargs))
+
+    def knows(self, key: str) -> bool:
+        """Returns whether a part was in the store, with the right content, when it was last sent or read."""
+        return key in self._verified
 
     async def holds(self, key: str, part: str, size: int, *, anew: bool = False) -> bool:
         """Returns whether the store has a part, with the right content. `anew`: reads it, whatever was known of it."""
@@ -118,27 +129,39 @@ class PartStore:
             self._remember(key, version)
         return data
 
-    async def create(self, key: str, data: bytes) -> None:
-        """Stores an object under a key that no other content has or will get.
+    async def create_manifest(self, key: str, data: bytes) -> None:
+        """Stores a manifest under a key that no other manifest has or will get.
 
-        The same content may be there already. Raises KeyTaken, ObjectStoreUnavailableError.
+        It may be there already. Other content counts once it was read DAMAGE_LOOKS times in a row: a bit that the
+        network flips is none that lies there. Raises KeyTaken if that is a manifest, ObjectStoreUnavailableError.
         """
-        found = await self._content(key, len(data))
-        if found is None:
-            await self.objects.create(key, data)
-            found = await self._content(key, len(data))  # as it lies there, whoever wrote it
+        for look in range(DAMAGE_LOOKS):
+            if look:
+                await asyncio.sleep(self.again_seconds)
+            found = await self._content(key)
             if found is None:
-                raise self._wrong(f"object {key} was written and is not there")
-        if found != data:
-            raise KeyTaken(key)
+                await self.objects.create(key, data)
+                found = await self._content(key)  # as it lies there, whoever wrote it
+            if found == data:
+                return
+            log.warning("manifest_differs", key=key, is_there=found is not None, look=look + 1)
+        if found is not None:
+            if claims(found):
+                raise KeyTaken(key)
+            await self.objects.put(key, data)
+            if await self._content(key) == data:
+                log.warning("manifest_mended", key=key)
+                return
+        raise self._wrong(f"object {key} was written and is not there")
 
-    async def _content(self, key: str, size: int) -> bytes | None:
+    async def _content(self, key: str) -> bytes | None:
+        """Returns what lies under the key of a manifest; of what is too long to be one, nothing."""
         try:
-            return await self.objects.get(key, limit=size)
+            return await self.objects.get(key, limit=MANIFEST_LIMIT)
         except ObjectMissing:
             return None
-        except ObjectTooLong as error:
-            raise KeyTaken(key) from error
+        except ObjectTooLong:
+            return b""
 
     async def _readable(self, key: str, part: str, size: int) -> bool:
         """Returns whether a part can be read and is right. A store that fails at reading it has lost it."""
@@ -159,10 +182,10 @@ class PartStore:
 
 
 class KeyTaken(Exception):
-    """A key that is written once has other content."""
+    """Another manifest has the key of ours."""
 
     def __init__(self, key: str) -> None:
-        super().__init__(f"object {key} exists with other content; it was left as it is")
+        super().__init__(f"object {key} is another manifest; it was left as it is")
         self.key = key
 
 

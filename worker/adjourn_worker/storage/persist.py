@@ -57,10 +57,10 @@ async def persist(
 ) -> Checkpoint:
     """Returns the checkpoint that the snapshot has become, to be registered.
 
-    Parts of `base` whose content in storage is right are not uploaded again; for the last snapshot of an attempt each
-    is read, since a pause rests on it. `sent`: sizes of the parts that earlier tries have stored, by digest, added
-    to here; they are not sent again. `on_fraction` hears how much is durable, 0 to 1. Raises SnapshotLost,
-    SnapshotDiffers, adjourn.snapshots.SnapshotInvalid, KeyTaken, ObjectStoreUnavailableError,
+    Parts of `base`, or known to `store`, whose content in storage is right are not uploaded again; for the last snapshot
+    of an attempt each is read, since a pause rests on it. `sent`: sizes of the parts that earlier tries have stored, by
+    digest, added to here; they are not sent again. `on_fraction` hears how much is durable, 0 to 1. Raises
+    SnapshotLost, SnapshotDiffers, adjourn.snapshots.SnapshotInvalid, KeyTaken, ObjectStoreUnavailableError,
     ObjectStoreRefusedError; OSError if the snapshot cannot be read at present.
     """
     directory = Path(snapshot.directory)
@@ -108,7 +108,7 @@ async def conclude(store: PartStore, manifest: Manifest, uploaded: int) -> Check
     key = manifest_key(manifest.job_uid, name)
     data = encode(manifest)
     failpoints.hit("worker.before-manifest")
-    await store.create(key, data)
+    await store.create_manifest(key, data)
     failpoints.hit("worker.after-manifest")
     progress = manifest.progress
     checkpoint = Checkpoint(
@@ -141,7 +141,7 @@ class Uploads:
         self._job_uid = job_uid
         self._base = distinct_parts(base) if base else {}
         self._anew = anew
-        """Parts of the base are read, also those that were read before: a pause rests on them."""
+        """Parts that were there before are read, also those that were read before: a pause rests on them."""
         self._sent = sent
         self._seen: set[str] = set()
 
@@ -157,9 +157,11 @@ class Uploads:
 
     async def _send(self, part: Manifest.Part, data: bytes) -> None:
         key = part_key(self._job_uid, part.digest)
-        # Having it in the base is not enough: it is this checkpoint that has to be whole.
+        # Having it in the base, or having sent it for an earlier snapshot, is not enough: it is this checkpoint that
+        # has to be whole.
+        before = part.digest in self._base or self._store.knows(key)
         known = part.digest in self._sent or (
-            part.digest in self._base and await self._store.holds(key, part.digest, part.size_bytes, anew=self._anew)
+            before and await self._store.holds(key, part.digest, part.size_bytes, anew=self._anew)
         )
         if not known:
             await self._store.upload(key, part.digest, data)

@@ -27,7 +27,7 @@ from adjourn_worker.host.disk import FULL, Disk
 from adjourn_worker.paths import Kept, WorkerPaths, free_bytes, used_bytes
 from adjourn_worker.storage.bundles import BundleCorrupt, fetch_bundle
 from adjourn_worker.storage.fetch import CheckpointCorrupt, fetch, read_manifest
-from adjourn_worker.storage.parts import KeyTaken, PartStore
+from adjourn_worker.storage.parts import DAMAGE_AGAIN_SECONDS, DAMAGE_LOOKS, KeyTaken, PartStore
 from adjourn_worker.storage.persist import SnapshotDiffers, SnapshotLost, persist
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -35,9 +35,6 @@ T = TypeVar("T")
 
 SNAPSHOT_SLOTS: Final = 3
 """Most snapshots of an attempt at a time: two in turn, and the last one."""
-DAMAGE_LOOKS: Final = 3
-DAMAGE_AGAIN_SECONDS: Final = 1.0
-"""Times that a checkpoint has to be found damaged to count as damaged, and the time in between."""
 BACKOFF_FIRST: Final = 0.5
 BACKOFF_MOST: Final = 10.0
 SHOWN_SECONDS: Final = 3.0
@@ -67,7 +64,7 @@ class StorageTasks:
     def __init__(
         self, objects: ObjectStore, paths: WorkerPaths, threads: int, kept: Kept, disk: Disk | None = None
     ) -> None:
-        self.store = PartStore(objects)
+        self.store = PartStore(objects, again_seconds=DAMAGE_AGAIN_SECONDS)
         self.paths = paths
         self.threads = threads
         """Of a training process that begins from scratch."""
@@ -75,6 +72,9 @@ class StorageTasks:
         self.disk = disk or Disk(paths.data)
         self.promised: dict[Path, int] = {}
         """Bytes of memory that the snapshots of each attempt may come to take, by their directory."""
+        self.sent: dict[str, tuple[int, dict[str, int]]] = {}
+        """By the directory of each attempt: the sequence of the snapshot that was persisted last, and its parts that
+        are stored."""
 
     async def prepare(self, held: HeldAssignment, on_condition: OnCondition) -> None:
         """Fetches code and checkpoint and writes the start file; raises Unusable."""
@@ -131,7 +131,7 @@ class StorageTasks:
                 log.warning("checkpoint_damaged", checkpoint=checkpoint.name, error=str(error), look=look)
                 if look == DAMAGE_LOOKS:
                     raise
-                await asyncio.sleep(DAMAGE_AGAIN_SECONDS)
+                await asyncio.sleep(self.store.again_seconds)
             else:
                 return
 
@@ -146,7 +146,10 @@ class StorageTasks:
         patience = Patience(held, on_condition)
         self.promise(Path(held.directory), snapshot.size_bytes)
         base = await self.base(held, patience)
-        sent: dict[str, int] = {}
+        sequence, sent = self.sent.get(held.directory, (0, {}))
+        if sequence != snapshot.sequence:
+            sent = {}
+        self.sent[held.directory] = snapshot.sequence, sent  # also if this fails: it may be tried again
         try:
             return await patience.forever(
                 lambda: persist(self.store.watched(patience), held.assignment, snapshot, base, sent, on_fraction),
@@ -170,6 +173,7 @@ class StorageTasks:
             log.warning("not_cleaned_up", directory=held.directory, error=str(error))  # the next agent does it
         finally:
             self.promised.pop(self.paths.snapshot_directory(Path(held.directory)), None)
+            self.sent.pop(held.directory, None)
 
     def adopt(self, held: HeldAssignment) -> None:
         """Counts the memory that was promised by an earlier agent to an attempt whose training may go on."""
