@@ -24,6 +24,7 @@ from adjourn_worker.attempt import files
 from adjourn_worker.paths import Kept, WorkerPaths
 from adjourn_worker.storage import tasks as module
 from adjourn_worker.storage.manifest import PART_BYTES
+from adjourn_worker.storage.parts import DAMAGE_LOOKS
 from adjourn_worker.storage.tasks import StorageTasks
 from tests.harness.bundle_archives import archive
 from tests.harness.memory_objects import MemoryObjects
@@ -172,7 +173,7 @@ async def test_a_manifest_of_somebody_else_under_our_token_fences_the_attempt(
     assert caught.value.failure.reason == reasons.FENCED
 
 
-@pytest.mark.parametrize(("lost", "whole"), [(module.DAMAGE_LOOKS - 1, True), (module.DAMAGE_LOOKS, False)])
+@pytest.mark.parametrize(("lost", "whole"), [(DAMAGE_LOOKS - 1, True), (DAMAGE_LOOKS, False)])
 async def test_a_checkpoint_is_damaged_only_if_it_is_found_so_again_and_again(
     paths: WorkerPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: int, whole: bool
 ) -> None:
@@ -420,7 +421,7 @@ class Breaking(MemoryObjects):
 async def test_the_last_snapshot_that_is_persisted_again_sends_nothing_again(
     paths: WorkerPaths, tmp_path: Path
 ) -> None:
-    """It is tried again until it works; what the try before has sent, and the store has compared, is not read either."""
+    """It is tried again until it works; what the try before has sent, and the store compared, is not read either."""
     objects = Breaking()
     storage = StorageTasks(objects, paths, threads=1, kept=Kept())
     slot = tmp_path / "slot"

@@ -48,7 +48,7 @@ def decode(data: bytes) -> Manifest:
 
 
 def claims(data: bytes) -> bool:
-    """Returns whether bytes are somebody's manifest: of any version, sound or not. What is damaged past that is none."""
+    """Returns whether bytes are somebody's manifest, of any version, sound or not."""
     try:
         document = json.loads(data)
     except (ValueError, RecursionError):

@@ -57,9 +57,9 @@ async def persist(
 ) -> Checkpoint:
     """Returns the checkpoint that the snapshot has become, to be registered.
 
-    Parts of `base`, or known to `store`, whose content in storage is right are not uploaded again; for the last snapshot
-    of an attempt each is read, since a pause rests on it. `sent`: sizes of the parts that earlier tries have stored, by
-    digest, added to here; they are not sent again. `on_fraction` hears how much is durable, 0 to 1. Raises
+    Parts of `base`, or known to `store`, whose content in storage is right are not uploaded again; for the last
+    snapshot of an attempt each is read, since a pause rests on it. `sent`: sizes of the parts that earlier tries have
+    stored, by digest, added to here; they are not sent again. `on_fraction` hears how much is durable, 0 to 1. Raises
     SnapshotLost, SnapshotDiffers, adjourn.snapshots.SnapshotInvalid, KeyTaken, ObjectStoreUnavailableError,
     ObjectStoreRefusedError; OSError if the snapshot cannot be read at present.
     """
