@@ -1,7 +1,9 @@
 """Networks that fail, and processes that die at the worst place: the job ends where it would have ended."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.manifest_pb2 import Manifest
 from adjourn_worker.storage.manifest import decode
 from tests.harness.cluster import CLIENTS, Cluster
-from tests.harness.fault_proxy import Way
+from tests.harness.fault_proxy import Link, Way
 from tests.harness.jobs import EPOCHS, GatedJob, GatedJobs, Outcome
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -213,6 +215,52 @@ async def test_a_network_that_fails_for_less_than_a_lease_costs_nothing(
         await gated.durable(epoch)
     job = await gated.finish()
     assert (job.attempt, job.restart_count) == (1, 0)
+    assert await gated.outcome() == uninterrupted
+
+
+async def test_whatever_is_repeated_counts_once(
+    cluster: Cluster, third_epoch: ThirdEpoch, uninterrupted: Outcome, client: AsyncClient, eventually: Eventually
+) -> None:
+    """Reports that were applied and not acknowledged come again; so do calls whose answers were lost."""
+    gated, worker = await third_epoch("repeats")
+    link, calls = cluster.link(worker), cluster.link(CLIENTS)
+
+    def lost(way: Link) -> int:
+        return sum(hit.startswith("lose reply") for hit in way.hits)
+
+    async def unacknowledged(epoch: int) -> None:
+        """Has all of an epoch applied without an answer; returns when it has come three times, and was answered."""
+        link.black_hole(Way.TO_CLIENT)
+        gated.gate.open(epoch)
+        await gated.durable(epoch)
+        link.reset()
+        link.heal()
+        before = lost(link)
+        link.lose_reply(b"/manifests/", times=2)
+        await eventually(lambda: lost(link) == before + 2)
+        now = datetime.now(UTC)
+        async with asyncio.timeout(30):
+            while (await client.get_worker(worker)).report_time.ToDatetime(UTC) < now:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+
+    lost_before = lost(calls)
+    for epoch in (3, 4):
+        await unacknowledged(epoch)
+    training = await gated.inside(5)
+    calls.lose_reply(gated.name.encode(), times=2)
+    await gated.ask_for_pause(training)
+    await unacknowledged(5)
+    paused = await gated.until(Job.PAUSED)
+    assert (paused.pause.epoch, paused.attempt) == (5, 1)
+    calls.lose_reply(gated.name.encode(), times=2)
+    await client.resume_job(gated.name)
+    job = await gated.finish()
+    assert (job.attempt, job.restart_count) == (2, 0)
+    assert lost(calls) == lost_before + 4
+    counts = Counter([event.type async for event in client.list_job_events(gated.name)])
+    once = (JobEvent.PAUSE_REQUESTED, JobEvent.PAUSED, JobEvent.RESUME_REQUESTED, JobEvent.SUCCEEDED)
+    assert [counts[each] for each in once] == [1, 1, 1, 1]
+    assert counts[JobEvent.CHECKPOINT_REGISTERED] == len([made async for made in client.list_checkpoints(gated.name)])
     assert await gated.outcome() == uninterrupted
 
 
