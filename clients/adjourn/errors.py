@@ -209,6 +209,12 @@ class WorkerInUseError(PreconditionError):
     reason = "WORKER_IN_USE"
 
 
+class InstanceUnknownError(NotFoundError):
+    """No earlier instance of the worker with this id has left an attempt of which it is not known that it is gone."""
+
+    reason = "INSTANCE_UNKNOWN"
+
+
 class WorkerNameTakenError(PreconditionError):
     """Another agent, of another data directory, speaks for the worker of this name: one of them needs another name."""
 

@@ -249,3 +249,81 @@ async def test_the_second_agent_of_a_lost_workers_name_takes_over_nothing_of_the
         await first.say(status_of(order, epoch=2))
         assert (await first.given(JOB, Assignment.PAUSE)).token == order.token
         assert condition(await plane.get()) is None
+
+
+async def succeeded(plane: Replica) -> Assignment:
+    """The job rests, and its first attempt, of the instance i, is out of reach for good."""
+    await plane.create()
+    async with Agent(plane.address, instance="i") as first:
+        order = await trains(plane, first)
+        await plane.jobs.PauseJob(pb.PauseJobRequest(name=JOB))
+        await is_cut_off(plane)
+    await plane.becomes(Job.PAUSED)
+    return order
+
+
+async def test_an_operator_says_that_a_machine_is_gone_whose_successor_lives(plane: Replica) -> None:
+    await succeeded(plane)
+    delete = worker_pb.DeleteWorkerRequest(name=A, instance="i")
+    async with Agent(plane.address, instance="k") as successor:
+        await successor.say()
+        await plane.create("of-successor")
+        own = await successor.given("jobs/of-successor")
+        await successor.say(status_of(own))
+        await plane.becomes(Job.RUNNING, "jobs/of-successor")
+        for told in (condition(await plane.get()), condition(await shown(plane))):
+            assert told is not None
+            assert "(instance i)" in told.message
+        with refused(errors.WorkerInUseError):
+            await plane.workers.DeleteWorker(worker_pb.DeleteWorkerRequest(name=A))
+        with refused(errors.WorkerInUseError):
+            await plane.workers.DeleteWorker(worker_pb.DeleteWorkerRequest(name=A, instance="k"))
+        with refused(errors.InstanceUnknownError) as caught:
+            await plane.workers.DeleteWorker(worker_pb.DeleteWorkerRequest(name=A, instance="other"))
+        assert caught.error.metadata["instances"] == "i"
+        assert condition(await plane.get()) is not None, "nothing was said of the one that it has"
+
+        await plane.workers.DeleteWorker(delete, metadata=[("adjourn-actor", "ops")])
+        job = await plane.get()
+        assert (condition(job), job.pause.HasField("release_time")) == (None, True)
+        assert condition(await shown(plane)) is None
+        events = await plane.jobs.ListJobEvents(pb.ListJobEventsRequest(parent=JOB, page_size=100))
+        assert "ops deleted the instance i of workers/a" in events.events[-1].message
+        with refused(errors.InstanceUnknownError):
+            await plane.workers.DeleteWorker(delete)
+        await successor.say(status_of(own))
+        await plane.worker_is(Worker.ACTIVE)
+        assert (await plane.get("jobs/of-successor")).state == Job.RUNNING, "the successor was not touched"
+
+
+async def test_a_machine_is_said_to_be_gone_though_nobody_has_its_name_any_more(plane: Replica) -> None:
+    await succeeded(plane)
+    assert await plane.store.forget(A)
+    await plane.workers.DeleteWorker(worker_pb.DeleteWorkerRequest(name=A, instance="i"))
+    assert condition(await plane.get()) is None
+    with refused(errors.NotFoundError):
+        await plane.workers.DeleteWorker(worker_pb.DeleteWorkerRequest(name=A, instance="i"))
+
+
+async def test_what_a_successor_reports_in_the_name_of_the_first_is_not_believed(plane: Replica) -> None:
+    """It has a copy of the first one's journal, finds no process, and says how the attempt has ended."""
+    order = await succeeded(plane)
+    for ending in (
+        {"exit": Exit(phase=AssignmentStatus.STOPPED)},
+        {"exit": Exit(phase=AssignmentStatus.PAUSED, checkpoint=checkpoint_of_epoch(1).name)},
+        {"exit": Exit(phase=AssignmentStatus.FAILED)},
+        {"pause": released()},
+    ):
+        async with Agent(plane.address, instance="k", sequence=10) as successor:
+            report = successor.report(JOB, order.token, **ending)
+            await successor.say(status_of(order, AssignmentStatus.STOPPED), reports=(report,))
+            await successor.hears(lambda response: response.acknowledged_report == 11)
+        job = await plane.get()
+        assert (job.state, job.pause.HasField("release_time")) == (Job.PAUSED, False)
+        assert condition(job) is not None, "the first one may still train"
+
+
+def released() -> Pause:
+    pause = Pause()
+    pause.release_time.GetCurrentTime()
+    return pause

@@ -134,14 +134,17 @@ def delete_worker(
     ctx: typer.Context,
     worker: WorkerName,
     *,
+    instance: Annotated[
+        str, typer.Option(help="An earlier machine of that name, by its id in the condition; the worker stays.")
+    ] = "",
     yes: Yes = False,
 ) -> None:
     """Forget a worker that is lost and holds no job. One that comes back is a new worker.
 
     It is your word that nothing runs there any more: what it left out of reach counts as ended from then on.
     """
-    name = formatting.short(worker)
+    name = f"the instance {instance} of {formatting.short(worker)}" if instance else formatting.short(worker)
     with connect(ctx) as client:
         confirm(f"Forget {name}, where nothing runs any more?", yes=yes)
-        client.delete_worker(worker)
+        client.delete_worker(worker, instance=instance)
         output.say(f"{name} is forgotten")

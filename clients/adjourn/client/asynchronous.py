@@ -262,9 +262,12 @@ class AsyncClient:
         """Takes an order to drain back."""
         return await self._call(self._workers.UndrainWorker, requests.undrain_worker(name))
 
-    async def delete_worker(self, name: str) -> None:
-        """Forgets a worker that is LOST and holds no job. Raises WorkerInUseError."""
-        await self._call(self._workers.DeleteWorker, requests.delete_worker(name))
+    async def delete_worker(self, name: str, *, instance: str = "") -> None:
+        """Forgets a worker that is LOST and holds no job. Raises WorkerInUseError.
+
+        `instance`: says instead that this earlier machine of the name is gone; raises InstanceUnknownError too.
+        """
+        await self._call(self._workers.DeleteWorker, requests.delete_worker(name, instance=instance))
 
     async def _call(
         self, method: "grpc.aio.UnaryUnaryMultiCallable[RequestT, ResponseT]", request: RequestT

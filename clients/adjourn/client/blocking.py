@@ -261,9 +261,12 @@ class Client:
         """Takes an order to drain back."""
         return self._call(self._workers.UndrainWorker, requests.undrain_worker(name))
 
-    def delete_worker(self, name: str) -> None:
-        """Forgets a worker that is LOST and holds no job. Raises WorkerInUseError."""
-        self._call(self._workers.DeleteWorker, requests.delete_worker(name))
+    def delete_worker(self, name: str, *, instance: str = "") -> None:
+        """Forgets a worker that is LOST and holds no job. Raises WorkerInUseError.
+
+        `instance`: says instead that this earlier machine of the name is gone; raises InstanceUnknownError too.
+        """
+        self._call(self._workers.DeleteWorker, requests.delete_worker(name, instance=instance))
 
     def _call(self, method: "grpc.UnaryUnaryMultiCallable[RequestT, ResponseT]", request: RequestT) -> ResponseT:
         try:

@@ -184,8 +184,8 @@ def list_workers() -> ListWorkersRequest:
     return ListWorkersRequest(page_size=PAGE_SIZE)
 
 
-def delete_worker(name: str) -> DeleteWorkerRequest:
-    return DeleteWorkerRequest(name=worker_name(name))
+def delete_worker(name: str, *, instance: str) -> DeleteWorkerRequest:
+    return DeleteWorkerRequest(name=worker_name(name), instance=instance)
 
 
 def fresh_id() -> str:

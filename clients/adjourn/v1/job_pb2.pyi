@@ -667,6 +667,7 @@ class Pause(_message.Message):
     NOTE_FIELD_NUMBER: _builtins.int
     VERDICT_REASONS_FIELD_NUMBER: _builtins.int
     PERSISTED_FRACTION_FIELD_NUMBER: _builtins.int
+    FROM_INSTANCE_FIELD_NUMBER: _builtins.int
     cause: Global___Pause.Cause.ValueType
     """Why the job left its worker."""
     mode: Global___PauseMode.ValueType
@@ -699,6 +700,8 @@ class Pause(_message.Message):
     """
     persisted_fraction: _builtins.float
     """Share of the checkpoint's bytes that is in object storage, 0 to 1; set while the job is PAUSING on them."""
+    from_instance: _builtins.str
+    """`Worker.instance` of `from_worker`, if that was out of reach as the job left it."""
     @_builtins.property
     def request_time(self) -> _timestamp_pb2.Timestamp:
         """When it was asked for."""
@@ -778,10 +781,11 @@ class Pause(_message.Message):
         note: _builtins.str = ...,
         verdict_reasons: _abc.Iterable[_builtins.str] | None = ...,
         persisted_fraction: _builtins.float | None = ...,
+        from_instance: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_persisted_fraction", b"_persisted_fraction", "_released_gpu_memory_bytes", b"_released_gpu_memory_bytes", "boundary_time", b"boundary_time", "lost_duration", b"lost_duration", "pause_time", b"pause_time", "persisted_fraction", b"persisted_fraction", "predicted_boundary_time", b"predicted_boundary_time", "predicted_release_time", b"predicted_release_time", "release_time", b"release_time", "released_gpu_memory_bytes", b"released_gpu_memory_bytes", "request_time", b"request_time", "resume_request_time", b"resume_request_time", "resume_time", b"resume_time", "snapshot_time", b"snapshot_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_persisted_fraction", b"_persisted_fraction", "_released_gpu_memory_bytes", b"_released_gpu_memory_bytes", "actor", b"actor", "boundary_time", b"boundary_time", "cause", b"cause", "checkpoint", b"checkpoint", "epoch", b"epoch", "from_worker", b"from_worker", "lost_duration", b"lost_duration", "mode", b"mode", "note", b"note", "pause_time", b"pause_time", "persisted_fraction", b"persisted_fraction", "predicted_boundary_time", b"predicted_boundary_time", "predicted_release_time", b"predicted_release_time", "reason", b"reason", "release_time", b"release_time", "released_gpu_memory_bytes", b"released_gpu_memory_bytes", "request_time", b"request_time", "resume_request_time", b"resume_request_time", "resume_time", b"resume_time", "saved_gpu_seconds", b"saved_gpu_seconds", "snapshot_time", b"snapshot_time", "step", b"step", "to_worker", b"to_worker", "usage", b"usage", "verdict", b"verdict", "verdict_reasons", b"verdict_reasons"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_persisted_fraction", b"_persisted_fraction", "_released_gpu_memory_bytes", b"_released_gpu_memory_bytes", "actor", b"actor", "boundary_time", b"boundary_time", "cause", b"cause", "checkpoint", b"checkpoint", "epoch", b"epoch", "from_instance", b"from_instance", "from_worker", b"from_worker", "lost_duration", b"lost_duration", "mode", b"mode", "note", b"note", "pause_time", b"pause_time", "persisted_fraction", b"persisted_fraction", "predicted_boundary_time", b"predicted_boundary_time", "predicted_release_time", b"predicted_release_time", "reason", b"reason", "release_time", b"release_time", "released_gpu_memory_bytes", b"released_gpu_memory_bytes", "request_time", b"request_time", "resume_request_time", b"resume_request_time", "resume_time", b"resume_time", "saved_gpu_seconds", b"saved_gpu_seconds", "snapshot_time", b"snapshot_time", "step", b"step", "to_worker", b"to_worker", "usage", b"usage", "verdict", b"verdict", "verdict_reasons", b"verdict_reasons"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__persisted_fraction: _TypeAlias = _typing.Literal["persisted_fraction"]  # noqa: Y015
     _WhichOneofArgType__persisted_fraction: _TypeAlias = _typing.Literal["_persisted_fraction", b"_persisted_fraction"]  # noqa: Y015
@@ -820,7 +824,8 @@ class Condition(_message.Message):
         """
         RELEASE_UNCONFIRMED: Condition._Type.ValueType  # 5
         """A worker that is out of reach had an attempt of the job, and has not said that its process is gone. Its GPUs may
-        be in use. Ends when the worker says so, or an operator deletes the worker.
+        be in use. Ends when the agent of the same `Worker.instance` says so, or an operator deletes the worker or that
+        instance of it.
         """
         HANGING: Condition._Type.ValueType  # 6
         """Training makes no step any more, by its own pace."""
@@ -844,7 +849,8 @@ class Condition(_message.Message):
     """
     RELEASE_UNCONFIRMED: Condition.Type.ValueType  # 5
     """A worker that is out of reach had an attempt of the job, and has not said that its process is gone. Its GPUs may
-    be in use. Ends when the worker says so, or an operator deletes the worker.
+    be in use. Ends when the agent of the same `Worker.instance` says so, or an operator deletes the worker or that
+    instance of it.
     """
     HANGING: Condition.Type.ValueType  # 6
     """Training makes no step any more, by its own pace."""

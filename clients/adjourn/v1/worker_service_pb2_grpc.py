@@ -102,7 +102,8 @@ class WorkerServiceServicer:
     def DeleteWorker(self, request, context):
         """Forgets a worker that is LOST and holds no job. One that comes back is a new worker. It is the caller's word that
         nothing lives there: what the worker left with RELEASE_UNCONFIRMED counts as gone. A call that was cut short can be
-        repeated. FAILED_PRECONDITION: WORKER_IN_USE.
+        repeated. With `instance`, it is the caller's word for that earlier machine of the name alone. FAILED_PRECONDITION:
+        WORKER_IN_USE. NOT_FOUND: INSTANCE_UNKNOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -51,7 +51,8 @@ class WorkerServiceStub:
     DeleteWorker: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.DeleteWorkerRequest, _empty_pb2.Empty]
     """Forgets a worker that is LOST and holds no job. One that comes back is a new worker. It is the caller's word that
     nothing lives there: what the worker left with RELEASE_UNCONFIRMED counts as gone. A call that was cut short can be
-    repeated. FAILED_PRECONDITION: WORKER_IN_USE.
+    repeated. With `instance`, it is the caller's word for that earlier machine of the name alone. FAILED_PRECONDITION:
+    WORKER_IN_USE. NOT_FOUND: INSTANCE_UNKNOWN.
     """
 
 @_typing.type_check_only
@@ -75,7 +76,8 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     DeleteWorker: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.DeleteWorkerRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Forgets a worker that is LOST and holds no job. One that comes back is a new worker. It is the caller's word that
     nothing lives there: what the worker left with RELEASE_UNCONFIRMED counts as gone. A call that was cut short can be
-    repeated. FAILED_PRECONDITION: WORKER_IN_USE.
+    repeated. With `instance`, it is the caller's word for that earlier machine of the name alone. FAILED_PRECONDITION:
+    WORKER_IN_USE. NOT_FOUND: INSTANCE_UNKNOWN.
     """
 
 class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -126,7 +128,8 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
         """Forgets a worker that is LOST and holds no job. One that comes back is a new worker. It is the caller's word that
         nothing lives there: what the worker left with RELEASE_UNCONFIRMED counts as gone. A call that was cut short can be
-        repeated. FAILED_PRECONDITION: WORKER_IN_USE.
+        repeated. With `instance`, it is the caller's word for that earlier machine of the name alone. FAILED_PRECONDITION:
+        WORKER_IN_USE. NOT_FOUND: INSTANCE_UNKNOWN.
         """
 
 def add_WorkerServiceServicer_to_server(servicer: WorkerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -9,6 +9,7 @@ import grpc
 from google.protobuf import empty_pb2
 
 from adjourn import errors
+from adjourn.internal.v1.record_pb2 import UnconfirmedRelease
 from adjourn.v1 import worker_service_pb2 as pb
 from adjourn.v1 import worker_service_pb2_grpc
 from adjourn.v1.worker_pb2 import Drain, Worker
@@ -79,7 +80,11 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
 
     async def DeleteWorker(self, request: pb.DeleteWorkerRequest, context: Context) -> empty_pb2.Empty:
         check(validation.name("name", request.name, "workers"))
+        check(validation.text("instance", request.instance))
         name = WorkerName(request.name)
+        if request.instance:
+            await self.delete_instance(name, request.instance, context)
+            return empty_pb2.Empty()
         if not (await self.store.allocation(name)).unconfirmed:  # else a call before this one did not get to them
             await self.session(name)
         if not await self.store.forget(name):
@@ -91,22 +96,50 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
                 state=Worker.State.Name(worker.state),
                 allowed_states=Worker.State.Name(Worker.LOST),
             )
-        await self.confirm_releases(name, context)  # not before: a worker that has come back speaks for itself
+        entries = await self.unconfirmed(name)
+        await self.confirm(entries, f"deleted {name}: its machine is gone", context)  # not before: it may be back
         await self.store.forget(name)  # again, for what the confirmations have written of it
         return empty_pb2.Empty()
 
-    async def confirm_releases(self, worker: WorkerName, context: Context) -> None:
-        """Takes the caller's word that nothing of a lost worker lives any more."""
+    async def delete_instance(self, name: WorkerName, instance: str, context: Context) -> None:
+        """Takes the caller's word that nothing of an earlier instance lives; the one that has the name now stays."""
+        left = await self.unconfirmed(name)
+        session = await self.store.session(name) if left else await self.session(name)
+        if session is not None and session.worker.instance == instance:
+            raise errors.WorkerInUseError(
+                f"{name} has the instance {instance} now; once it is LOST, delete the worker without `instance`",
+                worker=name,
+                state=Worker.State.Name(state(session, busy=True)),
+                allowed_states=Worker.State.Name(Worker.LOST),
+            )
+        entries = [(job, entry) for job, entry in left if entry.instance == instance]
+        if not entries:
+            instances = ", ".join(sorted({entry.instance for _, entry in left} - {""}))
+            raise errors.InstanceUnknownError(
+                f"no attempt is unconfirmed on the instance {instance} of {name}; unconfirmed are those of "
+                f"{instances or 'none'}",
+                worker=name,
+                instance=instance,
+                instances=instances,
+            )
+        await self.confirm(entries, f"deleted the instance {instance} of {name}: its machine is gone", context)
+
+    async def unconfirmed(self, worker: WorkerName) -> list[tuple[JobName, UnconfirmedRelease]]:
+        """Returns the attempts that the instances of a worker left out of reach, with their jobs."""
+        return [
+            (JobName(stored.record.job.name), entry)
+            for stored in (await self.store.allocation(worker)).unconfirmed
+            for entry in stored.record.unconfirmed_releases
+            if entry.worker == worker
+        ]
+
+    async def confirm(self, entries: Sequence[tuple[JobName, UnconfirmedRelease]], why: str, context: Context) -> None:
+        """Takes the caller's word that attempts live no more."""
         caller = actor(context)
-        for stored in (await self.store.allocation(worker)).unconfirmed:
-            for entry in stored.record.unconfirmed_releases:
-                if entry.worker != worker:
-                    continue
-                event = ReleaseConfirmed(
-                    actor=caller, token=entry.token, message=f"{caller} deleted {worker}: its machine is gone"
-                )
-                with contextlib.suppress(errors.NotFoundError):  # the job was deleted meanwhile
-                    await self.updater.apply(JobName(stored.record.job.name), event)
+        for job, entry in entries:
+            event = ReleaseConfirmed(actor=caller, token=entry.token, message=f"{caller} {why}")
+            with contextlib.suppress(errors.NotFoundError):  # the job was deleted meanwhile
+                await self.updater.apply(job, event)
 
     async def session(self, name: str) -> Session:
         """Returns what is known of a worker; raises InvalidRequestError, NotFoundError."""

@@ -15,7 +15,7 @@ from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, FencingToken
 from adjourn.v1.job_pb2 import Failure, Job, PauseMode, Progress
 from adjourn.v1.worker_pb2 import Drain
-from adjourn_control_plane.job import drains
+from adjourn_control_plane.job import drains, releases
 from adjourn_control_plane.job.events import (
     Adopted,
     Began,
@@ -27,7 +27,6 @@ from adjourn_control_plane.job.events import (
     ReleaseConfirmed,
 )
 from adjourn_control_plane.job.machine import ENDED, HELD
-from adjourn_control_plane.job.releases import is_of
 
 ACTOR: Final = "control_plane"
 OVER: Final = frozenset(
@@ -122,7 +121,7 @@ def confirmed_releases(
             attempt = (record.job.name, token_key(entry.token))
             status = known.get(attempt)
             left = attempt not in on_the_way if status is None else has_left(status)
-            if left and is_of(entry, worker, instance):
+            if left and releases.is_of(entry, worker, instance):
                 events.append((record.job.name, ReleaseConfirmed(actor=worker, token=entry.token)))
     return events
 
@@ -211,8 +210,8 @@ def adoptable(
     if status.token == record.token:
         if record.job.state == Job.CANCELLED:  # it was to save a last checkpoint: see `saves_the_last`
             return False
-        left = next((each for each in record.unconfirmed_releases if each.token == status.token), None)
-        its_own = left is None or is_of(left, worker, instance)
+        left = releases.unconfirmed(record, status.token)
+        its_own = left is None or releases.is_of(left, worker, instance)
         free = taken_devices(held).isdisjoint(status.held_device_uuids)
         return record.HasField("lost_attempt") and its_own and free
     later = status.token.job_uid == record.job.uid and status.token.attempt > record.token.attempt

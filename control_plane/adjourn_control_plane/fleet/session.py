@@ -161,7 +161,7 @@ class AgentSession:
         events = reconcile.reconcile(self.worker, held, self.reported, others, instance=self.instance)
         await self.apply(events, tokens)
         for report in request.reports:
-            await self.updater.report(report, self.worker, fence=self.fence)
+            await self.updater.report(report, self.worker, instance=self.instance, fence=self.fence)
             self.acknowledged = max(self.acknowledged, report.sequence)
         pending = bool(request.reports)
         await self.apply(reconcile.lost_attempts(self.worker, held, self.reported, reports_pending=pending), tokens)

@@ -6,6 +6,7 @@ from adjourn import reasons
 from adjourn.v1.job_pb2 import Condition
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.fleet import placement
+from adjourn_control_plane.job.releases import of_instance
 from adjourn_control_plane.store.interface import Allocation, Session
 
 LISTED: Final = 10
@@ -27,7 +28,7 @@ def release_condition(session: Session, allocation: Allocation) -> Condition | N
     """Returns the condition of a worker whose lost attempts may still live on it, whoever has their jobs now."""
     worker = session.worker.name
     left = [
-        (entry.time, f"{stored.record.job.name} attempt {entry.token.attempt}", entry.instance)
+        (entry.time, f"{stored.record.job.name} attempt {entry.token.attempt}{of_instance(entry)}", entry.instance)
         for stored in allocation.unconfirmed
         for entry in stored.record.unconfirmed_releases
         if entry.worker == worker

@@ -78,10 +78,17 @@ def rest(record: JobRecord, now: datetime) -> None:
 
 
 def left_behind_is_gone(record: JobRecord, worker: str, now: datetime) -> None:
-    """Notes that the process is gone that a pause had left behind on a worker out of reach."""
+    """Notes that the process is gone that a pause had left behind on a worker out of reach.
+
+    With several attempts on one instance of the worker nobody knows which of them the pause left behind: it waits for
+    all. So it does for those of an agent that was too old to tell its instance.
+    """
     job = record.job
+    left = {entry.instance for entry in record.unconfirmed_releases if entry.worker == worker}
     for pause in (*job.past_pauses, job.pause):
         if pause.from_worker != worker or not pause.HasField("pause_time") or pause.HasField("release_time"):
+            continue
+        if left & {pause.from_instance, ""} or (left and not pause.from_instance):
             continue
         pause.release_time.FromDatetime(now)
         if pause.request_time == job.pause.request_time:
@@ -102,7 +109,7 @@ def reopen(record: JobRecord, worker: str) -> None:
     if not record.released or pause.release_time == pause.pause_time:
         pause.ClearField("release_time")
         record.ClearField("pause_release_time")
-    for field in ("pause_time", "lost_duration", "checkpoint", "epoch", "step", "note"):
+    for field in ("pause_time", "lost_duration", "checkpoint", "epoch", "step", "note", "from_instance"):
         pause.ClearField(field)
     pause.cause, pause.from_worker = Pause.HELD, worker
 
@@ -123,7 +130,7 @@ def drained(record: JobRecord, now: datetime) -> None:
 def handed_on(record: JobRecord, worker: str) -> None:
     """Notes that another attempt, at `worker`, is to bring about the pause: the one before was lost on its way."""
     record.job.pause.from_worker = worker
-    for field in ("boundary_time", "snapshot_time", "release_time"):
+    for field in ("boundary_time", "snapshot_time", "release_time", "from_instance"):
         record.job.pause.ClearField(field)
     record.ClearField("pause_release_time")
 

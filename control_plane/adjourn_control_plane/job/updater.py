@@ -15,7 +15,7 @@ from adjourn.v1.agent_service_pb2 import FencingToken, Report
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent
-from adjourn_control_plane.job import machine, reports
+from adjourn_control_plane.job import machine, releases, reports
 from adjourn_control_plane.job.events import CheckpointDamaged, Event
 from adjourn_control_plane.job.transition import Decision
 from adjourn_control_plane.store.interface import (
@@ -159,14 +159,19 @@ class JobUpdater:
 
         return await self.change(job, decide, allocation=allocation, fence=fence)
 
-    async def report(self, report: Report, worker: str, *, fence: Fence | None = None) -> None:
-        """Applies a report once, if it comes from the job's own attempt. Raises Fenced as `apply` does."""
+    async def report(self, report: Report, worker: str, *, instance: str = "", fence: Fence | None = None) -> None:
+        """Applies a report once, if it comes from the job's own attempt. Raises Fenced as `apply` does.
+
+        `instance`: of the worker's agent. Another than the one that had the attempt has a copy of its journal.
+        """
         event = reports.event_of_report(report, worker)
         if isinstance(event, CheckpointDamaged):
             event = await self.with_alternatives(JobName(report.job), event)
 
         def decide(record: JobRecord) -> Decision | None:
-            if report.token != record.token:
+            left = releases.unconfirmed(record, report.token)
+            foreign = left is not None and not releases.is_of(left, worker, instance)
+            if report.token != record.token or foreign:
                 log.warning("report_refused", job=report.job, attempt=report.token.attempt, worker=worker)
                 return None
             if report.sequence <= record.applied_report:

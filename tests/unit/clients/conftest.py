@@ -178,7 +178,8 @@ class Plane(JobServiceServicer, CheckpointServiceServicer, WorkerServiceServicer
 
     def DeleteWorker(self, request: workers_pb.DeleteWorkerRequest, context: Context) -> empty_pb2.Empty:
         self.note("DeleteWorker", request, context)
-        self.workers = [each for each in self.workers if each.name != request.name]
+        if not request.instance:
+            self.workers = [each for each in self.workers if each.name != request.name]
         return empty_pb2.Empty()
 
     def ListWorkers(self, request: workers_pb.ListWorkersRequest, context: Context) -> workers_pb.ListWorkersResponse:

@@ -101,6 +101,15 @@ def test_a_lost_worker_is_forgotten(adjourn: Adjourn, plane: "Plane") -> None:
     assert plane.workers == []
 
 
+def test_an_earlier_machine_of_a_workers_name_is_forgotten_and_the_worker_stays(
+    adjourn: Adjourn, plane: "Plane"
+) -> None:
+    plane.workers = [Worker(name="workers/w", state=Worker.ACTIVE)]
+    assert adjourn("delete-worker", "w", "--instance", "0a1b").stdout == "the instance 0a1b of w is forgotten\n"
+    assert [request.instance for _, request in plane.asked] == ["0a1b"]
+    assert len(plane.workers) == 1
+
+
 def test_a_deletion_that_was_cut_short_is_repeated_though_the_worker_is_not_known_any_more(
     adjourn: Adjourn, plane: "Plane"
 ) -> None:

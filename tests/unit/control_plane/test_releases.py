@@ -37,7 +37,7 @@ def test_a_pause_whose_worker_is_out_of_reach_says_that_the_release_is_not_known
     said = condition(life)
     assert said is not None
     assert said.reason == reasons.WORKER_OUT_OF_REACH
-    assert "attempt 1 on workers/a" in said.message
+    assert "attempt 1 on workers/a (instance i)" in said.message
     (entry,) = life.record.unconfirmed_releases
     assert (entry.worker, entry.instance, entry.token, list(entry.device_uuids)) == (A, "i", life.record.token, ["gpu"])
     assert entry.time == pause.pause_time
@@ -119,7 +119,7 @@ def test_several_attempts_may_be_out_of_reach_and_each_is_told_of() -> None:
     assert attempts(life) == [1, 2]
     said = condition(life)
     assert said is not None
-    assert "attempt 1 on workers/a; attempt 2 on workers/b" in said.message
+    assert "attempt 1 on workers/a (instance i); attempt 2 on workers/b (instance k)" in said.message
     life.is_gone(1)
     assert not life.job.pause.HasField("release_time"), "it left behind the other one"
     assert life.last is not None
@@ -134,6 +134,30 @@ def test_a_pause_waits_for_every_attempt_on_its_worker() -> None:
     life.goes_out_of_reach()
     assert life.is_gone(2).job.pause.HasField("release_time") is False
     assert life.is_gone(1).job.pause.HasField("release_time")
+
+
+def test_a_pause_does_not_wait_for_an_attempt_on_another_instance_of_its_worker() -> None:
+    """The successor of a machine that is out of reach is itself lost on the way to the boundary."""
+    life = Life(max_restarts=9).running(1).goes_out_of_reach("i").placed(A).acknowledged().began().pause()
+    life.goes_out_of_reach("k")
+    assert life.is_gone(1).job.pause.HasField("release_time") is False, "that of the first says nothing of the second"
+    assert life.is_gone(2).job.pause.HasField("release_time")
+    life = Life(max_restarts=9).running(1).goes_out_of_reach("i").placed(A).acknowledged().began().pause()
+    life.goes_out_of_reach("k")
+    assert life.is_gone(2).job.pause.HasField("release_time"), "that of the first is another machine's"
+    assert attempts(life) == [1]
+
+
+def test_what_the_successor_of_a_machine_tells_releases_no_pause_of_the_first() -> None:
+    life = resting().resume().placed(A, "gpu-of-k").acknowledged().began().pause().trained(2).released().rests()
+    assert life.job.pause.HasField("release_time"), "that of the successor's own attempt"
+    assert not life.job.past_pauses[0].HasField("release_time")
+    life.resume().placed(A, "gpu-of-k").acknowledged().began().pause().goes_out_of_reach("k")
+    life.is_gone(3)
+    assert life.job.pause.HasField("release_time")
+    assert not life.job.past_pauses[0].HasField("release_time"), "the first one may still train"
+    life.is_gone(1)
+    assert life.job.past_pauses[0].HasField("release_time")
 
 
 def test_a_job_remembers_the_newest_attempts_only() -> None:

@@ -106,11 +106,11 @@ async def test_a_worker_does_not_count_as_silent_while_it_is_listened_to(agents:
     class Slow(JobUpdater):
         """Applies a report when a heartbeat was noted since the one before."""
 
-        async def report(self, report: Report, worker: str, *, fence: Fence | None = None) -> None:
+        async def report(self, report: Report, worker: str, *, instance: str = "", fence: Fence | None = None) -> None:
             known = await self.store.session(WorkerName(A))
             while known == await self.store.session(WorkerName(A)):  # noqa: ASYNC110  # it is the store's
                 await asyncio.sleep(0.001)
-            await super().report(report, worker, fence=fence)
+            await super().report(report, worker, instance=instance, fence=fence)
 
     stream.updater = Slow(agents.plane.store)
     reports = [
