@@ -24,6 +24,7 @@ from adjourn_control_plane.store.interface import (
     JobUid,
     Request,
     RequestSeen,
+    Tombstone,
     WorkerName,
 )
 from adjourn_control_plane.store.redis import RedisStore
@@ -106,7 +107,7 @@ def sessions() -> st.SearchStrategy[Call]:
 
 
 def tombstone(uid: JobUid, *, removed: bool) -> Call:
-    return lambda store: store.remove_tombstone(uid) if removed else store.add_tombstone(uid)
+    return lambda store: store.remove_tombstone(Tombstone(uid)) if removed else store.add_tombstone(uid)
 
 
 async def outcome(store: JobStore, call: Call) -> object:

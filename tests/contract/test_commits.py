@@ -11,7 +11,7 @@ from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
-from adjourn_control_plane.store import redis_codec
+from adjourn_control_plane.store import redis, redis_codec
 from adjourn_control_plane.store.interface import (
     Change,
     Conflict,
@@ -22,6 +22,7 @@ from adjourn_control_plane.store.interface import (
     JobUid,
     Request,
     RequestSeen,
+    Tombstone,
     WorkerName,
 )
 from tests.harness import memory_store
@@ -197,11 +198,11 @@ async def test_deletion_leaves_a_tombstone_and_frees_the_name_at_once(store: Job
     old = await created(store, "jobs/a")
     uid = JobUid(old.record.job.uid)
     await store.commit(deletion(old))
-    assert await store.tombstones() == [uid]
+    assert await store.tombstones() == [Tombstone(uid)]
     new = await created(store, "jobs/a")
-    assert await store.tombstones() == [uid]
-    await store.remove_tombstone(uid)
-    await store.remove_tombstone(uid)
+    assert await store.tombstones() == [Tombstone(uid)]
+    await store.remove_tombstone(Tombstone(uid))
+    await store.remove_tombstone(Tombstone(uid))
     assert await store.tombstones() == []
     assert new.record.number > old.record.number
     assert new.version > old.version
@@ -214,13 +215,55 @@ async def test_a_deleted_jobs_uid_stays_known_when_its_objects_are_gone(store: J
     uid, other = JobUid(old.record.job.uid), JobUid(kept.record.job.uid)
     assert await store.deleted([uid, other]) == set()
     await store.commit(deletion(old))
-    await store.remove_tombstone(uid)
+    await store.remove_tombstone(Tombstone(uid))
     await created(store, "jobs/a")
     assert await store.deleted([uid, other, JobUid("never")]) == {uid}
     assert await store.deleted([]) == set()
     await store.add_tombstone(uid)
     await store.add_tombstone(uid)
-    assert await store.tombstones() == [uid]
+    assert await store.tombstones() == [Tombstone(uid)]
+
+
+async def test_a_deleted_jobs_objects_are_looked_for_again_and_not_for_ever(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def after(*delays: timedelta) -> None:
+        for module in (redis, memory_store):
+            monkeypatch.setattr(module, "PURGE_AGAIN", delays)
+
+    now, later = timedelta(), timedelta(hours=1)
+    old = await created(store, "jobs/a")
+    uid = JobUid(old.record.job.uid)
+    await store.commit(deletion(old))
+    after(now, later)
+    await store.remove_tombstone(Tombstone(uid))
+    assert await store.tombstones() == [Tombstone(uid, 1)]
+    await store.remove_tombstone(Tombstone(uid))  # a slow replica has done the first look, too
+    assert await store.tombstones() == [Tombstone(uid, 1)]
+    await store.remove_tombstone(Tombstone(uid, 1))
+    await store.remove_tombstone(Tombstone(uid, 1))
+    assert await store.tombstones() == []
+    after(now, now)
+    assert await store.tombstones() == [Tombstone(uid, 2)], "as after a clock that was set back by more than an hour"
+    await store.remove_tombstone(Tombstone(uid, 2))
+    assert await store.tombstones() == []
+
+
+async def test_many_deleted_jobs_are_looked_at_again_a_few_at_a_time(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (redis, memory_store):
+        monkeypatch.setattr(module, "PURGE_AGAIN", (timedelta(),))
+    for name in "abc":
+        old = await created(store, f"jobs/{name}")
+        await store.commit(deletion(old))
+        await store.remove_tombstone(Tombstone(JobUid(old.record.job.uid)))
+    assert len(await store.tombstones()) == 3
+    for left in (3, 2, 1):
+        found = await store.tombstones(size=2)
+        assert len(found) == min(left, 2)
+        await store.remove_tombstone(found[0])
+    assert await store.tombstones() == []
 
 
 async def test_of_deleted_jobs_the_newest_are_known(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:

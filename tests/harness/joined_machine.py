@@ -26,7 +26,7 @@ from adjourn_control_plane.job import machine
 from adjourn_control_plane.job.events import CancelRequested, PauseRequested, Requested, ResumeRequested
 from adjourn_control_plane.job.machine import ENDED, HELD
 from adjourn_control_plane.job.updater import Call
-from adjourn_control_plane.store.interface import Change, Conflict, JobName, JobUid, Session, Stored, WorkerName
+from adjourn_control_plane.store.interface import Change, Conflict, JobName, Session, Stored, Tombstone, WorkerName
 from adjourn_worker.attempt.events import WorkerStopping
 from adjourn_worker.storage.manifest import decode
 from adjourn_worker.storage.parts import manifest_key
@@ -96,7 +96,7 @@ class JoinedMachine(RuleBasedStateMachine):
         """What the commands came to for each job, by uid: holds, or `cancel`; nothing: it is to run."""
         self.verb = ""
         """That is being asked for."""
-        self.listed: list[JobUid] = []
+        self.listed: list[Tombstone] = []
         """What a slow replica has found to be purged, some time ago."""
         self.copy: dict[str, Any] | None = None
         """Of the store, from before."""
@@ -295,9 +295,9 @@ class JoinedMachine(RuleBasedStateMachine):
 
     def purge_late(self) -> None:
         """A slow replica purges what it found to be purged long ago."""
-        for uid in self.listed:
+        for tombstone in self.listed:
             if self.replicas[0].serves and not self.objects.away:
-                self.run(self.replicas[0].collector.remove(uid))
+                self.run(self.replicas[0].collector.remove(tombstone))
 
     def stop_replica(self, replica: int) -> None:
         """It gets SIGSTOP, at whatever it does; what it had begun it may end much later."""

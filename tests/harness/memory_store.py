@@ -20,6 +20,7 @@ from adjourn_control_plane.store.interface import (
     DELETED_KEPT,
     DELETED_MEMORY,
     EVENTS_KEPT,
+    PURGE_AGAIN,
     Allocation,
     Change,
     Changed,
@@ -31,6 +32,7 @@ from adjourn_control_plane.store.interface import (
     Session,
     Stored,
     TokenTooOld,
+    Tombstone,
     WorkerName,
 )
 
@@ -57,6 +59,10 @@ class Entry:
 
     def read(self) -> Stored:
         return values.stored([self.record, b"%d" % self.version, b"%d" % self.number])
+
+
+def nanoseconds(duration: timedelta) -> int:
+    return int(duration.total_seconds() * 1e9)
 
 
 class MemoryStore:
@@ -87,6 +93,8 @@ class MemoryStore:
         self._lost: dict[str, int] = {}
         """When each lost worker was lost, in nanoseconds."""
         self._tombstones: set[JobUid] = set()
+        self._later: dict[Tombstone, int] = {}
+        """Tombstones that are due at some time, in nanoseconds."""
         self._deleted: dict[JobUid, int] = {}
         """When each deleted job was deleted, in nanoseconds."""
         self._sessions: dict[str, Session] = {}
@@ -156,7 +164,7 @@ class MemoryStore:
             uid = JobUid(old.read().record.job.uid)
             self._tombstones.add(uid)
             self._deleted[uid] = self._now_ns()
-            oldest = self._now_ns() - DELETED_MEMORY.total_seconds() * 1e9
+            oldest = self._now_ns() - nanoseconds(DELETED_MEMORY)
             newest = sorted(self._deleted.items(), key=lambda each: each[1])[-DELETED_KEPT:]
             self._deleted = {uid: time for uid, time in newest if time > oldest}
             return None
@@ -386,7 +394,7 @@ class MemoryStore:
         return True
 
     async def forget_lost(self, age: timedelta, *, size: int) -> list[WorkerName]:
-        before = self._now_ns() - int(age.total_seconds() * 1e9)
+        before = self._now_ns() - nanoseconds(age)
         old = [
             WorkerName(worker)
             for worker, since in self._lost.items()
@@ -401,13 +409,21 @@ class MemoryStore:
     def _described(self, worker: Worker) -> Worker:
         return Worker.FromString(values.described(worker))
 
-    async def tombstones(self) -> list[JobUid]:
+    async def tombstones(self, *, size: int = 1000) -> list[Tombstone]:
         await self._reach()
-        return sorted(self._tombstones)
+        latest = self._now_ns() + nanoseconds(max(PURGE_AGAIN))
+        self._later = {tombstone: min(time, latest) for tombstone, time in self._later.items()}
+        due = sorted((time, tombstone) for tombstone, time in self._later.items() if time <= self._now_ns())
+        return sorted([*map(Tombstone, self._tombstones), *(tombstone for _, tombstone in due[:size])])
 
-    async def remove_tombstone(self, uid: JobUid) -> None:
+    async def remove_tombstone(self, tombstone: Tombstone) -> None:
         await self._reach()
-        self._tombstones.discard(uid)
+        uid, looks = tombstone.uid, tombstone.looks
+        there = self._later.pop(tombstone, None) is not None if looks else uid in self._tombstones
+        if not looks:
+            self._tombstones.discard(uid)
+        if there and looks < len(PURGE_AGAIN):
+            self._later[Tombstone(uid, looks + 1)] = self._now_ns() + nanoseconds(PURGE_AGAIN[looks])
 
     async def add_tombstone(self, uid: JobUid) -> None:
         await self._reach()

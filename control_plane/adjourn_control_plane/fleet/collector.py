@@ -8,7 +8,7 @@ from adjourn.errors import ObjectStoreRefusedError
 from adjourn.objects import ObjectStore
 from adjourn_control_plane.fleet import rounds
 from adjourn_control_plane.settings import Settings
-from adjourn_control_plane.store.interface import JobStore, JobUid
+from adjourn_control_plane.store.interface import JobStore, Tombstone
 
 log = structlog.get_logger()
 
@@ -34,20 +34,22 @@ class Collector:
 
     async def purge(self) -> None:
         """Removes the objects of deleted jobs."""
-        for uid in await self.store.tombstones():
+        for tombstone in await self.store.tombstones():
             try:
-                await self.remove(uid)
+                await self.remove(tombstone)
             except ObjectStoreRefusedError as error:  # of this job's objects; those of others may go
-                log.warning("purge_refused", uid=uid, error=error.message)
+                log.warning("purge_refused", uid=tombstone.uid, error=error.message)
 
-    async def remove(self, uid: JobUid) -> None:
+    async def remove(self, tombstone: Tombstone) -> None:
         """Removes the objects of a deleted job.
 
-        No uid is used twice, so any number of replicas may do it, again and however late.
+        No uid is used twice, so any number of replicas may do it, again and however late. It is done again some time
+        later, as PURGE_AGAIN says, and when an attempt of the job is heard of: a worker may upload all the while.
         """
-        removed = await self.objects.delete_prefix(f"checkpoints/{uid}/")
-        await self.store.remove_tombstone(uid)
-        log.info("job_purged", uid=uid, objects=removed)
+        removed = await self.objects.delete_prefix(f"checkpoints/{tombstone.uid}/")
+        await self.store.remove_tombstone(tombstone)
+        if removed or not tombstone.looks:
+            log.info("job_purged", uid=tombstone.uid, objects=removed, looks=tombstone.looks)
 
     async def forget_workers(self) -> None:
         """Forgets workers that have been lost for long and hold no job: pods of random names would pile up."""

@@ -7,7 +7,7 @@ appends what happened and notifies listeners; or it does nothing. Nothing else w
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import NewType, Protocol
+from typing import Final, NewType, Protocol
 from uuid import uuid4
 
 from adjourn.internal.v1.record_pb2 import JobRecord
@@ -33,6 +33,10 @@ DELETED_MEMORY = timedelta(days=90)
 DELETED_KEPT = 100_000
 """For how long, and of how many jobs at most, it is known that they were deleted. An attempt of one that is heard of is
 stopped. Of a job that is not known any more nobody can say whether it was deleted, so its attempt is paused instead."""
+
+
+PURGE_AGAIN: Final = (timedelta(minutes=10), timedelta(days=1))
+"""When the objects of a deleted job are looked for again: a worker that was out of reach may have saved meanwhile."""
 
 
 class Conflict(Exception):
@@ -164,6 +168,15 @@ class Changed:
     """Whose allocation changed."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Those that the job had until then, if it was deleted or got others."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Tombstone:
+    """A deleted job whose objects may not be gone yet."""
+
+    uid: JobUid
+    looks: int = 0
+    """How often they were purged before."""
 
 
 class TokenTooOld(Exception):
@@ -298,12 +311,15 @@ class JobStore(Protocol):
         """Forgets up to `size` workers that have been lost for `age`, with no job held or unconfirmed; returns them."""
         ...
 
-    async def tombstones(self) -> list[JobUid]:
-        """Returns the uids of deleted jobs whose objects may not be gone yet."""
+    async def tombstones(self, *, size: int = 1000) -> list[Tombstone]:
+        """Returns the deleted jobs whose objects are to be purged; of those that are looked at again, up to `size`."""
         ...
 
-    async def remove_tombstone(self, uid: JobUid) -> None:
-        """Notes that the objects of a deleted job are gone. May be repeated."""
+    async def remove_tombstone(self, tombstone: Tombstone) -> None:
+        """Notes that the objects of a deleted job are gone; its next tombstone is due as PURGE_AGAIN says.
+
+        May be repeated. Nothing happens if somebody else has noted it.
+        """
         ...
 
     async def add_tombstone(self, uid: JobUid) -> None:

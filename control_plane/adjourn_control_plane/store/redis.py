@@ -15,6 +15,7 @@ an attachment are remembered by id for a while, the rest is idempotent. Reads th
     {ns}:workers/y:unconfirmed      set of jobs with an attempt on it whose release is unconfirmed
     {ns}:changes  {ns}:notifications  stream of all changes; channel that tells of them
     {ns}:tombstones                 set of the uids of deleted jobs whose objects may not be gone yet
+    {ns}:tombstones:later           sorted set of `{looks} {uid}` that are to be looked at again, by ms since 1970
     {ns}:deleted                    sorted set of the uids of deleted jobs, by ms since 1970
     {ns}:request:{id}  :done:{id}   hash: digest, answer; result of a change, for its repeats; both expire
 
@@ -46,6 +47,7 @@ from adjourn.v1.worker_pb2 import Drain, Worker
 from adjourn_control_plane.store import redis_codec as values
 from adjourn_control_plane.store.interface import (
     EVENTS_KEPT,
+    PURGE_AGAIN,
     Allocation,
     Change,
     Changed,
@@ -57,6 +59,7 @@ from adjourn_control_plane.store.interface import (
     Session,
     Stored,
     TokenTooOld,
+    Tombstone,
     WorkerName,
 )
 from adjourn_control_plane.store.redis_checks import SETTINGS, shortcomings
@@ -72,6 +75,7 @@ BATCH = 200
 """Jobs or workers read at a time: a script holds up everybody else."""
 SCRIPTS = (
     *("commit", "events", "page", "allocation"),
+    *("tombstones", "remove_tombstone"),
     *("attach", "heartbeat", "detach", "mark_lost", "sessions", "lost_holders", "forget", "forget_lost", "drain"),
 )
 LATER = (
@@ -294,14 +298,17 @@ class RedisStore:
         return bool(await self._run("forget", worker))
 
     async def forget_lost(self, age: timedelta, *, size: int) -> list[WorkerName]:
-        found = await self._run("forget_lost", int(age.total_seconds() * 1000), size)
+        found = await self._run("forget_lost", values.milliseconds(age), size)
         return [WorkerName(worker.decode()) for worker in found]
 
-    async def tombstones(self) -> list[JobUid]:
-        return sorted(JobUid(uid.decode()) for uid in await self._ask("SMEMBERS", "tombstones"))
+    async def tombstones(self, *, size: int = 1000) -> list[Tombstone]:
+        found = await self._run("tombstones", size, values.milliseconds(max(PURGE_AGAIN)))
+        return sorted(values.tombstone(row) for row in found)
 
-    async def remove_tombstone(self, uid: JobUid) -> None:
-        await self._ask("SREM", "tombstones", uid)
+    async def remove_tombstone(self, tombstone: Tombstone) -> None:
+        last = tombstone.looks >= len(PURGE_AGAIN)
+        again = "" if last else values.milliseconds(PURGE_AGAIN[tombstone.looks])
+        await self._run("remove_tombstone", tombstone.uid, tombstone.looks, again)
 
     async def add_tombstone(self, uid: JobUid) -> None:
         await self._ask("SADD", "tombstones", uid)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 from adjourn.internal.v1.record_pb2 import JobRecord
@@ -17,8 +18,10 @@ from adjourn_control_plane.store.interface import (
     Change,
     Changed,
     JobName,
+    JobUid,
     Session,
     Stored,
+    Tombstone,
     WorkerName,
 )
 
@@ -78,6 +81,15 @@ def changed(token: bytes, fields: Mapping[bytes, bytes]) -> Changed:
     )
 
 
+def tombstone(row: bytes) -> Tombstone:
+    looks, uid = row.decode().split(" ")
+    return Tombstone(JobUid(uid), int(looks))
+
+
+def milliseconds(duration: timedelta) -> int:
+    return int(duration.total_seconds() * 1000)
+
+
 def described(worker: Worker) -> bytes:
     """Returns the worker without what is derived when it is shown."""
     kept = Worker()
@@ -108,7 +120,7 @@ def commit_arguments(change: Change, *, changes_kept: int, events_kept: int) -> 
     arguments += [fence.worker, fence.stream] if fence else ["", ""]
     arguments += [encoded(Job(labels=record.job.labels)) if record else "", events_kept]
     arguments += [" ".join(unconfirmed_workers(record)) if record else ""]
-    arguments += [int(DELETED_MEMORY.total_seconds() * 1000), DELETED_KEPT]
+    arguments += [milliseconds(DELETED_MEMORY), DELETED_KEPT]
     arguments += ["" if fence is None or fence.heartbeat is None else fence.heartbeat]
     arguments += [encoded(event) for event in change.events]
     for metrics in change.epochs:

@@ -328,7 +328,7 @@ async def test_only_what_has_ended_is_deleted(updater: JobUpdater, memory_store:
     uid = (await there(memory_store)).job.uid
     await updater.delete(JOB, fresh())
     assert await memory_store.get(JOB) is None
-    assert await memory_store.tombstones() == [uid]
+    assert [each.uid for each in await memory_store.tombstones()] == [uid]
 
 
 async def test_a_stale_etag_deletes_nothing(updater: JobUpdater, memory_store: MemoryStore) -> None:
