@@ -1,9 +1,11 @@
 """Networks that fail, and processes that die at the worst place: the job ends where it would have ended."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ from redis.asyncio import Redis
 
 from adjourn.client import AsyncClient
 from adjourn.objects import S3Objects
-from adjourn.v1.job_pb2 import Job, JobSpec
+from adjourn.v1.job_pb2 import Job, JobSpec, Pause
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.manifest_pb2 import Manifest
+from adjourn.v1.worker_pb2 import Worker
 from adjourn_worker.storage.manifest import decode
+from tests.harness.checkpoint_objects import damage
 from tests.harness.cluster import CLIENTS, Cluster
 from tests.harness.fault_proxy import Link, Way
 from tests.harness.jobs import EPOCHS, GatedJob, GatedJobs, Outcome
@@ -25,12 +29,13 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 Eventually = Callable[..., Awaitable[None]]
 WORKERS = ("worker-1", "worker-2")
+LEASE_SECONDS = 8
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def whole_cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
     """Two control planes and two workers; leases so long that only a test that is about them sees one end."""
-    timing = {"ADJOURN_SYNC_INTERVAL": "0.25", "ADJOURN_LEASE_DURATION": "8"}
+    timing = {"ADJOURN_SYNC_INTERVAL": "0.25", "ADJOURN_LEASE_DURATION": str(LEASE_SECONDS)}
     async with Cluster(
         directory=tmp_path_factory.mktemp("cluster"), control_planes=2, workers=2, environment=timing
     ) as cluster:
@@ -277,6 +282,101 @@ async def test_a_control_plane_that_stands_still_holds_up_nobody(
     job = await gated.finish()
     assert (job.attempt, job.restart_count) == (1, 0)
     assert await gated.outcome() == uninterrupted
+
+
+async def test_a_store_that_answers_nothing_for_longer_than_a_lease_costs_only_time(
+    cluster: Cluster, third_epoch: ThirdEpoch, uninterrupted: Outcome, client: AsyncClient, eventually: Eventually
+) -> None:
+    """Training goes on, no lease ends, and what was asked for meanwhile happens once, as soon as it can."""
+    gated, _ = await third_epoch("store-silent")
+    training = await gated.inside(3)
+    silent = LEASE_SECONDS + 1
+    async with Redis.from_url(cluster.redis_url) as redis, AsyncClient(cluster.address, timeout=60) as patient:
+        await redis.client_pause(1000 * silent)
+        began = time.monotonic()
+        asking = asyncio.create_task(patient.pause_job(gated.name))
+        gated.gate.open(4)
+        await eventually(lambda: gated.gate.inside(5) == training)
+        assert (await asking).state == Job.PAUSING
+        assert time.monotonic() - began > silent - 0.5
+    await eventually(training.is_to_pause)
+    gated.gate.open(5)
+    paused = await gated.until(Job.PAUSED)
+    assert (paused.pause.epoch, paused.attempt, paused.restart_count) == (5, 1, 0)
+    asked = [event async for event in client.list_job_events(gated.name) if event.type == JobEvent.PAUSE_REQUESTED]
+    assert len(asked) == 1
+    await client.resume_job(gated.name)
+    assert (await gated.finish()).restart_count == 0
+    assert await gated.outcome() == uninterrupted
+
+
+async def test_an_agent_dies_amid_an_upload_that_arrives_late(
+    cluster: Cluster, third_epoch: ThirdEpoch, uninterrupted: Outcome, client: AsyncClient, eventually: Eventually
+) -> None:
+    """What it was sending is sent by the next agent, and then arrives a second time: the same checkpoint, once."""
+    gated, worker = await third_epoch("dies-amid-upload")
+    prefix = f"checkpoints/{(await gated.get()).uid}"
+    link = cluster.link(f"{worker}/s3")
+    async with S3Objects(cluster.s3) as objects:
+        for epoch, what in enumerate(("parts", "manifests"), start=3):
+            link.hits.clear()
+            link.befall("hold", f"PUT .*/{what}/", times=1)
+            gated.gate.open(epoch)
+            await eventually(lambda: link.hits)
+            agent = cluster.process(worker)
+            cluster.kill(worker)
+            assert len(await objects.list(f"{prefix}/manifests/")) == epoch - 1
+            await gated.durable(epoch)
+            assert not agent.is_running()
+            link.heal()
+        job = await gated.finish()
+        assert (job.attempt, job.restart_count) == (1, 0)
+        made = [checkpoint async for checkpoint in client.list_checkpoints(gated.name)]
+        assert [checkpoint.epoch for checkpoint in made] == list(range(EPOCHS, 0, -1))
+        assert len(await objects.list(f"{prefix}/manifests/")) == EPOCHS
+        for checkpoint in made:
+            assert not await damage(checkpoint, partial(objects.get, limit=64 << 20))
+    assert await gated.outcome() == uninterrupted
+
+
+async def test_a_purge_takes_nothing_from_who_reads_meanwhile(
+    cluster: Cluster,
+    third_epoch: ThirdEpoch,
+    gated_jobs: GatedJobs,
+    uninterrupted: Outcome,
+    client: AsyncClient,
+    eventually: Eventually,
+) -> None:
+    """Deleted: a job whose parts are the same bytes, and one whose own checkpoint a worker is just fetching."""
+    twin = await gated_jobs.start("twin", limit=EPOCHS)
+    gated, _ = await third_epoch("reads")
+    await gated.pause(3)
+    await twin.finish()
+    doomed = await gated_jobs.start("doomed")
+    await doomed.pause(1)
+    links = [cluster.link(f"{worker}/s3") for worker in WORKERS]
+    for link in links:
+        link.hits.clear()
+        link.befall("hold", "GET .*/parts/")
+    await client.resume_job(gated.name)
+    await client.resume_job(doomed.name)
+    await eventually(lambda: all(link.hits for link in links))
+    await client.cancel_job(doomed.name)
+    await doomed.until(Job.CANCELLED)
+    async with S3Objects(cluster.s3) as objects, asyncio.timeout(30):
+        for each in (twin, doomed):
+            uid = (await each.get()).uid
+            assert await objects.list(f"checkpoints/{uid}/")
+            await client.delete_job(each.name)
+            gated_jobs.made.remove(each)
+            while await objects.list(f"checkpoints/{uid}/"):
+                await asyncio.sleep(0.1)
+    cluster.proxies.heal()
+    await gated.inside(4)
+    job = await gated.finish()
+    assert (job.pause.verdict, job.attempt, job.restart_count) == (Pause.EXACT, 2, 0)
+    assert await gated.outcome() == uninterrupted
+    assert [(worker.state, list(worker.jobs)) async for worker in client.list_workers()] == [(Worker.ACTIVE, [])] * 2
 
 
 async def test_storage_that_answers_with_errors_costs_a_pause_only_time(
