@@ -162,6 +162,24 @@ async def test_request_is_remembered_with_its_answer(store: JobStore) -> None:
     assert (await there(store, A)).version == 1
 
 
+async def test_of_requests_the_newest_are_remembered(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (redis_codec, memory_store):
+        monkeypatch.setattr(module, "REQUESTS_KEPT", 3)
+    for number in range(5):
+        request = Request(id=f"r{number}", digest="d", answer=Job(name=f"jobs/{number}"))
+        await store.commit(creation(JobName(f"jobs/{number}"), request=request))
+    assert [bool(await store.answered(f"r{number}")) for number in range(5)] == [False, False, True, True, True]
+    with pytest.raises(RequestSeen):
+        await store.commit(creation(A, request=Request(id="r2", digest="d", answer=Job())))
+    await store.commit(creation(A, request=Request(id="r0", digest="d", answer=Job(name="anew"))))
+    assert await store.answered("r0") == ("d", Job(name="anew"))
+    assert await store.answered("r2") is None
+    for module in (redis_codec, memory_store):
+        monkeypatch.setattr(module, "REQUESTS_KEPT", 1)
+    await store.commit(change(await there(store, A), request=Request(id="r9", digest="d", answer=Job())))
+    assert [bool(await store.answered(name)) for name in ("r0", "r3", "r4", "r9")] == [False, False, False, True]
+
+
 async def test_request_has_one_effect_though_sent_twice_at_once(store: JobStore) -> None:
     changes = [creation(JobName(f"jobs/{i}"), request=Request(id="r", digest="d", answer=Job())) for i in range(10)]
     outcomes = await asyncio.gather(*(store.commit(each) for each in changes), return_exceptions=True)

@@ -21,6 +21,7 @@ from adjourn_control_plane.store.interface import (
     DELETED_MEMORY,
     EVENTS_KEPT,
     PURGE_AGAIN,
+    REQUESTS_KEPT,
     Allocation,
     Change,
     Changed,
@@ -124,6 +125,8 @@ class MemoryStore:
         self._index(change.job, old, new)
         if change.request:
             self._requests[change.request.id] = (change.request.digest, values.encoded(change.request.answer))
+            while len(self._requests) > REQUESTS_KEPT:
+                del self._requests[next(iter(self._requests))]
         self._done[change.id] = new.version if new else 0
         self._position += 1
         self._changes.append(

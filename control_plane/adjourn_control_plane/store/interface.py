@@ -27,7 +27,8 @@ WorkerName = NewType("WorkerName", str)
 EVENTS_KEPT = 10_000
 """Events of a job that are kept: the newest."""
 REQUEST_MEMORY = timedelta(days=1)
-"""How long a request_id is remembered."""
+REQUESTS_KEPT = 100_000
+"""How long a request_id is remembered, and how many at most: the newest. That is more than one a second for a day."""
 
 DELETED_MEMORY = timedelta(days=90)
 DELETED_KEPT = 100_000
@@ -68,7 +69,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """The call that a change answers. It is remembered with its answer for REQUEST_MEMORY."""
+    """The call that a change answers. It is remembered with its answer for REQUEST_MEMORY, among REQUESTS_KEPT."""
 
     id: str
     digest: str

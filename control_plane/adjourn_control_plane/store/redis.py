@@ -17,6 +17,7 @@ an attachment are remembered by id for a while, the rest is idempotent. Reads th
     {ns}:tombstones                 set of the uids of deleted jobs whose objects may not be gone yet
     {ns}:tombstones:later           sorted set of `{looks} {uid}` that are to be looked at again, by ms since 1970
     {ns}:deleted                    sorted set of the uids of deleted jobs, by ms since 1970
+    {ns}:requests                   sorted set of the ids of requests, in order
     {ns}:request:{id}  :done:{id}   hash: digest, answer; result of a change, for its repeats; both expire
 
 The namespace is the hash tag of all its keys: one slot of a cluster holds them, so scripts may touch them together.

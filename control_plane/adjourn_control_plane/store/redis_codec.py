@@ -15,6 +15,7 @@ from adjourn_control_plane.store.interface import (
     DELETED_KEPT,
     DELETED_MEMORY,
     REQUEST_MEMORY,
+    REQUESTS_KEPT,
     Change,
     Changed,
     JobName,
@@ -121,7 +122,7 @@ def commit_arguments(change: Change, *, changes_kept: int, events_kept: int) -> 
     arguments += [encoded(Job(labels=record.job.labels)) if record else "", events_kept]
     arguments += [" ".join(unconfirmed_workers(record)) if record else ""]
     arguments += [milliseconds(DELETED_MEMORY), DELETED_KEPT]
-    arguments += ["" if fence is None or fence.heartbeat is None else fence.heartbeat]
+    arguments += ["" if fence is None or fence.heartbeat is None else fence.heartbeat, REQUESTS_KEPT]
     arguments += [encoded(event) for event in change.events]
     for metrics in change.epochs:
         arguments += [metrics.epoch, encoded(metrics)]

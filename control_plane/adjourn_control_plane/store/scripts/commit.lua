@@ -12,7 +12,8 @@ local uid, fenced, stream, labels = ARGV[19], ARGV[20], ARGV[21], ARGV[22]
 local events_kept, unconfirmed = tonumber(ARGV[23]), ARGV[24] -- workers, with spaces between
 local deleted_memory, deleted_kept = tonumber(ARGV[25]), tonumber(ARGV[26]) -- milliseconds; entries
 local heartbeat = ARGV[27] -- of the fenced worker; empty: it does not matter
-local next_item = 28
+local requests_kept = tonumber(ARGV[28])
+local next_item = 29
 
 local function key(name)
   return prefix .. ':' .. name
@@ -143,6 +144,14 @@ redis.call('SET', key('done:' .. id), result, 'EX', repeat_memory)
 if request ~= '' then
   redis.call('HSET', key('request:' .. request), 'digest', digest, 'answer', answer)
   redis.call('EXPIRE', key('request:' .. request), request_memory)
+  redis.call('ZADD', key('requests'), version, request)
+  local excess = redis.call('ZCARD', key('requests')) - requests_kept
+  if excess > 0 then
+    local oldest = redis.call('ZPOPMIN', key('requests'), excess)
+    for index = 1, #oldest, 2 do
+      redis.call('DEL', key('request:' .. oldest[index]))
+    end
+  end
 end
 redis.call('XADD', key('changes'), 'MAXLEN', '~', changes_kept, '*', 'job', job, 'version', version, 'state', state,
   'workers', touched, 'labels', labels ~= old[7] and old[7] or '')
