@@ -1,10 +1,11 @@
-"""Three small mapped files through which an agent and its training process tell each other things without waiting.
+"""Four small mapped files through which an agent and its training process tell each other things without waiting.
 
 `control` is one 64-bit word that the agent writes and training reads at every step. An aligned 8-byte store is atomic,
-so no lock is needed. `progress` is one message that training overwrites and the agent reads. It is guarded by a
-sequence number that is odd while a write is under way (a seqlock). `pulse` is three words that training writes at every
-step; each is right by itself, and a look that finds one of them older than another is made good by the next. The files
-outlive either process. Imports no torch, no grpc.
+so no lock is needed. `boundary` is another, which training writes and the agent reads: `next_boundary` says how the two
+together name the epoch of a pause. `progress` is one message that training overwrites and the agent reads. It is
+guarded by a sequence number that is odd while a write is under way (a seqlock). `pulse` is three words that training
+writes at every step; each is right by itself, and a look that finds one of them older than another is made good by the
+next. The files outlive either process. Imports no torch, no grpc.
 """
 
 import mmap
@@ -13,6 +14,7 @@ import struct
 from pathlib import Path
 
 from adjourn.desired_state import DesiredState
+from adjourn.next_boundary import NextBoundary
 from adjourn.pulse import WORDS, Phase, Pulse
 from adjourn.v1.job_pb2 import Progress
 
@@ -36,6 +38,25 @@ class Control:
 
     def write(self, desired: DesiredState) -> None:
         self._view[0] = desired.word
+
+    def close(self) -> None:
+        self._view.release()
+        self._map.close()
+
+
+class BoundaryFile:
+    """Where training decides next whether it pauses, as a mapped word."""
+
+    def __init__(self, path: Path) -> None:
+        self._map = mapped(path, 8)
+        self._view = memoryview(self._map).cast("Q")
+
+    def read(self) -> NextBoundary | None:
+        """Returns None if nothing was said yet, or something that makes no sense."""
+        return NextBoundary.from_word(self._view[0])
+
+    def write(self, boundary: NextBoundary) -> None:
+        self._view[0] = boundary.word
 
     def close(self) -> None:
         self._view.release()

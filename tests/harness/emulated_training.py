@@ -1,9 +1,10 @@
 """A training process as the agent sees it, without torch: it does what a test writes into a FIFO, line by line.
 
 `step` shows a step in its pulse; `epoch` ends an epoch, takes a snapshot if a slot is free, and pauses if it should;
-`finish` and `fail` end the training as their names say; `exit N` leaves without a word; `garble NAME` spoils a file of
-the attempt, `lose` its snapshots; `metrics N` has epochs bring metrics; `fill` leaves no room for snapshots until
-`room`; `storm` notifies without end.
+`open` and `read` do of that only that it says that it decides, and that it reads what is wanted; `finish` and `fail`
+end the training as their names say; `exit N` leaves without a word; `garble NAME` spoils a file of the attempt, `lose`
+its snapshots; `metrics N` has epochs bring metrics; `fill` leaves no room for snapshots until `room`; `storm` notifies
+without end.
 """
 
 import json
@@ -18,6 +19,7 @@ from typing import Any, Final
 from google.protobuf import json_format
 
 from adjourn import frames, snapshots
+from adjourn.desired_state import DesiredState
 from adjourn.internal.v1.trainer_pb2 import (
     Snapshot,
     SnapshotFailed,
@@ -27,8 +29,9 @@ from adjourn.internal.v1.trainer_pb2 import (
     TrainingPaused,
     TrainingStart,
 )
+from adjourn.next_boundary import NextBoundary
 from adjourn.pulse import Phase
-from adjourn.shared_files import Control, ProgressPage, PulseFile
+from adjourn.shared_files import BoundaryFile, Control, ProgressPage, PulseFile
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.job_pb2 import Failure, Pause, Progress
 from adjourn.v1.usage_pb2 import EpochMetrics
@@ -49,6 +52,7 @@ class Emulated:
         self.start = TrainingStart.FromString((directory / "start").read_bytes())
         self.progress = Progress()
         self.pulse: PulseFile | None = None
+        self.wanted: DesiredState | None = None
         self.sequence = 0
         self.losing = False
         self.full = False
@@ -59,6 +63,7 @@ class Emulated:
             json_format.ParseDict(dict(snapshots.read_state(restored).progress), self.progress)
             same = snapshots.component_digests(restored) == dict(self.start.restore_digests)
             self.verdict = Pause.EXACT if same else Pause.UNPROVEN
+        self.decide_after(self.progress.epoch + 1)
 
     def run(self) -> int:
         self.append(TrainingEvent(began=TrainingBegan(verdict=self.verdict)))
@@ -83,9 +88,10 @@ class Emulated:
         self.append(
             TrainingEvent(epoch=EpochMetrics(epoch=self.progress.epoch, step=self.progress.step, values=self.values))
         )
-        with closing(Control(self.directory / "control")) as control:
-            pausing = control.read().target == Assignment.PAUSE
+        pausing = self.decide()
         if self.full:
+            if pausing:
+                self.decide_after(self.progress.epoch + 1)
             failed = SnapshotFailed(reason="NO_SPACE", message="no room", last=pausing)
             self.append(TrainingEvent(snapshot_failed=failed))
             return None
@@ -94,6 +100,31 @@ class Emulated:
             self.append(TrainingEvent(paused=TrainingPaused()))
             return 0
         return None
+
+    def open(self) -> None:
+        """Says that it decides at the end of this epoch."""
+        self.decide_after(self.progress.epoch + 1, deciding=True)
+
+    def read(self) -> None:
+        """Reads what the next `epoch` then does."""
+        with closing(Control(self.directory / "control")) as control:
+            self.wanted = control.read()
+
+    def decide(self) -> bool:
+        """Returns whether training pauses at the boundary that it has reached."""
+        epoch = self.progress.epoch
+        self.decide_after(epoch, deciding=True)
+        if self.wanted is None:
+            self.read()
+        assert self.wanted
+        pausing = self.wanted.target == Assignment.PAUSE
+        self.wanted = None
+        self.decide_after(epoch if pausing else epoch + 1)
+        return pausing
+
+    def decide_after(self, epoch: int, *, deciding: bool = False) -> None:
+        with closing(BoundaryFile(self.directory / "boundary")) as boundary:
+            boundary.write(NextBoundary(epoch=epoch, deciding=deciding))
 
     def metrics(self, count: str) -> None:
         """Has the next epochs bring so many metrics, of 60 bytes each."""
@@ -112,6 +143,7 @@ class Emulated:
         self.losing = True
 
     def finish(self) -> int:
+        self.decide_after(self.start.spec.total_epochs)
         self.save(last=True)
         self.append(TrainingEvent(finished=TrainingFinished()))
         return 0

@@ -54,6 +54,8 @@ class TrainingModel:
     progress: Progress = field(default_factory=Progress)
     restored: bool = False
     epoch_step: int = 0
+    decides_after: int = 0
+    """Epoch at whose boundary it decides next whether to pause."""
     events: list[TrainingEvent] = field(default_factory=list)
     slots: dict[str, Snapshot] = field(default_factory=dict)
     contents: dict[int, bytes] = field(default_factory=dict)
@@ -108,6 +110,7 @@ class TrainingModel:
         return True
 
     def boundary(self, total: int, now: float) -> None:
+        self.decides_after = min(self.progress.epoch + (self.desired.target != Assignment.PAUSE), total)
         if self.progress.epoch == total:
             self.save(now, last=True)
             self.write(TrainingEvent(finished=TrainingFinished()), now)

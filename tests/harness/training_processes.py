@@ -100,12 +100,13 @@ class Attempt:
 class TrainingProcesses:
     """One process that has imported torch, and forks a training process for each attempt."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, **variables: str) -> None:
+        """`variables`: of the environment, beside those of the tests."""
         self._directory = directory
         self._attempts = 0
         self._process = subprocess.Popen(
             (sys.executable, "-c", FORK_LOOP),
-            env={**os.environ, **process_cleanup.marker(directory)},
+            env={**os.environ, **process_cleanup.marker(directory), **variables},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

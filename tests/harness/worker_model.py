@@ -34,7 +34,7 @@ from tests.harness.training_model import TrainingModel, expected_state
 
 T = TypeVar("T")
 Run = Callable[[Awaitable[Any]], Any]
-UNJOURNALED: Final = (events.Measured, events.Advanced)
+UNJOURNALED: Final = (events.Measured, events.Advanced, events.BoundaryFound)
 
 
 class AgentDied(Exception):
@@ -247,6 +247,7 @@ class AgentModel:
 
     def take_up(self, runner: RunnerModel) -> None:
         """Begins, or goes on with, an assignment that is journaled."""
+        runner.held.status.ClearField("pause_epoch")
         self.runners[key(runner.held.assignment)] = runner
         training = self.host.trainings.get(runner.held.directory)
         if not runner.over and not runner.held.HasField("process") and training is not None:
@@ -307,6 +308,7 @@ class AgentModel:
             case events.SetDesired(desired=desired):
                 if training is not None:
                     training.desired = desired
+                self.look_for_boundary(runner)
             case events.Kill():
                 if training is not None:
                     training.end(-9, killed=True)
@@ -331,9 +333,18 @@ class AgentModel:
                 assert state == expected_state(assignment.token.job_uid, restore.step), "restored from what was damaged"
             training = TrainingModel(assignment, process, desired, state, restored=bool(restore.name))
             training.progress.epoch, training.progress.step = restore.epoch, restore.step
+            training.decides_after = min(restore.epoch + 1, assignment.spec.total_epochs)
             host.trainings[runner.held.directory] = training
         host.burn()
         self.feed(runner, events.Launched(process=host.trainings[runner.held.directory].process))
+
+    def look_for_boundary(self, runner: RunnerModel) -> None:
+        """Finds out where training pauses, if it is to."""
+        training = self.host.trainings.get(runner.held.directory)
+        if training is None or runner.held.assignment.target != Assignment.PAUSE:
+            return
+        if training.decides_after not in (0, runner.held.status.pause_epoch):
+            self.feed(runner, events.BoundaryFound(epoch=training.decides_after))
 
     def poll(self, runner: RunnerModel, most: int = 99) -> None:
         """Reads what the training process wrote, then its end."""
@@ -343,6 +354,7 @@ class AgentModel:
         ended, gone = training.exit, training.gone_unseen
         if training.progress != runner.held.status.progress:
             self.feed(runner, events.Measured(progress=training.progress, usage=None))
+        self.look_for_boundary(runner)
         offset = runner.held.events_offset
         for event in training.events[offset : offset + most]:
             offset += 1

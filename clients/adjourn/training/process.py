@@ -18,7 +18,7 @@ from adjourn.bundles import PRELOADED
 from adjourn.environments import differences
 from adjourn.internal.v1.trainer_pb2 import TrainingEvent, TrainingStart
 from adjourn.pulse import STACKS_SIGNAL, Phase
-from adjourn.shared_files import Control, ProgressPage, PulseFile
+from adjourn.shared_files import BoundaryFile, Control, ProgressPage, PulseFile
 from adjourn.training.errors import EntryPointNotFound, EntryPointNotImportable, EnvironmentDiffers, TrainingError
 from adjourn.training.events import EventLog, log_line
 from adjourn.training.interpreter_end import InterpreterEnd, say_what_is_removed
@@ -69,11 +69,12 @@ def run_attempt(directory: Path) -> int:
         closing(Control(directory / "control")) as control,
         closing(ProgressPage(directory / "progress")) as progress_page,
         closing(PulseFile(directory / "pulse")) as pulse,
+        closing(BoundaryFile(directory / "boundary")) as boundary,
     ):
         pulse.beat(Phase.STARTING)
         session = None
         try:
-            session = prepared(start, events, control, progress_page, pulse)
+            session = prepared(start, events, control, progress_page, pulse, boundary)
             return trained(session)
         except StopTraining as leaving:
             traceback.clear_frames(leaving.__traceback__)  # ends the workers of a loader that is still iterated over
@@ -89,7 +90,12 @@ def run_attempt(directory: Path) -> int:
 
 
 def prepared(
-    start: TrainingStart, events: EventLog, control: Control, progress_page: ProgressPage, pulse: PulseFile
+    start: TrainingStart,
+    events: EventLog,
+    control: Control,
+    progress_page: ProgressPage,
+    pulse: PulseFile,
+    boundary: BoundaryFile,
 ) -> Session:
     """Sets up device, threads and seeds; raises EnvironmentDiffers or SnapshotUnreadable."""
     device = prepare(start.device_uuids, start.threads)
@@ -108,6 +114,7 @@ def prepared(
         control=control,
         progress_page=progress_page,
         pulse=pulse,
+        boundary=boundary,
         device=device,
         restored=restored,
         differences=different,

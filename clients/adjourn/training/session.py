@@ -25,8 +25,9 @@ from adjourn.internal.v1.trainer_pb2 import (
     TrainingPaused,
     TrainingStart,
 )
+from adjourn.next_boundary import NextBoundary
 from adjourn.pulse import Phase
-from adjourn.shared_files import Control, ProgressPage, PulseFile
+from adjourn.shared_files import BoundaryFile, Control, ProgressPage, PulseFile
 from adjourn.training.early_stopping import EarlyStopping
 from adjourn.training.errors import (
     NoSpace,
@@ -80,6 +81,7 @@ class Session:
         control: Control,
         progress_page: ProgressPage,
         pulse: PulseFile,
+        boundary: BoundaryFile,
         device: torch.device,
         restored: SnapshotReader | None = None,
         differences: Mapping[str, tuple[str, str]] | None = None,
@@ -92,6 +94,7 @@ class Session:
         self._control = control
         self._progress_page = progress_page
         self._pulse = pulse
+        self._boundary_file = boundary
         self._stepped = False
         self._restored = restored
         self._resumed = restored is not None
@@ -122,6 +125,7 @@ class Session:
             data = restored.value(DATA)
             self.tracker.epoch, self.tracker.step = data["epoch"], data["step"]
         self._restored_epoch, self._restored_step = self.tracker.epoch, self.tracker.step
+        self._decide_after(self.tracker.epoch + 1)
 
     # What user code calls, through `Run`.
 
@@ -206,6 +210,7 @@ class Session:
         if self.start.spec.total_epochs > 0:
             if not self._begun:
                 raise TrainingWithoutEpochs
+            self._decide_after(self.start.spec.total_epochs)
             if self._open:
                 self._end_epoch()
             self.announce()
@@ -294,32 +299,53 @@ class Session:
             return  # `finish` follows
         reached = Timestamp()
         reached.GetCurrentTime()
-        self._look()
+        pausing = self._decide()
+        self._look(pausing=pausing)
         if self._abandoned:
             self._save(last=True)
             self._leave(ABANDONED)
-        if self._control.read().target == Assignment.PAUSE:
+        if pausing:
             if self._save(last=True):
                 self.append(TrainingEvent(paused=TrainingPaused(boundary_time=reached)))
                 self._pulse.beat(Phase.ENDING)
                 self._leave(0)
+            self._decide_after(self.tracker.epoch + 1)
             return  # the pause stays pending, and training goes on to the next boundary
         interval = spec.checkpoint_epochs if spec.HasField("checkpoint_epochs") else 1
         due = interval > 0 and self.tracker.epoch % interval == 0
         if due or not self._writer.proven:
             self._save(last=False, keep=due)
 
+    def _decide(self) -> bool:
+        """Returns whether training pauses here, and lets the agent know for certain: see `next_boundary`.
+
+        The one place where `control` decides something. What it says later counts at the next boundary.
+        """
+        epoch = self.tracker.epoch
+        failpoints.hit("training.before-deciding")
+        self._boundary_file.write(NextBoundary(epoch=epoch, deciding=True))
+        failpoints.hit("training.deciding")
+        pausing = self._control.read().target == Assignment.PAUSE
+        failpoints.hit("training.control-read")
+        self._decide_after(epoch if pausing else epoch + 1)
+        failpoints.hit("training.decided")
+        return pausing
+
+    def _decide_after(self, epoch: int) -> None:
+        """Tells the agent where training decides next whether it pauses; nothing is decided at the end of the run."""
+        if self.start.spec.total_epochs > 0:
+            self._boundary_file.write(NextBoundary(epoch=min(epoch, self.start.spec.total_epochs)))
+
     @property
     def _abandoned(self) -> bool:
         """Whether the launcher is gone: nobody will see this process end."""
         return os.getppid() != self._launcher
 
-    def _look(self) -> None:
+    def _look(self, *, pausing: bool) -> None:
         """Finds what decides how training goes on and is in no snapshot; raises UntrackedState at the first boundaries.
 
         Later, what is found lowers the verdict of a resume: refusing then would cost more than it saves.
         """
-        pausing = self._control.read().target == Assignment.PAUSE
         if self._looks < REFUSING_LOOKS or pausing:
             found = self._detector.findings(self._state.tracked, self._loaders, inspect.currentframe())
             if self._strict and self._looks < REFUSING_LOOKS:

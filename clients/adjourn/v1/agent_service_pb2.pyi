@@ -303,6 +303,7 @@ class AssignmentStatus(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     HELD_DEVICE_UUIDS_FIELD_NUMBER: _builtins.int
     PERSISTED_FRACTION_FIELD_NUMBER: _builtins.int
+    PAUSE_EPOCH_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     """`jobs/{job}`."""
     observed_generation: _builtins.int
@@ -311,6 +312,11 @@ class AssignmentStatus(_message.Message):
     """Where the training process is."""
     persisted_fraction: _builtins.float
     """Share of the checkpoint that is in object storage, 0 to 1, in PERSISTING."""
+    pause_epoch: _builtins.int
+    """With target PAUSE: epochs completed at the boundary where training pauses, once that is certain, whatever it does
+    meanwhile. `spec.total_epochs`: there is no boundary left, the run ends first. Another is told if it ends sooner, or
+    if the snapshot cannot be taken there. 0: not known.
+    """
     @_builtins.property
     def token(self) -> Global___FencingToken:
         """Echoes `Assignment.token`."""
@@ -333,10 +339,11 @@ class AssignmentStatus(_message.Message):
         progress: _job_pb2.Progress | None = ...,
         held_device_uuids: _abc.Iterable[_builtins.str] | None = ...,
         persisted_fraction: _builtins.float | None = ...,
+        pause_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_persisted_fraction", b"_persisted_fraction", "persisted_fraction", b"persisted_fraction", "progress", b"progress", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_persisted_fraction", b"_persisted_fraction", "held_device_uuids", b"held_device_uuids", "job", b"job", "observed_generation", b"observed_generation", "persisted_fraction", b"persisted_fraction", "phase", b"phase", "progress", b"progress", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_persisted_fraction", b"_persisted_fraction", "held_device_uuids", b"held_device_uuids", "job", b"job", "observed_generation", b"observed_generation", "pause_epoch", b"pause_epoch", "persisted_fraction", b"persisted_fraction", "phase", b"phase", "progress", b"progress", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__persisted_fraction: _TypeAlias = _typing.Literal["persisted_fraction"]  # noqa: Y015
     _WhichOneofArgType__persisted_fraction: _TypeAlias = _typing.Literal["_persisted_fraction", b"_persisted_fraction"]  # noqa: Y015

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from adjourn.desired_state import DesiredState
+from adjourn.next_boundary import MOST, NextBoundary
 from adjourn.pulse import Phase, Pulse
-from adjourn.shared_files import PROGRESS_BYTES, Control, ProgressPage, PulseFile
+from adjourn.shared_files import PROGRESS_BYTES, BoundaryFile, Control, ProgressPage, PulseFile
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.job_pb2 import Progress
 
@@ -39,6 +40,23 @@ def test_both_sides_see_what_was_written(tmp_path: Path) -> None:
         assert read.read() is None
         written.write(Progress(step=3, metrics={"x" * PROGRESS_BYTES: 1.0}))
         assert read.read() == Progress(step=3)
+
+
+@pytest.mark.parametrize("epoch", [1, 10_000_000, MOST])
+@pytest.mark.parametrize("deciding", [False, True])
+def test_where_training_decides_is_one_word(tmp_path: Path, epoch: int, deciding: bool) -> None:
+    boundary = NextBoundary(epoch=epoch, deciding=deciding)
+    with closing(BoundaryFile(tmp_path / "b")) as written, closing(BoundaryFile(tmp_path / "b")) as read:
+        assert read.read() is None
+        written.write(boundary)
+        assert read.read() == boundary
+
+
+@pytest.mark.parametrize("word", [1, MOST + 1 << 1, 2**64 - 1])
+def test_what_training_does_not_write_says_nothing(tmp_path: Path, word: int) -> None:
+    (tmp_path / "b").write_bytes(word.to_bytes(8, "little"))
+    with closing(BoundaryFile(tmp_path / "b")) as read:
+        assert read.read() is None
 
 
 def test_a_pulse_is_seen_beat_by_beat(tmp_path: Path) -> None:

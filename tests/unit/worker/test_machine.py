@@ -9,11 +9,12 @@ from adjourn.desired_state import DesiredState
 from adjourn.internal.v1.trainer_pb2 import Snapshot, SnapshotFailed, TrainingBegan, TrainingEvent
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, ConditionChange
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.job_pb2 import Condition, PauseMode
+from adjourn.v1.job_pb2 import Condition, JobSpec, PauseMode
 from adjourn.v1.usage_pb2 import GpuSample, ResourceSample
 from adjourn_worker.attempt.events import (
     Advanced,
     AssignmentChanged,
+    BoundaryFound,
     CannotGoOn,
     ConditionChanged,
     ConfirmRelease,
@@ -172,6 +173,46 @@ def test_a_pause_that_is_taken_back_after_the_boundary_is_one_all_the_same() -> 
     assert (machine.phase, machine.held.status.observed_generation) == (PERSISTING, 4)
     machine(Persisted(checkpoint=checkpoint(1)))
     assert machine.exit.phase == PAUSED
+
+
+def test_where_it_pauses_is_told_for_as_long_as_it_is_so() -> None:
+    machine = running(assigned(spec=JobSpec(total_epochs=5)))
+    machine(BoundaryFound(epoch=1))
+    assert machine.held.status.pause_epoch == 0, "nobody wants it to pause"
+    machine.order(PAUSE, 2)
+    machine(BoundaryFound(epoch=6))
+    assert machine.held.status.pause_epoch == 0, "no run goes beyond its end"
+    for epoch_found in (1, 2):  # the second, because the first could not be saved
+        machine(BoundaryFound(epoch=epoch_found))
+        assert machine.held.status.pause_epoch == epoch_found
+    machine.order(RUN, 3)
+    assert machine.held.status.pause_epoch == 0
+    machine.order(PAUSE, 4)
+    machine(BoundaryFound(epoch=3))
+    machine.order(PAUSE, 6)
+    assert machine.held.status.pause_epoch == 0, "it may have trained on in between"
+    machine(BoundaryFound(epoch=4))
+    machine.tell((4, 40), snapshot=snapshot(1, last=True))
+    machine.tell((4, 40), paused=paused())
+    machine.end()
+    assert (machine.phase, machine.held.status.pause_epoch) == (PERSISTING, 4)
+
+
+@pytest.mark.parametrize("event", [Ended(exit=None), CannotGoOn(failure=failure())])
+def test_where_it_would_have_paused_is_not_told_of_training_that_has_failed(event: Event) -> None:
+    machine = running(assigned(PAUSE, spec=JobSpec(total_epochs=5)))
+    machine.tell((1, 10), snapshot=snapshot(1))
+    machine(BoundaryFound(epoch=2))
+    assert machine.held.status.pause_epoch == 2
+    machine(event)
+    assert machine.held.status.pause_epoch == 0
+
+
+def test_out_of_contact_where_it_pauses_is_not_told() -> None:
+    machine = running(assigned(spec=JobSpec(total_epochs=5)))
+    machine(ALONE)
+    machine(BoundaryFound(epoch=1))
+    assert machine.held.status.pause_epoch == 0, "there is no pause that it would be the epoch of"
 
 
 def test_out_of_contact_it_pauses_at_its_boundary_and_says_why_nobody_asked_for_that() -> None:

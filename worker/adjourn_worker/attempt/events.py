@@ -116,6 +116,13 @@ class Reached(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BoundaryFound(Event):
+    """Training has seen what is wanted of it, or will see it when it decides next, which is after `epoch`."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FoundHanging(Event):
     """Training has been silent for longer than it may be."""
 
@@ -158,7 +165,7 @@ class Launch(Effect):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetDesired(Effect):
-    """Write the desired state where the process reads it."""
+    """Write the desired state where the process reads it; for a pause, answer BoundaryFound once that is certain."""
 
     desired: DesiredState
 

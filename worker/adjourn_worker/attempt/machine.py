@@ -45,6 +45,7 @@ from adjourn.v1.job_pb2 import Condition, Failure, JobSpec, Pause
 from adjourn_worker.attempt.events import (
     Advanced,
     AssignmentChanged,
+    BoundaryFound,
     CannotGoOn,
     ConditionChanged,
     ConfirmRelease,
@@ -135,6 +136,7 @@ def assignment_changed(transition: Transition, event: AssignmentChanged) -> None
         elif not held.HasField("exit") or not transition.holds_gpus:  # else it stops once its GPUs are free
             transition.finish(AssignmentStatus.STOPPED)
     elif transition.alive:
+        transition.status.ClearField("pause_epoch")  # is found out anew
         transition.do(SetDesired(desired=transition.desired))
         show_target(transition)
 
@@ -144,6 +146,14 @@ def show_target(transition: Transition) -> None:
     if transition.status.phase in (AssignmentStatus.RUNNING, AssignmentStatus.PAUSING):
         pausing = transition.desired.target == Assignment.PAUSE
         transition.status.phase = AssignmentStatus.PAUSING if pausing else AssignmentStatus.RUNNING
+
+
+def boundary_found(transition: Transition, event: BoundaryFound) -> None:
+    """Notes where the pause that the control plane asked for will be, unless training code has garbled its file."""
+    assignment = transition.held.assignment
+    pausing = assignment.target == Assignment.PAUSE
+    if transition.alive and pausing and event.epoch <= assignment.spec.total_epochs:
+        transition.status.pause_epoch = event.epoch
 
 
 def prepared(transition: Transition, event: Prepared) -> None:
@@ -244,6 +254,8 @@ def ended(transition: Transition, event: Ended) -> None:
 def release_gpus(transition: Transition, time: datetime) -> None:
     """Has the release of the GPUs of an ended process confirmed; without GPUs there is nothing to wait for."""
     held = transition.held
+    if held.final_event.HasField("failed"):
+        transition.status.ClearField("pause_epoch")  # it did not come there
     known = held.usage.gpus and all(gpu.HasField("memory_used_bytes") for gpu in held.usage.gpus)
     if known:
         held.gpu_memory_bytes = sum(gpu.memory_used_bytes for gpu in held.usage.gpus)
@@ -461,6 +473,7 @@ HANDLERS: Final[Mapping[type[Event], Callable[[Transition, Any], None]]] = {
     Launched: launched,
     EventRead: event_read,
     Measured: measured,
+    BoundaryFound: boundary_found,
     Ended: ended,
     GpusReleased: gpus_released,
     Advanced: advanced,

@@ -18,8 +18,9 @@ from google.protobuf.message import DecodeError
 from adjourn import failpoints, reasons, snapshots
 from adjourn.desired_state import DesiredState
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment, Snapshot
+from adjourn.next_boundary import NextBoundary
 from adjourn.pulse import Pulse
-from adjourn.shared_files import Control, ProgressPage, PulseFile
+from adjourn.shared_files import BoundaryFile, Control, ProgressPage, PulseFile
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, ConditionChange, Report
 from adjourn.v1.job_pb2 import Condition, Failure
 from adjourn.v1.usage_pb2 import GpuSample
@@ -27,6 +28,7 @@ from adjourn_worker import messages
 from adjourn_worker.attempt import files, machine, stacks, training_log
 from adjourn_worker.attempt.events import (
     Advanced,
+    BoundaryFound,
     CannotGoOn,
     ConditionChanged,
     ConfirmRelease,
@@ -56,6 +58,7 @@ from adjourn_worker.attempt.events import (
 from adjourn_worker.attempt.pace import Pace, Watch
 from adjourn_worker.attempt.transition import OVER, Outcome
 from adjourn_worker.host.gpus import Gpus, memory_in_use, unreleased
+from adjourn_worker.host.kernel import order_memory
 from adjourn_worker.journal import Journal
 from adjourn_worker.launcher import process_tree
 from adjourn_worker.launcher.client import LauncherClient, LauncherFailed, LaunchRefused
@@ -63,8 +66,8 @@ from adjourn_worker.storage.tasks import StorageTasks, Unusable
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
-UNJOURNALED: Final = (Measured, Advanced)
-"""Events that come again all the time need no disk."""
+UNJOURNALED: Final = (Measured, Advanced, BoundaryFound)
+"""Events that come again, to another agent too, need no disk."""
 RELEASE_SECONDS: Final = 60.0
 """How long the GPUs of an ended process are waited for; then they are quarantined."""
 RELEASE_SHOWN_SECONDS: Final = 2.0
@@ -75,6 +78,11 @@ PERSIST_AGAIN_SECONDS: Final = 10.0
 """Between attempts at persisting a snapshot that fails for a reason which may pass."""
 FILES_AGAIN_SECONDS: Final = 1.0
 """The same, at reading or writing the files of an attempt."""
+
+DECIDING_SECONDS: Final = 0.005
+DECIDING_LOOKS: Final = 10
+"""How often, and how many times at once, to look at training that decides just now whether it pauses. It takes
+microseconds, unless the process is stopped, or is gone."""
 
 LOOK_SECONDS: Final = 5.0
 """Most that the time between two looks at the pulse counts. If it was longer, the agent was stopped, the machine
@@ -102,6 +110,7 @@ class AttemptRunner:
         on_change: Callable[[Sequence[Report]], None],
     ) -> None:
         self.held = held
+        self.held.status.ClearField("pause_epoch")  # the journal has it only by chance; it is found out anew
         self.journal = journal
         self.journal_lock = journal_lock
         """Held while journaling: a report that is sent after a newer one would be acknowledged without being read."""
@@ -254,6 +263,7 @@ class AttemptRunner:
             ended = await self.patiently(files.read_exit, self.directory)
             exit_lost = ended is None and await self.exit_lost()
             await self.measure()
+            await self.look_for_boundary()
             while batch := await self.patiently(files.read_events, self.directory, self.held.events_offset):
                 for event, offset in batch:
                     await self.handle(EventRead(event=event, offset=offset))
@@ -300,6 +310,18 @@ class AttemptRunner:
             progress = page.read()
         if progress is not None and progress != self.status.progress:
             await self.handle(Measured(progress=progress, usage=None))
+
+    async def look_for_boundary(self) -> None:
+        """Finds out where training pauses, if the control plane wants it to and has been seen to."""
+        if self.held.assignment.target != Assignment.PAUSE:
+            return
+        for _ in range(DECIDING_LOOKS):
+            boundary = read_boundary(self.directory / "boundary")
+            if boundary is None or not boundary.deciding:
+                break
+            await asyncio.sleep(DECIDING_SECONDS)
+        if boundary is not None and not boundary.deciding and boundary.epoch != self.status.pause_epoch:
+            await self.handle(BoundaryFound(epoch=boundary.epoch))
 
     async def look_for_hang(self) -> None:
         """Finds out whether training gets on, and whether it has hung for too long."""
@@ -408,6 +430,8 @@ class AttemptRunner:
             await self.patiently(write_control, self.directory / "control", desired)
         except OSError as error:
             await self.abandon(error)
+        else:
+            await self.look_for_boundary()
 
     async def sample_gpus(self) -> list[GpuSample]:
         return await asyncio.to_thread(self.gpus.sample, self.held.assignment.device_uuids, ())
@@ -456,9 +480,21 @@ def read_pulse(path: Path) -> Pulse | None:
     return None
 
 
+def read_boundary(path: Path) -> NextBoundary | None:
+    """Returns None where there is none: an older version trains there, or it has just begun."""
+    if not path.exists():
+        return None
+    with contextlib.suppress(OSError), contextlib.closing(BoundaryFile(path)) as file:
+        return file.read()
+    return None
+
+
 def write_control(path: Path, desired: DesiredState) -> None:
+    """Writes what training should do. What is read in file `boundary` from then on is true of it: `next_boundary`."""
     with contextlib.closing(Control(path)) as control:
         control.write(desired)
+    if desired.target == Assignment.PAUSE:
+        order_memory()
 
 
 def cannot_prepare(error: Exception) -> Event:

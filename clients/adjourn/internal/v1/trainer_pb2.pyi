@@ -29,10 +29,10 @@ class LauncherRequest(_message.Message):
 
     Each attempt has a directory. Files in it are the truth, so that any of the three may die and be started
     again: `start` (TrainingStart), `control` (a mapped word that the agent writes and training reads at every
-    boundary), `progress` (the newest Progress, mapped), `pulse` (three mapped words, see pulse.py), `events`
-    (TrainingEvents, appended), `exit` (ProcessExit), `log` (what the process prints). A byte on the agent's datagram
-    socket says "look"; losing it costs half a second. The launcher is asked over a stream socket by LauncherRequest.
-    Frames are a 4-byte big-endian length and the message.
+    boundary), `boundary` (a mapped word that says where that is, see next_boundary.py), `progress` (the newest Progress,
+    mapped), `pulse` (three mapped words, see pulse.py), `events` (TrainingEvents, appended), `exit` (ProcessExit), `log`
+    (what the process prints). A byte on the agent's datagram socket says "look"; losing it costs half a second. The
+    launcher is asked over a stream socket by LauncherRequest. Frames are a 4-byte big-endian length and the message.
 
     Asks the launcher for one thing.
     """
