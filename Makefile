@@ -9,10 +9,9 @@ GENERATED := clients
 demo: $(STAMP)
 	$(BIN)/adjourn demo
 
-# Two files at a time; tests of whole stacks with torch have the machine to themselves.
+# Two files at a time: tests of whole stacks wait more than they compute.
 test: check
-	$(BIN)/pytest -n 2 --dist loadfile --ignore=tests/system
-	$(BIN)/pytest tests/system
+	$(BIN)/pytest -n 2 --dist loadfile
 
 # Whatever may happen to control plane and workers, in other orders each time: tests/harness/README.md.
 SEED ?= $(shell date +%j%H%M)
