@@ -18,7 +18,6 @@ from adjourn.v1.worker_pb2 import Drain, Worker
 from adjourn_control_plane.store import redis_codec as values
 from adjourn_control_plane.store.interface import (
     DELETED_KEPT,
-    DELETED_MEMORY,
     EVENTS_KEPT,
     PURGE_AGAIN,
     REQUESTS_KEPT,
@@ -96,8 +95,8 @@ class MemoryStore:
         self._tombstones: set[JobUid] = set()
         self._later: dict[Tombstone, int] = {}
         """Tombstones that are due at some time, in nanoseconds."""
-        self._deleted: dict[JobUid, int] = {}
-        """When each deleted job was deleted, in nanoseconds."""
+        self._deleted: dict[JobUid, None] = {}
+        """Deleted jobs, the newest last."""
         self._sessions: dict[str, Session] = {}
         self._attached: set[str] = set()
         self._listeners: set[asyncio.Queue[Notification | None]] = set()
@@ -166,10 +165,7 @@ class MemoryStore:
             del self._entries[change.job]
             uid = JobUid(old.read().record.job.uid)
             self._tombstones.add(uid)
-            self._deleted[uid] = self._now_ns()
-            oldest = self._now_ns() - nanoseconds(DELETED_MEMORY)
-            newest = sorted(self._deleted.items(), key=lambda each: each[1])[-DELETED_KEPT:]
-            self._deleted = {uid: time for uid, time in newest if time > oldest}
+            self._deleted = dict.fromkeys([*self._deleted, uid][-DELETED_KEPT:])
             return None
         new = replace(
             old or Entry(number=self._version),

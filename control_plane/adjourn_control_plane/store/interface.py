@@ -30,10 +30,9 @@ REQUEST_MEMORY = timedelta(days=1)
 REQUESTS_KEPT = 100_000
 """How long a request_id is remembered, and how many at most: the newest. That is more than one a second for a day."""
 
-DELETED_MEMORY = timedelta(days=90)
 DELETED_KEPT = 100_000
-"""For how long, and of how many jobs at most, it is known that they were deleted. An attempt of one that is heard of is
-stopped. Of a job that is not known any more nobody can say whether it was deleted, so its attempt is paused instead."""
+"""Of how many jobs it is known that they were deleted: the newest, whatever a clock says. An attempt of one that is
+heard of is stopped. Of a job that is not known any more nobody can say whether it was deleted: its attempt pauses."""
 
 
 PURGE_AGAIN: Final = (timedelta(minutes=10), timedelta(days=1))
@@ -328,7 +327,7 @@ class JobStore(Protocol):
         ...
 
     async def deleted(self, uids: Sequence[JobUid]) -> set[JobUid]:
-        """Returns which of the uids are of jobs that were deleted within DELETED_MEMORY, the newest DELETED_KEPT."""
+        """Returns which of the uids are of jobs that were deleted: the newest DELETED_KEPT are known."""
         ...
 
     async def aclose(self) -> None: ...

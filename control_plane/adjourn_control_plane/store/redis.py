@@ -16,7 +16,7 @@ an attachment are remembered by id for a while, the rest is idempotent. Reads th
     {ns}:changes  {ns}:notifications  stream of all changes; channel that tells of them
     {ns}:tombstones                 set of the uids of deleted jobs whose objects may not be gone yet
     {ns}:tombstones:later           sorted set of `{looks} {uid}` that are to be looked at again, by ms since 1970
-    {ns}:deleted                    sorted set of the uids of deleted jobs, by ms since 1970
+    {ns}:deleted                    sorted set of the uids of deleted jobs, in order
     {ns}:requests                   sorted set of the ids of requests, in order
     {ns}:request:{id}  :done:{id}   hash: digest, answer; result of a change, for its repeats; both expire
 

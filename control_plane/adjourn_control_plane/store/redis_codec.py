@@ -13,7 +13,6 @@ from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Drain, Worker
 from adjourn_control_plane.store.interface import (
     DELETED_KEPT,
-    DELETED_MEMORY,
     REQUEST_MEMORY,
     REQUESTS_KEPT,
     Change,
@@ -121,8 +120,8 @@ def commit_arguments(change: Change, *, changes_kept: int, events_kept: int) -> 
     arguments += [fence.worker, fence.stream] if fence else ["", ""]
     arguments += [encoded(Job(labels=record.job.labels)) if record else "", events_kept]
     arguments += [" ".join(unconfirmed_workers(record)) if record else ""]
-    arguments += [milliseconds(DELETED_MEMORY), DELETED_KEPT]
-    arguments += ["" if fence is None or fence.heartbeat is None else fence.heartbeat, REQUESTS_KEPT]
+    arguments += [DELETED_KEPT, REQUESTS_KEPT]
+    arguments += ["" if fence is None or fence.heartbeat is None else fence.heartbeat]
     arguments += [encoded(event) for event in change.events]
     for metrics in change.epochs:
         arguments += [metrics.epoch, encoded(metrics)]

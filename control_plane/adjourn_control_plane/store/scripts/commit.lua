@@ -10,10 +10,9 @@ local repeat_memory, changes_kept = ARGV[14], ARGV[15]
 local events, epochs, checkpoints = tonumber(ARGV[16]), tonumber(ARGV[17]), tonumber(ARGV[18])
 local uid, fenced, stream, labels = ARGV[19], ARGV[20], ARGV[21], ARGV[22]
 local events_kept, unconfirmed = tonumber(ARGV[23]), ARGV[24] -- workers, with spaces between
-local deleted_memory, deleted_kept = tonumber(ARGV[25]), tonumber(ARGV[26]) -- milliseconds; entries
+local deleted_kept, requests_kept = tonumber(ARGV[25]), tonumber(ARGV[26])
 local heartbeat = ARGV[27] -- of the fenced worker; empty: it does not matter
-local requests_kept = tonumber(ARGV[28])
-local next_item = 29
+local next_item = 28
 
 local function key(name)
   return prefix .. ':' .. name
@@ -106,10 +105,8 @@ if record == '' then
     key(job .. ':registered'))
   redis.call('ZREM', key('jobs'), job)
   redis.call('SADD', key('tombstones'), old[6])
-  local time = redis.call('TIME')
-  local now = math.floor(time[1] * 1000 + time[2] / 1000)
-  redis.call('ZADD', key('deleted'), now, old[6])
-  redis.call('ZREMRANGEBYSCORE', key('deleted'), '-inf', now - deleted_memory)
+  local newest = redis.call('ZREVRANGE', key('deleted'), 0, 0, 'WITHSCORES')[2] or 0
+  redis.call('ZADD', key('deleted'), string.format('%.0f', newest + 1), old[6])
   redis.call('ZREMRANGEBYRANK', key('deleted'), 0, -deleted_kept - 1)
 else
   redis.call('HSET', key(job), 'record', record, 'version', version, 'number', number, 'state', state,
