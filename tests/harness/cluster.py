@@ -40,6 +40,8 @@ class Cluster:
     workers: int = 1
     slots: int = 1
     """Jobs at a time on each worker."""
+    on_term: str = "leave"
+    """What SIGTERM of an agent does to its training."""
     environment: dict[str, str] = field(default_factory=dict)
     """Variables of control planes and agents."""
 
@@ -82,6 +84,11 @@ class Cluster:
         self._supervisor.release(name)
         if self.runs(name):
             self.kill(name)
+
+    def terminate(self, name: str) -> None:
+        """Sends SIGTERM; it stays down, once it has ended, until `up`."""
+        self._supervisor.release(name)
+        self.process(name).terminate()
 
     def up(self, name: str) -> None:
         """Starts what is down; does not wait until it is ready."""
@@ -202,7 +209,7 @@ class Cluster:
                 "ADJOURN_THREADS": "1",
                 "ADJOURN_GPUS": f"{int(name.rpartition('-')[2]) - 1}/{self.workers}",
                 "ADJOURN_CPU_SLOTS": str(self.slots),
-                "ADJOURN_ON_TERM": "leave",
+                "ADJOURN_ON_TERM": self.on_term,
             },
         )
 

@@ -35,9 +35,13 @@ LEASE_SECONDS = 8
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def whole_cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
     """Two control planes and two workers; leases so long that only a test that is about them sees one end."""
-    timing = {"ADJOURN_SYNC_INTERVAL": "0.25", "ADJOURN_LEASE_DURATION": str(LEASE_SECONDS)}
+    timing = {
+        "ADJOURN_SYNC_INTERVAL": "0.25",
+        "ADJOURN_LEASE_DURATION": str(LEASE_SECONDS),
+        "ADJOURN_DRAIN_GRACE": "3",
+    }
     async with Cluster(
-        directory=tmp_path_factory.mktemp("cluster"), control_planes=2, workers=2, environment=timing
+        directory=tmp_path_factory.mktemp("cluster"), control_planes=2, workers=2, on_term="drain", environment=timing
     ) as cluster:
         yield cluster
 
@@ -394,6 +398,34 @@ async def test_storage_that_answers_with_errors_costs_a_pause_only_time(
     await gated.client.resume_job(gated.name)
     job = await gated.finish()
     assert (job.state, job.attempt, job.restart_count) == (Job.SUCCEEDED, 2, 0)
+    assert await gated.outcome() == uninterrupted
+
+
+async def test_an_agent_that_gets_sigterm_lets_its_job_go_on_elsewhere(
+    cluster: Cluster, third_epoch: ThirdEpoch, uninterrupted: Outcome, eventually: Eventually
+) -> None:
+    """From the boundary, if there is one within its grace; else from the newest checkpoint. Neither is a restart."""
+    gated, first = await third_epoch("sigterm")
+    training = await gated.inside(3)
+    cluster.terminate(first)
+    await eventually(training.is_to_pause)
+    gated.gate.open(3)
+    training = await gated.inside(4)
+    job = await gated.get()
+    second = job.worker.removeprefix("workers/")
+    assert (second != first, job.attempt, job.restart_count) == (True, 2, 0)
+    assert (job.pause.cause, job.pause.epoch, job.pause.verdict) == (Pause.DRAINED, 3, Pause.EXACT)
+    await eventually(lambda: not cluster.runs(first))
+    cluster.up(first)
+    await cluster.ready(first)
+    cluster.terminate(second)
+    await eventually(lambda: not training.lives())
+    await gated.inside(4)
+    job = await gated.get()
+    assert (job.worker, job.attempt, job.restart_count) == (f"workers/{first}", 3, 0)
+    await eventually(lambda: not cluster.runs(second))
+    cluster.up(second)
+    await gated.finish()
     assert await gated.outcome() == uninterrupted
 
 
