@@ -6,10 +6,10 @@ from urllib.parse import urlsplit
 from blake3 import blake3
 from google.protobuf.json_format import Parse
 
+from adjourn.manifests import part_key
 from adjourn.objects import ObjectMissing, ObjectTooLong
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.manifest_pb2 import Manifest
-from adjourn_worker.storage.parts import part_key
 
 
 def manifest_key(checkpoint: Checkpoint) -> str:

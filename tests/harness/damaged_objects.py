@@ -1,9 +1,9 @@
 """Objects in memory that a test takes away, damages and loses."""
 
 from adjourn.errors import ObjectStoreUnavailableError
+from adjourn.manifests import digest, part_key
 from adjourn.objects import ObjectVersion
 from adjourn.v1.manifest_pb2 import Manifest
-from adjourn_worker.storage.parts import digest, part_key
 from tests.harness.memory_objects import MemoryObjects
 
 

@@ -19,6 +19,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from adjourn import errors, reasons
 from adjourn.internal.v1.record_pb2 import JobRecord
+from adjourn.manifests import decode, manifest_key
 from adjourn.v1 import job_service_pb2 as pb
 from adjourn.v1.job_pb2 import EPOCH, Condition, Hold, Job, JobSpec
 from adjourn.v1.worker_pb2 import Device, Drain, Worker
@@ -28,8 +29,6 @@ from adjourn_control_plane.job.machine import ENDED, HELD
 from adjourn_control_plane.job.updater import Call
 from adjourn_control_plane.store.interface import Change, Conflict, JobName, Session, Stored, Tombstone, WorkerName
 from adjourn_worker.attempt.events import WorkerStopping
-from adjourn_worker.storage.manifest import decode
-from adjourn_worker.storage.parts import manifest_key
 from tests.harness.checked_store import CheckedStore, key_of
 from tests.harness.damaged_objects import DamagedObjects
 from tests.harness.fake_clock import FakeClock, FakeLoop

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 from adjourn import reasons, snapshots
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment, Snapshot, TrainingProcess
+from adjourn.manifests import FORMAT, digest, part_key
 from adjourn.objects import STORAGE_ERRORS
 from adjourn.v1.agent_service_pb2 import Assignment, Report, SynchronizeRequest, SynchronizeResponse
 from adjourn.v1.checkpoint_pb2 import Checkpoint
@@ -25,8 +26,7 @@ from adjourn_worker.attempt import events, machine
 from adjourn_worker.attempt.transition import OVER, Outcome
 from adjourn_worker.storage import persist
 from adjourn_worker.storage.fetch import CheckpointCorrupt, read_manifest
-from adjourn_worker.storage.manifest import FORMAT
-from adjourn_worker.storage.parts import KeyTaken, PartStore, digest, part_key
+from adjourn_worker.storage.parts import KeyTaken, PartStore
 from tests.harness.checked_store import Key, key
 from tests.harness.damaged_objects import DamagedObjects
 from tests.harness.fake_clock import FakeClock

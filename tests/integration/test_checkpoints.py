@@ -17,6 +17,7 @@ import adjourn.objects
 from adjourn import snapshots
 from adjourn.errors import ObjectStoreUnavailableError
 from adjourn.internal.v1.trainer_pb2 import Snapshot
+from adjourn.manifests import PART_BYTES, digest, manifest_key, part_key
 from adjourn.objects import ObjectStore, S3Objects, S3Settings
 from adjourn.v1.agent_service_pb2 import Assignment, FencingToken
 from adjourn.v1.checkpoint_pb2 import Checkpoint
@@ -25,8 +26,7 @@ from adjourn.v1.manifest_pb2 import Manifest
 from adjourn_worker.storage import parts as parts_module
 from adjourn_worker.storage import persist as persisting
 from adjourn_worker.storage.fetch import CheckpointCorrupt, fetch, read_manifest
-from adjourn_worker.storage.manifest import PART_BYTES
-from adjourn_worker.storage.parts import IN_FLIGHT, KeyTaken, PartStore, digest, each, manifest_key, part_key
+from adjourn_worker.storage.parts import IN_FLIGHT, KeyTaken, PartStore, each
 from adjourn_worker.storage.persist import SnapshotDiffers, SnapshotLost, persist
 from tests.harness.memory_objects import MemoryObjects
 

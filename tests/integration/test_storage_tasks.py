@@ -17,13 +17,13 @@ import pytest
 from adjourn import reasons, snapshots
 from adjourn.errors import ObjectStoreRefusedError, ObjectStoreUnavailableError
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment, Snapshot
+from adjourn.manifests import PART_BYTES
 from adjourn.objects import ObjectMissing, S3Objects, S3Settings
 from adjourn.v1.agent_service_pb2 import Assignment, ConditionChange, FencingToken
 from adjourn.v1.job_pb2 import Condition
 from adjourn_worker.attempt import files
 from adjourn_worker.paths import Kept, WorkerPaths
 from adjourn_worker.storage import tasks as module
-from adjourn_worker.storage.manifest import PART_BYTES
 from adjourn_worker.storage.parts import DAMAGE_LOOKS
 from adjourn_worker.storage.tasks import StorageTasks
 from tests.harness.bundle_archives import archive

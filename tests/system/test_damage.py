@@ -6,11 +6,11 @@ from functools import partial
 import pytest
 
 from adjourn.client import AsyncClient
+from adjourn.manifests import part_key
 from adjourn.objects import S3Objects
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job, Pause
 from adjourn.v1.job_service_pb2 import JobEvent
-from adjourn_worker.storage.parts import part_key
 from tests.harness.checkpoint_objects import damage, manifest_key
 from tests.harness.jobs import GatedJobs, Outcome
 

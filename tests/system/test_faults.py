@@ -14,12 +14,12 @@ import pytest_asyncio
 from redis.asyncio import Redis
 
 from adjourn.client import AsyncClient
+from adjourn.manifests import decode
 from adjourn.objects import S3Objects
 from adjourn.v1.job_pb2 import Job, JobSpec, Pause
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.manifest_pb2 import Manifest
 from adjourn.v1.worker_pb2 import Worker
-from adjourn_worker.storage.manifest import decode
 from tests.harness.checkpoint_objects import damage
 from tests.harness.cluster import CLIENTS, Cluster
 from tests.harness.fault_proxy import Link, Way

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
+from adjourn.manifests import UID
 from adjourn.v1.agent_service_pb2 import FencingToken
 
 SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108
@@ -33,7 +34,6 @@ TEMPORARY: Final = Path("/tmp")  # noqa: S108 - TMPDIR is often too long for a s
 AGENT_LOCK: Final = "agent.lock"
 ID: Final = "id"
 """File in the data directory."""
-UID: Final = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 
 class UnsafePath(Exception):

@@ -9,12 +9,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from adjourn import failpoints
+from adjourn.manifests import MANIFEST_LIMIT, ManifestInvalid, decode, digest, file_size, part_key, total_size
 from adjourn.objects import ObjectMissing, ObjectTooLong
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.manifest_pb2 import Manifest
 from adjourn_worker.attempt.files import sync
-from adjourn_worker.storage.manifest import ManifestInvalid, decode, file_size, total_size
-from adjourn_worker.storage.parts import MANIFEST_LIMIT, PartStore, digest, each, part_key
+from adjourn_worker.storage.parts import PartStore, each
 
 
 class CheckpointCorrupt(Exception):

@@ -16,19 +16,16 @@ attempt, which a pause or the end of the run rests on, has all its parts read th
 
 import asyncio
 import copy
-import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, ParamSpec, TypeVar
 
 import structlog
-from blake3 import blake3
 
 from adjourn.errors import ObjectStoreUnavailableError
+from adjourn.manifests import MANIFEST_LIMIT, claims, digest
 from adjourn.objects import ObjectMissing, ObjectStore, ObjectTooLong, ObjectVersion, Watcher
-from adjourn_worker.paths import UID
-from adjourn_worker.storage.manifest import claims
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 T = TypeVar("T")
@@ -45,27 +42,6 @@ VERSIONS_KEPT: Final = 65_536
 DAMAGE_LOOKS: Final = 3
 DAMAGE_AGAIN_SECONDS: Final = 1.0
 """Times that an object has to be found damaged, or another's, to count as that, and the time in between."""
-MANIFEST_LIMIT: Final = 64 << 20
-"""Longest manifest that is read, in bytes; a part takes about 100 in it."""
-
-
-def digest(data: bytes) -> str:
-    return blake3(data).hexdigest()
-
-
-def prefix(job_uid: str) -> str:
-    """Returns where all objects of a job are; raises ValueError for what is no uid."""
-    if not re.fullmatch(UID, job_uid):
-        raise ValueError(f"{job_uid!r} is not the uid of a job")
-    return f"checkpoints/{job_uid}/"
-
-
-def part_key(job_uid: str, part: str) -> str:
-    return f"{prefix(job_uid)}parts/{part}"
-
-
-def manifest_key(job_uid: str, checkpoint: str) -> str:
-    return f"{prefix(job_uid)}manifests/{checkpoint}.json"
 
 
 class PartStore:

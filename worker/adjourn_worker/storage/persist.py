@@ -14,11 +14,11 @@ from typing import Final
 
 from adjourn import failpoints, snapshots
 from adjourn.internal.v1.trainer_pb2 import Snapshot
+from adjourn.manifests import FORMAT, PART_BYTES, digest, distinct_parts, encode, manifest_key, part_key, total_size
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.manifest_pb2 import Manifest
-from adjourn_worker.storage.manifest import FORMAT, PART_BYTES, distinct_parts, encode, total_size
-from adjourn_worker.storage.parts import PartStore, digest, each, manifest_key, part_key
+from adjourn_worker.storage.parts import PartStore, each
 
 FILES: Final = (snapshots.TENSORS, snapshots.STATE)
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adjourn import snapshots
+from adjourn.manifests import FORMAT, ManifestInvalid, decode, distinct_parts, encode, total_size
 from adjourn.v1.job_pb2 import JobSpec, Progress
 from adjourn.v1.manifest_pb2 import Manifest
-from adjourn_worker.storage.manifest import FORMAT, ManifestInvalid, decode, distinct_parts, encode, total_size
 
 DIGEST = "ab" * 32
 COMPONENTS = {"model": "12" * 32, "optimizer": "34" * 32}

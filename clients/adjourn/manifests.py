@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint, `adjourn.v1.Manifest`, as bytes.
+"""The manifest of a checkpoint, `adjourn.v1.Manifest`, as bytes; and under which keys a checkpoint's objects are.
 
 The bytes are canonical: the same manifest always gives the same bytes, hence the same digest. Reading checks all that a
 restore relies on.
@@ -9,16 +9,20 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
+from blake3 import blake3
 from google.protobuf import json_format
 
 from adjourn import snapshots
 from adjourn.v1.manifest_pb2 import Manifest
-from adjourn_worker.paths import UID
 
 FAMILY: Final = "adjourn.checkpoint/"
 FORMAT: Final = f"{FAMILY}2"
 PART_BYTES: Final = 8 << 20
 """Most bytes of a part."""
+MANIFEST_LIMIT: Final = 64 << 20
+"""Longest manifest that is read, in bytes; a part takes about 100 in it."""
+UID: Final = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+"""`Job.uid`."""
 DIGEST: Final = r"[0-9a-f]{64}"
 JOB: Final = r"jobs/[a-z0-9][a-z0-9-]{0,62}"
 NONCE: Final = r"[0-9a-f]{32}"
@@ -106,3 +110,23 @@ def total_size(manifest: Manifest) -> int:
 def distinct_parts(manifest: Manifest) -> Mapping[str, int]:
     """Returns the sizes of the parts in bytes, by digest."""
     return {part.digest: part.size_bytes for file in manifest.files for part in file.parts}
+
+
+def digest(data: bytes) -> str:
+    """Returns the BLAKE3, hex: what parts are called by, and what a checkpoint says of its manifest."""
+    return blake3(data).hexdigest()
+
+
+def prefix(job_uid: str) -> str:
+    """Returns where all objects of a job are; raises ValueError for what is no uid."""
+    if not re.fullmatch(UID, job_uid):
+        raise ValueError(f"{job_uid!r} is not the uid of a job")
+    return f"checkpoints/{job_uid}/"
+
+
+def part_key(job_uid: str, part: str) -> str:
+    return f"{prefix(job_uid)}parts/{part}"
+
+
+def manifest_key(job_uid: str, checkpoint: str) -> str:
+    return f"{prefix(job_uid)}manifests/{checkpoint}.json"
