@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 GENERATED := clients
 
-.PHONY: demo test nightly check lint protos client docs bench chaos clean
+.PHONY: demo test nightly check lint protos client docs bench bench-loader chaos clean
 demo: $(STAMP)
 	$(BIN)/adjourn demo
 
@@ -42,6 +42,10 @@ docs: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.scheduler
+
+# What run.loader and run.step cost beside a plain DataLoader.
+bench-loader: $(STAMP)
+	$(BIN)/python -m tests.benchmarks.loader
 
 # SEED repeats the faults and commands of a run, not their moments.
 MINUTES ?= 10

@@ -8,13 +8,14 @@ import hashlib
 import itertools
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from adjourn.training.errors import StateMismatch, UntrackedState
+from adjourn.training.order import Order, in_sequence, shuffled
+from adjourn.training.order import batches as order_of_batches
 from adjourn.training.state.generators import derived_seed, seeded
 
 Place = Sequence[int | str]
@@ -24,33 +25,32 @@ Heard = Callable[[bool], None]
 """Told of each batch that is taken: False; and of the end of a pass: True."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
+class Batch(NamedTuple):
     """Which samples make a batch, and the seed of every random draw made for it."""
 
-    indices: Sequence[int]
+    indices: list[int]
     seed: int
 
 
 class Batches:
     """The batches of a pass, each made when it is asked for."""
 
-    def __init__(self, order: Sequence[int] | torch.Tensor, batch_size: int, place: Place, numbers: range) -> None:
+    def __init__(self, order: Order, batch_size: int, samples: int, place: Place, numbers: range) -> None:
         self._order = order
         self._batch_size = batch_size
-        self._place = place
+        self._samples = samples
         self._numbers = numbers
+        self._key = derived_seed("draws", *place).to_bytes(8, "big")
 
     def __len__(self) -> int:
         return len(self._numbers)
 
     def __iter__(self) -> Iterator[Batch]:
-        for number in self._numbers:
-            indices = self._order[number * self._batch_size : (number + 1) * self._batch_size]
-            yield Batch(
-                indices=indices.tolist() if isinstance(indices, torch.Tensor) else indices,
-                seed=derived_seed("draws", *self._place, number),
-            )
+        numbers = self._numbers
+        batches = order_of_batches(self._order, self._batch_size, numbers.start, numbers.stop, self._samples)
+        for number, indices in zip(numbers, batches, strict=True):
+            digest = hashlib.blake2b(number.to_bytes(8, "big"), digest_size=8, key=self._key).digest()
+            yield Batch(indices, int.from_bytes(digest, "big"))
 
 
 class Pass:
@@ -59,8 +59,9 @@ class Pass:
     A resumed run cannot go on amid a pass: raises UntrackedState for a batch that is asked for in a later epoch.
     """
 
-    def __init__(self, batches: Iterator[Any], loader: "Loader") -> None:
+    def __init__(self, batches: Iterator[Any], length: int, loader: "Loader") -> None:
         self._batches = batches
+        self._length = length
         self._loader = loader
         self.epoch = loader.epoch
         self.open = True
@@ -70,7 +71,7 @@ class Pass:
         return self
 
     def __len__(self) -> int:
-        return len(cast("Sized", self._batches))
+        return self._length
 
     def __next__(self) -> Any:
         if self._loader.epoch != self.epoch and not self._loader.may_be_kept:
@@ -96,10 +97,15 @@ class Fetcher(Dataset[Any]):
     def __init__(self, dataset: Dataset[Any], collate: Collate) -> None:
         self._dataset = dataset
         self._collate = collate
+        self._together: Callable[[list[int]], Any] | None = getattr(dataset, "__getitems__", None)
+        """Reads many samples at once, as `DataLoader` has it do."""
 
     def __getitem__(self, batch: Batch) -> Any:
         with seeded(batch.seed):
-            return self._collate([self._dataset[index] for index in batch.indices])
+            if self._together is not None:
+                return self._collate(self._together(batch.indices))
+            dataset = self._dataset
+            return self._collate([dataset[index] for index in batch.indices])
 
 
 class Loader:
@@ -159,22 +165,29 @@ class Loader:
 
     def __iter__(self) -> Iterator[Any]:
         place = (*self._place(), self._next_pass())
+        first, self._first = self._first, 0
+        batches = self._batches(place, first)
+        iterator = Pass(self._made(batches, place), len(batches), self)
+        self._iterators.add(iterator)
+        return iterator
+
+    def _made(self, batches: Batches, place: Place) -> Iterator[Any]:
+        if not self.num_workers and not self._pin_memory:
+            return map(self._fetcher.__getitem__, batches)  # a DataLoader's records for profilers cost more than this
         # A private generator: without one, iter() draws the workers' seed from the global generator.
         generator = torch.Generator()
         generator.manual_seed(derived_seed("workers", *place))
-        first, self._first = self._first, 0
-        batches = DataLoader(
-            self._fetcher,
-            sampler=self._batches(place, first),
-            batch_size=None,
-            collate_fn=as_it_is,
-            num_workers=self.num_workers,
-            pin_memory=self._pin_memory,
-            generator=generator,
+        return iter(
+            DataLoader(
+                self._fetcher,
+                sampler=batches,
+                batch_size=None,
+                collate_fn=as_it_is,
+                num_workers=self.num_workers,
+                pin_memory=self._pin_memory,
+                generator=generator,
+            )
         )
-        iterator = Pass(iter(batches), self)
-        self._iterators.add(iterator)
-        return iterator
 
     def skip_to(self, batch: int) -> None:
         """Lets the next pass start at that batch, counted from 0, as if those before it had been taken."""
@@ -220,12 +233,8 @@ class Loader:
 
     def _batches(self, place: Place, first: int) -> Batches:
         samples = len(cast("Sized", self.dataset))
-        order: Sequence[int] | torch.Tensor = range(samples)
-        if self.shuffle:
-            generator = torch.Generator()
-            generator.manual_seed(derived_seed("order", *place))
-            order = torch.randperm(samples, generator=generator)
-        return Batches(order, self.batch_size, place, range(first, len(self)))
+        order = shuffled(samples, derived_seed("order", *place)) if self.shuffle else in_sequence
+        return Batches(order, self.batch_size, samples, place, range(first, len(self)))
 
 
 class Loaders:

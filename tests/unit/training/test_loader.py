@@ -168,6 +168,15 @@ def test_batches_are_collated() -> None:
     assert batch[0]["a"].tolist() == [1]
 
 
+def test_datasets_that_read_many_samples_at_once_do_so() -> None:
+    class Together(Draws):
+        def __getitems__(self, indices: list[int]) -> list[torch.Tensor]:
+            return [torch.tensor(indices)]
+
+    assert [batch.tolist() for batch in loader(dataset=Together(), shuffle=False)][-1] == [[9]]
+    assert batches(loader(dataset=Together())) == batches(loader(dataset=Together(), num_workers=1))
+
+
 class Endless(IterableDataset[int]):
     def __iter__(self) -> Any:
         return iter(range(3))

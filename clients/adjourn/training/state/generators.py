@@ -1,9 +1,10 @@
 """Random generators: the global ones and the user's own are saved and put back; seeds depend on nothing but a place."""
 
-import contextlib
+import ctypes
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Mapping
+import struct
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -88,23 +89,102 @@ def derived_seed(*place: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
+class NoBits:
+    """Stands in for NumPy's bit generator while what else belongs to its state is read or set."""
+
+    def __init__(self) -> None:
+        self.state = {"bit_generator": "none", "state": {}}
+
+
+NO_BITS: Final = NoBits()
+SINGLETON: Final[Any] = np.random.mtrand._rand  # noqa: SLF001
+SPARE: Final[list[np.random.MT19937]] = []
+"""Bit generators that are not in use: making one takes longer than seeding it."""
+
+
+def without_bits(act: Callable[[], Any]) -> Any:
+    """Spares NumPy's global generator to make numbers of its bits; one whose bits are out of reach makes them."""
+    try:
+        bits = SINGLETON._bit_generator  # noqa: SLF001
+        SINGLETON._bit_generator = NO_BITS  # noqa: SLF001
+    except AttributeError:
+        return act()
+    try:
+        return act()
+    finally:
+        SINGLETON._bit_generator = bits  # noqa: SLF001
+
+
+def normal_drawn_ahead() -> dict[str, Any] | None:
+    """Returns the second of the two normal numbers that NumPy's global generator draws together, if it is left."""
+    state = without_bits(lambda: SINGLETON.get_state(legacy=False))
+    return dict(state) if state["has_gauss"] else None
+
+
+def put_normal_drawn_ahead(state: dict[str, Any]) -> None:
+    without_bits(lambda: SINGLETON.set_state(state))
+
+
+def memory_of(generator: random.Random) -> memoryview | None:
+    """Returns the memory of Python's generator: an index and 624 words; None if this Python has them elsewhere."""
+    size = 4 * 625
+    if random.Random.__basicsize__ < object.__basicsize__ + size:
+        return None
+    memory = (ctypes.c_char * size).from_address(id(generator) + object.__basicsize__)
+    index, *words = struct.unpack("=i624I", memory)
+    *expected, place = generator.getstate()[1]
+    return memoryview(memory).cast("B") if (index, words) == (place, expected) else None
+
+
+MEMORY: Final = memory_of(random._inst)  # noqa: SLF001
+
+
+def python_state() -> Any:
+    """Returns the state of Python's global generator, for `put_python_state` in the same process."""
+    return (bytes(MEMORY), random._inst.gauss_next) if MEMORY else random.getstate()  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+def put_python_state(state: Any) -> None:
+    if MEMORY:
+        MEMORY[:], random._inst.gauss_next = state  # type: ignore[attr-defined]  # noqa: SLF001
+    else:
+        random.setstate(state)
+
+
+class seeded:  # noqa: N801  (used as a function)
     """Seeds the global CPU generators for the body, and puts them back as they were.
 
-    One thread within, as in a loader's worker: the bits of large sums depend on the number of threads.
+    One thread within, as in a loader's worker: the bits of large sums depend on the number of threads. This is done for
+    each batch, so Python's generator is copied as memory, and NumPy's bits are exchanged, not copied: `getstate()` and
+    `get_state()` make 624 Python numbers each, and take ten times as long as all of this.
     """
-    states = cpu_generator_states()
-    threads = torch.get_num_threads()
-    if threads > 1:
-        torch.set_num_threads(1)
-    random.seed(seed)
-    np.random.seed(seed % (1 << 32))  # noqa: NPY002
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        if threads > 1:
-            torch.set_num_threads(threads)
-        for name, state in states.items():
-            restore_generator(name, state)
+
+    __slots__ = ("_bits", "_normal", "_python", "_seed", "_spare", "_threads", "_torch")
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def __enter__(self) -> None:
+        seed = self._seed
+        self._threads = torch.get_num_threads()
+        if self._threads > 1:
+            torch.set_num_threads(1)
+        self._python = python_state()
+        self._normal = normal_drawn_ahead()
+        self._bits = np.random.get_bit_generator()  # type: ignore[attr-defined]
+        self._torch = torch.default_generator.get_state()
+        self._spare = SPARE.pop() if SPARE else np.random.MT19937(0)
+        np.random.set_bit_generator(self._spare)  # type: ignore[attr-defined]
+        random.seed(seed)
+        np.random.seed(seed % (1 << 32))  # noqa: NPY002
+        torch.default_generator.manual_seed(seed)
+
+    def __exit__(self, *_: object) -> None:
+        if self._threads > 1:
+            torch.set_num_threads(self._threads)
+        put_python_state(self._python)
+        np.random.set_bit_generator(self._bits)  # type: ignore[attr-defined]
+        SPARE.append(self._spare)
+        if self._normal:
+            put_normal_drawn_ahead(self._normal)
+        torch.default_generator.set_state(self._torch)
