@@ -368,11 +368,13 @@ async def test_a_purge_takes_nothing_from_who_reads_meanwhile(
     await client.cancel_job(doomed.name)
     await doomed.until(Job.CANCELLED)
     async with S3Objects(cluster.s3) as objects, asyncio.timeout(30):
-        for each in (twin, doomed):
-            uid = (await each.get()).uid
+        uids = [(await each.get()).uid for each in (twin, doomed)]
+        for uid in uids:
             assert await objects.list(f"checkpoints/{uid}/")
+        for each in (twin, doomed):
             await client.delete_job(each.name)
             gated_jobs.made.remove(each)
+        for uid in uids:
             while await objects.list(f"checkpoints/{uid}/"):  # noqa: ASYNC110  # the storage tells nobody
                 await asyncio.sleep(0.1)
     cluster.proxies.heal()
