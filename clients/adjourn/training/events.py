@@ -1,6 +1,7 @@
 """What a training process tells: events to its agent, lines to its log."""
 
 import contextlib
+import errno
 import os
 import socket
 import sys
@@ -30,7 +31,7 @@ class EventLog:
         before = os.fstat(self._file).st_size
         if os.write(self._file, frame) != len(frame):  # a frame cut short would garble all that follow
             os.ftruncate(self._file, before)
-            raise OSError("no space for an event")
+            raise OSError(errno.ENOSPC, "no room for an event")
         with contextlib.suppress(OSError):  # nobody listens, or its queue is full: it will look by itself
             self._socket.sendto(b"!", self._notify_socket)
 

@@ -42,7 +42,7 @@ from adjourn.training.loader import Loader, Loaders
 from adjourn.training.progress import ProgressTracker, copied
 from adjourn.training.snapshot.reader import SnapshotReader
 from adjourn.training.snapshot.round_trip import RoundTrip
-from adjourn.training.snapshot.writer import SnapshotWriter
+from adjourn.training.snapshot.writer import LACK_OF_SPACE, SnapshotWriter
 from adjourn.training.state.detector import Detector
 from adjourn.training.state.numerics import NondeterminismFilter
 from adjourn.training.state.registry import DATA, State
@@ -221,9 +221,25 @@ class Session:
         return 0
 
     def append(self, event: TrainingEvent) -> None:
-        """Tells the agent, with the progress at this moment."""
+        """Tells the agent, with the progress at this moment.
+
+        Waits for as long as the disk has no room for it: what the agent is not told did not happen. Raises StopTraining
+        if the launcher is gone meanwhile.
+        """
         event.progress.CopyFrom(self._progress())
-        self._events.append(event)
+        if not self._appended(event):
+            while not self._appended(event):
+                self._wait(PUBLISH_SECONDS)
+            self._pulse.beat(self._phase())
+
+    def _appended(self, event: TrainingEvent) -> bool:
+        try:
+            self._events.append(event)
+        except OSError as error:
+            if error.errno not in LACK_OF_SPACE:
+                raise
+            return False
+        return True
 
     @contextlib.contextmanager
     def _errors_kept(self) -> Iterator[None]:

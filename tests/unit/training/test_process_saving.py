@@ -1,7 +1,5 @@
 """Whole training processes that cannot save for a while: what they tell, and that nothing of their work is lost."""
 
-import os
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +10,7 @@ from adjourn import snapshots
 from adjourn.internal.v1.trainer_pb2 import SnapshotFailed
 from adjourn.shared_files import ProgressPage
 from adjourn.v1.job_pb2 import JobSpec
+from tests.harness.small_disk import SmallDisk
 from tests.harness.training_processes import PAUSE, Attempt, TrainingProcesses, failed, read_events, until
 
 Tmpfs = Callable[..., Path]
@@ -20,19 +19,9 @@ Tmpfs = Callable[..., Path]
 @pytest.fixture
 def tmpfs(tmp_path: Path) -> Iterator[Tmpfs]:
     """Mounts a file system in memory of `megabytes`; called again, it resizes it."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a file system")
-    place = tmp_path / "shm"
-    place.mkdir()
-
-    def resize(*, megabytes: int) -> Path:
-        remount = ["-o", "remount"] if place.is_mount() else []
-        command = ["mount", "-t", "tmpfs", *remount, "-o", f"size={megabytes}m", "adjourn-test", str(place)]
-        subprocess.run(command, check=True)
-        return place
-
-    yield resize
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
+    disk = SmallDisk(tmp_path / "shm")
+    yield disk.resize
+    disk.unmount()
 
 
 def failures(attempt: Attempt) -> list[SnapshotFailed]:

@@ -8,10 +8,14 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from adjourn_worker.attempt.files import LOG, WORK
+from adjourn_worker.host.disk import FULL
 from adjourn_worker.host.kernel import become_subreaper
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 Entry = Callable[[Path], int]
 """Runs the attempt in a directory and returns the exit code."""
@@ -67,6 +71,30 @@ def redirect(log: Path) -> None:
     os.dup2(nothing, 0)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(line_buffering=True, errors="backslashreplace")
+    sys.stdout = sys.__stdout__ = printing_to(1)  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = printing_to(2)  # type: ignore[misc]
+
+
+def printing_to(descriptor: int) -> io.TextIOWrapper:
+    file = io.BufferedWriter(LogFile(descriptor, "w", closefd=False))
+    return io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", line_buffering=True)
+
+
+class LogFile(io.FileIO):
+    """A log on a disk that may be full. What finds no room is lost, and the log says so: no training fails of it."""
+
+    lost = 0
+    """Bytes, since something was written."""
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        size = memoryview(data).nbytes
+        try:
+            if self.lost:
+                super().write(f"adjourn: {self.lost} bytes are missing here, as the disk was full\n".encode())
+                self.lost = 0
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            self.lost += size
+            return size

@@ -1,0 +1,36 @@
+"""A file system of a test's own, whose size the test sets: a disk that is really full."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+
+class SmallDisk:
+    """A file system in memory. Only root can mount one: a test of anybody else is skipped."""
+
+    def __init__(self, place: Path) -> None:
+        if os.geteuid() != 0:
+            pytest.skip("only root can mount a file system")
+        self.place = place
+        place.mkdir(parents=True, exist_ok=True)
+
+    def resize(self, *, megabytes: int) -> Path:
+        """Mounts it, or gives it another size; returns where it is."""
+        self._mount(f"{megabytes}m")
+        return self.place
+
+    def fill(self) -> None:
+        """Leaves no room in it."""
+        found = os.statvfs(self.place)
+        self._mount(str((found.f_blocks - found.f_bfree) * found.f_frsize))
+
+    def _mount(self, size: str) -> None:
+        remount = ["-o", "remount"] if self.place.is_mount() else []
+        command = ["mount", "-t", "tmpfs", *remount, "-o", f"size={size}", "adjourn-test", str(self.place)]
+        subprocess.run(command, check=True)
+
+    def unmount(self) -> None:
+        if self.place.is_mount():
+            subprocess.run(["umount", "--lazy", str(self.place)], check=True)
