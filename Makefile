@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 GENERATED := clients
 
-.PHONY: demo test nightly check lint protos client docs bench bench-loader chaos clean
+.PHONY: demo test nightly check lint protos client docs bench bench-loader bench-checkpoints chaos clean
 demo: $(STAMP)
 	$(BIN)/adjourn demo
 
@@ -46,6 +46,10 @@ bench: $(STAMP)
 # What run.loader and run.step cost beside a plain DataLoader.
 bench-loader: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.loader
+
+# What a checkpoint costs training, network and CPU, as ratios to plain copies; two minutes.
+bench-checkpoints: $(STAMP)
+	$(BIN)/python -m tests.benchmarks.checkpoints
 
 # SEED repeats the faults and commands of a run, not their moments.
 MINUTES ?= 10

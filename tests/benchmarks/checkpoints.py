@@ -1,0 +1,453 @@
+"""What checkpoints cost, as ratios to plain copies of the same bytes in the same run. `make bench-checkpoints` runs it.
+
+States of 5, 50 and 500 MB: a module and its Adam. Training, its peers and what the agent does run in this process, one
+after another; object storage is the embedded S3 server. CPU times are those of the thread that trains, or of this
+process; wall times are shown where waiting is what is measured, and suffer from whatever else runs on the machine.
+"""
+
+import asyncio
+import contextlib
+import functools
+import mmap
+import os
+import secrets
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+from uuid import uuid4
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from adjourn import snapshots
+from adjourn.internal.v1.trainer_pb2 import Snapshot
+from adjourn.local import process_cleanup, seaweed
+from adjourn.local.managed_process import ManagedProcess
+from adjourn.local.ports import free_ports
+from adjourn.objects import ObjectStore, ObjectVersion, S3Objects
+from adjourn.training.snapshot.round_trip import RoundTrip
+from adjourn.training.snapshot.writer import SnapshotWriter
+from adjourn.training.state.registry import State
+from adjourn.v1.agent_service_pb2 import Assignment, FencingToken
+from adjourn.v1.checkpoint_pb2 import Checkpoint
+from adjourn.v1.job_pb2 import JobSpec, Progress
+from adjourn_worker.storage.fetch import fetch, read_manifest
+from adjourn_worker.storage.parts import PartStore, each
+from adjourn_worker.storage.persist import persist
+from tests.harness.process_guard import guarded
+
+T = TypeVar("T")
+
+SHARED_MEMORY = Path("/dev/shm")
+OBJECT = 8 << 20
+"""Bytes of an object in a plain upload or download."""
+CACHES = 128 << 20
+"""Bytes that the caches of a core do not hold."""
+PLACES = 20
+"""Of a change that is scattered."""
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """A state to measure with."""
+
+    name: str
+    blocks: int
+    """Of a LayerNorm and a Linear: four parameters, and with Adam's state sixteen tensors."""
+    width: int
+    times: int
+    """Snapshots taken, of each kind."""
+
+
+SIZES = (
+    Size(name="5 MB", blocks=7, width=240, times=25),
+    Size(name="50 MB", blocks=16, width=505, times=9),
+    Size(name="500 MB", blocks=24, width=1310, times=4),
+)
+
+
+@dataclass(slots=True)
+class Costs:
+    """Seconds of each kind of work, of this thread's CPU and by the clock."""
+
+    cpu: dict[str, list[float]] = field(default_factory=dict)
+    wall: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, name: str, work: Callable[[], T]) -> T:
+        wall, cpu = time.perf_counter(), time.thread_time()
+        done = work()
+        self.cpu.setdefault(name, []).append(time.thread_time() - cpu)
+        self.wall.setdefault(name, []).append(time.perf_counter() - wall)
+        return done
+
+
+class Unproven(SnapshotWriter):
+    """A writer that leaves out the proofs, which the first snapshot and the last have in common with no copy."""
+
+    def _prove(self, *args: object, **kwargs: object) -> dict[str, str]:
+        return {}
+
+
+class Counted:
+    """Counts requests, and the bytes that they write."""
+
+    def __init__(self, objects: ObjectStore) -> None:
+        self._objects = objects
+        self.bucket = objects.bucket
+        self.requests = 0
+
+    def watched(self, watcher: object) -> "Counted":
+        return self
+
+    async def ensure_bucket(self) -> None:
+        await self._objects.ensure_bucket()
+
+    async def put(self, key: str, data: bytes) -> bool:
+        self.requests += 1
+        return await self._objects.put(key, data)
+
+    async def create(self, key: str, data: bytes) -> bool:
+        self.requests += 1
+        return await self._objects.create(key, data)
+
+    async def get(self, key: str, *, limit: int) -> bytes:
+        self.requests += 1
+        return await self._objects.get(key, limit=limit)
+
+    async def stat(self, key: str) -> ObjectVersion | None:
+        self.requests += 1
+        return await self._objects.stat(key)
+
+    async def list(self, prefix: str) -> Mapping[str, int]:
+        return await self._objects.list(prefix)
+
+    async def delete_prefix(self, prefix: str) -> int:
+        return await self._objects.delete_prefix(prefix)
+
+
+class Training:
+    """A state that changes as in training, and the snapshots of it."""
+
+    def __init__(self, size: Size) -> None:
+        torch.manual_seed(0)
+        layers = [
+            layer for _ in range(size.blocks) for layer in (nn.LayerNorm(size.width), nn.Linear(size.width, size.width))
+        ]
+        self.model = nn.Sequential(*layers)
+        self.optimizer = torch.optim.Adam(self.model.parameters())
+        self.round_trip = RoundTrip(self.data)
+        self.state = State(self.data, None)
+        subjects = {"model": self.model, "optimizer": self.optimizer}
+        self.round_trip.prepare(subjects)
+        self.state.add(subjects)
+        self.round_trip.seal()
+        for parameter in self.model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        self.activations = torch.zeros(CACHES, dtype=torch.uint8)
+        self.steps = 0
+        self.step()
+
+    def data(self) -> Mapping[str, int]:
+        return {"epoch": self.steps, "step": self.steps}
+
+    def step(self) -> None:
+        """Changes every tensor of the state, and leaves little of it in the caches, as a forward pass would."""
+        self.optimizer.step()
+        self.steps += 1
+        self.activations.add_(1)
+
+    def progress(self) -> Progress:
+        return Progress(epoch=self.steps, step=self.steps)
+
+
+def median_ratio(costs: Mapping[str, list[float]], name: str, base: str) -> float:
+    return statistics.median(costs[name]) / statistics.median(costs[base])
+
+
+def stalls(size: Size, training: Training, directory: Path) -> Costs:
+    """Takes snapshots, the first and later ones of attempts; in between, plain copies and a peer's files."""
+    costs = Costs()
+    source, target = flat(training), warm(directory / "copy", flat(training).nbytes)
+    later = Unproven([directory / "later"], CPU, training.round_trip)
+    for _ in range(2):  # both slots are warm afterwards
+        taken = [saved(later, training) for _ in range(2)]
+        for snapshot in taken:
+            later.release(snapshot)
+    for number in range(size.times):
+        training.step()
+        costs.add("copy", lambda: target.copy_(source))
+        training.step()
+        later.release(costs.add("later", lambda: saved(later, training)))
+        training.step()
+        costs.add("torch.save", lambda: torch_saved(training, directory / "peer.pt"))
+        if number < max(3, size.times // 3):
+            first = Unproven([directory / f"first-{number}"], CPU, training.round_trip)
+            first.check_room(training.state)
+            training.step()
+            costs.add("first", lambda first=first: saved(first, training))  # type: ignore[misc]
+            shutil.rmtree(directory / f"first-{number}")
+    proving = SnapshotWriter([directory / "proven"], CPU, training.round_trip)
+    costs.add("proven", lambda: saved(proving, training))
+    shutil.rmtree(directory / "proven")
+    (directory / "peer.pt").unlink()
+    (directory / "copy").unlink()
+    return costs
+
+
+def flat(training: Training) -> torch.Tensor:
+    """Returns as many bytes as the tensors of a state have."""
+    _, blobs = training.state.encode()
+    return torch.ones(sum(blob.data.nbytes for blob in blobs.values()), dtype=torch.uint8)
+
+
+def warm(path: Path, size: int) -> torch.Tensor:
+    """Returns a file in memory that was written to before."""
+    with path.open("w+b") as file:
+        file.truncate(size)
+        buffer = torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.uint8)
+    return buffer.fill_(1)
+
+
+def saved(writer: SnapshotWriter, training: Training) -> Snapshot:
+    snapshot = writer.save(training.state, training.progress(), {"loss": 0.5}, last=False)
+    assert snapshot is not None
+    return snapshot
+
+
+def torch_saved(training: Training, path: Path) -> None:
+    torch.save({"model": training.model.state_dict(), "optimizer": training.optimizer.state_dict()}, path)
+
+
+@dataclass(slots=True)
+class Stored:
+    """What it took to make checkpoints durable and to bring one back."""
+
+    state: int
+    uploaded: dict[str, int] = field(default_factory=dict)
+    requests: dict[str, int] = field(default_factory=dict)
+    cpu: dict[str, float] = field(default_factory=dict)
+    """Of this process."""
+    wall: dict[str, float] = field(default_factory=dict)
+
+    async def add(self, name: str, objects: Counted, work: Callable[[], "asyncio.Future[T]"]) -> T:
+        requests, wall, cpu = objects.requests, time.perf_counter(), time.process_time()
+        done = await work()
+        self.cpu[name] = time.process_time() - cpu
+        self.wall[name] = time.perf_counter() - wall
+        self.requests[name] = objects.requests - requests
+        return done
+
+
+async def storage(training: Training, directory: Path, objects: Counted) -> Stored:
+    """Makes a first checkpoint durable, then ones of which little has changed; fetches the last."""
+    writer = Unproven([directory / "slots"], CPU, training.round_trip)
+    snapshot = saved(writer, training)
+    tensors = Path(snapshot.directory) / snapshots.TENSORS
+    stored = Stored(state=snapshot.size_bytes)
+    token = FencingToken(attempt=1, nonce=secrets.token_hex(16), job_uid=str(uuid4()))
+    assignment = Assignment(job="jobs/bench", token=token, spec=JobSpec(entry_point="a:b", total_epochs=5))
+    parts = PartStore(objects)
+
+    async def keep(name: str, base: Checkpoint | None) -> Checkpoint:
+        manifest = await read_manifest(parts, base) if base else None
+        checkpoint: Checkpoint = await stored.add(
+            name, objects, lambda: asyncio.ensure_future(persist(parts, assignment, snapshot, manifest, {}, ignore))
+        )
+        stored.uploaded[name] = checkpoint.uploaded_bytes
+        snapshot.sequence += 1
+        return checkpoint
+
+    first = await keep("first", None)
+    await keep("nothing", first)
+    change(tensors, places=1)
+    second = await keep("one place", first)
+    change(tensors, places=PLACES)
+    newest = await keep("scattered", second)
+
+    content = tensors.read_bytes()
+    pieces = {f"plain/{token.job_uid}/{offset}": offset for offset in range(0, len(content), OBJECT)}
+
+    async def put(key: str) -> None:
+        await objects.put(key, content[pieces[key] : pieces[key] + OBJECT])
+
+    async def get(key: str) -> None:
+        data = await objects.get(key, limit=OBJECT)
+        with (directory / "plain").open("r+b") as file:
+            file.seek(pieces[key])
+            file.write(data)
+
+    await stored.add("plain upload", objects, lambda: asyncio.ensure_future(each(pieces, put)))
+    (directory / "plain").write_bytes(b"")
+    await stored.add("plain download", objects, lambda: asyncio.ensure_future(each(pieces, get)))
+    await stored.add(
+        "restore", objects, lambda: asyncio.ensure_future(fetch(PartStore(objects), newest, directory / "restored"))
+    )
+    assert (directory / "restored" / snapshots.TENSORS).read_bytes() == tensors.read_bytes()
+    shutil.rmtree(directory / "restored")
+    (directory / "plain").unlink()
+    await objects.delete_prefix(f"checkpoints/{token.job_uid}/")
+    await objects.delete_prefix(f"plain/{token.job_uid}/")
+    return stored
+
+
+def change(path: Path, *, places: int) -> None:
+    """Changes one per cent of the bytes of a file, in so many places."""
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as content:
+        length = len(content) // 100 // places
+        begin = 2 * snapshots.HEADER_ALIGNMENT
+        for place in range(places):
+            offset = begin + int((len(content) - begin - length) * (place + 0.37) / places)
+            content[offset : offset + length] = secrets.token_bytes(length)
+
+
+def ignore(_: float) -> None:
+    pass
+
+
+@contextlib.asynccontextmanager
+async def object_storage(directory: Path) -> AsyncIterator[S3Objects]:
+    ports = free_ports(seaweed.PORT_COUNT)
+    access = seaweed.access_to(ports=ports, access_key=secrets.token_hex(10), secret_key=secrets.token_urlsafe(30))
+    child = ManagedProcess(
+        seaweed.program(
+            directory=directory / "s3",
+            logs=directory,
+            ports=ports,
+            access=access,
+            environment=process_cleanup.marker(directory),
+        )
+    )
+    child.start()
+    try:
+        await child.until_ready()
+        async with S3Objects(access) as objects:
+            yield objects
+    finally:
+        await child.stop()
+
+
+async def request_costs(objects: S3Objects) -> tuple[float, float]:
+    """Returns the CPU seconds of writing an object of 1 KB here, and of what one of 8 MiB takes more for each byte."""
+    spent = {}
+    for size, times in ((1000, 40), (OBJECT, 5)):
+        data = secrets.token_bytes(size)
+        began = time.process_time()
+        for number in range(times):
+            await objects.put(f"plain/request/{number}", data)
+        spent[size] = (time.process_time() - began) / times
+    return spent[1000], (spent[OBJECT] - spent[1000]) / OBJECT
+
+
+def tables(found: Mapping[str, tuple[Costs, Stored]]) -> Iterator[Table]:
+    yield table(
+        "Stall of the training: CPU of its thread, by the clock in brackets, in plain copies into warm shared memory",
+        found,
+        {
+            "a copy, ms": lambda costs, _: f"{1e3 * statistics.median(costs.cpu['copy']):.2f}",
+            **{
+                label: functools.partial(ratio_of_stall, name)
+                for label, name in (
+                    ("first snapshot of an attempt", "first"),
+                    ("later snapshot", "later"),
+                    ("torch.save to shared memory", "torch.save"),
+                    ("first, its resume rehearsed", "proven"),
+                )
+            },
+            "later snapshot: more than 1.25 copies by, ms": lambda costs, _: f"{1e3 * over(costs, 'later'):.2f}",
+            "first snapshot: more than 1.25 copies by, ms": lambda costs, _: f"{1e3 * over(costs, 'first'):.2f}",
+        },
+    )
+    changes = ("nothing", "one place", "scattered")
+    yield table(
+        f"Next checkpoint, 1 % of the bytes changed in one place or in {PLACES}: bytes in % of the first's, requests, "
+        "CPU in % of a plain upload's of all",
+        found,
+        {
+            "first: requests, CPU": lambda _, stored: f"{stored.requests['first']}, {cpu_share(stored, 'first')}",
+            **{f"{name}: bytes": functools.partial(share, name) for name in changes},
+            **{f"{name}: requests, CPU": functools.partial(effort, name) for name in changes},
+        },
+    )
+    yield table(
+        "Restore, in plain downloads of the same bytes",
+        found,
+        {
+            "CPU": lambda _, stored: f"{stored.cpu['restore'] / stored.cpu['plain download']:.2f}",
+            "wall": lambda _, stored: f"{stored.wall['restore'] / stored.wall['plain download']:.2f}",
+            "requests": lambda _, stored: f"{stored.requests['restore']} / {stored.requests['plain download']}",
+        },
+    )
+
+
+def ratio_of_stall(name: str, costs: Costs, _: Stored) -> str:
+    return f"{median_ratio(costs.cpu, name, 'copy'):.2f} ({median_ratio(costs.wall, name, 'copy'):.2f})"
+
+
+def over(costs: Costs, name: str) -> float:
+    return statistics.median(costs.cpu[name]) - 1.25 * statistics.median(costs.cpu["copy"])
+
+
+def share(name: str, _: Costs, stored: Stored) -> str:
+    return f"{100 * stored.uploaded[name] / stored.uploaded['first']:.2f} %"
+
+
+def effort(name: str, _: Costs, stored: Stored) -> str:
+    return f"{stored.requests[name]}, {cpu_share(stored, name)}"
+
+
+def cpu_share(stored: Stored, name: str) -> str:
+    return f"{100 * stored.cpu[name] / stored.cpu['plain upload']:.0f} %"
+
+
+def table(
+    title: str,
+    found: Mapping[str, tuple[Costs, Stored]],
+    rows: Mapping[str, Callable[[Costs, Stored], str]],
+) -> Table:
+    made = Table(title=title, title_justify="left")
+    made.add_column("")
+    for name in found:
+        made.add_column(name, justify="right")
+    for label, cell in rows.items():
+        made.add_row(label, *(cell(costs, stored) for costs, stored in found.values()))
+    return made
+
+
+async def measure(directory: Path, memory: Path) -> tuple[dict[str, tuple[Costs, Stored]], tuple[float, float]]:
+    found = {}
+    async with object_storage(directory) as objects:
+        request, byte = await request_costs(objects)
+        for size in SIZES:
+            training = Training(size)
+            costs = stalls(size, training, memory)
+            found[size.name] = costs, await storage(training, memory, Counted(objects))
+            for path in memory.iterdir():
+                shutil.rmtree(path)
+    return found, (request, byte)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    console = Console(width=120)
+    with (
+        tempfile.TemporaryDirectory() as place,
+        tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as memory,
+        guarded(Path(place)),
+    ):
+        found, (request, byte) = asyncio.run(measure(Path(place), Path(memory)))
+    for each_table in tables(found):
+        console.print(each_table)
+    console.print(f"A request that writes an object costs as much CPU here as {request / byte / 1000:,.0f} KB of one.")
+    console.print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}.")
+
+
+if __name__ == "__main__":
+    main()
