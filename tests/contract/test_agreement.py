@@ -130,7 +130,7 @@ async def seen(store: JobStore) -> list[object]:
     view += [await store.page(states=[], labels={}, size=2, before=None)]
     for worker in WORKERS:
         allocation = await store.allocation(worker)
-        view.append((allocation.version, list(allocation.jobs), list(allocation.unconfirmed)))
+        view.append((allocation.version, list(allocation.jobs), await store.unconfirmed(worker)))
     for job in JOBS:
         view += [
             await store.get(job),

@@ -166,7 +166,7 @@ async def test_a_worker_is_known_with_the_jobs_whose_attempts_may_live_on_it(sto
     before = await store.allocation(one)
     await store.commit(change(job, worker="", unconfirmed=[one]))
     left = await store.allocation(one)
-    assert (list(left.jobs), [each.record.job.name for each in left.unconfirmed]) == ([], ["jobs/a"])
+    assert (list(left.jobs), [each.job for each in await store.unconfirmed(one)]) == ([], ["jobs/a"])
     assert left.version > before.version
     token = await store.latest_token()
     job = await there(store, JobName("jobs/a"))
@@ -175,9 +175,23 @@ async def test_a_worker_is_known_with_the_jobs_whose_attempts_may_live_on_it(sto
     assert set(changed.workers) == {two}
     assert (await store.allocation(one)).version == left.version, "nothing of it has changed"
     held = await store.allocation(two)
-    assert [each.record.job.name for each in (*held.jobs, *held.unconfirmed)] == ["jobs/a", "jobs/a"]
+    assert [each.record.job.name for each in held.jobs] == ["jobs/a"]
+    assert [(each.job, each.entry.worker) for each in await store.unconfirmed(two)] == [("jobs/a", two)]
     await store.commit(change(await there(store, JobName("jobs/a")), unconfirmed=[two]))
-    assert (await store.allocation(one)).unconfirmed == []
+    assert await store.unconfirmed(one) == []
     assert (await store.allocation(one)).version > left.version
     await store.commit(deletion(await there(store, JobName("jobs/a"))))
-    assert (await store.allocation(two)).unconfirmed == []
+    assert await store.unconfirmed(two) == []
+
+
+async def test_an_allocation_changes_with_each_attempt_that_becomes_or_ceases_to_be_unconfirmed(
+    store: JobStore,
+) -> None:
+    """Also if the job has others there: what was read of them for a version stays true for as long as that."""
+    await created(store, "jobs/a")
+    versions = [(await store.allocation(ONE)).version]
+    for count in (1, 2, 1):
+        await store.commit(change(await there(store, JobName("jobs/a")), unconfirmed=[ONE] * count))
+        assert len(await store.unconfirmed(ONE)) == count
+        versions.append((await store.allocation(ONE)).version)
+    assert versions == sorted(set(versions))

@@ -110,13 +110,20 @@ class CheckedStore(MemoryStore):
             for name, value in vars(self).items()
             if name.startswith("_") and name not in ("_listeners", "_now_ns")
         }
-        return held | {"_holding": {worker: dict(jobs) for worker, jobs in self._holding.items()}}
+        return held | self._by_worker()
+
+    def _by_worker(self) -> dict[str, Any]:
+        """Returns a copy of what is kept by worker and job."""
+        return {
+            "_holding": {worker: dict(jobs) for worker, jobs in self._holding.items()},
+            "_unconfirmed": {worker: dict(jobs) for worker, jobs in self._unconfirmed.items()},
+        }
 
     def restore(self, kept: dict[str, Any]) -> None:
         """Sets the store back to an earlier copy; what happened since never happened."""
         self.strict = False
         vars(self).update({name: copy.copy(value) for name, value in kept.items()})
-        self._holding = {worker: dict(jobs) for worker, jobs in self._holding.items()}
+        vars(self).update(self._by_worker())
         self.reconnect()
 
     def _look(self, old: JobRecord, new: JobRecord, change: Change, known: Collection[str]) -> None:

@@ -24,7 +24,13 @@ from adjourn.v1 import job_service_pb2 as pb
 from adjourn.v1.job_pb2 import EPOCH, Condition, Hold, Job, JobSpec
 from adjourn.v1.worker_pb2 import Device, Drain, Worker
 from adjourn_control_plane.job import machine
-from adjourn_control_plane.job.events import CancelRequested, PauseRequested, Requested, ResumeRequested
+from adjourn_control_plane.job.events import (
+    CancelRequested,
+    PauseRequested,
+    ReleaseConfirmed,
+    Requested,
+    ResumeRequested,
+)
 from adjourn_control_plane.job.machine import ENDED, HELD
 from adjourn_control_plane.job.updater import Call
 from adjourn_control_plane.store.interface import Change, Conflict, JobName, Session, Stored, Tombstone, WorkerName
@@ -374,7 +380,9 @@ class JoinedMachine(RuleBasedStateMachine):
                 self.answer(worker)
 
     @rule(
-        what=st.sampled_from(["dies"] * 6 + ["start", "kill", "reboot", "wipe", "launcher", "stop", "go on", "term"]),
+        what=st.sampled_from(
+            ["dies"] * 6 + ["start", "kill", "reboot", "wipe", "new disk", "launcher", "stop", "go on", "term"]
+        ),
         worker=WORKER,
         fuse=st.integers(0, 12),
     )
@@ -497,7 +505,8 @@ class JoinedMachine(RuleBasedStateMachine):
             stored = self.run(self.store.get(JobName(report.job)))
             mine = stored is not None and report.token == stored.record.token
             if not mine or (stored and report.sequence <= stored.record.applied_report):
-                self.run(self.replicas[0].updater.report(report, worker))
+                instance = self.hosts[worker].worker.instance
+                self.run(self.replicas[0].updater.report(report, worker, instance=instance))
                 again = self.run(self.store.get(JobName(report.job)))
                 assert (again and again.version) == (stored and stored.version)
 
@@ -517,8 +526,8 @@ class JoinedMachine(RuleBasedStateMachine):
             host.kill_agent()
         elif how == "reboot":
             host.reboot()
-        elif how == "wipe":
-            host.wipe()
+        elif how in ("wipe", "new disk"):
+            host.wipe(same_gpus=how == "new disk")
         else:
             host.launcher_dies()
 
@@ -805,6 +814,7 @@ class JoinedMachine(RuleBasedStateMachine):
                 if host.agent is None:
                     host.start_agent()
             self.turn()
+            self.operators_say_what_is_gone()
             self.what_a_record_says_is_so()
             quiet = 0 if self.restless() else quiet + 1
             if quiet > 3:
@@ -816,8 +826,16 @@ class JoinedMachine(RuleBasedStateMachine):
                 wanted = self.wanted[job.uid]
                 rest = "cancel" if "cancel" in wanted else "rest" if wanted else "run"
                 assert job.state in RESTS[rest], (wanted, job)
-                doubted = {entry.instance for entry in stored.record.unconfirmed_releases}
-                assert doubted.isdisjoint(host.worker.instance for host in self.hosts.values()), "its worker is back"
+                assert not stored.record.unconfirmed_releases, "each worker is back, or was said to be gone"
+
+    def operators_say_what_is_gone(self) -> None:
+        """Of machines that were replaced: their successors cannot, and may have the same GPUs."""
+        here = {host.worker.instance for host in self.hosts.values()}
+        for stored in self.jobs():
+            for entry in stored.record.unconfirmed_releases:
+                if entry.instance not in here:
+                    event = ReleaseConfirmed(actor="ops", token=entry.token)
+                    self.run(self.replicas[0].updater.apply(JobName(stored.record.job.name), event))
 
     def restless(self) -> list[Any]:
         """Returns what is not at rest yet."""

@@ -4,7 +4,7 @@ import asyncio
 import time
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import islice
@@ -33,6 +33,7 @@ from adjourn_control_plane.store.interface import (
     Stored,
     TokenTooOld,
     Tombstone,
+    Unconfirmed,
     WorkerName,
 )
 
@@ -51,7 +52,8 @@ class Entry:
     state: Job.State.ValueType = Job.STATE_UNSPECIFIED
     worker: str = ""
     released: bool = False
-    unconfirmed: tuple[str, ...] = ()
+    unconfirmed: Mapping[str, bytes] = field(default_factory=dict)
+    """By worker."""
     events: list[bytes] = field(default_factory=list)
     events_trimmed: int = 0
     epochs: dict[int, bytes] = field(default_factory=dict)
@@ -88,8 +90,8 @@ class MemoryStore:
         """Numbers of the queued jobs, in order."""
         self._holding: dict[str, dict[JobName, None]] = {}
         """The jobs of each worker that holds any."""
-        self._unconfirmed: dict[str, dict[JobName, None]] = {}
-        """The jobs with an attempt that a worker has not said is gone."""
+        self._unconfirmed: dict[str, dict[JobName, bytes]] = {}
+        """The attempts that a worker has not said are gone, by job."""
         self._lost: dict[str, int] = {}
         """When each lost worker was lost, in nanoseconds."""
         self._tombstones: set[JobUid] = set()
@@ -115,7 +117,8 @@ class MemoryStore:
         self._version += 1
         new = self._write(change, old)
         workers = {old.worker if old else "", new.worker if new else ""} - {""}
-        doubted = set(old.unconfirmed if old else ()) ^ set(new.unconfirmed if new else ())
+        before, after = (each.unconfirmed if each else {} for each in (old, new))
+        doubted = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
         labels = [dict(each.read().record.job.labels) if each else {} for each in (old, new)]
         touched = old is None or new is None or (old.worker, old.released) != (new.worker, new.released)
         allocations = (workers if touched else set()) | doubted
@@ -174,7 +177,7 @@ class MemoryStore:
             state=record.job.state,
             worker=record.job.worker,
             released=record.released,
-            unconfirmed=tuple(values.unconfirmed_workers(record)),
+            unconfirmed=values.unconfirmed_by_worker(record),
         )
         new.events = [*new.events, *(values.encoded(event) for event in change.events)]
         new.events_trimmed += max(len(new.events) - self._events_kept, 0)
@@ -201,8 +204,8 @@ class MemoryStore:
             del self._unconfirmed[worker][job]
             if not self._unconfirmed[worker]:
                 del self._unconfirmed[worker]
-        for worker in new.unconfirmed if new else ():
-            self._unconfirmed.setdefault(worker, {})[job] = None
+        for worker, attempts in new.unconfirmed.items() if new else ():
+            self._unconfirmed.setdefault(worker, {})[job] = attempts
 
     async def answered(self, request_id: str) -> tuple[str, Job] | None:
         await self._reach()
@@ -235,12 +238,13 @@ class MemoryStore:
 
     async def allocation(self, worker: WorkerName) -> Allocation:
         await self._reach()
-        jobs, unconfirmed = (
-            sorted((self._entries[name].read() for name in names), key=lambda item: item.record.number)
-            for names in (self._holding.get(worker, ()), self._unconfirmed.get(worker, ()))
-        )
-        version = self._occupancy.get(worker, 0)
-        return Allocation(worker=worker, version=version, jobs=jobs, unconfirmed=unconfirmed)
+        held = (self._entries[name].read() for name in self._holding.get(worker, ()))
+        jobs = sorted(held, key=lambda item: item.record.number)
+        return Allocation(worker=worker, version=self._occupancy.get(worker, 0), jobs=jobs)
+
+    async def unconfirmed(self, worker: WorkerName) -> list[Unconfirmed]:
+        await self._reach()
+        return values.unconfirmed({job.encode(): kept for job, kept in self._unconfirmed.get(worker, {}).items()})
 
     def _by_number(self) -> list[Stored]:
         return [entry.read() for entry in sorted(self._entries.values(), key=lambda entry: entry.number)]

@@ -128,10 +128,15 @@ class Host:
         for training in self.trainings.values():
             training.end(-9, seen=False)
 
-    def wipe(self) -> None:
-        """The machine is replaced: its processes, its journal and its agent are gone, its name stays."""
+    def wipe(self, *, same_gpus: bool = False) -> None:
+        """The machine is replaced: its processes, its journal and its agent are gone, its name stays.
+
+        `same_gpus`: only its disk is new, as that of a pod which starts again on its node.
+        """
         self.reboot()
         self.life += 1
+        for device in self.worker.devices:
+            device.uuid = device.uuid if same_gpus else f"GPU-{self.name[-1]}{device.index}-{self.life}"
         self.worker.instance = f"{self.name}-{self.life}"
         self.held, self.reports, self.trainings = {}, [], {}
         self.sequences = itertools.count(1)

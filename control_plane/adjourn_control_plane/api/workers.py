@@ -9,7 +9,6 @@ import grpc
 from google.protobuf import empty_pb2
 
 from adjourn import errors
-from adjourn.internal.v1.record_pb2 import UnconfirmedRelease
 from adjourn.v1 import worker_service_pb2 as pb
 from adjourn.v1 import worker_service_pb2_grpc
 from adjourn.v1.worker_pb2 import Drain, Worker
@@ -19,7 +18,7 @@ from adjourn_control_plane.api.jobs import check
 from adjourn_control_plane.fleet.worker_state import release_condition, state
 from adjourn_control_plane.job.events import ReleaseConfirmed
 from adjourn_control_plane.job.updater import JobUpdater
-from adjourn_control_plane.store.interface import JobName, JobStore, Session, WorkerName
+from adjourn_control_plane.store.interface import JobStore, Session, Unconfirmed, WorkerName
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -58,7 +57,8 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
         worker.state = state(session, busy=bool(worker.jobs))
         if session.drain is not None:
             worker.drain.CopyFrom(session.drain)
-        if (condition := release_condition(session, allocation)) is not None:
+        unconfirmed = await self.store.unconfirmed(WorkerName(worker.name))
+        if (condition := release_condition(session, unconfirmed)) is not None:
             worker.conditions.append(condition)
         return worker
 
@@ -85,7 +85,7 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
         if request.instance:
             await self.delete_instance(name, request.instance, context)
             return empty_pb2.Empty()
-        if not (await self.store.allocation(name)).unconfirmed:  # else a call before this one did not get to them
+        if not await self.store.unconfirmed(name):  # else a call before this one did not get to them
             await self.session(name)
         if not await self.store.forget(name):
             worker = await self.to_public(await self.session(name))
@@ -96,14 +96,14 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
                 state=Worker.State.Name(worker.state),
                 allowed_states=Worker.State.Name(Worker.LOST),
             )
-        entries = await self.unconfirmed(name)
-        await self.confirm(entries, f"deleted {name}: its machine is gone", context)  # not before: it may be back
+        left = await self.store.unconfirmed(name)
+        await self.confirm(left, f"deleted {name}: its machine is gone", context)  # not before: it may be back
         await self.store.forget(name)  # again, for what the confirmations have written of it
         return empty_pb2.Empty()
 
     async def delete_instance(self, name: WorkerName, instance: str, context: Context) -> None:
         """Takes the caller's word that nothing of an earlier instance lives; the one that has the name now stays."""
-        left = await self.unconfirmed(name)
+        left = await self.store.unconfirmed(name)
         session = await self.store.session(name) if left else await self.session(name)
         if session is not None and session.worker.instance == instance:
             raise errors.WorkerInUseError(
@@ -112,9 +112,9 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
                 state=Worker.State.Name(state(session, busy=True)),
                 allowed_states=Worker.State.Name(Worker.LOST),
             )
-        entries = [(job, entry) for job, entry in left if entry.instance == instance]
-        if not entries:
-            instances = ", ".join(sorted({entry.instance for _, entry in left} - {""}))
+        its_own = [each for each in left if each.entry.instance == instance]
+        if not its_own:
+            instances = ", ".join(sorted({each.entry.instance for each in left} - {""}))
             raise errors.InstanceUnknownError(
                 f"no attempt is unconfirmed on the instance {instance} of {name}; unconfirmed are those of "
                 f"{instances or 'none'}",
@@ -122,24 +122,15 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
                 instance=instance,
                 instances=instances,
             )
-        await self.confirm(entries, f"deleted the instance {instance} of {name}: its machine is gone", context)
+        await self.confirm(its_own, f"deleted the instance {instance} of {name}: its machine is gone", context)
 
-    async def unconfirmed(self, worker: WorkerName) -> list[tuple[JobName, UnconfirmedRelease]]:
-        """Returns the attempts that the instances of a worker left out of reach, with their jobs."""
-        return [
-            (JobName(stored.record.job.name), entry)
-            for stored in (await self.store.allocation(worker)).unconfirmed
-            for entry in stored.record.unconfirmed_releases
-            if entry.worker == worker
-        ]
-
-    async def confirm(self, entries: Sequence[tuple[JobName, UnconfirmedRelease]], why: str, context: Context) -> None:
+    async def confirm(self, left: Sequence[Unconfirmed], why: str, context: Context) -> None:
         """Takes the caller's word that attempts live no more."""
         caller = actor(context)
-        for job, entry in entries:
-            event = ReleaseConfirmed(actor=caller, token=entry.token, message=f"{caller} {why}")
+        for each in left:
+            event = ReleaseConfirmed(actor=caller, token=each.entry.token, message=f"{caller} {why}")
             with contextlib.suppress(errors.NotFoundError):  # the job was deleted meanwhile
-                await self.updater.apply(job, event)
+                await self.updater.apply(each.job, event)
 
     async def session(self, name: str) -> Session:
         """Returns what is known of a worker; raises InvalidRequestError, NotFoundError."""

@@ -17,7 +17,7 @@ from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.job_pb2 import Condition
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.job.releases import is_of
-from adjourn_control_plane.store.interface import Allocation
+from adjourn_control_plane.store.interface import Allocation, Unconfirmed
 
 LISTED: Final = 10
 """Workers that a message names."""
@@ -79,19 +79,15 @@ def needs(record: JobRecord) -> Needs:
     )
 
 
-def capacity(worker: Worker, allocation: Allocation) -> Capacity:
+def capacity(worker: Worker, allocation: Allocation, unconfirmed: Sequence[Unconfirmed] = ()) -> Capacity:
     """Returns what is free on a worker.
 
-    What its jobs have not released is taken, and so is what an attempt has that was lost and may still live there. What
-    is quarantined is not offered.
+    What its jobs have not released is taken, and so is what an attempt has that was lost and may still live there: also
+    one of an earlier instance, for a GPU that is there again by its UUID is the same GPU. CPU slots are each instance's
+    own. What is quarantined is not offered.
     """
     busy = [stored.record for stored in allocation.jobs if not stored.record.released]
-    left_behind = [
-        entry
-        for stored in allocation.unconfirmed
-        for entry in stored.record.unconfirmed_releases
-        if is_of(entry, worker.name, worker.instance)
-    ]
+    left_behind = [each.entry for each in unconfirmed]
     taken = {uuid for record in busy for uuid in record.device_uuids}
     taken |= {uuid for entry in left_behind for uuid in entry.device_uuids}
     devices = sorted(worker.devices, key=lambda device: device.index)
@@ -99,7 +95,7 @@ def capacity(worker: Worker, allocation: Allocation) -> Capacity:
         (device.uuid, device.model) for device in devices if device.uuid not in taken and not device.quarantined
     )
     slots = worker.cpu_slots - sum(1 for record in busy if not record.job.spec.gpu_count)
-    slots -= sum(1 for entry in left_behind if not entry.device_uuids)
+    slots -= sum(1 for entry in left_behind if not entry.device_uuids and is_of(entry, worker.name, worker.instance))
     return Capacity(worker=worker.name, gpus=free, cpu_slots=max(slots, 0))
 
 
@@ -140,7 +136,10 @@ def explain(
     if all(disk_is_full(worker) for worker in suited):
         names = ", ".join(sorted(worker.name for worker in suited)[:LISTED])
         return reasons.NO_SPACE, f"no worker that could run it has room on its disk: {names}"
-    return reasons.NO_CAPACITY, "every worker that could run it is busy or takes no new jobs"
+    return (
+        reasons.NO_CAPACITY,
+        "every worker that could run it is busy, takes no new jobs, or may have a lost attempt",
+    )
 
 
 def differences(environment: Mapping[str, str], worker: Worker, names: Sequence[str]) -> str:

@@ -27,6 +27,7 @@ from adjourn_control_plane.job.events import (
     ReleaseConfirmed,
 )
 from adjourn_control_plane.job.machine import ENDED, HELD
+from adjourn_control_plane.store.interface import Unconfirmed
 
 ACTOR: Final = "control_plane"
 OVER: Final = frozenset(
@@ -104,25 +105,24 @@ def lost_attempts(
 def confirmed_releases(
     worker: str,
     instance: str,
-    unconfirmed: Sequence[JobRecord],
+    unconfirmed: Sequence[Unconfirmed],
     reported: Sequence[AssignmentStatus],
     *,
     on_the_way: AbstractSet[AttemptKey] = frozenset(),
 ) -> list[tuple[str, Event]]:
     """Returns the end of each attempt that was left on a worker out of reach, and is not alive there.
 
-    `unconfirmed`: the jobs with such an attempt. A message is whole: what it does not hold is gone, unless it was said
-    before the worker received it. `on_the_way`: attempts handed out over this stream that may not have arrived yet.
+    `unconfirmed`: all such attempts. A message is whole: what it does not hold is gone, unless it was said before the
+    worker received it. `on_the_way`: attempts handed out over this stream that may not have arrived yet.
     """
     known = by_attempt(reported)
     events: list[tuple[str, Event]] = []
-    for record in unconfirmed:
-        for entry in record.unconfirmed_releases:
-            attempt = (record.job.name, token_key(entry.token))
-            status = known.get(attempt)
-            left = attempt not in on_the_way if status is None else has_left(status)
-            if left and releases.is_of(entry, worker, instance):
-                events.append((record.job.name, ReleaseConfirmed(actor=worker, token=entry.token)))
+    for each in unconfirmed:
+        attempt = (each.job, token_key(each.entry.token))
+        status = known.get(attempt)
+        left = attempt not in on_the_way if status is None else has_left(status)
+        if left and releases.is_of(each.entry, worker, instance):
+            events.append((each.job, ReleaseConfirmed(actor=worker, token=each.entry.token)))
     return events
 
 

@@ -239,7 +239,8 @@ class Scheduler:
     async def room(self, worker: Worker) -> Room:
         """Reads what a worker has to spare."""
         allocation = await self.store.allocation(WorkerName(worker.name))
-        capacity = placement.capacity(worker, allocation)
+        unconfirmed = await self.store.unconfirmed(WorkerName(worker.name))  # after the version that is guarded by
+        capacity = placement.capacity(worker, allocation, unconfirmed)
         version = Allocation(worker=allocation.worker, version=allocation.version)
         room = self.rooms[worker.name] = Room(worker=worker, allocation=version, capacity=capacity)
         return room

@@ -32,6 +32,7 @@ from adjourn_control_plane.store.interface import (
     JobStore,
     JobUid,
     Session,
+    Unconfirmed,
     WorkerName,
 )
 from adjourn_control_plane.store.notifier import Notifier
@@ -74,10 +75,13 @@ class AgentSession:
         """Names the agent's data directory."""
         self.desired: list[Assignment] = []
         """What the worker was told last that it should have."""
-        self.strangers: set[JobUid] = set()
-        """Uids of the jobs that it has attempts of, and that are not there: deleted, or known to nobody."""
+        self.left_over: set[reconcile.AttemptKey] = set()
+        """Attempts that it has and that are of no job it should have: their GPUs are offered to nobody."""
         self.orphans: set[JobUid] = set()
-        """Those that nobody knows."""
+        """Uids of the jobs that it has attempts of, and that nobody knows."""
+        self.unconfirmed: Sequence[Unconfirmed] = ()
+        self.unconfirmed_at = -1
+        """Attempts that may live there unheard of; version of the worker's allocation at which they were read."""
         self.responses_sent = 0
         self.on_the_way: dict[reconcile.AttemptKey, int] = {}
         """Attempts that it may not have received yet, and the sequence of the newest response that hands them to it."""
@@ -104,7 +108,7 @@ class AgentSession:
         kept_busy = {
             uuid
             for status in request.assignments
-            if status.token.job_uid in self.strangers
+            if (status.job, reconcile.token_key(status.token)) in self.left_over
             for uuid in status.held_device_uuids
         }
         for device in worker.devices:
@@ -145,7 +149,7 @@ class AgentSession:
     async def apply_message(self, request: SynchronizeRequest) -> None:
         """Applies what is so by now, then what happened before, then what the worker has no more."""
         self.reported = list(request.assignments)
-        held, unconfirmed = await self.allocated()
+        held = await self.allocated()
         others = await self.others(held)
         await self.classify(held, others)
         tokens = {record.job.name: record.token for record in (*held, *others.values())}
@@ -155,7 +159,7 @@ class AgentSession:
             if sequence > request.acknowledged_response
         }
         gone = reconcile.confirmed_releases(
-            self.worker, self.instance, unconfirmed, self.reported, on_the_way=self.on_the_way.keys()
+            self.worker, self.instance, self.unconfirmed, self.reported, on_the_way=self.on_the_way.keys()
         )
         await self.apply(gone, tokens)
         events = reconcile.reconcile(self.worker, held, self.reported, others, instance=self.instance)
@@ -189,11 +193,16 @@ class AgentSession:
             raise
         except Conflict:
             log.info("adoption_overtaken", job=job, worker=self.worker)  # the worker's next message decides
+        else:
+            self.left_over.discard((job, reconcile.token_key(event.token)))
 
-    async def allocated(self) -> tuple[list[JobRecord], list[JobRecord]]:
-        """Returns the jobs that the worker holds, and those with an attempt there of which nobody knew for a while."""
+    async def allocated(self) -> list[JobRecord]:
+        """Returns the jobs that the worker holds; reads what may live there unheard of, if that may have changed."""
         allocation = await self.store.allocation(self.worker)
-        return [stored.record for stored in allocation.jobs], [stored.record for stored in allocation.unconfirmed]
+        if self.unconfirmed_at != allocation.version:
+            self.unconfirmed = await self.store.unconfirmed(self.worker)
+            self.unconfirmed_at = allocation.version
+        return [stored.record for stored in allocation.jobs]
 
     async def others(self, held: list[JobRecord]) -> Mapping[str, JobRecord]:
         """Returns the records of jobs that the worker reports and should not hold."""
@@ -208,8 +217,10 @@ class AgentSession:
         return found
 
     async def classify(self, held: Sequence[JobRecord], others: Mapping[str, JobRecord]) -> set[JobUid]:
-        """Returns the uids of deleted jobs of which the worker has attempts; notes those that nobody knows."""
-        self.strangers = unknown = {JobUid(uid) for uid in reconcile.strangers(held, self.reported, others)}
+        """Returns the uids of deleted jobs of which the worker has attempts; notes what else is not its own."""
+        own = {(record.job.name, reconcile.token_key(record.token)) for record in held}
+        self.left_over = reconcile.by_attempt(self.reported).keys() - own
+        unknown = {JobUid(uid) for uid in reconcile.strangers(held, self.reported, others)}
         deleted = await self.store.deleted(sorted(unknown)) if unknown else set()
         for uid in deleted:
             await self.store.add_tombstone(uid)  # the attempt may have saved since the job's objects were purged
@@ -258,7 +269,7 @@ class AgentSession:
 
     async def drained(self, session: Session) -> list[JobRecord]:
         """Sends the worker's jobs to their boundary if it is to become empty, or takes that back; returns them."""
-        held, _ = await self.allocated()
+        held = await self.allocated()
         draining = session.worker.draining
         events = reconcile.drain_events(self.worker, held, drain=session.drain, draining=draining)
         if not events:
@@ -267,8 +278,7 @@ class AgentSession:
             await self.apply(events, {record.job.name: record.token for record in held})
         except Fenced:
             await self.superseded()
-        held, _ = await self.allocated()
-        return held
+        return await self.allocated()
 
     async def name_taken(self) -> NoReturn:
         """Refuses an agent whose worker's name another one has: nothing was handed to it, nothing taken from it."""

@@ -1,13 +1,14 @@
 """PURE. The state that a worker is in, by what the store knows of it."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from adjourn import reasons
 from adjourn.v1.job_pb2 import Condition
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.fleet import placement
-from adjourn_control_plane.job.releases import of_instance
-from adjourn_control_plane.store.interface import Allocation, Session
+from adjourn_control_plane.job.releases import is_of, of_instance
+from adjourn_control_plane.store.interface import Session, Unconfirmed
 
 LISTED: Final = 10
 """Attempts that a condition names."""
@@ -24,25 +25,20 @@ def state(session: Session, *, busy: bool) -> Worker.State.ValueType:
     return Worker.ACTIVE
 
 
-def release_condition(session: Session, allocation: Allocation) -> Condition | None:
+def release_condition(session: Session, left: Sequence[Unconfirmed]) -> Condition | None:
     """Returns the condition of a worker whose lost attempts may still live on it, whoever has their jobs now."""
-    worker = session.worker.name
-    left = [
-        (entry.time, f"{stored.record.job.name} attempt {entry.token.attempt}{of_instance(entry)}", entry.instance)
-        for stored in allocation.unconfirmed
-        for entry in stored.record.unconfirmed_releases
-        if entry.worker == worker
-    ]
     if not left:
         return None
-    here = not session.lost and all(instance in (session.worker.instance, "") for _, _, instance in left)
+    worker = session.worker
+    here = not session.lost and all(is_of(each.entry, worker.name, worker.instance) for each in left)
     where = "it is back, and has not said yet that they are gone" if here else "they may live out of reach"
-    listed = ", ".join(name for _, name, _ in left[:LISTED]) + (", ..." if len(left) > LISTED else "")
+    names = [f"{each.job} attempt {each.entry.token.attempt}{of_instance(each.entry)}" for each in left]
+    listed = ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
     return Condition(
         type=Condition.RELEASE_UNCONFIRMED,
         reason=reasons.WORKER_OUT_OF_REACH,
         message=f"{len(left)} lost attempts, {where}: {listed}",
-        time=min((time for time, _, _ in left), key=lambda time: (time.seconds, time.nanos)),
+        time=min((each.entry.time for each in left), key=lambda time: (time.seconds, time.nanos)),
     )
 
 

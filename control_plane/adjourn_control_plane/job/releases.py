@@ -23,7 +23,8 @@ from adjourn_control_plane.job.events import ReleaseConfirmed
 from adjourn_control_plane.job.transition import Transition
 
 KEPT: Final = 50
-"""Unconfirmed attempts that a job remembers: the newest. A fencing token stops older ones all the same."""
+"""Unconfirmed attempts that a job remembers: the newest. Older ones are stopped all the same when they are heard of, by
+their fencing token, and what their worker says that they hold is not offered."""
 GONE: Final = "its worker has told that its process is gone"
 
 

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Final, NewType, Protocol
 from uuid import uuid4
 
-from adjourn.internal.v1.record_pb2 import JobRecord
+from adjourn.internal.v1.record_pb2 import JobRecord, UnconfirmedRelease
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent
@@ -82,11 +82,17 @@ class Allocation:
 
     worker: WorkerName
     version: int
-    """Grows whenever a job comes to the worker, leaves it, or releases its slot; to the `Changed.version` of that."""
+    """Grows whenever a job comes to the worker, leaves it, or releases its slot, and whenever an attempt becomes, or
+    ceases to be, unconfirmed there; to the `Changed.version` of that."""
     jobs: Sequence[Stored] = field(default=(), compare=False)
-    unconfirmed: Sequence[Stored] = field(default=(), compare=False)
-    """Jobs, whoever holds them, with an attempt in `unconfirmed_releases` that the worker had. No part of the set, but
-    the version grows when one comes or goes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unconfirmed:
+    """An attempt, in `JobRecord.unconfirmed_releases`, that may live on a worker out of reach."""
+
+    job: JobName
+    entry: UnconfirmedRelease
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +220,13 @@ class JobStore(Protocol):
         ...
 
     async def allocation(self, worker: WorkerName) -> Allocation: ...
+
+    async def unconfirmed(self, worker: WorkerName) -> list[Unconfirmed]:
+        """Returns the attempts that a worker of this name had and that may live, whoever holds their jobs, by job.
+
+        The same as before for as long as the version of the worker's allocation is.
+        """
+        ...
 
     async def events(self, job: JobName, *, after: int, size: int) -> list[JobEvent]:
         """Returns up to `size` events after sequence `after`, in order. The newest EVENTS_KEPT of a job are there."""

@@ -12,7 +12,7 @@ an attachment are remembered by id for a while, the rest is idempotent. Reads th
     {ns}:workers:holding            set of workers that hold jobs
     {ns}:workers/y                  hash: what Session holds
     {ns}:workers/y:jobs             set;  :allocation  version of its newest change
-    {ns}:workers/y:unconfirmed      set of jobs with an attempt on it whose release is unconfirmed
+    {ns}:workers/y:unconfirmed_releases  hash by job: attempts on it that are unconfirmed
     {ns}:changes  {ns}:notifications  stream of all changes; channel that tells of them
     {ns}:tombstones                 set of the uids of deleted jobs whose objects may not be gone yet
     {ns}:tombstones:later           sorted set of `{looks} {uid}` that are to be looked at again, by ms since 1970
@@ -61,6 +61,7 @@ from adjourn_control_plane.store.interface import (
     Stored,
     TokenTooOld,
     Tombstone,
+    Unconfirmed,
     WorkerName,
 )
 from adjourn_control_plane.store.redis_checks import SETTINGS, shortcomings
@@ -189,11 +190,12 @@ class RedisStore:
         return [values.stored(row) for row in await self._run("page", below, size, *indexes)]
 
     async def allocation(self, worker: WorkerName) -> Allocation:
-        version, *sets = await self._run("allocation", worker)
-        jobs, unconfirmed = (
-            sorted((values.stored(row) for row in rows), key=lambda item: item.record.number) for rows in sets
-        )
-        return Allocation(worker=worker, version=int(version), jobs=jobs, unconfirmed=unconfirmed)
+        version, rows = await self._run("allocation", worker)
+        jobs = sorted((values.stored(row) for row in rows), key=lambda item: item.record.number)
+        return Allocation(worker=worker, version=int(version), jobs=jobs)
+
+    async def unconfirmed(self, worker: WorkerName) -> list[Unconfirmed]:
+        return values.unconfirmed(await self._ask("HGETALL", f"{worker}:unconfirmed_releases"))
 
     async def events(self, job: JobName, *, after: int, size: int) -> list[JobEvent]:
         return [JobEvent.FromString(row) for row in await self._run("events", job, after, size)]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from adjourn.internal.v1.record_pb2 import JobRecord
+from adjourn.internal.v1.record_pb2 import JobRecord, UnconfirmedReleases
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent
@@ -22,6 +22,7 @@ from adjourn_control_plane.store.interface import (
     Session,
     Stored,
     Tombstone,
+    Unconfirmed,
     WorkerName,
 )
 
@@ -39,7 +40,9 @@ def is_token(text: str) -> bool:
     return bool(TOKEN.fullmatch(text)) and all(int(part) < 2**64 for part in text.split("-"))
 
 
-def encoded(message: JobRecord | Job | JobEvent | EpochMetrics | Checkpoint | Worker | Drain) -> bytes:
+def encoded(
+    message: JobRecord | Job | JobEvent | EpochMetrics | Checkpoint | Worker | Drain | UnconfirmedReleases,
+) -> bytes:
     return message.SerializeToString(deterministic=True)
 
 
@@ -99,9 +102,21 @@ def described(worker: Worker) -> bytes:
     return encoded(kept)
 
 
-def unconfirmed_workers(record: JobRecord) -> list[str]:
-    """Returns the workers that had an attempt of the job and have not said that it is gone."""
-    return sorted({entry.worker for entry in record.unconfirmed_releases})
+def unconfirmed_by_worker(record: JobRecord) -> dict[str, bytes]:
+    """Returns what is kept by worker of the attempts of a job that are unconfirmed."""
+    found: dict[str, UnconfirmedReleases] = {}
+    for entry in record.unconfirmed_releases:
+        found.setdefault(entry.worker, UnconfirmedReleases()).releases.append(entry)
+    return {worker: encoded(releases) for worker, releases in sorted(found.items())}
+
+
+def unconfirmed(kept: Mapping[bytes, bytes]) -> list[Unconfirmed]:
+    """Returns the attempts that are unconfirmed on a worker, from what is kept of them by job."""
+    return [
+        Unconfirmed(job=JobName(job.decode()), entry=entry)
+        for job, attempts in sorted(kept.items())
+        for entry in UnconfirmedReleases.FromString(attempts).releases
+    ]
 
 
 def commit_arguments(change: Change, *, changes_kept: int, events_kept: int) -> list[bytes | str | int]:
@@ -119,9 +134,11 @@ def commit_arguments(change: Change, *, changes_kept: int, events_kept: int) -> 
     arguments += [record.job.uid if record else ""]
     arguments += [fence.worker, fence.stream] if fence else ["", ""]
     arguments += [encoded(Job(labels=record.job.labels)) if record else "", events_kept]
-    arguments += [" ".join(unconfirmed_workers(record)) if record else ""]
-    arguments += [DELETED_KEPT, REQUESTS_KEPT]
+    unconfirmed = unconfirmed_by_worker(record) if record else {}
+    arguments += [len(unconfirmed), DELETED_KEPT, REQUESTS_KEPT]
     arguments += ["" if fence is None or fence.heartbeat is None else fence.heartbeat]
+    for worker, attempts in unconfirmed.items():
+        arguments += [worker, attempts]
     arguments += [encoded(event) for event in change.events]
     for metrics in change.epochs:
         arguments += [metrics.epoch, encoded(metrics)]

@@ -153,7 +153,7 @@ def test_the_reason_is_the_first_requirement_that_no_worker_meets() -> None:
     assert reason(Needs(environment=CPU, allow_inexact=True), xeon)[0] == reasons.NO_CAPACITY
     assert reason(Needs(), xeon) == (
         reasons.NO_CAPACITY,
-        "every worker that could run it is busy or takes no new jobs",
+        "every worker that could run it is busy, takes no new jobs, or may have a lost attempt",
     )
 
 

@@ -10,7 +10,7 @@ from adjourn_control_plane.fleet import reconcile
 from adjourn_control_plane.fleet.placement import capacity
 from adjourn_control_plane.job import releases
 from adjourn_control_plane.job.events import Adopted, ConditionChanged, PausePhase, ReleaseConfirmed
-from adjourn_control_plane.store.interface import Allocation, Stored, WorkerName
+from adjourn_control_plane.store.interface import Allocation, JobName, Unconfirmed, WorkerName
 from tests.harness.job_life import A, B, Life, checkpoint_name, status
 
 
@@ -192,8 +192,12 @@ def test_a_worker_cannot_end_what_is_not_its_to_tell() -> None:
 # what a worker says
 
 
+def left(life: Life) -> list[Unconfirmed]:
+    return [Unconfirmed(job=JobName(life.job.name), entry=entry) for entry in life.record.unconfirmed_releases]
+
+
 def gone(life: Life, *reported: AssignmentStatus, worker: str = A, instance: str = "i") -> list[int]:
-    events = reconcile.confirmed_releases(worker, instance, [life.record], reported)
+    events = reconcile.confirmed_releases(worker, instance, left(life), reported)
     assert all(isinstance(event, ReleaseConfirmed) for _, event in events)
     return [event.token.attempt for _, event in events if isinstance(event, ReleaseConfirmed)]
 
@@ -212,9 +216,9 @@ def test_a_worker_confirms_what_it_does_not_hold_alive() -> None:
 def test_what_may_not_have_arrived_yet_is_not_gone() -> None:
     life = Life().placed(A).goes_out_of_reach()
     attempt = (life.job.name, reconcile.token_key(life.record.token))
-    assert reconcile.confirmed_releases(A, "i", [life.record], [], on_the_way={attempt}) == []
+    assert reconcile.confirmed_releases(A, "i", left(life), [], on_the_way={attempt}) == []
     over = status(life.record, AssignmentStatus.STOPPED)
-    assert len(reconcile.confirmed_releases(A, "i", [life.record], [over], on_the_way={attempt})) == 1
+    assert len(reconcile.confirmed_releases(A, "i", left(life), [over], on_the_way={attempt})) == 1
 
 
 @pytest.mark.parametrize(("worker", "instance"), [(B, "i"), (A, "other"), (A, "")])
@@ -231,11 +235,21 @@ def test_an_agent_that_was_too_old_to_tell_its_instance_is_known_by_its_name() -
 def test_the_gpus_of_an_attempt_that_may_live_are_not_given_away() -> None:
     life = Life(gpu_count=1).placed(A, "gpu-0").acknowledged().goes_out_of_reach()
     worker = Worker(name=A, instance="i", devices=[Device(uuid=f"gpu-{i}", index=i) for i in range(2)], cpu_slots=1)
-    left = Allocation(worker=WorkerName(A), version=1, unconfirmed=[Stored(record=life.record, version=1)])
-    assert [uuid for uuid, _ in capacity(worker, left).gpus] == ["gpu-1"]
-    assert capacity(worker, left).cpu_slots == 1
-    other = Worker(name=A, instance="other", devices=worker.devices)
-    assert len(capacity(other, left).gpus) == 2, "another machine"
+    idle = Allocation(worker=WorkerName(A), version=1)
+    assert [uuid for uuid, _ in capacity(worker, idle, left(life)).gpus] == ["gpu-1"]
+    assert capacity(worker, idle, left(life)).cpu_slots == 1
     on_cpu = Life().running().goes_out_of_reach()
-    left = Allocation(worker=WorkerName(A), version=1, unconfirmed=[Stored(record=on_cpu.record, version=1)])
-    assert capacity(worker, left).cpu_slots == 0
+    assert capacity(worker, idle, left(on_cpu)).cpu_slots == 0
+
+
+def test_the_successor_of_a_machine_is_offered_its_own_gpus_and_slots_and_none_that_the_first_may_use() -> None:
+    life = Life(gpu_count=1).placed(A, "gpu-0").acknowledged().goes_out_of_reach()
+    on_cpu = Life().running().goes_out_of_reach()
+    idle = Allocation(worker=WorkerName(A), version=1)
+    same_node = Worker(name=A, instance="k", devices=[Device(uuid=f"gpu-{i}", index=i) for i in range(2)], cpu_slots=1)
+    assert [uuid for uuid, _ in capacity(same_node, idle, left(life)).gpus] == ["gpu-1"]
+    assert capacity(same_node, idle, left(on_cpu)).cpu_slots == 1, "slots are no hardware"
+    elsewhere = Worker(name=A, instance="k", devices=[Device(uuid="other-0"), Device(uuid="other-1")])
+    assert len(capacity(elsewhere, idle, left(life)).gpus) == 2
+    life.is_gone()
+    assert len(capacity(same_node, idle, left(life)).gpus) == 2

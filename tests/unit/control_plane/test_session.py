@@ -16,9 +16,10 @@ from adjourn.v1.job_pb2 import Failure, Job
 from adjourn.v1.worker_pb2 import Device, Worker
 from adjourn_control_plane.aio import end
 from adjourn_control_plane.fleet.session import AgentSession
+from adjourn_control_plane.job import releases
 from adjourn_control_plane.job.events import Adopted, Event, Lost, Placed
 from adjourn_control_plane.job.updater import JobUpdater
-from adjourn_control_plane.store.interface import Fence, JobName, WorkerName
+from adjourn_control_plane.store.interface import Fence, JobName, Unconfirmed, WorkerName
 from tests.harness.controllers import SETTINGS, Controllers
 from tests.harness.job_life import A
 from tests.harness.memory_store import MemoryStore
@@ -204,6 +205,61 @@ async def test_what_an_older_stream_carried_arrives_no_more(agents: Agents) -> N
     await plane.updater.apply(agents.job, lost, token=record.token)
     await again.handle(empty)
     assert not (await plane.record(agents.job)).unconfirmed_releases
+
+
+async def test_what_may_live_on_a_worker_is_read_when_it_has_changed_and_not_with_each_message(
+    agents: Agents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plane, read = agents.plane, 0
+    whole = plane.store.unconfirmed
+
+    async def counted(worker: WorkerName) -> list[Unconfirmed]:
+        nonlocal read
+        read += 1
+        return await whole(worker)
+
+    monkeypatch.setattr(plane.store, "unconfirmed", counted)
+    stream = await agents.connect()
+    for step in range(1, 5):
+        await stream.handle(await agents.says(AssignmentStatus.RUNNING, step=step))
+    assert read == 1
+    record = await plane.record(agents.job)
+    lost = Lost(actor="control_plane", failure=Failure(reason=reasons.WORKER_LOST), out_of_reach=True)
+    await plane.updater.apply(agents.job, lost, token=record.token)
+    await stream.handle(SynchronizeRequest(worker=Worker(name=A, cpu_slots=1), session_id="agent"))
+    assert read == 2
+    assert not (await plane.record(agents.job)).unconfirmed_releases
+
+
+async def test_gpus_of_an_attempt_that_nobody_remembers_are_not_offered_until_it_has_stopped(
+    memory_store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(releases, "KEPT", 1)
+    plane = Controllers(memory_store)
+    job = await plane.create("j", total_epochs=3, gpu_count=1)
+    orders = []
+    for name in (A, "workers/b"):
+        await plane.worker(name, gpus=1)
+        await plane.scheduler.place()
+        orders.append(record := await plane.record(job))
+        failure = Failure(reason=reasons.WORKER_LOST)
+        lost = Lost(actor="control_plane", failure=failure, out_of_reach=True, instance="i")
+        await plane.updater.apply(job, lost, token=record.token)
+    assert [entry.worker for entry in (await plane.record(job)).unconfirmed_releases] == ["workers/b"]
+    first = orders[0]
+    status = AssignmentStatus(job=job, token=first.token, observed_generation=1, phase=AssignmentStatus.RUNNING)
+    status.held_device_uuids.extend(first.device_uuids)
+    worker = Worker(name=A, instance="i", devices=[Device(uuid=uuid) for uuid in first.device_uuids])
+    back = SynchronizeRequest(worker=worker, session_id="agent", assignments=[status])
+    stream = AgentSession(back, plane.store, plane.updater, plane.notifier, SETTINGS)
+    await plane.store.attach(stream.described(back), "agent", stream.id)
+    await stream.handle(back)
+    assert [device.quarantined for device in stream.described(back).devices] == [True]
+    status.phase = AssignmentStatus.STOPPED
+    del status.held_device_uuids[:]
+    told = SynchronizeRequest(worker=worker, session_id="agent", assignments=[status])
+    await stream.handle(told)
+    assert [device.quarantined for device in stream.described(told).devices] == [False]
 
 
 async def test_gpus_of_a_deleted_jobs_attempt_are_not_offered_while_it_lives(memory_store: MemoryStore) -> None:

@@ -206,6 +206,30 @@ class UnconfirmedRelease(_message.Message):
 Global___UnconfirmedRelease: _TypeAlias = UnconfirmedRelease  # noqa: Y015
 
 @_typing.final
+class UnconfirmedReleases(_message.Message):
+    """The attempts of a job that are unconfirmed on one worker: what is kept by worker, to be read without the records."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RELEASES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def releases(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnconfirmedRelease]:
+        """`JobRecord.unconfirmed_releases` of that worker."""
+
+    def __init__(
+        self,
+        *,
+        releases: _abc.Iterable[Global___UnconfirmedRelease] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["releases", b"releases"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnconfirmedReleases: _TypeAlias = UnconfirmedReleases  # noqa: Y015
+
+@_typing.final
 class PastFailure(_message.Message):
     """A failure and where it happened."""
 

@@ -9,7 +9,7 @@ local request, digest, answer, request_memory = ARGV[10], ARGV[11], ARGV[12], AR
 local repeat_memory, changes_kept = ARGV[14], ARGV[15]
 local events, epochs, checkpoints = tonumber(ARGV[16]), tonumber(ARGV[17]), tonumber(ARGV[18])
 local uid, fenced, stream, labels = ARGV[19], ARGV[20], ARGV[21], ARGV[22]
-local events_kept, unconfirmed = tonumber(ARGV[23]), ARGV[24] -- workers, with spaces between
+local events_kept, doubted = tonumber(ARGV[23]), tonumber(ARGV[24]) -- workers with unconfirmed attempts
 local deleted_kept, requests_kept = tonumber(ARGV[25]), tonumber(ARGV[26])
 local heartbeat = ARGV[27] -- of the fenced worker; empty: it does not matter
 local next_item = 28
@@ -81,19 +81,19 @@ if old_worker ~= worker then
 elseif old_released ~= released then
   touched = worker
 end
-if old_unconfirmed ~= unconfirmed then
-  local before, after = ' ' .. old_unconfirmed .. ' ', ' ' .. unconfirmed .. ' '
-  for name in string.gmatch(old_unconfirmed, '%S+') do
-    if not string.find(after, ' ' .. name .. ' ', 1, true) then
-      redis.call('SREM', key(name .. ':unconfirmed'), job)
-      touched = touched .. ' ' .. name
-    end
+local unconfirmed = ''
+for _ = 1, doubted do
+  local name, attempts = item(), item()
+  unconfirmed = unconfirmed .. ' ' .. name
+  if redis.call('HGET', key(name .. ':unconfirmed_releases'), job) ~= attempts then
+    redis.call('HSET', key(name .. ':unconfirmed_releases'), job, attempts)
+    touched = touched .. ' ' .. name
   end
-  for name in string.gmatch(unconfirmed, '%S+') do
-    if not string.find(before, ' ' .. name .. ' ', 1, true) then
-      redis.call('SADD', key(name .. ':unconfirmed'), job)
-      touched = touched .. ' ' .. name
-    end
+end
+for name in string.gmatch(old_unconfirmed, '%S+') do
+  if not string.find(unconfirmed .. ' ', ' ' .. name .. ' ', 1, true) then
+    redis.call('HDEL', key(name .. ':unconfirmed_releases'), job)
+    touched = touched .. ' ' .. name
   end
 end
 for name in string.gmatch(touched, '%S+') do

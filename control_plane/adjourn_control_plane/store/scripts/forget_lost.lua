@@ -14,7 +14,7 @@ while #found < size do
   end
   for _, worker in ipairs(old) do
     local key = prefix .. ':' .. worker
-    if redis.call('EXISTS', key .. ':jobs', key .. ':unconfirmed') == 0 then
+    if redis.call('EXISTS', key .. ':jobs', key .. ':unconfirmed_releases') == 0 then
       redis.call('DEL', key, key .. ':allocation')
       redis.call('ZREM', prefix .. ':workers:lost', worker)
       found[#found + 1] = worker
