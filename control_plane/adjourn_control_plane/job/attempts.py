@@ -105,15 +105,17 @@ def registered(transition: Transition, event: Registered) -> None:
     record.checkpoint.CopyFrom(checkpoint)
     job.latest_checkpoint = checkpoint.name
     transition.record_event(JobEvent.CHECKPOINT_REGISTERED, checkpoint=checkpoint.name)
-    count_durable_epochs(transition, checkpoint.epoch - before.epoch)
+    count_durable_epochs(transition, checkpoint.epoch, before.epoch)
     if not job.worker:
         lost_attempts.registered_late(transition, before)
 
 
-def count_durable_epochs(transition: Transition, epochs: int) -> None:
-    """Renews the restart budget of a job that gets on."""
+def count_durable_epochs(transition: Transition, epoch: int, before: int) -> None:
+    """Renews the restart budget of a job that gets on: no epoch counts twice, even if it has to be done again."""
     record, job = transition.record, transition.job
-    record.epochs_since_restart += max(epochs, 0)
+    furthest = max(record.furthest_epoch, before)
+    record.furthest_epoch = max(furthest, epoch)
+    record.epochs_since_restart += record.furthest_epoch - furthest
     if job.restart_count and record.epochs_since_restart >= retries.HEALTHY_EPOCHS:
         job.restart_count = 0
         record.ClearField("past_failure")

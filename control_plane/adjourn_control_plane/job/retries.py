@@ -11,8 +11,8 @@ DEFAULT_MAX_RESTARTS: Final = 3
 HEALTHY_EPOCHS: Final = 3
 """Epochs that must become durable after a restart to bring `restart_count` back to 0.
 
-One epoch could be luck between two crashes. Durable progress never goes back, so a run has only so many restarts even
-if the budget is renewed again and again.
+One epoch could be luck between two crashes. Each epoch counts once, also if its checkpoint turns out damaged and it is
+done again, so a run has only so many restarts even if the budget is renewed again and again.
 """
 SAME_FAILURES: Final = 3
 """Times that an exception with the same words is seen at the same step before it counts as deterministic.

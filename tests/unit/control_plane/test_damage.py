@@ -1,13 +1,15 @@
 """A checkpoint that turns out damaged: the job goes on from an older one, never silently, and not for ever."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from adjourn import reasons
 from adjourn.v1.agent_service_pb2 import AssignmentStatus, Exit, Report
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Condition, Failure, Job, JobSpec, Pause
 from adjourn.v1.job_service_pb2 import JobEvent
-from adjourn_control_plane.job import machine
+from adjourn_control_plane.job import machine, retries
 from adjourn_control_plane.job.events import CheckpointDamaged, Placed, Registered
 from adjourn_control_plane.job.updater import JobUpdater
 from adjourn_control_plane.store.interface import Change, JobName
@@ -205,6 +207,47 @@ def test_conditions_end_with_the_attempt() -> None:
     life = Life().running(2).fails().placed()
     life.record.job.conditions.add(type=Condition.STORAGE_FAILING, reason="r")
     assert not finds_damage(life, 2, sound=1).job.conditions
+
+
+def test_epochs_that_are_done_again_renew_no_budget() -> None:
+    """Storage that damages each new checkpoint would have the job restarted for ever."""
+    life = Life(max_restarts=2, total_epochs=100).running(4)
+    for restarts in (1, 2):
+        finds_damage(life.fails().placed(), 4, sound=1)
+        assert (life.state, life.job.restart_count) == ("QUEUED", restarts)
+        life.running(3)
+        assert (life.record.checkpoint.epoch, life.job.restart_count) == (4, restarts)
+    life.trained(5).trained(6)
+    assert life.job.restart_count == 2
+    assert life.trained(7).job.restart_count == 0, "three that nobody had done before"
+    assert life.record.furthest_epoch == 7
+
+
+@given(st.lists(st.tuples(st.sampled_from(["fails", "damage", "trains", "is lost"]), st.integers(1, 4)), max_size=60))
+def test_a_run_has_only_so_many_restarts_whatever_storage_does(befalls: list[tuple[str, int]]) -> None:
+    life, limit, restarts = Life(max_restarts=2, total_epochs=1000).running(), 2, 0
+    for what, count in befalls:
+        epoch = life.record.checkpoint.epoch
+        match what:
+            case "trains":
+                for each in range(epoch + 1, epoch + 1 + count):
+                    life.trained(each)
+            case "damage" if epoch > 1:
+                failure = Failure(reason=reasons.WORKER_STOPPED)
+                finds_damage(life.stops(failure).placed(), epoch, sound=max(epoch - count, 1))
+            case "fails" | "is lost":
+                life = life.acknowledged().is_lost() if what == "is lost" else life.fails(other_each_time(life))
+                if life.state == "FAILED":
+                    break
+                restarts += 1
+        if life.state == "QUEUED":
+            life.running()
+    assert restarts <= limit * (1 + life.record.furthest_epoch // retries.HEALTHY_EPOCHS)
+
+
+def other_each_time(life: Life) -> Failure:
+    """The same exception three times in a row at one step would be taken for deterministic."""
+    return Failure(reason=reasons.TRAINING_RAISED, message=f"ValueError: {len(life.decisions)}")
 
 
 # What the report becomes: the shell knows the job's other checkpoints.
