@@ -60,7 +60,7 @@ WORDS: Final = (
     (r"\b__a(enter|exit)__\b", r"__\1__"),
     (r"for item in (page\.\w+):\n +yield item\n", r"yield from \1\n"),
     (r"\bAsync(Generator|Iterator)\b", r"\1"),
-    (r"\bGenerator\[WatchJobsResponse, None\]", "Generator[WatchJobsResponse, None, None]"),
+    (r"\bGenerator\[(\w+), None\]", r"Generator[\1, None, None]"),
     (r"\bgrpc\.aio\.", "grpc."),
     (r" *# noqa: ASYNC109.*", ""),
 )

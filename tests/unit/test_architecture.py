@@ -139,7 +139,18 @@ def test_files_are_well_named(path: Path) -> None:
     assert path.stem not in {"utils", "util", "common", "base", "helpers", "helper", "manager", "misc"}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name)
+WRITES_PICKLES = PACKAGES["adjourn"] / "export" / "torch_file.py"
+"""Nobody of ours imports it but the command that exports a checkpoint for others."""
+
+
+def test_what_others_load_is_written_by_the_export_alone() -> None:
+    users = {name(path) for path in SOURCES if any("torch_file" in item for item in imports(path))}
+    assert users == {"clients/adjourn/export/file.py"}
+    users = {name(path) for path in SOURCES if any(item.startswith("adjourn.export.file") for item in imports(path))}
+    assert users <= {"clients/adjourn/cli/checkpoint_verbs.py"}
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path != WRITES_PICKLES], ids=name)
 def test_nothing_pickles_and_nothing_hooks_a_fork(path: Path) -> None:
     text = path.read_text()
     assert not {item for item in imports(path) if item.split(".")[0] in {"pickle", "cloudpickle", "dill", "shelve"}}

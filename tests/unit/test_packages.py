@@ -126,7 +126,7 @@ def test_an_extra_brings_all_that_its_part_imports(extra: str, imported: str) ->
     [
         ("", {"torch", "numpy", "redis", "minio", "psutil", "pynvml", "structlog", "blake3", "grpc_health"}),
         ("training", {"redis", "minio", "psutil", "pynvml", "structlog"}),
-        ("control-plane", {"torch", "numpy", "psutil", "pynvml", "blake3"}),
+        ("control-plane", {"torch", "numpy", "psutil", "pynvml"}),
         ("worker", {"redis", "grpc_reflection"}),
         ("all", {"pytest", "hypothesis", "mypy", "grpc_tools"}),
     ],

@@ -12,7 +12,7 @@ import grpc.aio
 
 from adjourn.channel import CLIENT_OPTIONS
 from adjourn.client import calls, requests
-from adjourn.client.watching import ENDED, Until, Wait, Watch
+from adjourn.client.watching import ENDED, Read, Until, Wait, Watch
 from adjourn.errors import AdjournError, DeadlineError
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.checkpoint_service_pb2_grpc import CheckpointServiceStub
@@ -244,6 +244,28 @@ class AsyncClient:
         async for page in self._pages(self._checkpoints.ListCheckpoints, requests.list_checkpoints(job)):
             for item in page.checkpoints:
                 yield item
+
+    async def read_checkpoint(
+        self, name: str, *, file: str = "", offset: int = 0, patience: float = calls.PATIENCE_SECONDS
+    ) -> AsyncGenerator[bytes, None]:
+        """Yields a file of a checkpoint from a byte on; its manifest, if no file is named.
+
+        Reconnects and misses nothing; raises when nothing comes for `patience` seconds. Raises CheckpointDamagedError.
+        The control plane has verified what it sends; `adjourn.export` verifies what arrives.
+        """
+        read = Read(requests.read_checkpoint(name, file=file, offset=offset), patience=patience)
+        while True:
+            stream = self._checkpoints.ReadCheckpoint(read.request, metadata=self._caller)
+            try:
+                async for message in stream:
+                    yield read.accept(message)
+            except grpc.RpcError as error:
+                failure = calls.typed(error, self.address)
+            else:
+                return
+            finally:
+                stream.cancel()
+            await asyncio.sleep(read.broken(failure, random.random()))  # noqa: S311 - spreads reconnects
 
     async def get_worker(self, name: str) -> Worker:
         return await self._call(self._workers.GetWorker, requests.get_worker(name))

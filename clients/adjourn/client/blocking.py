@@ -12,7 +12,7 @@ import grpc
 
 from adjourn.channel import CLIENT_OPTIONS
 from adjourn.client import calls, requests
-from adjourn.client.watching import ENDED, Until, Wait, Watch
+from adjourn.client.watching import ENDED, Read, Until, Wait, Watch
 from adjourn.errors import AdjournError, DeadlineError
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.checkpoint_service_pb2_grpc import CheckpointServiceStub
@@ -244,6 +244,28 @@ class Client:
         """Yields a job's checkpoints, newest first."""
         for page in self._pages(self._checkpoints.ListCheckpoints, requests.list_checkpoints(job)):
             yield from page.checkpoints
+
+    def read_checkpoint(
+        self, name: str, *, file: str = "", offset: int = 0, patience: float = calls.PATIENCE_SECONDS
+    ) -> Generator[bytes, None, None]:
+        """Yields a file of a checkpoint from a byte on; its manifest, if no file is named.
+
+        Reconnects and misses nothing; raises when nothing comes for `patience` seconds. Raises CheckpointDamagedError.
+        The control plane has verified what it sends; `adjourn.export` verifies what arrives.
+        """
+        read = Read(requests.read_checkpoint(name, file=file, offset=offset), patience=patience)
+        while True:
+            stream = self._checkpoints.ReadCheckpoint(read.request, metadata=self._caller)
+            try:
+                for message in stream:
+                    yield read.accept(message)
+            except grpc.RpcError as error:
+                failure = calls.typed(error, self.address)
+            else:
+                return
+            finally:
+                stream.cancel()
+            time.sleep(read.broken(failure, random.random()))  # noqa: S311 - spreads reconnects
 
     def get_worker(self, name: str) -> Worker:
         return self._call(self._workers.GetWorker, requests.get_worker(name))

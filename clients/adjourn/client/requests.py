@@ -12,7 +12,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from adjourn.channel import BUNDLE_LIMIT_BYTES, CHUNK_BYTES
 from adjourn.errors import InvalidRequestError
-from adjourn.v1.checkpoint_service_pb2 import GetCheckpointRequest, ListCheckpointsRequest
+from adjourn.v1.checkpoint_service_pb2 import GetCheckpointRequest, ListCheckpointsRequest, ReadCheckpointRequest
 from adjourn.v1.job_pb2 import Job, JobSpec, PauseMode
 from adjourn.v1.job_service_pb2 import (
     CancelJobRequest,
@@ -174,6 +174,10 @@ def get_checkpoint(name: str) -> GetCheckpointRequest:
 
 def list_checkpoints(job: str) -> ListCheckpointsRequest:
     return ListCheckpointsRequest(parent=job_name(job), page_size=PAGE_SIZE)
+
+
+def read_checkpoint(name: str, *, file: str, offset: int) -> ReadCheckpointRequest:
+    return ReadCheckpointRequest(name=checkpoint_name(name), file=file, offset=offset)
 
 
 def get_worker(name: str) -> GetWorkerRequest:

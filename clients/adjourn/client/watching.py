@@ -1,6 +1,7 @@
-"""State of a watch across broken streams, and the end of a wait for a job; shared by both clients, without IO.
+"""State of a watch or a read across broken streams, and the end of a wait for a job; for both clients, without IO.
 
-A watch keeps the token of the last message and begins each new stream there: no change is missed, none comes twice.
+A watch keeps the token of the last message and begins each new stream there: no change is missed, none comes twice. A
+read does so with the offset of the next byte.
 """
 
 from collections.abc import Callable, Collection
@@ -13,9 +14,13 @@ from adjourn.errors import (
     DeadlineError,
     JobFinishedError,
     NotFoundError,
+    ObjectStoreUnavailableError,
+    ReadStalledError,
     ShuttingDownError,
     StoreUnavailableError,
+    TooManyReadsError,
 )
+from adjourn.v1.checkpoint_service_pb2 import ReadCheckpointRequest, ReadCheckpointResponse
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import WatchJobsRequest, WatchJobsResponse
 
@@ -23,7 +28,14 @@ Until = Callable[[Job], bool] | Collection[Job.State.ValueType]
 """What to wait for: a predicate of the job, or states."""
 
 ENDED: Final = frozenset({Job.SUCCEEDED, Job.FAILED, Job.CANCELLED})
-PASSING: Final = (ControlPlaneUnreachableError, ShuttingDownError, StoreUnavailableError)
+PASSING: Final = (
+    ControlPlaneUnreachableError,
+    ShuttingDownError,
+    StoreUnavailableError,
+    ObjectStoreUnavailableError,
+    TooManyReadsError,
+    ReadStalledError,
+)
 """A stream that broke with one of these is opened again."""
 
 FIRST_DELAY: Final = 0.1
@@ -31,11 +43,10 @@ LAST_DELAY: Final = 2.0
 """Between two attempts to reconnect, in seconds; doubled from the first to the last."""
 
 
-class Watch:
-    """State of one watch: the request for its next stream, and how long to go on trying."""
+class Reconnects:
+    """When a stream that broke is opened again, and for how long."""
 
-    def __init__(self, request: WatchJobsRequest, *, patience: float, timeout: float | None = None) -> None:
-        self.request = request
+    def __init__(self, *, patience: float, timeout: float | None = None) -> None:
         self._patience = patience
         self._ends = None if timeout is None else monotonic() + timeout
         self._failing_since: float | None = None
@@ -46,12 +57,9 @@ class Watch:
         """Seconds left of the caller's timeout; None without one."""
         return None if self._ends is None else max(self._ends - monotonic(), 0.0)
 
-    def accept(self, message: WatchJobsResponse) -> bool:
-        """Records the token of a message; returns whether it has a change (a keep-alive has none)."""
+    def works(self) -> None:
+        """Notes that a message came."""
         self._failing_since, self._delay = None, FIRST_DELAY
-        if message.resume_token:
-            self.request.resume_token = message.resume_token
-        return message.HasField("job") or bool(message.deleted)
 
     def broken(self, failure: AdjournError | None, chance: float) -> float:
         """Returns how many seconds to wait before the next stream; raises `failure` when there should be none.
@@ -67,6 +75,35 @@ class Watch:
             raise failure
         delay, self._delay = self._delay * chance, min(self._delay * 2, LAST_DELAY)
         return delay if self.remaining is None else min(delay, self.remaining)
+
+
+class Watch(Reconnects):
+    """State of one watch: the request for its next stream, and how long to go on trying."""
+
+    def __init__(self, request: WatchJobsRequest, *, patience: float, timeout: float | None = None) -> None:
+        super().__init__(patience=patience, timeout=timeout)
+        self.request = request
+
+    def accept(self, message: WatchJobsResponse) -> bool:
+        """Records the token of a message; returns whether it has a change (a keep-alive has none)."""
+        self.works()
+        if message.resume_token:
+            self.request.resume_token = message.resume_token
+        return message.HasField("job") or bool(message.deleted)
+
+
+class Read(Reconnects):
+    """State of one read of a checkpoint's file: the request for its next stream."""
+
+    def __init__(self, request: ReadCheckpointRequest, *, patience: float) -> None:
+        super().__init__(patience=patience)
+        self.request = request
+
+    def accept(self, message: ReadCheckpointResponse) -> bytes:
+        """Returns the bytes of a message, and records where the next ones begin."""
+        self.works()
+        self.request.offset += len(message.data)
+        return message.data
 
 
 class Wait:

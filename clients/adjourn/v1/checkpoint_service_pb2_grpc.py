@@ -27,7 +27,7 @@ if _version_not_supported:
 
 
 class CheckpointServiceStub:
-    """Shows a job's checkpoints. For people and services.
+    """Shows a job's checkpoints, and what is in them. For people and services.
     """
 
     def __init__(self, channel):
@@ -46,10 +46,15 @@ class CheckpointServiceStub:
                 request_serializer=adjourn_dot_v1_dot_checkpoint__service__pb2.ListCheckpointsRequest.SerializeToString,
                 response_deserializer=adjourn_dot_v1_dot_checkpoint__service__pb2.ListCheckpointsResponse.FromString,
                 _registered_method=True)
+        self.ReadCheckpoint = channel.unary_stream(
+                '/adjourn.v1.CheckpointService/ReadCheckpoint',
+                request_serializer=adjourn_dot_v1_dot_checkpoint__service__pb2.ReadCheckpointRequest.SerializeToString,
+                response_deserializer=adjourn_dot_v1_dot_checkpoint__service__pb2.ReadCheckpointResponse.FromString,
+                _registered_method=True)
 
 
 class CheckpointServiceServicer:
-    """Shows a job's checkpoints. For people and services.
+    """Shows a job's checkpoints, and what is in them. For people and services.
     """
 
     def GetCheckpoint(self, request, context):
@@ -61,6 +66,15 @@ class CheckpointServiceServicer:
 
     def ListCheckpoints(self, request, context):
         """Lists a job's checkpoints, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadCheckpoint(self, request, context):
+        """Streams a file of a checkpoint, verified part by part before it is sent. A stream that breaks is taken up again with
+        the offset of the first byte that did not arrive. DATA_LOSS with CHECKPOINT_DAMAGED: an object of it is missing or
+        damaged; nothing of that part was sent. RESOURCE_EXHAUSTED with TOO_MANY_READS: others use the memory for it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -79,6 +93,11 @@ def add_CheckpointServiceServicer_to_server(servicer, server):
                     request_deserializer=adjourn_dot_v1_dot_checkpoint__service__pb2.ListCheckpointsRequest.FromString,
                     response_serializer=adjourn_dot_v1_dot_checkpoint__service__pb2.ListCheckpointsResponse.SerializeToString,
             ),
+            'ReadCheckpoint': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadCheckpoint,
+                    request_deserializer=adjourn_dot_v1_dot_checkpoint__service__pb2.ReadCheckpointRequest.FromString,
+                    response_serializer=adjourn_dot_v1_dot_checkpoint__service__pb2.ReadCheckpointResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'adjourn.v1.CheckpointService', rpc_method_handlers)
@@ -88,7 +107,7 @@ def add_CheckpointServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CheckpointService:
-    """Shows a job's checkpoints. For people and services.
+    """Shows a job's checkpoints, and what is in them. For people and services.
     """
 
     @staticmethod
@@ -135,6 +154,33 @@ class CheckpointService:
             '/adjourn.v1.CheckpointService/ListCheckpoints',
             adjourn_dot_v1_dot_checkpoint__service__pb2.ListCheckpointsRequest.SerializeToString,
             adjourn_dot_v1_dot_checkpoint__service__pb2.ListCheckpointsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/adjourn.v1.CheckpointService/ReadCheckpoint',
+            adjourn_dot_v1_dot_checkpoint__service__pb2.ReadCheckpointRequest.SerializeToString,
+            adjourn_dot_v1_dot_checkpoint__service__pb2.ReadCheckpointResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -28,7 +28,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class CheckpointServiceStub:
-    """Shows a job's checkpoints. For people and services."""
+    """Shows a job's checkpoints, and what is in them. For people and services."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -38,19 +38,29 @@ class CheckpointServiceStub:
     """Returns one checkpoint."""
     ListCheckpoints: _grpc.UnaryUnaryMultiCallable[_checkpoint_service_pb2.ListCheckpointsRequest, _checkpoint_service_pb2.ListCheckpointsResponse]
     """Lists a job's checkpoints, newest first."""
+    ReadCheckpoint: _grpc.UnaryStreamMultiCallable[_checkpoint_service_pb2.ReadCheckpointRequest, _checkpoint_service_pb2.ReadCheckpointResponse]
+    """Streams a file of a checkpoint, verified part by part before it is sent. A stream that breaks is taken up again with
+    the offset of the first byte that did not arrive. DATA_LOSS with CHECKPOINT_DAMAGED: an object of it is missing or
+    damaged; nothing of that part was sent. RESOURCE_EXHAUSTED with TOO_MANY_READS: others use the memory for it.
+    """
 
 @_typing.type_check_only
 class CheckpointServiceAsyncStub(CheckpointServiceStub):
-    """Shows a job's checkpoints. For people and services."""
+    """Shows a job's checkpoints, and what is in them. For people and services."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetCheckpoint: _aio.UnaryUnaryMultiCallable[_checkpoint_service_pb2.GetCheckpointRequest, _checkpoint_pb2.Checkpoint]  # type: ignore[assignment]
     """Returns one checkpoint."""
     ListCheckpoints: _aio.UnaryUnaryMultiCallable[_checkpoint_service_pb2.ListCheckpointsRequest, _checkpoint_service_pb2.ListCheckpointsResponse]  # type: ignore[assignment]
     """Lists a job's checkpoints, newest first."""
+    ReadCheckpoint: _aio.UnaryStreamMultiCallable[_checkpoint_service_pb2.ReadCheckpointRequest, _checkpoint_service_pb2.ReadCheckpointResponse]  # type: ignore[assignment]
+    """Streams a file of a checkpoint, verified part by part before it is sent. A stream that breaks is taken up again with
+    the offset of the first byte that did not arrive. DATA_LOSS with CHECKPOINT_DAMAGED: an object of it is missing or
+    damaged; nothing of that part was sent. RESOURCE_EXHAUSTED with TOO_MANY_READS: others use the memory for it.
+    """
 
 class CheckpointServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Shows a job's checkpoints. For people and services."""
+    """Shows a job's checkpoints, and what is in them. For people and services."""
 
     @_abc_1.abstractmethod
     def GetCheckpoint(
@@ -67,5 +77,16 @@ class CheckpointServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_checkpoint_service_pb2.ListCheckpointsResponse, _abc.Awaitable[_checkpoint_service_pb2.ListCheckpointsResponse]]:
         """Lists a job's checkpoints, newest first."""
+
+    @_abc_1.abstractmethod
+    def ReadCheckpoint(
+        self,
+        request: _checkpoint_service_pb2.ReadCheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_checkpoint_service_pb2.ReadCheckpointResponse], _abc.AsyncIterator[_checkpoint_service_pb2.ReadCheckpointResponse]]:
+        """Streams a file of a checkpoint, verified part by part before it is sent. A stream that breaks is taken up again with
+        the offset of the first byte that did not arrive. DATA_LOSS with CHECKPOINT_DAMAGED: an object of it is missing or
+        damaged; nothing of that part was sent. RESOURCE_EXHAUSTED with TOO_MANY_READS: others use the memory for it.
+        """
 
 def add_CheckpointServiceServicer_to_server(servicer: CheckpointServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

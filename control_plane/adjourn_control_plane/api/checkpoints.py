@@ -1,7 +1,9 @@
 """CheckpointService: checks requests and reads the store."""
 
+import asyncio
 from collections.abc import Sequence
-from typing import Any
+from contextlib import aclosing
+from typing import Any, Final
 
 import grpc
 
@@ -11,23 +13,33 @@ from adjourn.v1 import checkpoint_service_pb2_grpc
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn_control_plane.api import pages, validation
 from adjourn_control_plane.api.jobs import check
+from adjourn_control_plane.api.reads import Reads
 from adjourn_control_plane.store.interface import JobName, JobStore
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class CheckpointService(checkpoint_service_pb2_grpc.CheckpointServiceServicer):
-    """Shows a job's checkpoints."""
+SILENCE_SECONDS: Final = 30.0
+"""Longest wait for a caller to take the next piece of a file: one that does not read must not keep its place."""
 
-    def __init__(self, store: JobStore) -> None:
+
+class CheckpointService(checkpoint_service_pb2_grpc.CheckpointServiceServicer):
+    """Shows a job's checkpoints, and what is in them."""
+
+    def __init__(self, store: JobStore, reads: Reads, *, silence: float = SILENCE_SECONDS) -> None:
         self.store = store
+        self.reads = reads
+        self.silence = silence
 
     async def GetCheckpoint(self, request: pb.GetCheckpointRequest, context: Context) -> Checkpoint:
         check(validation.checkpoint_name("name", request.name))
-        job = JobName(request.name.partition("/checkpoints/")[0])
-        found = await self.store.checkpoint(job, request.name)
+        return await self.registered(request.name)
+
+    async def registered(self, name: str) -> Checkpoint:
+        """Returns a checkpoint; raises NotFoundError."""
+        found = await self.store.checkpoint(JobName(name.partition("/checkpoints/")[0]), name)
         if found is None:
-            raise errors.NotFoundError(f"there is no {request.name}", checkpoint=request.name)
+            raise errors.NotFoundError(f"there is no {name}", checkpoint=name)
         return found
 
     async def ListCheckpoints(self, request: pb.ListCheckpointsRequest, context: Context) -> pb.ListCheckpointsResponse:
@@ -47,3 +59,25 @@ class CheckpointService(checkpoint_service_pb2_grpc.CheckpointServiceServicer):
         checkpoints, more = await pages.filled(pages.size(request), read)
         token = pages.token(request, str(numbers[checkpoints[-1].name])) if more else ""
         return pb.ListCheckpointsResponse(checkpoints=checkpoints, next_page_token=token)
+
+    async def ReadCheckpoint(  # type: ignore[override]  # the generated type has generators only
+        self, request: pb.ReadCheckpointRequest, context: grpc.aio.ServicerContext[Any, pb.ReadCheckpointResponse]
+    ) -> None:
+        check(validation.checkpoint_name("name", request.name))
+        checkpoint = await self.registered(request.name)
+        try:
+            with self.reads.turn():
+                async with aclosing(self.reads.chunks(checkpoint, request.file, request.offset)) as chunks:
+                    async for chunk in chunks:
+                        await self.send(chunk, context)
+        except errors.CheckpointDamagedError:
+            await self.registered(request.name)  # with its job, it may have been deleted meanwhile
+            raise
+
+    async def send(self, chunk: bytes, context: grpc.aio.ServicerContext[Any, pb.ReadCheckpointResponse]) -> None:
+        """Sends a piece; raises ReadStalledError if the caller does not take it in time."""
+        try:
+            async with asyncio.timeout(self.silence):
+                await context.write(pb.ReadCheckpointResponse(data=chunk))
+        except TimeoutError:
+            raise errors.ReadStalledError(f"nothing was read for {self.silence:g} s; read on from there") from None

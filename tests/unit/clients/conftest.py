@@ -41,6 +41,8 @@ class Plane(JobServiceServicer, CheckpointServiceServicer, WorkerServiceServicer
         self.events: list[jobs_pb.JobEvent] = []
         self.epochs: list[EpochMetrics] = []
         self.checkpoints: list[Checkpoint] = []
+        self.files: dict[str, bytes] = {}
+        """What ReadCheckpoint sends, by the name of the file, two bytes a message."""
         self.workers: list[Worker] = []
         self.outcomes: list[jobs_pb.HoldOutcome] = []
         self.failures: dict[str, list[errors.AdjournError]] = {}
@@ -171,6 +173,16 @@ class Plane(JobServiceServicer, CheckpointServiceServicer, WorkerServiceServicer
         self.note("ListCheckpoints", request, context)
         page, token = paged(self.checkpoints, request.page_token)
         return checkpoints_pb.ListCheckpointsResponse(checkpoints=page, next_page_token=token)
+
+    def ReadCheckpoint(
+        self, request: checkpoints_pb.ReadCheckpointRequest, context: Context
+    ) -> Iterator[checkpoints_pb.ReadCheckpointResponse]:
+        self.asked.append(("ReadCheckpoint", (request.file, request.offset)))
+        data = self.files[request.file][request.offset :]
+        for begin in range(0, len(data), 2):
+            if self.failures.get("ReadCheckpoint") and begin:
+                fail(context, self.failures["ReadCheckpoint"].pop(0))
+            yield checkpoints_pb.ReadCheckpointResponse(data=data[begin : begin + 2])
 
     def GetWorker(self, request: workers_pb.GetWorkerRequest, context: Context) -> Worker:
         self.note("GetWorker", request, context)

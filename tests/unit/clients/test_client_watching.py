@@ -46,6 +46,16 @@ def test_a_watch_ends_with_an_error_that_does_not_pass(client: Client, plane: "P
         next(client.watch_jobs())
 
 
+def test_a_read_goes_on_at_the_byte_where_its_stream_broke(client: Client, plane: "Plane") -> None:
+    plane.files = {"state.json": b"0123456789"}
+    plane.failures["ReadCheckpoint"] = [errors.ShuttingDownError("bye"), errors.ObjectStoreUnavailableError("no s3")]
+    assert b"".join(client.read_checkpoint("jobs/x/checkpoints/1", file="state.json", offset=1)) == b"123456789"
+    assert plane.asked == [("ReadCheckpoint", ("state.json", offset)) for offset in (1, 3, 5)]
+    plane.failures["ReadCheckpoint"] = [errors.CheckpointDamagedError("flipped")]
+    with pytest.raises(errors.CheckpointDamagedError, match="flipped"):
+        list(client.read_checkpoint("jobs/x/checkpoints/1", file="state.json"))
+
+
 def test_a_watch_gives_up_after_its_patience() -> None:
     with Client(NOWHERE) as client, pytest.raises(errors.ControlPlaneUnreachableError):
         next(client.watch_jobs(patience=0.0))

@@ -36,6 +36,8 @@ def test_a_precondition_is_told_in_googles_words_too() -> None:
 REPEATABLE = {
     errors.ContentionError,
     errors.TooManyUploadsError,
+    errors.TooManyReadsError,
+    errors.ReadStalledError,
     errors.UploadStalledError,
     errors.StoreUnavailableError,
     errors.ObjectStoreUnavailableError,

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from adjourn import failpoints
-from adjourn.manifests import MANIFEST_LIMIT, ManifestInvalid, decode, digest, file_size, part_key, total_size
+from adjourn.manifests import MANIFEST_LIMIT, ManifestInvalid, file_size, key_of, part_key, verified
 from adjourn.objects import ObjectMissing, ObjectTooLong
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.manifest_pb2 import Manifest
@@ -69,25 +68,16 @@ async def read_manifest(store: PartStore, checkpoint: Checkpoint) -> Manifest:
 
     Raises CheckpointCorrupt, ObjectStoreUnavailableError, ObjectStoreRefusedError.
     """
-    uri = urlsplit(checkpoint.uri)
-    key = uri.path.lstrip("/")
-    bucket = store.objects.bucket
-    if (uri.scheme, uri.netloc) != ("s3", bucket):
-        raise CheckpointCorrupt(checkpoint.name, checkpoint.uri, f"is not in the bucket {bucket}")
+    try:
+        key = key_of(checkpoint, store.objects.bucket)
+    except ManifestInvalid as error:
+        raise CheckpointCorrupt(checkpoint.name, checkpoint.uri, str(error)) from error
     with explained(checkpoint, key):
         data = await store.objects.get(key, limit=MANIFEST_LIMIT)
-    if await store.run(digest, data) != checkpoint.manifest_digest:
-        raise CheckpointCorrupt(checkpoint.name, key, "is damaged")
     try:
-        manifest = await store.run(decode, data)
+        return await store.run(verified, data, checkpoint)
     except ManifestInvalid as error:
-        raise CheckpointCorrupt(checkpoint.name, key, f"is no manifest: {error}") from error
-    if manifest.job_uid != checkpoint.job_uid or not checkpoint.name.startswith(f"{manifest.job}/checkpoints/"):
-        raise CheckpointCorrupt(checkpoint.name, key, f"belongs to {manifest.job} of uid {manifest.job_uid}")
-    if total_size(manifest) != checkpoint.size_bytes:
-        why = f"has parts of {total_size(manifest)} bytes in all, and the checkpoint {checkpoint.size_bytes}"
-        raise CheckpointCorrupt(checkpoint.name, key, why)
-    return manifest
+        raise CheckpointCorrupt(checkpoint.name, key, str(error)) from error
 
 
 @contextmanager

@@ -1,0 +1,98 @@
+"""`adjourn checkpoint export`."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from adjourn import extras
+from adjourn.cli import arguments, error_messages, formatting, output
+from adjourn.cli.connection import connect
+from adjourn.cli.verbs import JobName
+from adjourn.errors import NoCheckpointError, NotFoundError
+from adjourn.v1.checkpoint_pb2 import Checkpoint
+
+if TYPE_CHECKING:
+    from adjourn.client import Client
+
+LATEST: Final = "latest"
+FORMATS: Final = ("safetensors", "torch")
+
+app = typer.Typer(help="Look at a job's checkpoints, and take them elsewhere.", no_args_is_help=True)
+
+Which = Annotated[
+    str, typer.Option("--checkpoint", metavar="WHICH", help="latest, an epoch, or a name from `adjourn checkpoints`.")
+]
+
+
+@app.command("export")
+def export(
+    ctx: typer.Context,
+    job: JobName,
+    file: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write it.")],
+    form: Annotated[str, typer.Option("--format", metavar="FORMAT", help="safetensors (tensors only) or torch.")],
+    which: Which = LATEST,
+    component: Annotated[
+        str, typer.Option(metavar="NAME", help="Only what was tracked by this name, such as model.")
+    ] = "",
+    *,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it is there.")] = False,
+) -> None:
+    """Write a checkpoint into a file that plain PyTorch code loads without Adjourn.
+
+    All of it is verified. FILE is there in the end, whole, or it is not.
+    """
+    if form not in FORMATS:
+        arguments.wrong("--format", f"{form!r} is neither {' nor '.join(FORMATS)}")
+    if file.exists() and not force:
+        arguments.wrong("--output", f"{file} is there; --force replaces it")
+    if not file.resolve().parent.is_dir():
+        arguments.wrong("--output", f"there is no directory {file.resolve().parent}")
+    if why := extras.missing("adjourn checkpoint export"):
+        error_messages.print_error(why)
+        raise typer.Exit(1)
+    from adjourn.export import file as exported
+    from adjourn.export.errors import ExportRefused
+
+    with connect(ctx) as client:
+        checkpoint = chosen(client, job, which)
+        try:
+            left_out = exported.export(
+                client, checkpoint, file, form=form, component=component, on_bytes=Meter(checkpoint.size_bytes)
+            )
+        except ExportRefused as error:
+            error_messages.print_error(str(error))
+            raise typer.Exit(1) from None
+    beside = f"; {left_out} values that are no tensors are left out" if left_out else ""
+    output.say(
+        f"{file} has {component or 'the state'} of {formatting.short(checkpoint.name)}, after epoch {checkpoint.epoch},"
+        f" step {checkpoint.step}{beside}"
+    )
+
+
+def chosen(client: "Client", job: str, which: str) -> Checkpoint:
+    """Returns the checkpoint that is meant; raises NotFoundError, NoCheckpointError."""
+    if which == LATEST:
+        found = client.get_job(job)
+        if not found.latest_checkpoint:
+            raise NoCheckpointError(f"{found.name} has no checkpoint yet", job=found.name)
+        return client.get_checkpoint(found.latest_checkpoint)
+    for each in client.list_checkpoints(job):
+        if which in (str(each.epoch), each.name, formatting.short(each.name)):
+            return each
+    raise NotFoundError(f"{job} has no checkpoint {which}; `adjourn checkpoints` lists those that it has")
+
+
+class Meter:
+    """Shows on a terminal how much has arrived."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._shown = ""
+
+    def __call__(self, size: int) -> None:
+        text = f"{formatting.percent(100 * size / max(self._total, 1))} of {formatting.size(self._total)}"
+        if sys.stderr.isatty() and text != self._shown:
+            self._shown = text
+            typer.echo(f"\r{text}\033[K" + ("\r\033[K" if size >= self._total else ""), err=True, nl=False)

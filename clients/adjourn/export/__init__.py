@@ -1,0 +1,1 @@
+"""Writes a checkpoint into a file that plain PyTorch code loads without Adjourn."""
