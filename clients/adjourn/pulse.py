@@ -30,7 +30,7 @@ class Phase(IntEnum):
     SAVING = 5
     """A snapshot is taken, a resume rehearsed."""
     WAITING = 6
-    """The end of the run waits for room, for as long as it takes."""
+    """Training waits for room, for as long as it takes: for what it has to tell, or for the run's last snapshot."""
     ENDING = 7
     """The last event is written; what user code left is ended."""
 

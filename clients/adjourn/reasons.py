@@ -23,6 +23,8 @@ UNTRACKED_STATE: Final = "UNTRACKED_STATE"
 
 PROCESS_KILLED: Final = "PROCESS_KILLED"
 """The training process ended by a signal that nobody here sent."""
+OUT_OF_MEMORY: Final = "OUT_OF_MEMORY"
+"""The kernel's out-of-memory killer was seen at work when a SIGKILL ended the training process."""
 PROCESS_ENDED: Final = "PROCESS_ENDED"
 """The training process left without saying why."""
 PROCESS_LOST: Final = "PROCESS_LOST"

@@ -17,6 +17,7 @@ from adjourn.local.stack import Stack
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.worker_pb2 import Worker
 from tests.harness.jobs import EPOCHS, GatedJob, GatedJobs, Outcome, Training
+from tests.harness.memory_group import memory_group
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -79,6 +80,22 @@ async def test_training_is_killed(processes: Processes, checkpointed: Checkpoint
     psutil.Process(training.pid).kill()
     failed = await gated.until(lambda job: job.restart_count == 1)
     assert (failed.failure.reason, failed.progress.epoch) == ("PROCESS_KILLED", 2)
+    assert (await gated.finish()).attempt == 2
+    assert await gated.outcome() == uninterrupted
+
+
+async def test_training_runs_out_of_memory(
+    processes: Processes, checkpointed: Checkpointed, uninterrupted: Outcome
+) -> None:
+    """The kernel kills it, and nothing else of the worker; the failure says so."""
+    gated, training = await checkpointed("out-of-memory", hoard_in=4)
+    launcher = psutil.Process(training.pid).parent()
+    assert launcher
+    with memory_group(launcher.pid, training.pid, limit=64 << 20):
+        gated.gate.open(3)
+        failed = await gated.until(lambda job: job.restart_count == 1)
+    assert (failed.failure.reason, failed.progress.epoch) == ("OUT_OF_MEMORY", 3)
+    assert launcher.is_running()
     assert (await gated.finish()).attempt == 2
     assert await gated.outcome() == uninterrupted
 

@@ -1,8 +1,8 @@
 """A user's training with dropout, momentum, a schedule, augmentation and early stopping; goes as far as a test lets it.
 
 Arguments: `gate`, the directory of a `tests.harness.jobs.Gate`; `fail_in`, an epoch in which it fails, once; `hang_in`,
-an epoch in which it hangs amid its steps, once, as `hang_by` says; `overlap`, whether another process may train the
-same job at the same time.
+an epoch in which it hangs amid its steps, once, as `hang_by` says; `hoard_in`, an epoch in which it takes a gigabyte of
+memory, once; `overlap`, whether another process may train the same job at the same time.
 """
 
 import fcntl
@@ -63,6 +63,13 @@ def hang_once(gate: Gate, how: str) -> None:
         {"spin": spin, "stop": stop}[how]()
 
 
+def hoard_once(gate: Gate) -> None:
+    if not (gate.directory / "hoarded").exists():
+        (gate.directory / "hoarded").touch()
+        hoard = [b"." * (1 << 20) for _ in range(1 << 10)]
+        raise MemoryError(f"nothing has kept it from taking {len(hoard)} MiB")
+
+
 def main(run: training.Run) -> None:
     gate = Gate(run.args["gate"])
     alone = (gate.directory / "alone").open("w")
@@ -85,6 +92,8 @@ def main(run: training.Run) -> None:
             run.step(loss=loss)
             if epoch == run.args.get("hang_in"):
                 hang_once(gate, run.args["hang_by"])
+        if epoch == run.args.get("hoard_in"):
+            hoard_once(gate)
         gate.wait(epoch)
         if epoch == run.args.get("fail_in") and not (gate.directory / "failed").exists():
             (gate.directory / "failed").touch()

@@ -392,6 +392,13 @@ def test_an_end_without_a_last_word(code: int | None, reason: str, words: str) -
     assert words in machine.exit.failure.message
 
 
+@pytest.mark.parametrize(("killed", "reason"), [(False, reasons.OUT_OF_MEMORY), (True, reasons.WORKER_STOPPED)])
+def test_an_end_while_memory_had_run_out(killed: bool, reason: str) -> None:
+    machine = running()
+    machine.end(-9, killed=killed, out_of_memory=True)
+    assert machine.exit.failure.reason == reason
+
+
 def test_what_was_trained_before_a_failure_becomes_durable_first() -> None:
     machine = running()
     machine.tell(snapshot=snapshot(1))

@@ -47,8 +47,8 @@ def read_process(directory: Path) -> TrainingProcess | None:
     return read(TrainingProcess, directory / PROCESS)
 
 
-def write_exit(directory: Path, *, code: int, killed: bool) -> None:
-    exit_ = ProcessExit(code=code, killed=killed)
+def write_exit(directory: Path, *, code: int, killed: bool, out_of_memory: bool = False) -> None:
+    exit_ = ProcessExit(code=code, killed=killed, out_of_memory=out_of_memory)
     exit_.time.GetCurrentTime()
     write(directory / EXIT, exit_.SerializeToString())
 

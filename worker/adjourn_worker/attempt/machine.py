@@ -301,6 +301,9 @@ def unexplained(how: ProcessExit | None) -> Failure:
         return Failure(reason=reasons.PROCESS_LOST, message="the training process is gone, and nobody saw it end")
     if how.killed:
         return Failure(reason=reasons.WORKER_STOPPED, message="the worker was stopped with all it runs")
+    if how.out_of_memory:
+        message = "ended by SIGKILL, just when the kernel's out-of-memory killer was at work in its control group"
+        return Failure(reason=reasons.OUT_OF_MEMORY, message=message)
     if how.code < 0:
         return Failure(reason=reasons.PROCESS_KILLED, message=f"ended by {signal_name(-how.code)}")
     return Failure(reason=reasons.PROCESS_ENDED, message=f"left with exit code {how.code} without saying why")

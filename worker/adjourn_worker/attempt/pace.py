@@ -9,7 +9,7 @@ It is judged by what training was doing as it began, since a validation may take
   `other_seconds` at least. So what happens for the first time, or once in a hundred epochs, may take that long.
 - Before the first step of an attempt: `other_seconds`, if the job is known to make steps because it goes on from a
   checkpoint with some. What has never made a step, or has no epochs, is not judged: it may not know of `Run.step`.
-- The wait for room at the end of a run is not judged, and counts as no silence.
+- The wait for room is not judged, and counts as no silence.
 
 `JobSpec.hang_timeout` takes the place of all this from the first step of an attempt on: then validation and snapshots
 count as well, and batches are no sign of life. Before the first step it is `other_seconds` at least.

@@ -58,6 +58,15 @@ def cpu(proc: Path = PROC, mount: Path = MOUNT) -> Cpu | None:
     return min(found, key=lambda item: item.cores, default=None)
 
 
+def out_of_memory_kills(proc: Path = PROC, mount: Path = MOUNT) -> int | None:
+    """Returns how many processes of our group the kernel's out-of-memory killer has ended; None if nobody counts."""
+    for group in groups(proc, mount, "memory"):
+        for file in ("memory.events", "memory.oom_control"):
+            if (count := table(group / file).get("oom_kill")) is not None:
+                return count
+    return None
+
+
 def groups(proc: Path, mount: Path, controller: str) -> Iterator[Path]:
     """Yields the directories of our group and of those around it."""
     for line in text(proc).splitlines():

@@ -17,6 +17,7 @@ from adjourn_worker.attempt import files, training_log
 from adjourn_worker.host.notify import notify
 from adjourn_worker.launcher import process_tree
 from adjourn_worker.launcher.bootstrap import RAISED, Entry, become_training
+from adjourn_worker.launcher.memory_kills import MemoryKills
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -48,6 +49,7 @@ class ProcessTable:
     """Most bytes that the log of a training process takes on the disk."""
     running: dict[int, Running] = field(default_factory=dict)
     """By pid."""
+    memory_kills: MemoryKills = field(default_factory=MemoryKills)
 
     @property
     def processes(self) -> list[TrainingProcess]:
@@ -69,6 +71,8 @@ class ProcessTable:
         if earlier:
             raise Refused(f"{directory} had process {earlier.pid} of an earlier launcher; its end is not recorded")
         began = time.monotonic()
+        if not self.running:
+            self.memory_kills.forget()
         process = self.fork(directory, request.nonce)
         self.running[process.pid] = Running(process=process, notify_socket=start.notify_socket)
         took = round(time.monotonic() - began, 4)
@@ -127,9 +131,10 @@ class ProcessTable:
             item = self.running[pid]
             directory = Path(item.process.directory)
             code = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+            out_of_memory = code == -signal.SIGKILL and not item.killed and self.memory_kills.lately()
             failpoints.hit("launcher.ended-before-record")
             try:
-                files.write_exit(directory, code=code, killed=item.killed)
+                files.write_exit(directory, code=code, killed=item.killed, out_of_memory=out_of_memory)
             except OSError as error:
                 log.warning("exit_not_recorded", pid=pid, error=str(error))
                 if directory.exists():
@@ -137,7 +142,7 @@ class ProcessTable:
             os.waitpid(pid, 0)
             del self.running[pid]
             notify(item.notify_socket)
-            log.info("training_ended", pid=pid, code=code, killed=item.killed)
+            log.info("training_ended", pid=pid, code=code, killed=item.killed, out_of_memory=out_of_memory)
         self.reap_adopted()
 
     def reap_adopted(self) -> None:

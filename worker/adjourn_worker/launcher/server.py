@@ -89,6 +89,7 @@ class Launcher:
                 key.data(key.fileobj)
             self.table.reap()
             self.table.bound_logs()
+            self.table.memory_kills.look()
             training_log.bound(self.paths.launcher_log, self.log_bytes)
         self.kill_all()
         self.paths.launcher_socket.unlink(missing_ok=True)

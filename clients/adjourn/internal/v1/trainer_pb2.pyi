@@ -260,10 +260,15 @@ class ProcessExit(_message.Message):
     CODE_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
     KILLED_FIELD_NUMBER: _builtins.int
+    OUT_OF_MEMORY_FIELD_NUMBER: _builtins.int
     code: _builtins.int
     """Exit code, or minus the signal."""
     killed: _builtins.bool
     """The launcher killed it, as asked."""
+    out_of_memory: _builtins.bool
+    """A SIGKILL ended it within seconds of the kernel's out-of-memory killer ending a process of the launcher's control
+    group.
+    """
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When it was reaped."""
@@ -274,10 +279,11 @@ class ProcessExit(_message.Message):
         code: _builtins.int = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
         killed: _builtins.bool = ...,
+        out_of_memory: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "killed", b"killed", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "killed", b"killed", "out_of_memory", b"out_of_memory", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
