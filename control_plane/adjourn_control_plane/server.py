@@ -25,6 +25,7 @@ from adjourn.v1 import (
     worker_service_pb2_grpc,
 )
 from adjourn_control_plane.api.agents import AgentService
+from adjourn_control_plane.api.boundaries import PATIENCE, Boundaries
 from adjourn_control_plane.api.checkpoints import CheckpointService
 from adjourn_control_plane.api.errors import Errors
 from adjourn_control_plane.api.jobs import JobService
@@ -65,12 +66,21 @@ class Server:
     """Serves while entered; leaving drains: health off, long streams ended, calls given a grace, then closed."""
 
     def __init__(
-        self, settings: Settings, store: JobStore, objects: ObjectStore, updater: JobUpdater, notifier: Notifier
+        self,
+        settings: Settings,
+        store: JobStore,
+        objects: ObjectStore,
+        updater: JobUpdater,
+        notifier: Notifier,
+        *,
+        patience: float = PATIENCE,
     ) -> None:
+        """`patience`: seconds that the answer to a pause waits at most for the epoch at which it will be."""
         self.notifier = notifier
         self.health = health_aio.HealthServicer()
         self.server = grpc.aio.server(interceptors=[Errors()], options=SERVER_OPTIONS)
-        jobs = JobService(store, updater, objects, Watch(store, notifier))
+        boundaries = Boundaries(store, notifier, patience)
+        jobs = JobService(store, updater, objects, Watch(store, notifier), boundaries)
         job_service_pb2_grpc.add_JobServiceServicer_to_server(jobs, self.server)
         checkpoints = CheckpointService(store, Reads(objects))
         checkpoint_service_pb2_grpc.add_CheckpointServiceServicer_to_server(checkpoints, self.server)

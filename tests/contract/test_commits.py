@@ -180,6 +180,16 @@ async def test_of_requests_the_newest_are_remembered(store: JobStore, monkeypatc
     assert [bool(await store.answered(name)) for name in ("r0", "r3", "r4", "r9")] == [False, False, False, True]
 
 
+async def test_answer_of_a_request_is_made_to_say_more_once(store: JobStore) -> None:
+    await store.commit(creation(A, request=Request(id="r", digest="d", answer=Job(name=A))))
+    more = Job(name=A, etag="2")
+    assert await store.settle("r", more) == more
+    assert await store.settle("r", Job(name=A, etag="3")) == more
+    assert await store.answered("r") == ("d", more)
+    assert await store.settle("unknown", more) is None
+    assert await store.answered("unknown") is None
+
+
 async def test_request_has_one_effect_though_sent_twice_at_once(store: JobStore) -> None:
     changes = [creation(JobName(f"jobs/{i}"), request=Request(id="r", digest="d", answer=Job())) for i in range(10)]
     outcomes = await asyncio.gather(*(store.commit(each) for each in changes), return_exceptions=True)

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from adjourn.errors import StoreUnavailableError
+from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.store import redis
-from adjourn_control_plane.store.interface import JobName, WorkerName
+from adjourn_control_plane.store.interface import JobName, Request, WorkerName
 from adjourn_control_plane.store.redis import RedisStore
 from tests.harness.store_records import change, created, creation, deletion, queued, there
 
@@ -112,6 +113,18 @@ async def test_attachment_whose_answer_was_lost_does_not_take_over_again(
         session = await store.session(WORKER)
         assert session is not None
         assert session.heartbeat == 3
+
+
+async def test_answer_that_says_more_is_kept_though_that_it_is_was_not_heard(
+    lossy: Lossy, redis_url: str, namespace: str
+) -> None:
+    more = Job(name=A, etag="2")
+    async with RedisStore.connect(lossy.url, namespace) as store, RedisStore.connect(redis_url, namespace) as other:
+        await store.commit(creation(A, request=Request(id="r", digest="d", answer=Job(name=A))))
+        lossy.losses = 1
+        assert await store.settle("r", more) == more
+        assert lossy.lost == 1
+        assert await other.answered("r") == ("d", more)
 
 
 async def test_more_calls_than_connections_all_get_through(

@@ -133,9 +133,18 @@ class Replica:
 
 @asynccontextmanager
 async def replica(
-    store: JobStore, *, objects: ObjectStore | None = None, lease: float = 30.0, controllers: bool = True
+    store: JobStore,
+    *,
+    objects: ObjectStore | None = None,
+    lease: float = 30.0,
+    controllers: bool = True,
+    patience: float = 0.0,
 ) -> AsyncIterator[Replica]:
-    """Serves as `adjourn_control_plane.process` does, on a store that is given; drains in the end."""
+    """Serves as `adjourn_control_plane.process` does, on a store that is given; drains in the end.
+
+    `patience`: seconds that the answer to a pause waits for the agent to say where it will be; most tests' agents do
+    not say it.
+    """
     settings = replace(SETTINGS, lease_duration=timedelta(seconds=lease))
     kept = objects or MemoryObjects()
     updater, notifier = JobUpdater(store), Notifier(store)
@@ -148,7 +157,7 @@ async def replica(
             asyncio.create_task(Collector(store, kept, settings).run()),
         ]
     try:
-        server = Server(settings, store, kept, updater, notifier)
+        server = Server(settings, store, kept, updater, notifier, patience=patience)
         address = f"{HOST}:{server.port}"
         async with grpc.aio.insecure_channel(address) as channel, server:
             yield Replica(address=address, store=store, objects=kept, channel=channel)

@@ -108,6 +108,11 @@ class Life:
         progress.report_time.FromDatetime(self.now)
         return self.tell(Observed(actor=self.worker, generation=self.record.generation, progress=progress))
 
+    def told(self, boundary_epoch: int, *, generation: int | None = None) -> Self:
+        """The worker tells at which epoch it pauses; 0: it does not know any more."""
+        generation = self.record.generation if generation is None else generation
+        return self.tell(Observed(actor=self.worker, generation=generation, boundary_epoch=boundary_epoch))
+
     def began(self) -> Self:
         return self.tell(Began(actor=self.worker))
 

@@ -117,14 +117,17 @@ class GatedJob:
         name = (await self.get()).latest_checkpoint
         return (await self.client.get_checkpoint(name)).epoch if name else 0
 
-    async def ask_for_pause(self, training: Training) -> None:
-        """Asks, and returns when the training process has been told."""
-        assert (await self.client.pause_job(self.name)).state == Job.PAUSING
+    async def ask_for_pause(self, training: Training) -> Job:
+        """Asks, and returns the answer when the training process has been told."""
+        asked = await self.client.pause_job(self.name)
+        assert asked.state == Job.PAUSING
         await self.eventually(training.is_to_pause, seconds=WAIT_SECONDS)
+        return asked
 
     async def pause(self, epoch: int) -> Job:
         """Pauses after `epoch`, in which the training has to be; returns the job at rest."""
-        await self.ask_for_pause(await self.inside(epoch))
+        asked = await self.ask_for_pause(await self.inside(epoch))
+        assert asked.pause.boundary_epoch in (0, epoch), "it claims nothing, or what is so"
         self.gate.open(epoch)
         paused = await self.until(Job.PAUSED)
         assert (paused.progress.epoch, paused.pause.epoch) == (epoch, epoch)

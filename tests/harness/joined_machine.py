@@ -705,6 +705,8 @@ class JoinedMachine(RuleBasedStateMachine):
     def job_changed(self, before: JobRecord | None, after: JobRecord | None) -> None:
         if after is None:
             return
+        if before is not None and self.whole:
+            self.a_pause_is_taken_where_it_was_named(before, after)
         if self.verb and before is not None and after.revision != before.revision:
             wanted = self.wanted[after.job.uid]
             match self.verb:
@@ -716,6 +718,16 @@ class JoinedMachine(RuleBasedStateMachine):
                     wanted.discard("pause" if self.verb == "resume" else "hold")
                 case _:
                     wanted.add(self.verb)
+
+    def a_pause_is_taken_where_it_was_named(self, before: JobRecord, after: JobRecord) -> None:
+        """Unless its attempt failed or was lost on the way, which the pause then says."""
+        asked, taken = before.job.pause, after.job.pause
+        leaves = before.job.state == Job.PAUSING != after.job.state
+        same = before.token == after.token and asked.request_time == taken.request_time
+        if leaves and same and taken.HasField("pause_time") and not taken.HasField("lost_duration"):
+            assert asked.boundary_epoch in (0, taken.epoch), "it was named, and it was no other"
+        if after.job.state != Job.PAUSING:
+            assert not taken.boundary_epoch
 
     def jobs(self) -> list[Stored]:
         found: list[Stored] = self.run(self.store.page(states=[], labels={}, size=100, before=None))[0]

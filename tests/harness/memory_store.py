@@ -83,6 +83,7 @@ class MemoryStore:
         self._entries: dict[JobName, Entry] = {}
         self._done: dict[str, int] = {}
         self._requests: dict[str, tuple[str, bytes]] = {}
+        self._settled: set[str] = set()
         self._occupancy: dict[str, int] = {}
         self._changes: deque[Changed] = deque(maxlen=changes_kept)
         self._queued: dict[int, JobName] = {}
@@ -213,6 +214,17 @@ class MemoryStore:
             return None
         digest, answer = self._requests[request_id]
         return digest, Job.FromString(answer)
+
+    async def settle(self, request_id: str, answer: Job) -> Job | None:
+        await self._reach()
+        if request_id not in self._requests:
+            return None
+        digest, kept = self._requests[request_id]
+        if request_id not in self._settled:
+            self._settled.add(request_id)
+            kept = values.encoded(answer)
+            self._requests[request_id] = digest, kept
+        return Job.FromString(kept)
 
     async def page(
         self, *, states: Sequence[Job.State.ValueType], labels: dict[str, str], size: int, before: int | None

@@ -75,9 +75,10 @@ def prediction(job: Job, now: datetime) -> str:
     """Says when a pausing job will pause."""
     progress, pause = job.progress, job.pause
     if pause.mode in (PauseMode.EPOCH, PauseMode.PAUSE_MODE_UNSPECIFIED):
-        if progress.epoch + 1 >= job.spec.total_epochs:
-            return f"is in epoch {progress.epoch + 1}, its last: it will finish rather than pause"
-        words = f"will pause after epoch {progress.epoch + 1}"
+        epoch = pause.boundary_epoch
+        if (epoch or progress.epoch + 1) >= job.spec.total_epochs:
+            return "is in its last epoch: it will finish rather than pause"
+        words = f"will pause after epoch {epoch}" if epoch else "will pause at the next epoch boundary"
     else:
         words = "will pause after this step" if pause.mode == PauseMode.STEP else "will pause now"
     left = ahead(pause.request_time, pause.predicted_boundary_time, now)

@@ -89,7 +89,10 @@ class Client:
         etag: str = "",
         request_id: str = "",
     ) -> Job:
-        """Asks for a pause at the next boundary of `mode`; `pause` of the answer has the predicted times.
+        """Asks for a pause at the next boundary of `mode`.
+
+        `pause` of the answer has the predicted times and, if the worker could tell within a second, in `boundary_epoch`
+        the epoch at which training pauses for certain.
 
         Raises JobFinishedError, JobCancellingError, JobNotPausableError, PauseModeUnsupportedError.
         """

@@ -668,6 +668,7 @@ class Pause(_message.Message):
     VERDICT_REASONS_FIELD_NUMBER: _builtins.int
     PERSISTED_FRACTION_FIELD_NUMBER: _builtins.int
     FROM_INSTANCE_FIELD_NUMBER: _builtins.int
+    BOUNDARY_EPOCH_FIELD_NUMBER: _builtins.int
     cause: Global___Pause.Cause.ValueType
     """Why the job left its worker."""
     mode: Global___PauseMode.ValueType
@@ -702,6 +703,11 @@ class Pause(_message.Message):
     """Share of the checkpoint's bytes that is in object storage, 0 to 1; set while the job is PAUSING on them."""
     from_instance: _builtins.str
     """`Worker.instance` of `from_worker`, if that was out of reach as the job left it."""
+    boundary_epoch: _builtins.int
+    """Epochs completed at the boundary where training pauses, once its worker is certain of that; only while the job is
+    PAUSING. `spec.total_epochs`: training is past its last boundary, and finishes instead. Changes if the run ends
+    sooner by itself, or if it cannot be saved at that boundary. 0: not known.
+    """
     @_builtins.property
     def request_time(self) -> _timestamp_pb2.Timestamp:
         """When it was asked for."""
@@ -782,10 +788,11 @@ class Pause(_message.Message):
         verdict_reasons: _abc.Iterable[_builtins.str] | None = ...,
         persisted_fraction: _builtins.float | None = ...,
         from_instance: _builtins.str = ...,
+        boundary_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_persisted_fraction", b"_persisted_fraction", "_released_gpu_memory_bytes", b"_released_gpu_memory_bytes", "boundary_time", b"boundary_time", "lost_duration", b"lost_duration", "pause_time", b"pause_time", "persisted_fraction", b"persisted_fraction", "predicted_boundary_time", b"predicted_boundary_time", "predicted_release_time", b"predicted_release_time", "release_time", b"release_time", "released_gpu_memory_bytes", b"released_gpu_memory_bytes", "request_time", b"request_time", "resume_request_time", b"resume_request_time", "resume_time", b"resume_time", "snapshot_time", b"snapshot_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_persisted_fraction", b"_persisted_fraction", "_released_gpu_memory_bytes", b"_released_gpu_memory_bytes", "actor", b"actor", "boundary_time", b"boundary_time", "cause", b"cause", "checkpoint", b"checkpoint", "epoch", b"epoch", "from_instance", b"from_instance", "from_worker", b"from_worker", "lost_duration", b"lost_duration", "mode", b"mode", "note", b"note", "pause_time", b"pause_time", "persisted_fraction", b"persisted_fraction", "predicted_boundary_time", b"predicted_boundary_time", "predicted_release_time", b"predicted_release_time", "reason", b"reason", "release_time", b"release_time", "released_gpu_memory_bytes", b"released_gpu_memory_bytes", "request_time", b"request_time", "resume_request_time", b"resume_request_time", "resume_time", b"resume_time", "saved_gpu_seconds", b"saved_gpu_seconds", "snapshot_time", b"snapshot_time", "step", b"step", "to_worker", b"to_worker", "usage", b"usage", "verdict", b"verdict", "verdict_reasons", b"verdict_reasons"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_persisted_fraction", b"_persisted_fraction", "_released_gpu_memory_bytes", b"_released_gpu_memory_bytes", "actor", b"actor", "boundary_epoch", b"boundary_epoch", "boundary_time", b"boundary_time", "cause", b"cause", "checkpoint", b"checkpoint", "epoch", b"epoch", "from_instance", b"from_instance", "from_worker", b"from_worker", "lost_duration", b"lost_duration", "mode", b"mode", "note", b"note", "pause_time", b"pause_time", "persisted_fraction", b"persisted_fraction", "predicted_boundary_time", b"predicted_boundary_time", "predicted_release_time", b"predicted_release_time", "reason", b"reason", "release_time", b"release_time", "released_gpu_memory_bytes", b"released_gpu_memory_bytes", "request_time", b"request_time", "resume_request_time", b"resume_request_time", "resume_time", b"resume_time", "saved_gpu_seconds", b"saved_gpu_seconds", "snapshot_time", b"snapshot_time", "step", b"step", "to_worker", b"to_worker", "usage", b"usage", "verdict", b"verdict", "verdict_reasons", b"verdict_reasons"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__persisted_fraction: _TypeAlias = _typing.Literal["persisted_fraction"]  # noqa: Y015
     _WhichOneofArgType__persisted_fraction: _TypeAlias = _typing.Literal["_persisted_fraction", b"_persisted_fraction"]  # noqa: Y015

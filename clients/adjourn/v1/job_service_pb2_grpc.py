@@ -169,8 +169,8 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PauseJob(self, request, context):
-        """Adds the USER hold. The job comes back in PAUSING with the predicted times, or in PAUSED if it had not
-        started. FAILED_PRECONDITION: JOB_FINISHED, JOB_CANCELLING, JOB_NOT_PAUSABLE, PAUSE_MODE_UNSUPPORTED.
+        """Adds the USER hold. The job comes back in PAUSED if it had not started, else in PAUSING with the predicted times, and
+        with `pause.boundary_epoch` if its worker can tell within a second at which epoch training pauses. FAILED_PRECONDITION: JOB_FINISHED, JOB_CANCELLING, JOB_NOT_PAUSABLE, PAUSE_MODE_UNSUPPORTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -61,8 +61,8 @@ class JobServiceStub:
     JOB_HELD_BY_WORKER.
     """
     PauseJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.PauseJobRequest, _job_pb2.Job]
-    """Adds the USER hold. The job comes back in PAUSING with the predicted times, or in PAUSED if it had not
-    started. FAILED_PRECONDITION: JOB_FINISHED, JOB_CANCELLING, JOB_NOT_PAUSABLE, PAUSE_MODE_UNSUPPORTED.
+    """Adds the USER hold. The job comes back in PAUSED if it had not started, else in PAUSING with the predicted times, and
+    with `pause.boundary_epoch` if its worker can tell within a second at which epoch training pauses. FAILED_PRECONDITION: JOB_FINISHED, JOB_CANCELLING, JOB_NOT_PAUSABLE, PAUSE_MODE_UNSUPPORTED.
     """
     ResumeJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ResumeJobRequest, _job_pb2.Job]
     """Removes the USER hold; without other holds the job comes back in QUEUED (or in RUNNING, if it had not left
@@ -129,8 +129,8 @@ class JobServiceAsyncStub(JobServiceStub):
     JOB_HELD_BY_WORKER.
     """
     PauseJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.PauseJobRequest, _job_pb2.Job]  # type: ignore[assignment]
-    """Adds the USER hold. The job comes back in PAUSING with the predicted times, or in PAUSED if it had not
-    started. FAILED_PRECONDITION: JOB_FINISHED, JOB_CANCELLING, JOB_NOT_PAUSABLE, PAUSE_MODE_UNSUPPORTED.
+    """Adds the USER hold. The job comes back in PAUSED if it had not started, else in PAUSING with the predicted times, and
+    with `pause.boundary_epoch` if its worker can tell within a second at which epoch training pauses. FAILED_PRECONDITION: JOB_FINISHED, JOB_CANCELLING, JOB_NOT_PAUSABLE, PAUSE_MODE_UNSUPPORTED.
     """
     ResumeJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ResumeJobRequest, _job_pb2.Job]  # type: ignore[assignment]
     """Removes the USER hold; without other holds the job comes back in QUEUED (or in RUNNING, if it had not left
@@ -224,8 +224,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.PauseJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
-        """Adds the USER hold. The job comes back in PAUSING with the predicted times, or in PAUSED if it had not
-        started. FAILED_PRECONDITION: JOB_FINISHED, JOB_CANCELLING, JOB_NOT_PAUSABLE, PAUSE_MODE_UNSUPPORTED.
+        """Adds the USER hold. The job comes back in PAUSED if it had not started, else in PAUSING with the predicted times, and
+        with `pause.boundary_epoch` if its worker can tell within a second at which epoch training pauses. FAILED_PRECONDITION: JOB_FINISHED, JOB_CANCELLING, JOB_NOT_PAUSABLE, PAUSE_MODE_UNSUPPORTED.
         """
 
     @_abc_1.abstractmethod

@@ -17,6 +17,7 @@ from adjourn.v1 import job_service_pb2 as pb
 from adjourn.v1 import job_service_pb2_grpc
 from adjourn.v1.job_pb2 import EPOCH, PAUSE_MODE_UNSPECIFIED, Hold, Job, PauseMode
 from adjourn_control_plane.api import pages, validation
+from adjourn_control_plane.api.boundaries import Boundaries
 from adjourn_control_plane.api.holds import Holds
 from adjourn_control_plane.api.identity import actor
 from adjourn_control_plane.api.uploads import Uploads
@@ -39,13 +40,16 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class JobService(job_service_pb2_grpc.JobServiceServicer):
     """Runs training jobs that can be paused and resumed."""
 
-    def __init__(self, store: JobStore, updater: JobUpdater, objects: ObjectStore, watch: Watch) -> None:
+    def __init__(
+        self, store: JobStore, updater: JobUpdater, objects: ObjectStore, watch: Watch, boundaries: Boundaries
+    ) -> None:
         self.store = store
         self.updater = updater
         self.objects = objects
         self.uploads = Uploads(objects)
         self.holds = Holds(store, updater)
         self.watch = watch
+        self.boundaries = boundaries
 
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> Job:
         check(validation.create_job(request))
@@ -112,7 +116,11 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         check(validation.verb(request.name, request_id=request.request_id, etag=request.etag, reason=request.reason))
         check_mode(request)
         event = PauseRequested(actor=actor(context), mode=request.mode, reason=request.reason)
-        return await self.ask(request, event)
+        asked = await self.ask(request, event)
+        if asked.state != Job.PAUSING:
+            return asked
+        answer = await self.boundaries.named(asked, context.time_remaining())
+        return await self.updater.settle(Call.of(request, request_id=request.request_id), answer)
 
     async def ResumeJob(self, request: pb.ResumeJobRequest, context: Context) -> Job:
         check(validation.verb(request.name, request_id=request.request_id, etag=request.etag))

@@ -161,14 +161,17 @@ def progress_events(worker: str, record: JobRecord, status: AssignmentStatus) ->
     progress = status.progress if status.HasField("progress") else None
     fresh = progress is not None and is_worth_a_commit(progress, record.job.progress, status.phase)
     fraction = persisted_fraction(record, status)
+    boundary = boundary_epoch(record, status)
     released = status.phase == AssignmentStatus.PERSISTING and has_left(status) and not record.released
-    if status.observed_generation > record.observed_generation or fresh or fraction is not None or released:
+    told = fresh or released or fraction is not None or boundary is not None
+    if told or status.observed_generation > record.observed_generation:
         yield Observed(
             actor=worker,
             generation=status.observed_generation,
             progress=progress if fresh else None,
             persisted_fraction=fraction,
             released=released,
+            boundary_epoch=boundary,
         )
     if not record.began and status.phase in UNDER_WAY:
         yield Began(actor=worker)
@@ -193,6 +196,16 @@ def persisted_fraction(record: JobRecord, status: AssignmentStatus) -> float | N
     fraction = int(status.persisted_fraction * 100) / 100
     pause = record.job.pause
     return None if pause.HasField("persisted_fraction") and pause.persisted_fraction == fraction else fraction
+
+
+def boundary_epoch(record: JobRecord, status: AssignmentStatus) -> int | None:
+    """Returns the epoch at which the job pauses, 0 if that is not known any more; None if the record has it.
+
+    What the worker has said of an earlier order says nothing of this one.
+    """
+    if record.job.state != Job.PAUSING or status.observed_generation != record.generation:
+        return None
+    return None if status.pause_epoch == record.job.pause.boundary_epoch else status.pause_epoch
 
 
 def adoptable(

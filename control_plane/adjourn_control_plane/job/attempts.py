@@ -58,6 +58,8 @@ def observed(transition: Transition, event: Observed) -> None:
         estimates.update_remaining(transition.record)
     if event.persisted_fraction is not None and job.state == Job.PAUSING:
         job.pause.persisted_fraction = event.persisted_fraction
+    if event.boundary_epoch is not None and job.state == Job.PAUSING and event.generation == record.generation:
+        job.pause.boundary_epoch = event.boundary_epoch
     record.released |= event.released
 
 

@@ -98,6 +98,8 @@ class Observed(Event):
     persisted_fraction: float | None = None
     released: bool = False
     """The process is gone and holds no GPU, though the attempt still makes its checkpoint durable."""
+    boundary_epoch: int | None = None
+    """Epoch at which the pause of that generation will be; 0: that is not known any more; None: nothing new."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

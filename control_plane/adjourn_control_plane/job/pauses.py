@@ -111,6 +111,7 @@ def reopen(record: JobRecord, worker: str) -> None:
         record.ClearField("pause_release_time")
     for field in ("pause_time", "lost_duration", "checkpoint", "epoch", "step", "note", "from_instance"):
         pause.ClearField(field)
+    pause.ClearField("boundary_epoch")  # of a job that was pausing by another attempt
     pause.cause, pause.from_worker = Pause.HELD, worker
 
 

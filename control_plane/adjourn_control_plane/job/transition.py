@@ -77,7 +77,8 @@ class Transition:
         if state != Job.QUEUED:
             self.end_condition(Condition.UNPLACED)
         if state != Job.PAUSING and self.job.HasField("pause"):
-            self.job.pause.ClearField("persisted_fraction")
+            for field in ("persisted_fraction", "boundary_epoch"):
+                self.job.pause.ClearField(field)
         self.revised = True
         self.job.state = state
         self.job.state_time.FromDatetime(self.now)

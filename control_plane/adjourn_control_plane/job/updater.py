@@ -136,6 +136,17 @@ class JobUpdater:
             copy_args(stored.record.job, seen.answer)
         return seen.answer
 
+    async def settle(self, call: Call, answer: Job) -> Job:
+        """Has repeats of a request get an answer that says more than the one that its change was stored with.
+
+        Returns the answer that they get: what the first of them was answered stays.
+        """
+        kept = await self.store.settle(call.request_id, call.answered_by(answer).answer) if call.request_id else None
+        if kept is None:
+            return answer
+        copy_args(answer, kept)
+        return kept
+
     async def apply(
         self,
         job: JobName,

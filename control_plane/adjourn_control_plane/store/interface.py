@@ -206,6 +206,13 @@ class JobStore(Protocol):
         """Returns digest and answer of a remembered request."""
         ...
 
+    async def settle(self, request_id: str, answer: Job) -> Job | None:
+        """Replaces the answer of a remembered request by one that says more, the first time.
+
+        Returns what is remembered then, which is what repeats get; None if the request is not remembered.
+        """
+        ...
+
     async def page(
         self, *, states: Sequence[Job.State.ValueType], labels: dict[str, str], size: int, before: int | None
     ) -> tuple[list[Stored], int | None]:

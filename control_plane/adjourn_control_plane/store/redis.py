@@ -18,7 +18,7 @@ an attachment are remembered by id for a while, the rest is idempotent. Reads th
     {ns}:tombstones:later           sorted set of `{looks} {uid}` that are to be looked at again, by ms since 1970
     {ns}:deleted                    sorted set of the uids of deleted jobs, in order
     {ns}:requests                   sorted set of the ids of requests, in order
-    {ns}:request:{id}  :done:{id}   hash: digest, answer; result of a change, for its repeats; both expire
+    {ns}:request:{id}  :done:{id}   hash: digest, answer, settled; result of a change, for its repeats; both expire
 
 The namespace is the hash tag of all its keys: one slot of a cluster holds them, so scripts may touch them together.
 """
@@ -76,7 +76,7 @@ CHANGES_KEPT = 100_000
 BATCH = 200
 """Jobs or workers read at a time: a script holds up everybody else."""
 SCRIPTS = (
-    *("commit", "events", "page", "allocation"),
+    *("commit", "settle", "events", "page", "allocation"),
     *("tombstones", "remove_tombstone"),
     *("attach", "heartbeat", "detach", "mark_lost", "sessions", "lost_holders", "forget", "forget_lost", "drain"),
 )
@@ -164,6 +164,10 @@ class RedisStore:
     async def answered(self, request_id: str) -> tuple[str, Job] | None:
         digest, answer = await self._ask("HMGET", f"request:{request_id}", "digest", "answer")
         return (digest.decode(), Job.FromString(answer)) if digest is not None else None
+
+    async def settle(self, request_id: str, answer: Job) -> Job | None:
+        kept = await self._run("settle", request_id, values.encoded(answer))
+        return Job.FromString(kept) if kept is not None else None
 
     async def page(
         self, *, states: Sequence[Job.State.ValueType], labels: dict[str, str], size: int, before: int | None

@@ -32,9 +32,14 @@ def pausing(plane: "Plane") -> Job:
 def test_a_pause_tells_when_it_will_come(adjourn: Adjourn, plane: "Plane") -> None:
     pausing(plane)
     result = adjourn("pause", "x", "--reason", "lunch", "--mode", "STEP")
-    assert result.stdout == "x will pause after epoch 5, in about 4 h 00 min\n"
+    assert result.stdout == "x will pause at the next epoch boundary, in about 4 h 00 min\n"
     (request,) = [request for method, request in plane.asked if method == "PauseJob"]
     assert (request.reason, request.mode) == ("lunch", PauseMode.STEP)
+
+
+def test_a_pause_names_its_epoch_once_that_is_certain(adjourn: Adjourn, plane: "Plane") -> None:
+    pausing(plane).pause.boundary_epoch = 6
+    assert adjourn("pause", "x").stdout == "x will pause after epoch 6, in about 4 h 00 min\n"
 
 
 def test_a_pause_can_be_waited_for(adjourn: Adjourn, plane: "Plane") -> None:

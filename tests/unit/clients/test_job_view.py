@@ -178,7 +178,9 @@ def sentence(state: Job.State.ValueType, **fields: Any) -> str:
         (Job.QUEUED, {}, "waits for a worker, to go on after epoch 4"),
         (Job.STARTING, {}, "a loads code, data and checkpoint"),
         (Job.RUNNING, {}, "trains on a"),
-        (Job.PAUSING, {}, "will pause after epoch 5"),
+        (Job.PAUSING, {}, "will pause at the next epoch boundary"),
+        (Job.PAUSING, {"pause": Pause(boundary_epoch=6)}, "will pause after epoch 6"),
+        (Job.PAUSING, {"pause": Pause(boundary_epoch=20)}, "is in its last epoch: it will finish rather than pause"),
         (Job.PAUSING, {"pause": Pause(mode=PauseMode.STEP)}, "will pause after this step"),
         (Job.PAUSING, {"pause": Pause(boundary_time=at(0))}, "has stopped; its checkpoint is being made durable"),
         (
@@ -209,18 +211,18 @@ def test_a_process_that_may_live_out_of_reach_is_told_of(state: Job.State.ValueT
 
 
 def test_a_prediction_counts_down() -> None:
-    asked = Pause(request_time=at(595), predicted_boundary_time=at(604))
+    asked = Pause(boundary_epoch=5, request_time=at(595), predicted_boundary_time=at(604))
     assert sentence(Job.PAUSING, pause=asked) == "will pause after epoch 5, in about 4.0 s"
-    slow_clock = Pause(request_time=at(700), predicted_boundary_time=at(703))
+    slow_clock = Pause(boundary_epoch=5, request_time=at(700), predicted_boundary_time=at(703))
     assert sentence(Job.PAUSING, pause=slow_clock) == "will pause after epoch 5, in about 3.0 s"
-    overdue = Pause(request_time=at(0), predicted_boundary_time=at(3))
+    overdue = Pause(boundary_epoch=5, request_time=at(0), predicted_boundary_time=at(3))
     assert sentence(Job.PAUSING, pause=overdue) == "will pause after epoch 5, in about 0 ms"
 
 
 def test_a_pause_in_the_last_epoch_is_not_promised() -> None:
     job = Job(state=Job.PAUSING)
     job.spec.total_epochs, job.progress.epoch = 5, 4
-    assert phrases.situation(job, NOW) == "is in epoch 5, its last: it will finish rather than pause"
+    assert phrases.situation(job, NOW) == "is in its last epoch: it will finish rather than pause"
 
 
 def test_jobs_are_listed() -> None:

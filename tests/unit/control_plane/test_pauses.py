@@ -1,18 +1,19 @@
 """Pauses and resumes: when PAUSED is reached, what a resume goes on from, what the record of a pause says."""
 
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
 
 from adjourn import errors, reasons
 from adjourn.internal.v1.record_pb2 import JobRecord
-from adjourn.v1.agent_service_pb2 import Assignment
+from adjourn.v1.agent_service_pb2 import Assignment, FencingToken
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import EPOCH, PAUSE_MODE_UNSPECIFIED, Failure, Hold, Job, Pause
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn_control_plane.job import pauses
-from adjourn_control_plane.job.events import Observed, PausePhase, Registered
-from tests.harness.job_life import ALONE, START, A, B, Life, checkpoint_name, paused
+from adjourn_control_plane.job.events import Adopted, Observed, PausePhase, Registered
+from tests.harness.job_life import ALONE, START, UID, A, B, Life, checkpoint_name, paused
 
 
 def test_asking_for_a_pause_is_not_being_paused() -> None:
@@ -42,6 +43,66 @@ def test_the_second_answer_predicts_the_release_from_the_first_pause() -> None:
     assert predicted.predicted_release_time.ToDatetime() - predicted.predicted_boundary_time.ToDatetime() == timedelta(
         seconds=3
     )
+
+
+def pausing_at(epoch: int) -> Life:
+    life = Life().running(1).pause().told(epoch)
+    assert (life.state, life.job.pause.boundary_epoch) == ("PAUSING", epoch)
+    return life
+
+
+def test_what_was_told_of_an_earlier_order_says_nothing_of_this_one() -> None:
+    life = Life().running(1).pause()
+    earlier = life.record.generation
+    life.resume().pause().told(2, generation=earlier)
+    assert life.job.pause.boundary_epoch == 0
+    assert life.told(3).job.pause.boundary_epoch == 3
+    assert life.told(4).job.pause.boundary_epoch == 4, "it could not be saved there"
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [
+        lambda life: life.trained(2).released().rests(),
+        Life.resume,
+        Life.cancel,
+        lambda life: life.cancel(save_checkpoint=True),
+        lambda life: life.trained(20).finishes(),
+        Life.is_lost,
+        Life.goes_out_of_reach,
+        Life.fails,
+        Life.stops,
+    ],
+)
+def test_where_it_pauses_is_known_only_while_it_is_on_its_way(leave: Callable[[Life], Life]) -> None:
+    life = leave(pausing_at(2))
+    assert life.state != "PAUSING"
+    assert life.job.pause.boundary_epoch == 0
+    assert life.told(2).job.pause.boundary_epoch == 0, "it comes too late"
+
+
+def test_another_attempt_that_is_adopted_pauses_elsewhere() -> None:
+    life = pausing_at(2)
+    token = FencingToken(attempt=9, nonce="9" * 32, job_uid=UID)
+    life.tell(Adopted(actor=B, token=token, worker=B, device_uuids=(), generation=4, released=False))
+    assert (life.state, life.job.attempt, life.job.pause.boundary_epoch) == ("PAUSING", 9, 0)
+    assert life.told(2, generation=4).job.pause.boundary_epoch == 0
+    assert life.told(7).job.pause.boundary_epoch == 7
+
+
+def test_the_attempt_that_was_lost_and_is_back_tells_anew() -> None:
+    life = pausing_at(2).goes_out_of_reach()
+    assert (life.state, life.job.pause.epoch) == ("PAUSED", 1)
+    life.tell(Adopted(actor=A, token=life.record.token, worker=A, device_uuids=(), generation=2, released=False))
+    assert (life.state, life.job.pause.boundary_epoch) == ("PAUSING", 0)
+    assert life.told(2).job.pause.boundary_epoch == 2
+
+
+def test_a_drained_job_tells_where_it_leaves() -> None:
+    life = Life().running(1).drain().told(2)
+    assert life.job.pause.boundary_epoch == 2
+    assert life.pause().job.pause.boundary_epoch == 2, "it is the same pause"
+    assert life.trained(2).released().undrain().state == "PAUSING"
 
 
 @pytest.mark.parametrize("cut", [1, 2, 10, 18, 19])

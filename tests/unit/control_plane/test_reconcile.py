@@ -389,3 +389,28 @@ def test_progress_within_an_epoch_costs_a_commit_now_and_then(
     new.report_time.FromDatetime(known.report_time.ToDatetime() + timedelta(seconds=seconds))
     found = reconcile.progress_events(A, life.record, status(life.record, phase=phase, progress=new))
     assert any(isinstance(event, Observed) for event in found) == is_taken
+
+
+def test_where_a_job_pauses_is_news_once() -> None:
+    life = Life().running(1).pause().acknowledged()
+    pausing = status(life.record, AssignmentStatus.PAUSING)
+    pausing.pause_epoch = 2
+    ((_, event),) = events([life.record], pausing)
+    assert isinstance(event, Observed)
+    assert event.boundary_epoch == 2
+    life.tell(event)
+    assert life.job.pause.boundary_epoch == 2
+    assert life.last
+    assert not life.last.events, "no part of the history"
+    assert not events([life.record], pausing)
+    pausing.pause_epoch = 0
+    ((_, event),) = events([life.record], pausing)
+    assert life.tell(event).job.pause.boundary_epoch == 0
+
+
+def test_where_it_would_have_paused_by_an_earlier_order_is_no_news() -> None:
+    life = Life().running(1).pause().acknowledged()
+    before = status(life.record, AssignmentStatus.PAUSING)
+    before.pause_epoch = 2
+    assert not events([life.resume().record], before), "it does not pause"
+    assert not events([life.pause().record], before)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -39,9 +40,11 @@ def stopped(stoppable: TrainingProcesses, failpoints: Path) -> Stopped:
     """Has a process train up to a place in the boundary of an epoch; there it is stopped until it is let go on."""
 
     @contextmanager
-    def stop(place: str, *, epoch: int) -> Iterator[tuple[Path, Callable[[], Attempt]]]:
+    def stop(
+        place: str, *, epoch: int, training: str = "brisk:main", **fields: Any
+    ) -> Iterator[tuple[Path, Callable[[], Attempt]]]:
         (failpoints / f"training.{place}").write_text(f"stop@{epoch}")
-        directory = stoppable.prepare("brisk:main", epochs=EPOCHS)
+        directory = stoppable.prepare(training, epochs=EPOCHS, **fields)
         with stoppable.running(directory) as wait:
             until((failpoints / f"training.{place}.hit").exists)
             (failpoints / f"training.{place}.hit").unlink()
@@ -144,10 +147,13 @@ def test_a_run_that_has_enough_does_not_pause_any_more(trainings: TrainingProces
     assert ask_for_pause(attempt.directory) == NextBoundary(epoch=EPOCHS)
 
 
-def test_a_pause_that_cannot_be_saved_is_named_at_the_next_boundary(trainings: TrainingProcesses) -> None:
-    attempt = trainings.run("unusual:lacks_room", epochs=2, args={"room": 2}, order=PAUSE)
-    assert attempt.kinds == ["began", "epoch", "snapshot_failed", "epoch", "snapshot", "finished"]
-    assert found(attempt.directory) == NextBoundary(epoch=2)
+def test_a_pause_that_cannot_be_saved_is_named_at_the_next_boundary(stopped: Stopped) -> None:
+    room = {"training": "unusual:lacks_room", "args": {"room": 3}, "order": PAUSE}
+    with stopped("before-deciding", epoch=2, **room) as (directory, go_on):
+        assert found(directory) == NextBoundary(epoch=2)
+        attempt = go_on()
+    assert attempt.kinds == ["began", "epoch", "snapshot_failed", "epoch", "epoch", "snapshot", "paused"]
+    assert named(directory) == paused_at(attempt) == 3
 
 
 def test_a_task_has_no_boundary(trainings: TrainingProcesses) -> None:
