@@ -3,7 +3,7 @@
 import asyncio
 import copy
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -11,10 +11,14 @@ from adjourn import reasons
 from adjourn.errors import StoreUnavailableError
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.agent_service_pb2 import Assignment, Report
+from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job
+from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn_control_plane.job import retries
 from adjourn_control_plane.job.machine import ENDED, HELD
+from adjourn_control_plane.job.transition import WORKER_CONDITIONS
 from adjourn_control_plane.store.interface import Change, JobName, Session, WorkerName
+from tests.harness.damaged_objects import DamagedObjects
 from tests.harness.job_history import Told
 from tests.harness.memory_store import Entry, MemoryStore
 from tests.harness.training_model import expected_value
@@ -56,9 +60,10 @@ def key_of(record: JobRecord) -> Key:
 class CheckedStore(MemoryStore):
     """Looks at every change of a job as it is made; each call takes its own time."""
 
-    def __init__(self, slots: dict[str, int], now_ns: Callable[[], int]) -> None:
+    def __init__(self, slots: dict[str, int], now_ns: Callable[[], int], objects: DamagedObjects) -> None:
         super().__init__(now_ns=now_ns)
         self.slots = slots
+        self.objects = objects
         self.resuming = False
         self.chance = random.Random(0)
         self.on_lost: Callable[[Session], None] | None = None
@@ -98,6 +103,7 @@ class CheckedStore(MemoryStore):
         if before and change.record:
             assert old
             self._look(before, change.record, change, old.checkpoints.keys())
+            self._look_at_damage(before, change, [Checkpoint.FromString(each) for each in old.checkpoints.values()])
         new = super()._write(change, old)
         if self.on_change:
             self.on_change(before, change.record)
@@ -153,6 +159,32 @@ class CheckedStore(MemoryStore):
             assert not old.job.worker, "whoever had it before has lost it"
             self._has_room(new)
 
+    def _look_at_damage(self, old: JobRecord, change: Change, known: Sequence[Checkpoint]) -> None:
+        """What is called damaged is, and what that costs is said; the job ends of it only if nothing else is left."""
+        new = change.record
+        assert new is not None
+        marked = {each.name: each for each in change.checkpoints if each.damage}
+        fresh = [each for each in known if each.name in marked and not each.damage]
+        assert all(self.objects.was_damaged(each) for each in fresh), "nobody gives up what is whole"
+        whole = [each for each in known if not each.damage and each.name not in marked]
+        if new.job.failure.reason == reasons.CHECKPOINT_CORRUPT and new.job.state == Job.FAILED != old.job.state:
+            assert not whole, "there is a checkpoint to go on from"
+        told = [event for event in change.events if event.type == JobEvent.FELL_BACK]
+        assert len(told) <= 1
+        for event in told:
+            assert new.checkpoint.name == event.details["checkpoint"] == whole[-1].name, "the newest that is whole"
+            assert event.details["damaged"] == old.checkpoint.name
+            assert int(event.details["epochs"]) == old.checkpoint.epoch - new.checkpoint.epoch
+            assert int(event.details["steps"]) == old.checkpoint.step - new.checkpoint.step
+            assert float(event.details["seconds"]) == int(event.details["steps"]), "one step takes a second"
+            assert new.job.restart_count <= old.job.restart_count, "it costs no restart"
+            if new.job.state == Job.PAUSED:
+                seconds = new.job.pause.lost_duration.ToTimedelta().total_seconds()
+                assert seconds >= float(event.details["seconds"]), "a pause says what it cost"
+                assert new.checkpoint.name in new.job.pause.note
+        if marked and not told and new.job.state == Job.PAUSED:
+            assert not fresh, "a pause that rests on what is damaged has gone over to another"
+
     def _has_room(self, new: JobRecord) -> None:
         held = [entry.read().record for entry in self._entries.values() if entry.worker == new.job.worker]
         busy = [record for record in held if not record.released and record.job.name != new.job.name]
@@ -166,8 +198,31 @@ class CheckedStore(MemoryStore):
     async def keeps_its_promises(self, record: JobRecord) -> None:
         """Fails if a record says what must never be."""
         job, name = record.job, JobName(record.job.name)
+        self._agrees_with_itself(record)
+        if record.checkpoint.name:
+            registered = await self.checkpoints(name, size=1000)
+            whole = [each.name for _, each in registered if not each.damage]
+            newest = [registered[0][1].name]  # a job without one that is whole keeps it, for a resume to try again
+            assert record.checkpoint.name == (whole or newest)[0]
+        events = await self.events(name, after=0, size=10_000)
+        assert [event.sequence for event in events] == list(range(1, record.event_sequence + 1))
+        assert Told().after(events) == Told.of(record), "replaying the history gives the record"
+        epochs = await self.epochs(name, after=0, size=100)
+        for metrics in epochs:
+            assert dict(metrics.values) == {"value": expected_value(job.uid, metrics.step)}
+        if not self.strict:
+            return
+        numbers = [metrics.epoch for metrics in epochs]
+        assert numbers == list(range(1, len(numbers) + 1)), "no epoch is missing or there twice"
+        assert len(numbers) >= record.checkpoint.epoch, "what is durable is told"
+        if job.state == Job.SUCCEEDED:
+            assert len(numbers) == job.spec.total_epochs, "nothing of its training is missing"
+
+    def _agrees_with_itself(self, record: JobRecord) -> None:
+        job = record.job
         assert (job.state in HELD) == bool(job.worker)
         assert job.state in HELD or record.released or not record.token.attempt
+        assert job.state in HELD or not {each.type for each in job.conditions} & {*WORKER_CONDITIONS}
         assert job.restart_count <= job.spec.max_restarts
         assert job.state not in ENDED or not job.holds
         assert job.state not in (Job.STARTING, Job.RUNNING) or not job.holds
@@ -178,19 +233,3 @@ class CheckedStore(MemoryStore):
             assert job.pause.checkpoint == record.checkpoint.name
             assert job.pause.step == record.checkpoint.step
             assert job.pause.HasField("pause_time")
-        if record.checkpoint.name:
-            registered = await self.checkpoints(name, size=1000)
-            whole = [each.name for _, each in registered if not each.damage]
-            newest = [registered[0][1].name]  # a job without one that is whole keeps it, for a resume to try again
-            assert record.checkpoint.name == (whole or newest)[0]
-        events = await self.events(name, after=0, size=10_000)
-        assert [event.sequence for event in events] == list(range(1, record.event_sequence + 1))
-        assert Told().after(events) == Told.of(record), "replaying the history gives the record"
-        epochs = await self.epochs(name, after=0, size=100)
-        numbers = [metrics.epoch for metrics in epochs]
-        assert numbers == list(range(1, len(numbers) + 1)), "no epoch is missing or there twice"
-        assert len(numbers) >= record.checkpoint.epoch, "what is durable is told"
-        for metrics in epochs:
-            assert dict(metrics.values) == {"value": expected_value(job.uid, metrics.step)}
-        if job.state == Job.SUCCEEDED:
-            assert len(numbers) == job.spec.total_epochs, "nothing of its training is missing"

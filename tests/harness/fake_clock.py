@@ -1,13 +1,19 @@
-"""A clock that a test turns: the wall and the monotonic clock of our modules, and an event loop that runs on it."""
+"""A clock that a test turns: the wall and the monotonic clock of our modules, and an event loop that runs on it.
+
+And chance, of which a test says where it begins.
+"""
 
 import asyncio
 import contextlib
+import random
+import secrets
 import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, tzinfo
 from types import SimpleNamespace
 from typing import Any, Final
+from uuid import UUID, uuid4
 
 OURS: Final = ("adjourn_control_plane.", "adjourn_worker.")
 
@@ -28,8 +34,7 @@ class FakeClock:
         """Sets the wall clock, as somebody does who corrects it."""
         self.now += by
 
-    @contextlib.contextmanager
-    def everywhere(self) -> Iterator[None]:
+    def everywhere(self) -> contextlib.AbstractContextManager[None]:
         """Lets all modules of control plane and worker that read `datetime` or `time` read this clock."""
         clock = self
 
@@ -40,19 +45,37 @@ class FakeClock:
 
         turned = SimpleNamespace(**{name: getattr(time, name) for name in dir(time) if not name.startswith("_")})
         turned.monotonic = lambda: clock.monotonic
+        turned.clock_gettime = lambda _which: clock.monotonic
         turned.time_ns = lambda: int(clock.now.timestamp() * 1e9)
-        replaced: list[tuple[Any, str, Any]] = []
-        for name, module in list(sys.modules.items()):
-            if name.startswith(OURS):
-                for attribute, real, fake in (("datetime", datetime, Turned), ("time", time, turned)):
-                    if getattr(module, attribute, None) is real:
-                        replaced.append((module, attribute, real))
-                        setattr(module, attribute, fake)
-        try:
-            yield
-        finally:
-            for module, attribute, real in replaced:
-                setattr(module, attribute, real)
+        return standing_in(datetime=(datetime, Turned), time=(time, turned))
+
+
+def drawn_from(chance: random.Random) -> contextlib.AbstractContextManager[None]:
+    """Lets all modules of control plane and worker draw their random numbers from `chance`."""
+
+    def token_hex(size: int) -> str:
+        return chance.randbytes(size).hex()
+
+    def drawn() -> UUID:
+        return UUID(bytes=chance.randbytes(16), version=4)
+
+    return standing_in(uuid4=(uuid4, drawn), secrets=(secrets, SimpleNamespace(token_hex=token_hex)))
+
+
+@contextlib.contextmanager
+def standing_in(**names: tuple[Any, Any]) -> Iterator[None]:
+    """Puts something else in the place of what our modules know by these names: what it is, what it shall be."""
+    replaced: list[tuple[Any, str, Any]] = []
+    for module in [module for name, module in sys.modules.items() if name.startswith(OURS)]:
+        for name, (real, fake) in names.items():
+            if getattr(module, name, None) is real:
+                replaced.append((module, name, real))
+                setattr(module, name, fake)
+    try:
+        yield
+    finally:
+        for module, name, real in replaced:
+            setattr(module, name, real)
 
 
 class FakeLoop(asyncio.SelectorEventLoop):

@@ -102,7 +102,7 @@ class MemoryStore:
         """Deleted jobs, the newest last."""
         self._sessions: dict[str, Session] = {}
         self._attached: set[str] = set()
-        self._listeners: set[asyncio.Queue[Notification | None]] = set()
+        self._listeners: dict[asyncio.Queue[Notification | None], None] = {}
 
     async def get(self, job: JobName) -> Stored | None:
         await self._reach()
@@ -142,7 +142,7 @@ class MemoryStore:
                 labels=labels[0] if labels[0] != labels[1] else {},
             )
         )
-        for worker in workers or {""}:
+        for worker in sorted(workers) or [""]:
             self._tell(change.job, WorkerName(worker))
         return self._done[change.id]
 
@@ -304,13 +304,13 @@ class MemoryStore:
 
     async def notifications(self) -> AsyncGenerator[Notification, None]:
         listener: asyncio.Queue[Notification | None] = asyncio.Queue()
-        self._listeners.add(listener)
+        self._listeners[listener] = None
         try:
             yield JobName(""), WorkerName("")
             while (notification := await listener.get()) is not None:
                 yield notification
         finally:
-            self._listeners.discard(listener)
+            self._listeners.pop(listener, None)
 
     def reconnect(self) -> None:
         """Tells who listens that anything may have happened."""

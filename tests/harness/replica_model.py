@@ -21,7 +21,6 @@ from adjourn_control_plane.fleet.scheduler import Scheduler
 from adjourn_control_plane.fleet.session import AgentSession
 from adjourn_control_plane.job.updater import JobUpdater
 from adjourn_control_plane.settings import Settings
-from adjourn_control_plane.store.interface import WorkerName
 from adjourn_control_plane.store.notifier import Notifier
 from tests.harness.checked_store import GATE, CheckedStore, Gate
 from tests.harness.damaged_objects import DamagedObjects
@@ -82,11 +81,12 @@ class ReplicaModel:
         self.begin("place", self.scheduler.place())
         self.begin("purge", self.collector.purge())
 
-    def kill(self) -> None:
-        """Ends it as SIGKILL does: nothing of it goes on, and its streams break."""
+    def kill(self, *, silently: bool = False) -> None:
+        """Ends it as SIGKILL does: nothing of it goes on, and its streams break; `silently`: with its machine."""
         self.gate.open.clear()
-        for stream in self.streams:
-            stream.down.append(ConnectionResetError())
+        if not silently:
+            for stream in self.streams:
+                stream.down.append(ConnectionResetError())
 
     def failures(self) -> None:
         """Raises what has ended a task and must not."""
@@ -113,24 +113,30 @@ class StreamModel:
         self.arrived: asyncio.Queue[SynchronizeRequest | None] = asyncio.Queue()
         self.session: AgentSession | None = None
         self.task: asyncio.Task[None] | None = None
+        self.opened_at = host.clock.monotonic
+        self.hangs = False
+        """Nothing arrives, neither way, and neither end knows."""
         replica.streams.append(self)
-        agent.stream = self
-        agent.silence = agent.acted_upon = 0
+        agent.link = self
+        agent.silence = agent.waits = agent.acted_upon = 0
         agent.inbox.clear()
 
     def speak(self) -> None:
         """The agent sends what it has."""
-        self.up.append(self.agent.says())
+        request = self.agent.build_request()
+        request.acknowledged_response = self.agent.acted_upon
+        self.up.append(request)
 
     def broken_by_agent(self) -> None:
         """The agent has gone, or gives the stream up. The control plane hears of it if it can."""
         self.up.append(None)
-        if self.agent.stream is self:
-            self.agent.stream = None
+        self.host.given_up.append(self)
+        if self.agent.link is self:
+            self.agent.link = None
 
     def arrive(self, most: int = 99) -> None:
         """Lets messages of the agent arrive, in their order."""
-        while self.up and most and not self.host.cut_up:
+        while self.up and most and not self.host.cut_up and not self.hangs:
             most -= 1
             message = self.up.popleft()
             if message is not None and self.task is None:
@@ -154,7 +160,7 @@ class StreamModel:
             *PASSING,
             errors.ShuttingDownError,
             errors.SessionSupersededError,
-            errors.WorkerNameTakenError,  # the agent tries again, or its supervisor starts the next one
+            errors.WorkerNameTakenError,
         ) as error:
             end = error
         self.down.append(end)
@@ -166,21 +172,20 @@ class StreamModel:
     def deliver(self) -> None:
         """Lets responses arrive; the agent handles the newest."""
         agent = self.agent
-        if self.host.cut_down or self.host.agent is not agent or agent.stream is not self or agent.stopped:
+        current = self.host.agent is agent and agent.link is self and not agent.stopped
+        if self.host.cut_down or self.hangs or not current:
             return
         while self.down:
             message = self.down.popleft()
             if isinstance(message, SynchronizeResponse):
-                agent.inbox.append(message)
-                agent.silence = 0
-            elif isinstance(message, errors.SessionSupersededError):
+                agent.inbox.append((message, self.opened_at))
+                agent.silence = agent.failures = 0
+                continue
+            agent.link = None
+            if isinstance(message, errors.SessionSupersededError):
                 agent.refused = True
-                agent.stream = None
-                return
             else:
-                agent.stream = None
-                return
-
-    @property
-    def worker(self) -> WorkerName:
-        return WorkerName(self.host.name)
+                agent.try_failed()
+            if isinstance(message, errors.WorkerNameTakenError):
+                agent.does(agent.hear_name_taken(message.message))
+            return

@@ -16,15 +16,15 @@ from adjourn.internal.v1.trainer_pb2 import (
     TrainingPaused,
     TrainingProcess,
 )
+from adjourn.pulse import Phase, Pulse
 from adjourn.v1.agent_service_pb2 import Assignment
-from adjourn.v1.job_pb2 import Failure, Pause, Progress
+from adjourn.v1.job_pb2 import Failure, JobSpec, Pause, Progress
 from adjourn.v1.usage_pb2 import EpochMetrics
 
 STEPS: Final = 2
 """In an epoch."""
 SLOTS: Final = 2
 """Of snapshots, beside that of the last one."""
-ABANDONED: Final = 75
 
 
 @lru_cache(maxsize=100_000)
@@ -68,10 +68,40 @@ class TrainingModel:
     stopped: bool = False
     """By SIGSTOP."""
     hung: bool = False
+    beats: int = 0
+    """Signs of life."""
+    steps: int = 0
+    """Made in this attempt."""
+    epochs: int = 0
+    """Completed in this attempt."""
+    idle: float = 0.0
+    """Seconds in which it could have gone on, and did not."""
 
     @property
     def alive(self) -> bool:
         return self.exit is None and not self.gone_unseen
+
+    @property
+    def pulse(self) -> Pulse:
+        if self.final:
+            phase = Phase.ENDING
+        elif not self.steps:
+            phase = Phase.STARTING
+        else:
+            phase = Phase.STEPPING if self.epoch_step else Phase.BOUNDARY
+        return Pulse(beats=self.beats, phase=phase, steps=self.steps, epochs=self.epochs)
+
+    @property
+    def hang_is_found(self) -> bool:
+        """Whether its agent finds that it hangs, and ends it."""
+        spec = self.assignment.spec
+        judged = self.final or self.steps > 0 or self.assignment.restore.step > 0
+        return judged and spec.hang_policy != JobSpec.REPORT and spec.total_epochs > 0
+
+    def waits(self, seconds: float) -> None:
+        """Lets time pass in which it may go on, if nothing keeps it from that."""
+        if self.alive and not self.stopped:
+            self.idle += seconds
 
     def end(self, code: int, *, killed: bool = False, seen: bool = True) -> None:
         if self.alive:
@@ -82,6 +112,8 @@ class TrainingModel:
         """Goes on by a step, or to its end; False if it cannot."""
         if not self.alive or self.stopped or self.hung:
             return False
+        self.beats += 1
+        self.idle = 0.0
         if self.final:
             self.end(0)
             return True
@@ -98,9 +130,12 @@ class TrainingModel:
             return True
         self.state = hashlib.blake2b(self.state + b"step", digest_size=16).digest()
         self.progress.step += 1
+        self.progress.active_duration.FromSeconds(self.progress.step)
+        self.steps += 1
         self.epoch_step += 1
         if self.epoch_step == STEPS:
             self.epoch_step = 0
+            self.epochs += 1
             self.progress.epoch += 1
             metrics = EpochMetrics(epoch=self.progress.epoch, step=self.progress.step)
             metrics.active_duration.FromSeconds(1)

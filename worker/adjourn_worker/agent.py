@@ -104,6 +104,7 @@ class Agent:
         self.draining = False
         self.taking_on = False
         """An assignment is being journaled: it is not among the runners yet."""
+        self.out_of_contact = False
         self.steady_since = 0.0
         self.group: asyncio.TaskGroup
 
@@ -190,21 +191,26 @@ class Agent:
             await asyncio.sleep(contact.lease)
 
     async def watch(self) -> None:
-        """Finds out, again and again, whether the agent slept, and whether it is out of contact."""
-        out = False
+        """Looks again and again."""
         while True:
-            self.woke()
-            if out != (out := self.contact.is_out(boot_seconds())) and out:
-                self.steady.clear()
-                log.warning("out_of_contact", leases=self.contact.patience, lease_seconds=self.contact.lease)
-            if out:
-                self.pause_by_itself(
-                    reasons.WORKER_OUT_OF_CONTACT,
-                    f"{self.worker.name} had not heard the control plane for {self.contact.patience} leases, "
-                    "and paused at the next boundary",
-                    held_still=True,
-                )
+            self.look()
             await asyncio.sleep(min(WATCH_SECONDS, self.contact.lease / 8))
+
+    def look(self) -> None:
+        """Finds out whether the agent slept, and whether it is out of contact."""
+        self.woke()
+        was_out, self.out_of_contact = self.out_of_contact, self.contact.is_out(boot_seconds())
+        if not self.out_of_contact:
+            return
+        if not was_out:
+            self.steady.clear()
+            log.warning("out_of_contact", leases=self.contact.patience, lease_seconds=self.contact.lease)
+        self.pause_by_itself(
+            reasons.WORKER_OUT_OF_CONTACT,
+            f"{self.worker.name} had not heard the control plane for {self.contact.patience} leases, "
+            "and paused at the next boundary",
+            held_still=True,
+        )
 
     def woke(self) -> bool:
         """Holds all training still if the agent has just woken from a sleep in which its lease ran out.

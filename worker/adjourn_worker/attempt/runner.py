@@ -316,7 +316,7 @@ class AttemptRunner:
         if self.held.assignment.target != Assignment.PAUSE:
             return
         for _ in range(DECIDING_LOOKS):
-            boundary = read_boundary(self.directory / "boundary")
+            boundary = self.boundary()
             if boundary is None or not boundary.deciding:
                 break
             await asyncio.sleep(DECIDING_SECONDS)
@@ -328,7 +328,7 @@ class AttemptRunner:
         now = asyncio.get_running_loop().time()
         passed = 0.0 if self.looked_at is None or self.held_still else min(now - self.looked_at, LOOK_SECONDS)
         self.looked_at = now
-        self.watch = self.watch.looked(read_pulse(self.directory / "pulse"), passed)
+        self.watch = self.watch.looked(self.pulse(), passed)
         hang = self.watch.hang(self.pace)
         known = machine.is_hanging(self.held)
         if hang is None:
@@ -339,6 +339,12 @@ class AttemptRunner:
             await self.handle(FoundHanging(message=str(hang)))
         elif hang.silence > hang.limit + self.pace.grace_seconds and machine.hang_ends_attempt(self.held):
             await self.handle(StillHanging(message=str(hang)))
+
+    def pulse(self) -> Pulse | None:
+        return read_pulse(self.directory / "pulse")
+
+    def boundary(self) -> NextBoundary | None:
+        return read_boundary(self.directory / "boundary")
 
     async def abandon(self, error: Exception) -> None:
         """Ends an attempt whose files are of no use any more: training code can write there too."""
