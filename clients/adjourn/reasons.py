@@ -68,6 +68,8 @@ WORKER_OUT_OF_REACH: Final = "WORKER_OUT_OF_REACH"
 """Condition RELEASE_UNCONFIRMED: the worker that had an attempt has not said that its process is gone."""
 TRAINING_HANGS: Final = "TRAINING_HANGS"
 """Training makes no step any more, by its own pace."""
+PROCESS_SUSPENDED: Final = "PROCESS_SUSPENDED"
+"""Condition HANGING: the training process is stopped by a signal that is not Adjourn's."""
 
 WHOLE_LOG: Final = "\nThe whole log: "
 """What comes before the place of the log, at the end of a failure's message. The place differs between attempts."""

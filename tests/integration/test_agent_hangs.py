@@ -1,12 +1,14 @@
 """An agent whose training falls silent; training is emulated, and shows a step when it is told to."""
 
+import os
+import signal
 from dataclasses import replace
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from adjourn import reasons
-from adjourn.v1.agent_service_pb2 import AssignmentStatus, ConditionChange
+from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, ConditionChange
 from adjourn.v1.job_pb2 import Condition, JobSpec
 from adjourn_worker.agent import Agent
 from adjourn_worker.attempt.pace import Pace
@@ -16,7 +18,8 @@ from tests.harness.agents import AgentHarness, alive
 from tests.harness.memory_objects import MemoryObjects
 from tests.harness.scripted_control_plane import Job
 
-RUNNING, FAILED = AssignmentStatus.RUNNING, AssignmentStatus.FAILED
+RUNNING, PAUSING = AssignmentStatus.RUNNING, AssignmentStatus.PAUSING
+SUCCEEDED, FAILED = AssignmentStatus.SUCCEEDED, AssignmentStatus.FAILED
 LIMIT = 1
 """Seconds without a step."""
 
@@ -81,6 +84,75 @@ async def test_training_that_is_held_still_is_not_taken_for_hanging(
         assert not told(harness, job)
         harness.plane.mute = False
         await harness.until(lambda: told(harness, job))
+
+
+async def test_training_that_somebody_else_has_stopped_is_told_and_goes_on_when_it_is_let_go(
+    harness: AgentHarness, objects: MemoryObjects
+) -> None:
+    """It was taken for hanging, and restarted."""
+    async with harness.agent(objects) as agent:
+        hasty(agent)
+        job = harness.job(spec=limited())
+        await harness.until_phase(job, RUNNING)
+        job.do("step")
+        runner = runner_of(agent)
+        await harness.until(lambda: runner.watch.pulse and runner.watch.pulse.steps)
+        pid = harness.training(job)
+        os.kill(pid, signal.SIGSTOP)
+        await harness.until(lambda: told(harness, job))
+        (change,) = told(harness, job)
+        assert (change.condition.reason, change.ended) == (reasons.PROCESS_SUSPENDED, False)
+        assert f"pid {pid}" in change.condition.message
+        assert "SIGCONT" in change.condition.message
+        assert runner.looked_at
+        long_after = runner.looked_at + 4 * LIMIT
+        await harness.until(lambda: (runner.looked_at or 0) > long_after)
+        assert alive(pid)
+        job.do("epoch", "finish")
+        os.kill(pid, signal.SIGCONT)
+        await harness.until_forgotten(job)
+    assert harness.plane.exit(job).phase == SUCCEEDED
+    assert len(told(harness, job)) <= 2, "it may end before it is said that it goes on"
+
+
+async def test_a_pause_waits_for_training_that_somebody_else_has_stopped(
+    harness: AgentHarness, objects: MemoryObjects
+) -> None:
+    async with harness.agent(objects) as agent:
+        hasty(agent)
+        job = harness.job(spec=limited())
+        await harness.until_phase(job, RUNNING)
+        job.do("step")
+        runner = runner_of(agent)
+        await harness.until(lambda: runner.watch.pulse and runner.watch.pulse.steps)
+        pid = harness.training(job)
+        os.kill(pid, signal.SIGSTOP)
+        harness.plane.set_target(job, Assignment.PAUSE)
+        await harness.until_phase(job, PAUSING)
+        await harness.until(lambda: told(harness, job))
+        assert runner.looked_at
+        long_after = runner.looked_at + 4 * LIMIT
+        await harness.until(lambda: (runner.looked_at or 0) > long_after)
+        assert (alive(pid), harness.plane.phase(job)) == (True, PAUSING)
+        job.do("epoch")
+        os.kill(pid, signal.SIGCONT)
+        await harness.until_forgotten(job)
+    assert harness.plane.exit(job).phase == AssignmentStatus.PAUSED
+
+
+async def test_a_stop_ends_training_that_somebody_else_has_stopped(
+    harness: AgentHarness, objects: MemoryObjects
+) -> None:
+    async with harness.agent(objects):
+        job = harness.job()
+        await harness.until_phase(job, RUNNING)
+        pid = harness.training(job)
+        os.kill(pid, signal.SIGSTOP)
+        await harness.until(lambda: told(harness, job))
+        harness.plane.set_target(job, Assignment.STOP)
+        await harness.until_forgotten(job)
+        assert not alive(pid)
+    assert harness.plane.exit(job).phase == AssignmentStatus.STOPPED
 
 
 async def test_a_hang_is_over_with_the_next_step_whichever_agent_sees_it(

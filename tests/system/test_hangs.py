@@ -1,5 +1,8 @@
 """Training that makes no step any more, in a whole stack: found, told, ended, and what the job comes to."""
 
+import os
+import re
+import signal
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -26,6 +29,10 @@ def hangs(job: Job) -> bool:
     return any(each.type == Condition.HANGING and each.reason == "TRAINING_HANGS" for each in job.conditions)
 
 
+def is_suspended(job: Job) -> bool:
+    return any((each.type, each.reason) == (Condition.HANGING, "PROCESS_SUSPENDED") for each in job.conditions)
+
+
 async def history(gated: GatedJob) -> list[JobEvent]:
     return [event async for event in gated.client.list_job_events(gated.name)]
 
@@ -38,14 +45,11 @@ async def log_of(stack: Stack, gated: GatedJob, attempt: int, eventually: Eventu
     return found.read_text()
 
 
-@pytest.mark.parametrize(
-    ("how", "said"), [("spin", "in spin"), ("stop", "which somebody has stopped by a signal")], ids=["spin", "stop"]
-)
 async def test_training_that_hangs_is_restarted_and_ends_where_it_should(
-    stack: Stack, gated_jobs: GatedJobs, uninterrupted: Outcome, eventually: Eventually, how: str, said: str
+    stack: Stack, gated_jobs: GatedJobs, uninterrupted: Outcome, eventually: Eventually
 ) -> None:
     spec = limited(JobSpec.HANG_POLICY_UNSPECIFIED)
-    gated = await gated_jobs.start(f"hangs-{how}", limit=EPOCHS, hang_in=4, hang_by=how, spec=spec)
+    gated = await gated_jobs.start("hangs", limit=EPOCHS, hang_in=4, hang_by="spin", spec=spec)
     job = await gated.until(Job.SUCCEEDED, seconds=LONG)
     assert (job.attempt, job.restart_count) == (2, 0), "the epochs since have given the restart back"
     assert not job.conditions
@@ -58,8 +62,23 @@ async def test_training_that_hangs_is_restarted_and_ends_where_it_should(
     (requeued,) = [event for event in events if event.type == JobEvent.REQUEUED]
     assert requeued.details["reason"] == "TRAINING_HANGS"
     log = await log_of(stack, gated, 1, eventually)
-    assert said in log
+    assert "in spin" in log
     assert "training has not got on for" in log
+
+
+async def test_training_that_somebody_has_stopped_by_a_signal_goes_on_where_it_was(
+    gated_jobs: GatedJobs, uninterrupted: Outcome
+) -> None:
+    spec = limited(JobSpec.HANG_POLICY_UNSPECIFIED)
+    gated = await gated_jobs.start("stopped", limit=EPOCHS, hang_in=4, hang_by="stop", spec=spec)
+    stopped = await gated.until(is_suspended, seconds=LONG)
+    (message,) = [each.message for each in stopped.conditions]
+    pid = re.search(r"pid (\d+)", message)
+    assert pid
+    os.kill(int(pid[1]), signal.SIGCONT)
+    job = await gated.until(Job.SUCCEEDED, seconds=LONG)
+    assert (job.attempt, job.restart_count) == (1, 0)
+    assert await gated.outcome() == uninterrupted
 
 
 async def test_a_pause_does_not_wait_for_training_that_hangs(

@@ -835,7 +835,7 @@ class Condition(_message.Message):
         instance of it.
         """
         HANGING: Condition._Type.ValueType  # 6
-        """Training makes no step any more, by its own pace."""
+        """Training makes no step any more, by its own pace; or somebody has stopped its process (PROCESS_SUSPENDED)."""
         DISK_FULL: Condition._Type.ValueType  # 7
         """Of a worker: its disk has no room for another attempt. It takes nothing new."""
 
@@ -860,7 +860,7 @@ class Condition(_message.Message):
     instance of it.
     """
     HANGING: Condition.Type.ValueType  # 6
-    """Training makes no step any more, by its own pace."""
+    """Training makes no step any more, by its own pace; or somebody has stopped its process (PROCESS_SUSPENDED)."""
     DISK_FULL: Condition.Type.ValueType  # 7
     """Of a worker: its disk has no room for another attempt. It takes nothing new."""
 

@@ -9,6 +9,7 @@ from adjourn_worker.attempt import machine
 from adjourn_worker.attempt.events import (
     AssignmentChanged,
     FoundHanging,
+    FoundSuspended,
     GpusReleased,
     Kill,
     MovedOn,
@@ -33,6 +34,7 @@ from tests.harness.attempt_driver import (
     snapshot,
 )
 
+SUSPENDED = FoundSuspended(message="SIGCONT continues it")
 FOUND, STILL = FoundHanging(message="no step for 130 s"), StillHanging(message="no step for 140 s")
 
 
@@ -141,6 +143,23 @@ def test_the_next_agent_ends_what_was_to_be_ended() -> None:
     waiting = hanging()
     assert Kill() not in waiting.recover(), "its grace begins anew"
     assert machine.is_hanging(waiting.held)
+
+
+@pytest.mark.parametrize("policy", [JobSpec.RESTART, JobSpec.REPORT])
+def test_what_somebody_else_has_stopped_is_told_and_not_ended(policy: JobSpec.HangPolicy.ValueType) -> None:
+    attempt = running(assigned(spec=JobSpec(hang_policy=policy)))
+    assert not attempt(SUSPENDED), "no stacks are asked for: it could not write any"
+    assert told(attempt) == [(Condition.HANGING, reasons.PROCESS_SUSPENDED, False)]
+    assert (machine.is_suspended(attempt.held), machine.is_hanging(attempt.held)) == (True, False)
+    attempt(MovedOn())
+    assert told(attempt)[-1] == (Condition.HANGING, "", True)
+
+
+def test_what_hangs_and_is_then_stopped_says_so() -> None:
+    attempt = hanging()
+    assert not attempt(SUSPENDED)
+    assert [reason for _, reason, _ in told(attempt)] == [reasons.TRAINING_HANGS, reasons.PROCESS_SUSPENDED]
+    assert (machine.is_suspended(attempt.held), machine.is_hanging(attempt.held)) == (True, False)
 
 
 def test_what_ends_otherwise_is_not_found_hanging_any_more() -> None:

@@ -130,8 +130,15 @@ class FoundHanging(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FoundSuspended(Event):
+    """The training process is stopped by a signal that is not the agent's."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MovedOn(Event):
-    """Training that was found hanging has shown a sign of life."""
+    """Training that was found hanging has shown a sign of life, or what was found suspended goes on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,6 +31,9 @@ is heard before the boundary, its own target counts again, and training goes on 
 Training that hangs (`pace.py`) has the condition HANGING until it gets on. If its job restarts by policy, or is to
 pause, it is killed after a grace and the attempt ends as FAILED, once the snapshots that it took before are durable.
 What has said that it paused or finished, and then hangs at its end, is killed and has paused or finished.
+
+A training process that somebody else has stopped by a signal does not hang: it can go on at once. It has the condition
+HANGING with the reason PROCESS_SUSPENDED until it does, whatever the policy, and a pause waits for it.
 """
 
 import signal
@@ -55,6 +58,7 @@ from adjourn_worker.attempt.events import (
     Event,
     EventRead,
     FoundHanging,
+    FoundSuspended,
     GpusReleased,
     Kill,
     Launch,
@@ -429,8 +433,13 @@ def paused_by_itself(held: HeldAssignment) -> bool:
     return held.HasField("pausing_by_itself") and held.assignment.target == Assignment.RUN
 
 
-def is_hanging(held: HeldAssignment) -> bool:
-    return any(each.type == Condition.HANGING for each in held.conditions)
+def is_hanging(held: HeldAssignment, reason: str = reasons.TRAINING_HANGS) -> bool:
+    return any((each.type, each.reason) == (Condition.HANGING, reason) for each in held.conditions)
+
+
+def is_suspended(held: HeldAssignment) -> bool:
+    """Returns whether the training process was found stopped by somebody else's signal."""
+    return is_hanging(held, reasons.PROCESS_SUSPENDED)
 
 
 def hang_ends_attempt(held: HeldAssignment) -> bool:
@@ -445,6 +454,12 @@ def found_hanging(transition: Transition, event: FoundHanging) -> None:
         condition = Condition(type=Condition.HANGING, reason=reasons.TRAINING_HANGS, message=event.message)
         transition.begin_condition(condition)
         transition.do(WriteStacks(why=event.message))
+
+
+def found_suspended(transition: Transition, event: FoundSuspended) -> None:
+    if transition.alive:
+        condition = Condition(type=Condition.HANGING, reason=reasons.PROCESS_SUSPENDED, message=event.message)
+        transition.begin_condition(condition)
 
 
 def moved_on(transition: Transition, _event: MovedOn) -> None:
@@ -486,6 +501,7 @@ HANDLERS: Final[Mapping[type[Event], Callable[[Transition, Any], None]]] = {
     PauseByItself: pause_by_itself,
     Reached: reached,
     FoundHanging: found_hanging,
+    FoundSuspended: found_suspended,
     MovedOn: moved_on,
     StillHanging: still_hanging,
     WorkerStopping: worker_stopping,

@@ -14,7 +14,8 @@ It is judged by what training was doing as it began, since a validation may take
 `JobSpec.hang_timeout` takes the place of all this from the first step of an attempt on: then validation and snapshots
 count as well, and batches are no sign of life. Before the first step it is `other_seconds` at least.
 
-Time counts only while training could run and the agent looked: not while the agent, or the machine, was stopped.
+Time counts only while training could run and the agent looked: not while the agent, the machine or the training process
+was stopped.
 """
 
 from collections.abc import Mapping

@@ -38,6 +38,7 @@ from adjourn_worker.attempt.events import (
     Event,
     EventRead,
     FoundHanging,
+    FoundSuspended,
     GpusReleased,
     Kill,
     Launch,
@@ -88,6 +89,9 @@ LOOK_SECONDS: Final = 5.0
 """Most that the time between two looks at the pulse counts. If it was longer, the agent was stopped, the machine
 suspended or too busy for both."""
 
+SUSPENDED_SECONDS: Final = 1.0
+"""How long a training process is stopped before it is told: what is killed is stopped first, for a moment."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -130,6 +134,8 @@ class AttemptRunner:
         self.watch = new_watch(held)
         self.looked_at: float | None = None
         """By the clock of the event loop, which does not count a suspended machine."""
+        self.suspended_since: float | None = None
+        """Since when the training process is seen stopped by a signal that is not ours, by the same clock."""
         self.on_change = on_change
         """Called after every change, with the reports that it brought."""
         self.inbox: asyncio.Queue[Event | None] = asyncio.Queue()
@@ -326,9 +332,15 @@ class AttemptRunner:
     async def look_for_hang(self) -> None:
         """Finds out whether training gets on, and whether it has hung for too long."""
         now = asyncio.get_running_loop().time()
-        passed = 0.0 if self.looked_at is None or self.held_still else min(now - self.looked_at, LOOK_SECONDS)
+        suspended = not self.held_still and process_tree.held(self.held.process)  # not in a thread, as in `let_go`
+        looked_at = now if self.looked_at is None or self.held_still or suspended else self.looked_at
+        passed = min(now - looked_at, LOOK_SECONDS)
         self.looked_at = now
         self.watch = self.watch.looked(self.pulse(), passed)
+        if suspended or machine.is_suspended(self.held):
+            await self.look_at_suspended(now, suspended=suspended)
+            return
+        self.suspended_since = None
         hang = self.watch.hang(self.pace)
         known = machine.is_hanging(self.held)
         if hang is None:
@@ -345,6 +357,21 @@ class AttemptRunner:
 
     def boundary(self) -> NextBoundary | None:
         return read_boundary(self.directory / "boundary")
+
+    async def look_at_suspended(self, now: float, *, suspended: bool) -> None:
+        """Tells of a training process that somebody else has stopped, and when it goes on."""
+        if not suspended:
+            self.suspended_since = None
+            await self.handle(MovedOn())
+            return
+        self.suspended_since = self.suspended_since or now
+        if now - self.suspended_since > SUSPENDED_SECONDS and not machine.is_suspended(self.held):
+            pid = self.held.process.pid
+            message = (
+                f"the training process, pid {pid}, was stopped by a signal from outside; SIGCONT continues it. It does"
+                " not count as hanging, and a pause waits for it"
+            )
+            await self.handle(FoundSuspended(message=message))
 
     async def abandon(self, error: Exception) -> None:
         """Ends an attempt whose files are of no use any more: training code can write there too."""
