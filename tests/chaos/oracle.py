@@ -50,6 +50,8 @@ class Oracle:
     """Tells whether a fault may be why a worker, `workers/{worker}`, is not heard."""
     timeline: Timeline
     _seen: set[Any] = field(default_factory=set, init=False)
+    _named: dict[tuple[str, int, int], int] = field(default_factory=dict, init=False)
+    """Epoch at which a pause was said to be, by uid, attempt and time of the request."""
     _attempts: dict[str, int] = field(default_factory=dict, init=False)
     """Newest attempt that was seen, by uid."""
     _checks: set["asyncio.Task[None]"] = field(default_factory=set, init=False)
@@ -68,6 +70,7 @@ class Oracle:
 
     def look(self, replica: str, job: Job) -> None:
         """Looks at what a replica has just told of a job."""
+        self.compare_epochs(job)
         told = (job.uid, job.state, job.attempt, job.state_time.ToNanoseconds(), job.pause.HasField("release_time"))
         if (replica, told) in self._seen:
             return
@@ -92,6 +95,21 @@ class Oracle:
             check = asyncio.create_task(self._is_saved(job))
             self._checks.add(check)
             check.add_done_callback(self._checks.discard)
+
+    def compare_epochs(self, job: Job) -> None:
+        """Compares where a pause is with where it was said to be; its attempt may fail or be lost on the way.
+
+        No fault here keeps training from saving at a boundary, which is what else a pause could wait for.
+        """
+        pause = job.pause
+        key = (job.uid, job.attempt, pause.request_time.ToNanoseconds())
+        if job.state == Job.PAUSING and pause.boundary_epoch:
+            self._named[key] = pause.boundary_epoch
+        elif job.state == Job.PAUSED and key in self._named and not pause.HasField("lost_duration"):
+            named = self._named.pop(key)
+            self.timeline.counts["pauses at the epoch that was named"] += pause.epoch == named
+            if pause.epoch != named:
+                self.timeline.find("a pause was taken at another epoch than was named", named=named, **brief(job))
 
     def _no_process(self, replica: str, job: Job) -> None:
         if any(each.type == Condition.RELEASE_UNCONFIRMED for each in job.conditions):

@@ -203,7 +203,9 @@ class Workload:
     async def _ask(self, command: Command, name: str, client: AsyncClient, request_id: str) -> Job | None:
         match command.verb:
             case Verb.PAUSE:
-                return await client.pause_job(name, request_id=request_id)
+                asked = await client.pause_job(name, request_id=request_id)
+                self.oracle.compare_epochs(asked)
+                return asked
             case Verb.RESUME:
                 return await client.resume_job(name, request_id=request_id)
             case Verb.CANCEL:

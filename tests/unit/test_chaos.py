@@ -180,6 +180,32 @@ async def test_a_pause_that_is_true(oracle: Oracle, planes: Planes, objects: Mem
     assert oracle.timeline.counts["rests whose checkpoint was read whole"] == 1
 
 
+@pytest.mark.parametrize(("named", "found"), [(3, 0), (2, 1)])
+async def test_a_pause_at_another_epoch_than_was_named_is_found(
+    oracle: Oracle, planes: Planes, objects: MemoryObjects, named: int, found: int
+) -> None:
+    job = paused(await registered(planes, objects, attempt=2, epoch=3))
+    pausing = Job(name=job.name, uid=job.uid, state=Job.PAUSING, attempt=2, pause=Pause(boundary_epoch=named))
+    for replica in ("here", "there"):
+        oracle.look(replica, pausing)
+    for replica in ("here", "there"):
+        oracle.look(replica, job)
+    await oracle.settled()
+    assert ["than was named" in finding for finding in oracle.timeline.findings] == [True] * found
+    assert oracle.timeline.counts["pauses at the epoch that was named"] == 1 - found
+
+
+async def test_a_pause_whose_attempt_was_lost_is_where_it_can_be(
+    oracle: Oracle, planes: Planes, objects: MemoryObjects
+) -> None:
+    job = paused(await registered(planes, objects, attempt=2, epoch=3))
+    oracle.look("here", Job(name=job.name, uid=job.uid, state=Job.PAUSING, attempt=2, pause=Pause(boundary_epoch=4)))
+    job.pause.lost_duration.FromSeconds(1)
+    oracle.look("here", job)
+    await oracle.settled()
+    assert oracle.timeline.findings == []
+
+
 @pytest.mark.parametrize("state", [Job.PAUSED, Job.CANCELLED, Job.SUCCEEDED, Job.FAILED])
 async def test_rest_with_a_process_is_found(
     oracle: Oracle, planes: Planes, objects: MemoryObjects, tmp_path: Path, state: Job.State.ValueType
