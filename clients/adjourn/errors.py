@@ -197,6 +197,12 @@ class NoCheckpointError(PreconditionError):
     reason = "NO_CHECKPOINT"
 
 
+class TooManyPinsError(PreconditionError):
+    """So many of the job's checkpoints are pinned that no other can be: unpin one."""
+
+    reason = "TOO_MANY_PINS"
+
+
 class JobNotFinishedError(PreconditionError):
     """Only a job that has ended can be deleted: cancel it first."""
 

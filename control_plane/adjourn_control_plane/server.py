@@ -82,7 +82,7 @@ class Server:
         boundaries = Boundaries(store, notifier, patience)
         jobs = JobService(store, updater, objects, Watch(store, notifier), boundaries)
         job_service_pb2_grpc.add_JobServiceServicer_to_server(jobs, self.server)
-        checkpoints = CheckpointService(store, Reads(objects))
+        checkpoints = CheckpointService(store, updater, Reads(objects))
         checkpoint_service_pb2_grpc.add_CheckpointServiceServicer_to_server(checkpoints, self.server)
         worker_service_pb2_grpc.add_WorkerServiceServicer_to_server(WorkerService(store, updater), self.server)
         self.agents = AgentService(store, updater, notifier, settings)

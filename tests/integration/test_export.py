@@ -35,6 +35,7 @@ from adjourn.v1.checkpoint_service_pb2_grpc import CheckpointServiceStub, add_Ch
 from adjourn.v1.job_pb2 import JobSpec, Progress
 from adjourn_control_plane.api.checkpoints import CheckpointService
 from adjourn_control_plane.api.reads import Reads
+from adjourn_control_plane.job.updater import JobUpdater
 from adjourn_control_plane.store.interface import Change, JobName
 from adjourn_worker.storage.parts import PartStore
 from adjourn_worker.storage.persist import persist
@@ -432,7 +433,7 @@ async def test_a_reader_that_does_not_read_loses_its_place_to_others(
     checkpoint = await registered(kept, memory, tmp_path / "slot", values={"big": big})
     server = grpc.aio.server()
     reads = Reads(memory, at_once=1)
-    add_CheckpointServiceServicer_to_server(CheckpointService(kept, reads, silence=0.3), server)
+    add_CheckpointServiceServicer_to_server(CheckpointService(kept, JobUpdater(kept), reads, silence=0.3), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     request = ReadCheckpointRequest(name=checkpoint.name, file=snapshots.TENSORS)

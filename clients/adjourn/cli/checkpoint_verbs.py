@@ -1,4 +1,4 @@
-"""`adjourn checkpoint export`."""
+"""`adjourn checkpoint list`, `show`, `pin`, `unpin`, `export`."""
 
 import sys
 from pathlib import Path
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from adjourn import extras
-from adjourn.cli import arguments, error_messages, formatting, output
+from adjourn.cli import arguments, error_messages, formatting, output, tables
 from adjourn.cli.connection import connect
+from adjourn.cli.queries import Json
 from adjourn.cli.verbs import JobName
 from adjourn.errors import NoCheckpointError, NotFoundError
 from adjourn.v1.checkpoint_pb2 import Checkpoint
@@ -19,11 +20,56 @@ if TYPE_CHECKING:
 LATEST: Final = "latest"
 FORMATS: Final = ("safetensors", "torch")
 
-app = typer.Typer(help="Look at a job's checkpoints, and take them elsewhere.", no_args_is_help=True)
+app = typer.Typer(help="Look at a job's checkpoints, say which to keep, take one elsewhere.", no_args_is_help=True)
 
-Which = Annotated[
-    str, typer.Option("--checkpoint", metavar="WHICH", help="latest, an epoch, or a name from `adjourn checkpoints`.")
-]
+Which = Annotated[str, typer.Option("--checkpoint", metavar="WHICH", help="latest, an epoch, or a name from the list.")]
+
+
+@app.command("list")
+def list_checkpoints(ctx: typer.Context, job: JobName, *, json: Json = False) -> None:
+    """List a job's checkpoints, newest first, and why each is kept."""
+    with connect(ctx) as client:
+        found = list(client.list_checkpoints(job))
+    if json:
+        output.emit_all(found)
+    else:
+        output.show(tables.checkpoint_list(found) if found else "no checkpoint yet")
+
+
+@app.command("show")
+def show(ctx: typer.Context, job: JobName, which: Which = LATEST, *, json: Json = False) -> None:
+    """Show one checkpoint: where it is, what it is, why it is kept."""
+    with connect(ctx) as client:
+        found = chosen(client, job, which)
+    if json:
+        output.emit(found)
+    else:
+        output.show(tables.checkpoint_details(found))
+
+
+@app.command("pin")
+def pin(
+    ctx: typer.Context,
+    job: JobName,
+    which: Which = LATEST,
+    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+) -> None:
+    """Keep a checkpoint until it is unpinned or its job is deleted."""
+    with connect(ctx) as client:
+        found = client.pin_checkpoint(chosen(client, job, which).name, reason=reason)
+        output.say(f"{formatting.short(found.name)}, after epoch {found.epoch}, is pinned")
+
+
+@app.command("unpin")
+def unpin(ctx: typer.Context, job: JobName, which: Which = LATEST) -> None:
+    """Take a pin back."""
+    with connect(ctx) as client:
+        found = client.unpin_checkpoint(chosen(client, job, which).name)
+        reasons = tables.kept_as(found)
+        output.say(
+            f"{formatting.short(found.name)}, after epoch {found.epoch}, is not pinned"
+            + (f"; it is kept as {reasons}" if reasons else "")
+        )
 
 
 @app.command("export")
@@ -81,7 +127,7 @@ def chosen(client: "Client", job: str, which: str) -> Checkpoint:
     for each in client.list_checkpoints(job):
         if which in (str(each.epoch), each.name, formatting.short(each.name)):
             return each
-    raise NotFoundError(f"{job} has no checkpoint {which}; `adjourn checkpoints` lists those that it has")
+    raise NotFoundError(f"{job} has no checkpoint {which}; `adjourn checkpoint list` shows those that it has")
 
 
 class Meter:

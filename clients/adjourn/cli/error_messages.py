@@ -29,7 +29,7 @@ ADVICE: Final[Mapping[type[errors.AdjournError], str]] = {  # where the answer i
     errors.TooManyUploadsError: "try again in a moment",
     errors.UploadStalledError: "submit it again",
     errors.TooManyReadsError: "try again in a moment",
-    errors.CheckpointDamagedError: "`adjourn checkpoints` lists older ones; --checkpoint takes one",
+    errors.CheckpointDamagedError: "`adjourn checkpoint list` has older ones",
     errors.StoreUnavailableError: "running trainings go on; try again in a moment",
     errors.ObjectStoreUnavailableError: "try again in a moment",
     errors.ObjectStoreRefusedError: "the control plane's settings of object storage have to be mended",

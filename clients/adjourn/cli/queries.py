@@ -1,4 +1,4 @@
-"""`adjourn list`, `get`, `events`, `metrics`, `checkpoints`, `workers`."""
+"""`adjourn list`, `get`, `events`, `metrics`, `workers`."""
 
 from itertools import islice
 from typing import Annotated
@@ -66,16 +66,6 @@ def metrics(ctx: typer.Context, job: JobName, *, json: Json = False) -> None:
         output.emit_all(epochs)
     else:
         output.show(tables.epoch_table(epochs) if epochs else "no epoch has ended yet")
-
-
-def checkpoints(ctx: typer.Context, job: JobName, *, json: Json = False) -> None:
-    """List a job's checkpoints, newest first."""
-    with connect(ctx) as client:
-        found = list(client.list_checkpoints(job))
-    if json:
-        output.emit_all(found)
-    else:
-        output.show(tables.checkpoint_list(found) if found else "no checkpoint yet")
 
 
 def workers(ctx: typer.Context, *, json: Json = False) -> None:

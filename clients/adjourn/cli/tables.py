@@ -87,8 +87,7 @@ def checkpoint_list(checkpoints: Sequence[Checkpoint]) -> RenderableType:
 def checkpoint_table(checkpoints: Iterable[Checkpoint]) -> Table:
     table = headed("checkpoint", ">epoch", ">step", ">size", ">uploaded", "registered", "kept as", "state digest")
     for checkpoint in checkpoints:
-        reasons = (formatting.name_of(Checkpoint.Retention.Name, each) for each in checkpoint.retained_for)
-        kept = Text("damaged", "red") if checkpoint.damage else Text(", ".join(reasons) or "-")
+        kept = Text("damaged", "red") if checkpoint.damage else Text(kept_as(checkpoint) or "-")
         table.add_row(
             formatting.short(checkpoint.name),
             str(checkpoint.epoch),
@@ -99,6 +98,34 @@ def checkpoint_table(checkpoints: Iterable[Checkpoint]) -> Table:
             kept,
             checkpoint.state_digest[:12] or "-",
         )
+    return table
+
+
+def kept_as(checkpoint: Checkpoint) -> str:
+    """Returns why a checkpoint is kept; empty if nothing keeps it."""
+    return ", ".join(formatting.name_of(Checkpoint.Retention.Name, each) for each in checkpoint.retained_for)
+
+
+def checkpoint_details(checkpoint: Checkpoint) -> Table:
+    """Returns all of one checkpoint, a row for each thing that is known of it."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    rows = {
+        "checkpoint": checkpoint.name,
+        "epoch, step": f"{checkpoint.epoch}, {checkpoint.step}",
+        "attempt": str(checkpoint.attempt),
+        "registered": formatting.moment(checkpoint.create_time),
+        "manifest": checkpoint.uri,
+        "manifest BLAKE3": checkpoint.manifest_digest,
+        "size, uploaded": f"{formatting.size(checkpoint.size_bytes)}, {formatting.size(checkpoint.uploaded_bytes)}",
+        "state digest": checkpoint.state_digest,
+        "kept as": kept_as(checkpoint) or "-",
+        "damage": checkpoint.damage or "none is known",
+        "metrics": ", ".join(f"{name}={formatting.figure(checkpoint.metrics[name])}" for name in checkpoint.metrics),
+        "environment": formatting.pairs(checkpoint.environment),
+        **{f"SHA-256 of {name}": digest for name, digest in sorted(checkpoint.component_digests.items())},
+    }
+    for title, value in rows.items():
+        table.add_row(plain(title), plain(value or "-"))
     return table
 
 

@@ -248,6 +248,14 @@ class AsyncClient:
             for item in page.checkpoints:
                 yield item
 
+    async def pin_checkpoint(self, name: str, *, reason: str = "") -> Checkpoint:
+        """Keeps a checkpoint until it is unpinned. Raises NotFoundError, TooManyPinsError."""
+        return await self._call(self._checkpoints.PinCheckpoint, requests.pin_checkpoint(name, reason=reason))
+
+    async def unpin_checkpoint(self, name: str) -> Checkpoint:
+        """Takes a pin back. Raises NotFoundError."""
+        return await self._call(self._checkpoints.UnpinCheckpoint, requests.unpin_checkpoint(name))
+
     async def read_checkpoint(
         self, name: str, *, file: str = "", offset: int = 0, patience: float = calls.PATIENCE_SECONDS
     ) -> AsyncGenerator[bytes, None]:

@@ -248,6 +248,14 @@ class Client:
         for page in self._pages(self._checkpoints.ListCheckpoints, requests.list_checkpoints(job)):
             yield from page.checkpoints
 
+    def pin_checkpoint(self, name: str, *, reason: str = "") -> Checkpoint:
+        """Keeps a checkpoint until it is unpinned. Raises NotFoundError, TooManyPinsError."""
+        return self._call(self._checkpoints.PinCheckpoint, requests.pin_checkpoint(name, reason=reason))
+
+    def unpin_checkpoint(self, name: str) -> Checkpoint:
+        """Takes a pin back. Raises NotFoundError."""
+        return self._call(self._checkpoints.UnpinCheckpoint, requests.unpin_checkpoint(name))
+
     def read_checkpoint(
         self, name: str, *, file: str = "", offset: int = 0, patience: float = calls.PATIENCE_SECONDS
     ) -> Generator[bytes, None, None]:

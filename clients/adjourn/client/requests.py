@@ -12,7 +12,13 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from adjourn.channel import BUNDLE_LIMIT_BYTES, CHUNK_BYTES
 from adjourn.errors import InvalidRequestError
-from adjourn.v1.checkpoint_service_pb2 import GetCheckpointRequest, ListCheckpointsRequest, ReadCheckpointRequest
+from adjourn.v1.checkpoint_service_pb2 import (
+    GetCheckpointRequest,
+    ListCheckpointsRequest,
+    PinCheckpointRequest,
+    ReadCheckpointRequest,
+    UnpinCheckpointRequest,
+)
 from adjourn.v1.job_pb2 import Job, JobSpec, PauseMode
 from adjourn.v1.job_service_pb2 import (
     CancelJobRequest,
@@ -174,6 +180,14 @@ def get_checkpoint(name: str) -> GetCheckpointRequest:
 
 def list_checkpoints(job: str) -> ListCheckpointsRequest:
     return ListCheckpointsRequest(parent=job_name(job), page_size=PAGE_SIZE)
+
+
+def pin_checkpoint(name: str, *, reason: str) -> PinCheckpointRequest:
+    return PinCheckpointRequest(name=checkpoint_name(name), reason=reason)
+
+
+def unpin_checkpoint(name: str) -> UnpinCheckpointRequest:
+    return UnpinCheckpointRequest(name=checkpoint_name(name))
 
 
 def read_checkpoint(name: str, *, file: str, offset: int) -> ReadCheckpointRequest:

@@ -41,6 +41,8 @@ class Checkpoint(_message.Message):
         """Newest registered."""
         PAUSE: Checkpoint._Retention.ValueType  # 3
         """A pause rests on it."""
+        PINNED: Checkpoint._Retention.ValueType  # 4
+        """PinCheckpoint pinned it."""
         FINAL: Checkpoint._Retention.ValueType  # 6
         """The state at the end of the job."""
 
@@ -53,6 +55,8 @@ class Checkpoint(_message.Message):
     """Newest registered."""
     PAUSE: Checkpoint.Retention.ValueType  # 3
     """A pause rests on it."""
+    PINNED: Checkpoint.Retention.ValueType  # 4
+    """PinCheckpoint pinned it."""
     FINAL: Checkpoint.Retention.ValueType  # 6
     """The state at the end of the job."""
 

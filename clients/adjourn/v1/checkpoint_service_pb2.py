@@ -28,7 +28,7 @@ from google.api import client_pb2 as google_dot_api_dot_client__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#adjourn/v1/checkpoint_service.proto\x12\nadjourn.v1\x1a\x1b\x61\x64journ/v1/checkpoint.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\"*\n\x14GetCheckpointRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"U\n\x16ListCheckpointsRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"_\n\x17ListCheckpointsResponse\x12+\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x16.adjourn.v1.Checkpoint\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"I\n\x15ReadCheckpointRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\"&\n\x16ReadCheckpointResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32\xa7\x03\n\x11\x43heckpointService\x12y\n\rGetCheckpoint\x12 .adjourn.v1.GetCheckpointRequest\x1a\x16.adjourn.v1.Checkpoint\".\xda\x41\x04name\x82\xd3\xe4\x93\x02!\x12\x1f/v1/{name=jobs/*/checkpoints/*}\x12\x8c\x01\n\x0fListCheckpoints\x12\".adjourn.v1.ListCheckpointsRequest\x1a#.adjourn.v1.ListCheckpointsResponse\"0\xda\x41\x06parent\x82\xd3\xe4\x93\x02!\x12\x1f/v1/{parent=jobs/*}/checkpoints\x12\x87\x01\n\x0eReadCheckpoint\x12!.adjourn.v1.ReadCheckpointRequest\x1a\".adjourn.v1.ReadCheckpointResponse\",\x82\xd3\xe4\x93\x02&\x12$/v1/{name=jobs/*/checkpoints/*}:read0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#adjourn/v1/checkpoint_service.proto\x12\nadjourn.v1\x1a\x1b\x61\x64journ/v1/checkpoint.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\"*\n\x14GetCheckpointRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"U\n\x16ListCheckpointsRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"_\n\x17ListCheckpointsResponse\x12+\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x16.adjourn.v1.Checkpoint\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\":\n\x14PinCheckpointRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0e\n\x06reason\x18\x02 \x01(\t\",\n\x16UnpinCheckpointRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"I\n\x15ReadCheckpointRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\"&\n\x16ReadCheckpointResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32\xb3\x05\n\x11\x43heckpointService\x12y\n\rGetCheckpoint\x12 .adjourn.v1.GetCheckpointRequest\x1a\x16.adjourn.v1.Checkpoint\".\xda\x41\x04name\x82\xd3\xe4\x93\x02!\x12\x1f/v1/{name=jobs/*/checkpoints/*}\x12\x8c\x01\n\x0fListCheckpoints\x12\".adjourn.v1.ListCheckpointsRequest\x1a#.adjourn.v1.ListCheckpointsResponse\"0\xda\x41\x06parent\x82\xd3\xe4\x93\x02!\x12\x1f/v1/{parent=jobs/*}/checkpoints\x12\x80\x01\n\rPinCheckpoint\x12 .adjourn.v1.PinCheckpointRequest\x1a\x16.adjourn.v1.Checkpoint\"5\xda\x41\x04name\x82\xd3\xe4\x93\x02(\"#/v1/{name=jobs/*/checkpoints/*}:pin:\x01*\x12\x86\x01\n\x0fUnpinCheckpoint\x12\".adjourn.v1.UnpinCheckpointRequest\x1a\x16.adjourn.v1.Checkpoint\"7\xda\x41\x04name\x82\xd3\xe4\x93\x02*\"%/v1/{name=jobs/*/checkpoints/*}:unpin:\x01*\x12\x87\x01\n\x0eReadCheckpoint\x12!.adjourn.v1.ReadCheckpointRequest\x1a\".adjourn.v1.ReadCheckpointResponse\",\x82\xd3\xe4\x93\x02&\x12$/v1/{name=jobs/*/checkpoints/*}:read0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,12 +39,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETCHECKPOINTREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_LISTCHECKPOINTSREQUEST'].fields_by_name['parent']._loaded_options = None
   _globals['_LISTCHECKPOINTSREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002'
+  _globals['_PINCHECKPOINTREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_PINCHECKPOINTREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
+  _globals['_UNPINCHECKPOINTREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_UNPINCHECKPOINTREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_READCHECKPOINTREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_READCHECKPOINTREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_CHECKPOINTSERVICE'].methods_by_name['GetCheckpoint']._loaded_options = None
   _globals['_CHECKPOINTSERVICE'].methods_by_name['GetCheckpoint']._serialized_options = b'\332A\004name\202\323\344\223\002!\022\037/v1/{name=jobs/*/checkpoints/*}'
   _globals['_CHECKPOINTSERVICE'].methods_by_name['ListCheckpoints']._loaded_options = None
   _globals['_CHECKPOINTSERVICE'].methods_by_name['ListCheckpoints']._serialized_options = b'\332A\006parent\202\323\344\223\002!\022\037/v1/{parent=jobs/*}/checkpoints'
+  _globals['_CHECKPOINTSERVICE'].methods_by_name['PinCheckpoint']._loaded_options = None
+  _globals['_CHECKPOINTSERVICE'].methods_by_name['PinCheckpoint']._serialized_options = b'\332A\004name\202\323\344\223\002(\"#/v1/{name=jobs/*/checkpoints/*}:pin:\001*'
+  _globals['_CHECKPOINTSERVICE'].methods_by_name['UnpinCheckpoint']._loaded_options = None
+  _globals['_CHECKPOINTSERVICE'].methods_by_name['UnpinCheckpoint']._serialized_options = b'\332A\004name\202\323\344\223\002*\"%/v1/{name=jobs/*/checkpoints/*}:unpin:\001*'
   _globals['_CHECKPOINTSERVICE'].methods_by_name['ReadCheckpoint']._loaded_options = None
   _globals['_CHECKPOINTSERVICE'].methods_by_name['ReadCheckpoint']._serialized_options = b'\202\323\344\223\002&\022$/v1/{name=jobs/*/checkpoints/*}:read'
   _globals['_GETCHECKPOINTREQUEST']._serialized_start=168
@@ -53,10 +61,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=297
   _globals['_LISTCHECKPOINTSRESPONSE']._serialized_start=299
   _globals['_LISTCHECKPOINTSRESPONSE']._serialized_end=394
-  _globals['_READCHECKPOINTREQUEST']._serialized_start=396
-  _globals['_READCHECKPOINTREQUEST']._serialized_end=469
-  _globals['_READCHECKPOINTRESPONSE']._serialized_start=471
-  _globals['_READCHECKPOINTRESPONSE']._serialized_end=509
-  _globals['_CHECKPOINTSERVICE']._serialized_start=512
-  _globals['_CHECKPOINTSERVICE']._serialized_end=935
+  _globals['_PINCHECKPOINTREQUEST']._serialized_start=396
+  _globals['_PINCHECKPOINTREQUEST']._serialized_end=454
+  _globals['_UNPINCHECKPOINTREQUEST']._serialized_start=456
+  _globals['_UNPINCHECKPOINTREQUEST']._serialized_end=500
+  _globals['_READCHECKPOINTREQUEST']._serialized_start=502
+  _globals['_READCHECKPOINTREQUEST']._serialized_end=575
+  _globals['_READCHECKPOINTRESPONSE']._serialized_start=577
+  _globals['_READCHECKPOINTRESPONSE']._serialized_end=615
+  _globals['_CHECKPOINTSERVICE']._serialized_start=618
+  _globals['_CHECKPOINTSERVICE']._serialized_end=1309
 # @@protoc_insertion_point(module_scope)

@@ -27,7 +27,7 @@ if _version_not_supported:
 
 
 class CheckpointServiceStub:
-    """Shows a job's checkpoints, and what is in them. For people and services.
+    """Shows a job's checkpoints, what is in them, and says which to keep. For people and services.
     """
 
     def __init__(self, channel):
@@ -46,6 +46,16 @@ class CheckpointServiceStub:
                 request_serializer=adjourn_dot_v1_dot_checkpoint__service__pb2.ListCheckpointsRequest.SerializeToString,
                 response_deserializer=adjourn_dot_v1_dot_checkpoint__service__pb2.ListCheckpointsResponse.FromString,
                 _registered_method=True)
+        self.PinCheckpoint = channel.unary_unary(
+                '/adjourn.v1.CheckpointService/PinCheckpoint',
+                request_serializer=adjourn_dot_v1_dot_checkpoint__service__pb2.PinCheckpointRequest.SerializeToString,
+                response_deserializer=adjourn_dot_v1_dot_checkpoint__pb2.Checkpoint.FromString,
+                _registered_method=True)
+        self.UnpinCheckpoint = channel.unary_unary(
+                '/adjourn.v1.CheckpointService/UnpinCheckpoint',
+                request_serializer=adjourn_dot_v1_dot_checkpoint__service__pb2.UnpinCheckpointRequest.SerializeToString,
+                response_deserializer=adjourn_dot_v1_dot_checkpoint__pb2.Checkpoint.FromString,
+                _registered_method=True)
         self.ReadCheckpoint = channel.unary_stream(
                 '/adjourn.v1.CheckpointService/ReadCheckpoint',
                 request_serializer=adjourn_dot_v1_dot_checkpoint__service__pb2.ReadCheckpointRequest.SerializeToString,
@@ -54,7 +64,7 @@ class CheckpointServiceStub:
 
 
 class CheckpointServiceServicer:
-    """Shows a job's checkpoints, and what is in them. For people and services.
+    """Shows a job's checkpoints, what is in them, and says which to keep. For people and services.
     """
 
     def GetCheckpoint(self, request, context):
@@ -66,6 +76,21 @@ class CheckpointServiceServicer:
 
     def ListCheckpoints(self, request, context):
         """Lists a job's checkpoints, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PinCheckpoint(self, request, context):
+        """Keeps a checkpoint until it is unpinned, whatever becomes of the job; only DeleteJob removes it then. One that is
+        pinned stays so, and the first pin tells who. At most 100 of a job: FAILED_PRECONDITION with TOO_MANY_PINS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnpinCheckpoint(self, request, context):
+        """Takes a pin back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -93,6 +118,16 @@ def add_CheckpointServiceServicer_to_server(servicer, server):
                     request_deserializer=adjourn_dot_v1_dot_checkpoint__service__pb2.ListCheckpointsRequest.FromString,
                     response_serializer=adjourn_dot_v1_dot_checkpoint__service__pb2.ListCheckpointsResponse.SerializeToString,
             ),
+            'PinCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinCheckpoint,
+                    request_deserializer=adjourn_dot_v1_dot_checkpoint__service__pb2.PinCheckpointRequest.FromString,
+                    response_serializer=adjourn_dot_v1_dot_checkpoint__pb2.Checkpoint.SerializeToString,
+            ),
+            'UnpinCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnpinCheckpoint,
+                    request_deserializer=adjourn_dot_v1_dot_checkpoint__service__pb2.UnpinCheckpointRequest.FromString,
+                    response_serializer=adjourn_dot_v1_dot_checkpoint__pb2.Checkpoint.SerializeToString,
+            ),
             'ReadCheckpoint': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadCheckpoint,
                     request_deserializer=adjourn_dot_v1_dot_checkpoint__service__pb2.ReadCheckpointRequest.FromString,
@@ -107,7 +142,7 @@ def add_CheckpointServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CheckpointService:
-    """Shows a job's checkpoints, and what is in them. For people and services.
+    """Shows a job's checkpoints, what is in them, and says which to keep. For people and services.
     """
 
     @staticmethod
@@ -154,6 +189,60 @@ class CheckpointService:
             '/adjourn.v1.CheckpointService/ListCheckpoints',
             adjourn_dot_v1_dot_checkpoint__service__pb2.ListCheckpointsRequest.SerializeToString,
             adjourn_dot_v1_dot_checkpoint__service__pb2.ListCheckpointsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PinCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/adjourn.v1.CheckpointService/PinCheckpoint',
+            adjourn_dot_v1_dot_checkpoint__service__pb2.PinCheckpointRequest.SerializeToString,
+            adjourn_dot_v1_dot_checkpoint__pb2.Checkpoint.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnpinCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/adjourn.v1.CheckpointService/UnpinCheckpoint',
+            adjourn_dot_v1_dot_checkpoint__service__pb2.UnpinCheckpointRequest.SerializeToString,
+            adjourn_dot_v1_dot_checkpoint__pb2.Checkpoint.FromString,
             options,
             channel_credentials,
             insecure,

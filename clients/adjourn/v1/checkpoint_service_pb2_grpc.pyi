@@ -28,7 +28,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class CheckpointServiceStub:
-    """Shows a job's checkpoints, and what is in them. For people and services."""
+    """Shows a job's checkpoints, what is in them, and says which to keep. For people and services."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -38,6 +38,12 @@ class CheckpointServiceStub:
     """Returns one checkpoint."""
     ListCheckpoints: _grpc.UnaryUnaryMultiCallable[_checkpoint_service_pb2.ListCheckpointsRequest, _checkpoint_service_pb2.ListCheckpointsResponse]
     """Lists a job's checkpoints, newest first."""
+    PinCheckpoint: _grpc.UnaryUnaryMultiCallable[_checkpoint_service_pb2.PinCheckpointRequest, _checkpoint_pb2.Checkpoint]
+    """Keeps a checkpoint until it is unpinned, whatever becomes of the job; only DeleteJob removes it then. One that is
+    pinned stays so, and the first pin tells who. At most 100 of a job: FAILED_PRECONDITION with TOO_MANY_PINS.
+    """
+    UnpinCheckpoint: _grpc.UnaryUnaryMultiCallable[_checkpoint_service_pb2.UnpinCheckpointRequest, _checkpoint_pb2.Checkpoint]
+    """Takes a pin back."""
     ReadCheckpoint: _grpc.UnaryStreamMultiCallable[_checkpoint_service_pb2.ReadCheckpointRequest, _checkpoint_service_pb2.ReadCheckpointResponse]
     """Streams a file of a checkpoint, verified part by part before it is sent. A stream that breaks is taken up again with
     the offset of the first byte that did not arrive. DATA_LOSS with CHECKPOINT_DAMAGED: an object of it is missing or
@@ -46,13 +52,19 @@ class CheckpointServiceStub:
 
 @_typing.type_check_only
 class CheckpointServiceAsyncStub(CheckpointServiceStub):
-    """Shows a job's checkpoints, and what is in them. For people and services."""
+    """Shows a job's checkpoints, what is in them, and says which to keep. For people and services."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetCheckpoint: _aio.UnaryUnaryMultiCallable[_checkpoint_service_pb2.GetCheckpointRequest, _checkpoint_pb2.Checkpoint]  # type: ignore[assignment]
     """Returns one checkpoint."""
     ListCheckpoints: _aio.UnaryUnaryMultiCallable[_checkpoint_service_pb2.ListCheckpointsRequest, _checkpoint_service_pb2.ListCheckpointsResponse]  # type: ignore[assignment]
     """Lists a job's checkpoints, newest first."""
+    PinCheckpoint: _aio.UnaryUnaryMultiCallable[_checkpoint_service_pb2.PinCheckpointRequest, _checkpoint_pb2.Checkpoint]  # type: ignore[assignment]
+    """Keeps a checkpoint until it is unpinned, whatever becomes of the job; only DeleteJob removes it then. One that is
+    pinned stays so, and the first pin tells who. At most 100 of a job: FAILED_PRECONDITION with TOO_MANY_PINS.
+    """
+    UnpinCheckpoint: _aio.UnaryUnaryMultiCallable[_checkpoint_service_pb2.UnpinCheckpointRequest, _checkpoint_pb2.Checkpoint]  # type: ignore[assignment]
+    """Takes a pin back."""
     ReadCheckpoint: _aio.UnaryStreamMultiCallable[_checkpoint_service_pb2.ReadCheckpointRequest, _checkpoint_service_pb2.ReadCheckpointResponse]  # type: ignore[assignment]
     """Streams a file of a checkpoint, verified part by part before it is sent. A stream that breaks is taken up again with
     the offset of the first byte that did not arrive. DATA_LOSS with CHECKPOINT_DAMAGED: an object of it is missing or
@@ -60,7 +72,7 @@ class CheckpointServiceAsyncStub(CheckpointServiceStub):
     """
 
 class CheckpointServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Shows a job's checkpoints, and what is in them. For people and services."""
+    """Shows a job's checkpoints, what is in them, and says which to keep. For people and services."""
 
     @_abc_1.abstractmethod
     def GetCheckpoint(
@@ -77,6 +89,24 @@ class CheckpointServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_checkpoint_service_pb2.ListCheckpointsResponse, _abc.Awaitable[_checkpoint_service_pb2.ListCheckpointsResponse]]:
         """Lists a job's checkpoints, newest first."""
+
+    @_abc_1.abstractmethod
+    def PinCheckpoint(
+        self,
+        request: _checkpoint_service_pb2.PinCheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_checkpoint_pb2.Checkpoint, _abc.Awaitable[_checkpoint_pb2.Checkpoint]]:
+        """Keeps a checkpoint until it is unpinned, whatever becomes of the job; only DeleteJob removes it then. One that is
+        pinned stays so, and the first pin tells who. At most 100 of a job: FAILED_PRECONDITION with TOO_MANY_PINS.
+        """
+
+    @_abc_1.abstractmethod
+    def UnpinCheckpoint(
+        self,
+        request: _checkpoint_service_pb2.UnpinCheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_checkpoint_pb2.Checkpoint, _abc.Awaitable[_checkpoint_pb2.Checkpoint]]:
+        """Takes a pin back."""
 
     @_abc_1.abstractmethod
     def ReadCheckpoint(

@@ -693,6 +693,10 @@ class JobEvent(_message.Message):
         """Its worker is to become empty: it pauses at its boundary, and goes on elsewhere."""
         DRAIN_WITHDRAWN: JobEvent._Type.ValueType  # 21
         """Its worker is not to become empty after all, and it had not left yet: it trains on there."""
+        CHECKPOINT_PINNED: JobEvent._Type.ValueType  # 22
+        """PinCheckpoint pinned a checkpoint."""
+        CHECKPOINT_UNPINNED: JobEvent._Type.ValueType  # 23
+        """UnpinCheckpoint took the pin back."""
 
     class Type(_Type, metaclass=_TypeEnumTypeWrapper):
         """What can happen. New values may be added."""
@@ -741,6 +745,10 @@ class JobEvent(_message.Message):
     """Its worker is to become empty: it pauses at its boundary, and goes on elsewhere."""
     DRAIN_WITHDRAWN: JobEvent.Type.ValueType  # 21
     """Its worker is not to become empty after all, and it had not left yet: it trains on there."""
+    CHECKPOINT_PINNED: JobEvent.Type.ValueType  # 22
+    """PinCheckpoint pinned a checkpoint."""
+    CHECKPOINT_UNPINNED: JobEvent.Type.ValueType  # 23
+    """UnpinCheckpoint took the pin back."""
 
     @_typing.final
     class DetailsEntry(_message.Message):

@@ -213,6 +213,30 @@ class JobUpdater:
             before = page[-1][0]
         return replace(event, newest=newest)
 
+    async def change_checkpoint(
+        self, job: JobName, checkpoint: str, decide: Callable[[JobRecord, Checkpoint], Decision | None]
+    ) -> tuple[JobRecord, Checkpoint]:
+        """Changes a job on account of one of its checkpoints; returns the record as it then is, and the checkpoint.
+
+        The record is read first, so a checkpoint that is gone by the time of the commit makes it a conflict. Raises
+        NotFoundError, ContentionError, and what `decide` raises.
+        """
+        for _ in range(ATTEMPTS):
+            stored = await self.store.get(job)
+            found = await self.store.checkpoint(job, checkpoint)
+            if stored is None or found is None:
+                raise errors.NotFoundError(f"there is no {checkpoint}", checkpoint=checkpoint)
+            decision = decide(stored.record, found)
+            if decision is None:
+                return stored.record, found
+            try:
+                await self.store.commit(self.to_commit(stored, decision, None, None, None))
+            except Conflict:
+                continue
+            self.tell(stored.record, decision)
+            return decision.record, found
+        raise errors.ContentionError(f"{job} keeps changing; try again", job=job)
+
     async def delete(self, job: JobName, call: Call) -> None:
         """Deletes a job that has ended; its objects are purged later. Raises as `request`, and JobNotFinishedError."""
         for _ in range(ATTEMPTS):

@@ -174,6 +174,18 @@ class Plane(JobServiceServicer, CheckpointServiceServicer, WorkerServiceServicer
         page, token = paged(self.checkpoints, request.page_token)
         return checkpoints_pb.ListCheckpointsResponse(checkpoints=page, next_page_token=token)
 
+    def PinCheckpoint(self, request: checkpoints_pb.PinCheckpointRequest, context: Context) -> Checkpoint:
+        self.note("PinCheckpoint", request, context)
+        found = next(each for each in self.checkpoints if each.name == request.name)
+        found.retained_for.append(Checkpoint.PINNED)
+        return found
+
+    def UnpinCheckpoint(self, request: checkpoints_pb.UnpinCheckpointRequest, context: Context) -> Checkpoint:
+        self.note("UnpinCheckpoint", request, context)
+        found = next(each for each in self.checkpoints if each.name == request.name)
+        del found.retained_for[:]
+        return found
+
     def ReadCheckpoint(
         self, request: checkpoints_pb.ReadCheckpointRequest, context: Context
     ) -> Iterator[checkpoints_pb.ReadCheckpointResponse]:

@@ -39,7 +39,7 @@ def test_an_empty_list_says_so(adjourn: Adjourn, plane: "Plane") -> None:
     assert adjourn("list", "--json").stdout == ""
     plane.add("x")
     assert "no epoch has ended" in adjourn("metrics", "x").stdout
-    assert "no checkpoint" in adjourn("checkpoints", "x").stdout
+    assert "no checkpoint" in adjourn("checkpoint", "list", "x").stdout
     assert "no worker" in adjourn("workers").stdout
 
 
@@ -62,12 +62,12 @@ def test_series_are_shown_to_people_and_to_programs(adjourn: Adjourn, plane: "Pl
     plane.workers = [Worker(name="workers/w", state=Worker.ACTIVE)]
     assert "loss" in adjourn("metrics", "x").stdout
     assert [json.loads(line)["epoch"] for line in adjourn("metrics", "x", "--json").stdout.splitlines()] == [1, 2, 3]
-    assert "1-ab" in adjourn("checkpoints", "x").stdout
-    assert "damaged" not in adjourn("checkpoints", "x").stdout
+    assert "1-ab" in adjourn("checkpoint", "list", "x").stdout
+    assert "damaged" not in adjourn("checkpoint", "list", "x").stdout
     plane.checkpoints[0].damage = "a part is missing"
-    assert "damaged" in adjourn("checkpoints", "x").stdout
+    assert "damaged" in adjourn("checkpoint", "list", "x").stdout
     plane.checkpoints[0].damage = ""
-    assert json.loads(adjourn("checkpoints", "x", "--json").stdout)["name"] == "jobs/x/checkpoints/1-ab"
+    assert json.loads(adjourn("checkpoint", "list", "x", "--json").stdout)["name"] == "jobs/x/checkpoints/1-ab"
     assert "ACTIVE" in adjourn("workers").stdout
     assert json.loads(adjourn("workers", "--json").stdout)["name"] == "workers/w"
 
@@ -151,4 +151,30 @@ def test_conditions_say_why_a_job_does_not_go_on(adjourn: Adjourn, plane: "Plane
 
 def test_the_environment_of_the_newest_checkpoint_is_shown(adjourn: Adjourn, plane: "Plane") -> None:
     plane.checkpoints = [Checkpoint(name="jobs/x/checkpoints/2", environment={"torch": "2.13", "python": "3.11"})]
-    assert "python=3.11, torch=2.13" in adjourn("checkpoints", "x").stdout
+    assert "python=3.11, torch=2.13" in adjourn("checkpoint", "list", "x").stdout
+
+
+def test_a_checkpoint_is_pinned_shown_and_unpinned(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.add("x", latest_checkpoint="jobs/x/checkpoints/1-ab")
+    plane.checkpoints = [
+        Checkpoint(
+            name=f"jobs/x/checkpoints/{name}",
+            epoch=epoch,
+            uri=f"s3://models/checkpoints/u/manifests/{name}.json",
+            component_digests={"model": "f" * 64},
+            metrics={"loss": 0.5},
+        )
+        for name, epoch in (("1-ab", 4), ("1-aa", 3))
+    ]
+    plane.checkpoints[1].retained_for.append(Checkpoint.FINAL)
+    assert adjourn("checkpoint", "pin", "x", "--reason", "paper").stdout == "1-ab, after epoch 4, is pinned\n"
+    method, request = plane.asked[-1]
+    assert (method, request.name, request.reason) == ("PinCheckpoint", "jobs/x/checkpoints/1-ab", "paper")
+    shown = adjourn("checkpoint", "show", "x").stdout
+    for words in ("s3://models/checkpoints/u/manifests/1-ab.json", "pinned", "loss=0.5", "f" * 64, "none is known"):
+        assert words in shown
+    shown = adjourn("checkpoint", "show", "x", "--checkpoint", "3", "--json").stdout
+    assert json.loads(shown)["retainedFor"] == ["FINAL"]
+    done = adjourn("checkpoint", "unpin", "x", "--checkpoint", "1-aa")
+    assert done.stdout == "1-aa, after epoch 3, is not pinned\n"
+    assert plane.asked[-1][0] == "UnpinCheckpoint"

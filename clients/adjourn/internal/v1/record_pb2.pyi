@@ -56,6 +56,7 @@ class JobRecord(_message.Message):
     LOST_ATTEMPT_FIELD_NUMBER: _builtins.int
     UNCONFIRMED_RELEASES_FIELD_NUMBER: _builtins.int
     FURTHEST_EPOCH_FIELD_NUMBER: _builtins.int
+    PINNED_CHECKPOINTS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Order of creation, from 1, over all jobs; the queue's order."""
     revision: _builtins.int
@@ -130,6 +131,10 @@ class JobRecord(_message.Message):
     def unconfirmed_releases(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnconfirmedRelease]:
         """Attempts whose worker is out of reach and has not said that their processes are gone, oldest first."""
 
+    @_builtins.property
+    def pinned_checkpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Checkpoints that are pinned, `jobs/{job}/checkpoints/{checkpoint}`, in the order of their pins."""
+
     def __init__(
         self,
         *,
@@ -158,10 +163,11 @@ class JobRecord(_message.Message):
         lost_attempt: Global___LostAttempt | None = ...,
         unconfirmed_releases: _abc.Iterable[Global___UnconfirmedRelease] | None = ...,
         furthest_epoch: _builtins.int = ...,
+        pinned_checkpoints: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "epoch_duration", b"epoch_duration", "job", b"job", "lost_attempt", b"lost_attempt", "past_failure", b"past_failure", "pause_release_time", b"pause_release_time", "resumption", b"resumption", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_inexact", b"allow_inexact", "applied_report", b"applied_report", "began", b"began", "checkpoint", b"checkpoint", "device_uuids", b"device_uuids", "epoch_duration", b"epoch_duration", "epochs_since_restart", b"epochs_since_restart", "event_sequence", b"event_sequence", "furthest_epoch", b"furthest_epoch", "generation", b"generation", "job", b"job", "lost_attempt", b"lost_attempt", "number", b"number", "observed_generation", b"observed_generation", "past_failure", b"past_failure", "pause_mode", b"pause_mode", "pause_release_time", b"pause_release_time", "released", b"released", "restored_checkpoint", b"restored_checkpoint", "resumption", b"resumption", "revision", b"revision", "target", b"target", "timed_epochs", b"timed_epochs", "token", b"token", "unconfirmed_releases", b"unconfirmed_releases"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_inexact", b"allow_inexact", "applied_report", b"applied_report", "began", b"began", "checkpoint", b"checkpoint", "device_uuids", b"device_uuids", "epoch_duration", b"epoch_duration", "epochs_since_restart", b"epochs_since_restart", "event_sequence", b"event_sequence", "furthest_epoch", b"furthest_epoch", "generation", b"generation", "job", b"job", "lost_attempt", b"lost_attempt", "number", b"number", "observed_generation", b"observed_generation", "past_failure", b"past_failure", "pause_mode", b"pause_mode", "pause_release_time", b"pause_release_time", "pinned_checkpoints", b"pinned_checkpoints", "released", b"released", "restored_checkpoint", b"restored_checkpoint", "resumption", b"resumption", "revision", b"revision", "target", b"target", "timed_epochs", b"timed_epochs", "token", b"token", "unconfirmed_releases", b"unconfirmed_releases"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
