@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from adjourn import reasons, snapshots
 from adjourn.desired_state import DesiredState
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment, Snapshot, TrainingProcess
-from adjourn.manifests import FORMAT, digest, part_key
+from adjourn.manifests import FORMAT, digest, part_key, places
 from adjourn.next_boundary import NextBoundary
 from adjourn.objects import STORAGE_ERRORS
 from adjourn.pulse import Pulse
@@ -214,17 +214,16 @@ class RunnerModel(AttemptRunner):
         """Returns the state of a checkpoint, every part verified."""
         manifest = await read_manifest(self.parts, restore)
         found = b""
-        for file in manifest.files:
-            for part in file.parts:
-                name = part_key(manifest.job_uid, part.digest)
-                try:
-                    data = await self.parts.download(name, part.digest, part.size_bytes)
-                except (LookupError, ValueError) as error:
-                    raise CheckpointCorrupt(restore.name, name, "is missing or damaged") from error
-                if data is None:
-                    raise CheckpointCorrupt(restore.name, name, "is damaged")
-                if file.name == "state":
-                    found = data
+        for part in manifest.parts:
+            name = part_key(manifest.job_uid, part.digest)
+            try:
+                data = await self.parts.download(name, part.digest, part.size_bytes)
+            except (LookupError, ValueError) as error:
+                raise CheckpointCorrupt(restore.name, name, "is missing or damaged") from error
+            if data is None:
+                raise CheckpointCorrupt(restore.name, name, "is damaged")
+            if [place.file for place in places(manifest)[part.digest]] == ["state"]:
+                found = data
         return found
 
     async def persist_now(self, snapshot: Snapshot) -> None:
@@ -261,8 +260,9 @@ class RunnerModel(AttemptRunner):
                 base = await read_manifest(self.parts, newest)
             except CheckpointCorrupt:
                 base = None
-        known = {part.digest for file in base.files for part in file.parts} if base else set[str]()
-        files = []
+        known = {part.digest for part in base.parts} if base else set[str]()
+        files: list[Manifest.File] = []
+        parts: list[Manifest.Part] = []
         for name, data in (("frozen", f"frozen of {uid}".encode()), ("state", state)):
             part = Manifest.Part(digest=digest(data), size_bytes=len(data))
             place = part_key(uid, part.digest)
@@ -270,7 +270,10 @@ class RunnerModel(AttemptRunner):
             if part.digest not in known or not await self.parts.holds(place, part.digest, len(data), anew=anew):
                 await self.parts.upload(place, part.digest, data)
             self.host.burn()
-            files.append(Manifest.File(name=name, parts=[part]))
+            span = Manifest.Span(part=len(parts), size_bytes=len(data))
+            chunk = bytes.fromhex(part.digest)
+            files.append(Manifest.File(name=name, spans=[span], chunk_sizes=[len(data)], chunk_digests=chunk))
+            parts.append(part)
         manifest = Manifest(
             format=FORMAT,
             job=assignment.job,
@@ -280,6 +283,7 @@ class RunnerModel(AttemptRunner):
             sequence=snapshot.sequence,
             spec=assignment.spec,
             progress=snapshot.progress,
+            parts=parts,
             files=files,
             component_digests={"state": digest(state)},
             state_digest=snapshots.state_digest({"state": digest(state)}),

@@ -26,11 +26,10 @@ async def damage(checkpoint: Checkpoint, read: Callable[[str], Awaitable[bytes]]
         manifest = Parse(raw, Manifest())
         if dict(manifest.component_digests) != dict(checkpoint.component_digests):
             return f"{key} has other digests of components than the registered checkpoint"
-        for file in manifest.files:
-            for part in file.parts:
-                data = await read(part_key(checkpoint.job_uid, part.digest))
-                if (blake3(data).hexdigest(), len(data)) != (part.digest, part.size_bytes):
-                    return f"part {part.digest} of {file.name} is damaged"
+        for part in manifest.parts:
+            data = await read(part_key(checkpoint.job_uid, part.digest))
+            if (blake3(data).hexdigest(), len(data)) != (part.digest, part.size_bytes):
+                return f"part {part.digest} is damaged"
     except (ObjectMissing, ObjectTooLong) as error:
         return str(error)
     return ""

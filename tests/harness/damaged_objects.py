@@ -66,7 +66,7 @@ class DamagedObjects(MemoryObjects):
 
     def damaged(self, manifest: Manifest) -> list[str]:
         """Returns the parts of a checkpoint that are not what they should be."""
-        keys = {part_key(manifest.job_uid, part.digest): part for file in manifest.files for part in file.parts}
+        keys = {part_key(manifest.job_uid, part.digest): part for part in manifest.parts}
         return [
             key for key, part in keys.items() if key not in self.contents or digest(self.contents[key]) != part.digest
         ]
@@ -87,5 +87,5 @@ class DamagedObjects(MemoryObjects):
         if place in self.ever_broken or prefix(checkpoint.job_uid) in self.purged:
             return True
         manifest = decode(self.contents[place])
-        keys = {part_key(manifest.job_uid, part.digest) for file in manifest.files for part in file.parts}
+        keys = {part_key(manifest.job_uid, part.digest) for part in manifest.parts}
         return not keys.isdisjoint(self.ever_broken)

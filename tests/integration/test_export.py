@@ -37,6 +37,7 @@ from adjourn_control_plane.api.checkpoints import CheckpointService
 from adjourn_control_plane.api.reads import Reads
 from adjourn_control_plane.job.updater import JobUpdater
 from adjourn_control_plane.store.interface import Change, JobName
+from adjourn_worker.storage.fetch import read_manifest
 from adjourn_worker.storage.parts import PartStore
 from adjourn_worker.storage.persist import persist
 from tests.harness.control_planes import Replica, refused, replica, to_the_end
@@ -452,3 +453,30 @@ async def test_a_reader_that_does_not_read_loses_its_place_to_others(
                     await asyncio.sleep(0.05)
         stalled.cancel()
     await server.stop(None)
+
+
+async def test_a_file_whose_bytes_lie_in_parts_of_several_checkpoints_is_read_in_order(
+    memory: MemoryObjects, tmp_path: Path
+) -> None:
+    parts = PartStore(memory)
+    token = FencingToken(attempt=1, nonce=secrets.token_hex(16), job_uid="01234567-89ab-4def-8123-456789abcdef")
+    assignment = Assignment(job=JOB, token=token, spec=JobSpec(entry_point="a:b", total_epochs=5))
+    big = torch.randint(0, 256, (3 * PART_BYTES,), dtype=torch.uint8)
+    base = checkpoint = None
+    for sequence in (1, 2, 3):
+        state = State(lambda: {"epoch": 3}, None)
+        state.add({"values": {"big": big}})
+        trees, blobs = state.encode()
+        slot = Slot(tmp_path / "slot")
+        slot.write({"format": snapshots.FORMAT, "components": trees, "environment": {}, "progress": {}}, blobs)
+        taken = Snapshot(directory=str(slot.directory), sequence=sequence)
+        checkpoint = await persist(parts, assignment, taken, base, {}, lambda _: None)
+        base = await read_manifest(parts, checkpoint)
+        big[sequence * 1000 :: PART_BYTES // 3] += 1
+    assert checkpoint is not None
+    assert base is not None
+    assert len(base.files[0].spans) > len(base.parts) > 4
+    content = (tmp_path / "slot" / snapshots.TENSORS).read_bytes()
+    for offset in (0, 1, 5000, PART_BYTES + 17, len(content) - 1, len(content)):
+        read = Reads(memory).chunks(checkpoint, snapshots.TENSORS, offset)
+        assert b"".join([chunk async for chunk in read]) == content[offset:]

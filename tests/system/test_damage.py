@@ -19,9 +19,18 @@ LIMIT = 64 << 20
 
 
 async def parts(objects: S3Objects, checkpoint: Checkpoint) -> list[str]:
-    """Returns the digests of a checkpoint's parts, the largest file's first."""
+    """Returns the digests of a checkpoint's parts."""
     manifest = json.loads(await objects.get(manifest_key(checkpoint), limit=LIMIT))
-    return [part["digest"] for file in manifest["files"] for part in file["parts"]]
+    return [part["digest"] for part in manifest["parts"]]
+
+
+async def own_part(objects: S3Objects, client: AsyncClient, checkpoint: Checkpoint) -> str:
+    """Returns the key of a part that no other checkpoint of the job has."""
+    job = checkpoint.name.partition("/checkpoints/")[0]
+    others = [found async for found in client.list_checkpoints(job) if found.name != checkpoint.name]
+    shared = {part for other in others for part in await parts(objects, other)}
+    own = next(part for part in await parts(objects, checkpoint) if part not in shared)
+    return part_key(checkpoint.job_uid, own)
 
 
 async def spoil(objects: S3Objects, key: str, how: str) -> None:
@@ -43,7 +52,7 @@ async def test_a_paused_job_whose_checkpoint_is_damaged_goes_on_from_the_one_bef
     gated = await gated_jobs.start(f"{what}-{how}", limit=2)
     await gated.durable(2)
     newest = await client.get_checkpoint((await gated.pause(3)).pause.checkpoint)
-    key = manifest_key(newest) if what == "manifest" else part_key(newest.job_uid, (await parts(objects, newest))[0])
+    key = manifest_key(newest) if what == "manifest" else await own_part(objects, client, newest)
     await spoil(objects, key, how)
     await client.resume_job(gated.name)
     gated.gate.open(4)

@@ -452,7 +452,7 @@ async def test_a_store_that_has_lost_everything_costs_no_training(
                 await asyncio.sleep(0.05)
         assert (newest.job, dict(newest.component_digests)) == (gated.name, dict(twin[0].component_digests))
         stored = await objects.list(f"{prefix}/parts/")
-        for part in (part for file in newest.files for part in file.parts):
+        for part in newest.parts:
             assert stored[f"{prefix}/parts/{part.digest}"] == part.size_bytes
 
 

@@ -138,7 +138,7 @@ async def registered(planes: Planes, objects: MemoryObjects, *, attempt: int, ep
     """Makes a checkpoint whose objects are whole."""
     part = f"epoch {epoch}".encode()
     manifest = Manifest(job_uid=UID, component_digests={"model": str(epoch)})
-    manifest.files.add(name="state.json").parts.add(digest=blake3(part).hexdigest(), size_bytes=len(part))
+    manifest.parts.add(digest=blake3(part).hexdigest(), size_bytes=len(part))
     raw = MessageToJson(manifest).encode()
     key = f"checkpoints/{UID}/manifests/{attempt}-{epoch}.json"
     await objects.put(f"checkpoints/{UID}/parts/{blake3(part).hexdigest()}", part)

@@ -1,14 +1,17 @@
 """Brings a checkpoint to this machine through the control plane, verified to the last byte.
 
 A client has no key to object storage. The control plane verifies what it sends; what arrives is verified again: the
-manifest against the registered checkpoint, each part against the manifest, and in the end each component's digest.
+manifest against the registered checkpoint, each chunk against the manifest, and in the end each component's digest.
 """
 
 import os
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Final
+
+from blake3 import blake3
 
 from adjourn import manifests, snapshots
 from adjourn.client import Client
@@ -17,7 +20,7 @@ from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.manifest_pb2 import Manifest
 
 LOOKS: Final = 3
-"""Times that a part may arrive with other content: a network may flip a bit."""
+"""Times that a chunk may arrive with other content: a network may flip a bit."""
 
 
 def download(client: Client, checkpoint: Checkpoint, into: Path, on_bytes: Callable[[int], None]) -> None:
@@ -48,24 +51,24 @@ def tell(on_bytes: Callable[[int], None], before: int, size: int) -> None:
 def fetch(
     client: Client, checkpoint: Checkpoint, file: Manifest.File, path: Path, on_bytes: Callable[[int], None]
 ) -> None:
-    """Writes one file, part by part; a part that arrives with other content is asked for again."""
+    """Writes one file, chunk by chunk; one that arrives with other content is asked for again."""
     size = manifests.file_size(file)
     with path.open("wb") as output:
         if size:
             os.posix_fallocate(output.fileno(), 0, size)  # a full disk is known before anything is fetched
-        parts, offset, looks = list(file.parts), 0, 0
-        while parts:
+        chunks, offset, looks = deque(manifests.chunks(file)), 0, 0
+        while chunks:
             arriving = Arriving(client, checkpoint, file.name, offset)
-            while parts and manifests.digest(data := arriving.take(parts[0].size_bytes)) == parts[0].digest:
+            while chunks and blake3(data := arriving.take(chunks[0][0])).digest() == chunks[0][1]:
                 output.write(data)
                 offset += len(data)
                 on_bytes(offset)
-                parts.pop(0)
+                chunks.popleft()
                 looks = 0
             arriving.close()
             looks += 1
-            if parts and looks == LOOKS:
-                raise damaged(checkpoint, f"part {parts[0].digest} of {file.name} arrives with another content")
+            if chunks and looks == LOOKS:
+                raise damaged(checkpoint, f"{file.name} arrives with another content at byte {offset}")
 
 
 class Arriving:

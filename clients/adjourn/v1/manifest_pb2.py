@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from adjourn.v1 import job_pb2 as adjourn_dot_v1_dot_job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61\x64journ/v1/manifest.proto\x12\nadjourn.v1\x1a\x14\x61\x64journ/v1/job.proto\"\xb5\x05\n\x08Manifest\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\t\x12\x0b\n\x03job\x18\x02 \x01(\t\x12\x0f\n\x07job_uid\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12\r\n\x05nonce\x18\x05 \x01(\t\x12\x10\n\x08sequence\x18\x06 \x01(\x05\x12!\n\x04spec\x18\x07 \x01(\x0b\x32\x13.adjourn.v1.JobSpec\x12&\n\x08progress\x18\x08 \x01(\x0b\x32\x14.adjourn.v1.Progress\x12\x32\n\x07metrics\x18\t \x03(\x0b\x32!.adjourn.v1.Manifest.MetricsEntry\x12(\n\x05\x66iles\x18\n \x03(\x0b\x32\x19.adjourn.v1.Manifest.File\x12\x45\n\x11\x63omponent_digests\x18\x0b \x03(\x0b\x32*.adjourn.v1.Manifest.ComponentDigestsEntry\x12\x14\n\x0cstate_digest\x18\x0c \x01(\t\x12:\n\x0b\x65nvironment\x18\r \x03(\x0b\x32%.adjourn.v1.Manifest.EnvironmentEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x37\n\x15\x43omponentDigestsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x32\n\x10\x45nvironmentEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a>\n\x04\x46ile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x05parts\x18\x02 \x03(\x0b\x32\x19.adjourn.v1.Manifest.Part\x1a*\n\x04Part\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61\x64journ/v1/manifest.proto\x12\nadjourn.v1\x1a\x14\x61\x64journ/v1/job.proto\"\xcb\x06\n\x08Manifest\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\t\x12\x0b\n\x03job\x18\x02 \x01(\t\x12\x0f\n\x07job_uid\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12\r\n\x05nonce\x18\x05 \x01(\t\x12\x10\n\x08sequence\x18\x06 \x01(\x05\x12!\n\x04spec\x18\x07 \x01(\x0b\x32\x13.adjourn.v1.JobSpec\x12&\n\x08progress\x18\x08 \x01(\x0b\x32\x14.adjourn.v1.Progress\x12\x32\n\x07metrics\x18\t \x03(\x0b\x32!.adjourn.v1.Manifest.MetricsEntry\x12(\n\x05\x66iles\x18\n \x03(\x0b\x32\x19.adjourn.v1.Manifest.File\x12\x45\n\x11\x63omponent_digests\x18\x0b \x03(\x0b\x32*.adjourn.v1.Manifest.ComponentDigestsEntry\x12\x14\n\x0cstate_digest\x18\x0c \x01(\t\x12:\n\x0b\x65nvironment\x18\r \x03(\x0b\x32%.adjourn.v1.Manifest.EnvironmentEntry\x12(\n\x05parts\x18\x0e \x03(\x0b\x32\x19.adjourn.v1.Manifest.Part\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x37\n\x15\x43omponentDigestsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x32\n\x10\x45nvironmentEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1ap\n\x04\x46ile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x05spans\x18\x03 \x03(\x0b\x32\x19.adjourn.v1.Manifest.Span\x12\x13\n\x0b\x63hunk_sizes\x18\x04 \x03(\x05\x12\x15\n\rchunk_digests\x18\x05 \x01(\x0cJ\x04\x08\x02\x10\x03\x1a\x38\n\x04Span\x12\x0c\n\x04part\x18\x01 \x01(\x05\x12\x0e\n\x06offset\x18\x02 \x01(\x05\x12\x12\n\nsize_bytes\x18\x03 \x01(\x05\x1a*\n\x04Part\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,15 +39,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MANIFEST_ENVIRONMENTENTRY']._loaded_options = None
   _globals['_MANIFEST_ENVIRONMENTENTRY']._serialized_options = b'8\001'
   _globals['_MANIFEST']._serialized_start=64
-  _globals['_MANIFEST']._serialized_end=757
-  _globals['_MANIFEST_METRICSENTRY']._serialized_start=494
-  _globals['_MANIFEST_METRICSENTRY']._serialized_end=540
-  _globals['_MANIFEST_COMPONENTDIGESTSENTRY']._serialized_start=542
-  _globals['_MANIFEST_COMPONENTDIGESTSENTRY']._serialized_end=597
-  _globals['_MANIFEST_ENVIRONMENTENTRY']._serialized_start=599
-  _globals['_MANIFEST_ENVIRONMENTENTRY']._serialized_end=649
-  _globals['_MANIFEST_FILE']._serialized_start=651
-  _globals['_MANIFEST_FILE']._serialized_end=713
-  _globals['_MANIFEST_PART']._serialized_start=715
-  _globals['_MANIFEST_PART']._serialized_end=757
+  _globals['_MANIFEST']._serialized_end=907
+  _globals['_MANIFEST_METRICSENTRY']._serialized_start=536
+  _globals['_MANIFEST_METRICSENTRY']._serialized_end=582
+  _globals['_MANIFEST_COMPONENTDIGESTSENTRY']._serialized_start=584
+  _globals['_MANIFEST_COMPONENTDIGESTSENTRY']._serialized_end=639
+  _globals['_MANIFEST_ENVIRONMENTENTRY']._serialized_start=641
+  _globals['_MANIFEST_ENVIRONMENTENTRY']._serialized_end=691
+  _globals['_MANIFEST_FILE']._serialized_start=693
+  _globals['_MANIFEST_FILE']._serialized_end=805
+  _globals['_MANIFEST_SPAN']._serialized_start=807
+  _globals['_MANIFEST_SPAN']._serialized_end=863
+  _globals['_MANIFEST_PART']._serialized_start=865
+  _globals['_MANIFEST_PART']._serialized_end=907
 # @@protoc_insertion_point(module_scope)

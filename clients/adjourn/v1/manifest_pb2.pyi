@@ -95,28 +95,68 @@ class Manifest(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
         NAME_FIELD_NUMBER: _builtins.int
-        PARTS_FIELD_NUMBER: _builtins.int
+        SPANS_FIELD_NUMBER: _builtins.int
+        CHUNK_SIZES_FIELD_NUMBER: _builtins.int
+        CHUNK_DIGESTS_FIELD_NUMBER: _builtins.int
         name: _builtins.str
         """Its name, without a directory."""
+        chunk_digests: _builtins.bytes
+        """BLAKE3 of its chunks, 32 bytes each."""
         @_builtins.property
-        def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Manifest.Part]:
-            """Its pieces, in order."""
+        def spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___Manifest.Span]:
+            """Where its bytes are, in order."""
+
+        @_builtins.property
+        def chunk_sizes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+            """Bytes of its chunks, in order; none goes over the end of a span. Of a chunk of the same digest, the next
+            checkpoint need not store the bytes again.
+            """
 
         def __init__(
             self,
             *,
             name: _builtins.str = ...,
-            parts: _abc.Iterable[Global___Manifest.Part] | None = ...,
+            spans: _abc.Iterable[Global___Manifest.Span] | None = ...,
+            chunk_sizes: _abc.Iterable[_builtins.int] | None = ...,
+            chunk_digests: _builtins.bytes = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "parts", b"parts"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_digests", b"chunk_digests", "chunk_sizes", b"chunk_sizes", "name", b"name", "spans", b"spans"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Span(_message.Message):
+        """Bytes of a part."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        PART_FIELD_NUMBER: _builtins.int
+        OFFSET_FIELD_NUMBER: _builtins.int
+        SIZE_BYTES_FIELD_NUMBER: _builtins.int
+        part: _builtins.int
+        """Index in `Manifest.parts`."""
+        offset: _builtins.int
+        """Of its first byte in the part."""
+        size_bytes: _builtins.int
+        """Bytes; within the part."""
+        def __init__(
+            self,
+            *,
+            part: _builtins.int = ...,
+            offset: _builtins.int = ...,
+            size_bytes: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["offset", b"offset", "part", b"part", "size_bytes", b"size_bytes"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     @_typing.final
     class Part(_message.Message):
-        """A piece of a file, stored under its digest."""
+        """An object, stored under its digest."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -151,8 +191,9 @@ class Manifest(_message.Message):
     COMPONENT_DIGESTS_FIELD_NUMBER: _builtins.int
     STATE_DIGEST_FIELD_NUMBER: _builtins.int
     ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
     format: _builtins.str
-    """`adjourn.checkpoint/2`."""
+    """`adjourn.checkpoint/3`. In version 2, each file had parts of its own."""
     job: _builtins.str
     """`jobs/{job}`."""
     job_uid: _builtins.str
@@ -189,6 +230,10 @@ class Manifest(_message.Message):
     def environment(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """As `Checkpoint.environment`."""
 
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Manifest.Part]:
+        """Objects that the files lie in. One may have bytes that an earlier checkpoint needed and this one does not."""
+
     def __init__(
         self,
         *,
@@ -205,10 +250,11 @@ class Manifest(_message.Message):
         component_digests: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         state_digest: _builtins.str = ...,
         environment: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        parts: _abc.Iterable[Global___Manifest.Part] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "component_digests", b"component_digests", "environment", b"environment", "files", b"files", "format", b"format", "job", b"job", "job_uid", b"job_uid", "metrics", b"metrics", "nonce", b"nonce", "progress", b"progress", "sequence", b"sequence", "spec", b"spec", "state_digest", b"state_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "component_digests", b"component_digests", "environment", b"environment", "files", b"files", "format", b"format", "job", b"job", "job_uid", b"job_uid", "metrics", b"metrics", "nonce", b"nonce", "parts", b"parts", "progress", b"progress", "sequence", b"sequence", "spec", b"spec", "state_digest", b"state_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

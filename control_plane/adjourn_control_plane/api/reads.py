@@ -1,6 +1,7 @@
 """Reads checkpoints for callers, who have no key to object storage: verified part by part, in bounded memory."""
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, TypeVar
@@ -14,8 +15,10 @@ from adjourn.v1.manifest_pb2 import Manifest
 
 T = TypeVar("T")
 
-AT_ONCE: Final = 16
-"""Callers that are read for at a time, by this process. Each has a part in memory."""
+AT_ONCE: Final = 8
+"""Callers that are read for at a time, by this process. Each has PARTS_HELD in memory."""
+PARTS_HELD: Final = 2
+"""A file goes to and fro between the part that most of it is in, and those of later checkpoints."""
 DAMAGE_LOOKS: Final = 3
 AGAIN_SECONDS: Final = 1.0
 """Times that an object has to be found damaged to count as that, and the time in between, as for a restore."""
@@ -51,19 +54,26 @@ class Reads:
             for chunk in cut(data[offset:]):
                 yield chunk
             return
-        parts = next((each.parts for each in manifest.files if each.name == file), None)
-        if parts is None:
+        found = next((each for each in manifest.files if each.name == file), None)
+        if found is None:
             names = ", ".join(each.name for each in manifest.files)
             raise errors.InvalidRequestError({"file": f"must be one of {names}, or empty for the manifest"})
-        refuse_beyond(offset, sum(part.size_bytes for part in parts))
+        refuse_beyond(offset, manifests.file_size(found))
+        held: OrderedDict[int, bytes] = OrderedDict()
         begin = 0
-        for part in parts:
-            end = begin + part.size_bytes
-            if end > offset:
-                content = await self._part(checkpoint, part)
-                for chunk in cut(content[max(offset - begin, 0) :]):
-                    yield chunk
-            begin = end
+        for span in found.spans:
+            skipped = max(offset - begin, 0)
+            begin += span.size_bytes
+            if skipped >= span.size_bytes:
+                continue
+            if span.part not in held:
+                while len(held) >= PARTS_HELD:
+                    held.popitem(last=False)
+                held[span.part] = await self._part(checkpoint, manifest.parts[span.part])
+            held.move_to_end(span.part)
+            content = memoryview(held[span.part])[span.offset : span.offset + span.size_bytes]
+            for chunk in cut(content[skipped:]):
+                yield chunk
 
     async def _manifest(self, checkpoint: Checkpoint) -> tuple[bytes, Manifest]:
         try:
@@ -110,7 +120,7 @@ def refuse_beyond(offset: int, size: int) -> None:
         raise errors.InvalidRequestError({"offset": f"must be 0 to {size}, the size of the file; is {offset}"})
 
 
-def cut(data: bytes) -> Iterator[bytes]:
+def cut(data: bytes | memoryview) -> Iterator[bytes]:
     """Returns pieces that fit into a message."""
     view = memoryview(data)
     return (bytes(view[begin : begin + CHUNK_BYTES]) for begin in range(0, len(data), CHUNK_BYTES))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adjourn import snapshots
-from adjourn.manifests import FORMAT, ManifestInvalid, decode, distinct_parts, encode, total_size
+from adjourn.manifests import FORMAT, ManifestInvalid, Place, decode, distinct_parts, encode, places, total_size
 from adjourn.v1.job_pb2 import JobSpec, Progress
 from adjourn.v1.manifest_pb2 import Manifest
 
@@ -30,10 +30,30 @@ def manifest(components: dict[str, str] = COMPONENTS, metrics: dict[str, float] 
         state_digest=snapshots.state_digest(components),
         environment={"torch": "2.13.0", "cpu": "x"},
     )
-    made.files.add(name="tensors.safetensors").parts.add(digest=DIGEST, size_bytes=8 << 20)
-    made.files[0].parts.add(digest="cd" * 32, size_bytes=9)
-    made.files.add(name="state.json").parts.add(digest="ef" * 32, size_bytes=100)
+    made.parts.add(digest=DIGEST, size_bytes=8 << 20)
+    made.parts.add(digest="cd" * 32, size_bytes=109)
+    tensors = made.files.add(name="tensors.safetensors", chunk_sizes=[1 << 20, 7 << 20, 9], chunk_digests=bytes(96))
+    tensors.spans.add(part=0, size_bytes=8 << 20)
+    tensors.spans.add(part=1, offset=100, size_bytes=9)
+    state = made.files.add(name="state.json", chunk_sizes=[100], chunk_digests=bytes(32))
+    state.spans.add(part=1, size_bytes=100)
     return made
+
+
+def of_version_2() -> bytes:
+    """Returns a manifest whose files have parts of their own, as version 2 wrote them."""
+    document = json.loads(encode(manifest()))
+    parts = [
+        {"digest": "ab" * 32, "sizeBytes": 8 << 20},
+        {"digest": "cd" * 32, "sizeBytes": 9},
+        {"digest": "ef" * 32, "sizeBytes": 100},
+    ]
+    files = [
+        {"name": "tensors.safetensors", "parts": [*parts[:2], parts[0]]},
+        {"name": "state.json", "parts": parts[2:]},
+    ]
+    del document["parts"]
+    return json.dumps({**document, "format": "adjourn.checkpoint/2", "files": files}).encode()
 
 
 def test_it_comes_back_as_it_was() -> None:
@@ -44,7 +64,36 @@ def test_it_comes_back_as_it_was() -> None:
     assert math.isnan(read.progress.metrics["loss"])
     assert dict(read.metrics) == dict(written.metrics)
     assert total_size(read) == (8 << 20) + 109
+    assert distinct_parts(read) == {DIGEST: 8 << 20, "cd" * 32: 109}
+    assert places(read) == {
+        DIGEST: [Place(file="tensors.safetensors", offset=0, begin=0, end=8 << 20)],
+        "cd" * 32: [
+            Place(file="tensors.safetensors", offset=8 << 20, begin=100, end=109),
+            Place(file="state.json", offset=0, begin=0, end=100),
+        ],
+    }
+
+
+def test_one_of_version_2_is_read_as_if_this_version_had_written_it() -> None:
+    read = decode(of_version_2())
     assert distinct_parts(read) == {DIGEST: 8 << 20, "cd" * 32: 9, "ef" * 32: 100}
+    assert places(read)[DIGEST] == [
+        Place(file="tensors.safetensors", offset=0, begin=0, end=8 << 20),
+        Place(file="tensors.safetensors", offset=(8 << 20) + 9, begin=0, end=8 << 20),
+    ]
+    assert places(read)["ef" * 32] == [Place(file="state.json", offset=0, begin=0, end=100)]
+    assert total_size(read) == (16 << 20) + 109
+    assert read.files[1].chunk_digests == bytes.fromhex("ef" * 32)
+    assert decode(encode(read)) == read
+
+
+@pytest.mark.parametrize(
+    "files", [[{}], [{"name": "a"}], [{"name": "a", "parts": [{}]}], [{"name": "a", "parts": 7}], 7, ["a"]]
+)
+def test_one_of_version_2_that_makes_no_sense_is_refused(files: object) -> None:
+    document = {**json.loads(of_version_2()), "files": files}
+    with pytest.raises(ManifestInvalid):
+        decode(json.dumps(document).encode())
 
 
 @given(st.permutations(["a", "b", "c", "model", "random.torch"]))
@@ -77,9 +126,20 @@ def test_it_is_json_with_sorted_keys_and_no_blanks() -> None:
         (lambda m: setattr(m, "state_digest", "xyz"), "state_digest"),
         (lambda m: setattr(m.files[0], "name", "../evil"), "evil"),
         (lambda m: setattr(m.files[0], "name", "state.json"), "one name"),
-        (lambda m: setattr(m.files[1].parts[0], "size_bytes", 0), r"files\[state.json\].parts\[0\].size_bytes"),
-        (lambda m: setattr(m.files[1].parts[0], "size_bytes", 1 << 30), "size_bytes"),
-        (lambda m: setattr(m.files[0].parts[1], "digest", "XYZ"), r"files\[tensors.safetensors\].parts\[1\].digest"),
+        (lambda m: setattr(m.parts[0], "size_bytes", 0), r"parts\[0\].size_bytes"),
+        (lambda m: setattr(m.parts[0], "size_bytes", 1 << 30), r"parts\[0\].size_bytes"),
+        (lambda m: setattr(m.parts[1], "digest", "XYZ"), r"parts\[1\].digest"),
+        (lambda m: setattr(m.parts[1], "digest", DIGEST), "one digest"),
+        (lambda m: setattr(m.files[1].spans[0], "part", 2), r"files\[state.json\].spans\[0\].part"),
+        (lambda m: setattr(m.files[1].spans[0], "part", -1), r"files\[state.json\].spans\[0\].part"),
+        (lambda m: setattr(m.files[1].spans[0], "offset", -1), r"files\[state.json\].spans\[0\]"),
+        (lambda m: setattr(m.files[1].spans[0], "offset", 10), r"files\[state.json\].spans\[0\]"),
+        (lambda m: setattr(m.files[1].spans[0], "size_bytes", 0), r"files\[state.json\].spans\[0\]"),
+        (lambda m: setattr(m.files[1].spans[0], "size_bytes", 110), r"files\[state.json\].spans\[0\]"),
+        (lambda m: setattr(m.files[1], "chunk_digests", b""), r"files\[state.json\].chunk_digests"),
+        (lambda m: m.files[1].chunk_sizes.__setitem__(0, 99), r"files\[state.json\].chunk_sizes"),
+        (lambda m: m.files[0].chunk_sizes.__setitem__(slice(None), [8, -1, 2]), "chunk_sizes"),
+        (lambda m: m.files[0].chunk_sizes.__setitem__(slice(None), [1 << 20, (7 << 20) + 1, 8]), "chunk_sizes"),
     ],
 )
 def test_what_no_restore_could_rely_on_is_refused(change: Callable[[Manifest], object], place: str) -> None:
@@ -96,7 +156,7 @@ def test_what_no_restore_could_rely_on_is_refused(change: Callable[[Manifest], o
         ("metrics", {"loss": "low"}),
         ("files", ["a"]),
         ("files", {}),
-        ("files", [{"name": "a", "parts": [[DIGEST, 4]]}]),
+        ("files", [{"name": "a", "spans": [[0, 4]]}]),
         ("attempt", 1.5),
         ("job", 7),
     ],

@@ -2,13 +2,13 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from adjourn import failpoints
-from adjourn.manifests import MANIFEST_LIMIT, ManifestInvalid, file_size, key_of, part_key, verified
+from adjourn.manifests import MANIFEST_LIMIT, ManifestInvalid, Place, file_size, key_of, part_key, places, verified
 from adjourn.objects import ObjectMissing, ObjectTooLong
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.manifest_pb2 import Manifest
@@ -27,15 +27,6 @@ class CheckpointCorrupt(Exception):
         """The object."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Span:
-    """Where a part goes."""
-
-    path: Path
-    offset: int
-    part: Manifest.Part
-
-
 async def fetch(store: PartStore, checkpoint: Checkpoint, into: Path) -> Manifest:
     """Makes the directory `into` with the snapshot's files, replacing what is there; returns the manifest.
 
@@ -45,18 +36,20 @@ async def fetch(store: PartStore, checkpoint: Checkpoint, into: Path) -> Manifes
     failpoints.hit("worker.manifest-read")
     fresh = into.with_name(f".{into.name}.fetching")
 
-    async def bring(span: Span) -> None:
-        key = part_key(manifest.job_uid, span.part.digest)
+    wanted = places(manifest)
+
+    async def bring(part: Manifest.Part) -> None:
+        key = part_key(manifest.job_uid, part.digest)
         async with store.memory:
             with explained(checkpoint, key):
-                data = await store.download(key, span.part.digest, span.part.size_bytes)
+                data = await store.download(key, part.digest, part.size_bytes)
             if data is None:
                 raise CheckpointCorrupt(checkpoint.name, key, "is damaged")
-            await store.run(place, span, data)
+            await store.run(put, fresh, wanted[part.digest], data)
 
     try:
         await store.run(lay_out, fresh, manifest)
-        await each(spans(fresh, manifest), bring)
+        await each(manifest.parts, bring)
         await store.run(publish, fresh, into)
     finally:
         await store.run(shutil.rmtree, fresh, ignore_errors=True)
@@ -91,14 +84,6 @@ def explained(checkpoint: Checkpoint, key: str) -> Iterator[None]:
         raise CheckpointCorrupt(checkpoint.name, key, "is damaged: it is too long") from error
 
 
-def spans(directory: Path, manifest: Manifest) -> Iterator[Span]:
-    for file in manifest.files:
-        offset = 0
-        for part in file.parts:
-            yield Span(path=directory / file.name, offset=offset, part=part)
-            offset += part.size_bytes
-
-
 def lay_out(directory: Path, manifest: Manifest) -> None:
     """Makes the files at their full size, so that a full disk is known before anything is fetched."""
     shutil.rmtree(directory, ignore_errors=True)
@@ -109,10 +94,14 @@ def lay_out(directory: Path, manifest: Manifest) -> None:
                 os.posix_fallocate(output.fileno(), 0, size)
 
 
-def place(span: Span, data: bytes) -> None:
-    with span.path.open("r+b") as output:
-        output.seek(span.offset)
-        output.write(data)
+def put(directory: Path, wanted: Sequence[Place], data: bytes) -> None:
+    """Writes the bytes of a part to where they go."""
+    content = memoryview(data)
+    for name, found in groupby(wanted, key=lambda place: place.file):
+        with (directory / name).open("r+b") as output:
+            for place in found:
+                output.seek(place.offset)
+                output.write(content[place.begin : place.end])
 
 
 def publish(fresh: Path, into: Path) -> None:

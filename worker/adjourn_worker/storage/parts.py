@@ -1,6 +1,6 @@
 """The parts of checkpoints in object storage: where they are, and whether their content is right.
 
-    checkpoints/{job_uid}/parts/{blake3}                                a piece of a file, by its content
+    checkpoints/{job_uid}/parts/{blake3}                                pieces of files, by their content
     checkpoints/{job_uid}/manifests/{attempt}-{nonce8}-{sequence}.json  which pieces make up a snapshot
 
 No key is ever used for other content, so an agent that should have stopped can damage nothing. A manifest is created if
@@ -121,14 +121,18 @@ class PartStore:
             if found == data:
                 return
             log.warning("manifest_differs", key=key, is_there=found is not None, look=look + 1)
-        if found is not None:
-            if claims(found):
-                raise KeyTaken(key)
-            await self.objects.put(key, data)
-            if await self._content(key) == data:
-                log.warning("manifest_mended", key=key)
-                return
-        raise self._wrong(f"object {key} was written and is not there")
+        if found is None:
+            raise self._wrong(f"object {key} was written and is not there")
+        if claims(found):
+            raise KeyTaken(key, found)
+        await self.replace_manifest(key, data)
+
+    async def replace_manifest(self, key: str, data: bytes) -> None:
+        """Stores a manifest in place of one that nobody can use: its bytes are damaged, or those of its parts are."""
+        await self.objects.put(key, data)
+        if await self._content(key) != data:
+            raise self._wrong(f"object {key} was written and is not there")
+        log.warning("manifest_mended", key=key)
 
     async def _content(self, key: str) -> bytes | None:
         """Returns what lies under the key of a manifest; of what is too long to be one, nothing."""
@@ -160,9 +164,11 @@ class PartStore:
 class KeyTaken(Exception):
     """Another manifest has the key of ours."""
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, found: bytes) -> None:
         super().__init__(f"object {key} is another manifest; it was left as it is")
         self.key = key
+        self.found = found
+        """That manifest."""
 
 
 async def each(items: Iterable[T], work: Callable[[T], Awaitable[None]]) -> None:
