@@ -23,13 +23,15 @@ from adjourn.v1.job_pb2 import Condition
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_worker.paths import AGENT_LOCK, WorkerPaths
 from tests.chaos import schedule
-from tests.chaos.cluster import Cluster, background
+from tests.chaos.cluster import ROOMY_MEGABYTES, Cluster, background, worker_directory
 from tests.chaos.control_planes import AGAIN_SECONDS, ControlPlanes
+from tests.chaos.damage import Damage
 from tests.chaos.oracle import Oracle, listed
-from tests.chaos.schedule import GENTLE, TABLE, WORKERS, Row
+from tests.chaos.schedule import GENTLE, TABLE, WORKERS, Part, Row
 from tests.chaos.timeline import Timeline
 from tests.chaos.workload import Twins, Workload
 from tests.harness.process_guard import guarded
+from tests.harness.small_disk import SmallDisk
 from tests.harness.training_processes import TrainingProcesses
 
 TELL_SECONDS: Final = 15.0
@@ -41,7 +43,7 @@ SETTLE_SECONDS: Final = 120.0
 class Profile:
     """How much of everything."""
 
-    jobs: int = 8
+    jobs: int = schedule.JOBS
     callers: int = 3
     gap: tuple[float, float] = (2.0, 6.0)
     """Range of seconds between two steps of the schedule."""
@@ -75,14 +77,16 @@ class Chaos:
     async def run(self) -> None:
         with ExitStack() as held:
             processes = held.enter_context(TrainingProcesses(self._made("twins")))
-            async with Cluster(directory=self.directory, timeline=self.timeline) as cluster:
+            async with Cluster(directory=self.directory, timeline=self.timeline, disks=self._disks(held)) as cluster:
                 self.timeline.say(f"the stack is up; its logs are in {cluster.logs}")
                 async with ControlPlanes(cluster.replicas) as planes, S3Objects(cluster.s3) as objects:
+                    damage = Damage(planes=planes, objects=objects, draw=random.Random(f"{self.seed} damage"))
                     oracle = Oracle(
                         planes=planes,
                         objects=objects,
                         workers=cluster.workers,
                         may_be_silent=cluster.may_be_silent,
+                        spoiled=damage.spoiled,
                         timeline=self.timeline,
                     )
                     workload = Workload(
@@ -98,7 +102,7 @@ class Chaos:
                     looking = [asyncio.create_task(oracle.watch(client)) for client in planes.clients]
                     looking += [asyncio.create_task(oracle.watch_processes()), asyncio.create_task(self._tell())]
                     async with background(*looking):
-                        await self._storm(cluster, workload)
+                        await self._storm(cluster, workload, damage)
                         await workload.open_up()
                         await workload.rest(self.profile.finish)  # at once: jobs that go on would soon have ended
                         await self._calm(planes)
@@ -115,7 +119,18 @@ class Chaos:
         path.mkdir()
         return path
 
-    async def _storm(self, cluster: Cluster, workload: Workload) -> None:
+    def _disks(self, held: ExitStack) -> dict[int, SmallDisk]:
+        """Returns the disks of the workers, if some are to be filled and can be mounted."""
+        if not SmallDisk.MOUNTABLE or all(row[2] is not Part.DISK for row in self.profile.table):
+            return {}
+        disks = {}
+        for number in range(1, WORKERS + 1):
+            disk = disks[number] = SmallDisk(worker_directory(self.directory, number))
+            held.callback(disk.unmount)
+            disk.resize(megabytes=ROOMY_MEGABYTES)
+        return disks
+
+    async def _storm(self, cluster: Cluster, workload: Workload, damage: Damage) -> None:
         """Makes faults and commands, for as long as was asked."""
         keeping = [asyncio.create_task(workload.keep(slot)) for slot in workload.slots]
         calling = [
@@ -133,7 +148,11 @@ class Chaos:
                 if len(step.faults) > 1:
                     self.timeline.counts["pairs of faults at once"] += 1
                 for fault in step.faults:
-                    begun = cluster.inject(fault)
+                    if fault.part is Part.CHECKPOINT:
+                        name = workload.slots[fault.number - 1].name
+                        begun = bool(name) and await damage.befall(fault.action, name)
+                    else:
+                        begun = cluster.inject(fault)
                     self.timeline.write("fault" if begun else "no such part now", fault=str(fault))
                     self.timeline.faults[fault.kind] += begun
                     made += begun

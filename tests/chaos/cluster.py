@@ -32,6 +32,7 @@ from tests.chaos.schedule import (
 )
 from tests.chaos.timeline import Timeline
 from tests.harness.fault_proxy import FaultProxies, Link, Way, through
+from tests.harness.small_disk import SmallDisk
 
 SLOTS: Final = 2
 """Jobs at a time on each worker."""
@@ -39,12 +40,17 @@ SYNC_SECONDS: Final = 0.5
 ON_TERM: Final = ("leave", "stop", "drain")
 """What SIGTERM of each agent does to its training."""
 DRAIN_GRACE_SECONDS: Final = 10.0
-SILENCING: Final = frozenset({Part.AGENT, Part.MACHINE, Part.WORKER_LINK})
-"""Faults that may keep a worker from being heard; an outage of a control plane, Valkey or S3 is no reason."""
+ROOMY_MEGABYTES: Final = 1024
+"""Of a worker's disk that is not full: twice what it keeps free before it takes a job, and some more."""
+SILENCING: Final = frozenset({Part.AGENT, Part.MACHINE, Part.WORKER_LINK, Part.DISK})
+"""Faults that may keep a worker from being heard, as no agent starts on a full disk; an outage of a control plane,
+Valkey or S3 is no reason."""
 RETURN_SECONDS: Final = 20.0
 """From the end of such a fault: until its worker is heard, or its loss has been told."""
 CANNOT_SERVE: Final = '"event": "cannot_serve"'
 """What a control plane says that ends because Valkey or S3 are out of reach at its start; it is then started again."""
+NO_ROOM: Final = ("disk is full", "No space left on device")
+"""What an agent says that ends because its disk is full at its start; it is then started again."""
 WAYS: Final[Mapping[Action, tuple[Way, ...]]] = {
     Action.CUT: (Way.TO_SERVER, Way.TO_CLIENT),
     Action.CUT_SENDING: (Way.TO_SERVER,),
@@ -64,6 +70,8 @@ class Cluster:
 
     directory: Path
     timeline: Timeline
+    disks: Mapping[int, SmallDisk]
+    """Of each worker, by its number; empty: none of ours."""
     replicas: list[str] = field(default_factory=list, init=False)
     """Addresses of the control planes themselves, without a proxy."""
     _held: ExitStack = field(default_factory=ExitStack, init=False)
@@ -75,7 +83,7 @@ class Cluster:
 
     @property
     def workers(self) -> Path:
-        return self.directory / "workers"
+        return worker_directory(self.directory, 1).parent
 
     @property
     def failpoints(self) -> Path:
@@ -88,7 +96,7 @@ class Cluster:
 
     def worker(self, number: int) -> Path:
         """Returns the data directory of a worker."""
-        return self.workers / f"worker-{number}"
+        return worker_directory(self.directory, number)
 
     async def __aenter__(self) -> Self:
         self.logs.mkdir(parents=True, exist_ok=True)
@@ -193,6 +201,9 @@ class Cluster:
         elif CANNOT_SERVE in last:
             self.timeline.counts["starts of a control plane whose servers were out of reach"] += 1
             self.timeline.write("process", line=line, last=last)
+        elif any(words in last for words in NO_ROOM):
+            self.timeline.counts["starts of an agent whose disk was full"] += 1
+            self.timeline.write("process", line=line, last=last)
         else:
             self.timeline.find("a process ended that nobody had touched", process=line, last=last)
 
@@ -209,7 +220,9 @@ class Cluster:
         place = (fault.part, fault.number)
         if place in self._ongoing:
             return False
-        signalled = fault.part not in LINKS and fault.part is not Part.FAILPOINT
+        if fault.part is Part.DISK and fault.number not in self.disks:
+            return False
+        signalled = fault.part not in LINKS and fault.part not in (Part.FAILPOINT, Part.DISK)
         found = self._processes(fault.part, fault.number) if signalled else []
         if signalled and not found:
             return False
@@ -240,6 +253,8 @@ class Cluster:
     async def _befall(self, fault: Fault, found: list[psutil.Process]) -> None:
         if fault.part is Part.FAILPOINT:
             held: AbstractContextManager[None] = self._armed(fault)
+        elif fault.part is Part.DISK:
+            held = self._filled(self.disks[fault.number])
         else:
             held = self._linked(fault) if fault.part in LINKS else self._signalled(fault, found)
         with held:
@@ -262,6 +277,14 @@ class Cluster:
             if hit.exists() and not told:
                 self.timeline.counts["failpoints that a process came to"] += 1
                 hit.unlink()
+
+    @contextmanager
+    def _filled(self, disk: SmallDisk) -> Iterator[None]:
+        disk.fill()
+        try:
+            yield
+        finally:
+            disk.resize(megabytes=ROOMY_MEGABYTES)
 
     @contextmanager
     def _linked(self, fault: Fault) -> Iterator[None]:
@@ -348,6 +371,10 @@ class Cluster:
                     managed.process.wait()
         finally:
             self._held.close()
+
+
+def worker_directory(directory: Path, number: int) -> Path:
+    return directory / "workers" / f"worker-{number}"
 
 
 def control_plane(number: int) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -15,6 +16,7 @@ from adjourn.client import AsyncClient
 from adjourn.errors import AdjournError, NotFoundError
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.objects import STORAGE_ERRORS, ObjectStore
+from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Condition, Job, Pause
 from adjourn.v1.job_service_pb2 import JobEvent
 from tests.chaos.control_planes import AGAIN_SECONDS, ControlPlanes
@@ -49,6 +51,8 @@ class Oracle:
     may_be_silent: Callable[[str], bool]
     """Tells whether a fault may be why a worker, `workers/{worker}`, is not heard."""
     timeline: Timeline
+    spoiled: AbstractSet[str] = frozenset()
+    """Names of checkpoints that a fault has damaged."""
     _seen: set[Any] = field(default_factory=set, init=False)
     _named: dict[tuple[str, int, int], int] = field(default_factory=dict, init=False)
     """Epoch at which a pause was said to be, by uid, attempt and time of the request."""
@@ -176,16 +180,21 @@ class Oracle:
             held = paused and job.pause.cause == Pause.HELD and bool(job.pause.checkpoint)
             if held and checkpoint.epoch != job.pause.epoch:
                 self.timeline.find("the pause is of another epoch than its checkpoint", **brief(job))
-            if wrong := await damage(checkpoint, self._read):
-                if await self._exists(job):
-                    self.timeline.find("a job rests on a checkpoint that is not whole", wrong=wrong, **brief(job))
-                return
-            self.timeline.counts["rests whose checkpoint was read whole"] += 1
+            await self._is_whole(checkpoint, job)
         except NotFoundError:
             if await self._exists(job):
                 self.timeline.find("a job rests on a checkpoint that is not registered", name=rests_on, **brief(job))
         except AdjournError as error:
             self.timeline.find("a checkpoint could not be asked for", error=repr(error), **brief(job))
+
+    async def _is_whole(self, checkpoint: Checkpoint, job: Job) -> None:
+        wrong = await damage(checkpoint, self._read)
+        if not wrong:
+            self.timeline.counts["rests whose checkpoint was read whole"] += 1
+        elif checkpoint.name in self.spoiled:
+            self.timeline.counts["rests on a checkpoint that was damaged"] += 1
+        elif await self._exists(job):
+            self.timeline.find("a job rests on a checkpoint that is not whole", wrong=wrong, **brief(job))
 
     async def _exists(self, job: Job) -> bool:
         with contextlib.suppress(NotFoundError):
@@ -223,7 +232,9 @@ class Oracle:
             self.timeline.find("epochs came to other values than those of the twin", epochs=wrong, **brief(job))
         checkpoints = await self.planes.ask(lambda client: listed(client.list_checkpoints(job.name)))
         made = [(each.attempt, each.epoch) for each in reversed(checkpoints)]
-        if any(later[0] < earlier[0] or later[1] < earlier[1] for earlier, later in pairwise(made)):
+        events = await self._history(job)
+        fell_back = any(each.type == JobEvent.FELL_BACK for each in events)
+        if any(later[0] < earlier[0] or (later[1] < earlier[1] and not fell_back) for earlier, later in pairwise(made)):
             self.timeline.find(
                 "a checkpoint of an older attempt was registered after a newer one's", made=made, **brief(job)
             )
@@ -233,7 +244,7 @@ class Oracle:
             self.timeline.find("the digests differ from the twin's", components=wrong_components, **brief(job))
         if lacks := await damage(last, self._read):
             self.timeline.find("the last checkpoint is not whole", wrong=lacks, **brief(job))
-        events = await self._history(job)
+        self.timeline.counts["times that a job fell back"] += [each.type for each in events].count(JobEvent.FELL_BACK)
         if [each.sequence for each in events] != list(range(1, len(events) + 1)):
             self.timeline.find("the job's events have gaps", sequences=[each.sequence for each in events], **brief(job))
         late = [

@@ -14,6 +14,8 @@ OUT_OF_CONTACT_LEASES: Final = 3
 """After so many a worker pauses its training by itself."""
 WORKERS: Final = 3
 CONTROL_PLANES: Final = 2
+JOBS: Final = 8
+"""At a time."""
 PAIR_SHARE: Final = 0.2
 """Part of the steps at which two faults begin at once."""
 REPEATED_SHARE: Final = 0.15
@@ -35,6 +37,8 @@ class Part(StrEnum):
     VALKEY_LINK = "control plane-Valkey"
     WORKER_S3_LINK = "worker-S3"
     CONTROL_PLANE_S3_LINK = "control plane-S3"
+    CHECKPOINT = "newest checkpoint of job"
+    DISK = "disk of worker"
     FAILPOINT = "failpoint"
     """A place in the code of any process; the first that comes there."""
 
@@ -53,6 +57,8 @@ COUNTS: Final = {
     Part.VALKEY_LINK: CONTROL_PLANES,
     Part.WORKER_S3_LINK: WORKERS,
     Part.CONTROL_PLANE_S3_LINK: CONTROL_PLANES,
+    Part.CHECKPOINT: JOBS,
+    Part.DISK: WORKERS,
     Part.FAILPOINT: len(FAILPOINTS),
 }
 """How many there are of each."""
@@ -74,6 +80,10 @@ class Action(StrEnum):
     ANSWER_503 = "half of the requests answered 503"
     LOSE_ANSWERS = "half of the answers lost"
     REPEAT = "half of the requests repeated"
+    FLIP = "a bit flipped in the"
+    """Of an object; it stays so."""
+    LOSE = "an object lost of the"
+    FILL = "filled the"
     KILL_AT = "SIGKILL at"
     SLEEP_AT = "asleep at"
 
@@ -170,13 +180,20 @@ TABLE: Final[Sequence[Row]] = (
     (2, Action.REPEAT, Part.WORKER_S3_LINK, LONG),
     (1, Action.CUT, Part.CONTROL_PLANE_S3_LINK, LONG),
     (2, Action.ANSWER_503, Part.CONTROL_PLANE_S3_LINK, LONG),
+    (5, Action.FLIP, Part.CHECKPOINT, SHORT),
+    (3, Action.LOSE, Part.CHECKPOINT, SHORT),
+    (3, Action.FILL, Part.DISK, SHORT),
+    (3, Action.FILL, Part.DISK, LONG),
     (20, Action.KILL_AT, Part.FAILPOINT, ARMED),
     (3, Action.SLEEP_AT, Part.FAILPOINT, ARMED),
     (5, Action.SLEEP_AT, Part.FAILPOINT, LONG),
 )
 """Weight, what, to what, and the range of its seconds."""
 GENTLE: Final[Sequence[Row]] = tuple(
-    row for row in TABLE if row[3] is SHORT and row[2] not in (Part.S3, Part.MACHINE, Part.LAUNCHER, Part.FAILPOINT)
+    row
+    for row in TABLE
+    if row[3] is SHORT
+    and row[2] not in (Part.S3, Part.MACHINE, Part.LAUNCHER, Part.CHECKPOINT, Part.DISK, Part.FAILPOINT)
 )
 """Faults after which everything is back within seconds."""
 

@@ -1,6 +1,7 @@
 """The chaos program itself: its schedule can be repeated, and its oracle sees what it is there for."""
 
 import asyncio
+import random
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -19,10 +20,12 @@ from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.manifest_pb2 import Manifest
 from adjourn.v1.usage_pb2 import EpochMetrics
 from tests.chaos import schedule
+from tests.chaos.damage import Damage
 from tests.chaos.oracle import Oracle, Outcome
 from tests.chaos.processes import live_trainings
-from tests.chaos.schedule import GENTLE, TABLE, Row, Verb
+from tests.chaos.schedule import GENTLE, TABLE, Action, Row, Verb
 from tests.chaos.timeline import Timeline
+from tests.harness.checkpoint_objects import damage
 from tests.harness.memory_objects import MemoryObjects
 
 T = TypeVar("T")
@@ -255,6 +258,43 @@ async def test_a_pause_on_a_damaged_checkpoint_is_found(
     oracle.look("here", job)
     await oracle.settled()
     assert ["not whole" in finding for finding in oracle.timeline.findings] == [True]
+
+
+async def test_a_pause_on_a_checkpoint_that_a_fault_has_damaged_is_none(
+    oracle: Oracle, planes: Planes, objects: MemoryObjects
+) -> None:
+    planes.job = job = paused(await registered(planes, objects, attempt=2, epoch=3))
+    (key,) = await objects.list(f"checkpoints/{UID}/parts/")
+    await objects.put(key, b"other")
+    oracle.spoiled = {job.latest_checkpoint}
+    oracle.look("here", job)
+    await oracle.settled()
+    assert oracle.timeline.findings == []
+
+
+@pytest.mark.parametrize("action", [Action.FLIP, Action.LOSE])
+async def test_damage_befalls_only_a_checkpoint_that_its_job_can_lose(
+    planes: Planes, objects: MemoryObjects, action: Action
+) -> None:
+    async def read(key: str) -> bytes:
+        return await objects.get(key, limit=1 << 20)
+
+    faults = Damage(planes=planes, objects=objects, draw=random.Random(1))  # type: ignore[arg-type]
+    planes.job = Job(name="jobs/j", uid=UID, state=Job.RUNNING)
+    planes.job.spec.total_epochs = 3
+    first = await registered(planes, objects, attempt=1, epoch=1)
+    assert not await faults.befall(action, "jobs/j"), "it has no other"
+    second = await registered(planes, objects, attempt=1, epoch=2)
+    planes.job.state = Job.PAUSED
+    assert not await faults.befall(action, "jobs/j"), "it rests on it"
+    planes.job.state = Job.RUNNING
+    assert await faults.befall(action, "jobs/j")
+    assert faults.spoiled == {second.name}
+    assert await damage(second, read)
+    assert not await damage(first, read)
+    assert not await faults.befall(action, "jobs/j"), "the newest is damaged already"
+    await registered(planes, objects, attempt=1, epoch=3)
+    assert not await faults.befall(action, "jobs/j"), "it is the result"
 
 
 async def test_a_pause_without_a_checkpoint_after_an_epoch_is_found(oracle: Oracle) -> None:
