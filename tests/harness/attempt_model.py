@@ -148,6 +148,7 @@ class RunnerModel(AttemptRunner):
 
     async def launch(self, desired: DesiredState) -> None:
         host, assignment = self.host, self.held.assignment
+        assert host.told_at is not None or not host.woke_at, "after a sleep nothing is launched before it is told"
         if self.training is None:
             restore = assignment.restore
             process = TrainingProcess(directory=self.place, nonce=assignment.token.nonce)

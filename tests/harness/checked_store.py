@@ -226,6 +226,8 @@ class CheckedStore(MemoryStore):
         assert job.restart_count <= job.spec.max_restarts
         assert job.state not in ENDED or not job.holds
         assert job.state not in (Job.STARTING, Job.RUNNING) or not job.holds
+        restored = job.state in HELD and record.began and record.restored_checkpoint == record.checkpoint.name
+        assert not (restored and record.checkpoint.damage), "what was restored is whole again"
         assert job.HasField("end_time") == (job.state in ENDED)
         if job.state == Job.PAUSED:
             assert job.holds

@@ -19,6 +19,8 @@ class DamagedObjects(MemoryObjects):
         """Keys whose content the test has changed or removed since they were last written."""
         self.silent: set[str] = set()
         """Those of them of which no version tells: a disk has lost bits."""
+        self.sound: dict[str, tuple[bytes, tuple[str, str]]] = {}
+        """What lay there, and its version, of each key that was damaged once."""
         self.ever_broken: set[str] = set()
         """Keys that were damaged once, whatever lies there now."""
         self.purged: set[str] = set()
@@ -54,6 +56,7 @@ class DamagedObjects(MemoryObjects):
         data = self.contents[key]
         self.broken.add(key)
         self.ever_broken.add(key)
+        self.sound[key] = data, self.versions[key]
         if how == "remove":
             del self.contents[key]
             return
@@ -63,6 +66,12 @@ class DamagedObjects(MemoryObjects):
         else:
             etag, modified = self.versions[key]
             self.versions[key] = f"{etag}-{how}", modified
+
+    def put_back(self, key: str) -> None:
+        """Puts back what was damaged: an operator has found a copy."""
+        self.contents[key], self.versions[key] = self.sound[key]
+        self.broken.discard(key)
+        self.silent.discard(key)
 
     def damaged(self, manifest: Manifest) -> list[str]:
         """Returns the parts of a checkpoint that are not what they should be."""

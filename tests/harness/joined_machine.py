@@ -354,11 +354,17 @@ class JoinedMachine(Promises, RuleBasedStateMachine):
         if work and self.hosts[machine].agent is agent:
             agent.does(runner.work())
 
-    @rule(what=st.sampled_from(["away", "flip", "cut", "remove", "rot", "foreign"]), index=ANY, machine=MACHINE)
+    @rule(
+        what=st.sampled_from(["away", "flip", "cut", "remove", "rot", "put back", "foreign"]),
+        index=ANY,
+        machine=MACHINE,
+    )
     def storage_fault(self, what: str, index: int, machine: str) -> None:
         match what:
             case "away":
                 self.objects.away = not self.objects.away
+            case "put back":
+                self.put_back(index)
             case "foreign":
                 self.write_as_another(machine, index)
             case _:

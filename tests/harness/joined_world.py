@@ -384,6 +384,12 @@ class World:
         if keys:
             self.objects.damage(keys[index % len(keys)], how)
 
+    def put_back(self, index: int) -> None:
+        """An operator puts an object back that was damaged."""
+        keys = sorted(self.objects.broken)
+        if keys:
+            self.objects.put_back(keys[index % len(keys)])
+
     def write_as_another(self, machine: str, index: int) -> None:
         """Somebody who acts under the token of an attempt writes the manifest of its next snapshot."""
         training = self.pick(machine, index)

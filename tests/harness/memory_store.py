@@ -183,8 +183,8 @@ class MemoryStore:
         new.events = [*new.events, *(values.encoded(event) for event in change.events)]
         new.events_trimmed += max(len(new.events) - self._events_kept, 0)
         new.events = new.events[-self._events_kept :]
-        new.epochs.update({metrics.epoch: values.encoded(metrics) for metrics in change.epochs})
-        new.checkpoints.update({checkpoint.name: values.encoded(checkpoint) for checkpoint in change.checkpoints})
+        new.epochs = new.epochs | {metrics.epoch: values.encoded(metrics) for metrics in change.epochs}
+        new.checkpoints = new.checkpoints | {each.name: values.encoded(each) for each in change.checkpoints}
         self._entries[change.job] = new
         return new
 

@@ -51,6 +51,7 @@ def cut_off(host: Host, *, cut: bool = True) -> None:
 def until(machine: JoinedMachine, so: Callable[[], bool], *, trains: bool = True) -> None:
     """Lets everything go on until something is so."""
     for _ in range(60):
+        machine.look()
         if so():
             return
         machine.turn(trains=trains)
@@ -283,6 +284,75 @@ def test_an_agent_that_slept_holds_its_training_still_until_it_is_told(
     assert process.progress.step == steps, "it was killed as it stood"
 
 
+def test_what_was_said_before_a_second_sleep_lets_nothing_go(world: JoinedMachine) -> None:
+    """The agent had heard what is meant, and slept again before the attempt's task came to it."""
+    host = its_host(world)
+    process = host.alive()[0]
+    assert host.agent
+    for last in (False, True):
+        world.stop_agent("workers/b")
+        for _ in range(6):
+            world.turn(trains=False, place=False)
+        world.continue_agent("workers/b")
+        assert (process.alive, process.stopped) == (True, True)
+        if not last:
+            stream = world.open(host.agent, 0)
+            stream.arrive()
+            world.flow()
+            stream.deliver()
+            host.agent.does(host.agent.hear(*host.agent.inbox.pop()))
+            assert any(not runner.inbox.empty() for runner in host.agent.runners.values())
+    until(world, lambda: not process.stopped)
+
+
+def test_what_was_handed_out_before_a_sleep_is_not_launched_after_it_until_that_is_said(world: JoinedMachine) -> None:
+    world.machine_fails("workers/a", "kill")
+    host = its_host(world)
+    host.alive()[0].end(-11)
+    world.objects.away = True  # so that the next attempt cannot be prepared
+    until(world, lambda: there(world).record.job.attempt == 2)
+    world.turn()
+    world.stop_agent("workers/b")
+    for _ in range(6):
+        world.turn(place=False)
+    world.objects.away = False
+    world.continue_agent("workers/b")
+    world.agent_works(host)
+    assert host.alive() == []
+    until(world, lambda: there(world).record.job.state == Job.RUNNING)
+
+
+def test_time_in_which_training_is_held_still_is_no_hang(long_world: JoinedMachine) -> None:
+    long_world.work(11)
+    host = its_host(long_world)
+    process = host.alive()[0]
+    until(long_world, lambda: process.epoch_step == 1)
+    long_world.stop_agent("workers/b")
+    for _ in range(6):
+        long_world.turn(trains=False)
+    cut_off(host)
+    long_world.continue_agent("workers/b")
+    assert process.stopped
+    until(long_world, lambda: not process.stopped)
+    until(long_world, lambda: not process.alive)
+    assert process.final, "it has paused by itself"
+
+
+def test_a_pause_does_not_wait_for_training_that_hangs(world: JoinedMachine) -> None:
+    """Whatever the policy of its job."""
+    world.machine_fails("workers/a", "kill")
+    world.create(epochs=9, restarts=2, gpus=0, hang="report")
+    host = world.hosts["workers/b"]
+    until(world, lambda: len(host.alive()) == 2)
+    (process,) = [each for each in host.alive() if each.assignment.job == NAMES[1]]
+    until(world, lambda: process.progress.epoch == 2)
+    process.hung = True
+    world.work(30)
+    assert process.alive
+    world.ask(NAMES[1], "pause", Call())
+    until(world, lambda: not process.alive)
+
+
 def test_training_that_hangs_is_ended_and_goes_on_from_its_checkpoint(world: JoinedMachine) -> None:
     host = its_host(world)
     process = host.alive()[0]
@@ -294,17 +364,42 @@ def test_training_that_hangs_is_ended_and_goes_on_from_its_checkpoint(world: Joi
     assert (job.restart_count, job.failure.reason) == (1, reasons.TRAINING_HANGS)
 
 
-def test_a_pause_whose_checkpoint_is_damaged_falls_back_to_the_newest_that_is_whole(world: JoinedMachine) -> None:
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_a_pause_whose_checkpoint_is_damaged_falls_back_to_the_newest_that_is_whole(
+    world: JoinedMachine, damaged: int
+) -> None:
+    until(world, lambda: there(world).record.checkpoint.epoch >= 3)
     world.ask(NAMES[0], "pause", Call())
     until(world, lambda: there(world).record.job.state == Job.PAUSED)
     before = there(world).record
-    assert before.checkpoint.epoch > 1
-    world.objects.damage(manifest_key(before.job.uid, before.checkpoint.name.rpartition("/")[2]), "flip")
+    for name in manifests(world)[:damaged]:
+        world.objects.damage(name, "flip")
     world.ask(NAMES[0], "resume", Call())
-    until(world, lambda: there(world).record.checkpoint.name != before.checkpoint.name)
-    after = there(world).record
-    assert after.checkpoint.epoch == before.checkpoint.epoch - 1
-    assert after.job.restart_count == 0
+    until(world, lambda: there(world).record.checkpoint.epoch == before.checkpoint.epoch - damaged)
+    until(world, lambda: there(world).record.job.state == Job.RUNNING)
+    assert there(world).record.job.restart_count == 0
+
+
+def manifests(machine: JoinedMachine) -> list[str]:
+    """Returns where the manifests of a job's checkpoints are, the newest first."""
+    found = machine.run(machine.store.checkpoints(NAMES[0], size=100))
+    return [manifest_key(each.job_uid, each.name.rpartition("/")[2]) for _, each in found]
+
+
+def test_a_checkpoint_that_was_put_back_is_called_damaged_no_longer(world: JoinedMachine) -> None:
+    world.ask(NAMES[0], "pause", Call())
+    until(world, lambda: there(world).record.job.state == Job.PAUSED)
+    damaged = manifests(world)
+    for name in damaged:
+        world.objects.damage(name, "remove")
+    world.ask(NAMES[0], "resume", Call())
+    until(world, lambda: there(world).record.job.state == Job.FAILED)
+    assert there(world).record.checkpoint.damage
+    for name in damaged:
+        world.objects.put_back(name)
+    world.ask(NAMES[0], "resume", Call())
+    until(world, lambda: there(world).record.job.state == Job.RUNNING)
+    assert not there(world).record.checkpoint.damage
 
 
 def test_what_no_store_knows_is_paused_and_kept(world: JoinedMachine) -> None:
@@ -314,6 +409,8 @@ def test_what_no_store_knows_is_paused_and_kept(world: JoinedMachine) -> None:
     world.work(4)
     (process,) = [each for host in world.hosts.values() for each in host.alive() if each.assignment.job == NAMES[1]]
     world.set_store_back(back=True)
+    world.created = 1
+    world.create(epochs=3, restarts=2, gpus=1, hang="own pace")
     until(world, lambda: not process.alive)
     assert process.final
     assert process.exit
