@@ -393,11 +393,11 @@ class World:
     def write_as_another(self, machine: str, index: int) -> None:
         """Somebody who acts under the token of an attempt writes the manifest of its next snapshot."""
         training = self.pick(machine, index)
-        if training is not None:
+        if training is not None and not self.objects.away:
             token = training.assignment.token
             name = f"{token.attempt}-{token.nonce[:8]}-{training.sequence + 1}"
             theirs = json.dumps({"format": FORMAT, "job": "somebody else's"}).encode()
-            self.objects.contents.setdefault(manifest_key(token.job_uid, name), theirs)
+            self.run(self.objects.create(manifest_key(token.job_uid, name), theirs))
 
     # what goes on by itself
 
