@@ -6,6 +6,7 @@ The same files always give the same bytes, hence the same `bundles/{sha256}`. Im
 import gzip
 import io
 import os
+import re
 import sys
 import tarfile
 import zlib
@@ -18,6 +19,9 @@ from typing import Final
 
 from adjourn.channel import BUNDLE_LIMIT_BYTES
 
+PREFIX: Final = "bundles/"
+SUFFIX: Final = ".tar.gz"
+"""Of keys in object storage."""
 UNPACKED_LIMIT_BYTES: Final = 512 << 20
 MEMBER_LIMIT: Final = 10_000
 READ_LIMIT_BYTES: Final = 64 << 10
@@ -229,4 +233,10 @@ def check_rest(zipped: Unzipping) -> None:
 
 def object_key(bundle: str) -> str:
     """Returns the key under which object storage has the bundle `bundles/{sha256}`."""
-    return f"{bundle}.tar.gz"
+    return f"{bundle}{SUFFIX}"
+
+
+def of_key(key: str) -> str:
+    """Returns the bundle `bundles/{sha256}` that object storage has under a key; empty if the key is no bundle's."""
+    bundle = key.removesuffix(SUFFIX)
+    return bundle if key == object_key(bundle) and re.fullmatch(f"{PREFIX}[0-9a-f]{{64}}", bundle) else ""

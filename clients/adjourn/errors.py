@@ -227,6 +227,21 @@ class WorkerNameTakenError(PreconditionError):
     reason = "WORKER_NAME_TAKEN"
 
 
+class BundleMissingError(AdjournError):
+    """The code that a job names is not there: never uploaded, or removed as no job needed it. Upload it, then again."""
+
+    code = code_pb2.FAILED_PRECONDITION
+    reason = "BUNDLE_MISSING"
+
+
+class BundleBeingRemovedError(AdjournError):
+    """The same code is being removed just now, as no job needed it: upload it again after the delay."""
+
+    code = code_pb2.UNAVAILABLE
+    reason = "BUNDLE_BEING_REMOVED"
+    RETRY_DELAY = timedelta(seconds=30)
+
+
 class TooManyUploadsError(AdjournError):
     """Other uploads use all the memory that is set aside for them: try again."""
 

@@ -17,9 +17,10 @@ import hashlib
 import random
 import re
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any, Final, Protocol, Self, TypeVar
 from urllib.parse import urlsplit
 
@@ -46,6 +47,8 @@ TRIES: Final = 5
 BACKOFF_FIRST: Final = 0.2
 BACKOFF_MOST: Final = 2.0
 """Seconds before a try, at most, twice as long each time; at random below that, or many would come back as one."""
+DELETION_SECONDS: Final = 60
+"""How long a deletion that was prepared may be carried out."""
 SILENT_SECONDS: Final = 10.0
 """After so long without an answer a watcher is told, although the try goes on."""
 NO_RETRIES: Final = Retry(
@@ -121,8 +124,11 @@ class Watcher(Protocol):
         """The store has answered a call."""
 
 
+Deletion = Callable[[], Awaitable[None]]
+
+
 class ObjectStore(Protocol):
-    """Objects of one bucket. Every verb may be repeated.
+    """Objects of one bucket. Every verb may be repeated, but for what `deletion` returns.
 
     All raise ObjectStoreUnavailableError and ObjectStoreRefusedError.
     """
@@ -157,8 +163,18 @@ class ObjectStore(Protocol):
     async def list(self, prefix: str) -> Mapping[str, int]:
         """Returns the sizes of all objects below a prefix, by key."""
 
+    async def written(self, prefix: str) -> Mapping[str, datetime]:
+        """Returns when each object below a prefix was written, by key."""
+
     async def delete_prefix(self, prefix: str) -> int:
         """Deletes all objects below a prefix and returns how many there were."""
+
+    def deletion(self, key: str) -> "Deletion":
+        """Returns what deletes an object, once and without a repeat.
+
+        The server refuses it when DELETION_SECONDS have passed since this call, by its own clock. A server also refuses
+        all requests of somebody whose clock differs from its own by more than 15 minutes.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,8 +284,20 @@ class S3Objects:
     async def list(self, prefix: str) -> Mapping[str, int]:
         return await self._call(lambda: self._list(prefix))
 
+    async def written(self, prefix: str) -> Mapping[str, datetime]:
+        return await self._call(lambda: self._written(prefix))
+
     async def delete_prefix(self, prefix: str) -> int:
         return await self._call(lambda: self._delete(prefix))
+
+    def deletion(self, key: str) -> Deletion:
+        expires = timedelta(seconds=DELETION_SECONDS)
+        url = self._client.get_presigned_url("DELETE", self._bucket, key, expires=expires)
+
+        async def delete() -> None:
+            await self._try(object(), lambda: self._delete_by(url))
+
+        return delete
 
     async def _call(self, work: Callable[[], T]) -> T:
         """Tries a call until the server answers, TRIES times at most."""
@@ -380,6 +408,17 @@ class S3Objects:
     def _list(self, prefix: str) -> dict[str, int]:
         found = self._client.list_objects(self._bucket, prefix, recursive=True)
         return {item.object_name or "": item.size or 0 for item in found if not item.is_dir}
+
+    def _written(self, prefix: str) -> dict[str, datetime]:
+        found = self._client.list_objects(self._bucket, prefix, recursive=True)
+        return {item.object_name or "": item.last_modified for item in found if not item.is_dir and item.last_modified}
+
+    def _delete_by(self, url: str) -> None:
+        status = self._pool.request("DELETE", url).status
+        if status >= 500 or status in (408, 429):
+            raise self._unavailable(f"a deletion was answered with {status}")
+        if status >= 300 and status != 404:
+            raise self._refused("AccessDenied", f"a deletion was answered with {status}")
 
     def _delete(self, prefix: str) -> int:
         keys = list(self._list(prefix))

@@ -31,6 +31,8 @@ class Settings:
     """Silence after which a worker is taken for lost."""
     worker_retention: timedelta = timedelta(days=1)
     """Time after which a lost worker that holds no job is forgotten."""
+    bundle_retention: timedelta = timedelta(days=7)
+    """Time since its upload after which a bundle that no job needs is removed."""
     log_format: str = "json"
     """`json` or `console`."""
 
@@ -54,6 +56,7 @@ class Settings:
             "sync_interval": interval,
             "lease_duration": lease,
             "worker_retention": reader.take("ADJOURN_WORKER_RETENTION", seconds(1, 365 * 86400), timedelta(days=1)),
+            "bundle_retention": reader.take("ADJOURN_BUNDLE_RETENTION", seconds(60, 3650 * 86400), timedelta(days=7)),
             "log_format": reader.take("ADJOURN_LOG_FORMAT", log_format, "json"),
         }
         reader.check()

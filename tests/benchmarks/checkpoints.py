@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
@@ -31,7 +32,7 @@ from adjourn.internal.v1.trainer_pb2 import Snapshot
 from adjourn.local import process_cleanup, seaweed
 from adjourn.local.managed_process import ManagedProcess
 from adjourn.local.ports import free_ports
-from adjourn.objects import ObjectStore, ObjectVersion, S3Objects
+from adjourn.objects import Deletion, ObjectStore, ObjectVersion, S3Objects
 from adjourn.training.snapshot.round_trip import RoundTrip
 from adjourn.training.snapshot.writer import SnapshotWriter
 from adjourn.training.state.registry import State
@@ -129,8 +130,14 @@ class Counted:
     async def list(self, prefix: str) -> Mapping[str, int]:
         return await self._objects.list(prefix)
 
+    async def written(self, prefix: str) -> Mapping[str, datetime]:
+        return await self._objects.written(prefix)
+
     async def delete_prefix(self, prefix: str) -> int:
         return await self._objects.delete_prefix(prefix)
+
+    def deletion(self, key: str) -> Deletion:
+        return self._objects.deletion(key)
 
 
 class Training:

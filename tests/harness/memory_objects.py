@@ -1,9 +1,11 @@
 """Objects in a dictionary; passes the contract tests of the real store."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 
-from adjourn.objects import ObjectMissing, ObjectTooLong, ObjectVersion, Watcher
+from adjourn.errors import ObjectStoreRefusedError
+from adjourn.objects import DELETION_SECONDS, Deletion, ObjectMissing, ObjectTooLong, ObjectVersion, Watcher
 
 
 class MemoryObjects:
@@ -14,6 +16,9 @@ class MemoryObjects:
         """What lies there. A test that changes it does what a disk does that loses bits: no version tells of it."""
         self.versions: dict[str, tuple[str, str]] = {}
         """ETag and time of the last write, by key."""
+        self.written_at: dict[str, datetime] = {}
+        """When each was written."""
+        self.now: Callable[[], datetime] = lambda: datetime.now(UTC)
         self._bucket = bucket
 
     @property
@@ -28,6 +33,7 @@ class MemoryObjects:
 
     async def put(self, key: str, data: bytes) -> bool:
         self.contents[key] = bytes(data)
+        self.written_at[key] = self.now()
         _, before = self.versions.get(key, ("", "0"))
         self.versions[key] = (hashlib.md5(data, usedforsecurity=False).hexdigest(), str(int(before) + 1))
         return True
@@ -54,8 +60,21 @@ class MemoryObjects:
     async def list(self, prefix: str) -> Mapping[str, int]:
         return {key: len(data) for key, data in sorted(self.contents.items()) if key.startswith(prefix)}
 
+    async def written(self, prefix: str) -> Mapping[str, datetime]:
+        return {key: self.written_at[key] for key in await self.list(prefix)}
+
     async def delete_prefix(self, prefix: str) -> int:
         doomed = await self.list(prefix)
         for key in doomed:
             del self.contents[key]
         return len(doomed)
+
+    def deletion(self, key: str) -> Deletion:
+        prepared = self.now()
+
+        async def delete() -> None:
+            if self.now() - prepared > timedelta(seconds=DELETION_SECONDS):
+                raise ObjectStoreRefusedError("Request has expired")
+            self.contents.pop(key, None)
+
+        return delete

@@ -22,6 +22,8 @@ from adjourn_control_plane.store.interface import (
     PURGE_AGAIN,
     REQUESTS_KEPT,
     Allocation,
+    BundleMarks,
+    BundlesRemoved,
     Change,
     Changed,
     Conflict,
@@ -98,6 +100,10 @@ class MemoryStore:
         self._tombstones: set[JobUid] = set()
         self._later: dict[Tombstone, int] = {}
         """Tombstones that are due at some time, in nanoseconds."""
+        self._doomed: dict[str, int] = {}
+        self._removing: dict[str, int] = {}
+        self._steps = 0
+        """Stamps of bundles."""
         self._deleted: dict[JobUid, None] = {}
         """Deleted jobs, the newest last."""
         self._sessions: dict[str, Session] = {}
@@ -161,6 +167,8 @@ class MemoryStore:
         guard = change.allocation
         if guard and self._occupancy.get(guard.worker, 0) != guard.version:
             raise Conflict(guard.worker)
+        if change.wanted_at not in (None, self._steps):
+            raise BundlesRemoved(change.job)
 
     def _write(self, change: Change, old: Entry | None) -> Entry | None:
         record = change.record
@@ -443,6 +451,38 @@ class MemoryStore:
     async def add_tombstone(self, uid: JobUid) -> None:
         await self._reach()
         self._tombstones.add(uid)
+
+    async def want_bundle(self, bundle: str) -> int | None:
+        await self._reach()
+        if bundle in self._removing:
+            return None
+        self._doomed.pop(bundle, None)
+        return self._steps
+
+    async def bundle_marks(self) -> BundleMarks:
+        await self._reach()
+        return BundleMarks(doomed=dict(self._doomed), removing=dict(self._removing))
+
+    async def doom_bundles(self, bundles: Sequence[str]) -> None:
+        await self._reach()
+        self._steps += 1
+        for bundle in bundles:
+            if bundle not in self._removing:
+                self._doomed.setdefault(bundle, self._steps)
+
+    async def claim_bundle(self, bundle: str, stamp: int) -> int | None:
+        await self._reach()
+        if stamp != self._doomed.get(bundle, self._removing.get(bundle)):
+            return None
+        self._steps += 1
+        self._doomed.pop(bundle, None)
+        self._removing[bundle] = self._steps
+        return self._steps
+
+    async def bundle_removed(self, bundle: str, stamp: int) -> None:
+        await self._reach()
+        if self._removing.get(bundle) == stamp:
+            del self._removing[bundle]
 
     async def deleted(self, uids: Sequence[JobUid]) -> set[JobUid]:
         await self._reach()

@@ -132,7 +132,7 @@ def test_a_bundle_is_stored_under_its_digest(client: Client, name: str, tmp_path
     assert bundle == client.upload_bundle(data)
     job = client.create_job(JobSpec(entry_point="train:main", bundle=bundle), job_id=name)
     assert job.spec.bundle == bundle
-    with pytest.raises(errors.InvalidRequestError, match="never uploaded"):
+    with pytest.raises(errors.BundleMissingError, match="upload it again"):
         client.create_job(JobSpec(entry_point="train:main", bundle=f"bundles/{'0' * 64}"))
 
 

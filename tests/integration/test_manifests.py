@@ -147,15 +147,15 @@ GARBLED = {
 class Misread(MemoryObjects):
     """Answers so many reads with something else than what lies there; None: as if nothing did."""
 
-    def __init__(self, times: int, wrong: bytes | None) -> None:
+    def __init__(self, misreads: int, wrong: bytes | None) -> None:
         super().__init__()
-        self.times = times
+        self.misreads = misreads
         self.wrong = wrong
         self.puts = 0
 
     async def get(self, key: str, *, limit: int) -> bytes:
-        if self.times:
-            self.times -= 1
+        if self.misreads:
+            self.misreads -= 1
             if self.wrong is None:
                 raise ObjectMissing(key)
             if len(self.wrong) > limit:

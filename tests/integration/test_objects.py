@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -37,6 +39,52 @@ async def test_more_than_one_part_of_a_multipart_upload_is_one_object(store: Obj
 async def size(store: ObjectStore, key: str) -> int | None:
     found = await store.stat(key)
     return found.size if found else None
+
+
+async def test_it_is_known_when_an_object_was_written(store: ObjectStore, prefix: str) -> None:
+    began = datetime.now(UTC) - timedelta(seconds=2)  # a server may leave out the fraction
+    await store.put(f"{prefix}a", b"first")
+    await store.put(f"{prefix}b/c", b"other")
+    found = await store.written(prefix)
+    assert found.keys() == {f"{prefix}a", f"{prefix}b/c"}
+    assert all(began <= time <= datetime.now(UTC) + timedelta(seconds=2) for time in found.values())
+
+
+async def test_a_deletion_deletes_one_object_whether_it_is_there_or_not(store: ObjectStore, prefix: str) -> None:
+    for name in ("a", "ab", "a/b"):
+        await store.put(f"{prefix}{name}", b"x")
+    await store.deletion(f"{prefix}a")()
+    await store.deletion(f"{prefix}a")()
+    await store.deletion(f"{prefix}none")()
+    assert set(await store.list(prefix)) == {f"{prefix}ab", f"{prefix}a/b"}
+
+
+async def test_a_deletion_that_comes_late_is_refused_by_the_server(
+    s3_environment: dict[str, str], prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sender was stopped meanwhile; what lies there now may be needed."""
+    monkeypatch.setattr(module, "DELETION_SECONDS", 1)
+    async with S3Objects(S3Settings.from_environment(s3_environment)) as store:
+        await store.ensure_bucket()
+        await store.put(f"{prefix}a", b"x")
+        at_once, late = store.deletion(f"{prefix}b"), store.deletion(f"{prefix}a")
+        deadline = time.time() + 2.5  # a server may count whole seconds
+        await at_once()
+        while time.time() < deadline:
+            await store.stat(f"{prefix}a")
+        with pytest.raises(ObjectStoreRefusedError):
+            await late()
+        assert await store.get(f"{prefix}a", limit=1) == b"x"
+
+
+async def test_a_deletion_through_a_wrong_key_is_refused(s3_environment: dict[str, str], prefix: str) -> None:
+    wrong = S3Settings.from_environment({**s3_environment, "ADJOURN_S3_SECRET_KEY": "wrong"})
+    async with S3Objects(S3Settings.from_environment(s3_environment)) as store, S3Objects(wrong) as refusing:
+        await store.ensure_bucket()
+        await store.put(f"{prefix}a", b"x")
+        with pytest.raises(ObjectStoreRefusedError):
+            await refusing.deletion(f"{prefix}a")()
+        assert await store.stat(f"{prefix}a")
 
 
 async def test_an_object_is_created_once(store: ObjectStore, prefix: str) -> None:

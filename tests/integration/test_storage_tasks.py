@@ -397,10 +397,10 @@ async def test_what_was_sent_before_storage_failed_is_not_sent_again(
 
 
 class Breaking(MemoryObjects):
-    """Has a fault of ours in it, at the first manifest. Counts the bytes of parts that are written and read."""
+    """Has a fault of ours in it, at the first manifest. Counts the bytes of parts that are sent and read."""
 
     broken = True
-    written = read = 0
+    sent = read = 0
 
     async def create(self, key: str, data: bytes) -> bool:
         if self.broken:
@@ -409,7 +409,7 @@ class Breaking(MemoryObjects):
         return await super().create(key, data)
 
     async def put(self, key: str, data: bytes) -> bool:
-        self.written += len(data) * ("/parts/" in key)
+        self.sent += len(data) * ("/parts/" in key)
         return await super().put(key, data)
 
     async def get(self, key: str, *, limit: int) -> bytes:
@@ -430,10 +430,10 @@ async def test_the_last_snapshot_that_is_persisted_again_sends_nothing_again(
     taken = Snapshot(directory=str(slot), sequence=1, last=True)
     with pytest.raises(RuntimeError, match="a fault of ours"):
         await storage.persist(attempt, taken, lambda _: None, lambda _: None)
-    once = objects.written
+    once = objects.sent
     checkpoint = await storage.persist(attempt, taken, lambda _: None, lambda _: None)
     assert once > 3 * PART_BYTES
-    assert (objects.written, objects.read) == (once, 0)
+    assert (objects.sent, objects.read) == (once, 0)
     assert checkpoint.uploaded_bytes == sum(map(len, objects.contents.values()))
     await storage.clean_up(attempt)
     assert not storage.sent

@@ -1,7 +1,8 @@
 """`adjourn submit`: packs a user's code, uploads it and queues a job."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from google.protobuf.json_format import ParseDict
@@ -10,7 +11,11 @@ from adjourn import bundles
 from adjourn.cli import arguments, formatting, output
 from adjourn.cli.connection import connect
 from adjourn.cli.watch import follow
+from adjourn.errors import BundleMissingError
 from adjourn.v1.job_pb2 import Job, JobSpec
+
+if TYPE_CHECKING:
+    from adjourn.client import Client
 
 
 def submit(
@@ -77,9 +82,7 @@ def submit(
     labels = arguments.pairs("--label", label or ())
     packed = bundles.pack(script, include or ()) if script or include else b""
     with connect(ctx) as client:
-        if packed:
-            spec.bundle = client.upload_bundle(packed)
-        job = client.create_job(spec, job_id=job_id, labels=labels)
+        job = queue(client, spec, packed, job_id, labels)
         name = formatting.short(job.name)
         code = f", with {formatting.size(len(packed))} of code" if packed else ""
         output.say(f"{job.name} is queued: {spec.entry_point}, {epochs} epochs{code}")
@@ -93,3 +96,15 @@ def submit(
             output.say(formatting.printable(ended.failure.message))
         if ended.state != Job.SUCCEEDED:
             raise typer.Exit(1)
+
+
+def queue(client: "Client", spec: JobSpec, packed: bytes, job_id: str, labels: Mapping[str, str]) -> Job:
+    """Uploads the code, if there is any, and creates the job."""
+    if not packed:
+        return client.create_job(spec, job_id=job_id, labels=labels)
+    spec.bundle = client.upload_bundle(packed)
+    try:
+        return client.create_job(spec, job_id=job_id, labels=labels)
+    except BundleMissingError:  # the same code was old, and being removed as it was uploaded
+        spec.bundle = client.upload_bundle(packed)
+        return client.create_job(spec, job_id=job_id, labels=labels)

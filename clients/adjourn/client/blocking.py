@@ -66,7 +66,10 @@ class Client:
     def create_job(
         self, spec: JobSpec, *, job_id: str = "", labels: Mapping[str, str] | None = None, request_id: str = ""
     ) -> Job:
-        """Queues a new job; an empty `job_id` is filled in. Raises InvalidRequestError, AlreadyExistsError."""
+        """Queues a new job; an empty `job_id` is filled in.
+
+        Raises InvalidRequestError, AlreadyExistsError, and BundleMissingError: upload the code again.
+        """
         request = requests.create_job(spec, job_id=job_id, labels=labels, request_id=request_id)
         return self._call(self._jobs.CreateJob, request)
 
@@ -233,7 +236,10 @@ class Client:
             yield from page.epochs
 
     def upload_bundle(self, data: bytes) -> str:
-        """Stores code for jobs (see `adjourn.bundles.pack`) and returns its name, `bundles/{sha256}`."""
+        """Stores code for jobs (see `adjourn.bundles.pack`) and returns its name, `bundles/{sha256}`.
+
+        What no job names is removed some time after its last upload. Raises BundleBeingRemovedError while that goes on.
+        """
         chunks = requests.upload_bundle(data)
         try:
             return self._jobs.UploadBundle(chunks, timeout=calls.UPLOAD_SECONDS, metadata=self._caller).bundle

@@ -244,7 +244,8 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UploadBundle(self, request_iterator, context):
-        """Stores code for jobs; the same bytes give the same name.
+        """Stores code for jobs; the same bytes give the same name. What no job names is removed some time after its last upload;
+        CreateJob then says BUNDLE_MISSING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -96,7 +96,9 @@ class JobServiceStub:
     ListEpochMetrics: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListEpochMetricsRequest, _job_service_pb2.ListEpochMetricsResponse]
     """Lists what each epoch came to, oldest first."""
     UploadBundle: _grpc.StreamUnaryMultiCallable[_job_service_pb2.UploadBundleRequest, _job_service_pb2.UploadBundleResponse]
-    """Stores code for jobs; the same bytes give the same name."""
+    """Stores code for jobs; the same bytes give the same name. What no job names is removed some time after its last upload;
+    CreateJob then says BUNDLE_MISSING.
+    """
 
 @_typing.type_check_only
 class JobServiceAsyncStub(JobServiceStub):
@@ -164,7 +166,9 @@ class JobServiceAsyncStub(JobServiceStub):
     ListEpochMetrics: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListEpochMetricsRequest, _job_service_pb2.ListEpochMetricsResponse]  # type: ignore[assignment]
     """Lists what each epoch came to, oldest first."""
     UploadBundle: _aio.StreamUnaryMultiCallable[_job_service_pb2.UploadBundleRequest, _job_service_pb2.UploadBundleResponse]  # type: ignore[assignment]
-    """Stores code for jobs; the same bytes give the same name."""
+    """Stores code for jobs; the same bytes give the same name. What no job names is removed some time after its last upload;
+    CreateJob then says BUNDLE_MISSING.
+    """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     """Runs training jobs that can be paused and resumed. For people and services.
@@ -313,6 +317,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_job_service_pb2.UploadBundleRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.UploadBundleResponse, _abc.Awaitable[_job_service_pb2.UploadBundleResponse]]:
-        """Stores code for jobs; the same bytes give the same name."""
+        """Stores code for jobs; the same bytes give the same name. What no job names is removed some time after its last upload;
+        CreateJob then says BUNDLE_MISSING.
+        """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

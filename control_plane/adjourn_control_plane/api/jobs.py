@@ -1,5 +1,6 @@
 """JobService: checks requests, calls the job updater and the store, and builds answers."""
 
+import contextlib
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
@@ -25,8 +26,9 @@ from adjourn_control_plane.api.watch import Watch
 from adjourn_control_plane.job import machine
 from adjourn_control_plane.job.events import CancelRequested, PauseRequested, ResumeRequested, UpdateRequested
 from adjourn_control_plane.job.transition import Decision
-from adjourn_control_plane.job.updater import Call, JobUpdater, copy_args, now, to_public
+from adjourn_control_plane.job.updater import ATTEMPTS, Call, JobUpdater, copy_args, now, to_public
 from adjourn_control_plane.store.interface import (
+    BundlesRemoved,
     Change,
     Conflict,
     JobName,
@@ -46,7 +48,7 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         self.store = store
         self.updater = updater
         self.objects = objects
-        self.uploads = Uploads(objects)
+        self.uploads = Uploads(store, objects)
         self.holds = Holds(store, updater)
         self.watch = watch
         self.boundaries = boundaries
@@ -58,21 +60,40 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
             copy_args(request.job, answer)
             return answer
         spec = request.job.spec
-        if spec.bundle and await self.objects.stat(bundles.object_key(spec.bundle)) is None:
-            raise errors.InvalidRequestError({"job.spec.bundle": f"{spec.bundle} was never uploaded"})
         job = Job(name=f"jobs/{request.job_id or uuid4().hex[:12]}", spec=spec, labels=request.job.labels)
         if not spec.HasField("seed"):
             job.spec.seed = secrets.randbits(53)  # what JSON numbers carry without loss
         return await self.create(machine.create(job, uid=str(uuid4()), actor=actor(context), now=now()), call)
 
     async def create(self, decision: Decision, call: Call) -> Job:
-        """Stores a new job; raises AlreadyExistsError if its name is taken."""
+        """Stores a new job; raises AlreadyExistsError if its name is taken, BundleMissingError."""
+        for _ in range(ATTEMPTS):
+            wanted_at = await self.want(decision.record.job.spec.bundle)
+            with contextlib.suppress(BundlesRemoved):
+                return await self.commit(decision, call, wanted_at)
+        raise errors.ContentionError("bundles are being removed one after the other; try again")
+
+    async def want(self, bundle: str) -> int | None:
+        """Keeps a bundle from being removed (see `fleet.bundle_collector`), and looks for it; "": none is needed."""
+        if not bundle:
+            return None
+        wanted_at = await self.store.want_bundle(bundle)
+        if wanted_at is None or await self.objects.stat(bundles.object_key(bundle)) is None:
+            why = f"{bundle} was never uploaded, or was removed as no job needed it; upload it again"
+            raise errors.BundleMissingError(why, bundle=bundle)
+        return wanted_at
+
+    async def commit(self, decision: Decision, call: Call, wanted_at: int | None) -> Job:
         answer = to_public(decision.record)
         request = call.answered_by(answer) if call.request_id else None
         name = JobName(answer.name)
-        change = Change(job=name, expected=0, record=decision.record, events=decision.events, request=request)
+        change = Change(
+            job=name, expected=0, record=decision.record, events=decision.events, request=request, wanted_at=wanted_at
+        )
         try:
             await self.store.commit(change)
+        except BundlesRemoved:
+            raise
         except RequestSeen as seen:
             first = await self.updater.first_answer(call, seen)
             copy_args(decision.record.job, first)

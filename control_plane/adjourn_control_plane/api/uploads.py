@@ -10,11 +10,15 @@ from typing import Final
 from adjourn import bundles, errors
 from adjourn.channel import BUNDLE_LIMIT_BYTES, CHUNK_BYTES
 from adjourn.objects import ObjectStore
+from adjourn_control_plane.store.interface import JobStore
 
 BUDGET_BYTES: Final = 4 * BUNDLE_LIMIT_BYTES
 """Memory for the bundles of all uploads under way in this process."""
 SILENCE_SECONDS: Final = 30.0
 """Longest wait for the next chunk: a stalled upload must not keep its memory."""
+REMOVAL_SECONDS: Final = 10.0
+POLL_SECONDS: Final = 0.2
+"""How long an upload waits for the end of its bundle's removal, and how often it looks."""
 REFUSED_SECONDS: Final = 30.0
 """How long the rest of a refused upload is read."""
 
@@ -22,15 +26,26 @@ REFUSED_SECONDS: Final = 30.0
 class Uploads:
     """Receives bundles. Each is in memory once, and all of them together stay within a budget."""
 
-    def __init__(self, objects: ObjectStore, *, budget: int = BUDGET_BYTES, silence: float = SILENCE_SECONDS) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        objects: ObjectStore,
+        *,
+        budget: int = BUDGET_BYTES,
+        silence: float = SILENCE_SECONDS,
+        removal: float = REMOVAL_SECONDS,
+    ) -> None:
+        self._store = store
         self._objects = objects
+        self._removal = removal
         self._free = budget
         self._silence = silence
 
     async def receive(self, chunks: AsyncIterator[bytes]) -> str:
         """Stores a bundle and returns its name, `bundles/{sha256}`.
 
-        Raises InvalidRequestError, TooManyUploadsError, UploadStalledError, and what object storage raises.
+        Raises InvalidRequestError, TooManyUploadsError, UploadStalledError, BundleBeingRemovedError, and what the store
+        and object storage raise.
         """
         try:
             return await self._receive(chunks)
@@ -54,7 +69,7 @@ class Uploads:
                 reserved += len(chunk)
                 data.write(chunk)
                 await asyncio.to_thread(digest.update, chunk)
-            return await self._store(data.getvalue(), digest.hexdigest())  # getvalue shares the buffer: no copy
+            return await self._put(data.getvalue(), digest.hexdigest())  # getvalue shares the buffer: no copy
         finally:
             self._free += reserved
 
@@ -81,12 +96,23 @@ class Uploads:
                 return
             yield chunk
 
-    async def _store(self, data: bytes, digest: str) -> str:
+    async def _put(self, data: bytes, digest: str) -> str:
         try:
             await asyncio.to_thread(bundles.verify, data)
         except bundles.BundleInvalid as error:
             raise errors.InvalidRequestError({"chunk": str(error)}) from None
         bundle = f"bundles/{digest}"
+        await self._want(bundle)
         # Also if it is there: what lies there may be damaged, and uploading it again is how that is mended.
         await self._objects.put(bundles.object_key(bundle), data)
         return bundle
+
+    async def _want(self, bundle: str) -> None:
+        """Returns once nobody is about to remove the bundle (see `fleet.bundle_collector`)."""
+        try:
+            async with asyncio.timeout(self._removal):
+                while await self._store.want_bundle(bundle) is None:  # noqa: ASYNC110  # no replica tells another
+                    await asyncio.sleep(POLL_SECONDS)
+        except TimeoutError:
+            why = f"{bundle} is being removed, as no job needs it; upload it again"
+            raise errors.BundleBeingRemovedError(why, bundle=bundle) from None

@@ -1,4 +1,4 @@
-"""Removes what nobody needs any more: the objects of deleted jobs, and workers that were lost long ago."""
+"""Removes what nobody needs any more: the objects of deleted jobs, old bundles, and workers that were lost long ago."""
 
 from typing import Final
 
@@ -6,7 +6,7 @@ import structlog
 
 from adjourn.errors import ObjectStoreRefusedError
 from adjourn.objects import ObjectStore
-from adjourn_control_plane.fleet import rounds
+from adjourn_control_plane.fleet import bundle_collector, rounds
 from adjourn_control_plane.settings import Settings
 from adjourn_control_plane.store.interface import JobStore, Tombstone
 
@@ -24,12 +24,14 @@ class Collector:
         self.store = store
         self.objects = objects
         self.worker_retention = settings.worker_retention
+        self.bundles = bundle_collector.BundleCollector(store, objects, settings)
 
     async def run(self) -> None:
-        """Collects every INTERVAL_SECONDS until cancelled."""
+        """Collects until cancelled."""
         await rounds.together(
             rounds.every(INTERVAL_SECONDS, "collector.objects", self.purge),
             rounds.every(INTERVAL_SECONDS, "collector.workers", self.forget_workers),
+            rounds.every(bundle_collector.INTERVAL_SECONDS, "collector.bundles", self.bundles.collect),
         )
 
     async def purge(self) -> None:

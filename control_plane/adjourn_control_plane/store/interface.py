@@ -47,6 +47,10 @@ class Fenced(Conflict):
     """Another stream speaks for the worker by now, so what this one said is out of date. Do not try again."""
 
 
+class BundlesRemoved(Conflict):
+    """Bundles were removed since the job's was wanted. Want it again, and look for it again."""
+
+
 class RequestSeen(Exception):
     """The request_id is known. `digest`: of the request that it was used for. `answer`: what was stored for it."""
 
@@ -106,6 +110,16 @@ class Fence:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BundleMarks:
+    """Bundles on their way out, each with a stamp: no two marks of a bundle have the same."""
+
+    doomed: Mapping[str, int]
+    """To be removed, unless somebody wants them."""
+    removing: Mapping[str, int]
+    """Being removed; until that is done nobody can use them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
     """One atomic change of one job."""
 
@@ -127,6 +141,9 @@ class Change:
     """If set, the worker's allocation must still have this version."""
     fence: Fence | None = None
     """If set, this stream must still be the one that speaks for the worker."""
+    wanted_at: int | None = None
+    """Of a new job with a bundle: how many steps of removals there had been when it was wanted. None may have been
+    since. To doom bundles is a step, and so is a claim."""
 
     def __post_init__(self) -> None:
         if self.record is None and self.expected == 0:
@@ -198,7 +215,8 @@ class JobStore(Protocol):
         """Carries the change out and returns the new version (0 after a deletion).
 
         Gives a new record its `number`. A change whose answer was lost can be repeated, as the same Change and within
-        a minute: it is carried out once. Raises Conflict, Fenced or RequestSeen, having changed nothing.
+        a minute: it is carried out once. Raises Conflict (Fenced and BundlesRemoved are some) or RequestSeen, having
+        changed nothing.
         """
         ...
 
@@ -344,6 +362,27 @@ class JobStore(Protocol):
 
     async def add_tombstone(self, uid: JobUid) -> None:
         """Notes that a deleted job may have objects again: an attempt of it was heard of. May be repeated."""
+        ...
+
+    async def want_bundle(self, bundle: str) -> int | None:
+        """Takes a bundle off those that are to be removed; returns how many steps of removals there have been.
+
+        None: it is being removed right now.
+        """
+        ...
+
+    async def bundle_marks(self) -> BundleMarks: ...
+
+    async def doom_bundles(self, bundles: Sequence[str]) -> None:
+        """Marks bundles as to be removed; those that are marked keep their stamps."""
+        ...
+
+    async def claim_bundle(self, bundle: str, stamp: int) -> int | None:
+        """Begins to remove a bundle that is marked with this stamp still, and returns its new one; None: it is not."""
+        ...
+
+    async def bundle_removed(self, bundle: str, stamp: int) -> None:
+        """Notes that a bundle is removed, unless it has another stamp by now: somebody else is at it, or was."""
         ...
 
     async def deleted(self, uids: Sequence[JobUid]) -> set[JobUid]:

@@ -17,6 +17,7 @@ an attachment are remembered by id for a while, the rest is idempotent. Reads th
     {ns}:tombstones                 set of the uids of deleted jobs whose objects may not be gone yet
     {ns}:tombstones:later           sorted set of `{looks} {uid}` that are to be looked at again, by ms since 1970
     {ns}:deleted                    sorted set of the uids of deleted jobs, in order
+    {ns}:bundles:doomed  :removing  sorted sets of the bundles on their way out, by stamp;  :steps  counter of stamps
     {ns}:requests                   sorted set of the ids of requests, in order
     {ns}:request:{id}  :done:{id}   hash: digest, answer, settled; result of a change, for its repeats; both expire
 
@@ -30,6 +31,7 @@ from contextlib import aclosing, asynccontextmanager
 from datetime import timedelta
 from importlib import resources
 from typing import Any, Self, TypeVar
+from uuid import uuid4
 
 import structlog
 from redis import exceptions
@@ -50,6 +52,8 @@ from adjourn_control_plane.store.interface import (
     EVENTS_KEPT,
     PURGE_AGAIN,
     Allocation,
+    BundleMarks,
+    BundlesRemoved,
     Change,
     Changed,
     Conflict,
@@ -77,7 +81,7 @@ BATCH = 200
 """Jobs or workers read at a time: a script holds up everybody else."""
 SCRIPTS = (
     *("commit", "settle", "events", "page", "allocation"),
-    *("tombstones", "remove_tombstone"),
+    *("tombstones", "remove_tombstone", "bundles", "want_bundle", "doom_bundles", "claim_bundle", "bundle_removed"),
     *("attach", "heartbeat", "detach", "mark_lost", "sessions", "lost_holders", "forget", "forget_lost", "drain"),
 )
 LATER = (
@@ -158,6 +162,8 @@ class RedisStore:
                 raise RequestSeen(rest[0].decode(), Job.FromString(rest[1]))
             case b"FENCED":
                 raise Fenced(rest[0].decode())
+            case b"BUNDLE":
+                raise BundlesRemoved(rest[0].decode())
             case _:
                 raise Conflict(rest[0].decode())
 
@@ -319,6 +325,24 @@ class RedisStore:
 
     async def add_tombstone(self, uid: JobUid) -> None:
         await self._ask("SADD", "tombstones", uid)
+
+    async def want_bundle(self, bundle: str) -> int | None:
+        steps: int | None = await self._run("want_bundle", bundle)
+        return steps
+
+    async def bundle_marks(self) -> BundleMarks:
+        doomed, removing = await self._run("bundles")
+        return BundleMarks(doomed=values.stamps(doomed), removing=values.stamps(removing))
+
+    async def doom_bundles(self, bundles: Sequence[str]) -> None:
+        await self._run("doom_bundles", *bundles)
+
+    async def claim_bundle(self, bundle: str, stamp: int) -> int | None:
+        claim: int | None = await self._run("claim_bundle", bundle, stamp, uuid4().hex, values.REPEAT_MEMORY)
+        return claim
+
+    async def bundle_removed(self, bundle: str, stamp: int) -> None:
+        await self._run("bundle_removed", bundle, stamp)
 
     async def deleted(self, uids: Sequence[JobUid]) -> set[JobUid]:
         times = await self._ask("ZMSCORE", "deleted", *uids) if uids else []

@@ -93,6 +93,11 @@ def milliseconds(duration: timedelta) -> int:
     return int(duration.total_seconds() * 1000)
 
 
+def stamps(row: Sequence[bytes]) -> dict[str, int]:
+    """Returns bundles with their stamps, as ZRANGE has them."""
+    return {bundle.decode(): int(stamp) for bundle, stamp in zip(row[::2], row[1::2], strict=True)}
+
+
 def described(worker: Worker) -> bytes:
     """Returns the worker without what is derived when it is shown."""
     kept = Worker()
@@ -137,6 +142,7 @@ def commit_arguments(change: Change, *, changes_kept: int, events_kept: int) -> 
     unconfirmed = unconfirmed_by_worker(record) if record else {}
     arguments += [len(unconfirmed), DELETED_KEPT, REQUESTS_KEPT]
     arguments += ["" if fence is None or fence.heartbeat is None else fence.heartbeat]
+    arguments += [change.wanted_at if change.wanted_at is not None else ""]
     for worker, attempts in unconfirmed.items():
         arguments += [worker, attempts]
     arguments += [encoded(event) for event in change.events]

@@ -49,6 +49,18 @@ def test_a_script_is_submitted_with_all_that_belongs_to_it(adjourn: Adjourn, pla
     assert (spec.model_name, spec.dataset_uri, spec.bundle) == ("cnn", "s3://d", f"bundles/{len(packed):064x}")
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_code_that_was_removed_meanwhile_is_uploaded_again_once(
+    adjourn: Adjourn, plane: "Plane", script: Path, times: int
+) -> None:
+    plane.failures["CreateJob"] = [errors.BundleMissingError("it was removed; upload it again")] * times
+    result = adjourn("submit", f"{script}:main", "--epochs", "3", "--name", "digits")
+    assert len(asked(plane, "UploadBundle")) == 2
+    assert (result.exit_code == 0) == (times == 1)
+    assert ("jobs/digits" in plane.jobs) == (times == 1)
+    assert times == 1 or "upload it again" in result.output
+
+
 def test_installed_code_needs_no_bundle(adjourn: Adjourn, plane: "Plane") -> None:
     assert adjourn("submit", "adjourn.examples.digits:main", "--epochs", "3").exit_code == 0
     spec = plane.jobs["jobs/made-up"].spec

@@ -35,6 +35,7 @@ def test_a_precondition_is_told_in_googles_words_too() -> None:
 
 REPEATABLE = {
     errors.ContentionError,
+    errors.BundleBeingRemovedError,
     errors.TooManyUploadsError,
     errors.TooManyReadsError,
     errors.ReadStalledError,

@@ -38,8 +38,10 @@ def test_what_is_given_is_taken() -> None:
             "ADJOURN_LEASE_DURATION": "1",
             "ADJOURN_LOG_FORMAT": "console",
             "ADJOURN_WORKER_RETENTION": "3600",
+            "ADJOURN_BUNDLE_RETENTION": "86400",
         }
     )
+    assert settings.bundle_retention == timedelta(days=1)
     assert settings.worker_retention == timedelta(hours=1)
     assert (settings.listen, settings.namespace, settings.log_format) == ("0.0.0.0:80", "team-a_1", "console")
     assert (settings.sync_interval, settings.lease_duration) == (timedelta(seconds=0.5), timedelta(seconds=1))
@@ -65,6 +67,7 @@ def test_what_is_given_is_taken() -> None:
         ("ADJOURN_LEASE_DURATION", "3.9"),
         ("ADJOURN_LOG_FORMAT", "xml"),
         ("ADJOURN_WORKER_RETENTION", "0"),
+        ("ADJOURN_BUNDLE_RETENTION", "59"),
         ("ADJOURN_S3_ENDPOINT", "ftp://127.0.0.1"),
     ],
 )

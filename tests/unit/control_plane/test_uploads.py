@@ -15,6 +15,7 @@ from adjourn.channel import CHUNK_BYTES
 from adjourn_control_plane.api import uploads
 from adjourn_control_plane.api.uploads import Uploads
 from tests.harness.memory_objects import MemoryObjects
+from tests.harness.memory_store import MemoryStore
 
 MIB = 1 << 20
 
@@ -51,7 +52,7 @@ async def test_a_bundle_is_in_memory_once_while_it_is_received(bundle: bytes) ->
     objects = MemoryObjects()
     tracemalloc.start()
     try:
-        name = await Uploads(objects).receive(chunks(bundle))
+        name = await Uploads(MemoryStore(), objects).receive(chunks(bundle))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -78,13 +79,13 @@ async def test_hashing_is_done_beside_the_event_loop(bundle: bytes, monkeypatch:
         sha256 = Sha256
 
     monkeypatch.setattr(uploads, "hashlib", Hashlib)
-    await Uploads(MemoryObjects()).receive(chunks(bundle))
+    await Uploads(MemoryStore(), MemoryObjects()).receive(chunks(bundle))
     assert threads
     assert threading.get_ident() not in threads
 
 
 async def test_uploads_beyond_the_budget_are_refused_until_others_are_done(bundle: bytes) -> None:
-    receiving = Uploads(MemoryObjects(), budget=len(bundle) + MIB)
+    receiving = Uploads(MemoryStore(), MemoryObjects(), budget=len(bundle) + MIB)
     first = Hanging(bundle)
     under_way = asyncio.create_task(receiving.receive(first.chunks()))
     await first.reached.wait()
@@ -99,7 +100,7 @@ async def test_uploads_beyond_the_budget_are_refused_until_others_are_done(bundl
 
 @pytest.mark.parametrize("ending", ["cancelled", "invalid", "stalled"])
 async def test_an_upload_that_fails_gives_its_memory_back(bundle: bytes, ending: str) -> None:
-    receiving = Uploads(MemoryObjects(), budget=len(bundle), silence=0.2 if ending == "stalled" else 60)
+    receiving = Uploads(MemoryStore(), MemoryObjects(), budget=len(bundle), silence=0.2 if ending == "stalled" else 60)
     if ending == "invalid":
         with pytest.raises(errors.InvalidRequestError):
             await receiving.receive(chunks(b"x" * len(bundle)))
@@ -117,9 +118,9 @@ async def test_an_upload_that_fails_gives_its_memory_back(bundle: bytes, ending:
 
 async def test_a_chunk_and_a_bundle_have_a_limit() -> None:
     with pytest.raises(errors.InvalidRequestError, match=str(CHUNK_BYTES)):
-        await Uploads(MemoryObjects()).receive(chunks_of(CHUNK_BYTES + 1, 1))
+        await Uploads(MemoryStore(), MemoryObjects()).receive(chunks_of(CHUNK_BYTES + 1, 1))
     with pytest.raises(errors.InvalidRequestError, match="keep data out of it"):
-        await Uploads(MemoryObjects()).receive(chunks_of(CHUNK_BYTES, 65))
+        await Uploads(MemoryStore(), MemoryObjects()).receive(chunks_of(CHUNK_BYTES, 65))
 
 
 async def test_the_rest_of_a_refused_upload_is_read_but_not_for_ever() -> None:
@@ -135,7 +136,7 @@ async def test_the_rest_of_a_refused_upload_is_read_but_not_for_ever() -> None:
     for count, expected in ((20, 20), (200, 65)):
         read = 0
         with pytest.raises(errors.InvalidRequestError):
-            await Uploads(MemoryObjects()).receive(counted(count))
+            await Uploads(MemoryStore(), MemoryObjects()).receive(counted(count))
         assert read == expected
 
 
@@ -148,7 +149,25 @@ async def test_a_bundle_that_is_damaged_in_storage_is_mended_by_uploading_it_aga
     (tmp_path / "train.py").write_text("x = 1\n")
     data = bundles.pack(tmp_path / "train.py")
     objects = MemoryObjects()
-    name = await Uploads(objects).receive(chunks(data))
+    name = await Uploads(MemoryStore(), objects).receive(chunks(data))
     objects.contents[bundles.object_key(name)] = bytes(len(data))
-    assert await Uploads(objects).receive(chunks(data)) == name
+    assert await Uploads(MemoryStore(), objects).receive(chunks(data)) == name
+    assert objects.contents[bundles.object_key(name)] == data
+
+
+async def test_an_upload_waits_for_the_end_of_its_bundles_removal(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("")
+    data = bundles.pack(tmp_path / "train.py")
+    store, objects = MemoryStore(), MemoryObjects()
+    name = await Uploads(store, objects).receive(chunks(data))
+    await store.doom_bundles([name])
+    claim = await store.claim_bundle(name, (await store.bundle_marks()).doomed[name])
+    assert claim is not None
+    objects.contents.clear()
+    with pytest.raises(errors.BundleBeingRemovedError, match="upload it again"):
+        await Uploads(store, objects, removal=0.5).receive(chunks(data))
+    assert objects.contents == {}
+    uploading = asyncio.create_task(Uploads(store, objects).receive(chunks(data)))
+    await store.bundle_removed(name, claim)
+    assert await uploading == name
     assert objects.contents[bundles.object_key(name)] == data

@@ -12,7 +12,8 @@ local uid, fenced, stream, labels = ARGV[19], ARGV[20], ARGV[21], ARGV[22]
 local events_kept, doubted = tonumber(ARGV[23]), tonumber(ARGV[24]) -- workers with unconfirmed attempts
 local deleted_kept, requests_kept = tonumber(ARGV[25]), tonumber(ARGV[26])
 local heartbeat = ARGV[27] -- of the fenced worker; empty: it does not matter
-local next_item = 28
+local steps = ARGV[28] -- of removals of bundles, as the job's was wanted; empty: it needs none
+local next_item = 29
 
 local function key(name)
   return prefix .. ':' .. name
@@ -50,6 +51,12 @@ if guarded ~= '' then
   local current = redis.call('GET', key(guarded .. ':allocation')) or '0'
   if current ~= allocation then
     return {'CONFLICT', 'allocation of ' .. guarded .. ' has version ' .. current .. ', not ' .. allocation}
+  end
+end
+if steps ~= '' then
+  local current = redis.call('GET', key('bundles:steps')) or '0'
+  if current ~= steps then
+    return {'BUNDLE', 'bundles were removed since step ' .. steps .. ' of ' .. current}
   end
 end
 
