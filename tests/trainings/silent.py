@@ -9,13 +9,22 @@ import random
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from adjourn import training
 
@@ -238,6 +247,68 @@ def innocent(run: training.Run) -> None:
         start = time.time()
 
 
+def kept_iterator(run: training.Run) -> None:
+    course = Course(run)
+    batches = iter(course.loader)
+    for _ in run.epochs():
+        for _ in range(2):
+            inputs = next(batches, None)
+            if inputs is None:
+                batches = iter(course.loader)
+                inputs = next(batches)
+            course.step(inputs[0])
+
+
+def endless(loader: Any) -> Iterator[Any]:
+    while True:
+        yield from loader
+
+
+def two_kept_iterators(run: training.Run) -> None:
+    """As semi-supervised trainings have them: one in a generator, one in an attribute that is made anew by hand."""
+    course = Course(run)
+    unlabelled = endless(run.loader(data(20, 1), batch_size=4, shuffle=True))
+    labelled = run.loader(data(12, 2), batch_size=5, shuffle=True)
+    holder = SimpleNamespace(batches=iter(labelled))
+    for _ in run.epochs():
+        for (inputs,) in course.loader:
+            try:
+                (others,) = next(holder.batches)
+            except StopIteration:
+                holder.batches = iter(labelled)
+                (others,) = next(holder.batches)
+            course.step(torch.cat([inputs, others, next(unlabelled)[0]]))
+
+
+class Lines(IterableDataset[tuple[torch.Tensor]]):
+    """Reads on where it was in the epoch before."""
+
+    def __init__(self) -> None:
+        self.place = 0
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor]]:
+        for _ in range(5):
+            self.place += 1
+            yield (torch.rand(4) + self.place,)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"place": self.place}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.place = state["place"]
+
+
+def streams_and_samplers(run: training.Run) -> None:
+    course = Course(run)
+    lines, weighted = Lines(), WeightedRandomSampler([1, 2, 3, 4], 4, generator=torch.Generator())
+    stream = run.loader(lines, batch_size=2)
+    sampled = run.loader(data(4), sampler=weighted, batch_size=2)
+    batched = run.loader(data(6), batch_sampler=BatchSampler(RandomSampler(range(6)), 3, drop_last=False))
+    for _ in run.epochs():
+        for inputs in zip(stream, sampled, batched, strict=False):
+            course.step(torch.cat([part for (part,) in inputs]))
+
+
 # Refused while the training runs.
 
 
@@ -327,18 +398,6 @@ def drawing_dataset(run: training.Run) -> None:
     course = Course(run, Drawing())
     for _ in run.epochs():
         course.epoch()
-
-
-def kept_iterator(run: training.Run) -> None:
-    course = Course(run)
-    batches = iter(course.loader)
-    for _ in run.epochs():
-        for _ in range(2):
-            inputs = next(batches, None)
-            if inputs is None:
-                batches = iter(course.loader)
-                inputs = next(batches)
-            course.step(inputs[0])
 
 
 def lazy_iterator(run: training.Run) -> None:

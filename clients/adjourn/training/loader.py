@@ -4,108 +4,124 @@ So a resumed run sees what the uninterrupted one would have seen, whatever the n
 start at any batch without replaying those before it.
 """
 
-import hashlib
+import gc
 import itertools
+import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
-from typing import Any, NamedTuple, cast
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from functools import partial
+from typing import Any, Final, cast
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, default_convert
 
 from adjourn.training.errors import StateMismatch, UntrackedState
-from adjourn.training.order import Order, in_sequence, shuffled
-from adjourn.training.order import batches as order_of_batches
-from adjourn.training.state.generators import derived_seed, seeded
+from adjourn.training.events import log_line
+from adjourn.training.fetching import (
+    Batches,
+    Collate,
+    End,
+    Fetcher,
+    Place,
+    Reader,
+    Sampled,
+    has_state,
+    in_batches,
+    load_state,
+    state_of,
+)
+from adjourn.training.order import batches as batches_of
+from adjourn.training.order import in_sequence, shuffled
+from adjourn.training.positions import Positions, Record
+from adjourn.training.probes import PROBES, Probes
+from adjourn.training.state.generators import derived_seed
 
-Place = Sequence[int | str]
-"""Seed, loader, epoch, pass."""
-Collate = Callable[[list[Any]], Any]
+VERSION: Final = 2
+"""Of the order and of the random draws: another one would give a resumed run other batches."""
 Heard = Callable[[bool], None]
 """Told of each batch that is taken: False; and of the end of a pass: True."""
-
-
-class Batch(NamedTuple):
-    """Which samples make a batch, and the seed of every random draw made for it."""
-
-    indices: list[int]
-    seed: int
-
-
-class Batches:
-    """The batches of a pass, each made when it is asked for."""
-
-    def __init__(self, order: Order, batch_size: int, samples: int, place: Place, numbers: range) -> None:
-        self._order = order
-        self._batch_size = batch_size
-        self._samples = samples
-        self._numbers = numbers
-        self._key = derived_seed("draws", *place).to_bytes(8, "big")
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def __iter__(self) -> Iterator[Batch]:
-        numbers = self._numbers
-        batches = order_of_batches(self._order, self._batch_size, numbers.start, numbers.stop, self._samples)
-        for number, indices in zip(numbers, batches, strict=True):
-            digest = hashlib.blake2b(number.to_bytes(8, "big"), digest_size=8, key=self._key).digest()
-            yield Batch(indices, int.from_bytes(digest, "big"))
+LOOKS: Final = 4
+"""Ends of passes at which a loader looks for who iterates over it: that goes through all objects."""
 
 
 class Pass:
-    """An iterator over the batches of one pass, which must end with its epoch.
+    """An iterator over the batches of one pass.
 
-    A resumed run cannot go on amid a pass: raises UntrackedState for a batch that is asked for in a later epoch.
+    If a resumed run goes on amid the pass, it begins behind the last batch that was handed out.
     """
 
-    def __init__(self, batches: Iterator[Any], length: int, loader: "Loader") -> None:
-        self._batches = batches
-        self._length = length
+    def __init__(self, loader: "Loader", record: Record) -> None:
         self._loader = loader
-        self.epoch = loader.epoch
-        self.open = True
+        self._positions = loader.positions
+        self._steps = loader.steps
+        self._epoch = self._positions.epoch
+        self.record = record
+        self._first = record.taken
+        self._batches = loader.made(record)
+
+    @property
+    def open(self) -> bool:
         """Whether batches are left."""
+        return not self.record.over
+
+    @property
+    def epoch(self) -> int:
+        """In which it began."""
+        return self.record.epoch
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __len__(self) -> int:
-        return self._length
+        """Batches that were left when it began, or was gone on with."""
+        return len(self._loader) - self._first
 
     def __next__(self) -> Any:
-        if self._loader.epoch != self.epoch and not self._loader.may_be_kept:
-            raise UntrackedState(
-                f"an iterator over a loader of {len(self._loader)} batches, made in epoch {self.epoch}, is used in"
-                f" epoch {self._loader.epoch}: a resumed run would have to begin it anew. Iterate over the loader"
-                " within the epoch (itertools.cycle(loader) there, if it is the shorter one), or say"
-                ' run.ignore(loader, reason="...")'
-            )
+        positions = self._positions
+        if positions.epoch != self._epoch:
+            self._enter_epoch()
+        record = self.record
+        steps = self._steps()
+        if positions.cut_wanted and positions.may_cut(record, self._loader.length):
+            self._loader.asked(record)
         try:
             batch = next(self._batches)
         except StopIteration:
-            self.open = False
-            self._loader.heard(True)
+            positions.ended(record)
+            self._loader.pass_ended(self)
             raise
+        record.taken += 1
+        record.latest = positions.begun
+        positions.handed_out = steps
         self._loader.heard(False)
         return batch
 
+    def _enter_epoch(self) -> None:
+        """Goes on in a later epoch, if a resumed run could."""
+        loader = self._loader
+        if not loader.may_be_kept and (not loader.lasting or is_cycled(self)):
+            raise UntrackedState(
+                f"an iterator over a loader of {loader.told_length} batches, made in epoch {self.epoch}, is used in"
+                f" epoch {self._positions.epoch}, and a resumed run could not go on with it: itertools.cycle keeps the"
+                " batches themselves, and a loader that was made within an epoch ends with it. Make the loader and its"
+                " iterator before the first epoch, and begin it anew when it has ended:"
+                ' `def endless(): while True: yield from loader`; or say run.ignore(loader, reason="...")'
+            )
+        self._epoch = self._positions.epoch
+        going_on = self._positions.enter_epoch(self.record)
+        if going_on is not None:
+            self.record = going_on
+            self._batches = loader.made(going_on)
 
-class Fetcher(Dataset[Any]):
-    """A dataset of batches; runs in the training process or in a worker, with the same result."""
+    def __del__(self) -> None:
+        record = getattr(self, "record", None)
+        if record is not None:
+            self._positions.gone(record)
 
-    def __init__(self, dataset: Dataset[Any], collate: Collate) -> None:
-        self._dataset = dataset
-        self._collate = collate
-        self._together: Callable[[list[int]], Any] | None = getattr(dataset, "__getitems__", None)
-        """Reads many samples at once, as `DataLoader` has it do."""
 
-    def __getitem__(self, batch: Batch) -> Any:
-        with seeded(batch.seed):
-            if self._together is not None:
-                return self._collate(self._together(batch.indices))
-            dataset = self._dataset
-            return self._collate([dataset[index] for index in batch.indices])
+def is_cycled(iterator: Pass) -> bool:
+    return any(type(holder) is itertools.cycle for holder in gc.get_referrers(iterator))
 
 
 class Loader:
@@ -116,78 +132,106 @@ class Loader:
 
     def __init__(
         self,
-        dataset: Dataset[Any],
+        dataset: Any,
         *,
-        batch_size: int,
+        batch_size: int | None,
         shuffle: bool,
+        sampler: Any,
+        batch_sampler: Any,
         num_workers: int,
         drop_last: bool,
         collate: Collate | None,
         pin_memory: bool,
-        place: Callable[[], Sequence[int | str]],
+        name: str,
+        lasting: bool,
+        seed: int,
+        positions: Positions,
+        steps: Callable[[], int],
         heard: Heard,
+        asked: Callable[[Record], None],
     ) -> None:
-        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-            raise TypeError("a loader needs a dataset with __len__ and __getitem__: others have no place to resume at")
-        if batch_size < 1 or num_workers < 0:
+        """`lasting`: it was made before the first epoch, so a resumed run has it from there on."""
+        if (batch_size is not None and batch_size < 1) or num_workers < 0:
             raise ValueError(f"batch_size {batch_size} < 1, or num_workers {num_workers} < 0")
+        self.reads_on = isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
+        """Whether the dataset is iterable, and knows no sample by its index."""
+        if self.reads_on and (isinstance(dataset, Iterator) or not hasattr(dataset, "__iter__")):
+            raise TypeError(
+                "a loader needs a dataset with __len__ and __getitem__, or an iterable one that begins anew for each"
+                " pass: an iterator has no place to resume at"
+            )
+        if not self.reads_on and not hasattr(dataset, "__len__") and sampler is None and batch_sampler is None:
+            raise TypeError("a loader needs a dataset with __len__, or a sampler: others have no place to resume at")
+        if (sampler is not None or batch_sampler is not None) and (shuffle or self.reads_on):
+            raise ValueError("a sampler goes neither with shuffle=True nor with an iterable dataset")
+        if batch_sampler is not None and (sampler is not None or batch_size != 1 or drop_last):
+            raise ValueError("batch_sampler takes the place of batch_size, sampler and drop_last")
+        if self.reads_on and shuffle:
+            raise ValueError("an iterable dataset shuffles by itself: shuffle=True has no order to choose from")
         self.dataset = dataset
         self.batch_size = batch_size
         self.shuffle = shuffle
+        self.sampler = sampler
+        self.batch_sampler = batch_sampler
         self.num_workers = num_workers
         self.drop_last = drop_last
-        self._fetcher = Fetcher(dataset, collate or default_collate)
-        self._pin_memory = pin_memory
-        self._place = place
-        """Returns seed, loader and running epoch."""
+        self.name = name
+        self.lasting = lasting
+        self.positions = positions
+        self.steps = steps
         self.heard = heard
-        self._passes: tuple[Sequence[int | str], Iterator[int]] | None = None
+        self.asked = asked
+        self._seed = seed
+        self._collate = collate or (default_convert if batch_size is None else default_collate)
+        self._pin_memory = pin_memory
         self._first = 0
+        self._looks = 0
+        self.cycled = False
+        """Whether itertools.cycle iterates over it: that gives batches again of which the loader does not hear."""
         self._iterators: weakref.WeakSet[Pass] = weakref.WeakSet()
         self._content: list[str] | None = None
         self.may_be_kept = False
-        """Whether user code has accepted that an iterator goes on in a later epoch."""
+        """Whether user code has accepted that an iterator goes on in a later epoch without being saved."""
 
     def __len__(self) -> int:
-        """Batches in a pass."""
-        samples = len(cast("Sized", self.dataset))
-        return samples // self.batch_size if self.drop_last else -(-samples // self.batch_size)
+        """Batches in a pass. Raises TypeError if nobody knows."""
+        if self.batch_sampler is not None:
+            return len(self.batch_sampler)
+        samples = len(self.dataset if self.sampler is None else self.sampler)
+        size = self.batch_size or 1
+        return samples // size if self.drop_last else -(-samples // size)
 
     @property
-    def epoch(self) -> int:
-        """The running epoch."""
-        return int(self._place()[-1])
+    def stateful(self) -> list[Any]:
+        """The parts of it that have a state to be saved: samplers, an iterable dataset."""
+        parts = [self.sampler, self.batch_sampler, *([self.dataset] if self.reads_on else [])]
+        return [part for part in parts if has_state(part)]
+
+    @property
+    def length(self) -> int | None:
+        try:
+            return len(self)
+        except TypeError:
+            return None
+
+    @property
+    def told_length(self) -> str:
+        return "unknown length" if self.length is None else f"{self.length}"
 
     @property
     def open_passes(self) -> list[Pass]:
-        """The iterators of the running epoch that are alive and have batches left; older ones give none."""
-        return [each for each in self._iterators if each.open and each.epoch == self.epoch]
+        """The iterators that began in the running epoch, are alive and have batches left, of which none is saved."""
+        if self.positions.keeps(self.name) and not self.cycled:
+            return []
+        return [each for each in self._iterators if each.open and each.epoch == self.positions.epoch]
 
     def __iter__(self) -> Iterator[Any]:
-        place = (*self._place(), self._next_pass())
-        first, self._first = self._first, 0
-        batches = self._batches(place, first)
-        iterator = Pass(self._made(batches, place), len(batches), self)
+        record = self.positions.begin(self.name)
+        if self._first:
+            record.taken, self._first = self._first, 0
+        iterator = Pass(self, record)
         self._iterators.add(iterator)
         return iterator
-
-    def _made(self, batches: Batches, place: Place) -> Iterator[Any]:
-        if not self.num_workers and not self._pin_memory:
-            return map(self._fetcher.__getitem__, batches)  # a DataLoader's records for profilers cost more than this
-        # A private generator: without one, iter() draws the workers' seed from the global generator.
-        generator = torch.Generator()
-        generator.manual_seed(derived_seed("workers", *place))
-        return iter(
-            DataLoader(
-                self._fetcher,
-                sampler=batches,
-                batch_size=None,
-                collate_fn=as_it_is,
-                num_workers=self.num_workers,
-                pin_memory=self._pin_memory,
-                generator=generator,
-            )
-        )
 
     def skip_to(self, batch: int) -> None:
         """Lets the next pass start at that batch, counted from 0, as if those before it had been taken."""
@@ -195,14 +239,102 @@ class Loader:
             raise ValueError(f"batch {batch} of {len(self)}")
         self._first = batch
 
+    def pass_ended(self, iterator: Pass) -> None:
+        """Hears of a pass that has no batches left."""
+        if self._looks < LOOKS:
+            self._looks += 1
+            self.cycled |= is_cycled(iterator)
+        self.heard(True)
+
+    def made(self, record: Record) -> Iterator[Any]:
+        """Returns the batches of a pass that are left."""
+        if record.over:
+            return iter(())
+        place: Place = (self._seed, self.name, record.epoch, record.number)
+        first = record.taken
+        if self.reads_on:
+            return self._read(place, record)
+        batch_size = 1 if self.batch_size is None else self.batch_size
+        sampler = self.sampler if self.batch_sampler is None else self.batch_sampler
+        if sampler is not None:
+            batches = in_batches(
+                sampler, None if sampler is self.batch_sampler else self.batch_size, drop_last=self.drop_last
+            )
+            sampled = Sampled(place, sampler, batches, record.restored)
+            if first:
+                sampled.skip(first, record.restored["digest"] if record.restored else None)
+            record.details = lambda taken: sampled.details(again=taken < record.taken)
+            return heard_of(self._fetched(place, first, sampled), sampled)
+        samples = len(self.dataset)
+        order = shuffled(samples, derived_seed("order", *place)) if self.shuffle else in_sequence
+        indices: Iterable[Any] = batches_of(order, batch_size, first, len(self), samples)
+        if self.batch_size is None:
+            indices = (index for (index,) in indices)
+        return self._fetched(place, first, indices)
+
+    def _fetched(self, place: Place, first: int, indices: Iterable[Any]) -> Iterator[Any]:
+        single = self.batch_size is None and self.batch_sampler is None
+        fetcher = Fetcher(self.dataset, self._collate, single=single)
+        return self._worked(place, fetcher, Batches(place, first, indices), self.num_workers)
+
+    def _worked(self, place: Place, fetcher: Dataset[Any], batches: Batches, workers: int) -> Iterator[Any]:
+        if not workers and not self._pin_memory:
+            return map(fetcher.__getitem__, batches)  # a DataLoader's records for profilers cost more than this
+        # A private generator: without one, iter() draws the workers' seed from the global generator.
+        generator = torch.Generator()
+        generator.manual_seed(derived_seed("workers", *place))
+        return iter(
+            DataLoader(
+                fetcher,
+                sampler=batches,
+                batch_size=None,
+                collate_fn=as_it_is,
+                num_workers=workers,
+                pin_memory=self._pin_memory,
+                generator=generator,
+            )
+        )
+
+    def _read(self, place: Place, record: Record) -> Iterator[Any]:
+        """An iterable dataset is read by one worker at most: with more, their number would change what comes."""
+        workers = min(self.num_workers, 1)
+        first, state = record.taken, (record.restored or {}).get("state")
+        reader = Reader(
+            self.dataset,
+            self._collate,
+            batch_size=self.batch_size,
+            drop_last=self.drop_last,
+            place=place,
+            state=state,
+            told=workers > 0 and has_state(self.dataset),
+        )
+        states = deque([state, state], maxlen=2)
+        """Before and behind the newest batch that was handed out."""
+
+        def details(taken: int) -> dict[str, Any]:
+            if taken < record.taken:
+                return {"state": states[0] if workers else None}
+            return {"state": states[1] if workers else state_of(self.dataset)}
+
+        record.details = details
+        record.again = workers > 0 or not has_state(self.dataset)
+        made = self._worked(place, reader, Batches(place, first, itertools.repeat(None)), workers)
+        return until_end(made, states, partial(self._say_replayed, first) if first and state is None else None)
+
+    def _say_replayed(self, batches: int, seconds: float) -> None:
+        log_line(
+            f"loader {self.name}: {batches} batches of an iterable dataset were read again in {seconds:.1f} s to go on"
+            " behind them; with state_dict() and load_state_dict() it would go on at once"
+        )
+
     def content(self) -> list[str]:
         """Returns digests of a few samples, from the first to the last; they are read at the first call.
 
         A dataset that is read in worker processes is read in one of those: what it opens (HDF5, LMDB) must not be
-        shared with them by a fork.
+        shared with them by a fork. One that has no samples by number is not read.
         """
         if self._content is None:
-            samples = len(cast("Sized", self.dataset))
+            samples = 0 if self.reads_on or not hasattr(self.dataset, "__len__") else len(self.dataset)
             places = sorted({place * (samples - 1) // (PROBES - 1) for place in range(PROBES)}) if samples else []
             probes = DataLoader(
                 Probes(self.dataset),
@@ -219,43 +351,77 @@ class Loader:
         """Returns what must be equal for two loaders to give the same batches."""
         return {
             "content": self.content(),
-            "samples": len(cast("Sized", self.dataset)),
+            "samples": len(cast("Sized", self.dataset)) if hasattr(self.dataset, "__len__") else None,
             "batch_size": self.batch_size,
             "shuffle": self.shuffle,
+            "sampler": None if self.sampler is None else type(self.sampler).__qualname__,
+            "batch_sampler": None if self.batch_sampler is None else type(self.batch_sampler).__qualname__,
             "drop_last": self.drop_last,
         }
 
-    def _next_pass(self) -> int:
-        place = self._place()
-        if self._passes is None or self._passes[0] != place:
-            self._passes = (place, itertools.count())
-        return next(self._passes[1])
 
-    def _batches(self, place: Place, first: int) -> Batches:
-        samples = len(cast("Sized", self.dataset))
-        order = shuffled(samples, derived_seed("order", *place)) if self.shuffle else in_sequence
-        return Batches(order, self.batch_size, samples, place, range(first, len(self)))
+def heard_of(batches: Iterator[Any], sampled: Sampled) -> Iterator[Any]:
+    """Tells the sampler's record of each batch that is handed out, and not of those that are made ahead."""
+    for batch in batches:
+        sampled.handed_out()
+        yield batch
+
+
+def until_end(
+    made: Iterator[tuple[Any, Any]], states: deque[Any], replayed: Callable[[float], None] | None
+) -> Iterator[Any]:
+    """Yields batches up to the end of an iterable dataset, and keeps the states that come with them."""
+    begin = time.monotonic()
+    for batch, state in made:
+        if replayed is not None:
+            replayed(time.monotonic() - begin)
+            replayed = None
+        if isinstance(batch, End):
+            return
+        states.append(state)
+        yield batch
 
 
 class Loaders:
     """The loaders of a run, and the epoch that they are in."""
 
-    def __init__(self, seed: int, heard: Heard = lambda _over: None) -> None:
+    def __init__(
+        self,
+        seed: int,
+        heard: Heard = lambda _over: None,
+        *,
+        steps: Callable[[], int] = lambda: 0,
+        asked: Callable[[Record], None] = lambda _record: None,
+        saved: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`asked` is called amid an epoch where the run may be cut, before a batch is handed out, while
+        `positions.cut_wanted` is set: `state(record)` then tells how to go on. `steps` returns the steps made. `saved`: `state` of the snapshot that the run goes on from;
+        raises StateMismatch if it is not understood.
+        """
+        version = saved.get("version") if isinstance(saved, Mapping) else 1
+        if saved is not None and version != VERSION:
+            raise StateMismatch(
+                f"the snapshot was made by another version of Adjourn, whose loaders give other batches (version"
+                f" {version}; here it is {VERSION}): resume it there"
+            )
         self._seed = seed
         self._heard = heard
+        self._steps = steps
+        self._asked = asked
+        self._saved = saved
         self._lasting: list[Loader] = []
-        self._passing = 0
-        self._epoch = 0
+        self.positions = Positions(steps, saved and saved["positions"])
 
     @property
     def epoch(self) -> int:
         """The running epoch, or the one before; 0 before the first of this attempt."""
-        return self._epoch
+        return self.positions.epoch
 
-    @epoch.setter
-    def epoch(self, epoch: int) -> None:
-        self._epoch = epoch
-        self._passing = 0
+    def open_epoch(self, epoch: int) -> None:
+        self.positions.open_epoch(epoch)
+
+    def close_epoch(self) -> None:
+        self.positions.close_epoch()
 
     @property
     def first(self) -> Loader | None:
@@ -263,26 +429,46 @@ class Loaders:
 
     def add(self, **options: Any) -> Loader:
         """Makes a loader. One made within an epoch is numbered within it: a resumed run does not make those before."""
-        lasting = self._epoch == 0
-        name = str(len(self._lasting)) if lasting else f"{self._passing} of the epoch"
-        loader = Loader(**options, place=lambda: (self._seed, name, self._epoch), heard=self._heard)
+        lasting = self.epoch == 0
+        name = str(len(self._lasting)) if lasting else self.positions.name_within()
+        loader = Loader(
+            **options,
+            name=name,
+            lasting=lasting,
+            seed=self._seed,
+            positions=self.positions,
+            steps=self._steps,
+            heard=self._heard,
+            asked=self._asked,
+        )
         if lasting:
             self._lasting.append(loader)
-        else:
-            self._passing += 1
+            for subject, state in zip(
+                loader.stateful, (self._saved or {"states": {}})["states"].get(name, ()), strict=False
+            ):
+                load_state(subject, state)
         return loader
 
     def __iter__(self) -> Iterator[Loader]:
         """Yields the loaders that were made before the first epoch."""
         return iter(self._lasting)
 
-    def identities(self) -> list[dict[str, Any]]:
-        """Returns what must be equal for a resumed run to see the same batches."""
-        return [loader.identity() for loader in self._lasting]
+    def state(self, asked: Record | None = None) -> dict[str, Any]:
+        """Returns what must be equal for a resumed run to see the same batches, and where it goes on.
 
-    def check(self, saved: Sequence[Mapping[str, Any]]) -> None:
+        `asked`: the pass whose next batch is asked for, amid an epoch.
+        """
+        return {
+            "version": VERSION,
+            "data": [loader.identity() for loader in self._lasting],
+            "states": {loader.name: [state_of(each) for each in loader.stateful] for loader in self._lasting},
+            "positions": self.positions.state(asked),
+        }
+
+    def check(self, saved: Mapping[str, Any]) -> None:
         """Raises StateMismatch if a loader's data is as much as was saved, but other data."""
-        for number, (here, there) in enumerate(zip(self.identities(), saved, strict=False)):
+        here_all: Sequence[Mapping[str, Any]] = [loader.identity() for loader in self._lasting]
+        for number, (here, there) in enumerate(zip(here_all, saved["data"], strict=False)):
             pairs = list(zip(here["content"], there["content"], strict=False))
             different = sum(one != other for one, other in pairs)
             if here["samples"] == there["samples"] and different:
@@ -295,53 +481,3 @@ class Loaders:
 
 def as_it_is(batch: Any) -> Any:
     return batch
-
-
-PROBES = 8
-"""Samples whose digests stand for a dataset."""
-PROBE_BYTES = 1 << 20
-"""Of a tensor, array or image, as many bytes count."""
-PROBE_DEPTH = 6
-
-
-class Probes(Dataset[str]):
-    """Digests of samples; random draws within them are always the same."""
-
-    def __init__(self, dataset: Dataset[Any]) -> None:
-        self._dataset = dataset
-
-    def __getitem__(self, index: int) -> str:
-        with seeded(derived_seed("probe", index)):
-            try:
-                sample = self._dataset[index]
-            except Exception as error:  # noqa: BLE001  (training may never ask for it; if it does, it will say so)
-                return f"raises {type(error).__qualname__}"
-        hasher = hashlib.blake2b(digest_size=16)
-        for piece in pieces(sample, PROBE_DEPTH):
-            hasher.update(piece)
-        return hasher.hexdigest()
-
-
-def pieces(sample: Any, depth: int) -> Iterator[bytes]:
-    """Returns bytes that are equal for equal samples; of an object that is not known, only its type."""
-    yield type(sample).__qualname__.encode()
-    if isinstance(sample, torch.Tensor) and sample.layout is torch.strided and not sample.is_meta:
-        yield f"{sample.dtype}{tuple(sample.shape)}".encode()
-        flat = sample.detach().resolve_conj().resolve_neg().reshape(-1)[: PROBE_BYTES // sample.element_size()]
-        yield flat.cpu().contiguous().view(torch.uint8).numpy().tobytes()
-    elif isinstance(sample, bool | int | float | complex | str | None):
-        yield repr(sample).encode()
-    elif isinstance(sample, bytes | bytearray):
-        yield bytes(sample[:PROBE_BYTES])
-    elif callable(raw := getattr(sample, "tobytes", None)):  # an array, an image
-        yield repr(getattr(sample, "shape", getattr(sample, "size", ""))).encode()
-        yield raw()[:PROBE_BYTES]
-    elif depth and isinstance(sample, Mapping):
-        for key, value in sample.items():
-            yield from pieces(key, depth - 1)
-            yield from pieces(value, depth - 1)
-    elif depth and isinstance(sample, list | tuple):
-        for value in sample:
-            yield from pieces(value, depth - 1)
-    elif depth and hasattr(sample, "__dict__"):
-        yield from pieces(vars(sample), depth - 1)

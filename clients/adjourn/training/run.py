@@ -6,7 +6,8 @@ from typing import Any, SupportsFloat
 import torch
 from torch.utils.data import Dataset
 
-from adjourn.training.loader import Collate, Loader
+from adjourn.training.fetching import Collate
+from adjourn.training.loader import Loader
 from adjourn.training.session import Session
 
 
@@ -64,8 +65,10 @@ class Run:
         self,
         dataset: Dataset[Any],
         *,
-        batch_size: int = 1,
+        batch_size: int | None = 1,
         shuffle: bool = False,
+        sampler: Any = None,
+        batch_sampler: Any = None,
         num_workers: int = 0,
         drop_last: bool = False,
         collate_fn: Collate | None = None,
@@ -73,13 +76,20 @@ class Run:
     ) -> Loader:
         """Returns batches whose order and random draws depend on seed, epoch and batch alone.
 
-        As `torch.utils.data.DataLoader`, for datasets with `__len__`; `random`, `numpy.random` and `torch` are seeded
-        for each batch while its samples are fetched, and put back afterwards.
+        As `torch.utils.data.DataLoader`; `random`, `numpy.random` and `torch` are seeded for each batch while its
+        samples are fetched, and put back afterwards. The number of workers changes nothing.
+
+        A sampler's random draws, and those of generators that it has as attributes, depend on seed and epoch too. What
+        else it depends on must be set by `set_epoch`, or be in its `state_dict()`, which is saved with the loader. An
+        iterable dataset is read by one worker at most. With `state_dict()` and `load_state_dict()` a resumed run goes
+        on amid a pass at once; without them it reads again what came before.
         """
         return self._session.add_loader(
             dataset=dataset,
             batch_size=batch_size,
             shuffle=shuffle,
+            sampler=sampler,
+            batch_sampler=batch_sampler,
             num_workers=num_workers,
             drop_last=drop_last,
             collate=collate_fn,

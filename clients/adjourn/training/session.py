@@ -107,7 +107,12 @@ class Session:
         self._nondeterminism = NondeterminismFilter()
         self._strict = True
         self._looks = 0
-        self._loaders = Loaders(start.spec.seed, self._batch_taken)
+        self._loaders = Loaders(
+            start.spec.seed,
+            self._batch_taken,
+            steps=lambda: self.tracker.step,
+            saved=restored.value(DATA)["loaders"] if restored else None,
+        )
         self._open = False
         self._begun = False
         self._announced = False
@@ -264,7 +269,7 @@ class Session:
             self._verdict, self._verdict_reasons = verdict(self._restored.remarks, self._differences)
             self._restored = None
         else:
-            self._loaders.identities()  # reads samples of the data now, before training may change it
+            self._loaders.state()  # reads samples of the data now, before training may change it
         self._round_trip.seal()
         self._nondeterminism.install()
         self._detector.begin(self._state.tracked, self._loaders, inspect.currentframe())
@@ -286,14 +291,15 @@ class Session:
             pass  # the first boundary says it, if it is still so
 
     def _open_epoch(self) -> None:
-        self._loaders.epoch = self.tracker.epoch + 1
+        self._loaders.open_epoch(self.tracker.epoch + 1)
         self._open = True
         self.tracker.begin_epoch(self._learning_rate())
         if self.tracker.steps_per_epoch is None and self._loaders.first:
-            self.tracker.steps_per_epoch = len(self._loaders.first)
+            self.tracker.steps_per_epoch = self._loaders.first.length
 
     def _end_epoch(self) -> None:
         self._open = False
+        self._loaders.close_epoch()
         self.tracker.end_epoch()
         self._pulse.epoch()
         self._publish()
@@ -486,7 +492,7 @@ class Session:
         return self.tracker.progress(self._best())
 
     def _data(self) -> dict[str, Any]:
-        return {"epoch": self.tracker.epoch, "step": self.tracker.step, "loaders": self._loaders.identities()}
+        return {"epoch": self.tracker.epoch, "step": self.tracker.step, "loaders": self._loaders.state()}
 
     def _of_kind(self, kind: type[T]) -> T | None:
         subjects = (item.subject for item in self._state.tracked.values())

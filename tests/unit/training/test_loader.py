@@ -1,16 +1,19 @@
+import itertools
+import json
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import IterableDataset
+from torch.utils.data import BatchSampler, IterableDataset, RandomSampler, WeightedRandomSampler
 
 from adjourn import training
 from adjourn.training.loader import Loader, Loaders
+from adjourn.training.positions import Record
 from adjourn.training.state.generators import generator_states, seed_generators
 
 
@@ -30,7 +33,7 @@ class Draws:
 def loader(seed: int = 1, epoch: int = 1, **options: Any) -> Loader:
     loaders = Loaders(seed)
     made = loaders.add(**OPTIONS | options)
-    loaders.epoch = epoch
+    loaders.open_epoch(epoch)
     return made
 
 
@@ -42,6 +45,8 @@ OPTIONS: dict[str, Any] = {
     "drop_last": False,
     "collate": None,
     "pin_memory": False,
+    "sampler": None,
+    "batch_sampler": None,
 }
 
 
@@ -77,10 +82,10 @@ def test_draws_depend_on_epoch_and_batch() -> None:
 def test_passes_of_an_epoch_differ_and_start_again_with_the_next() -> None:
     loaders = Loaders(1)
     made = loaders.add(**OPTIONS)
-    loaders.epoch = 1
+    loaders.open_epoch(1)
     one, two = batches(made), batches(made)
     assert one != two
-    loaders.epoch = 2
+    loaders.open_epoch(2)
     assert batches(made) == batches(loader(epoch=2))
 
 
@@ -94,12 +99,12 @@ def test_loader_made_within_an_epoch_is_the_same_in_a_resumed_run() -> None:
     uninterrupted, resumed = Loaders(1), Loaders(1)
     for loaders in (uninterrupted, resumed):
         loaders.add(**OPTIONS)
-    uninterrupted.epoch = 1
+    uninterrupted.open_epoch(1)
     uninterrupted.add(**OPTIONS)
     for loaders in (uninterrupted, resumed):
-        loaders.epoch = 2
+        loaders.open_epoch(2)
     assert batches(uninterrupted.add(**OPTIONS)) == batches(resumed.add(**OPTIONS))
-    assert uninterrupted.identities() == resumed.identities()
+    assert uninterrupted.state() == resumed.state()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -177,14 +182,9 @@ def test_datasets_that_read_many_samples_at_once_do_so() -> None:
     assert batches(loader(dataset=Together())) == batches(loader(dataset=Together(), num_workers=1))
 
 
-class Endless(IterableDataset[int]):
-    def __iter__(self) -> Any:
-        return iter(range(3))
-
-
-@pytest.mark.parametrize("dataset", [Endless(), iter([1, 2])])
+@pytest.mark.parametrize("dataset", [iter([1, 2]), SimpleNamespace()])
 def test_datasets_without_a_place_are_refused(dataset: Any) -> None:
-    with pytest.raises(TypeError, match="no place to resume at"):
+    with pytest.raises(TypeError, match="a loader needs a dataset"):
         loader(dataset=dataset)
 
 
@@ -254,18 +254,243 @@ def test_samples_that_cannot_be_read_do_not_end_a_training() -> None:
     assert set(loader(dataset=Broken()).content()) == {"raises OSError"}
 
 
-def test_an_iterator_ends_with_its_epoch() -> None:
+def test_which_iterators_outlive_their_epoch() -> None:
     loaders = Loaders(1)
     made = loaders.add(**OPTIONS)
-    loaders.epoch = 1
+    loaders.open_epoch(1)
     passing, used = iter(made), iter(made)
     assert set(made.open_passes) == {passing, used}
     assert len(list(used)) == 4
     assert made.open_passes == [passing]
     next(passing)
-    loaders.epoch = 2
+    loaders.open_epoch(2)
+    next(passing)
+    assert loaders.positions.keeps("0")
+    assert made.open_passes == []  # it is saved from now on
+
+
+def test_an_iterator_that_a_resumed_run_cannot_go_on_with_ends_with_its_epoch() -> None:
+    loaders = Loaders(1)
+    made = loaders.add(**OPTIONS)
+    loaders.open_epoch(1)
+    cycled, passing = itertools.cycle(made), iter(loaders.add(**OPTIONS))
+    next(cycled)
+    next(passing)
+    loaders.open_epoch(2)
+    with pytest.raises(training.UntrackedState, match=r"made in epoch 1, is used in epoch 2.*itertools\.cycle"):
+        next(cycled)
     with pytest.raises(training.UntrackedState, match="made in epoch 1, is used in epoch 2"):
         next(passing)
-    assert made.open_passes == []
     made.may_be_kept = True
-    next(passing)
+    next(cycled)
+
+
+def test_batches_that_are_given_again_are_heard_of() -> None:
+    """By the loader, which does not see them."""
+    loaders = Loaders(1)
+    made = loaders.add(**OPTIONS)
+    loaders.open_epoch(1)
+    assert len(list(made)) == 4
+    assert not made.cycled
+    assert len(list(itertools.islice(itertools.cycle(made), 6))) == 6
+    assert made.cycled
+
+
+class Counting(IterableDataset[torch.Tensor]):
+    """Shuffles through a buffer, with draws from all three global generators."""
+
+    def __init__(self, length: int = 20) -> None:
+        self.length = length
+        self.begun = 0
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        self.begun += 1
+        buffer: list[int] = []
+        for index in range(self.length):
+            buffer.append(index)
+            if len(buffer) > 4:
+                yield self.drawn(buffer.pop(random.randrange(5)))
+        yield from map(self.drawn, buffer)
+
+    def drawn(self, index: int) -> torch.Tensor:
+        return torch.tensor([index, random.random(), np.random.random(), torch.rand(()).item()])  # noqa: NPY002
+
+
+class Stateful(Counting):
+    """Knows where it is."""
+
+    def __init__(self, length: int = 20) -> None:
+        super().__init__(length)
+        self.place = 0
+        self.loaded: list[int] = []
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        self.place, begin = 0, self.place
+        for index in range(begin, self.length):
+            self.place = index + 1
+            yield self.drawn(index)
+        self.place = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"place": self.place}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.loaded.append(state["place"])
+        self.place = state["place"]
+
+
+def cut(made: Callable[[Loaders], Loader], after: int) -> tuple[list[Any], Loader]:
+    """Takes so many batches, a step each; returns the rest, and the loader of a run that is resumed there."""
+    states: list[Any] = []
+    taken: list[Any] = []
+
+    def asked(record: Record) -> None:
+        if len(taken) == after:
+            states.append(json.loads(json.dumps(loaders.state(record))))
+
+    loaders = Loaders(1, steps=lambda: len(taken), asked=asked)
+    loader = made(loaders)
+    loaders.positions.cut_wanted = True
+    loaders.open_epoch(1)
+    for batch in loader:
+        taken.append(batch.tolist())  # noqa: PERF401  (`asked` looks at how many there are)
+    again = Loaders(1, steps=lambda: after, saved=states[0])
+    resumed = made(again)
+    assert again.state()["positions"] == states[0]["positions"]
+    again.open_epoch(1)
+    return taken[after:], resumed
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("dataset", [Counting, Stateful])
+@pytest.mark.parametrize("after", [1, 3, 6])
+def test_iterable_datasets_go_on(
+    dataset: type[Counting], workers: int, after: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = batches(loader(dataset=dataset(), shuffle=False))
+    assert sorted(index for batch in whole for index, *_ in batch) == list(range(20))
+    rest, resumed = cut(
+        lambda loaders: loaders.add(**OPTIONS | {"dataset": dataset(), "shuffle": False, "num_workers": workers}), after
+    )
+    assert rest == whole[after:]
+    assert batches(resumed) == rest
+    told = capsys.readouterr()
+    assert (f"{after} batches of an iterable dataset were read again" in told.out + told.err) == (dataset is Counting)
+
+
+def test_a_state_spares_reading_again() -> None:
+    data = Stateful()
+    _, resumed = cut(lambda loaders: loaders.add(**OPTIONS | {"dataset": data, "shuffle": False, "drop_last": True}), 4)
+    assert [batch[0][0] for batch in batches(resumed)] == [12, 15]
+    assert set(data.loaded) == {12}
+
+
+def test_iterable_datasets_of_batches() -> None:
+    assert (
+        indices(loader(dataset=Counting(9), shuffle=False, batch_size=None, collate=lambda sample: sample[None])) != []
+    )
+    assert len(batches(loader(dataset=Counting(20), shuffle=False, drop_last=True))) == 6
+    with pytest.raises(TypeError):
+        len(loader(dataset=Counting(), shuffle=False))
+
+
+class Bucketed:
+    """A batch sampler that draws from the global generators, and shuffles by the epoch that it was told."""
+
+    def __init__(self, length: int = 10) -> None:
+        self.length = length
+        self.epoch = 0
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(range(self.length))
+        random.Random(self.epoch).shuffle(order)
+        while order:
+            size = random.randint(1, 3)
+            yield order[:size]
+            order = order[size:]
+
+
+SAMPLERS: dict[str, Callable[[], dict[str, Any]]] = {
+    "random": lambda: {"sampler": RandomSampler(range(10))},
+    "own generator": lambda: {"sampler": RandomSampler(range(10), generator=torch.Generator())},
+    "weighted": lambda: {"sampler": WeightedRandomSampler(list(range(1, 11)), 10)},
+    "batches": lambda: {"batch_sampler": BatchSampler(RandomSampler(range(10)), 3, drop_last=True), "batch_size": 1},
+    "buckets": lambda: {"batch_sampler": Bucketed(), "batch_size": 1},
+    "list": lambda: {"sampler": [3, 1, 4, 1, 5, 9, 2, 6]},
+    "single": lambda: {"sampler": RandomSampler(range(10)), "batch_size": None},
+}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_samplers_go_on(kind: str, workers: int) -> None:
+    options = OPTIONS | {"shuffle": False, "num_workers": workers}
+    whole = batches(loader(**OPTIONS | {"shuffle": False} | SAMPLERS[kind]()))
+    seed_generators(workers)
+    before = str(generator_states())
+    rest, resumed = cut(lambda loaders: loaders.add(**options | SAMPLERS[kind]()), 2)
+    assert rest == whole[2:]
+    assert batches(resumed) == rest
+    assert str(generator_states()) == before
+    if kind != "list":
+        assert batches(loader(epoch=2, **OPTIONS | {"shuffle": False} | SAMPLERS[kind]())) != whole
+
+
+def test_a_sampler_that_gives_other_samples_is_refused() -> None:
+    sampler = [1, 2, 3, 4, 5, 6, 7]
+    _, resumed = cut(lambda loaders: loaders.add(**OPTIONS | {"sampler": sampler, "shuffle": False}), 1)
+    sampler[2] = 9
+    with pytest.raises(training.StateMismatch, match="the sampler does not give the samples"):
+        iter(resumed)
+
+
+class Curriculum:
+    """A sampler whose state training changes."""
+
+    def __init__(self) -> None:
+        self.hardest = 3
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.hardest))
+
+    def __len__(self) -> int:
+        return self.hardest
+
+    def state_dict(self) -> dict[str, int]:
+        return {"hardest": self.hardest}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.hardest = state["hardest"]
+
+
+def test_the_state_of_a_sampler_is_saved() -> None:
+    options = OPTIONS | {"shuffle": False}
+    loaders, sampler = Loaders(1), Curriculum()
+    loaders.add(**options | {"sampler": sampler})
+    loaders.open_epoch(1)
+    sampler.hardest = 7
+    loaders.close_epoch()
+    other = Curriculum()
+    Loaders(1, saved=loaders.state()).add(**options | {"sampler": other})
+    assert other.hardest == 7
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sampler": [1]},
+        {"batch_sampler": [[1]], "shuffle": False, "batch_size": 3},
+        {"batch_sampler": [[1]], "sampler": [1], "shuffle": False, "batch_size": 1},
+        {"dataset": Counting()},
+        {"dataset": Counting(), "sampler": [1], "shuffle": False},
+    ],
+)
+def test_options_that_contradict_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"sampler|shuffle"):
+        loader(**options)
+
+
+@pytest.mark.parametrize("saved", [[], {"version": 1}, {"version": 3}])
+def test_states_of_other_versions_are_refused(saved: Any) -> None:
+    with pytest.raises(training.StateMismatch, match="another version of Adjourn"):
+        Loaders(1, saved=saved)

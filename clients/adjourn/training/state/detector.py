@@ -31,7 +31,9 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 from adjourn.snapshots import component_digest
 from adjourn.training.early_stopping import EarlyStopping
 from adjourn.training.errors import StateNotEncodable, UntrackedState
-from adjourn.training.loader import Fetcher, Loader, Probes
+from adjourn.training.fetching import Fetcher, Reader, generators_of
+from adjourn.training.loader import Loader
+from adjourn.training.probes import Probes
 from adjourn.training.state.codec import Encoder
 from adjourn.training.state.components import Component, is_value
 from adjourn.training.state.generators import GENERATORS, access
@@ -178,12 +180,14 @@ class Detector:
         for number, loader in enumerate(loaders):
             passes = [] if loader.may_be_kept or self._ignores(loader) else loader.open_passes
             going_on = [each for each in passes if not self._begins_anew(each, look.frames, passes)]
+            for each in going_on:
+                loader.positions.doubt(each.record)
             if going_on:
                 found.append(
                     Finding(
                         what="an iterator over",
                         where=f"loader {number}",
-                        advice="has batches left at the end of the epoch; a resumed run begins it anew",
+                        advice="has batches left; a resumed run goes on with it, whether or not this one does",
                         certain=False,
                     )
                 )
@@ -202,6 +206,11 @@ class Detector:
         hidden = reached(tracked)
         for subject in (*self._own, *(subject for subject, _ in self._ignored)):
             hidden |= below(subject)
+        for loader in loaders:
+            for part in loader.stateful:
+                hidden |= below(part)
+            for sampler in (loader.sampler, loader.batch_sampler):  # their generators are seeded for each pass
+                hidden |= set(map(id, generators_of(sampler)))
         roots = [item for item in live if id(item) not in hidden]
         inner = {
             id(part) for item in roots if isinstance(item, nn.Module) for part in item.modules() if part is not item
@@ -316,13 +325,13 @@ def judged(seen: Seen, before: str | None, frames: list[Frame], *, search: bool)
     if isinstance(subject, PARALLEL):
         yield finding(seen, kind, frames if search else None, "is not supported yet: train on one GPU", certain=True)
     elif isinstance(subject, DataLoader):
-        if not isinstance(subject.dataset, Fetcher) and subject.num_workers and subject.persistent_workers:
+        if not isinstance(subject.dataset, Fetcher | Reader) and subject.num_workers and subject.persistent_workers:
             advice = "keeps its workers, and so their random draws, across epochs: use run.loader"
             yield finding(seen, kind, frames if search else None, advice, certain=True)
     elif isinstance(subject, _BaseDataLoaderIter):
         advice = "is still iterated over when the epoch ends: a resumed run begins anew. Use run.loader"
         used = before != seen.text and subject._num_yielded < len(subject)  # noqa: SLF001
-        if used and not isinstance(subject._dataset, Fetcher | Probes):  # noqa: SLF001
+        if used and not isinstance(subject._dataset, Fetcher | Reader | Probes):  # noqa: SLF001
             yield finding(seen, kind, frames if search else None, advice, certain=before is not None)
     elif changed or isinstance(subject, ALWAYS):
         name = variable_name(subject, frames) or "it"

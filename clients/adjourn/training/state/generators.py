@@ -47,9 +47,14 @@ def put_numpy_state(subject: np.random.Generator, state: Mapping[str, Any]) -> N
 
 def seed_generators(seed: int) -> None:
     """Seeds every global generator: Python's, NumPy's, torch's on the CPU and on each GPU."""
+    seed_cpu_generators(seed)
+    torch.manual_seed(seed)
+
+
+def seed_cpu_generators(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % (1 << 32))  # noqa: NPY002  (the global one, which user code draws from)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
 
 
 def generator_states() -> dict[str, Any]:
@@ -161,11 +166,11 @@ class seeded:  # noqa: N801  (used as a function)
 
     __slots__ = ("_bits", "_normal", "_python", "_seed", "_spare", "_threads", "_torch")
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int | None) -> None:
+        """None leaves it to the body to seed them."""
         self._seed = seed
 
     def __enter__(self) -> None:
-        seed = self._seed
         self._threads = torch.get_num_threads()
         if self._threads > 1:
             torch.set_num_threads(1)
@@ -175,9 +180,8 @@ class seeded:  # noqa: N801  (used as a function)
         self._torch = torch.default_generator.get_state()
         self._spare = SPARE.pop() if SPARE else np.random.MT19937(0)
         np.random.set_bit_generator(self._spare)  # type: ignore[attr-defined]
-        random.seed(seed)
-        np.random.seed(seed % (1 << 32))  # noqa: NPY002
-        torch.default_generator.manual_seed(seed)
+        if self._seed is not None:
+            seed_cpu_generators(self._seed)
 
     def __exit__(self, *_: object) -> None:
         if self._threads > 1:
@@ -188,3 +192,28 @@ class seeded:  # noqa: N801  (used as a function)
         if self._normal:
             put_normal_drawn_ahead(self._normal)
         torch.default_generator.set_state(self._torch)
+
+
+class Aside:
+    """Global CPU generators of one's own within `with`; each time they go on from where they were the last time."""
+
+    def __init__(self, seed: int) -> None:
+        self._scope = seeded(None)
+        self._bits = np.random.MT19937(0)
+        with self:
+            seed_cpu_generators(seed)
+
+    def __enter__(self) -> None:
+        self._scope.__enter__()
+        np.random.set_bit_generator(self._bits)  # type: ignore[attr-defined]
+        if hasattr(self, "_torch"):
+            put_python_state(self._python)
+            torch.default_generator.set_state(self._torch)
+            if self._normal:
+                put_normal_drawn_ahead(self._normal)
+
+    def __exit__(self, *_: object) -> None:
+        self._python = python_state()
+        self._normal = normal_drawn_ahead()
+        self._torch = torch.default_generator.get_state()
+        self._scope.__exit__()

@@ -144,9 +144,12 @@ def variables(
             variable = Variable(name=name, place=f"variable {name} of module {module}", value=scope[name])
             yield from below(variable, f"in module {module}", hidden, set())
     for number, loader in enumerate(loaders):
-        for place, item in datasets(loader.dataset, f"the dataset of loader {number}"):
-            for field, value in list(vars(item).items()):
-                yield Variable(name=field, place=f"attribute {field} of {place}", value=value)
+        parts = {"dataset": loader.dataset, "sampler": loader.sampler, "batch sampler": loader.batch_sampler}
+        for kind, part in parts.items():
+            for place, item in datasets(part, f"the {kind} of loader {number}"):
+                if id(item) not in hidden:
+                    for field, value in list(vars(item).items()):
+                        yield Variable(name=field, place=f"attribute {field} of {place}", value=value)
 
 
 def below(variable: Variable, where: str, hidden: Container[int], seen: set[int], depth: int = 3) -> Iterator[Variable]:
