@@ -62,8 +62,10 @@ class AttemptDriver:
         event.time.FromDatetime(NOW + timedelta(seconds=self.offset))
         return self(EventRead(event=event, offset=self.offset))
 
-    def end(self, code: int = 0, *, killed: bool = False, out_of_memory: bool = False) -> Sequence[Effect]:
-        exit_ = ProcessExit(code=code, killed=killed, out_of_memory=out_of_memory)
+    def end(
+        self, code: int = 0, *, killed: bool = False, out_of_memory: bool = False, no_room: bool = False
+    ) -> Sequence[Effect]:
+        exit_ = ProcessExit(code=code, killed=killed, out_of_memory=out_of_memory, no_room=no_room)
         exit_.time.FromDatetime(NOW + timedelta(seconds=99))
         return self(Ended(exit=exit_))
 

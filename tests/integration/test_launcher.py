@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -516,3 +517,12 @@ async def test_a_launcher_that_hangs_is_replaced(harness: LauncherHarness, monke
         assert await launcher.processes() == []
         assert not process_tree.alive(process)
         await launcher.shutdown()
+
+
+@pytest.mark.parametrize(("number", "no_room"), [(errno.ENOSPC, True), (errno.EIO, False)])
+async def test_an_end_for_lack_of_room_is_told_from_others(
+    harness: LauncherHarness, launcher: LauncherClient, number: int, no_room: bool
+) -> None:
+    directory = harness.attempt(f"raise OSError({number}, 'the disk')")
+    await launcher.launch(directory, NONCE)
+    assert (await ended(directory)).no_room == no_room

@@ -399,6 +399,17 @@ def test_an_end_while_memory_had_run_out(killed: bool, reason: str) -> None:
     assert machine.exit.failure.reason == reason
 
 
+@pytest.mark.parametrize(("spoke", "reason"), [(False, reasons.NO_SPACE), (True, reasons.PROCESS_ENDED)])
+def test_an_end_for_lack_of_room_is_the_worker_s_alone_if_training_had_not_begun(spoke: bool, reason: str) -> None:
+    machine = AttemptDriver(assigned())
+    machine(Prepared(gpus=()))
+    machine(Launched(process=PROCESS))
+    if spoke:
+        machine.tell(epoch=epoch(1))
+    machine.end(122, no_room=True)
+    assert machine.exit.failure.reason == reason
+
+
 def test_what_was_trained_before_a_failure_becomes_durable_first() -> None:
     machine = running()
     machine.tell(snapshot=snapshot(1))

@@ -47,8 +47,8 @@ def read_process(directory: Path) -> TrainingProcess | None:
     return read(TrainingProcess, directory / PROCESS)
 
 
-def write_exit(directory: Path, *, code: int, killed: bool, out_of_memory: bool = False) -> None:
-    exit_ = ProcessExit(code=code, killed=killed, out_of_memory=out_of_memory)
+def write_exit(directory: Path, *, code: int, killed: bool, out_of_memory: bool = False, no_room: bool = False) -> None:
+    exit_ = ProcessExit(code=code, killed=killed, out_of_memory=out_of_memory, no_room=no_room)
     exit_.time.GetCurrentTime()
     write(directory / EXIT, exit_.SerializeToString())
 

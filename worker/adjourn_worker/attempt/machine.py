@@ -251,7 +251,7 @@ def ended(transition: Transition, event: Ended) -> None:
         return
     held.exit.CopyFrom(event.exit or ProcessExit(code=0))
     if held.final_event.WhichOneof("event") is None:
-        held.final_event.failed.CopyFrom(unexplained(event.exit))
+        held.final_event.failed.CopyFrom(unexplained(event.exit, spoke=held.events_offset > 0))
     release_gpus(transition, event.exit.time.ToDatetime(UTC) if event.exit else transition.now)
 
 
@@ -299,8 +299,8 @@ def released(transition: Transition, time: datetime, gpu_memory_bytes: int | Non
         conclude(transition)
 
 
-def unexplained(how: ProcessExit | None) -> Failure:
-    """Returns the failure of a process that did not say why it ended."""
+def unexplained(how: ProcessExit | None, *, spoke: bool) -> Failure:
+    """Returns the failure of a process that did not say why it ended; `spoke`: it has told of something before."""
     if how is None:
         return Failure(reason=reasons.PROCESS_LOST, message="the training process is gone, and nobody saw it end")
     if how.killed:
@@ -310,6 +310,8 @@ def unexplained(how: ProcessExit | None) -> Failure:
         return Failure(reason=reasons.OUT_OF_MEMORY, message=message)
     if how.code < 0:
         return Failure(reason=reasons.PROCESS_KILLED, message=f"ended by {signal_name(-how.code)}")
+    if how.no_room and not spoke:
+        return Failure(reason=reasons.NO_SPACE, message="the disk had no room for what the training process writes")
     return Failure(reason=reasons.PROCESS_ENDED, message=f"left with exit code {how.code} without saying why")
 
 

@@ -22,6 +22,8 @@ Entry = Callable[[Path], int]
 
 RAISED: Final = 1
 UNRECORDED: Final = 125
+NO_ROOM: Final = 122
+"""Exit status: the disk had no room for what the process has to write, and nobody else could be told."""
 OOM_SCORE: Final = "500"
 """When memory runs out the kernel shall take a training process, not what watches over it."""
 
@@ -54,6 +56,9 @@ def become_training(entry: Entry, directory: Path, gate: int) -> NoReturn:
         code = entry(directory)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else RAISED if end.code else 0
+    except OSError as error:
+        traceback.print_exc()
+        code = NO_ROOM if error.errno in FULL else RAISED
     except BaseException:  # noqa: BLE001 - nothing may run on into the launcher's own code
         traceback.print_exc()
     finally:

@@ -16,7 +16,7 @@ from adjourn.internal.v1.trainer_pb2 import Launch, TrainingProcess
 from adjourn_worker.attempt import files, training_log
 from adjourn_worker.host.notify import notify
 from adjourn_worker.launcher import process_tree
-from adjourn_worker.launcher.bootstrap import RAISED, Entry, become_training
+from adjourn_worker.launcher.bootstrap import NO_ROOM, RAISED, Entry, become_training
 from adjourn_worker.launcher.memory_kills import MemoryKills
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -134,7 +134,9 @@ class ProcessTable:
             out_of_memory = code == -signal.SIGKILL and not item.killed and self.memory_kills.lately()
             failpoints.hit("launcher.ended-before-record")
             try:
-                files.write_exit(directory, code=code, killed=item.killed, out_of_memory=out_of_memory)
+                files.write_exit(
+                    directory, code=code, killed=item.killed, out_of_memory=out_of_memory, no_room=code == NO_ROOM
+                )
             except OSError as error:
                 log.warning("exit_not_recorded", pid=pid, error=str(error))
                 if directory.exists():

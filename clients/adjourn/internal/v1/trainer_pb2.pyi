@@ -261,6 +261,7 @@ class ProcessExit(_message.Message):
     TIME_FIELD_NUMBER: _builtins.int
     KILLED_FIELD_NUMBER: _builtins.int
     OUT_OF_MEMORY_FIELD_NUMBER: _builtins.int
+    NO_ROOM_FIELD_NUMBER: _builtins.int
     code: _builtins.int
     """Exit code, or minus the signal."""
     killed: _builtins.bool
@@ -269,6 +270,8 @@ class ProcessExit(_message.Message):
     """A SIGKILL ended it within seconds of the kernel's out-of-memory killer ending a process of the launcher's control
     group.
     """
+    no_room: _builtins.bool
+    """It ended because the disk had no room for what it wrote, and could not tell that either."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When it was reaped."""
@@ -280,10 +283,11 @@ class ProcessExit(_message.Message):
         time: _timestamp_pb2.Timestamp | None = ...,
         killed: _builtins.bool = ...,
         out_of_memory: _builtins.bool = ...,
+        no_room: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "killed", b"killed", "out_of_memory", b"out_of_memory", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "killed", b"killed", "no_room", b"no_room", "out_of_memory", b"out_of_memory", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
