@@ -5,9 +5,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from google.protobuf.duration_pb2 import Duration
+
 from adjourn.v1 import job_service_pb2 as pb
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, Exit
 from adjourn.v1.job_pb2 import Job
+from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.store.redis import RedisStore
 from tests.harness.control_planes import PATIENCE, Agent, Replica, checkpoint_of_epoch, replica, status_of
@@ -32,15 +35,16 @@ async def training(store: RedisStore, patience: float = LONG) -> AsyncIterator[t
             yield plane, agent, order
 
 
-async def tells(agent: Agent, epoch: int) -> Assignment:
+async def tells(agent: Agent, epoch: int, *, at: int = 0) -> Assignment:
     """Has the agent hear of a pause and tell at which epoch it will be; returns what it heard."""
     order = await agent.given(JOB, Assignment.PAUSE)
-    await agent.say(pausing_at(order, epoch))
+    await agent.say(pausing_at(order, epoch, at=at))
     return order
 
 
-def pausing_at(order: Assignment, epoch: int) -> AssignmentStatus:
-    status = status_of(order, AssignmentStatus.PAUSING)
+def pausing_at(order: Assignment, epoch: int, *, at: int = 0) -> AssignmentStatus:
+    """Returns the status of training that pauses at an epoch, after `at` epochs."""
+    status = status_of(order, AssignmentStatus.PAUSING, epoch=at)
     status.pause_epoch = epoch
     return status
 
@@ -68,6 +72,17 @@ async def test_the_answer_names_the_epoch_that_the_worker_tells(job_store: Redis
         assert now.etag == job.etag, "the answer can be acted upon"
         again = await answered(plane.jobs.PauseJob(pb.PauseJobRequest(name=JOB)))
         assert again.pause.boundary_epoch == 4, "another caller need not wait for what is known"
+
+
+async def test_the_answer_predicts_when_the_epoch_that_it_names_will_end(job_store: RedisStore) -> None:
+    async with training(job_store) as (plane, agent, order):
+        first = EpochMetrics(epoch=1, active_duration=Duration(seconds=100))
+        await agent.say(status_of(order, epoch=1), reports=(agent.report(JOB, order.token, epoch=first),))
+        await until(plane, lambda job: job.progress.epoch == 1)
+        job, _ = await asyncio.gather(answered(plane.jobs.PauseJob(PAUSE)), tells(agent, 3, at=1))
+        left = job.pause.predicted_boundary_time.ToDatetime() - job.pause.request_time.ToDatetime()
+        assert 200 <= left.total_seconds() < 200 + PATIENCE, "two epochs"
+        assert (await plane.get()).pause.predicted_boundary_time == job.pause.predicted_boundary_time
 
 
 async def test_a_repeat_gets_the_first_answer_whatever_became_known_since(job_store: RedisStore) -> None:

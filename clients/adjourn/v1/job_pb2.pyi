@@ -714,11 +714,11 @@ class Pause(_message.Message):
 
     @_builtins.property
     def predicted_boundary_time(self) -> _timestamp_pb2.Timestamp:
-        """Prediction given in the answer: when the boundary would be reached."""
+        """Prediction given in the answer: when the boundary would be reached. Predicted anew with `boundary_epoch`."""
 
     @_builtins.property
     def predicted_release_time(self) -> _timestamp_pb2.Timestamp:
-        """Prediction given in the answer: when GPUs would be free."""
+        """Prediction given in the answer: when GPUs would be free. Predicted anew with `boundary_epoch`."""
 
     @_builtins.property
     def boundary_time(self) -> _timestamp_pb2.Timestamp:

@@ -6,7 +6,7 @@ from typing import Final
 
 from adjourn import errors
 from adjourn.internal.v1.record_pb2 import JobRecord
-from adjourn.v1.job_pb2 import Job
+from adjourn.v1.job_pb2 import Job, Pause
 from adjourn_control_plane.store.interface import JobName, JobStore, WorkerName
 from adjourn_control_plane.store.notifier import Notifier
 
@@ -31,30 +31,27 @@ class Boundaries:
 
         `time_left`: seconds until the caller gives up; None: it does not.
         """
-        if asked.pause.boundary_epoch:
-            return asked
         answer = Job()
         answer.CopyFrom(asked)
         patience = self.patience if time_left is None else min(self.patience, SHARE * time_left)
-        with contextlib.suppress(errors.ShuttingDownError):  # the pause is asked for: that is the answer
-            answer.pause.boundary_epoch = await self.found(asked, patience)
+        if not asked.pause.boundary_epoch:
+            with contextlib.suppress(errors.ShuttingDownError):  # the pause is asked for: that is the answer
+                answer.pause.MergeFrom(await self.found(asked, patience))
         return answer
 
-    async def found(self, asked: Job, patience: float) -> int:
-        """Waits for the epoch at which a job pauses, as long as that may become known; returns 0 if it did not."""
+    async def found(self, asked: Job, patience: float) -> Pause:
+        """Waits until it is known where a job pauses, as long as that may become known; returns what is known then."""
         now = asyncio.get_running_loop().time
         deadline = now() + patience
         with self.notifier.subscription(asked.worker) as changed:
             while True:
                 stored = await self.store.get(JobName(asked.name))
                 if stored is None or not is_same_pause(stored.record.job, asked):
-                    return 0
-                job = stored.record.job
-                if job.state == Job.PAUSED:
-                    return job.pause.epoch
+                    return Pause()
+                known = prediction(stored.record.job)
                 left = deadline - now()
-                if job.pause.boundary_epoch or left <= 0 or not await self.may_tell(stored.record):
-                    return job.pause.boundary_epoch
+                if known.boundary_epoch or left <= 0 or not await self.may_tell(stored.record):
+                    return known
                 await self.notifier.wait(changed, min(left, LOOK_SECONDS))
 
     async def may_tell(self, record: JobRecord) -> bool:
@@ -69,3 +66,14 @@ def is_same_pause(job: Job, asked: Job) -> bool:
     """Returns whether a job is on its way to the pause that was asked for, or has come to rest there."""
     same = job.uid == asked.uid and job.pause.request_time == asked.pause.request_time
     return same and job.state in (Job.PAUSING, Job.PAUSED)
+
+
+def prediction(job: Job) -> Pause:
+    """Returns where the pause of a job is, as far as it is known, and the predictions that belong to that."""
+    pause = job.pause
+    known = Pause(boundary_epoch=pause.epoch if job.state == Job.PAUSED else pause.boundary_epoch)
+    if known.boundary_epoch and pause.HasField("predicted_boundary_time"):
+        known.predicted_boundary_time.CopyFrom(pause.predicted_boundary_time)
+    if known.boundary_epoch and pause.HasField("predicted_release_time"):
+        known.predicted_release_time.CopyFrom(pause.predicted_release_time)
+    return known

@@ -59,7 +59,7 @@ def observed(transition: Transition, event: Observed) -> None:
     if event.persisted_fraction is not None and job.state == Job.PAUSING:
         job.pause.persisted_fraction = event.persisted_fraction
     if event.boundary_epoch is not None and job.state == Job.PAUSING and event.generation == record.generation:
-        job.pause.boundary_epoch = event.boundary_epoch
+        pauses.named(record, event.boundary_epoch, transition.now)
     record.released |= event.released
 
 

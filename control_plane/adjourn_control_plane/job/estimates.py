@@ -15,26 +15,20 @@ def count_epoch(record: JobRecord, metrics: EpochMetrics) -> None:
     record.epoch_duration.FromTimedelta(timedelta(seconds=mean))
 
 
-def to_boundary(record: JobRecord) -> timedelta | None:
-    """Returns the training time until the running epoch ends, its validation included."""
+def to_boundary(record: JobRecord, epoch: int | None = None) -> timedelta | None:
+    """Returns the training time until an epoch ends, its validation included; the running one, if none is given."""
     if not record.timed_epochs:
         return None
     progress = record.job.progress
-    left = 1.0
+    left = 1.0 if epoch is None else float(epoch - progress.epoch)
     if progress.steps_per_epoch:
         left -= min(progress.epoch_step / progress.steps_per_epoch, 1.0)
-    return record.epoch_duration.ToTimedelta() * left
+    return record.epoch_duration.ToTimedelta() * max(left, 0.0)
 
 
 def remaining(record: JobRecord) -> timedelta | None:
     """Returns the training time until the job ends, if it runs all its epochs."""
-    boundary = to_boundary(record)
-    if boundary is None:
-        return None
-    later = max(record.job.spec.total_epochs - record.job.progress.epoch - 1, 0)
-    if record.job.progress.epoch >= record.job.spec.total_epochs:
-        return timedelta()
-    return boundary + later * record.epoch_duration.ToTimedelta()
+    return to_boundary(record, record.job.spec.total_epochs)
 
 
 def update_remaining(record: JobRecord) -> None:

@@ -39,6 +39,22 @@ def request(record: JobRecord, *, mode: PauseMode.ValueType, actor: str, reason:
     record.ClearField("pause_release_time")
 
 
+def named(record: JobRecord, epoch: int, now: datetime) -> None:
+    """Notes at which epoch the pause will be; 0: that is not known any more.
+
+    When that will be is predicted anew: a boundary may have been passed since the last report before the request.
+    """
+    pause = record.job.pause
+    pause.boundary_epoch = epoch
+    boundary = estimates.to_boundary(record, epoch) if epoch else None
+    if boundary is None:
+        return
+    if pause.HasField("predicted_release_time"):
+        later = now + boundary - pause.predicted_boundary_time.ToDatetime(now.tzinfo)
+        pause.predicted_release_time.FromDatetime(pause.predicted_release_time.ToDatetime(now.tzinfo) + later)
+    pause.predicted_boundary_time.FromDatetime(now + boundary)
+
+
 def archive(job: Job) -> Pause:
     """Moves the last pause, if there was one, to the past and returns it."""
     past = Pause()

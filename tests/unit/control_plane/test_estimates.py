@@ -42,6 +42,11 @@ def test_to_the_boundary(epoch_step: int, seconds: int) -> None:
     assert estimates.to_boundary(after(20, epoch_step=epoch_step)) == timedelta(seconds=seconds)
 
 
+@pytest.mark.parametrize(("epoch", "seconds"), [(3, 0), (4, 10), (5, 30), (10, 130)])
+def test_to_the_boundary_of_an_epoch(epoch: int, seconds: int) -> None:
+    assert estimates.to_boundary(after(20, epoch=3, epoch_step=50), epoch) == timedelta(seconds=seconds)
+
+
 def test_without_a_length_of_epochs_a_whole_one_is_left() -> None:
     record = after(20, epoch_step=50)
     record.job.progress.ClearField("steps_per_epoch")

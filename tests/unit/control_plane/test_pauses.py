@@ -1,7 +1,7 @@
 """Pauses and resumes: when PAUSED is reached, what a resume goes on from, what the record of a pause says."""
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, timedelta
 
 import pytest
 
@@ -49,6 +49,23 @@ def pausing_at(epoch: int) -> Life:
     life = Life().running(1).pause().told(epoch)
     assert (life.state, life.job.pause.boundary_epoch) == ("PAUSING", epoch)
     return life
+
+
+def test_with_the_epoch_it_is_predicted_anew_when_that_will_be() -> None:
+    life = Life().running(1).pause().trained(2)
+    before = Pause()
+    before.boundary_time.FromDatetime(life.now)
+    before.release_time.FromDatetime(life.now + timedelta(seconds=3))
+    life.tell(PausePhase(actor=A, pause=before)).rests().resume().running().at(299).pause().told(4)
+    pause = life.job.pause
+    assert pause.predicted_boundary_time.ToDatetime(UTC) == life.now + timedelta(seconds=10.1), "an epoch, and a step"
+    assert pause.predicted_release_time.ToDatetime(UTC) == life.now + timedelta(seconds=13.1)
+
+
+def test_without_an_epoch_behind_it_nothing_is_predicted() -> None:
+    life = Life().running().pause().told(1)
+    assert life.job.pause.boundary_epoch == 1
+    assert not life.job.pause.HasField("predicted_boundary_time")
 
 
 def test_what_was_told_of_an_earlier_order_says_nothing_of_this_one() -> None:
