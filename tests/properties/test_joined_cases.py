@@ -206,6 +206,25 @@ def test_the_second_agent_of_a_name_launches_nothing_until_the_first_is_lost(wor
     assert first.alive()
 
 
+def test_nothing_is_gone_because_of_a_message_that_a_stopped_replica_had_received(world: JoinedMachine) -> None:
+    """The replica is stopped before the stream of that message speaks for the worker; the attempt came meanwhile."""
+    host = world.hosts["workers/b"]
+    world.machine_fails("workers/a", "kill")
+    host.alive()[0].end(-11)
+    until(world, lambda: not host.agent or not host.agent.runners)
+    assert host.agent
+    world.replicas[0].gate.open.clear()
+    world.open(host.agent, 0).arrive()
+    until(world, lambda: bool(host.alive()))
+    (process,) = host.alive()
+    cut_off(host)
+    until(world, lambda: Condition.RELEASE_UNCONFIRMED in conditions(world))
+    world.continue_replica(0)
+    world.look()
+    assert Condition.RELEASE_UNCONFIRMED in conditions(world)
+    assert process.alive
+
+
 def test_a_gpu_is_offered_again_though_another_machine_of_its_name_has_left_an_attempt_too(
     world: JoinedMachine,
 ) -> None:

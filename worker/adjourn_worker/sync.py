@@ -170,6 +170,8 @@ class Stream:
         self.interval = response.sync_interval.ToTimedelta().total_seconds() or FIRST_INTERVAL
         self.lease = response.lease_duration.ToTimedelta().total_seconds() or self.lease
         await self.on_response(response)
+        if not self.acted_upon:
+            self.changed.set()  # what the worker does not hold is gone once it answers a response of this stream
         self.acted_upon = response.sequence
 
 

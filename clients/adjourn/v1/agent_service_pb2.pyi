@@ -41,7 +41,9 @@ class SynchronizeRequest(_message.Message):
     draining: _builtins.bool
     """The worker wants no new work and its jobs moved (a spot notice, SIGTERM)."""
     acknowledged_response: _builtins.int
-    """Newest `SynchronizeResponse.sequence` of this stream that was acted upon; none before it will be."""
+    """Newest `SynchronizeResponse.sequence` of this stream that was acted upon; none before it will be. What the worker
+    does not hold is gone from the first message on that has it: one before that may have been held up for long.
+    """
     @_builtins.property
     def worker(self) -> _worker_pb2.Worker:
         """The worker as its agent knows it: name, devices, slots, labels, environment, version. OUTPUT_ONLY fields are not read."""

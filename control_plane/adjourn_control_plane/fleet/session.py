@@ -147,7 +147,12 @@ class AgentSession:
             self.changed.set()  # some of its reports may be acknowledged
 
     async def apply_message(self, request: SynchronizeRequest) -> None:
-        """Applies what is so by now, then what happened before, then what the worker has no more."""
+        """Applies what is so by now, then what happened before, then what the worker has no more.
+
+        What a worker does not hold is gone only if it answers a response of this stream. What it said before may be
+        from before the attempt was handed out: this replica was held up, and others have spoken for the worker since.
+        """
+        is_current = request.acknowledged_response > 0
         self.reported = list(request.assignments)
         held = await self.allocated()
         others = await self.others(held)
@@ -161,14 +166,15 @@ class AgentSession:
         gone = reconcile.confirmed_releases(
             self.worker, self.instance, self.unconfirmed, self.reported, on_the_way=self.on_the_way.keys()
         )
-        await self.apply(gone, tokens)
+        await self.apply(gone if is_current else (), tokens)
         events = reconcile.reconcile(self.worker, held, self.reported, others, instance=self.instance)
         await self.apply(events, tokens)
         for report in request.reports:
             await self.updater.report(report, self.worker, instance=self.instance, fence=self.fence)
             self.acknowledged = max(self.acknowledged, report.sequence)
         pending = bool(request.reports)
-        await self.apply(reconcile.lost_attempts(self.worker, held, self.reported, reports_pending=pending), tokens)
+        lost = reconcile.lost_attempts(self.worker, held, self.reported, reports_pending=pending)
+        await self.apply(lost if is_current else (), tokens)
 
     async def apply(self, events: Iterable[tuple[str, Event]], tokens: Mapping[str, FencingToken]) -> None:
         """Applies events, each only if its job still has the attempt that the event was concluded from."""

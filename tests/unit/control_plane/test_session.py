@@ -203,8 +203,28 @@ async def test_what_an_older_stream_carried_arrives_no_more(agents: Agents) -> N
     lost = Lost(actor="control_plane", failure=Failure(reason=reasons.WORKER_LOST), out_of_reach=True)
     again = await agents.connect()
     await plane.updater.apply(agents.job, lost, token=record.token)
+    empty.acknowledged_response = 1
     await again.handle(empty)
     assert not (await plane.record(agents.job)).unconfirmed_releases
+
+
+async def test_nothing_is_gone_because_of_what_a_worker_said_before_its_stream_spoke_for_it(agents: Agents) -> None:
+    """A replica is stopped between an agent's first message and its attaching. Another stream goes on meanwhile."""
+    plane, job = agents.plane, agents.job
+    current = await agents.connect()
+    await current.handle(await agents.says(AssignmentStatus.RUNNING))
+    late = await agents.connect()
+    empty = SynchronizeRequest(worker=Worker(name=A, cpu_slots=1), session_id="agent")
+    await late.handle(empty)
+    record = await plane.record(job)
+    assert record.job.state == Job.RUNNING, "the message may be from before the attempt was handed out"
+    lost = Lost(actor="control_plane", failure=Failure(reason=reasons.WORKER_LOST), out_of_reach=True)
+    await plane.updater.apply(job, lost, token=record.token)
+    await late.handle(empty)
+    assert (await plane.record(job)).unconfirmed_releases
+    empty.acknowledged_response = 1
+    await late.handle(empty)
+    assert not (await plane.record(job)).unconfirmed_releases
 
 
 async def test_what_may_live_on_a_worker_is_read_when_it_has_changed_and_not_with_each_message(
@@ -226,7 +246,8 @@ async def test_what_may_live_on_a_worker_is_read_when_it_has_changed_and_not_wit
     record = await plane.record(agents.job)
     lost = Lost(actor="control_plane", failure=Failure(reason=reasons.WORKER_LOST), out_of_reach=True)
     await plane.updater.apply(agents.job, lost, token=record.token)
-    await stream.handle(SynchronizeRequest(worker=Worker(name=A, cpu_slots=1), session_id="agent"))
+    empty = SynchronizeRequest(worker=Worker(name=A, cpu_slots=1), session_id="agent", acknowledged_response=1)
+    await stream.handle(empty)
     assert read == 2
     assert not (await plane.record(agents.job)).unconfirmed_releases
 
