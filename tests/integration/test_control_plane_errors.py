@@ -37,7 +37,6 @@ class TestBadInput:
             ({"entry_point": "no colon"}, ["job.spec.entry_point"]),
             ({"total_epochs": -1}, ["job.spec.total_epochs"]),
             ({"bundle": "bundles/xyz"}, ["job.spec.bundle"]),
-            ({"bundle": f"bundles/{'0' * 64}"}, ["job.spec.bundle"]),
             ({"entry_point": "", "total_epochs": -3, "seed": -1}, None),
         ],
     )
@@ -53,6 +52,15 @@ class TestBadInput:
         assert isinstance(caught.error, errors.InvalidRequestError)
         assert list(caught.error.violations) == (fields or [f"job.spec.{field}" for field in change])
         assert (await plane.jobs.ListJobs(pb.ListJobsRequest())).jobs == []
+        assert await plane.store.latest_token() == "0-0"
+
+    async def test_a_job_whose_code_is_not_there_is_not_stored(self, plane: Replica) -> None:
+        bundle = f"bundles/{'0' * 64}"
+        spec = JobSpec(entry_point="m:f", total_epochs=1, bundle=bundle)
+        with refused(errors.BundleMissingError) as caught:
+            await plane.jobs.CreateJob(pb.CreateJobRequest(job_id="j", job=Job(spec=spec), request_id="r"))
+        assert caught.error
+        assert caught.error.metadata["bundle"] == bundle
         assert await plane.store.latest_token() == "0-0"
 
     @pytest.mark.parametrize(

@@ -144,12 +144,14 @@ async def test_bad_input_is_refused_by_field_and_nothing_is_stored(client: Async
     bad = (
         (JobSpec(entry_point="no colon", total_epochs=1), "job.spec.entry_point"),
         (JobSpec(entry_point="m:f", total_epochs=-1), "job.spec.total_epochs"),
-        (JobSpec(entry_point="m:f", total_epochs=1, bundle=f"bundles/{0:064x}"), "job.spec.bundle"),
+        (JobSpec(entry_point="m:f", total_epochs=1, bundle="bundles/xyz"), "job.spec.bundle"),
     )
     for spec, field in bad:
         with pytest.raises(errors.InvalidRequestError) as refused:
             await client.create_job(spec)
         assert list(refused.value.violations) == [field]
+    with pytest.raises(errors.BundleMissingError, match="upload it again"):
+        await client.create_job(JobSpec(entry_point="m:f", total_epochs=1, bundle=f"bundles/{0:064x}"))
     with pytest.raises(errors.InvalidRequestError) as misnamed:
         await client.create_job(JobSpec(entry_point="m:f", total_epochs=1), job_id="Not A Name")
     assert list(misnamed.value.violations) == ["job_id"]
