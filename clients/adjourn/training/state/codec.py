@@ -12,9 +12,10 @@ import base64
 import math
 import struct
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import NoneType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -117,8 +118,7 @@ SEQUENCES: Mapping[str, Callable[[list[Any]], Any]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Blob:
+class Blob(NamedTuple):
     """Raw data beside a tree."""
 
     dtype: str
@@ -131,8 +131,27 @@ class Blob:
         yield self.data.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
+class Kind(NamedTuple):
+    """What tensors of one type, shape and place have in common."""
+
+    tree: Mapping[str, Tree]
+    """All but the name."""
+    dtype: str
+    """Of the stored data, as in a safetensors file."""
+    shape: tuple[int, ...]
+    """Of the stored data."""
+    lazy: bool
+    """Whether values are conjugated or negated when they are read."""
+    device: str
+    extent: int
+    """Bytes from the first to the last; 0 without elements."""
+
+
 class Encoder:
-    """Encodes values; collects the raw data they refer to in `blobs`, by name."""
+    """Encodes values; collects the raw data they refer to in `blobs`, by name.
+
+    Training stands still meanwhile, so this is written for speed where values are many.
+    """
 
     def __init__(self) -> None:
         self.blobs: dict[str, Blob] = {}
@@ -140,9 +159,10 @@ class Encoder:
         """What may not come back as it was, in sentences."""
         self._names: dict[Hashable, str] = {}
         self._component: Hashable = None
-        self._seen: dict[int, tuple[Any, str | None]] = {}
-        """Containers of the running component, by id; each kept alive, with its place once it is complete."""
+        self._seen: dict[int, tuple[Any, Path | None]] = {}
+        """Containers of the running component, by id; each kept alive, with its path once it is complete."""
         self._memory = SharedMemory()
+        self._kinds: dict[Hashable, Kind] = {}
 
     def encode(self, value: Any, path: Path) -> Tree:
         """Returns the tree of `value`; raises StateNotEncodable."""
@@ -170,7 +190,7 @@ class Encoder:
         if seen := self._seen.get(id(value)):
             if seen[1] is None:
                 raise refusal(path, "nested in itself")
-            return {"$": "same", "place": seen[1]}
+            return {"$": "same", "place": steps(seen[1])}
         self._seen[id(value)] = (value, None)
         if type(value) is np.ndarray and value.dtype.str in ARRAY_DTYPES:
             tree = self._array(value, path)
@@ -178,7 +198,7 @@ class Encoder:
             tree = {"$": "bytearray", "value": ATOMS[bytearray].write(value)}
         else:
             tree = self._container(value, path)
-        self._seen[id(value)] = (value, steps(path))
+        self._seen[id(value)] = (value, path)
         return tree
 
     def _container(self, value: Any, path: Path) -> Tree:
@@ -188,7 +208,10 @@ class Encoder:
         if kind in (dict, OrderedDict, defaultdict, Counter):
             return self._mapping(value, path)
         if kind in (list, tuple, torch.Size, deque):
-            items = [self.encode(item, (*path, index)) for index, item in enumerate(value)]
+            if is_plain(value):
+                items = list(value)
+            else:
+                items = [self.encode(item, (*path, index)) for index, item in enumerate(value)]
             if kind is list:
                 return items
             return {"$": kind.__name__, "items": items, **({"maxlen": value.maxlen} if kind is deque else {})}
@@ -203,7 +226,7 @@ class Encoder:
 
     def _mapping(self, value: Mapping[Any, Any], path: Path) -> Tree:
         kind = type(value)
-        if kind is dict and "$" not in value and all(type(key) is str for key in value):
+        if kind is dict and "$" not in value and set(map(type, value)) <= {str}:
             return {key: self.encode(item, (*path, key)) for key, item in value.items()}
         keys = self._keys(value, path)
         items = [[key, self.encode(value[name], (*path, name))] for key, name in zip(keys, value, strict=True)]
@@ -227,42 +250,26 @@ class Encoder:
     def _tensor(self, value: torch.Tensor, path: Path) -> Tree:
         if type(value) is not torch.Tensor or value.is_quantized or value.is_meta:
             raise refusal(path, f"a {type(value).__qualname__} of layout {value.layout}, on {value.device}")
-        if value.layout in SPARSE:
-            return self._sparse(value, path)
         if value.layout is not torch.strided:
+            if value.layout in SPARSE:
+                return self._sparse(value, path)
             raise refusal(path, f"a tensor of layout {value.layout}: convert it with to_dense() or to_sparse()")
-        tree: dict[str, Tree] = {
-            "$": "tensor",
-            "dtype": ATOMS[torch.dtype].write(value.dtype),
-            "shape": list(value.shape),
-        }
-        if value.device.type != "cpu":
-            tree["device"] = str(value.device)
-        if not regular(value.shape, value.stride()):
-            if overlapping(value.shape, value.stride()):
+        key = (value.dtype, value.shape, value.stride(), value.device, value.is_conj(), value.is_neg())
+        kind = self._kinds.get(key)
+        if kind is None:
+            if not regular(value.shape, value.stride()) and overlapping(value.shape, value.stride()):
                 raise refusal(path, f"elements of strides {value.stride()} overlap in memory: keep a clone() of it")
-            tree["strides"] = list(value.stride())
-        tree |= {flag: True for flag, is_set in (("conj", value.is_conj()), ("neg", value.is_neg())) if is_set}
-        same = (
-            value.data_ptr(),
-            value.device,
-            value.dtype,
-            value.shape,
-            value.stride(),
-            value.is_conj(),
-            value.is_neg(),
-        )
-        if same not in self._names:  # tied weights are stored once
-            known = DTYPES.get(value.dtype)
-            stored = value.shape if known else (value.nbytes,)
-            data = value.resolve_conj().resolve_neg()
-            self._names[same] = self._add(path, Blob(dtype=known or "U8", shape=stored, data=data))
-        tree["name"] = self._names[same]
-        if value.numel():
-            begin = value.data_ptr()
-            end = begin + extent(value.shape, value.stride()) * value.element_size()
-            key = (value.untyped_storage().data_ptr(), str(value.device))
-            tree |= self._memory.relation(key, begin, end, same, tree["name"], path)
+            kind = self._kinds[key] = described(value)
+        begin = value.data_ptr()
+        same = (begin, id(kind))  # the encoder keeps it
+        name = self._names.get(same)
+        if name is None:  # tied weights are stored once
+            data = value.resolve_conj().resolve_neg() if kind.lazy else value
+            name = self._names[same] = self._add(path, Blob(dtype=kind.dtype, shape=kind.shape, data=data))
+        tree = {**kind.tree, "name": name}
+        if kind.extent:
+            storage = (value.untyped_storage().data_ptr(), kind.device)
+            tree |= self._memory.relation(storage, begin, begin + kind.extent, same, name, path)
         return tree
 
     def _sparse(self, value: torch.Tensor, path: Path) -> Tree:
@@ -301,6 +308,36 @@ class Encoder:
             name += "'"
         self.blobs[name] = blob
         return name
+
+
+def described(value: torch.Tensor) -> Kind:
+    tree: dict[str, Tree] = {
+        "$": "tensor",
+        "dtype": ATOMS[torch.dtype].write(value.dtype),
+        "shape": list(value.shape),
+    }
+    if value.device.type != "cpu":
+        tree["device"] = str(value.device)
+    if not regular(value.shape, value.stride()):
+        tree["strides"] = list(value.stride())
+    lazy = {flag: True for flag, is_set in (("conj", value.is_conj()), ("neg", value.is_neg())) if is_set}
+    known = DTYPES.get(value.dtype)
+    return Kind(
+        tree=tree | lazy,
+        dtype=known or "U8",
+        shape=value.shape if known else (value.nbytes,),
+        lazy=bool(lazy),
+        device=str(value.device),
+        extent=extent(value.shape, value.stride()) * value.element_size() if value.numel() else 0,
+    )
+
+
+def is_plain(values: Collection[Any]) -> bool:
+    """Tells, quickly, whether values stand for themselves in a tree."""
+    kinds = set(map(type, values))
+    if not kinds <= {int, str, bool, NoneType}:
+        return False
+    return int not in kinds or (kinds <= {int, bool} and -INTEGER_LIMIT < min(values) <= max(values) < INTEGER_LIMIT)
 
 
 class SharedMemory:

@@ -13,6 +13,8 @@ from adjourn.training.state.generators import GENERATORS, access
 
 OWN: Final = frozenset(vars(nn.Module()))
 """Attributes of every module, which hold parameters, buffers, modules and hooks."""
+SCALARS: Final = frozenset({bool, int, str, type(None)})
+"""Kinds of attributes that most modules have several of."""
 PARALLEL: Final = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
@@ -104,6 +106,9 @@ def own_attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
 def attributes(module: nn.Module) -> Iterator[tuple[str, Any, str | None]]:
     """Returns the attributes that can be encoded: place, value, text; no text if tensors or arrays are in it."""
     for place, value in own_attributes(module):
+        if type(value) in SCALARS:
+            yield place, value, repr(value)
+            continue
         if isinstance(value, GENERATORS) or holds_parts(value):
             continue
         encoder = Encoder()
