@@ -196,11 +196,16 @@ def stalls(size: Size, training: Training, directory: Path) -> Costs:
         training.step()
         costs.add("torch.save", lambda: torch_saved(training, directory / "peer.pt"))
         if number < max(3, size.times // 3):
-            first = Unproven([directory / f"first-{number}"], CPU, training.round_trip)
-            first.check_room(training.state)
-            training.step()
-            costs.add("first", lambda first=first: saved(first, training))  # type: ignore[misc]
-            shutil.rmtree(directory / f"first-{number}")
+            for name in ("first", "cold"):
+                writer = Unproven([directory / name], CPU, training.round_trip)
+                if name == "first":
+                    writer.prepare(training.state)
+                    while writer.preparing:  # training goes on
+                        time.sleep(0.001)
+                training.step()
+                costs.add(name, functools.partial(saved, writer, training))
+                writer.stop_preparing()
+                shutil.rmtree(directory / name)
     proving = SnapshotWriter([directory / "proven"], CPU, training.round_trip)
     costs.add("proven", lambda: saved(proving, training))
     shutil.rmtree(directory / "proven")
@@ -363,6 +368,7 @@ def tables(found: Mapping[str, tuple[Costs, Stored]]) -> Iterator[Table]:
                 label: functools.partial(ratio_of_stall, name)
                 for label, name in (
                     ("first snapshot of an attempt", "first"),
+                    ("the same, before a slot is ready", "cold"),
                     ("later snapshot", "later"),
                     ("torch.save to shared memory", "torch.save"),
                     ("first, its resume rehearsed", "proven"),

@@ -132,3 +132,23 @@ def loses_its_slots(run: training.Run) -> None:
         with torch.no_grad():
             model.weight.fill_(epoch)
         shutil.rmtree("../snapshots", ignore_errors=True)
+
+
+def waits(run: training.Run) -> None:
+    """Stands still in each epoch, before or after its step as the arguments say, until the file `gate` is there."""
+    model = nn.Linear(1000, 500)
+    optimizer = torch.optim.Adam(model.parameters())
+    run.track(model=model, optimizer=optimizer)
+
+    def wait() -> None:
+        while not Path(run.args["gate"]).exists():
+            time.sleep(0.01)
+
+    for _ in run.epochs():
+        if run.args["early"]:
+            wait()
+        optimizer.zero_grad()
+        model(torch.ones(1, 1000)).sum().backward()
+        optimizer.step()
+        run.step()
+        wait()

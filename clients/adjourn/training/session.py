@@ -96,6 +96,7 @@ class Session:
         self._pulse = pulse
         self._boundary_file = boundary
         self._stepped = False
+        self._slots_prepared = False
         self._restored = restored
         self._resumed = restored is not None
         self._differences = dict(differences or {})
@@ -285,10 +286,18 @@ class Session:
         """
         try:
             self._writer.check_room(self._state)
+            if self._resumed:
+                self._prepare_slots()
         except NoSpace as error:
             self._say_unsaved(error, last=False)
         except StateNotEncodable:
             pass  # the first boundary says it, if it is still so
+
+    def _prepare_slots(self) -> None:
+        """Begins to make memory for snapshots ready, once it is known how much: the first shall not wait for it."""
+        if not self._slots_prepared:
+            self._slots_prepared = True
+            self._writer.prepare(self._state)
 
     def _open_epoch(self) -> None:
         self._loaders.open_epoch(self.tracker.epoch + 1)
@@ -487,6 +496,8 @@ class Session:
         self._publish_time = time.monotonic() + PUBLISH_SECONDS
         self._progress_page.write(self._progress())
         self.announce()
+        if self._open:  # a step was made, and optimizers have a state
+            self._prepare_slots()
 
     def _progress(self) -> Progress:
         return self.tracker.progress(self._best())

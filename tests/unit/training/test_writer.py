@@ -1,7 +1,12 @@
 import errno
 import json
 import os
+import shutil
+import signal
 import struct
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,11 +16,13 @@ import torch
 
 from adjourn import snapshots
 from adjourn.snapshots import IN_USE, STATE, TENSORS
-from adjourn.training.errors import NoSpace, SnapshotDiffers, SnapshotFailed
+from adjourn.training.errors import NoSpace, SnapshotDiffers, SnapshotFailed, StateNotEncodable
+from adjourn.training.snapshot import writer as module
 from adjourn.training.snapshot.round_trip import RoundTrip
-from adjourn.training.snapshot.writer import Area, Slot, SnapshotWriter
+from adjourn.training.snapshot.writer import Area, Layout, Preparation, Slot, SnapshotWriter
 from adjourn.training.state.codec import Blob, Encoder
 from adjourn.v1.job_pb2 import Progress
+from tests.harness.training_processes import PAUSE, TrainingProcesses, until
 
 
 def blobs(value: float, size: int = 1000) -> dict[str, Blob]:
@@ -191,8 +198,8 @@ def test_copy_that_differs_from_the_live_state_is_no_snapshot(tmp_path: Path, mo
     writer = SnapshotWriter([tmp_path], torch.device("cpu"), RoundTrip(dict))
     write = Slot.write
 
-    def write_and_change(slot: Slot, document: Any, blobs: Any) -> int:
-        size = write(slot, document, blobs)
+    def write_and_change(slot: Slot, document: Any, blobs: Any, layout: Any) -> int:
+        size = write(slot, document, blobs, layout)
         live.value[999] += 1
         return size
 
@@ -204,3 +211,200 @@ def test_copy_that_differs_from_the_live_state_is_no_snapshot(tmp_path: Path, mo
     assert snapshot
     assert snapshot.sequence == 1
     assert dict(snapshot.live_digests) == snapshots.component_digests(Path(snapshot.directory))
+
+
+@pytest.mark.parametrize("sizes", [(1_000_000, 1_010_000, 990_000, 1_020_000), (1_000_000, 3_000_000, 10, 3_000_000)])
+def test_a_state_that_grows_and_shrinks_is_always_the_whole_file(tmp_path: Path, sizes: tuple[int, ...]) -> None:
+    slot = Slot(tmp_path / "slot")
+    for value, size in enumerate(sizes):
+        slot.write({}, blobs(value, size))
+        assert content(slot) == [value] * size
+
+
+def test_a_file_that_grows_a_little_is_not_mapped_anew(tmp_path: Path) -> None:
+    slot = Slot(tmp_path / "slot")
+    slot.write({}, blobs(1, 1_000_000))
+    buffer = slot._buffer
+    slot.write({}, blobs(2, 1_050_000))
+    assert slot._buffer is buffer
+    slot.write({}, blobs(3, 1_100_000))
+    assert slot._buffer is not buffer
+
+
+def test_where_tensors_go_is_found_anew_only_if_their_shapes_change() -> None:
+    first = Layout.of(blobs(1))
+    assert Layout.of(blobs(2), first) is first
+    assert Layout.of(blobs(2, 1001), first) is not first
+    assert Layout.of({"other": blobs(2)["it"]}, first) is not first
+    ints = {"it": Blob(dtype="I32", shape=(1000,), data=torch.ones(1000, dtype=torch.int32))}
+    assert Layout.of(ints, first) is not first
+    stored_as_bytes = {"it": Blob(dtype="F32", shape=(1000,), data=torch.ones(4000, dtype=torch.uint8))}
+    assert Layout.of(stored_as_bytes, first) is not first
+
+
+LARGE = 1_000_000
+"""Elements of a state for which slots are made ready."""
+BYTES = Layout.of(blobs(1, LARGE)).size
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> SnapshotWriter:
+    return SnapshotWriter([tmp_path / "memory"], torch.device("cpu"), RoundTrip(dict))
+
+
+def save(writer: SnapshotWriter, live: Live) -> Slot:
+    """Takes a snapshot and returns the slot that it is in."""
+    snapshot = writer.save(live, Progress(), {}, last=False, rehearse=False)
+    assert snapshot
+    slot = next(slot for slot in slots(writer) if str(slot.directory) == snapshot.directory)
+    assert content(slot) == live.value.tolist()
+    return slot
+
+
+def slots(writer: SnapshotWriter) -> list[Slot]:
+    return writer._areas[0].slots
+
+
+def prepared(writer: SnapshotWriter, live: Live) -> None:
+    writer.prepare(live)
+    assert writer._preparation
+    writer._preparation._thread.join()
+
+
+def test_slots_are_ready_before_the_first_snapshot(writer: SnapshotWriter) -> None:
+    live = Live(LARGE)
+    prepared(writer, live)
+    assert [slot.ready(BYTES) for slot in slots(writer)] == [True, True, False]
+    assert [slot.allocated() >= BYTES for slot in slots(writer)] == [True, True, False]
+    buffers = [slot._buffer for slot in slots(writer)]
+    used = [save(writer, live), save(writer, live)]
+    assert [slot._buffer for slot in used] == buffers[:2]
+    assert not writer.preparing
+
+
+def test_a_snapshot_does_not_wait_until_slots_are_ready(
+    writer: SnapshotWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stops what is being done at the next step; what is left is done afterwards."""
+    live = Live(LARGE)
+    begun, go_on = threading.Event(), threading.Event()
+    fallocate = os.posix_fallocate
+
+    def slow(file: int, offset: int, length: int) -> None:
+        fallocate(file, offset, length)
+        if threading.current_thread() is not threading.main_thread() and not go_on.is_set():
+            begun.set()
+            assert go_on.wait(30)
+
+    monkeypatch.setattr(module, "STEP_BYTES", 1 << 20)
+    monkeypatch.setattr(os, "posix_fallocate", slow)
+    writer.prepare(live)
+    assert begun.wait(30)
+    stop = Preparation.stop
+
+    def stop_within_a_step(preparation: Preparation) -> None:
+        preparation._stopped.set()
+        go_on.set()
+        stop(preparation)
+        assert [slot.ready(BYTES) for slot in slots(writer)] == [False, False, False]
+
+    monkeypatch.setattr(Preparation, "stop", stop_within_a_step)
+    assert save(writer, live) is slots(writer)[0]
+    assert writer._preparation
+    writer._preparation._thread.join()
+    assert slots(writer)[1].ready(BYTES)
+
+
+@pytest.mark.parametrize(("room", "ready"), [(1.5, 1), (2.5, 2), (0.5, 0)])
+def test_only_as_many_slots_are_made_ready_as_there_is_room_for(
+    writer: SnapshotWriter, monkeypatch: pytest.MonkeyPatch, room: float, ready: int
+) -> None:
+    free = SimpleNamespace(f_bavail=int(room * BYTES), f_frsize=1)
+    monkeypatch.setattr(os, "statvfs", lambda _: free)
+    writer.prepare(Live(LARGE))
+    if writer._preparation:
+        writer._preparation._thread.join()
+    assert sum(slot.ready(BYTES) for slot in slots(writer)) == ready
+    assert sum(slot.directory.exists() for slot in slots(writer)) == ready
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.ENOMEM])
+def test_what_keeps_a_slot_from_being_made_ready_is_said_by_the_snapshot(
+    writer: SnapshotWriter, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    live = Live(LARGE)
+
+    def full(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        prepared(writer, live)
+        assert not any(slot.directory.exists() for slot in slots(writer))
+        with pytest.raises(NoSpace, match=os.strerror(error)):
+            save(writer, live)
+    assert save(writer, live) is slots(writer)[0]
+
+
+def test_a_state_that_cannot_be_encoded_is_said_by_the_snapshot(writer: SnapshotWriter) -> None:
+    live = Live(LARGE)
+    live.encode = lambda: Encoder().encode(object(), ("it",))  # type: ignore[method-assign]
+    writer.prepare(live)
+    assert not writer.preparing
+    with pytest.raises(StateNotEncodable):
+        save(writer, live)
+
+
+def test_a_slot_that_was_removed_since_it_was_ready_is_made_anew(writer: SnapshotWriter) -> None:
+    live = Live(LARGE)
+    prepared(writer, live)
+    shutil.rmtree(slots(writer)[0].directory)
+    assert save(writer, live) is slots(writer)[0]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from adjourn.training.snapshot import writer
+from adjourn.training.snapshot.writer import Slot
+
+writer.STEP_BYTES = 1 << 20
+steps = iter(range(3))
+Slot(Path(sys.argv[1])).prepare(8 << 20, lambda: next(steps, None) is None and os.kill(os.getpid(), signal.SIGKILL))
+"""
+
+
+def test_what_a_process_left_that_was_killed_while_it_made_a_slot_ready_is_no_snapshot(tmp_path: Path) -> None:
+    slot = Slot(tmp_path / "slot")
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(slot.directory)], check=False, timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert (slot.directory / TENSORS).stat().st_size == 8 << 20
+    assert slot.free
+    with pytest.raises(snapshots.SnapshotInvalid):
+        snapshots.component_digests(slot.directory)
+    slot.write({}, blobs(1))
+    assert content(slot) == [1] * 1000
+
+
+def test_slots_are_made_ready_while_training_runs(trainings: TrainingProcesses, tmp_path: Path) -> None:
+    """A new run's once a step was made, when its optimizers have a state; a resumed run's before."""
+    gate = tmp_path / "gate"
+    gate.touch()
+    whole = trainings.run("unusual:waits", args={"gate": str(gate), "early": False}, epochs=3)
+    first = trainings.run("unusual:waits", args={"gate": str(gate), "early": False}, epochs=3, order=PAUSE)
+    gate.unlink()
+    for restore in (None, first):
+        area = tmp_path / f"snapshots-{restore is not None}"
+        directory = trainings.prepare(
+            "unusual:waits",
+            args={"gate": str(gate), "early": restore is not None},
+            epochs=3,
+            restore=restore,
+            snapshot_directory=str(area),
+        )
+        with trainings.running(directory) as wait:
+            until((area / "slot-1" / TENSORS).exists)
+            gate.touch()
+            attempt = wait()
+        gate.unlink()
+        assert attempt.digests == whole.digests

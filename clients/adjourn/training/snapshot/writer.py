@@ -9,11 +9,14 @@ import json
 import mmap
 import os
 import shutil
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import torch
 from google.protobuf import json_format
@@ -21,7 +24,7 @@ from google.protobuf import json_format
 from adjourn import failpoints, snapshots
 from adjourn.internal.v1.trainer_pb2 import Snapshot
 from adjourn.snapshots import Entry, SnapshotInvalid, Tree
-from adjourn.training.errors import NoSpace, SnapshotDiffers, SnapshotFailed
+from adjourn.training.errors import NoSpace, SnapshotDiffers, SnapshotFailed, StateNotEncodable
 from adjourn.training.events import log_line
 from adjourn.training.snapshot.round_trip import RoundTrip, digests, structure
 from adjourn.training.state.codec import Blob
@@ -31,6 +34,12 @@ from adjourn.v1.job_pb2 import Progress
 REGULAR_SLOTS = 2
 """While one snapshot is made durable, the next goes to the other slot. A third slot is kept for the last snapshot."""
 SLOTS = REGULAR_SLOTS + 1
+LEAST_BYTES = 1 << 20
+"""Of a file that is worth being made ready."""
+STEP_BYTES = 4 << 20
+"""Of a file, made ready at a time: for so long, two milliseconds, a snapshot may wait for it."""
+GROWTH = 16
+"""A file may grow by this fraction before it is mapped anew."""
 LACK_OF_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM})
 """Errors that say so: no space, a quota, a limit on the size of files, no memory."""
 
@@ -44,76 +53,189 @@ class Encodable(Protocol):
     def encode(self) -> tuple[dict[str, Tree], dict[str, Blob]]: ...
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """Where the tensors of a state go in a file: the same in every snapshot, as long as their shapes stand."""
+
+    shapes: Sequence[tuple[Any, ...]]
+    """Of each blob, all that the rest follows from."""
+    head: bytes
+    entries: Mapping[str, Entry]
+    size: int
+    """Of the file."""
+
+    @classmethod
+    def of(cls, blobs: Mapping[str, Blob], known: "Layout | None" = None) -> "Layout":
+        """Returns `known` if it is right for these."""
+        shapes = [(name, blob.dtype, blob.shape, blob.data.dtype, blob.data.shape) for name, blob in blobs.items()]
+        if known is not None and known.shapes == shapes:
+            return known
+        head, entries = snapshots.layout((name, blob.dtype, blob.shape) for name, blob in blobs.items())
+        return cls(shapes, head, entries, max([len(head), *(entry.end for entry in entries.values())]))
+
+    def targets(self, buffer: torch.Tensor) -> list[torch.Tensor]:
+        """Returns where in a file's bytes each blob's data is copied to."""
+        return [
+            buffer[self.entries[name].begin : self.entries[name].end].view(dtype).view(shape)
+            for name, _, _, dtype, shape in self.shapes
+        ]
+
+
 class Slot:
     """One directory for a snapshot, and its mapped file."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._map: mmap.mmap | None = None
+        self._tensors, self._state, self._in_use = (
+            os.path.join(directory, name)  # noqa: PTH118  (a Path takes longer than the call it is made for)
+            for name in (snapshots.TENSORS, snapshots.STATE, snapshots.IN_USE)
+        )
+        self._buffer: torch.Tensor | None = None
+        """The mapped file, and some room for it to grow: mapping it anew would have the kernel find each page anew."""
         self._file: tuple[int, int] | None = None
         """Device and inode of the file that is mapped."""
+        self._allocated = 0
+        """Size of the file; 0 if it is not known that the file system has the room for all of it."""
+        self._touched = 0
+        """Bytes from the first on that were written to since the file is mapped."""
+        self._layout: Layout | None = None
+        """Of what is in the file."""
+        self._targets: list[torch.Tensor] = []
 
     @property
     def free(self) -> bool:
-        return not (self.directory / snapshots.IN_USE).exists()
+        return not os.path.exists(self._in_use)  # noqa: PTH110
 
     def release(self) -> None:
         """Lets the next snapshot be written over this one."""
-        (self.directory / snapshots.IN_USE).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(self._in_use)  # noqa: PTH108
 
     def allocated(self) -> int:
         """Returns the bytes that the slot's files hold on their file system."""
         try:
-            return (self.directory / snapshots.TENSORS).stat().st_blocks * 512
+            return os.stat(self._tensors).st_blocks * 512  # noqa: PTH116
         except OSError:
             return 0
 
-    def write(self, document: Mapping[str, Any], blobs: Mapping[str, Blob]) -> int:
+    def ready(self, size: int) -> bool:
+        """Tells whether a file of `size` bytes is mapped, and was written to before."""
+        return self._buffer is not None and size <= min(self._touched, len(self._buffer))
+
+    def prepare(self, size: int, stopped: Callable[[], bool]) -> None:
+        """Makes the slot ready, step by step, until `stopped`; raises OSError, and then leaves nothing.
+
+        The interpreter's lock is held for moments only: other threads go on.
+        """
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            if not self._linked():
+                self._forget()
+            with open(self._tensors, "a+b") as file:  # noqa: PTH123
+                buffer = self._mapped(file, size)
+                self._allocated = 0
+                file.truncate(size)
+                for begin in range(self._touched, size, STEP_BYTES):
+                    if stopped():
+                        return
+                    end = min(begin + STEP_BYTES, size)
+                    os.posix_fallocate(file.fileno(), begin, end - begin)
+                    buffer[begin : end : mmap.PAGESIZE].zero_()
+                    self._touched = end
+        except OSError:
+            self._remove()
+            raise
+
+    def write(self, document: Mapping[str, Any], blobs: Mapping[str, Blob], layout: Layout | None = None) -> int:
         """Writes a snapshot and marks the slot as in use; returns the bytes of its files.
 
         Raises SnapshotFailed, or NoSpace, and then leaves nothing.
         """
-        head, entries = layout(blobs)
+        layout = layout or Layout.of(blobs)
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            (self.directory / snapshots.STATE).unlink(missing_ok=True)
-            buffer = torch.frombuffer(self._mapped(tensor_bytes(head, entries)), dtype=torch.uint8)
-            buffer[: len(head)] = torch.frombuffer(bytearray(head), dtype=torch.uint8)
-            for name, blob in blobs.items():
-                target = buffer[entries[name].begin : entries[name].end]
-                target.view(blob.data.dtype).view(blob.data.shape).copy_(blob.data)
+            with suppress(FileNotFoundError):
+                os.unlink(self._state)  # noqa: PTH108
+            self._fit(layout)
+            for target, blob in zip(self._targets, blobs.values(), strict=True):
+                target.copy_(blob.data)
             text = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
             (self.directory / snapshots.STATE).write_bytes(text)
             if not self._linked():
                 raise FileNotFoundError(errno.ENOENT, "the file was removed while it was written")
-            (self.directory / snapshots.IN_USE).touch()
+            os.close(os.open(self._in_use, os.O_CREAT | os.O_WRONLY, 0o666))
         except OSError as error:
-            self._map = None
-            shutil.rmtree(self.directory, ignore_errors=True)  # its space may be what others lack
+            self._remove()
             kind = NoSpace if error.errno in LACK_OF_SPACE else SnapshotFailed
             raise kind(f"{self.directory}: {error}") from error
-        return len(buffer) + len(text)
+        return layout.size + len(text)
 
-    def _mapped(self, size: int) -> mmap.mmap:
-        if self._map is not None and len(self._map) == size and self._linked():
-            return self._map
-        self._map = None
-        with (self.directory / snapshots.TENSORS).open("a+b") as file:
-            file.truncate(size)
+    def _fit(self, layout: Layout) -> None:
+        """Lets the mapped file be one of this layout, with the room for it."""
+        if not self._linked():
+            self._forget()
+        if self._layout is layout and self._allocated == layout.size:
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with open(self._tensors, "a+b") as file:  # noqa: PTH123
+            buffer = self._mapped(file, layout.size)
+            file.truncate(layout.size)
             # Without this, a lack of space would be found while copying, as a SIGBUS.
-            os.posix_fallocate(file.fileno(), 0, size)
+            os.posix_fallocate(file.fileno(), 0, layout.size)
+        self._allocated = self._touched = layout.size
+        buffer[: len(layout.head)] = torch.frombuffer(bytearray(layout.head), dtype=torch.uint8)
+        self._layout, self._targets = layout, layout.targets(buffer)
+
+    def _mapped(self, file: BinaryIO, size: int) -> torch.Tensor:
+        """Returns the bytes of a file that is to have `size` of them; mapping it takes no memory yet."""
+        if self._buffer is None or size > len(self._buffer):
+            self._forget()
+            reach = size + size // GROWTH
+            file.truncate(reach)
+            self._buffer = torch.frombuffer(mmap.mmap(file.fileno(), reach), dtype=torch.uint8)
             status = os.fstat(file.fileno())
             self._file = (status.st_dev, status.st_ino)
-            self._map = mmap.mmap(file.fileno(), size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
-        return self._map
+        return self._buffer
+
+    def _forget(self) -> None:
+        self._buffer, self._file, self._allocated, self._touched = None, None, 0, 0
+        self._layout, self._targets = None, []
+
+    def _remove(self) -> None:
+        self._forget()
+        shutil.rmtree(self.directory, ignore_errors=True)  # its space may be what others lack
 
     def _linked(self) -> bool:
         """Tells whether the mapped file is still the one of that name: someone may have removed it under us."""
         try:
-            status = (self.directory / snapshots.TENSORS).stat()
+            status = os.stat(self._tensors)  # noqa: PTH116
         except OSError:
             return False
         return self._file == (status.st_dev, status.st_ino)
+
+
+class Preparation:
+    """Makes slots ready beside the training, in a thread."""
+
+    def __init__(self, slots: Sequence[Slot], size: int) -> None:
+        self._slots = slots
+        self._size = size
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="adjourn-slots")
+        self._thread.start()
+
+    @property
+    def runs(self) -> bool:
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """Returns once no slot is touched any more."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        for slot in self._slots:
+            with suppress(OSError):  # the snapshot that needs the slot says what is wrong with it
+                slot.prepare(self._size, self._stopped.is_set)
 
 
 class Area:
@@ -154,6 +276,9 @@ class SnapshotWriter:
         self._proven: set[str] = set()
         """Structures of states that a rehearsed resume took."""
         self._sequence = 0
+        self._layout: Layout | None = None
+        """Of the last state."""
+        self._preparation: Preparation | None = None
 
     @property
     def proven(self) -> bool:
@@ -163,7 +288,36 @@ class SnapshotWriter:
     def check_room(self, state: Encodable) -> None:
         """Chooses where snapshots go; raises NoSpace if there is no room anywhere, StateNotEncodable."""
         _, blobs = state.encode()
-        self._choose(tensor_bytes(*layout(blobs)))
+        self._layout = Layout.of(blobs)
+        self._choose(self._layout.size)
+
+    def prepare(self, state: Encodable) -> None:
+        """Begins to make the slots ready that the next snapshots go to; training goes on meanwhile.
+
+        What is wrong with room or state the next snapshot says.
+        """
+        with suppress(NoSpace, StateNotEncodable):
+            self.check_room(state)
+            self._prepare()
+
+    def _prepare(self) -> None:
+        if self._area is None or self._layout is None or self._layout.size < LEAST_BYTES:
+            return
+        size = self._layout.size
+        slots = self._area.slots[: min(REGULAR_SLOTS, self._area.room() // size)]
+        if unready := [slot for slot in slots if not slot.ready(size) and slot.free]:
+            self._preparation = Preparation(unready, size)
+
+    @property
+    def preparing(self) -> bool:
+        """Whether slots are being made ready."""
+        return self._preparation is not None and self._preparation.runs
+
+    def stop_preparing(self) -> None:
+        """Returns once no slot is touched any more; what was done stays."""
+        if self._preparation is not None:
+            self._preparation.stop()
+            self._preparation = None
 
     def save(
         self, state: Encodable, progress: Progress, values: Mapping[str, float], *, last: bool, rehearse: bool = True
@@ -175,7 +329,9 @@ class SnapshotWriter:
         StateNotRestorable.
         """
         begin = time.monotonic()
+        self.stop_preparing()
         trees, blobs = state.encode()
+        self._layout = Layout.of(blobs, self._layout)
         document = {
             "format": snapshots.FORMAT,
             "components": trees,
@@ -183,7 +339,7 @@ class SnapshotWriter:
             "remarks": list(state.remarks),
             "progress": json_format.MessageToDict(progress, preserving_proto_field_name=True),
         }
-        found = self._write(document, blobs, last=last)
+        found = self._write(document, blobs, self._layout, last=last)
         failpoints.hit("training.snapshot-written")
         if found is None:
             return None
@@ -194,6 +350,8 @@ class SnapshotWriter:
             slot.release()
             raise
         self._sequence += 1
+        if not last:
+            self._prepare()
         return Snapshot(
             directory=str(slot.directory),
             sequence=self._sequence,
@@ -209,12 +367,14 @@ class SnapshotWriter:
         """Gives a slot back that nobody was told of."""
         Slot(Path(snapshot.directory)).release()
 
-    def _write(self, document: Mapping[str, Any], blobs: Mapping[str, Blob], *, last: bool) -> tuple[Slot, int] | None:
+    def _write(
+        self, document: Mapping[str, Any], blobs: Mapping[str, Blob], layout: Layout, *, last: bool
+    ) -> tuple[Slot, int] | None:
         """Writes into the first area that takes it; returns the slot and its bytes, None if no slot is free.
 
         Raises SnapshotFailed.
         """
-        self._choose(tensor_bytes(*layout(blobs)))
+        self._choose(layout.size)
         failure: SnapshotFailed | None = None
         for area in sorted(self._areas, key=lambda area: area is not self._area):
             slot = area.free_slot(last=last)
@@ -223,7 +383,7 @@ class SnapshotWriter:
             try:
                 if slot is None:
                     raise NoSpace(f"every slot of {area.directory} holds a snapshot that is not yet durable")
-                size = slot.write(document, blobs)
+                size = slot.write(document, blobs, layout)
             except SnapshotFailed as error:
                 failure = failure or error
                 continue
@@ -265,16 +425,6 @@ class SnapshotWriter:
             self._round_trip.check(slot.directory, trees, blobs, live)
             self._proven.add(shape)
         return live
-
-
-def layout(blobs: Mapping[str, Blob]) -> tuple[bytes, dict[str, Entry]]:
-    """Returns the head of a tensors file and where each blob goes in it."""
-    return snapshots.layout((name, blob.dtype, blob.shape) for name, blob in blobs.items())
-
-
-def tensor_bytes(head: bytes, entries: Mapping[str, Entry]) -> int:
-    """Returns the size of a tensors file."""
-    return max([len(head), *(entry.end for entry in entries.values())])
 
 
 def compared(directory: Path, trees: Mapping[str, Tree], blobs: Mapping[str, Blob]) -> dict[str, str]:
