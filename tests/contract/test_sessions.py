@@ -9,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from adjourn.v1.worker_pb2 import Device, Drain, Worker
 from adjourn_control_plane.store import redis
-from adjourn_control_plane.store.interface import Conflict, JobName, JobStore, Session, WorkerName
+from adjourn_control_plane.store.interface import Conflict, Fenced, JobName, JobStore, Session, WorkerName
 from tests.harness.store_records import change, created, deletion, there
 
 NAME = WorkerName("workers/w")
@@ -98,6 +98,26 @@ async def test_stream_that_was_taken_over_does_not_come_back(store: JobStore, wo
     await store.attach(worker, "session-2", "stream-2")
     await store.attach(worker, "session-1", "stream-1")  # the repeat of a call whose answer was lost
     assert (await current(store)).stream == "stream-2"
+
+
+async def test_a_stream_that_comes_late_takes_over_nothing(store: JobStore) -> None:
+    """The replica that it was opened at was stopped, and goes on after the agent has opened another elsewhere."""
+    worker, other = Worker(name=NAME, instance="i"), Worker(name=NAME, instance="k")
+    await store.attach(worker, "session-1", "stream-1", opened=1)
+    await store.attach(worker, "session-2", "stream-4", opened=1 << 51)
+    before = await current(store)
+    for session in ("session-1", "session-2", "of a process that never came through"):
+        with pytest.raises(Fenced):
+            await store.attach(worker, session, f"late stream of {session}", opened=(1 << 51) - 1)
+    assert await current(store) == before
+    assert await store.attach(worker, "session-2", "stream-4", opened=1 << 51), "the repeat of a lost answer"
+    await store.mark_lost(NAME, before.heartbeat)
+    assert await store.attach(other, "session-3", "stream-5", opened=1), "each instance counts for itself"
+    assert await store.attach(other, "session-3", "stream-6"), "too old to number them"
+    await store.mark_lost(NAME, (await current(store)).heartbeat)
+    with pytest.raises(Fenced):
+        await store.attach(worker, "session-1", "stream-7", opened=7)
+    assert await store.attach(worker, "session-2", "stream-8", opened=(1 << 51) + 1), "it lived out of reach meanwhile"
 
 
 async def test_of_many_streams_one_speaks(store: JobStore, worker: Worker) -> None:

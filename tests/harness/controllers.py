@@ -47,7 +47,7 @@ class Controllers:
         devices = [Device(uuid=f"{name}-{index}", index=index) for index in range(gpus)]
         stream = uuid4().hex
         worker = Worker(name=name, cpu_slots=cpu_slots, devices=devices, **description)
-        await self.store.attach(worker, "session", stream)
+        await self.store.attach(worker, f"session of {stream}", stream)
         await self.store.heartbeat(worker, stream)
         return stream
 

@@ -108,6 +108,8 @@ class MemoryStore:
         """Deleted jobs, the newest last."""
         self._sessions: dict[str, Session] = {}
         self._attached: set[str] = set()
+        self._opened: dict[str, int] = {}
+        """The number of the newest stream of each instance."""
         self._listeners: dict[asyncio.Queue[Notification | None], None] = {}
 
     async def get(self, job: JobName) -> Stored | None:
@@ -328,7 +330,7 @@ class MemoryStore:
         for listener in self._listeners:
             listener.put_nowait((job, worker))
 
-    async def attach(self, worker: Worker, session: str, stream: str) -> bool:
+    async def attach(self, worker: Worker, session: str, stream: str, *, opened: int = 0) -> bool:
         await self._reach()
         old = self._sessions.get(worker.name)
         another = old is not None and old.worker.instance not in ("", worker.instance)
@@ -336,6 +338,10 @@ class MemoryStore:
             return False
         if stream in self._attached:
             return True
+        if opened and worker.instance:
+            if opened < self._opened.get(worker.instance, 0):
+                raise Fenced(worker.name)
+            self._opened[worker.instance] = opened
         self._attached.add(stream)
         if another and self._version:
             self._version += 1

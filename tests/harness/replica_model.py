@@ -113,6 +113,8 @@ class StreamModel:
         self.arrived: asyncio.Queue[SynchronizeRequest | None] = asyncio.Queue()
         self.session: AgentSession | None = None
         self.task: asyncio.Task[None] | None = None
+        host.opened += 1
+        self.number = host.opened
         self.opened_at = host.clock.monotonic
         self.hangs = False
         """Nothing arrives, neither way, and neither end knows."""
@@ -125,6 +127,7 @@ class StreamModel:
         """The agent sends what it has."""
         request = self.agent.build_request()
         request.acknowledged_response = self.agent.acted_upon
+        request.stream = self.number
         self.up.append(request)
 
     def broken_by_agent(self) -> None:

@@ -118,6 +118,8 @@ class Host:
     trainings: dict[str, TrainingModel] = field(default_factory=dict)
     """The attempts' directories: all training processes of this machine, ended ones until they are cleaned up."""
     agent: "AgentModel | None" = None
+    opened: int = 0
+    """Streams that its agents have opened."""
     agents: int = 0
     """Lives of agents so far."""
     supervised: bool = False

@@ -75,6 +75,19 @@ async def test_reports_are_repeated_until_they_are_acknowledged(harness: AgentHa
     assert harness.plane.kinds(job) == ["epoch", "checkpoint", "checkpoint", "exit"]
 
 
+async def test_streams_are_numbered_over_the_lives_of_agents(harness: AgentHarness, objects: MemoryObjects) -> None:
+    for _ in range(2):
+        async with harness.agent(objects):
+            await harness.plane.stop()
+            said = len(harness.plane.requests)
+            await harness.plane.start()
+            await harness.until(lambda: len(harness.plane.requests) > said)  # noqa: B023  # within the round
+    numbers = [request.stream for request in harness.plane.requests]
+    assert numbers == sorted(numbers)
+    assert len(set(numbers)) == 4, "each agent has opened two"
+    assert numbers[0] > 1 << 20
+
+
 async def test_a_long_backlog_of_large_reports_is_sent_in_parts(harness: AgentHarness, objects: MemoryObjects) -> None:
     """Forty epochs of 600 kB are more than a message may have."""
     harness.plane.acknowledging = False

@@ -6,6 +6,7 @@ launcher, so the next agent continues from there.
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final
@@ -52,6 +53,9 @@ ASK_SHARE: Final = 1 / 3
 """Share of a lease that a draining worker gives the control plane to have its jobs pause, before it does so itself."""
 STOP_SECONDS: Final = 3.0
 """How long a stopping worker waits for training to end, for snapshots, and for its reports to be acknowledged."""
+
+STREAM_BITS: Final = 20
+"""Of the number of a stream: it counts those of one process. Above are the lives of agents, in Unix seconds or more."""
 
 Key = tuple[str, str, int, str]
 
@@ -113,6 +117,7 @@ class Agent:
 
         Raises Superseded, NameTaken, JournalDamaged, JournalUnwritable, LauncherFailed.
         """
+        await self.number_streams()
         await self.recall_contact()
         self.reports = await self.journal.run(self.journal.reports)
         found = await self.journal.run(self.journal.held)
@@ -166,6 +171,19 @@ class Agent:
             await self.launcher.kill(Path(process.directory))
         if unknown:
             await self.launcher.processes()  # answered once their ends are recorded: nobody writes there any more
+
+    async def number_streams(self) -> None:
+        """Has this process number its streams above those of all agents before it on this data directory.
+
+        The clock counts where the journal is lost, or cannot be written.
+        """
+        now = int(time.time())
+        try:
+            life = await asyncio.to_thread(self.journal.begin_life, now)
+        except JournalUnwritable as error:
+            log.warning("life_not_noted", error=str(error))
+            life = now
+        self.stream.number = life << STREAM_BITS
 
     async def recall_contact(self) -> None:
         """Goes on from when an agent before this one last heard the control plane, and from the lease that it told."""
@@ -261,6 +279,7 @@ class Agent:
         return SynchronizeRequest(
             worker=self.worker,
             session_id=self.session_id,
+            stream=self.stream.number,
             assignments=fitting_statuses(runner.status for runner in self.runners.values()),
             draining=self.draining,
             reports=next_reports(self.reports),

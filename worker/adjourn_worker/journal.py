@@ -34,6 +34,8 @@ CREATE TABLE IF NOT EXISTS report (sequence INTEGER PRIMARY KEY AUTOINCREMENT, b
 CREATE TABLE IF NOT EXISTS contact (
     one INTEGER PRIMARY KEY, boot_id TEXT NOT NULL, heard REAL NOT NULL, lease REAL NOT NULL
 );
+-- One row: a number that grows with each agent.
+CREATE TABLE IF NOT EXISTS life (one INTEGER PRIMARY KEY, number INTEGER NOT NULL);
 """
 VERSION: Final = 2
 RETRY_SECONDS: Final = 1.0
@@ -155,6 +157,14 @@ class Journal:
                 "DELETE FROM held WHERE job = ? AND job_uid = ? AND attempt = ? AND nonce = ?",
                 (job, token.job_uid, token.attempt, token.nonce),
             )
+
+    def begin_life(self, least: int) -> int:
+        """Returns a number above that of every agent before, `least` at least."""
+        with self._transaction() as database:
+            row = database.execute("SELECT number FROM life").fetchone()
+            number = max(least, row[0] + 1 if row else 0)
+            database.execute("INSERT OR REPLACE INTO life VALUES (1, ?)", (number,))
+            return number
 
     def note_contact(self, contact: LastContact) -> None:
         """Stores when the control plane last spoke."""

@@ -71,6 +71,8 @@ class Stream:
         self.changed = asyncio.Event()
         """Set it to have the worker's state sent soon."""
         self.connected = False
+        self.number = 0
+        """Of the newest stream. Set it to where the numbers of this process begin."""
         self.interval = FIRST_INTERVAL
         self.acted_upon = 0
         """Sequence of the newest response of the open stream that `on_response` has dealt with."""
@@ -117,6 +119,7 @@ class Stream:
         Responses are handled here and not in a task of the stream's, so that its end interrupts nothing. Of several
         that wait, only the newest is handled.
         """
+        self.number += 1
         call: Call = stub.Synchronize()
         newest: list[SynchronizeResponse] = []
         received = self.received = asyncio.Event()

@@ -36,6 +36,7 @@ class SynchronizeRequest(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     REPORTS_FIELD_NUMBER: _builtins.int
     ACKNOWLEDGED_RESPONSE_FIELD_NUMBER: _builtins.int
+    STREAM_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """UUID of the agent process; a newer session ends an older one's stream."""
     draining: _builtins.bool
@@ -43,6 +44,10 @@ class SynchronizeRequest(_message.Message):
     acknowledged_response: _builtins.int
     """Newest `SynchronizeResponse.sequence` of this stream that was acted upon; none before it will be. What the worker
     does not hold is gone from the first message on that has it: one before that may have been held up for long.
+    """
+    stream: _builtins.int
+    """Grows with each stream that an agent of this `Worker.instance` opens, over its restarts. One that reaches the store
+    after a newer one, because its replica was stopped, speaks for nobody. 0: the agent is too old to tell.
     """
     @_builtins.property
     def worker(self) -> _worker_pb2.Worker:
@@ -65,10 +70,11 @@ class SynchronizeRequest(_message.Message):
         draining: _builtins.bool = ...,
         reports: _abc.Iterable[Global___Report] | None = ...,
         acknowledged_response: _builtins.int = ...,
+        stream: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["worker", b"worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_response", b"acknowledged_response", "assignments", b"assignments", "draining", b"draining", "reports", b"reports", "session_id", b"session_id", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_response", b"acknowledged_response", "assignments", b"assignments", "draining", b"draining", "reports", b"reports", "session_id", b"session_id", "stream", b"stream", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -89,7 +89,13 @@ class AgentSession:
     async def run(self, first: SynchronizeRequest, requests: Requests) -> AsyncGenerator[SynchronizeResponse, None]:
         """Speaks for the worker until either end closes the stream, or another stream takes over."""
         with self.notifier.subscription(self.worker) as self.changed:
-            if not await self.store.attach(self.described(first), first.session_id, self.id):
+            try:
+                attached = await self.store.attach(
+                    self.described(first), first.session_id, self.id, opened=first.stream
+                )
+            except Fenced:  # this replica was stopped: what it heard is from before a newer stream
+                await self.superseded()
+            if not attached:
                 await self.name_taken()
             reader = asyncio.create_task(self.read(first, requests))
             try:

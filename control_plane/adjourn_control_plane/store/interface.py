@@ -38,6 +38,9 @@ heard of is stopped. Of a job that is not known any more nobody can say whether 
 PURGE_AGAIN: Final = (timedelta(minutes=10), timedelta(days=1))
 """When the objects of a deleted job are looked for again: a worker that was out of reach may have saved meanwhile."""
 
+STREAM_MEMORY = timedelta(days=1)
+"""For how long the number of a stream is known: longer than a replica is stopped that had an older one."""
+
 
 class Conflict(Exception):
     """The record, or the worker's allocation, is no longer the one that was read. Read again, decide again."""
@@ -292,11 +295,14 @@ class JobStore(Protocol):
         """
         ...
 
-    async def attach(self, worker: Worker, session: str, stream: str) -> bool:
+    async def attach(self, worker: Worker, session: str, stream: str, *, opened: int = 0) -> bool:
         """Makes `stream`, never used before, the one that speaks for the worker. Its first heartbeat connects it.
 
         False, having changed nothing, if the name is that of an agent of another `instance` which is not lost, or whose
         jobs have not been taken from it. An agent without an instance is too old to tell: it keeps out nobody.
+
+        Raises Fenced if it is out of date: a stream of the same instance with a higher number (`opened`, 0: not known)
+        was attached within STREAM_MEMORY.
         """
         ...
 

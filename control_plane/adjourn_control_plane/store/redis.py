@@ -19,6 +19,7 @@ an attachment are remembered by id for a while, the rest is idempotent. Reads th
     {ns}:deleted                    sorted set of the uids of deleted jobs, in order
     {ns}:bundles:doomed  :removing  sorted sets of the bundles on their way out, by stamp;  :steps  counter of stamps
     {ns}:requests                   sorted set of the ids of requests, in order
+    {ns}:newest:{instance}          number of the newest stream of the agents of an instance; expires
     {ns}:request:{id}  :done:{id}   hash: digest, answer, settled; result of a change, for its repeats; both expire
 
 The namespace is the hash tag of all its keys: one slot of a cluster holds them, so scripts may touch them together.
@@ -51,6 +52,7 @@ from adjourn_control_plane.store import redis_codec as values
 from adjourn_control_plane.store.interface import (
     EVENTS_KEPT,
     PURGE_AGAIN,
+    STREAM_MEMORY,
     Allocation,
     BundleMarks,
     BundlesRemoved,
@@ -265,11 +267,12 @@ class RedisStore:
                     log.warning("store_notifications_interrupted", error=str(error))
                 await asyncio.sleep(backoff.compute(failures))
 
-    async def attach(self, worker: Worker, session: str, stream: str) -> bool:
-        description = values.described(worker)
-        return bool(
-            await self._run("attach", worker.name, description, session, stream, values.REPEAT_MEMORY, worker.instance)
-        )
+    async def attach(self, worker: Worker, session: str, stream: str, *, opened: int = 0) -> bool:
+        what = (worker.name, values.described(worker), session, stream, values.REPEAT_MEMORY, worker.instance, opened)
+        outcome = await self._run("attach", *what, int(STREAM_MEMORY.total_seconds()))
+        if outcome == 2:  # as attach.lua says
+            raise Fenced(f"a newer stream than {stream} has spoken for {worker.name}")
+        return bool(outcome)
 
     async def heartbeat(self, worker: Worker, stream: str, *, ready: bool = True) -> bool:
         return bool(await self._run("heartbeat", worker.name, values.described(worker), stream, int(ready)))

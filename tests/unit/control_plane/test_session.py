@@ -1,6 +1,7 @@
 """One agent's stream: what it writes, and when it may not any more."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import timedelta
@@ -194,6 +195,32 @@ async def test_a_message_from_before_an_attempt_arrived_does_not_say_that_it_is_
     empty.acknowledged_response = 1
     await stream.handle(empty)
     assert not (await plane.record(agents.job)).unconfirmed_releases, "it has passed the order over for a newer one"
+
+
+async def test_a_stream_that_a_stopped_replica_attaches_late_says_nothing(agents: Agents) -> None:
+    """It is from before the worker had its job: the job was taken from it, and its process trained on unknown."""
+    plane = agents.plane
+    stale = SynchronizeRequest(worker=Worker(name=A, cpu_slots=1, instance="i"), session_id="agent", stream=1)
+    late = AgentSession(stale, plane.store, plane.updater, plane.notifier, SETTINGS)
+    fresh = await agents.says(AssignmentStatus.RUNNING, step=1)
+    fresh.stream, fresh.worker.instance = 2, "i"
+    stream = AgentSession(fresh, plane.store, plane.updater, plane.notifier, SETTINGS)
+    async with aclosing(stream.run(fresh, silent())) as responses:
+        await anext(responses)
+        with pytest.raises(errors.ShuttingDownError):
+            async with aclosing(late.run(stale, silent())) as refused:
+                await anext(refused)
+        record = await plane.record(agents.job)
+        assert (record.job.state, record.job.worker) == (Job.RUNNING, A)
+        session = await plane.store.session(WorkerName(A))
+        assert session
+        assert session.stream == stream.id
+
+
+async def silent() -> AsyncIterator[SynchronizeRequest]:
+    """The messages of an agent that says no more than the first."""
+    await asyncio.Event().wait()
+    yield SynchronizeRequest()
 
 
 async def test_what_an_older_stream_carried_arrives_no_more(agents: Agents) -> None:

@@ -160,6 +160,17 @@ async def test_calls_are_made_in_a_thread_of_its_own_one_after_another(paths: Wo
         assert [reports[0].sequence for reports in numbered] == list(range(1, 21))
 
 
+def test_each_agent_has_a_number_above_those_before_whatever_the_clock_says(paths: WorkerPaths) -> None:
+    numbers = []
+    for clock in (1000, 2000, 1500, 1500, 3000):
+        with Journal(paths) as journal:
+            numbers.append(journal.begin_life(clock))
+    assert numbers == [1000, 2000, 2001, 2002, 3000]
+    paths.journal.unlink()
+    with Journal(paths) as journal:
+        assert journal.begin_life(4000) == 4000
+
+
 def test_a_full_disk_changes_nothing(paths: WorkerPaths) -> None:
     with Journal(paths) as journal:
         journal.record(held(), [])
