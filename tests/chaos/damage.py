@@ -1,11 +1,11 @@
 """Objects of checkpoints that the storage damages or loses, each of a job that has another checkpoint to go on from."""
 
-import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from adjourn.errors import NotFoundError
-from adjourn.manifests import part_key
+from adjourn.manifests import ManifestInvalid, decode, part_key
 from adjourn.objects import STORAGE_ERRORS, ObjectMissing, ObjectStore
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job
@@ -45,15 +45,14 @@ class Damage:
         ):
             return False
         try:
-            return await self._damage(action, job, newest)
+            return await self._damage(action, job, newest, [each for each in checkpoints if each != newest])
         except (*STORAGE_ERRORS, ObjectMissing):
             return False
 
-    async def _damage(self, action: Action, job: Job, newest: Checkpoint) -> bool:
-        manifest = manifest_key(newest)
-        raw = await self.objects.get(manifest, limit=LIMIT_BYTES)
-        digests = [part["digest"] for file in json.loads(raw)["files"] for part in file["parts"]]
-        key = self.draw.choice([manifest, *(part_key(job.uid, digest) for digest in digests)])
+    async def _damage(self, action: Action, job: Job, newest: Checkpoint, others: Sequence[Checkpoint]) -> bool:
+        of_others: set[str] = set().union(*[await self._parts(each) for each in others if each.job_uid == job.uid])
+        own = sorted(await self._parts(newest) - of_others)
+        key = self.draw.choice([manifest_key(newest), *(part_key(job.uid, digest) for digest in own)])
         data = await self.objects.get(key, limit=LIMIT_BYTES)
         self.spoiled.add(newest.name)
         if action is Action.LOSE:
@@ -67,3 +66,11 @@ class Damage:
         if now.uid != job.uid:  # it may have been purged before we wrote
             await self.objects.delete_prefix(key)
         return True
+
+    async def _parts(self, checkpoint: Checkpoint) -> set[str]:
+        """Returns the digests of a checkpoint's parts; none of one whose manifest was damaged or lost."""
+        try:
+            raw = await self.objects.get(manifest_key(checkpoint), limit=LIMIT_BYTES)
+            return {part.digest for part in decode(raw).parts}
+        except (ManifestInvalid, ObjectMissing):
+            return set()
