@@ -395,8 +395,8 @@ class Loaders:
         saved: Mapping[str, Any] | None = None,
     ) -> None:
         """`asked` is called amid an epoch where the run may be cut, before a batch is handed out, while
-        `positions.cut_wanted` is set: `state(record)` then tells how to go on. `steps` returns the steps made. `saved`: `state` of the snapshot that the run goes on from;
-        raises StateMismatch if it is not understood.
+        `positions.cut_wanted` is set: `state(record)` then tells how to go on. `steps` returns the steps made. `saved`:
+        `state` of the snapshot that the run goes on from; raises StateMismatch if it is not understood.
         """
         version = saved.get("version") if isinstance(saved, Mapping) else 1
         if saved is not None and version != VERSION:
