@@ -169,6 +169,8 @@ class Encoder:
         if path[0] != self._component:  # sharing ends with a component: each is restored by itself
             self._component, self._seen, self._memory = path[0], {}, SharedMemory()
         kind = type(value)
+        if kind is torch.Tensor:
+            return self._tensor(value.detach() if value.requires_grad else value, path)
         if value is None or kind in (bool, str) or (kind is float and math.isfinite(value)):
             return value  # repr() of a float, which json uses, is exact
         if kind is int and abs(value) < INTEGER_LIMIT:
@@ -248,7 +250,7 @@ class Encoder:
         return trees
 
     def _tensor(self, value: torch.Tensor, path: Path) -> Tree:
-        if type(value) is not torch.Tensor or value.is_quantized or value.is_meta:
+        if type(value) is not torch.Tensor:
             raise refusal(path, f"a {type(value).__qualname__} of layout {value.layout}, on {value.device}")
         if value.layout is not torch.strided:
             if value.layout in SPARSE:
@@ -257,6 +259,8 @@ class Encoder:
         key = (value.dtype, value.shape, value.stride(), value.device, value.is_conj(), value.is_neg())
         kind = self._kinds.get(key)
         if kind is None:
+            if value.is_quantized or value.is_meta:
+                raise refusal(path, f"a {type(value).__qualname__} of layout {value.layout}, on {value.device}")
             if not regular(value.shape, value.stride()) and overlapping(value.shape, value.stride()):
                 raise refusal(path, f"elements of strides {value.stride()} overlap in memory: keep a clone() of it")
             kind = self._kinds[key] = described(value)

@@ -37,7 +37,7 @@ from adjourn.training.probes import Probes
 from adjourn.training.state.codec import Encoder
 from adjourn.training.state.components import Component, is_value
 from adjourn.training.state.generators import GENERATORS, access
-from adjourn.training.state.modules import PARALLEL, attributes, objects, qualified
+from adjourn.training.state.modules import PARALLEL, attributes, objects, own_attributes, qualified
 from adjourn.training.state.variables import (
     OPAQUE,
     SCALARS,
@@ -400,7 +400,9 @@ def reached(tracked: State) -> set[int]:
         match subject:
             case nn.Module():
                 found |= {id(part) for part in subject.modules()}
-                found |= {id(value) for _, value in objects(subject)}  # the module says it if they change
+                found |= {
+                    id(value) for _, value in objects(own_attributes(subject.named_modules()))
+                }  # the module says it if they change
                 found |= {
                     id(value)
                     for part in subject.modules()
@@ -463,7 +465,11 @@ def text_of(item: Any, storages: set[int]) -> str:
                 for name, tensor in (*item.named_parameters(), *item.named_buffers())
                 if tensor.untyped_storage().data_ptr() not in storages
             }
-            own |= {place: digest(value) or 0 for place, value, text in attributes(item) if text is None}
+            own |= {
+                place: digest(value) or 0
+                for place, value, text in attributes(own_attributes(item.named_modules()))
+                if text is None
+            }
             return repr(own) if own else EMPTY
         case DataLoader():
             return "an iterable"

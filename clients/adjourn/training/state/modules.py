@@ -1,6 +1,6 @@
 """All that a module computes with, of which `state_dict()` is only a part."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import torch
@@ -8,7 +8,7 @@ from torch import nn
 
 from adjourn.snapshots import component_digest, dumps
 from adjourn.training.errors import StateMismatch, StateNotEncodable
-from adjourn.training.state.codec import Encoder
+from adjourn.training.state.codec import INTEGER_LIMIT, Encoder
 from adjourn.training.state.generators import GENERATORS, access
 
 OWN: Final = frozenset(vars(nn.Module()))
@@ -36,24 +36,27 @@ class ModuleState:
                 )
         self._name = name
         self._module = module
-        self._before = {place: text for place, _, text in attributes(module) if text is not None}
-        self._objects = {place: fields(value) for place, value in objects(module)}
+        own = list(own_attributes(module.named_modules()))
+        self._before = {place: text for place, _, text in attributes(own) if text is not None}
+        self._objects = {place: fields(value) for place, value in objects(own)}
 
     def state(self) -> dict[str, Any]:
         module = self._module
+        parts = list(module.named_modules())
+        own = list(own_attributes(parts))
         return {
             "state_dict": module.state_dict(),
-            "buffers": dict(transient_buffers(module)),
-            "empty_buffers": sorted(place for place, _, _, buffer in buffers(module) if buffer is None),
+            "buffers": dict(transient_buffers(parts)),
+            "empty_buffers": sorted(place for place, _, _, buffer in buffers(parts) if buffer is None),
             "frozen": [name for name, parameter in module.named_parameters() if not parameter.requires_grad],
-            "evaluating": [name for name, part in module.named_modules() if not part.training],
-            "structure": [f"{name}: {qualified(type(part))}" for name, part in module.named_modules()],
+            "evaluating": [name for name, part in parts if not part.training],
+            "structure": [f"{name}: {qualified(type(part))}" for name, part in parts],
             "attributes": {
                 place: value
-                for place, value, text in attributes(module)
+                for place, value, text in attributes(own)
                 if text is None or text != self._before.get(place)
             },
-            "generators": {place: access(value)[0]() for place, value in generators(module)},
+            "generators": {place: access(value)[0]() for place, value in generators(own)},
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -61,7 +64,7 @@ class ModuleState:
         put_buffers(module, state)
         put_layouts(module, state["state_dict"])
         module.load_state_dict(state["state_dict"])
-        transient = dict(transient_buffers(module))
+        transient = dict(transient_buffers(module.named_modules()))
         if transient.keys() != state["buffers"].keys():
             raise StateMismatch(f"buffers {sorted(state['buffers'])} were saved, {sorted(transient)} are there")
         with torch.no_grad():
@@ -75,7 +78,7 @@ class ModuleState:
         for place, value in state["attributes"].items():
             prefix, _, name = place.rpartition(".")
             vars(module.get_submodule(prefix))[name] = value
-        there = dict(generators(module))
+        there = dict(generators(own_attributes(module.named_modules())))
         if there.keys() != state["generators"].keys():
             raise StateMismatch(f"generators {sorted(state['generators'])} were saved, {sorted(there)} are there")
         for place, value in state["generators"].items():
@@ -86,7 +89,7 @@ class ModuleState:
         return [
             f"{self._name}.{place} is a {qualified(type(value))} that changed in training and cannot be saved: give it"
             " state_dict() and load_state_dict() and track it, or keep its values in attributes of the module"
-            for place, value in objects(self._module)
+            for place, value in objects(own_attributes(self._module.named_modules()))
             if fields(value) != self._objects.get(place)
         ]
 
@@ -95,18 +98,24 @@ def qualified(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def own_attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
+Parts = Iterable[tuple[str, nn.Module]]
+"""What `named_modules()` returns: going through all of them takes its time, while training stands still."""
+Attributes = Iterable[tuple[str, Any]]
+"""What `own_attributes` returns."""
+
+
+def own_attributes(parts: Parts) -> Iterator[tuple[str, Any]]:
     """Returns what user code has put into the modules, by place; no parameters, buffers, modules or functions."""
-    for prefix, part in module.named_modules():
+    for prefix, part in parts:
         for name, value in vars(part).items():
             if name not in OWN and not callable(value):
                 yield f"{prefix}.{name}".lstrip("."), value
 
 
-def attributes(module: nn.Module) -> Iterator[tuple[str, Any, str | None]]:
+def attributes(own: Attributes) -> Iterator[tuple[str, Any, str | None]]:
     """Returns the attributes that can be encoded: place, value, text; no text if tensors or arrays are in it."""
-    for place, value in own_attributes(module):
-        if type(value) in SCALARS:
+    for place, value in own:
+        if type(value) in SCALARS and (type(value) is not int or abs(value) < INTEGER_LIMIT):
             yield place, value, repr(value)
             continue
         if isinstance(value, GENERATORS) or holds_parts(value):
@@ -119,15 +128,15 @@ def attributes(module: nn.Module) -> Iterator[tuple[str, Any, str | None]]:
         yield place, value, None if encoder.blobs else dumps(tree)
 
 
-def generators(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    for place, value in own_attributes(module):
+def generators(own: Attributes) -> Iterator[tuple[str, Any]]:
+    for place, value in own:
         if isinstance(value, GENERATORS):
             yield place, value
 
 
-def objects(module: nn.Module) -> Iterator[tuple[str, Any]]:
+def objects(own: Attributes) -> Iterator[tuple[str, Any]]:
     """Returns attributes of the user's own kinds; those of torch keep no state that matters beside the module's."""
-    for place, value in own_attributes(module):
+    for place, value in own:
         if isinstance(value, GENERATORS):
             continue
         if hasattr(value, "__dict__") and not type(value).__module__.startswith(("torch", "builtins", "collections")):
@@ -155,16 +164,16 @@ def holds_parts(value: Any, depth: int = 3) -> bool:
     return depth > 0 and any(holds_parts(item, depth - 1) for item in items)
 
 
-def buffers(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, torch.Tensor | None]]:
+def buffers(parts: Parts) -> Iterator[tuple[str, nn.Module, str, torch.Tensor | None]]:
     """Returns place, module, name and tensor of every buffer; None: it is registered and has no value."""
-    for prefix, part in module.named_modules():
+    for prefix, part in parts:
         for name, buffer in part._buffers.items():  # noqa: SLF001  (no public way to see those without a value)
             yield f"{prefix}.{name}".lstrip("."), part, name, buffer
 
 
-def transient_buffers(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def transient_buffers(parts: Parts) -> Iterator[tuple[str, torch.Tensor]]:
     """Returns buffers that are not in `state_dict()`."""
-    for place, part, name, buffer in buffers(module):
+    for place, part, name, buffer in buffers(parts):
         if buffer is not None and name in part._non_persistent_buffers_set:  # noqa: SLF001  (no public way to ask)
             yield place, buffer
 
@@ -172,7 +181,7 @@ def transient_buffers(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def put_buffers(module: nn.Module, state: Mapping[str, Any]) -> None:
     """Gives buffers a value that had one, takes it from those that had none, and lets them have their saved shape."""
     saved = {**state["state_dict"], **state["buffers"]}
-    for place, part, name, buffer in list(buffers(module)):
+    for place, part, name, buffer in list(buffers(module.named_modules())):
         value = saved.get(place)
         if place in state["empty_buffers"]:
             part._buffers[name] = None  # noqa: SLF001
