@@ -149,8 +149,8 @@ class Chaos:
                     self.timeline.counts["pairs of faults at once"] += 1
                 for fault in step.faults:
                     if fault.part is Part.CHECKPOINT:
-                        name = workload.slots[fault.number - 1].name
-                        begun = bool(name) and await damage.befall(fault.action, name)
+                        slots = workload.slots[fault.number - 1 :] + workload.slots[: fault.number - 1]
+                        begun = await damage.befall_one(fault.action, [slot.name for slot in slots if slot.name])
                     else:
                         begun = cluster.inject(fault)
                     self.timeline.write("fault" if begun else "no such part now", fault=str(fault))

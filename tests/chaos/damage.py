@@ -1,7 +1,7 @@
 """Objects of checkpoints that the storage damages or loses, each of a job that has another checkpoint to go on from."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from adjourn.errors import NotFoundError
@@ -24,6 +24,13 @@ class Damage:
     draw: random.Random
     spoiled: set[str] = field(default_factory=set)
     """Names of checkpoints. What is registered later is whole: the product verifies what it rests on."""
+
+    async def befall_one(self, action: Action, names: Iterable[str]) -> bool:
+        """Damages an object of the first of these jobs that can lose it; returns False if none can."""
+        for name in names:
+            if await self.befall(action, name):
+                return True
+        return False
 
     async def befall(self, action: Action, name: str) -> bool:
         """Damages an object of the newest checkpoint of a job; returns False if it had none that it could lose.

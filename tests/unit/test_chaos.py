@@ -288,13 +288,13 @@ async def test_damage_befalls_only_a_checkpoint_that_its_job_can_lose(
     planes.job.state = Job.PAUSED
     assert not await faults.befall(action, "jobs/j"), "it rests on it"
     planes.job.state = Job.RUNNING
-    assert await faults.befall(action, "jobs/j")
+    assert await faults.befall_one(action, ["jobs/j"])
     assert faults.spoiled == {second.name}
     assert await damage(second, read)
     assert not await damage(first, read)
     assert not await faults.befall(action, "jobs/j"), "the newest is damaged already"
     await registered(planes, objects, attempt=1, epoch=3)
-    assert not await faults.befall(action, "jobs/j"), "it is the result"
+    assert not await faults.befall_one(action, ["jobs/j"]), "it is the result"
 
 
 async def test_a_pause_without_a_checkpoint_after_an_epoch_is_found(oracle: Oracle) -> None:
