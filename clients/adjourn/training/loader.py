@@ -82,7 +82,6 @@ class Pass:
         if positions.epoch != self._epoch:
             self._enter_epoch()
         record = self.record
-        steps = self._steps()
         if positions.cut_wanted and positions.may_cut(record, self._loader.length):
             self._loader.asked(record)
         try:
@@ -92,8 +91,10 @@ class Pass:
             self._loader.pass_ended(self)
             raise
         record.taken += 1
-        record.latest = positions.begun
-        positions.handed_out = steps
+        positions.clock += 1
+        record.latest = positions.clock
+        record.first = record.first or positions.clock
+        record.handed = self._steps()
         self._loader.heard(False)
         return batch
 

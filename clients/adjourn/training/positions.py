@@ -14,7 +14,6 @@ from when one of its iterators was used in a later epoch than the one it was mad
 before its first epoch; what it takes from them there is what a new run takes, and from the first epoch on they go on.
 """
 
-import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -34,24 +33,26 @@ class Record:
     """In which it began; 0: before the first epoch."""
     number: int
     """Among the loader's passes of that epoch."""
-    count: int = 1
-    """Passes that this stands for: those behind it came to the same end."""
     taken: int = 0
     """Batches that were handed out."""
     used: int = 0
     """The epoch in which it was used last."""
     begun: int = 0
-    """How many passes, over all loaders of this attempt, had begun before it."""
+    """When it began: events are counted, over all loaders of this attempt."""
+    first: int = 0
+    """When its first batch of this attempt was handed out; 0: none was."""
     latest: int = 0
-    """The same, when its latest batch was handed out."""
+    """When its newest batch was handed out."""
+    ended: int = 0
+    """When it was over."""
+    handed: int = 0
+    """Steps that had been made when its newest batch was handed out."""
     steps: int = 0
     """Optimizer steps that had been made when it began."""
     over: bool = False
     """There are no batches left, or nobody to take them."""
     stepped: bool = False
     """Steps were made until then."""
-    passed: bool = False
-    """An earlier pass was open then, so the code that began it is not executed again."""
     gone: bool = False
     """Nobody has the iterator any more."""
     doubtful: bool = False
@@ -70,12 +71,10 @@ class Positions:
     def __init__(self, steps: Callable[[], int], saved: Mapping[str, Any] | None = None) -> None:
         self.epoch = 0
         """The running epoch, or the one before; 0 before the first of this attempt."""
-        self.begun = 0
-        """How many passes have begun in this attempt."""
+        self.clock = 0
+        """Counts passes that begin and end, batches that are handed out, and loaders that are made."""
         self.cut_wanted = False
         """Whether the run is to be cut as soon as it may be."""
-        self.handed_out = 0
-        """Steps that had been made when the newest batch was handed out."""
         self._steps = steps
         self._saved = dict(saved or {})
         self._within = False
@@ -84,9 +83,12 @@ class Positions:
         self._kept = {name for name, loader in self._saved.get("loaders", {}).items() if loader["kept"]}
         self._waiting: dict[str, deque[Mapping[str, Any]]] = {}
         self._made: list[int] = []
-        """Of each loader that was made in the running epoch, how many passes had begun before."""
-        self._made_before = (0, 0)
-        """Loaders that the code of a resumed epoch makes again, and all that it had made."""
+        """When each loader was made that was made in the running epoch."""
+        self._made_again: list[int] = []
+        """Numbers of the loaders that the code of a resumed epoch makes again."""
+        self._made_before = 0
+        """How many it had made in all."""
+        self._doubted: list[Record] = []
 
     def open_epoch(self, epoch: int) -> None:
         amid = self._saved.get("epoch") == epoch
@@ -95,7 +97,8 @@ class Positions:
             self._waiting[name] = deque(each for each in loader["passes"] if amid or each["outlives"])
             if amid:
                 self._next[name] = loader["next"]
-        self._made, self._made_before = [], tuple(self._saved["made"]) if amid else (0, 0)
+        self._made = []
+        self._made_again, self._made_before = (self._saved["again"], self._saved["made"]) if amid else ([], 0)
         self._saved = {}
         self.epoch, self._within = epoch, True
 
@@ -105,18 +108,17 @@ class Positions:
         self._waiting = {name: waiting for name, waiting in self._waiting.items() if name in self._kept}
         for records in self._records.values():
             records[:] = [record for record in records if not record.gone]
-            for record in records:
-                record.doubtful = False
+        self._trust()
 
     def name_within(self) -> str:
         """Returns the name of a loader that is made within an epoch: a resumed run does not make those before."""
-        self._made.append(self.begun)
-        return f"{self._made_within - 1} of the epoch"
+        self.clock += 1
+        self._made.append(self.clock)
+        return f"{self._number_within(len(self._made) - 1)} of the epoch"
 
-    @property
-    def _made_within(self) -> int:
-        again, made = self._made_before
-        return len(self._made) + (made - again if len(self._made) > again else 0)
+    def _number_within(self, place: int) -> int:
+        again = self._made_again
+        return again[place] if place < len(again) else self._made_before + place - len(again)
 
     def begin(self, loader: str) -> Record:
         """Begins a pass, or goes on with the next one that the snapshot tells of."""
@@ -130,14 +132,9 @@ class Positions:
             number = self._next.get(loader, 0)
             self._next[loader] = number + 1
             record = Record(loader=loader, epoch=self.epoch, number=number)
-        for each in records:  # it is this one that is used in its place
-            each.doubtful = False
-        record.begun = record.latest = self.begun
-        record.steps, record.used = self._steps(), self.epoch
-        self.begun += 1
-        records[:] = [each for each in records if not (each.gone and (each.passed or each.used != self.epoch))]
-        if len(records) > 1 and records[-1].gone and records[-2].gone and records[-1].stepped == records[-2].stepped:
-            records[-2].count += records.pop().count
+        self._trust(loader)
+        self.clock += 1
+        record.begun, record.steps, record.used = self.clock, self._steps(), self.epoch
         records.append(record)
         return record
 
@@ -156,12 +153,7 @@ class Positions:
             record.used = self.epoch
             return None
         going_on = from_saved(record.loader, waiting)
-        going_on.begun, going_on.latest, going_on.steps, going_on.used = (
-            record.begun,
-            self.begun,
-            self._steps(),
-            self.epoch,
-        )
+        going_on.begun, going_on.steps, going_on.used = record.begun, self._steps(), self.epoch
         records = self._records[record.loader]
         records[records.index(record)] = going_on
         return going_on
@@ -169,6 +161,13 @@ class Positions:
     def doubt(self, record: Record) -> None:
         """Tells that somebody has the iterator at the end of its epoch, and may use it in the next one."""
         record.doubtful = True
+        self._doubted.append(record)
+
+    def _trust(self, loader: str | None = None) -> None:
+        """Ends the doubts: another iterator is used in the place of those of a loader."""
+        for record in self._doubted:
+            record.doubtful &= loader not in (None, record.loader)
+        self._doubted = [record for record in self._doubted if record.doubtful]
 
     def keeps(self, loader: str) -> bool:
         """Tells whether the loader's iterators outlive an epoch."""
@@ -183,9 +182,9 @@ class Positions:
     def ended(self, record: Record) -> None:
         """Tells that a pass has no batches left, or nobody to take them."""
         if not record.over:
-            record.over = True
+            self.clock += 1
+            record.over, record.ended = True, self.clock
             record.stepped |= self._steps() > record.steps
-            record.passed = any(each.begun < record.begun for each in self._open())
 
     def _open(self) -> list[Record]:
         return [
@@ -198,15 +197,24 @@ class Positions:
     def may_cut(self, record: Record, length: int | None) -> bool:
         """Tells whether a run may be cut where the next batch of this pass is asked for.
 
-        It may if steps were made since the newest batch of all passes was handed out, and one of this pass was. If it
-        was the last one, the end of the epoch is near, where it is known what goes on in the next epoch.
+        It may if steps were made since its newest batch was handed out, and since that of every other open pass. If
+        that was its last one, the end of the epoch may be near, where it is known which iterators outlive it.
         """
-        return (
-            0 < record.taken != length
-            and self._within
-            and self.handed_out < self._steps()
-            and all(each.again for each in self._open() if goes_on_within(record, each))
+        if not self._within or record.over or record.taken == 0:
+            return False
+        steps = self._steps()
+        if any(each.handed >= steps for each in (record, *self._open())):
+            return False
+        loops = self._loops(record)
+        return all(each.again for each in loops[1:]) and (
+            record.taken != length or all(each in loops for each in self._open())
         )
+
+    def _loops(self, asked: Record | None) -> list[Record]:
+        """Returns the passes that the run is within: the one whose batch is asked for, and those whose newest batch is
+        not done with.
+        """
+        return [asked, *(each for each in self._open() if goes_on_within(asked, each))] if asked else []
 
     def state(self, asked: Record | None = None) -> dict[str, Any]:
         """Returns where a resumed run goes on; empty if that is where an epoch begins.
@@ -215,40 +223,44 @@ class Positions:
         """
         if self.epoch == 0:
             return self._saved
-        found = self._open()
+        loops = self._loops(asked)
+        done = [each for records in self._records.values() for each in records if each.over and each.stepped]
         loaders = {}
         for name in sorted({*self._records, *self._waiting, *self._next}):
             kept = name in self._kept
-            records = self._records.get(name, ())
-            begun = itertools.chain.from_iterable(self._told(record, found, asked, kept=kept) for record in records)
-            passes = [*begun, *self._waiting.get(name, ())]
+            told = [
+                each for record in self._records.get(name, ()) for each in self._told(record, loops, done, kept=kept)
+            ]
+            passes = [*joined(told), *self._waiting.get(name, ())]
             following = self._next.get(name, 0) if self._within else 0
             if passes or following:
                 loaders[name] = {"kept": kept, "next": following, "passes": passes}
         if not self._within:
-            return {"epoch": 0, "made": [0, 0], "loaders": loaders} if loaders else {}
-        first = min((each.begun for each in found), default=self.begun)
-        again = sum(begun <= first for begun in self._made)
-        return {"epoch": self.epoch, "made": [again, self._made_within], "loaders": loaders}
+            return {"epoch": 0, "again": [], "made": 0, "loaders": loaders} if loaders else {}
+        again = [self._number_within(place) for place, time in enumerate(self._made) if is_again(time, loops, done)]
+        return {
+            "epoch": self.epoch,
+            "again": again,
+            "made": self._made_before + max(0, len(self._made) - len(self._made_again)),
+            "loaders": loaders,
+        }
 
-    def _told(
-        self, record: Record, found: list[Record], asked: Record | None, *, kept: bool
-    ) -> Iterator[dict[str, Any]]:
-        """Yields what a snapshot says of a pass, if anything; `found`: those that are open."""
+    def _told(self, record: Record, loops: list[Record], done: list[Record], *, kept: bool) -> Iterator[dict[str, Any]]:
+        """Yields what a snapshot says of a pass, if anything. `done` are the passes that will give nothing any more."""
         outlives = (kept and record.used > 0) or record.doubtful
         if not (outlives or (self._within and record.epoch == self.epoch)):
             return
         taken: int | None = record.taken
         if record.over:
-            if record.passed or (outlives and record.gone):
+            if (outlives and record.gone) or not (outlives or is_again(record.begun, loops, done)):
                 return
             taken = None if record.stepped or outlives else 0
-        elif asked and goes_on_within(asked, record):
+        elif record in loops[1:]:
             taken = record.taken - 1
         yield {
             "epoch": record.epoch,
             "number": record.number,
-            "count": record.count,
+            "count": 1,
             "taken": taken,
             "stepped": record.stepped or (not record.over and self._steps() > record.steps),
             "outlives": outlives,
@@ -256,9 +268,31 @@ class Positions:
         }
 
 
+def is_again(time: int, loops: list[Record], done: list[Record]) -> bool:
+    """Tells whether the code is executed again that began a pass, or made a loader, at that time of this epoch."""
+    return all(
+        time < (loop.first or time + 1) or (loop is not loops[0] and time > loop.latest) for loop in loops
+    ) and not any(each.first and each.first < time < each.ended for each in done)
+
+
+def joined(passes: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Joins passes that came to the same end one after the other: there may be very many."""
+    last: dict[str, Any] | None = None
+    for each in passes:
+        following = last and {**last, "number": last["number"] + last["count"], "count": 1}
+        if last and not last["taken"] and following == each:
+            last["count"] += 1
+            continue
+        if last:
+            yield last
+        last = each
+    if last:
+        yield last
+
+
 def goes_on_within(inner: Record, outer: Record) -> bool:
     """Tells whether a pass began within the newest batch of another, so that this batch is not done with."""
-    return inner is not outer and outer.taken > 0 and inner.begun >= outer.latest
+    return inner is not outer and 0 < outer.latest < inner.begun
 
 
 def from_saved(loader: str, waiting: deque[Mapping[str, Any]]) -> Record:

@@ -2,82 +2,13 @@
 line of the epoch, as a resumed run's does."""
 
 import itertools
-import json
-import random
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 from adjourn.training import loader as loader_module
-from adjourn.training.loader import Loaders
-from adjourn.training.positions import Record
-
-EPOCHS = 3
-
-
-class Draws:
-    """Samples that are draws from all three global generators."""
-
-    def __init__(self, length: int) -> None:
-        self._length = length
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return torch.tensor([index, random.random(), np.random.random(), torch.rand(()).item()])  # noqa: NPY002
-
-
-class Cut(BaseException):
-    pass
-
-
-class Course:
-    """What `Session` does for a training, whose steps are what its code yields."""
-
-    def __init__(self, workers: int = 0, saved: Any = None) -> None:
-        self.steps = saved["steps"] if saved else 0
-        self._workers = workers
-        self._epoch = saved["epoch"] if saved else 0
-        self.loaders = Loaders(1, steps=lambda: self.steps, asked=self.asked, saved=saved["loaders"] if saved else None)
-        self.loaders.positions.cut_wanted = True
-        self.boundaries: dict[int, Any] = {}
-        self.cut: int | None = None
-        self.left: Any = None
-        """State at the cut."""
-        assert saved is None or self.state()["loaders"]["positions"] == saved["loaders"]["positions"]
-
-    def add(self, length: int = 14, **options: Any) -> Any:
-        chosen: dict[str, Any] = {"batch_size": 3, "shuffle": True, "num_workers": self._workers}
-        chosen |= {"sampler": None, "batch_sampler": None, "drop_last": False, "collate": None, "pin_memory": False}
-        return self.loaders.add(dataset=options.pop("dataset", Draws(length)), **chosen | options)
-
-    def epochs(self) -> Iterator[int]:
-        while self._epoch < EPOCHS:
-            self.loaders.open_epoch(self._epoch + 1)
-            yield self._epoch + 1
-            self.loaders.close_epoch()
-            for loader in self.loaders:  # as the detector does, who knows what a resumed run makes anew
-                for each in loader.open_passes:
-                    self.loaders.positions.doubt(each.record)
-            self._epoch += 1
-            self.boundaries[self.steps] = self.state()
-
-    def asked(self, record: Record) -> None:
-        if self.steps == self.cut:
-            self.left = self.state(record)
-            raise Cut
-
-    def state(self, asked: Record | None = None) -> Any:
-        state = {"steps": self.steps, "epoch": self._epoch, "loaders": self.loaders.state(asked)}
-        return json.loads(json.dumps(state))
-
-
-Code = Callable[[Course], Iterator[Any]]
+from tests.harness.loader_course import EPOCHS, Code, Course, run
 
 
 @pytest.fixture(autouse=True)
@@ -85,17 +16,6 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spares the looks for itertools.cycle, which go through all objects of the tests."""
     monkeypatch.setattr(loader_module, "LOOKS", 0)
     monkeypatch.setattr(loader_module, "is_cycled", lambda _: False)
-
-
-def run(code: Code, course: Course, cut: int | None = None) -> list[Any]:
-    """Returns what each step saw; `course.left` is the state after step `cut`, if the course may be cut there."""
-    seen = []
-    course.cut = cut
-    with suppress(Cut):
-        for step in code(course):
-            course.steps += 1
-            seen.append([part.tolist() if isinstance(part, torch.Tensor) else part for part in step])
-    return seen
 
 
 def simple(course: Course) -> Iterator[Any]:
@@ -108,10 +28,10 @@ def simple(course: Course) -> Iterator[Any]:
 def validating_amid(course: Course) -> Iterator[Any]:
     loader, validation = course.add(20), course.add(4)
     for _ in course.epochs():
-        losses = 0.0
-        for place, batch in enumerate(loader):
-            losses = sum(float(each.sum()) for each in validation) if place % 2 else 0.0
-            yield batch, losses if place else 0
+        for batch in loader:
+            yield batch, [each.tolist() for each in validation] if course.steps % 2 else []
+            if course.steps % 3:
+                assert len(list(validation)) == 2
         assert len(list(validation)) == 2
 
 
@@ -204,12 +124,39 @@ def made_in_the_epoch(course: Course) -> Iterator[Any]:
     course.add()
     for epoch in course.epochs():
         loader = course.add(10 - epoch)
-        for place, batch in enumerate(loader):
-            validation = list(course.add(2)) if place % 2 else []
-            yield batch, [each.tolist() for each in validation] if place else []
+        assert len(list(course.add(2))) == 1
+        for batch in loader:
+            seen = [list(course.add(2)) for _ in range(course.steps % 3)]
+            yield batch, [each.tolist() for (each,) in seen]
+
+
+def looked_into_within(course: Course) -> Iterator[Any]:
+    """Has passes before, within and behind an inner loop, some of which are gone through again."""
+    tasks, samples, others = course.add(7), course.add(7), course.add(4)
+    for _ in course.epochs():
+        rest = iter(others)
+        example = next(rest)
+        mean = sum(float(each.sum()) for each in others)
+        for task in tasks:
+            before = sum(float(each.sum()) for each in others)
+            for batch in samples:
+                yield task, batch, example, mean, before
+            assert len(list(samples)) == 3
+        assert len(list(rest)) == 1
+
+
+def many_passes(course: Course) -> Iterator[Any]:
+    loader = course.add(3)
+    for _ in course.epochs():
+        for _ in range(6):
+            yield from ([batch] for batch in loader)
 
 
 TRAININGS = [
+    validating_amid,
+    looked_into_within,
+    many_passes,
+    made_in_the_epoch,
     simple,
     example_first,
     twice_an_epoch,
