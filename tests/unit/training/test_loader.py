@@ -410,9 +410,35 @@ class Bucketed:
             order = order[size:]
 
 
+COUNT = itertools.count()
+
+
+class Drawing:
+    """A sampler with generators of its own, which stand elsewhere each time that it is made."""
+
+    def __init__(self) -> None:
+        self.torch = torch.Generator().manual_seed(next(COUNT))
+        self.numpy = np.random.default_rng(next(COUNT))
+        self.legacy = np.random.RandomState(next(COUNT))
+        self.python = random.Random(next(COUNT))
+
+    def __iter__(self) -> Iterator[int]:
+        for _ in range(2):
+            yield int(torch.randint(10, (), generator=self.torch))
+            yield int(self.numpy.integers(10))
+            yield int(self.legacy.randint(10))
+            yield self.python.randrange(10)
+
+
 SAMPLERS: dict[str, Callable[[], dict[str, Any]]] = {
     "random": lambda: {"sampler": RandomSampler(range(10))},
-    "own generator": lambda: {"sampler": RandomSampler(range(10), generator=torch.Generator())},
+    "own generators": lambda: {"sampler": Drawing()},
+    "inner generator": lambda: {
+        "batch_sampler": BatchSampler(
+            RandomSampler(range(10), generator=torch.Generator().manual_seed(next(COUNT))), 3, drop_last=False
+        ),
+        "batch_size": 1,
+    },
     "weighted": lambda: {"sampler": WeightedRandomSampler(list(range(1, 11)), 10)},
     "batches": lambda: {"batch_sampler": BatchSampler(RandomSampler(range(10)), 3, drop_last=True), "batch_size": 1},
     "buckets": lambda: {"batch_sampler": Bucketed(), "batch_size": 1},
