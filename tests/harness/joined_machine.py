@@ -46,7 +46,7 @@ class JoinedMachine(Promises, RuleBasedStateMachine):
 
     @initialize(
         seed=ANY,
-        specs=st.lists(st.tuples(st.integers(3, 9), st.integers(2, 6)), min_size=1, max_size=2),
+        specs=st.lists(st.tuples(st.sampled_from([9, 3, 20, 40]), st.integers(2, 6)), min_size=1, max_size=2),
         turns=st.integers(0, 6),
     )
     def begin(self, seed: int, specs: list[tuple[int, int]], turns: int) -> None:
@@ -57,7 +57,7 @@ class JoinedMachine(Promises, RuleBasedStateMachine):
 
     @precondition(lambda self: self.created < MOST_JOBS)
     @rule(
-        epochs=st.sampled_from([0, 1, 3, 5, 7, 9]),
+        epochs=st.sampled_from([3, 0, 1, 9, 20, 40]),
         restarts=st.integers(0, 3),
         gpus=st.sampled_from([0, 0, 1]),
         hang=st.sampled_from(["own pace", "timeout", "report"]),
@@ -282,7 +282,7 @@ class JoinedMachine(Promises, RuleBasedStateMachine):
             self.agent_works(host)
         host.cut_up = host.cut_down = False
         for _ in range(5):
-            self.turn(place=False, trains=False)
+            self.turn(place=False, steps=0)
         agent = host.agent
         for before in held:
             after = self.run(self.store.get(JobName(before.record.job.name)))
@@ -353,6 +353,22 @@ class JoinedMachine(Promises, RuleBasedStateMachine):
         agent.does(runner.poll(most))
         if work and self.hosts[machine].agent is agent:
             agent.does(runner.work())
+
+    @rule(
+        turns=TURNS,
+        index=ANY,
+        how=st.sampled_from(["flip", "cut", "remove", "rot"]),
+        most=st.integers(1, 3),
+        replica=REPLICA,
+    )
+    def damaged_rest(self, turns: int, index: int, how: str, most: int, replica: int) -> None:
+        """What a job rests on is damaged before somebody lets it go on."""
+        name = self.name(index)
+        self.ask(name, "pause", Call(), replica)
+        self.work(turns)
+        if self.reads():
+            self.damage_newest(name, how, most)
+        self.ask(name, "resume", Call(), 1 - replica)
 
     @rule(
         what=st.sampled_from(["away", "flip", "cut", "remove", "rot", "put back", "foreign"]),

@@ -120,7 +120,7 @@ class Promises(World):
             for host in there:
                 if host.agent is None:
                     host.start_agent()
-            self.turn()
+            self.turn(steps=5)
             self.operators_say_what_is_gone()
             self.look()
             quiet = 0 if self.restless() else quiet + 1

@@ -390,6 +390,13 @@ class World:
         if keys:
             self.objects.put_back(keys[index % len(keys)])
 
+    def damage_newest(self, name: JobName, how: str, most: int) -> None:
+        """The object store damages the manifests of the newest checkpoints of a job."""
+        for _, checkpoint in self.run(self.store.checkpoints(name, size=most)):
+            place = manifest_key(checkpoint.job_uid, checkpoint.name.rpartition("/")[2])
+            if place in self.objects.contents and place not in self.objects.broken:
+                self.objects.damage(place, how)
+
     def write_as_another(self, machine: str, index: int) -> None:
         """Somebody who acts under the token of an attempt writes the manifest of its next snapshot."""
         training = self.pick(machine, index)
@@ -406,10 +413,11 @@ class World:
         for _ in range(turns):
             self.turn()
 
-    def turn(self, *, place: bool = True, trains: bool = True, only: Collection[str] = tuple(MACHINES)) -> None:
+    def turn(self, *, place: bool = True, steps: int = 1, only: Collection[str] = tuple(MACHINES)) -> None:
         """Lets TURN_SECONDS pass; everything that is not broken does what it does.
 
-        `only`: the machines whose training goes on, and whose agents work. The others' agents look at the clock.
+        `steps`: that training makes. `only`: the machines whose training goes on, and whose agents work. The agents of
+        the others look at the clock.
         """
         self.note_health()
         for replica in self.replicas:
@@ -421,7 +429,7 @@ class World:
             self.supervise(host)
             host.time_passes(TURN_SECONDS)
             if machine in only:
-                self.train_on(host, int(trains))
+                self.train_on(host, steps)
                 self.agent_works(host)
                 self.synchronize(machine)
             else:
@@ -439,7 +447,7 @@ class World:
     def lose_silent(self) -> None:
         """Lets a lease pass without those that cannot be heard."""
         for _ in range(int(LEASE / TURN_SECONDS) + 2):
-            self.turn(trains=False)
+            self.turn(steps=0)
 
     def supervise(self, host: Host) -> None:
         if host.agent is None and host.supervised:

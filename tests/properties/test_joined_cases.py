@@ -48,13 +48,13 @@ def cut_off(host: Host, *, cut: bool = True) -> None:
     host.cut_up = host.cut_down = cut
 
 
-def until(machine: JoinedMachine, so: Callable[[], bool], *, trains: bool = True) -> None:
+def until(machine: JoinedMachine, so: Callable[[], bool], *, steps: int = 1) -> None:
     """Lets everything go on until something is so."""
     for _ in range(60):
         machine.look()
         if so():
             return
-        machine.turn(trains=trains)
+        machine.turn(steps=steps)
     assert so()
 
 
@@ -121,8 +121,8 @@ def test_a_job_that_was_cancelled_and_deleted_out_of_reach_is_stopped(world: Joi
     process = host.alive()[0]
     world.use_a_name_again(0, 0)
     assert process.alive
-    world.turn(trains=False)
-    world.turn(trains=False)
+    world.turn(steps=0)
+    world.turn(steps=0)
     assert not process.alive
 
 
@@ -295,7 +295,7 @@ def test_an_agent_that_slept_holds_its_training_still_until_it_is_told(
     host.agent.link.deliver()
     assert host.agent.inbox
     world.stop_agent("workers/b")
-    until(world, lambda: there(world).record.job.attempt == 2, trains=False)
+    until(world, lambda: there(world).record.job.attempt == 2, steps=0)
     world.continue_agent("workers/b", hears_first=hears_first)
     assert (process.alive, process.stopped) == (True, True)
     steps = process.progress.step
@@ -311,7 +311,7 @@ def test_what_was_said_before_a_second_sleep_lets_nothing_go(world: JoinedMachin
     for last in (False, True):
         world.stop_agent("workers/b")
         for _ in range(6):
-            world.turn(trains=False, place=False)
+            world.turn(steps=0, place=False)
         world.continue_agent("workers/b")
         assert (process.alive, process.stopped) == (True, True)
         if not last:
@@ -348,7 +348,7 @@ def test_time_in_which_training_is_held_still_is_no_hang(long_world: JoinedMachi
     until(long_world, lambda: process.epoch_step == 1)
     long_world.stop_agent("workers/b")
     for _ in range(6):
-        long_world.turn(trains=False)
+        long_world.turn(steps=0)
     cut_off(host)
     long_world.continue_agent("workers/b")
     assert process.stopped
