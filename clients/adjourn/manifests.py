@@ -235,5 +235,14 @@ def key_of(checkpoint: Checkpoint, bucket: str) -> str:
     return uri.path.lstrip("/")
 
 
+def collecting_prefix(job_uid: str) -> str:
+    """Returns where it is noted that parts of a job's retired checkpoints are being removed."""
+    return f"{prefix(job_uid)}collecting/"
+
+
+def manifest_prefix(job_uid: str) -> str:
+    return f"{prefix(job_uid)}manifests/"
+
+
 def manifest_key(job_uid: str, checkpoint: str) -> str:
-    return f"{prefix(job_uid)}manifests/{checkpoint}.json"
+    return f"{manifest_prefix(job_uid)}{checkpoint}.json"

@@ -17,7 +17,7 @@ import hashlib
 import random
 import re
 from base64 import b64encode
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -166,6 +166,9 @@ class ObjectStore(Protocol):
     async def written(self, prefix: str) -> Mapping[str, datetime]:
         """Returns when each object below a prefix was written, by key."""
 
+    async def delete(self, keys: Collection[str]) -> None:
+        """Deletes objects; those that are not there are gone already."""
+
     async def delete_prefix(self, prefix: str) -> int:
         """Deletes all objects below a prefix and returns how many there were."""
 
@@ -287,8 +290,12 @@ class S3Objects:
     async def written(self, prefix: str) -> Mapping[str, datetime]:
         return await self._call(lambda: self._written(prefix))
 
+    async def delete(self, keys: Collection[str]) -> None:
+        if keys:
+            await self._call(lambda: self._delete(keys))
+
     async def delete_prefix(self, prefix: str) -> int:
-        return await self._call(lambda: self._delete(prefix))
+        return await self._call(lambda: self._delete_prefix(prefix))
 
     def deletion(self, key: str) -> Deletion:
         expires = timedelta(seconds=DELETION_SECONDS)
@@ -420,14 +427,17 @@ class S3Objects:
         if status >= 300 and status != 404:
             raise self._refused("AccessDenied", f"a deletion was answered with {status}")
 
-    def _delete(self, prefix: str) -> int:
+    def _delete_prefix(self, prefix: str) -> int:
         keys = list(self._list(prefix))
+        self._delete(keys)
+        return len(keys)
+
+    def _delete(self, keys: Collection[str]) -> None:
         for error in self._client.remove_objects(self._bucket, map(DeleteObject, keys)):
             why = f"{error.code}: {error.name}"
             if error.code == "AccessDenied":
                 raise self._refused("AccessDenied", why)
             raise self._unavailable(why)
-        return len(keys)
 
 
 class _Exists(Exception):

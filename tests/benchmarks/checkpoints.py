@@ -15,7 +15,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -132,6 +132,9 @@ class Counted:
 
     async def written(self, prefix: str) -> Mapping[str, datetime]:
         return await self._objects.written(prefix)
+
+    async def delete(self, keys: Collection[str]) -> None:
+        await self._objects.delete(keys)
 
     async def delete_prefix(self, prefix: str) -> int:
         return await self._objects.delete_prefix(prefix)

@@ -3,7 +3,7 @@
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.usage_pb2 import EpochMetrics
-from adjourn_control_plane.store.interface import JobName, JobStore
+from adjourn_control_plane.store.interface import Change, JobName, JobStore
 from tests.contract.conftest import SHORT
 from tests.harness.store_records import change, created, there
 
@@ -100,3 +100,47 @@ async def test_series_of_jobs_do_not_mix(store: JobStore) -> None:
         await store.commit(change(job, events=[JobEvent(sequence=1, message=name)], epochs=[EpochMetrics(epoch=1)]))
     assert await store.events(A, after=0, size=9) == [JobEvent(sequence=1, message="jobs/a")]
     assert len(await store.epochs(A, after=0, size=9)) == 1
+
+
+async def test_retired_checkpoints_are_checkpoints_no_more_until_they_are_forgotten(store: JobStore) -> None:
+    await created(store, "jobs/a")
+    checkpoints = [Checkpoint(name=f"jobs/a/checkpoints/{name}", step=i) for i, name in enumerate("abcd", start=1)]
+    names = [each.name for each in checkpoints]
+    await store.commit(change(await there(store, A), checkpoints=checkpoints))
+    await store.commit(change(await there(store, A), retired=[names[0], names[2], "jobs/a/checkpoints/none"]))
+    assert await store.checkpoints(A, size=9) == [(4, checkpoints[3]), (2, checkpoints[1])]
+    assert await store.checkpoint(A, names[0]) is None
+    assert sorted(await store.retired(A), key=lambda each: each.step) == [checkpoints[0], checkpoints[2]]
+    fresh = Checkpoint(name="jobs/a/checkpoints/e")
+    await store.commit(change(await there(store, A), checkpoints=[fresh]))
+    assert (await store.checkpoints(A, size=1)) == [(5, fresh)]
+    for _ in range(2):
+        await store.forget_retired(A, [names[0]])
+    assert await store.retired(A) == [checkpoints[2]]
+    await store.forget_retired(A, [])
+    await store.commit(Change(job=A, expected=(await there(store, A)).version, record=None))
+    await created(store, "jobs/a")
+    assert await store.retired(A) == []
+    await store.forget_retired(JobName("jobs/none"), names)
+
+
+async def test_jobs_whose_checkpoints_are_to_be_looked_at_are_told_in_order_until_they_were(store: JobStore) -> None:
+    b = JobName("jobs/b")
+    for job in (A, b):
+        await created(store, job)
+    assert await store.to_review(size=9) == []
+    first = await store.commit(change(await there(store, b), checkpoints=[Checkpoint(name=f"{b}/checkpoints/1")]))
+    again = Checkpoint(name=f"{b}/checkpoints/1", damage="flipped")
+    await store.commit(change(await there(store, b), checkpoints=[again]))
+    second = await store.commit(change(await there(store, A), review=True))
+    assert await store.to_review(size=9) == [(b, first), (A, second)], "what is known of one asks for nothing"
+    assert await store.to_review(size=1) == [(b, first)]
+    third = await store.commit(change(await there(store, b), retired=[f"{b}/checkpoints/1"]))
+    await store.reviewed(b, first)
+    assert await store.to_review(size=9) == [(A, second), (b, third)]
+    for _ in range(2):
+        await store.reviewed(b, third)
+    assert await store.to_review(size=9) == [(A, second)]
+    await store.commit(Change(job=A, expected=(await there(store, A)).version, record=None))
+    assert await store.to_review(size=9) == []
+    await store.reviewed(JobName("jobs/none"), 1)

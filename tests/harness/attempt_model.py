@@ -289,7 +289,7 @@ class RunnerModel(AttemptRunner):
             component_digests={"state": digest(state)},
             state_digest=snapshots.state_digest({"state": digest(state)}),
         )
-        made = await persist.conclude(self.parts, manifest, 0)
+        made = await persist.conclude(self.parts, manifest, {})
         wrong = set(self.host.objects.damaged(manifest))
         if not snapshot.last:  # a disk that loses bits is found by the last one
             wrong -= self.host.objects.silent

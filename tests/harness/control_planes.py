@@ -85,7 +85,8 @@ class Replica:
     async def create(
         self, name: str = "j", *, epochs: int = 5, gpus: int = 0, args: Mapping[str, str] | None = None
     ) -> Job:
-        spec = JobSpec(entry_point="train:main", total_epochs=epochs, gpu_count=gpus)
+        kept = JobSpec.Retention(keep_last=1000)  # tests look at all of them
+        spec = JobSpec(entry_point="train:main", total_epochs=epochs, gpu_count=gpus, retention=kept)
         spec.args.update(args or {})
         job: Job = await self.jobs.CreateJob(job_pb.CreateJobRequest(job_id=name, job=Job(spec=spec)))
         return job

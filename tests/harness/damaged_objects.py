@@ -1,5 +1,7 @@
 """Objects in memory that a test takes away, damages and loses."""
 
+from collections.abc import Collection
+
 from adjourn.errors import ObjectStoreUnavailableError
 from adjourn.manifests import decode, digest, manifest_key, part_key, prefix
 from adjourn.objects import ObjectVersion
@@ -41,6 +43,10 @@ class DamagedObjects(MemoryObjects):
     async def stat(self, key: str) -> ObjectVersion | None:
         self._reach()
         return await super().stat(key)
+
+    async def delete(self, keys: Collection[str]) -> None:
+        self._reach()
+        await super().delete(keys)
 
     async def delete_prefix(self, prefix: str) -> int:
         self._reach()

@@ -183,6 +183,7 @@ class GatedJobs:
         bundle = await self.client.upload_bundle(bundles.pack(script))
         given = JobSpec(entry_point=f"{script.stem}:main", bundle=bundle, total_epochs=epochs, seed=SEED)
         ParseDict({"gate": str(gate.directory), **args}, given.args)
+        given.retention.keep_last = 1000  # tests look at all of them
         given.MergeFrom(spec or JobSpec())
         return self.add(await self.client.create_job(given, job_id=name), gate)
 

@@ -1,7 +1,7 @@
 """Objects in a dictionary; passes the contract tests of the real store."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime, timedelta
 
 from adjourn.errors import ObjectStoreRefusedError
@@ -62,6 +62,10 @@ class MemoryObjects:
 
     async def written(self, prefix: str) -> Mapping[str, datetime]:
         return {key: self.written_at[key] for key in await self.list(prefix)}
+
+    async def delete(self, keys: Collection[str]) -> None:
+        for key in keys:
+            self.contents.pop(key, None)
 
     async def delete_prefix(self, prefix: str) -> int:
         doomed = await self.list(prefix)

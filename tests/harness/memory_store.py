@@ -60,6 +60,11 @@ class Entry:
     events_trimmed: int = 0
     epochs: dict[int, bytes] = field(default_factory=dict)
     checkpoints: dict[str, bytes] = field(default_factory=dict)
+    numbers: dict[str, int] = field(default_factory=dict)
+    """Of registrations, by the checkpoint's name; those of retired ones stay taken."""
+    retired: dict[str, bytes] = field(default_factory=dict)
+    review: int = 0
+    """Version that asked for a look at the checkpoints; 0: none."""
 
     def read(self) -> Stored:
         return values.stored([self.record, b"%d" % self.version, b"%d" % self.number])
@@ -194,7 +199,17 @@ class MemoryStore:
         new.events_trimmed += max(len(new.events) - self._events_kept, 0)
         new.events = new.events[-self._events_kept :]
         new.epochs = new.epochs | {metrics.epoch: values.encoded(metrics) for metrics in change.epochs}
-        new.checkpoints = new.checkpoints | {each.name: values.encoded(each) for each in change.checkpoints}
+        fresh = [each.name for each in change.checkpoints if each.name not in new.checkpoints]
+        new.checkpoints = {**new.checkpoints, **{each.name: values.encoded(each) for each in change.checkpoints}}
+        new.numbers = {
+            **new.numbers,
+            **{name: len(new.numbers) + 1 + place for place, name in enumerate(dict.fromkeys(fresh))},
+        }
+        gone = [name for name in change.retired if name in new.checkpoints]
+        new.retired = {**new.retired, **{name: new.checkpoints[name] for name in gone}}
+        new.checkpoints = {name: row for name, row in new.checkpoints.items() if name not in gone}
+        if fresh or change.retired or change.review:
+            new.review = new.version
         self._entries[change.job] = new
         return new
 
@@ -288,7 +303,7 @@ class MemoryStore:
     async def checkpoints(self, job: JobName, *, size: int, before: int | None = None) -> list[tuple[int, Checkpoint]]:
         await self._reach()
         entry = self._entries.get(job)
-        newest = list(enumerate(entry.checkpoints.values(), start=1))[::-1] if entry else []
+        newest = [(entry.numbers[name], row) for name, row in entry.checkpoints.items()][::-1] if entry else []
         below = [(number, row) for number, row in newest if before is None or number < before]
         return [(number, Checkpoint.FromString(row)) for number, row in below[:size]]
 
@@ -296,6 +311,27 @@ class MemoryStore:
         await self._reach()
         entry = self._entries.get(job)
         return Checkpoint.FromString(entry.checkpoints[name]) if entry and name in entry.checkpoints else None
+
+    async def retired(self, job: JobName) -> list[Checkpoint]:
+        await self._reach()
+        entry = self._entries.get(job)
+        return [Checkpoint.FromString(row) for row in entry.retired.values()] if entry else []
+
+    async def forget_retired(self, job: JobName, names: Sequence[str]) -> None:
+        await self._reach()
+        if entry := self._entries.get(job):
+            entry.retired = {name: row for name, row in entry.retired.items() if name not in names}
+
+    async def to_review(self, *, size: int) -> list[tuple[JobName, int]]:
+        await self._reach()
+        asked = sorted((entry.review, job) for job, entry in self._entries.items() if entry.review)
+        return [(job, version) for version, job in asked[:size]]
+
+    async def reviewed(self, job: JobName, version: int) -> None:
+        await self._reach()
+        entry = self._entries.get(job)
+        if entry and entry.review <= version:
+            entry.review = 0
 
     async def latest_token(self) -> str:
         await self._reach()

@@ -79,6 +79,8 @@ def change(
     events: Sequence[JobEvent] = (),
     epochs: Sequence[EpochMetrics] = (),
     checkpoints: Sequence[Checkpoint] = (),
+    retired: Sequence[str] = (),
+    review: bool = False,
 ) -> Change:
     """Returns a change of what was read; what is not given stays."""
     new = JobRecord()
@@ -103,6 +105,8 @@ def change(
         events=events,
         epochs=epochs,
         checkpoints=checkpoints,
+        retired=retired,
+        review=review,
     )
 
 

@@ -158,6 +158,15 @@ async def test_listing_and_deleting_below_a_prefix(store: ObjectStore, prefix: s
     assert await store.list(prefix) == {f"{prefix}xy": 5}
 
 
+async def test_deleting_objects_leaves_others(store: ObjectStore, prefix: str) -> None:
+    for name in ("a", "b", "ab"):
+        await store.put(f"{prefix}{name}", b".")
+    await store.delete([])
+    for _ in range(2):
+        await store.delete([f"{prefix}a", f"{prefix}b", f"{prefix}none"])
+        assert await store.list(prefix) == {f"{prefix}ab": 1}
+
+
 async def test_the_bucket_may_be_there_already(store: ObjectStore) -> None:
     await store.ensure_bucket()
     await store.ensure_bucket()

@@ -44,8 +44,8 @@ async def test_a_pin_is_shown_told_and_taken_back(idle_plane: Replica) -> None:
     assert list(got.retained_for) == [Checkpoint.PINNED]
     for _ in range(2):
         back = await idle_plane.checkpoints.UnpinCheckpoint(pb.UnpinCheckpointRequest(name=old))
-        assert list(back.retained_for) == []
-    assert await kept(idle_plane) == {new: [Checkpoint.LATEST, Checkpoint.PINNED], old: []}
+        assert list(back.retained_for) == [Checkpoint.RECENT]
+    assert await kept(idle_plane) == {new: [Checkpoint.LATEST, Checkpoint.PINNED], old: [Checkpoint.RECENT]}
     events = await idle_plane.store.events(JOB, after=0, size=99)
     told = [(each.type, each.details["pinned"], each.message) for each in events if "pinned" in each.details]
     assert told == [

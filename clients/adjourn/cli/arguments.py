@@ -133,6 +133,19 @@ def hang_policy(given: str) -> JobSpec.HangPolicy.ValueType:
     return policies[given.lower()]
 
 
+def retention(keep_last: int | None, best: str) -> JobSpec.Retention | None:
+    """Reads `--keep-last` and `--best`, `loss`, `min:loss` or `max:accuracy`; None if neither is given."""
+    if keep_last is None and not best:
+        return None
+    kinds = {"min": JobSpec.Retention.MINIMUM, "max": JobSpec.Retention.MAXIMUM}
+    head, colon, metric = best.partition(":")
+    if not colon:
+        return JobSpec.Retention(keep_last=keep_last, best_metric=best)
+    if head not in kinds or not metric:
+        wrong("--best", f"{best!r} should be METRIC, min:METRIC or max:METRIC")
+    return JobSpec.Retention(keep_last=keep_last, best_metric=metric, best=kinds[head])
+
+
 def duration(option: str, given: str) -> Duration | None:
     """Reads `90`, `90s`, `1.5m`, `2h` or `1d`; None if nothing is given."""
     if not given:

@@ -39,6 +39,13 @@ def submit(
     checkpoint_epochs: Annotated[
         int | None, typer.Option(help="Epochs between checkpoints; 0: only when pausing; 1 if left out.")
     ] = None,
+    keep_last: Annotated[
+        int | None,
+        typer.Option(help="Newest checkpoints that are kept, beside best and pinned ones; 3 if left out."),
+    ] = None,
+    best: Annotated[
+        str, typer.Option(metavar="METRIC", help="Keep the best by it; max:METRIC: the largest. val_loss, else loss.")
+    ] = "",
     max_restarts: Annotated[int | None, typer.Option(help="Restarts after failures; 3 if left out.")] = None,
     hang_timeout: Annotated[
         str, typer.Option(metavar="TIME", help="Without a step for so long (90s, 10m) it hangs; left out: by its pace.")
@@ -65,6 +72,7 @@ def submit(
     arguments.refuse_out_of_range("--seed", seed, bits=64)
     arguments.refuse_out_of_range("--checkpoint-epochs", checkpoint_epochs)
     arguments.refuse_out_of_range("--max-restarts", max_restarts)
+    arguments.refuse_out_of_range("--keep-last", keep_last)
     spec = JobSpec(
         entry_point=entry_point,
         total_epochs=epochs,
@@ -73,6 +81,7 @@ def submit(
         seed=seed,
         checkpoint_epochs=checkpoint_epochs,
         max_restarts=max_restarts,
+        retention=arguments.retention(keep_last, best),
         hang_policy=arguments.hang_policy(hang_policy),
         hang_timeout=arguments.duration("--hang-timeout", hang_timeout),
         model_name=model_name,

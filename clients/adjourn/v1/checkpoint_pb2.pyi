@@ -39,6 +39,10 @@ class Checkpoint(_message.Message):
         """Never stored."""
         LATEST: Checkpoint._Retention.ValueType  # 1
         """Newest registered."""
+        BEST: Checkpoint._Retention.ValueType  # 2
+        """Best by the job's metric, `JobSpec.retention`."""
+        RECENT: Checkpoint._Retention.ValueType  # 5
+        """One of the newest, `JobSpec.retention`, and nothing else keeps it."""
         PAUSE: Checkpoint._Retention.ValueType  # 3
         """A pause rests on it."""
         PINNED: Checkpoint._Retention.ValueType  # 4
@@ -53,6 +57,10 @@ class Checkpoint(_message.Message):
     """Never stored."""
     LATEST: Checkpoint.Retention.ValueType  # 1
     """Newest registered."""
+    BEST: Checkpoint.Retention.ValueType  # 2
+    """Best by the job's metric, `JobSpec.retention`."""
+    RECENT: Checkpoint.Retention.ValueType  # 5
+    """One of the newest, `JobSpec.retention`, and nothing else keeps it."""
     PAUSE: Checkpoint.Retention.ValueType  # 3
     """A pause rests on it."""
     PINNED: Checkpoint.Retention.ValueType  # 4

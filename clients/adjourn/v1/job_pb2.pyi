@@ -303,6 +303,63 @@ class JobSpec(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class Retention(_message.Message):
+        """Which checkpoints of a job are kept. Beside them always: the newest, what a pause rests on, what an attempt is
+        restored from, and what is pinned.
+        """
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        class _Best:
+            ValueType = _typing.NewType("ValueType", _builtins.int)
+            V: _TypeAlias = ValueType  # noqa: Y015
+
+        class _BestEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[JobSpec.Retention._Best.ValueType], _builtins.type):
+            DESCRIPTOR: _descriptor.EnumDescriptor
+            BEST_UNSPECIFIED: JobSpec.Retention._Best.ValueType  # 0
+            """Same as MINIMUM."""
+            MINIMUM: JobSpec.Retention._Best.ValueType  # 1
+            """The smallest."""
+            MAXIMUM: JobSpec.Retention._Best.ValueType  # 2
+            """The largest."""
+
+        class Best(_Best, metaclass=_BestEnumTypeWrapper):
+            """Which value of a metric is best."""
+
+        BEST_UNSPECIFIED: JobSpec.Retention.Best.ValueType  # 0
+        """Same as MINIMUM."""
+        MINIMUM: JobSpec.Retention.Best.ValueType  # 1
+        """The smallest."""
+        MAXIMUM: JobSpec.Retention.Best.ValueType  # 2
+        """The largest."""
+
+        KEEP_LAST_FIELD_NUMBER: _builtins.int
+        BEST_METRIC_FIELD_NUMBER: _builtins.int
+        BEST_FIELD_NUMBER: _builtins.int
+        keep_last: _builtins.int
+        """This many of the newest that are not damaged, from 1. Unset: 3."""
+        best_metric: _builtins.str
+        """Metric that says which checkpoint is best; that one is kept. Unset: `val_loss`, or `loss` where no checkpoint has
+        it. Without a value of it there is no best.
+        """
+        best: Global___JobSpec.Retention.Best.ValueType
+        """Which value of it is best."""
+        def __init__(
+            self,
+            *,
+            keep_last: _builtins.int | None = ...,
+            best_metric: _builtins.str = ...,
+            best: Global___JobSpec.Retention.Best.ValueType = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_last", b"_keep_last", "keep_last", b"keep_last"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_last", b"_keep_last", "best", b"best", "best_metric", b"best_metric", "keep_last", b"keep_last"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        _WhichOneofReturnType__keep_last: _TypeAlias = _typing.Literal["keep_last"]  # noqa: Y015
+        _WhichOneofArgType__keep_last: _TypeAlias = _typing.Literal["_keep_last", b"_keep_last"]  # noqa: Y015
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_last) -> _WhichOneofReturnType__keep_last | None: ...
+
     ENTRY_POINT_FIELD_NUMBER: _builtins.int
     ARGS_FIELD_NUMBER: _builtins.int
     BUNDLE_FIELD_NUMBER: _builtins.int
@@ -316,6 +373,7 @@ class JobSpec(_message.Message):
     DATASET_URI_FIELD_NUMBER: _builtins.int
     HANG_POLICY_FIELD_NUMBER: _builtins.int
     HANG_TIMEOUT_FIELD_NUMBER: _builtins.int
+    RETENTION_FIELD_NUMBER: _builtins.int
     entry_point: _builtins.str
     """`package.module:function`, in the bundle or installed on the workers."""
     bundle: _builtins.str
@@ -348,6 +406,10 @@ class JobSpec(_message.Message):
     def hang_timeout(self) -> _duration_pb2.Duration:
         """Time without a step after which training counts as hanging. Unset: found from its own pace."""
 
+    @_builtins.property
+    def retention(self) -> Global___JobSpec.Retention:
+        """Which checkpoints are kept beside those that something rests on."""
+
     def __init__(
         self,
         *,
@@ -364,10 +426,11 @@ class JobSpec(_message.Message):
         dataset_uri: _builtins.str = ...,
         hang_policy: Global___JobSpec.HangPolicy.ValueType = ...,
         hang_timeout: _duration_pb2.Duration | None = ...,
+        retention: Global___JobSpec.Retention | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_epochs", b"_checkpoint_epochs", "_max_restarts", b"_max_restarts", "_seed", b"_seed", "args", b"args", "checkpoint_epochs", b"checkpoint_epochs", "hang_timeout", b"hang_timeout", "max_restarts", b"max_restarts", "seed", b"seed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_epochs", b"_checkpoint_epochs", "_max_restarts", b"_max_restarts", "_seed", b"_seed", "args", b"args", "checkpoint_epochs", b"checkpoint_epochs", "hang_timeout", b"hang_timeout", "max_restarts", b"max_restarts", "retention", b"retention", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_epochs", b"_checkpoint_epochs", "_max_restarts", b"_max_restarts", "_seed", b"_seed", "args", b"args", "bundle", b"bundle", "checkpoint_epochs", b"checkpoint_epochs", "dataset_uri", b"dataset_uri", "entry_point", b"entry_point", "gpu_count", b"gpu_count", "hang_policy", b"hang_policy", "hang_timeout", b"hang_timeout", "max_restarts", b"max_restarts", "model_name", b"model_name", "seed", b"seed", "total_epochs", b"total_epochs", "worker_selector", b"worker_selector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_epochs", b"_checkpoint_epochs", "_max_restarts", b"_max_restarts", "_seed", b"_seed", "args", b"args", "bundle", b"bundle", "checkpoint_epochs", b"checkpoint_epochs", "dataset_uri", b"dataset_uri", "entry_point", b"entry_point", "gpu_count", b"gpu_count", "hang_policy", b"hang_policy", "hang_timeout", b"hang_timeout", "max_restarts", b"max_restarts", "model_name", b"model_name", "retention", b"retention", "seed", b"seed", "total_epochs", b"total_epochs", "worker_selector", b"worker_selector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__checkpoint_epochs: _TypeAlias = _typing.Literal["checkpoint_epochs"]  # noqa: Y015
     _WhichOneofArgType__checkpoint_epochs: _TypeAlias = _typing.Literal["_checkpoint_epochs", b"_checkpoint_epochs"]  # noqa: Y015

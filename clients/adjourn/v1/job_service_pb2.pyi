@@ -697,6 +697,8 @@ class JobEvent(_message.Message):
         """PinCheckpoint pinned a checkpoint."""
         CHECKPOINT_UNPINNED: JobEvent._Type.ValueType  # 23
         """UnpinCheckpoint took the pin back."""
+        CHECKPOINTS_RETIRED: JobEvent._Type.ValueType  # 24
+        """Checkpoints were retired: nothing keeps them, and their objects are removed."""
 
     class Type(_Type, metaclass=_TypeEnumTypeWrapper):
         """What can happen. New values may be added."""
@@ -749,6 +751,8 @@ class JobEvent(_message.Message):
     """PinCheckpoint pinned a checkpoint."""
     CHECKPOINT_UNPINNED: JobEvent.Type.ValueType  # 23
     """UnpinCheckpoint took the pin back."""
+    CHECKPOINTS_RETIRED: JobEvent.Type.ValueType  # 24
+    """Checkpoints were retired: nothing keeps them, and their objects are removed."""
 
     @_typing.final
     class DetailsEntry(_message.Message):

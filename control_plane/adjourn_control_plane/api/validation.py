@@ -20,6 +20,8 @@ MAX_TEXT: Final = 1024
 MIN_HANG_SECONDS: Final = 1
 """An agent looks at its trainings twice a second."""
 MAX_HANG_SECONDS: Final = 30 * 24 * 3600
+MAX_KEPT: Final = 1_000_000
+"""Checkpoints of a job."""
 
 MAX_QUOTED: Final = 64
 """Characters of a wrong value that are quoted: an answer must fit into metadata."""
@@ -83,7 +85,22 @@ def spec(spec: JobSpec) -> Violations:
         if len(getattr(spec, text)) > MAX_TEXT:
             found[f"job.spec.{text}"] = f"must have {MAX_TEXT} characters at most"
     found.update(hangs(spec))
+    found.update(retention(spec))
     found.update(labels("job.spec.worker_selector", spec.worker_selector))
+    return found
+
+
+def retention(spec: JobSpec) -> Violations:
+    """Checks which checkpoints are to be kept."""
+    found: Violations = {}
+    given = spec.retention
+    if given.HasField("keep_last") and not 1 <= given.keep_last <= MAX_KEPT:
+        found["job.spec.retention.keep_last"] = f"must be 1 to {MAX_KEPT}; is {given.keep_last}"
+    if len(given.best_metric) > MAX_TEXT:
+        found["job.spec.retention.best_metric"] = f"must have {MAX_TEXT} characters at most"
+    if given.best not in JobSpec.Retention.Best.values():
+        known = ", ".join(JobSpec.Retention.Best.keys()[1:])
+        found["job.spec.retention.best"] = f"must be one of {known}; is {given.best}"
     return found
 
 

@@ -100,9 +100,8 @@ def registered(transition: Transition, event: Registered) -> None:
     checkpoint = Checkpoint()
     checkpoint.CopyFrom(event.checkpoint)
     checkpoint.create_time.FromDatetime(transition.now)
-    # A pause that is at rest goes over to the newer checkpoint, so that nothing rests on the older one any more.
-    resting = [Checkpoint.PAUSE] if job.state == Job.PAUSED else []
-    ends.release(transition, Checkpoint.LATEST, Checkpoint.FINAL, *resting)
+    # A pause that is at rest goes over to the newer checkpoint; one that was resumed needs the older one no more.
+    ends.release(transition, Checkpoint.LATEST, Checkpoint.FINAL, Checkpoint.PAUSE)
     ends.retain(transition, checkpoint, Checkpoint.LATEST)
     record.checkpoint.CopyFrom(checkpoint)
     job.latest_checkpoint = checkpoint.name

@@ -1,7 +1,7 @@
 """The only way in which a job changes: read, decide, commit; after a conflict, again."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
@@ -15,7 +15,7 @@ from adjourn.v1.agent_service_pb2 import FencingToken, Report
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent
-from adjourn_control_plane.job import machine, releases, reports
+from adjourn_control_plane.job import machine, releases, reports, retention
 from adjourn_control_plane.job.events import CheckpointDamaged, Event
 from adjourn_control_plane.job.transition import Decision
 from adjourn_control_plane.store.interface import (
@@ -176,8 +176,11 @@ class JobUpdater:
         `instance`: of the worker's agent. Another than the one that had the attempt has a copy of its journal.
         """
         event = reports.event_of_report(report, worker)
-        if isinstance(event, CheckpointDamaged):
-            event = await self.with_alternatives(JobName(report.job), event)
+
+        async def prepare() -> None:
+            nonlocal event
+            if isinstance(event, CheckpointDamaged):
+                event = await self.with_alternatives(JobName(report.job), event)
 
         def decide(record: JobRecord) -> Decision | None:
             left = releases.unconfirmed(record, report.token)
@@ -193,15 +196,14 @@ class JobUpdater:
             return decision
 
         try:
-            await self.change(JobName(report.job), decide, fence=fence)
+            await self.change(JobName(report.job), decide, prepare=prepare, fence=fence)
         except errors.NotFoundError:
             log.warning("report_of_unknown_job", job=report.job, worker=worker)
 
     async def with_alternatives(self, job: JobName, event: CheckpointDamaged) -> CheckpointDamaged:
-        """Returns the event with the checkpoints that the job could go on from.
+        """Returns the event with the checkpoints that the job could go on from: read after the record.
 
-        They are read apart from the record that the event then changes: only the record's own attempt registers
-        checkpoints, and that one could not begin.
+        If one of them is retired meanwhile, the commit is a conflict.
         """
         newest: Checkpoint | None = None
         before: int | None = None
@@ -212,6 +214,34 @@ class JobUpdater:
                     return replace(event, sound=checkpoint, newest=newest)
             before = page[-1][0]
         return replace(event, newest=newest)
+
+    async def review(self, job: JobName) -> None:
+        """Retires what nothing keeps of a job's checkpoints. Raises ContentionError."""
+        for _ in range(ATTEMPTS):
+            stored = await self.store.get(job)
+            if stored is None:
+                return
+            found = retention.reviewed(stored.record, await self.all_checkpoints(job), now())
+            if found is None:
+                return
+            decision, review = found
+            change = self.to_commit(stored, decision, None, None, None)
+            try:
+                await self.store.commit(replace(change, retired=[each.name for each in review.retired]))
+            except Conflict:
+                continue
+            self.tell(stored.record, decision)
+            return
+        raise errors.ContentionError(f"{job} keeps changing; try again", job=job)
+
+    async def all_checkpoints(self, job: JobName) -> list[tuple[int, Checkpoint]]:
+        """Returns a job's registered checkpoints, newest first."""
+        found: list[tuple[int, Checkpoint]] = []
+        while page := await self.store.checkpoints(
+            job, size=CHECKPOINTS_AT_ONCE, before=found[-1][0] if found else None
+        ):
+            found += page
+        return found
 
     async def change_checkpoint(
         self, job: JobName, checkpoint: str, decide: Callable[[JobRecord, Checkpoint], Decision | None]
@@ -230,7 +260,7 @@ class JobUpdater:
             if decision is None:
                 return stored.record, found
             try:
-                await self.store.commit(self.to_commit(stored, decision, None, None, None))
+                await self.store.commit(replace(self.to_commit(stored, decision, None, None, None), review=True))
             except Conflict:
                 continue
             self.tell(stored.record, decision)
@@ -277,15 +307,21 @@ class JobUpdater:
         job: JobName,
         decide: Decide,
         *,
+        prepare: Callable[[], Awaitable[None]] | None = None,
         call: Call | None = None,
         allocation: Allocation | None = None,
         fence: Fence | None = None,
     ) -> JobRecord:
-        """Reads, decides and commits until no other change comes in between; returns the record as it then is."""
+        """Reads, decides and commits until no other change comes in between; returns the record as it then is.
+
+        `prepare` reads what `decide` needs beside the record, each time anew.
+        """
         for _ in range(ATTEMPTS):
             stored = await self.store.get(job)
             if stored is None:
                 raise errors.NotFoundError(f"there is no {job}", job=job)
+            if prepare is not None:
+                await prepare()
             decision = decide(stored.record)
             if decision is None:
                 return stored.record

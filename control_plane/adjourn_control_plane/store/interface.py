@@ -139,6 +139,10 @@ class Change:
     """One value for each epoch: a later one replaces it."""
     checkpoints: Sequence[Checkpoint] = ()
     """Registered by this change; the same name again replaces."""
+    retired: Sequence[str] = ()
+    """Names of checkpoints that are checkpoints no more; what is known of them stays until `forget_retired`."""
+    review: bool = False
+    """Retention has to look at the job's checkpoints again. It has to anyway when one is registered."""
     request: Request | None = None
     allocation: Allocation | None = None
     """If set, the worker's allocation must still have this version."""
@@ -273,6 +277,22 @@ class JobStore(Protocol):
 
     async def checkpoint(self, job: JobName, name: str) -> Checkpoint | None:
         """Returns the checkpoint of full name `name`."""
+        ...
+
+    async def retired(self, job: JobName) -> list[Checkpoint]:
+        """Returns checkpoints that were retired, and whose objects may not be gone."""
+        ...
+
+    async def forget_retired(self, job: JobName, names: Sequence[str]) -> None:
+        """Notes that the objects of retired checkpoints are gone. May be repeated."""
+        ...
+
+    async def to_review(self, *, size: int) -> list[tuple[JobName, int]]:
+        """Returns up to `size` jobs whose checkpoints are to be looked at, each with the version that asked for it."""
+        ...
+
+    async def reviewed(self, job: JobName, version: int) -> None:
+        """Notes that a job was looked at; nothing, if a later version has asked for it since."""
         ...
 
     async def latest_token(self) -> str:

@@ -8,6 +8,8 @@ an attachment are remembered by id for a while, the rest is idempotent. Reads th
     {ns}:jobs/x                     hash: record, version, number, and what the indexes hold of it
     {ns}:jobs/x:events              list of the newest;  :epochs  sorted set of EpochMetrics, by epoch
     {ns}:jobs/x:checkpoints         hash by name;  :registered  sorted set of names, in order of registration
+    {ns}:jobs/x:retired             hash by name, of checkpoints whose objects may not be gone
+    {ns}:retention                  sorted set of jobs whose checkpoints are to be looked at, by the version that asked
     {ns}:workers  {ns}:workers:lost  set of workers that are not lost; sorted set of the others, by ms since 1970
     {ns}:workers:holding            set of workers that hold jobs
     {ns}:workers/y                  hash: what Session holds
@@ -84,6 +86,7 @@ BATCH = 200
 SCRIPTS = (
     *("commit", "settle", "events", "page", "allocation"),
     *("tombstones", "remove_tombstone", "bundles", "want_bundle", "doom_bundles", "claim_bundle", "bundle_removed"),
+    "reviewed",
     *("attach", "heartbeat", "detach", "mark_lost", "sessions", "lost_holders", "forget", "forget_lost", "drain"),
 )
 LATER = (
@@ -232,6 +235,20 @@ class RedisStore:
     async def checkpoint(self, job: JobName, name: str) -> Checkpoint | None:
         row = await self._ask("HGET", f"{job}:checkpoints", name)
         return Checkpoint.FromString(row) if row is not None else None
+
+    async def retired(self, job: JobName) -> list[Checkpoint]:
+        return [Checkpoint.FromString(row) for row in await self._ask("HVALS", f"{job}:retired")]
+
+    async def forget_retired(self, job: JobName, names: Sequence[str]) -> None:
+        if names:
+            await self._ask("HDEL", f"{job}:retired", *names)
+
+    async def to_review(self, *, size: int) -> list[tuple[JobName, int]]:
+        found = await self._ask("ZRANGE", "retention", 0, size - 1, "WITHSCORES")
+        return [(JobName(job.decode()), int(version)) for job, version in zip(found[::2], found[1::2], strict=True)]
+
+    async def reviewed(self, job: JobName, version: int) -> None:
+        await self._run("reviewed", job, version)
 
     async def latest_token(self) -> str:
         newest = await self._ask("XREVRANGE", "changes", "+", "-", "COUNT", 1)

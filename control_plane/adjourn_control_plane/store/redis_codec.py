@@ -143,6 +143,7 @@ def commit_arguments(change: Change, *, changes_kept: int, events_kept: int) -> 
     arguments += [len(unconfirmed), DELETED_KEPT, REQUESTS_KEPT]
     arguments += ["" if fence is None or fence.heartbeat is None else fence.heartbeat]
     arguments += [change.wanted_at if change.wanted_at is not None else ""]
+    arguments += [len(change.retired), int(change.review or bool(change.retired))]
     for worker, attempts in unconfirmed.items():
         arguments += [worker, attempts]
     arguments += [encoded(event) for event in change.events]
@@ -150,4 +151,4 @@ def commit_arguments(change: Change, *, changes_kept: int, events_kept: int) -> 
         arguments += [metrics.epoch, encoded(metrics)]
     for checkpoint in change.checkpoints:
         arguments += [checkpoint.name, encoded(checkpoint)]
-    return arguments
+    return [*arguments, *change.retired]

@@ -153,3 +153,28 @@ def test_a_followed_job_that_is_deleted_ends_the_wait(adjourn: Adjourn, plane: "
     plane.streams = [[plane.change(Job.QUEUED), WatchJobsResponse(deleted="jobs/x")]]
     result = adjourn("submit", "m:f", "--epochs", "3", "--name", "x", how)
     assert (result.exit_code, result.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], None),
+        (["--keep-last", "5"], JobSpec.Retention(keep_last=5)),
+        (["--best", "loss"], JobSpec.Retention(best_metric="loss")),
+        (["--best", "max:accuracy"], JobSpec.Retention(best_metric="accuracy", best=JobSpec.Retention.MAXIMUM)),
+        (["--best", "min:a:b"], JobSpec.Retention(best_metric="a:b", best=JobSpec.Retention.MINIMUM)),
+    ],
+)
+def test_retention_is_sent(
+    adjourn: Adjourn, plane: "Plane", words: list[str], expected: JobSpec.Retention | None
+) -> None:
+    assert adjourn("submit", "a.b:main", "--epochs", "3", *words).exit_code == 0
+    spec = plane.asked[-1][1].job.spec
+    assert (spec.retention if spec.HasField("retention") else None) == expected
+
+
+@pytest.mark.parametrize("best", ["big:loss", "max:"])
+def test_a_best_that_says_nothing_is_refused(adjourn: Adjourn, best: str) -> None:
+    done = adjourn("submit", "a.b:main", "--epochs", "3", "--best", best)
+    assert done.exit_code == 2
+    assert "should be METRIC, min:METRIC or max:METRIC" in " ".join(done.stderr.split())

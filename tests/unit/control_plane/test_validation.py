@@ -196,3 +196,20 @@ def test_pause_modes() -> None:
 def test_states() -> None:
     assert validation.states([Job.PAUSED, Job.QUEUED]) == {}
     assert re.search("0, 99", validation.states([0, 99, Job.PAUSED])["states"])
+
+
+@pytest.mark.parametrize(
+    ("retention", "field"),
+    [
+        (JobSpec.Retention(keep_last=0), "keep_last"),
+        (JobSpec.Retention(keep_last=-1), "keep_last"),
+        (JobSpec.Retention(keep_last=1_000_001), "keep_last"),
+        (JobSpec.Retention(best_metric="x" * 1025), "best_metric"),
+        (JobSpec.Retention(best=9), "best"),  # type: ignore[arg-type]
+    ],
+)
+def test_retention_that_cannot_be_is_refused(retention: JobSpec.Retention, field: str) -> None:
+    assert set(validation.spec(JobSpec(entry_point="a:b", retention=retention))) == {f"job.spec.retention.{field}"}
+    assert (
+        validation.spec(JobSpec(entry_point="a:b", retention=JobSpec.Retention(keep_last=1, best_metric="loss"))) == {}
+    )

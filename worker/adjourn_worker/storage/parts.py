@@ -88,11 +88,11 @@ class PartStore:
         """Stores a part; returns once its content is verified. Raises ObjectStoreUnavailableError if it is wrong."""
         compared = await self.objects.put(key, data)
         if not compared and not await self._readable(key, part, len(data)):
-            raise self._wrong(f"object {key} is not what was written")
+            raise self.wrong(f"object {key} is not what was written")
         version = await self.objects.stat(key)
         if version is None or version.size != len(data):
             found = "is not there" if version is None else f"has {version.size}"
-            raise self._wrong(f"object {key} was written with {len(data)} bytes and {found}")
+            raise self.wrong(f"object {key} was written with {len(data)} bytes and {found}")
         self._remember(key, version)
 
     async def download(self, key: str, part: str, size: int) -> bytes | None:
@@ -122,7 +122,7 @@ class PartStore:
                 return
             log.warning("manifest_differs", key=key, is_there=found is not None, look=look + 1)
         if found is None:
-            raise self._wrong(f"object {key} was written and is not there")
+            raise self.wrong(f"object {key} was written and is not there")
         if claims(found):
             raise KeyTaken(key, found)
         await self.replace_manifest(key, data)
@@ -131,7 +131,7 @@ class PartStore:
         """Stores a manifest in place of one that nobody can use: its bytes are damaged, or those of its parts are."""
         await self.objects.put(key, data)
         if await self._content(key) != data:
-            raise self._wrong(f"object {key} was written and is not there")
+            raise self.wrong(f"object {key} was written and is not there")
         log.warning("manifest_mended", key=key)
 
     async def _content(self, key: str) -> bytes | None:
@@ -157,7 +157,7 @@ class PartStore:
         if len(self._verified) > VERSIONS_KEPT:
             self._verified.popitem(last=False)
 
-    def _wrong(self, why: str) -> ObjectStoreUnavailableError:
+    def wrong(self, why: str) -> ObjectStoreUnavailableError:
         return ObjectStoreUnavailableError(f"bucket {self.objects.bucket}: {why}", bucket=self.objects.bucket)
 
 

@@ -21,7 +21,7 @@ from adjourn.manifests import FORMAT, PART_BYTES, ManifestInvalid, encode, manif
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.manifest_pb2 import Manifest
-from adjourn_worker.storage import chunks
+from adjourn_worker.storage import chunks, collected
 from adjourn_worker.storage.chunks import Place
 from adjourn_worker.storage.parts import KeyTaken, PartStore, each
 
@@ -112,11 +112,13 @@ async def persist(
         state_digest=snapshots.state_digest(components),
         environment=environment,
     )
-    return await conclude(store, manifest, sum(sent.values()))
+    return await conclude(store, manifest, sent)
 
 
-async def conclude(store: PartStore, manifest: Manifest, uploaded: int) -> Checkpoint:
+async def conclude(store: PartStore, manifest: Manifest, sent: dict[str, int]) -> Checkpoint:
     """Writes the manifest, which makes the checkpoint exist; raises KeyTaken.
+
+    Raises ObjectStoreUnavailableError if parts that it relies on were collected; they are not `sent` any more then.
 
     An earlier try may have written one that finds the same bytes in other parts, since it knew another base, or since
     parts were damaged meanwhile. It stays, and is the checkpoint's, as long as its own parts are right.
@@ -135,6 +137,10 @@ async def conclude(store: PartStore, manifest: Manifest, uploaded: int) -> Check
             manifest, data = earlier, taken.found
         else:
             await store.replace_manifest(key, data)
+    if missing := await collected.gone(store, manifest):
+        for part in missing:
+            sent.pop(part, None)
+        raise store.wrong(f"{len(missing)} parts of {key} were removed while they were relied on; they are sent again")
     failpoints.hit("worker.after-manifest")
     progress = manifest.progress
     checkpoint = Checkpoint(
@@ -147,7 +153,7 @@ async def conclude(store: PartStore, manifest: Manifest, uploaded: int) -> Check
         manifest_digest=manifests.digest(data),
         state_digest=manifest.state_digest,
         size_bytes=total_size(manifest),
-        uploaded_bytes=uploaded + len(data),
+        uploaded_bytes=sum(sent.values()) + len(data),
         metrics=manifest.metrics,
         component_digests=manifest.component_digests,
         environment=manifest.environment,

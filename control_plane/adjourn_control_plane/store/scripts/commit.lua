@@ -13,7 +13,8 @@ local events_kept, doubted = tonumber(ARGV[23]), tonumber(ARGV[24]) -- workers w
 local deleted_kept, requests_kept = tonumber(ARGV[25]), tonumber(ARGV[26])
 local heartbeat = ARGV[27] -- of the fenced worker; empty: it does not matter
 local steps = ARGV[28] -- of removals of bundles, as the job's was wanted; empty: it needs none
-local next_item = 29
+local retired, review = tonumber(ARGV[29]), ARGV[30]
+local next_item = 31
 
 local function key(name)
   return prefix .. ':' .. name
@@ -109,7 +110,8 @@ end
 
 if record == '' then
   redis.call('DEL', key(job), key(job .. ':events'), key(job .. ':epochs'), key(job .. ':checkpoints'),
-    key(job .. ':registered'))
+    key(job .. ':registered'), key(job .. ':retired'))
+  redis.call('ZREM', key('retention'), job)
   redis.call('ZREM', key('jobs'), job)
   redis.call('SADD', key('tombstones'), old[6])
   local newest = redis.call('ZREVRANGE', key('deleted'), 0, 0, 'WITHSCORES')[2] or 0
@@ -139,7 +141,20 @@ else
     redis.call('HSET', key(job .. ':checkpoints'), name, checkpoint)
     if not redis.call('ZSCORE', key(job .. ':registered'), name) then
       redis.call('ZADD', key(job .. ':registered'), redis.call('HINCRBY', key(job), 'registered', 1), name)
+      review = '1'
     end
+  end
+  for _ = 1, retired do
+    local name = item()
+    local checkpoint = redis.call('HGET', key(job .. ':checkpoints'), name)
+    if checkpoint then
+      redis.call('HSET', key(job .. ':retired'), name, checkpoint)
+      redis.call('HDEL', key(job .. ':checkpoints'), name)
+      redis.call('ZREM', key(job .. ':registered'), name)
+    end
+  end
+  if review == '1' then
+    redis.call('ZADD', key('retention'), version, job)
   end
 end
 
