@@ -211,6 +211,7 @@ def stalls(size: Size, training: Training, directory: Path) -> Costs:
                 shutil.rmtree(directory / name)
     proving = SnapshotWriter([directory / "proven"], CPU, training.round_trip)
     costs.add("proven", lambda: saved(proving, training))
+    proving.stop_preparing()
     shutil.rmtree(directory / "proven")
     (directory / "peer.pt").unlink()
     (directory / "copy").unlink()
@@ -265,6 +266,7 @@ async def storage(training: Training, directory: Path, objects: Counted) -> Stor
     """Makes a first checkpoint durable, then ones of which little has changed; fetches the last."""
     writer = Unproven([directory / "slots"], CPU, training.round_trip)
     snapshot = saved(writer, training)
+    writer.stop_preparing()
     tensors = Path(snapshot.directory) / snapshots.TENSORS
     stored = Stored(state=snapshot.size_bytes)
     token = FencingToken(attempt=1, nonce=secrets.token_hex(16), job_uid=str(uuid4()))

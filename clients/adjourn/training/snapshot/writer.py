@@ -142,6 +142,7 @@ class Slot:
                     os.posix_fallocate(file.fileno(), begin, end - begin)
                     buffer[begin : end : mmap.PAGESIZE].zero_()
                     self._touched = end
+            self._allocated = size
         except OSError:
             self._remove()
             raise
@@ -178,9 +179,10 @@ class Slot:
         self.directory.mkdir(parents=True, exist_ok=True)
         with open(self._tensors, "a+b") as file:  # noqa: PTH123
             buffer = self._mapped(file, layout.size)
-            file.truncate(layout.size)
-            # Without this, a lack of space would be found while copying, as a SIGBUS.
-            os.posix_fallocate(file.fileno(), 0, layout.size)
+            if self._allocated != layout.size:
+                file.truncate(layout.size)
+                # Without this, a lack of space would be found while copying, as a SIGBUS.
+                os.posix_fallocate(file.fileno(), 0, layout.size)
         self._allocated = self._touched = layout.size
         buffer[: len(layout.head)] = torch.frombuffer(bytearray(layout.head), dtype=torch.uint8)
         self._layout, self._targets = layout, layout.targets(buffer)
