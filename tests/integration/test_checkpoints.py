@@ -210,6 +210,36 @@ async def test_a_manifest_of_ours_whose_parts_are_damaged_is_written_again(
     assert await fetched(memory, again, tmp_path / "restored") == files(tmp_path / "slot")
 
 
+class Collecting(MemoryObjects):
+    """Loses a part, as if it were collected, in the moment before the manifest that relies on it is there."""
+
+    doomed = ""
+
+    async def create(self, key: str, data: bytes) -> bool:
+        if self.doomed:
+            del self.contents[self.doomed]
+            self.doomed = ""
+        return await super().create(key, data)
+
+
+async def test_a_part_that_is_collected_while_a_checkpoint_takes_some_of_it_is_replaced(
+    assignment: Assignment, tmp_path: Path
+) -> None:
+    """It cannot be sent again as it was, so the manifest is another by then: it takes the place of the first."""
+    store = Collecting()
+    agent = PartStore(store, again_seconds=0)
+    content = bytearray(secrets.token_bytes(5_000_000))
+    base = await read_manifest(agent, await kept(agent, assignment, large(tmp_path / "slot", content)))
+    (store.doomed,) = [key for key in store.contents if "/parts/" in key]
+    content[:1000] = bytes(1000)
+    taken = large(tmp_path / "slot", content, sequence=2)
+    sent: dict[str, int] = {}
+    with pytest.raises(ObjectStoreUnavailableError, match="were removed while they were relied on"):
+        await persist(agent, assignment, taken, base, sent, lambda _: None)
+    checkpoint = await persist(agent, assignment, taken, base, sent, lambda _: None)
+    assert await fetched(store, checkpoint, tmp_path / "restored") == files(tmp_path / "slot")
+
+
 async def test_a_snapshot_that_changes_while_it_is_read_is_no_checkpoint(
     memory: MemoryObjects, assignment: Assignment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
