@@ -107,6 +107,7 @@ async def test_a_snapshot_comes_back_bit_for_bit(store: ObjectStore, assignment:
         manifest_digest=digest(written),
         state_digest=snapshots.state_digest(components),
         size_bytes=size,
+        part_count=len(manifest.parts),
         uploaded_bytes=size + len(written),
         metrics={"val_loss": 0.5},
         component_digests=components,

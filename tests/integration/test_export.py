@@ -2,7 +2,9 @@
 
 import asyncio
 import errno
+import json
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -21,7 +23,7 @@ from safetensors.torch import load_model
 from torch import nn
 from typer.testing import CliRunner, Result
 
-from adjourn import Client, cli, errors, snapshots
+from adjourn import Client, cli, errors, manifests, snapshots
 from adjourn.export.download import download
 from adjourn.export.file import export
 from adjourn.internal.v1.trainer_pb2 import Snapshot
@@ -480,3 +482,26 @@ async def test_a_file_whose_bytes_lie_in_parts_of_several_checkpoints_is_read_in
     for offset in (0, 1, 5000, PART_BYTES + 17, len(content) - 1, len(content)):
         read = Reads(memory).chunks(checkpoint, snapshots.TENSORS, offset)
         assert b"".join([chunk async for chunk in read]) == content[offset:]
+
+
+async def test_the_page_on_checkpoints_tells_how_one_is_read_by_hand(
+    kept: MemoryStore, memory: MemoryObjects, tmp_path: Path
+) -> None:
+    checkpoint = await registered(kept, memory, tmp_path / "slot", model=trained()[0])
+    page = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
+    (script,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    for key, data in memory.contents.items():
+        path = tmp_path / "bucket" / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    (tmp_path / "out").mkdir()
+    words = [sys.executable, "-c", script, str(tmp_path / "bucket"), checkpoint.uri, str(tmp_path / "out")]
+    await asyncio.to_thread(subprocess.run, words, check=True, timeout=60)
+    for name in (snapshots.TENSORS, snapshots.STATE):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "slot" / name).read_bytes()
+    document = json.loads(memory.contents[manifests.key_of(checkpoint, memory.bucket)])
+    assert checkpoint.part_count == len(document["parts"])
+    listed = set(re.findall(r"`(\w+)`", page.partition("## The manifest")[2].partition("## The files")[0]))
+    assert document.keys() <= listed, "each field is in the table"
+    with safe_open(str(tmp_path / "out" / snapshots.TENSORS), "pt") as file:
+        assert "model/state_dict/norm.weight" in file.keys()  # noqa: SIM118 - it is no dict

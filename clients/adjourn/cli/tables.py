@@ -117,6 +117,7 @@ def checkpoint_details(checkpoint: Checkpoint) -> Table:
         "manifest": checkpoint.uri,
         "manifest BLAKE3": checkpoint.manifest_digest,
         "size, uploaded": f"{formatting.size(checkpoint.size_bytes)}, {formatting.size(checkpoint.uploaded_bytes)}",
+        "parts": str(checkpoint.part_count or "-"),
         "state digest": checkpoint.state_digest,
         "kept as": kept_as(checkpoint) or "-",
         "damage": checkpoint.damage or "none is known",

@@ -153,6 +153,7 @@ async def conclude(store: PartStore, manifest: Manifest, sent: dict[str, int]) -
         manifest_digest=manifests.digest(data),
         state_digest=manifest.state_digest,
         size_bytes=total_size(manifest),
+        part_count=len(manifest.parts),
         uploaded_bytes=sum(sent.values()) + len(data),
         metrics=manifest.metrics,
         component_digests=manifest.component_digests,
