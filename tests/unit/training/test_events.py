@@ -27,7 +27,7 @@ def test_event_cut_short_is_taken_back(tmp_path: Path, monkeypatch: pytest.Monke
         log.append(finished())
         with monkeypatch.context() as patch:
             patch.setattr(os, "write", lambda file, data: write(file, data[:3]))
-            with pytest.raises(OSError, match="no space"):
+            with pytest.raises(OSError, match="no room"):
                 log.append(finished())
         log.append(finished())
     content = (tmp_path / "events").read_bytes()
