@@ -280,8 +280,8 @@ async def test_a_control_plane_that_stands_still_holds_up_nobody(
     gated, _ = await third_epoch("control-plane-stands-still")
     for name in ("control-plane-1", "control-plane-2"):
         cluster.arm(name, "control-plane.before-commit", "sleep=4")
-    gated.gate.open(5)
-    await gated.durable(5)
+    gated.gate.open(3)
+    await gated.durable(3)
     assert any(cluster.was_hit(name, "control-plane.before-commit") for name in ("control-plane-1", "control-plane-2"))
     job = await gated.finish()
     assert (job.attempt, job.restart_count) == (1, 0)
@@ -333,6 +333,9 @@ async def test_an_agent_dies_amid_an_upload_that_arrives_late(
             await gated.durable(epoch)
             assert not agent.is_running()
             link.heal()
+        for epoch in range(5, EPOCHS):  # one at a time: a periodic checkpoint is left out if two are under way
+            gated.gate.open(epoch)
+            await gated.durable(epoch)
         job = await gated.finish()
         assert (job.attempt, job.restart_count) == (1, 0)
         made = [checkpoint async for checkpoint in client.list_checkpoints(gated.name)]
