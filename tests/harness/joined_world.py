@@ -520,7 +520,8 @@ class World:
 
     def note_health(self) -> None:
         for host in self.hosts.values():
-            if not host.reachable:
+            held_up = host.agent is not None and host.agent.link is not None and host.agent.link.replica.stopped
+            if not host.reachable or held_up:  # by a replica that stands still, until it gives that stream up
                 host.well_since = None
             elif host.well_since is None:
                 host.well_since = self.clock.monotonic
