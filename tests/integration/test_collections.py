@@ -5,6 +5,7 @@ import contextlib
 import secrets
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from adjourn import errors, manifests, snapshots
 from adjourn.errors import ObjectStoreUnavailableError
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.internal.v1.trainer_pb2 import Snapshot
+from adjourn.objects import Deletion
 from adjourn.training.snapshot.writer import Slot
 from adjourn.training.state.codec import Encoder
 from adjourn.v1.agent_service_pb2 import Assignment, FencingToken
@@ -214,8 +216,11 @@ async def test_what_a_replica_began_and_could_not_end_another_ends(
         await training.makes(content, loss=9 - number)
 
     class Failing(MemoryObjects):
-        async def delete(self, keys: Collection[str]) -> None:
-            raise ObjectStoreUnavailableError("away")
+        def deletion(self, key: str) -> Deletion:
+            async def delete() -> None:
+                raise ObjectStoreUnavailableError("away")
+
+            return delete
 
     failing = Failing()
     failing.contents = objects.contents
@@ -237,7 +242,7 @@ async def test_what_a_replica_began_and_could_not_end_another_ends(
 async def test_a_collection_that_takes_too_long_goes_on_in_the_next_round(
     memory_store: MemoryStore, objects: MemoryObjects, training: Training, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collector, "KEYS_AT_ONCE", 1)
+    monkeypatch.setattr(collector, "PARTS_AT_ONCE", 1)
     for number, content in enumerate("abcd"):
         await training.makes(content, loss=9 - number)
     time = 0.0
@@ -255,6 +260,36 @@ async def test_a_collection_that_takes_too_long_goes_on_in_the_next_round(
         assert await kept(memory_store, objects) == [4]
     assert rounds > 1
     assert len([key for key in objects.contents if "/manifests/" in key]) == 1
+
+
+async def test_a_request_of_a_replica_that_stood_still_removes_nothing(
+    memory_store: MemoryStore, training: Training
+) -> None:
+    """It stood still after its last look at the clock, for longer than its note is waited for."""
+    standing = MemoryObjects()
+    standing.contents = training.objects.contents
+    time = datetime.now(UTC)
+    standing.now = lambda: time
+
+    for number, content in enumerate("abcd"):
+        await training.makes(content, loss=9 - number)
+    before = {key for key in standing.contents if "/parts/" in key}
+    prepare = standing.deletion
+
+    def deletion(key: str) -> Deletion:
+        prepared = prepare(key)
+
+        async def delete() -> None:
+            nonlocal time
+            time += timedelta(seconds=collector.NOTE_SECONDS)
+            await prepared()
+
+        return delete
+
+    standing.deletion = deletion  # type: ignore[method-assign]
+    await Collector(memory_store, standing, SETTINGS).retire()
+    assert {key for key in standing.contents if "/parts/" in key} == before
+    assert await memory_store.retired(JOB), "the next round removes them"
 
 
 async def test_a_worker_waits_for_a_collection_that_began_before_its_manifest_and_looks_for_its_parts(
@@ -361,6 +396,15 @@ class GatedObjects(MemoryObjects):
         for key in keys:  # a server removes them one by one
             await self._turns.turn()
             await super().delete([key])
+
+    def deletion(self, key: str) -> Deletion:
+        prepared = super().deletion(key)
+
+        async def delete() -> None:
+            await self._turns.turn()
+            await prepared()
+
+        return delete
 
 
 class GatedStore(MemoryStore):

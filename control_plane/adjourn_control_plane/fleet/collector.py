@@ -33,12 +33,13 @@ WORKERS_AT_ONCE: Final = 100
 """Workers forgotten by one call to the store: a script holds up everybody else."""
 JOBS_AT_ONCE: Final = 1000
 """Jobs whose checkpoints are looked at in a round."""
-KEYS_AT_ONCE: Final = 500
-"""Objects removed by one request."""
+PARTS_AT_ONCE: Final = 16
+"""Parts that are being removed at once."""
 COLLECTION_SECONDS: Final = 30.0
 """Longest time from the look at the manifests to the last request that removes parts; the rest is the next round's."""
 NOTE_SECONDS: Final = 150.0
-"""After so long a note counts as left by a collection that failed: its last request has ended, whatever came of it."""
+"""After so long a note counts as left by a collection that failed. A part is removed by a request that the server
+refuses DELETION_SECONDS later, so its last one has ended, also if its replica stood still before it was sent."""
 
 
 def boottime() -> float:
@@ -128,12 +129,14 @@ class Collector:
             candidates -= set(manifests.distinct_parts(manifest))
         wanted = {manifests.part_key(uid, part) for part in candidates}
         parts = sorted(wanted & (await self.objects.list(manifests.part_key(uid, ""))).keys())
-        for begin in range(0, len(parts), KEYS_AT_ONCE):
+        for begin in range(0, len(parts), PARTS_AT_ONCE):
+            # Prepared before the look at the clock: this replica may be stopped between that and the requests.
+            deletions = [self.objects.deletion(key) for key in parts[begin : begin + PARTS_AT_ONCE]]
             left = deadline - self._clock()
             if left <= 0:
                 return False
             async with asyncio.timeout(left):
-                await self.objects.delete(parts[begin : begin + KEYS_AT_ONCE])
+                await asyncio.gather(*(delete() for delete in deletions))
         await self.objects.delete(sorted(doomed))  # last: they tell which parts there are
         await self.store.forget_retired(job, [each.name for each in retired])
         log.info("checkpoints_retired", job=job, checkpoints=len(retired), parts=len(parts))
