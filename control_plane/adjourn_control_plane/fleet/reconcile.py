@@ -38,8 +38,16 @@ TokenKey: TypeAlias = tuple[int, str, str]
 """A fencing token, to look things up by."""
 AttemptKey: TypeAlias = tuple[str, TokenKey]
 """A job's name, and the token of one of its attempts."""
-UNDER_WAY: Final = frozenset({AssignmentStatus.RUNNING, AssignmentStatus.PAUSING, AssignmentStatus.PERSISTING})
-"""Phases that come after the first step."""
+BEGUN: Final = frozenset(
+    {
+        AssignmentStatus.RUNNING,
+        AssignmentStatus.PAUSING,
+        AssignmentStatus.PERSISTING,
+        AssignmentStatus.PAUSED,
+        AssignmentStatus.SUCCEEDED,
+    }
+)
+"""Phases that only training which has begun comes to. It may be over before a message shows it under way."""
 PROGRESS_INTERVAL: Final = timedelta(seconds=2)
 """Time between two commits of progress within an epoch: training tells of it twice a second."""
 
@@ -173,7 +181,7 @@ def progress_events(worker: str, record: JobRecord, status: AssignmentStatus) ->
             released=released,
             boundary_epoch=boundary,
         )
-    if not record.began and status.phase in UNDER_WAY:
+    if not record.began and status.phase in BEGUN:
         yield Began(actor=worker)
 
 
