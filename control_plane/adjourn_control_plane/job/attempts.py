@@ -9,7 +9,7 @@ from adjourn.v1.agent_service_pb2 import Assignment, FencingToken
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Condition, Job, PauseMode
 from adjourn.v1.job_service_pb2 import JobEvent
-from adjourn_control_plane.job import drains, ends, estimates, lost_attempts, pauses, releases, retries
+from adjourn_control_plane.job import drains, ends, estimates, lost_attempts, pauses, releases, retention, retries
 from adjourn_control_plane.job.events import (
     Began,
     ConditionChanged,
@@ -104,6 +104,7 @@ def registered(transition: Transition, event: Registered) -> None:
     ends.release(transition, Checkpoint.LATEST, Checkpoint.FINAL, Checkpoint.PAUSE)
     ends.retain(transition, checkpoint, Checkpoint.LATEST)
     record.checkpoint.CopyFrom(checkpoint)
+    retention.count_best(record, checkpoint)
     job.latest_checkpoint = checkpoint.name
     transition.record_event(JobEvent.CHECKPOINT_REGISTERED, checkpoint=checkpoint.name)
     count_durable_epochs(transition, checkpoint.epoch, before.epoch)

@@ -118,13 +118,29 @@ def best_of(record: JobRecord, checkpoints: Sequence[Checkpoint]) -> str:
     return ""
 
 
+def count_best(record: JobRecord, checkpoint: Checkpoint) -> None:
+    """Notes a checkpoint that has just been registered as the best, if it is.
+
+    So a look at all of them changes the job only if it retires some, or if the best turned out damaged.
+    """
+    known = [record.best_checkpoint] if record.best_checkpoint.name else []
+    if best_of(record, [*known, checkpoint]) == checkpoint.name:
+        set_best(record, checkpoint)
+
+
+def set_best(record: JobRecord, checkpoint: Checkpoint) -> None:
+    best = Checkpoint(name=checkpoint.name, epoch=checkpoint.epoch, step=checkpoint.step, metrics=checkpoint.metrics)
+    record.best_checkpoint.CopyFrom(best)
+
+
 def reviewed(record: JobRecord, checkpoints: Sequence[Numbered], now: datetime) -> tuple[Decision, Review] | None:
     """Returns what retention makes of a job, and the review it comes from; None: everything stays as it is."""
     found = review(record, checkpoints)
-    if not found.retired and found.best == record.best_checkpoint:
+    if not found.retired and found.best == record.best_checkpoint.name:
         return None
     transition = Transition(record, ACTOR, now)
-    transition.record.best_checkpoint = found.best
+    best = next((each for _, each in checkpoints if each.name == found.best), Checkpoint())
+    set_best(transition.record, best)
     if found.retired:
         names = ", ".join(each.name.rpartition("/")[2] for each in found.retired[:NAMED])
         transition.record_event(
@@ -144,6 +160,6 @@ def shown(record: JobRecord, checkpoint: Checkpoint) -> Checkpoint:
 
 def reasons(record: JobRecord, checkpoint: Checkpoint) -> list[Checkpoint.Retention.ValueType]:
     """Returns what keeps a checkpoint beside its being recent."""
-    best = [Checkpoint.BEST] if checkpoint.name == record.best_checkpoint else []
+    best = [Checkpoint.BEST] if checkpoint.name == record.best_checkpoint.name else []
     pinned = [Checkpoint.PINNED] if checkpoint.name in record.pinned_checkpoints else []
     return [*checkpoint.retained_for, *best, *pinned]

@@ -11,6 +11,8 @@ from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job, JobSpec
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn_control_plane.job import retention
+from adjourn_control_plane.job.events import Registered
+from tests.harness.job_life import A, Life
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 MINIMUM, MAXIMUM = JobSpec.Retention.MINIMUM, JobSpec.Retention.MAXIMUM
@@ -143,17 +145,40 @@ def test_a_review_is_told_once() -> None:
     assert found is not None
     decision, review = found
     assert [each.epoch for each in review.retired] == [1, 3, 4]
-    assert decision.record.best_checkpoint == "jobs/j/checkpoints/2"
+    assert decision.record.best_checkpoint.name == "jobs/j/checkpoints/2"
     (event,) = decision.events
     assert (event.type, dict(event.details)) == (JobEvent.CHECKPOINTS_RETIRED, {"count": "3", "retired": "1, 3, 4"})
     left = [(number, each) for number, each in checkpoints if each not in review.retired]
     assert retention.reviewed(decision.record, left, NOW) is None
 
 
+@pytest.mark.parametrize(
+    "values", [VALUES, {1: 0.2, 2: 0.2}, {1: NAN, 2: 0.5}, {3: 0.3}, {}], ids=["all", "equal", "nan", "one", "none"]
+)
+@pytest.mark.parametrize("name", ["loss", "val_loss"])
+def test_the_best_is_known_at_its_registration_so_that_a_review_that_retires_nothing_changes_nothing(
+    values: dict[int, float], name: str
+) -> None:
+    """A watcher would be told of a job that had ended, and not changed."""
+    life = Life(retention=JobSpec.Retention(keep_last=9)).running(0)
+    made: list[tuple[int, Checkpoint]] = []
+    for each in plain(7):
+        if each.epoch in values:
+            each.metrics[name] = values[each.epoch]
+        elif each.epoch == 4:
+            each.metrics["loss"] = 0.4  # where the others have val_loss, it is none to compare with
+        life.tell(Registered(actor=A, checkpoint=each))
+        made.insert(0, (each.epoch, each))
+        assert retention.reviewed(life.record, made, NOW) is None
+        assert life.record.best_checkpoint.name == retention.review(life.record, made).best
+    life.record.best_checkpoint.name = "jobs/j/checkpoints/another"
+    assert retention.reviewed(life.record, made, NOW) is not None
+
+
 def test_why_each_is_kept_is_shown() -> None:
     record = record_of(5)
     record.checkpoint.retained_for.append(Checkpoint.LATEST)
     record.pinned_checkpoints.append("jobs/j/checkpoints/2")
-    record.best_checkpoint = "jobs/j/checkpoints/2"
+    record.best_checkpoint.name = "jobs/j/checkpoints/2"
     shown = [list(retention.shown(record, each).retained_for) for each in (*plain(4)[1:3], record.checkpoint)]
     assert shown == [[Checkpoint.BEST, Checkpoint.PINNED], [Checkpoint.RECENT], [Checkpoint.LATEST]]

@@ -90,8 +90,6 @@ class JobRecord(_message.Message):
     """The furthest epoch that was ever durable. Those that are done again, after a checkpoint turned out damaged, renew
     no budget.
     """
-    best_checkpoint: _builtins.str
-    """Best checkpoint, as of the newest look at all of them."""
     @_builtins.property
     def job(self) -> _job_pb2.Job:
         """What callers see. `etag` is filled in when shown."""
@@ -138,6 +136,10 @@ class JobRecord(_message.Message):
     def pinned_checkpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Checkpoints that are pinned, `jobs/{job}/checkpoints/{checkpoint}`, in the order of their pins."""
 
+    @_builtins.property
+    def best_checkpoint(self) -> _checkpoint_pb2.Checkpoint:
+        """Best checkpoint so far: name, epoch, step and metrics of it."""
+
     def __init__(
         self,
         *,
@@ -167,9 +169,9 @@ class JobRecord(_message.Message):
         unconfirmed_releases: _abc.Iterable[Global___UnconfirmedRelease] | None = ...,
         furthest_epoch: _builtins.int = ...,
         pinned_checkpoints: _abc.Iterable[_builtins.str] | None = ...,
-        best_checkpoint: _builtins.str = ...,
+        best_checkpoint: _checkpoint_pb2.Checkpoint | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "epoch_duration", b"epoch_duration", "job", b"job", "lost_attempt", b"lost_attempt", "past_failure", b"past_failure", "pause_release_time", b"pause_release_time", "resumption", b"resumption", "token", b"token"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["best_checkpoint", b"best_checkpoint", "checkpoint", b"checkpoint", "epoch_duration", b"epoch_duration", "job", b"job", "lost_attempt", b"lost_attempt", "past_failure", b"past_failure", "pause_release_time", b"pause_release_time", "resumption", b"resumption", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_inexact", b"allow_inexact", "applied_report", b"applied_report", "began", b"began", "best_checkpoint", b"best_checkpoint", "checkpoint", b"checkpoint", "device_uuids", b"device_uuids", "epoch_duration", b"epoch_duration", "epochs_since_restart", b"epochs_since_restart", "event_sequence", b"event_sequence", "furthest_epoch", b"furthest_epoch", "generation", b"generation", "job", b"job", "lost_attempt", b"lost_attempt", "number", b"number", "observed_generation", b"observed_generation", "past_failure", b"past_failure", "pause_mode", b"pause_mode", "pause_release_time", b"pause_release_time", "pinned_checkpoints", b"pinned_checkpoints", "released", b"released", "restored_checkpoint", b"restored_checkpoint", "resumption", b"resumption", "revision", b"revision", "target", b"target", "timed_epochs", b"timed_epochs", "token", b"token", "unconfirmed_releases", b"unconfirmed_releases"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
