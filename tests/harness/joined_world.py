@@ -293,7 +293,9 @@ class World:
         """The agent opens another stream; that it has given the one before up is heard, or not."""
         agent = self.hosts[machine].agent
         if agent is not None and not agent.stopped:
-            self.open(agent, replica, heard=heard)
+            stream = self.open(agent, replica, heard=heard)
+            if stream.replica.stopped:
+                self.hosts[machine].led_astray = stream
 
     def speak(self, machine: str) -> None:
         """A message is sent, and takes its time."""
@@ -520,8 +522,9 @@ class World:
 
     def note_health(self) -> None:
         for host in self.hosts.values():
-            held_up = host.agent is not None and host.agent.link is not None and host.agent.link.replica.stopped
-            if not host.reachable or held_up:  # by a replica that stands still, until it gives that stream up
+            if host.led_astray is not None and (host.agent is None or host.agent.link is not host.led_astray):
+                host.led_astray = None  # it has given that stream up
+            if not host.reachable or host.led_astray is not None:
                 host.well_since = None
             elif host.well_since is None:
                 host.well_since = self.clock.monotonic

@@ -132,6 +132,8 @@ class Host:
     """So many things the agent still does before it dies."""
     given_up: "list[StreamModel]" = field(default_factory=list)
     """Streams that its agents have given up; what was sent on them may still arrive."""
+    led_astray: Any = None
+    """Stream that a rule opened to a replica that stands still, where the agent by itself goes to one that runs."""
     well_since: float | None = None
     """Since when nothing has kept it from speaking, in seconds; None: something does."""
     fenced: set[str] = field(default_factory=set)
