@@ -2,14 +2,16 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+import grpc
 from google.protobuf.duration_pb2 import Duration
 
 from adjourn.v1 import job_service_pb2 as pb
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, Exit
 from adjourn.v1.job_pb2 import Job
+from adjourn.v1.job_service_pb2_grpc import JobServiceStub
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.store.redis import RedisStore
@@ -167,9 +169,10 @@ async def test_a_pause_that_has_come_to_rest_meanwhile_is_named_by_its_checkpoin
 
 
 async def test_a_replica_that_drains_says_that_the_pause_is_asked_for(job_store: RedisStore) -> None:
-    async with training(job_store) as (_, agent, _):
+    async with training(job_store) as (_, agent, _), AsyncExitStack() as caller:
         async with replica(job_store, patience=LONG) as draining:
-            asked = asyncio.create_task(answered(draining.jobs.PauseJob(PAUSE)))
+            channel = await caller.enter_async_context(grpc.aio.insecure_channel(draining.address))  # outlives it
+            asked = asyncio.create_task(answered(JobServiceStub(channel).PauseJob(PAUSE)))
             await agent.given(JOB, Assignment.PAUSE)
         job = await asked
         assert (job.state, job.pause.boundary_epoch) == (Job.PAUSING, 0)
