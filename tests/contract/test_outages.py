@@ -247,3 +247,22 @@ async def test_settings_that_may_not_be_read_are_told(server: Server) -> None:
         (sentence,) = await store.durability()
         assert "cannot be checked" in sentence
         await created(store, "jobs/a")
+
+
+async def test_a_closed_store_ends_what_waits_and_connects_no_more(server: Server) -> None:
+    store = RedisStore(server.url, "test")
+    await store.ping()
+    server.send(signal.SIGSTOP)
+    waiting = [asyncio.create_task(store.ping()) for _ in range(3)]
+    await asyncio.wait(waiting, timeout=0.05)  # they are on their way
+    async with asyncio.timeout(redis.SOCKET_WAIT):
+        await store.aclose()
+        for each in waiting:
+            with pytest.raises(StoreUnavailableError, match="closed"):
+                await each
+        with pytest.raises(StoreUnavailableError, match="closed"):
+            await store.ping()
+    server.send(signal.SIGCONT)
+    async with operator(server.url) as client, asyncio.timeout(10):
+        while len(await client.client_list()) > 1:  # noqa: ASYNC110  # it is the server's
+            await asyncio.sleep(0.01)

@@ -127,6 +127,10 @@ class RedisStore:
         self._prefix = f"{{{namespace}}}"
         self._changes_kept, self._events_kept = changes_kept, events_kept
         self._closed = False
+        self._waits: dict[asyncio.Timeout, None] = {}
+        """Of the commands under way."""
+        self._idle = asyncio.Event()
+        """Set when the last of them has ended."""
 
     @classmethod
     @asynccontextmanager
@@ -136,7 +140,14 @@ class RedisStore:
             yield store
 
     async def aclose(self) -> None:
+        """Ends what waits for an answer, first: a command whose connection is closed would make another."""
         self._closed = True
+        for wait in self._waits:
+            if not wait.expired():
+                wait.reschedule(0)
+        if self._waits:
+            self._idle.clear()
+            await self._idle.wait()
         await self._listener.aclose()
         await self._redis.aclose()
 
@@ -379,15 +390,22 @@ class RedisStore:
 
     async def _answer(self, call: Awaitable[T]) -> T:
         """Waits for an answer of the server; raises StoreUnavailableError if there is none, or it cannot."""
+        wait = asyncio.timeout(0 if self._closed else LONGEST_WAIT)
         try:
-            async with asyncio.timeout(LONGEST_WAIT):
+            async with wait:
+                self._waits[wait] = None
                 return await call
         except LATER as error:
-            raise self._unavailable(str(error) or "no answer in time") from error
+            why = "it is closed here" if self._closed else str(error) or "no answer in time"
+            raise self._unavailable(why) from error
         except exceptions.ResponseError as error:
             if not str(error).startswith(LATER_CODES):
                 raise
             raise self._unavailable(str(error)) from error
+        finally:
+            self._waits.pop(wait, None)
+            if not self._waits:
+                self._idle.set()
 
     def _unavailable(self, why: str) -> StoreUnavailableError:
         pool = self._redis.connection_pool.connection_kwargs
