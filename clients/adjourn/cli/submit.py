@@ -39,6 +39,12 @@ def submit(
     checkpoint_epochs: Annotated[
         int | None, typer.Option(help="Epochs between checkpoints; 0: only when pausing; 1 if left out.")
     ] = None,
+    checkpoint_steps: Annotated[
+        int | None, typer.Option(help="Optimizer steps between checkpoints, beside those of epochs; none if left out.")
+    ] = None,
+    checkpoint_interval: Annotated[
+        str, typer.Option(metavar="TIME", help="And one so long after the last (90s, 10m); none by time if left out.")
+    ] = "",
     keep_last: Annotated[
         int | None,
         typer.Option(help="Newest checkpoints that are kept, beside best and pinned ones; 3 if left out."),
@@ -71,6 +77,7 @@ def submit(
     arguments.refuse_out_of_range("--gpus", gpus)
     arguments.refuse_out_of_range("--seed", seed, bits=64)
     arguments.refuse_out_of_range("--checkpoint-epochs", checkpoint_epochs)
+    arguments.refuse_out_of_range("--checkpoint-steps", checkpoint_steps)
     arguments.refuse_out_of_range("--max-restarts", max_restarts)
     arguments.refuse_out_of_range("--keep-last", keep_last)
     spec = JobSpec(
@@ -80,6 +87,8 @@ def submit(
         worker_selector=arguments.pairs("--worker-selector", worker_selector or ()),
         seed=seed,
         checkpoint_epochs=checkpoint_epochs,
+        checkpoint_steps=checkpoint_steps,
+        checkpoint_interval=arguments.duration("--checkpoint-interval", checkpoint_interval),
         max_restarts=max_restarts,
         retention=arguments.retention(keep_last, best),
         hang_policy=arguments.hang_policy(hang_policy),

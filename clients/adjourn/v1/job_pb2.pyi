@@ -374,6 +374,8 @@ class JobSpec(_message.Message):
     HANG_POLICY_FIELD_NUMBER: _builtins.int
     HANG_TIMEOUT_FIELD_NUMBER: _builtins.int
     RETENTION_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_STEPS_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_INTERVAL_FIELD_NUMBER: _builtins.int
     entry_point: _builtins.str
     """`package.module:function`, in the bundle or installed on the workers."""
     bundle: _builtins.str
@@ -394,6 +396,8 @@ class JobSpec(_message.Message):
     """For people: the data."""
     hang_policy: Global___JobSpec.HangPolicy.ValueType
     """What becomes of training that makes no step any more. Unset: RESTART."""
+    checkpoint_steps: _builtins.int
+    """Optimizer steps between checkpoints, beside `checkpoint_epochs`. Unset or 0: none by steps."""
     @_builtins.property
     def args(self) -> _struct_pb2.Struct:
         """Handed to the entry point untouched."""
@@ -409,6 +413,10 @@ class JobSpec(_message.Message):
     @_builtins.property
     def retention(self) -> Global___JobSpec.Retention:
         """Which checkpoints are kept beside those that something rests on."""
+
+    @_builtins.property
+    def checkpoint_interval(self) -> _duration_pb2.Duration:
+        """Time after a checkpoint until the next one, beside `checkpoint_epochs`. Unset: none by time."""
 
     def __init__(
         self,
@@ -427,19 +435,25 @@ class JobSpec(_message.Message):
         hang_policy: Global___JobSpec.HangPolicy.ValueType = ...,
         hang_timeout: _duration_pb2.Duration | None = ...,
         retention: Global___JobSpec.Retention | None = ...,
+        checkpoint_steps: _builtins.int | None = ...,
+        checkpoint_interval: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_epochs", b"_checkpoint_epochs", "_max_restarts", b"_max_restarts", "_seed", b"_seed", "args", b"args", "checkpoint_epochs", b"checkpoint_epochs", "hang_timeout", b"hang_timeout", "max_restarts", b"max_restarts", "retention", b"retention", "seed", b"seed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_epochs", b"_checkpoint_epochs", "_checkpoint_steps", b"_checkpoint_steps", "_max_restarts", b"_max_restarts", "_seed", b"_seed", "args", b"args", "checkpoint_epochs", b"checkpoint_epochs", "checkpoint_interval", b"checkpoint_interval", "checkpoint_steps", b"checkpoint_steps", "hang_timeout", b"hang_timeout", "max_restarts", b"max_restarts", "retention", b"retention", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_epochs", b"_checkpoint_epochs", "_max_restarts", b"_max_restarts", "_seed", b"_seed", "args", b"args", "bundle", b"bundle", "checkpoint_epochs", b"checkpoint_epochs", "dataset_uri", b"dataset_uri", "entry_point", b"entry_point", "gpu_count", b"gpu_count", "hang_policy", b"hang_policy", "hang_timeout", b"hang_timeout", "max_restarts", b"max_restarts", "model_name", b"model_name", "retention", b"retention", "seed", b"seed", "total_epochs", b"total_epochs", "worker_selector", b"worker_selector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_epochs", b"_checkpoint_epochs", "_checkpoint_steps", b"_checkpoint_steps", "_max_restarts", b"_max_restarts", "_seed", b"_seed", "args", b"args", "bundle", b"bundle", "checkpoint_epochs", b"checkpoint_epochs", "checkpoint_interval", b"checkpoint_interval", "checkpoint_steps", b"checkpoint_steps", "dataset_uri", b"dataset_uri", "entry_point", b"entry_point", "gpu_count", b"gpu_count", "hang_policy", b"hang_policy", "hang_timeout", b"hang_timeout", "max_restarts", b"max_restarts", "model_name", b"model_name", "retention", b"retention", "seed", b"seed", "total_epochs", b"total_epochs", "worker_selector", b"worker_selector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__checkpoint_epochs: _TypeAlias = _typing.Literal["checkpoint_epochs"]  # noqa: Y015
     _WhichOneofArgType__checkpoint_epochs: _TypeAlias = _typing.Literal["_checkpoint_epochs", b"_checkpoint_epochs"]  # noqa: Y015
+    _WhichOneofReturnType__checkpoint_steps: _TypeAlias = _typing.Literal["checkpoint_steps"]  # noqa: Y015
+    _WhichOneofArgType__checkpoint_steps: _TypeAlias = _typing.Literal["_checkpoint_steps", b"_checkpoint_steps"]  # noqa: Y015
     _WhichOneofReturnType__max_restarts: _TypeAlias = _typing.Literal["max_restarts"]  # noqa: Y015
     _WhichOneofArgType__max_restarts: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__checkpoint_epochs) -> _WhichOneofReturnType__checkpoint_epochs | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__checkpoint_steps) -> _WhichOneofReturnType__checkpoint_steps | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_restarts) -> _WhichOneofReturnType__max_restarts | None: ...
     @_typing.overload

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping
-from typing import Final
+from typing import Final, Literal
 
 from adjourn.v1.job_pb2 import Job, JobSpec, PauseMode
 from adjourn.v1.job_service_pb2 import CreateJobRequest, HoldJobsRequest, ReleaseJobsRequest, UpdateJobRequest
@@ -17,9 +17,9 @@ MAX_LABELS: Final = 64
 MAX_LABEL_VALUE: Final = 256
 MAX_ARGS_BYTES: Final = 256 << 10
 MAX_TEXT: Final = 1024
-MIN_HANG_SECONDS: Final = 1
-"""An agent looks at its trainings twice a second."""
-MAX_HANG_SECONDS: Final = 30 * 24 * 3600
+MIN_SECONDS: Final = 1
+"""Of a duration: an agent looks at its trainings twice a second, and a checkpoint takes longer than that."""
+MAX_SECONDS: Final = 30 * 24 * 3600
 MAX_KEPT: Final = 1_000_000
 """Checkpoints of a job."""
 
@@ -33,6 +33,7 @@ RANGES: Final = (
     ("total_epochs", 0, 10_000_000),
     ("gpu_count", 0, 1024),
     ("checkpoint_epochs", 0, 10_000_000),
+    ("checkpoint_steps", 0, 1_000_000_000),
     ("max_restarts", 0, 1_000_000),
     ("seed", 0, (1 << 63) - 1),
 )
@@ -85,6 +86,7 @@ def spec(spec: JobSpec) -> Violations:
         if len(getattr(spec, text)) > MAX_TEXT:
             found[f"job.spec.{text}"] = f"must have {MAX_TEXT} characters at most"
     found.update(hangs(spec))
+    found.update(duration("checkpoint_interval", spec))
     found.update(retention(spec))
     found.update(labels("job.spec.worker_selector", spec.worker_selector))
     return found
@@ -110,12 +112,17 @@ def hangs(spec: JobSpec) -> Violations:
     if spec.hang_policy not in JobSpec.HangPolicy.values():
         known = ", ".join(JobSpec.HangPolicy.keys()[1:])
         found["job.spec.hang_policy"] = f"must be one of {known}; is {spec.hang_policy}"
-    if spec.HasField("hang_timeout"):
-        given = spec.hang_timeout
-        seconds = given.seconds + given.nanos / 1e9
-        if not (0 <= given.nanos < 1_000_000_000 and MIN_HANG_SECONDS <= seconds <= MAX_HANG_SECONDS):
-            found["job.spec.hang_timeout"] = f"must be {MIN_HANG_SECONDS} to {MAX_HANG_SECONDS} seconds; is {seconds:g}"
-    return found
+    return {**found, **duration("hang_timeout", spec)}
+
+
+def duration(field: Literal["hang_timeout", "checkpoint_interval"], spec: JobSpec) -> Violations:
+    """Checks a duration of a spec, if it is given."""
+    given = getattr(spec, field)
+    seconds = given.seconds + given.nanos / 1e9
+    sound = 0 <= given.nanos < 1_000_000_000 and MIN_SECONDS <= seconds <= MAX_SECONDS
+    if sound or not spec.HasField(field):
+        return {}
+    return {f"job.spec.{field}": f"must be {MIN_SECONDS} to {MAX_SECONDS} seconds; is {seconds:g}"}
 
 
 def ranges(spec: JobSpec, fields: Collection[str]) -> Violations:

@@ -31,6 +31,7 @@ def test_a_script_is_submitted_with_all_that_belongs_to_it(adjourn: Adjourn, pla
         "--arg", "text=a=b", "--include", str(script.parent / "nets.py"), "--checkpoint-epochs", "0",
         "--max-restarts", "1", "--label", "team=a", "--worker-selector", "zone=b",
         "--model-name", "cnn", "--dataset-uri", "s3://d", "--hang-timeout", "1.5m", "--hang-policy", "report",
+        "--checkpoint-steps", "500", "--checkpoint-interval", "10m",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "jobs/digits is queued: train:main, 20 epochs, with" in result.stdout
@@ -46,6 +47,7 @@ def test_a_script_is_submitted_with_all_that_belongs_to_it(adjourn: Adjourn, pla
     assert (spec.entry_point, spec.total_epochs, spec.gpu_count, spec.seed) == ("train:main", 20, 2, 7)
     assert (spec.checkpoint_epochs, spec.max_restarts, dict(spec.worker_selector)) == (0, 1, {"zone": "b"})
     assert (spec.hang_timeout.ToTimedelta(), spec.hang_policy) == (timedelta(seconds=90), JobSpec.REPORT)
+    assert (spec.checkpoint_steps, spec.checkpoint_interval.ToTimedelta()) == (500, timedelta(minutes=10))
     assert (spec.model_name, spec.dataset_uri, spec.bundle) == ("cnn", "s3://d", f"bundles/{len(packed):064x}")
 
 
@@ -65,7 +67,8 @@ def test_installed_code_needs_no_bundle(adjourn: Adjourn, plane: "Plane") -> Non
     assert adjourn("submit", "adjourn.examples.digits:main", "--epochs", "3").exit_code == 0
     spec = plane.jobs["jobs/made-up"].spec
     assert (spec.entry_point, spec.bundle) == ("adjourn.examples.digits:main", "")
-    chosen = {"seed", "checkpoint_epochs", "max_restarts", "hang_timeout", "hang_policy"}
+    chosen = {"seed", "checkpoint_epochs", "checkpoint_steps", "checkpoint_interval", "max_restarts"}
+    chosen |= {"hang_timeout", "hang_policy"}
     assert chosen.isdisjoint(field.name for field, _ in spec.ListFields())
 
 
@@ -87,6 +90,8 @@ def test_installed_code_needs_no_bundle(adjourn: Adjourn, plane: "Plane") -> Non
         (("m:f", "--seed", "99999999999999999999"), "--seed: 99999999999999999999 is out of range; the field has 64"),
         (("m:f", "--gpus", "2147483648"), "2147483648 is out of range; the field has 32 bits"),
         (("m:f", "--checkpoint-epochs", "-2147483649"), "out of range"),
+        (("m:f", "--checkpoint-steps", "2147483648"), "out of range"),
+        (("m:f", "--checkpoint-interval", "often"), "such as 90s"),
         (("m:f", "--max-restarts", "2147483648"), "out of range"),
         (("m:f", "--hang-timeout", "soon"), "such as 90s"),
         (("m:f", "--hang-timeout", "0"), "such as 90s"),

@@ -35,6 +35,8 @@ def test_everything_at_its_limit_is_accepted() -> None:
                 gpu_count=1024,
                 seed=0,
                 checkpoint_epochs=0,
+                checkpoint_steps=1_000_000_000,
+                checkpoint_interval=Duration(seconds=30 * 24 * 3600),
                 max_restarts=0,
                 model_name="m" * 1024,
                 worker_selector={"zone": "x"},
@@ -93,6 +95,8 @@ def test_a_malformed_bundle(bundle: str) -> None:
         ("gpu_count", -1),
         ("gpu_count", 1025),
         ("checkpoint_epochs", -1),
+        ("checkpoint_steps", -1),
+        ("checkpoint_steps", 1_000_000_001),
         ("max_restarts", -1),
         ("max_restarts", 1_000_001),
         ("seed", -1),
@@ -112,9 +116,10 @@ def test_every_number_of_the_spec_has_a_range() -> None:
 @pytest.mark.parametrize(
     ("seconds", "nanos"), [(0, 0), (0, 999_999_999), (-5, 0), (30 * 24 * 3600, 1), (5, -1), (5, 1_000_000_000)]
 )
-def test_a_hang_timeout_out_of_range(seconds: int, nanos: int) -> None:
-    timeout = Duration(seconds=seconds, nanos=nanos)
-    assert list(validation.create_job(request(hang_timeout=timeout))) == ["job.spec.hang_timeout"]
+@pytest.mark.parametrize("field", ["hang_timeout", "checkpoint_interval"])
+def test_a_duration_out_of_range(field: str, seconds: int, nanos: int) -> None:
+    given: Any = Duration(seconds=seconds, nanos=nanos)
+    assert list(validation.create_job(request(**{field: given}))) == [f"job.spec.{field}"]
 
 
 def test_what_is_to_become_of_training_that_hangs() -> None:
