@@ -420,6 +420,14 @@ def plain_generator(run: training.Run) -> None:
             course.step(inputs)
 
 
+def plain_stream(run: training.Run) -> None:
+    """Has an iterator over a plain DataLoader that nobody knows the length of."""
+    course = Course(run)
+    batches = iter(DataLoader(Lines(), batch_size=1))
+    for _ in run.epochs():
+        course.step(next(batches)[0].expand(4, 4))
+
+
 def persistent_workers(run: training.Run) -> None:
     course = Course(run)
     plain = DataLoader(data(), batch_size=4, shuffle=True, num_workers=1, persistent_workers=True)

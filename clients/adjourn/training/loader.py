@@ -191,6 +191,10 @@ class Loader:
         """Whether itertools.cycle iterates over it: that gives batches again of which the loader does not hear."""
         self._iterators: weakref.WeakSet[Pass] = weakref.WeakSet()
         self._content: list[str] | None = None
+        self._told: deque[Any] = deque([None])
+        """States of an iterable dataset as a worker tells them; the last one is that behind the newest batch."""
+        self._caught_up: Any = None
+        """The one of them that the dataset of this process has."""
         self.may_be_kept = False
         """Whether user code has accepted that an iterator goes on in a later epoch without being saved."""
 
@@ -299,6 +303,7 @@ class Loader:
     def _read(self, place: Place, record: Record) -> Iterator[Any]:
         """An iterable dataset is read by one worker at most: with more, their number would change what comes."""
         workers = min(self.num_workers, 1)
+        self.catch_up()
         first, state = record.taken, (record.restored or {}).get("state")
         reader = Reader(
             self.dataset,
@@ -311,6 +316,8 @@ class Loader:
         )
         states = deque([state, state], maxlen=2)
         """Before and behind the newest batch that was handed out."""
+        if workers:
+            self._told = states
 
         def details(taken: int) -> dict[str, Any]:
             if taken < record.taken:
@@ -321,6 +328,12 @@ class Loader:
         record.again = workers > 0 or not has_state(self.dataset)
         made = self._worked(place, reader, Batches(place, first, itertools.repeat(None)), workers)
         return until_end(made, states, partial(self._say_replayed, first) if first and state is None else None)
+
+    def catch_up(self) -> None:
+        """Has an iterable dataset know how far it was read by a worker: there it is a copy."""
+        if (state := self._told[-1]) is not None and state is not self._caught_up:
+            load_state(self.dataset, state)
+            self._caught_up = state
 
     def _say_replayed(self, batches: int, seconds: float) -> None:
         log_line(
@@ -377,9 +390,9 @@ def until_end(
         if replayed is not None:
             replayed(time.monotonic() - begin)
             replayed = None
+        states.append(state)
         if isinstance(batch, End):
             return
-        states.append(state)
         yield batch
 
 
@@ -459,6 +472,8 @@ class Loaders:
 
         `asked`: the pass whose next batch is asked for, amid an epoch.
         """
+        for loader in self._lasting:
+            loader.catch_up()
         return {
             "version": VERSION,
             "data": [loader.identity() for loader in self._lasting],

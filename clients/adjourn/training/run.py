@@ -51,10 +51,10 @@ class Run:
     def track(self, **objects: Any) -> None:
         """Makes objects part of every snapshot, and, in a resumed run, loads them from it now.
 
-        Each is a module, an optimizer, a random generator, anything with `state_dict` and `load_state_dict`, or a value
-        that is changed in place: dict, list, set, deque, array, tensor, dataclass (put numbers into a dict). Build
-        them all as in a new run, then track them, before the first epoch. Raises StateNotEncodable for a state that
-        cannot be stored exactly, StateMismatch if it is not the one that was saved.
+        Each is a module, a parameter, an optimizer, a random generator, anything with `state_dict` and
+        `load_state_dict`, or a value that is changed in place: dict, list, set, deque, array, tensor, dataclass (put
+        numbers into a dict). Build them all as in a new run, then track them, before the first epoch. Raises
+        StateNotEncodable for a state that cannot be stored exactly, StateMismatch if it is not the one that was saved.
 
         At the end of the first epoch a resume is rehearsed with copies of the objects. If that does not give the state
         that was saved, the run ends with STATE_NOT_RESTORABLE: no pause of it could be resumed.

@@ -303,8 +303,8 @@ class Session:
         self._loaders.open_epoch(self.tracker.epoch + 1)
         self._open = True
         self.tracker.begin_epoch(self._learning_rate())
-        if self.tracker.steps_per_epoch is None and self._loaders.first:
-            self.tracker.steps_per_epoch = self._loaders.first.length
+        if self.tracker.steps_per_epoch is None and (first := self._loaders.first) is not None:
+            self.tracker.steps_per_epoch = first.length
 
     def _end_epoch(self) -> None:
         self._open = False

@@ -153,6 +153,13 @@ def test_attributes_of_modules_that_changed_are_restored() -> None:
     assert "Record that changed in training" in remark
 
 
+def test_a_parameter_of_no_module_is_restored_in_place() -> None:
+    one, two = nn.Parameter(torch.ones(2)), nn.Parameter(torch.zeros(2))
+    one.requires_grad = False
+    component("two", two).load(there_and_back(component("one", one).state()))
+    assert (two.tolist(), two.requires_grad) == ([1, 1], False)
+
+
 def test_types_and_strides_of_parameters_are_restored() -> None:
     one, two = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
     tracked = component("one", one)

@@ -378,6 +378,34 @@ def test_iterable_datasets_go_on(
     assert (f"{after} batches of an iterable dataset were read again" in told.out + told.err) == (dataset is Counting)
 
 
+class Endless(Stateful):
+    """Goes on in each pass where the last one ended."""
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for _ in range(7):
+            self.place += 1
+            yield torch.tensor([self.place])
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_what_a_worker_reads_of_a_stream_is_known_to_the_next_pass_and_to_a_snapshot(workers: int) -> None:
+    loaders = Loaders(1)
+    options = OPTIONS | {"shuffle": False, "num_workers": workers}
+    made = loaders.add(**options | {"dataset": Endless()})
+    loaders.open_epoch(1)
+    assert indices(made) == [1, 2, 3, 4, 5, 6, 7]
+    broken_off = iter(made)
+    assert indices([next(broken_off)]) == [8, 9, 10]
+    assert loaders.state()["states"] == {"0": [{"place": 10}]}
+    assert indices([next(broken_off)]) == [11, 12, 13]
+    assert indices(made) == [14, 15, 16, 17, 18, 19, 20]
+    loaders.close_epoch()
+    resumed = Loaders(1, saved=loaders.state())
+    again = resumed.add(**options | {"dataset": Endless()})
+    resumed.open_epoch(2)
+    assert indices(again)[0] == 21
+
+
 def test_a_state_spares_reading_again() -> None:
     data = Stateful()
     _, resumed = cut(lambda loaders: loaders.add(**OPTIONS | {"dataset": data, "shuffle": False, "drop_last": True}), 4)

@@ -58,6 +58,7 @@ def test_iterators_in_generators_and_attributes_go_on(trainings: TrainingProcess
         ("drawing_dataset", "a numpy.random._generator.Generator in attribute generator of a silent.Drawing", 1),
         ("lazy_iterator", "made in epoch 1, is used in epoch 2", 1),
         ("plain_generator", "a torch._C.Generator in", 1),
+        ("plain_stream", "is still iterated over when the epoch ends", 1),
         ("persistent_workers", "keeps its workers", 1),
         ("parallel", "a torch.nn.parallel.data_parallel.DataParallel in variable wrapped", 1),
     ],

@@ -40,8 +40,8 @@ def component(name: str, subject: Any, parameters: Callable[[], Mapping[str, tor
     `parameters` returns those of the tracked modules, by name: an optimizer's groups are told by them.
     """
     match subject:
-        case nn.Module():
-            module = ModuleState(name, subject)
+        case nn.Module() | nn.Parameter():
+            module = ModuleState(name, subject if isinstance(subject, nn.Module) else nn.ParameterList([subject]))
             return Component(subject=subject, state=module.state, load=module.load, remarks=module.remarks)
         case Optimizer():
             optimizer = OptimizerState(subject, parameters)

@@ -330,8 +330,8 @@ def judged(seen: Seen, before: str | None, frames: list[Frame], *, search: bool)
             yield finding(seen, kind, frames if search else None, advice, certain=True)
     elif isinstance(subject, _BaseDataLoaderIter):
         advice = "is still iterated over when the epoch ends: a resumed run begins anew. Use run.loader"
-        used = before != seen.text and subject._num_yielded < len(subject)  # noqa: SLF001
-        if used and not isinstance(subject._dataset, Fetcher | Reader | Probes):  # noqa: SLF001
+        ours = isinstance(subject._dataset, Fetcher | Reader | Probes)  # noqa: SLF001
+        if not ours and before != seen.text and has_batches_left(subject):
             yield finding(seen, kind, frames if search else None, advice, certain=before is not None)
     elif changed or isinstance(subject, ALWAYS):
         name = variable_name(subject, frames) or "it"
@@ -343,6 +343,14 @@ def judged(seen: Seen, before: str | None, frames: list[Frame], *, search: bool)
     elif before is None and seen.text != EMPTY:
         advice = "was made in this epoch and is not tracked. If a later epoch uses it: make it before, and run.track it"
         yield finding(seen, kind, frames if search else None, advice, certain=False)
+
+
+def has_batches_left(iterator: Any) -> bool:
+    """Tells whether an iterator of a plain DataLoader may have batches left; of an unknown number, it may."""
+    try:
+        return int(iterator._num_yielded) < len(iterator)  # noqa: SLF001
+    except TypeError:
+        return True
 
 
 def finding(seen: Seen, kind: str, frames: list[Frame] | None, advice: str, *, certain: bool) -> Finding:

@@ -1,0 +1,60 @@
+"""Trains on a stream of records that is too long for an epoch: a shuffle buffer, and a place in the stream."""
+
+import random
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils import data
+
+RECORDS, PER_EPOCH = 500, 120
+
+
+def read(number):
+    """Stands for a read from disk."""
+    generator = torch.Generator().manual_seed(number)
+    inputs = torch.randn(6, generator=generator)
+    return inputs, (inputs[:3].sum() > inputs[3:].sum()).float()
+
+
+class Stream(data.IterableDataset):
+    def __init__(self, buffer_size=32, seed=0):
+        self.rng = random.Random(seed)
+        self.buffer_size = buffer_size
+        self.buffer = []
+        self.place = 0
+
+    def __iter__(self):
+        for _ in range(PER_EPOCH):
+            while len(self.buffer) < self.buffer_size:
+                self.buffer.append(self.place)
+                self.place = (self.place + 1) % RECORDS
+            chosen = self.rng.randrange(self.buffer_size)
+            self.buffer[chosen], self.buffer[-1] = self.buffer[-1], self.buffer[chosen]
+            yield read(self.buffer.pop())
+
+    def state_dict(self):
+        return {"buffer": list(self.buffer), "place": self.place, "rng": self.rng.getstate()}
+
+    def load_state_dict(self, state):
+        self.buffer, self.place = list(state["buffer"]), state["place"]
+        self.rng.setstate(state["rng"])
+
+
+def main(run):
+    torch.manual_seed(0)
+    loader = run.loader(Stream(), batch_size=10, num_workers=run.args["workers"])
+    model = nn.Sequential(nn.Linear(6, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+    scheduler = torch.optim.lr_scheduler.CyclicLR(optimizer, base_lr=0.02, max_lr=0.2, step_size_up=20)
+    run.track(model=model, optimizer=optimizer, scheduler=scheduler)
+
+    for epoch in run.epochs():
+        for inputs, labels in loader:
+            loss = F.binary_cross_entropy_with_logits(model(inputs)[:, 0], labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            run.step(loss)
+            scheduler.step()
+        print(f"epoch {epoch}: loss {loss.item():.4f}")
