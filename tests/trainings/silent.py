@@ -581,6 +581,36 @@ def caching_dataset(run: training.Run) -> None:
         course.epoch()
 
 
+class Aging(Dataset[tuple[torch.Tensor]]):
+    """Its samples are others the more were read of it, and the more it was told to fade."""
+
+    def __init__(self) -> None:
+        self.reads, self.fading = 0, 0.0
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor]:
+        self.reads += 1
+        return (torch.full((4,), index / self.reads - self.fading),)
+
+
+def aging_dataset(run: training.Run) -> None:
+    course = Course(run, Aging())
+    for _ in run.epochs():
+        course.epoch()
+
+
+def fading_dataset(run: training.Run) -> None:
+    """Changes its dataset while a loader reads it: workers would not hear of it."""
+    data = Aging()
+    course = Course(run, data)
+    for _ in run.epochs():
+        for (inputs,) in course.loader:
+            course.step(inputs)
+            data.fading += 0.1
+
+
 class Counter:
     """Has state that a module cannot save for it."""
 

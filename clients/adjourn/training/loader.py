@@ -34,13 +34,15 @@ from adjourn.training.fetching import (
 from adjourn.training.order import batches as batches_of
 from adjourn.training.order import in_sequence, shuffled
 from adjourn.training.positions import Positions, Record
-from adjourn.training.probes import PROBES, Probes
+from adjourn.training.probes import PROBES, Probe, Probes
+from adjourn.training.state.fields import Fields, Values
 from adjourn.training.state.generators import derived_seed
 
-VERSION: Final = 2
+VERSION: Final = 3
 """Of the order and of the random draws: another one would give a resumed run other batches."""
 Heard = Callable[[bool], None]
 """Told of each batch that is taken: False; and of the end of a pass: True."""
+DATASET: Final = "dataset"
 LOOKS: Final = 4
 """Ends of passes at which a loader looks for who iterates over it: that goes through all objects."""
 
@@ -191,6 +193,11 @@ class Loader:
         """Whether itertools.cycle iterates over it: that gives batches again of which the loader does not hear."""
         self._iterators: weakref.WeakSet[Pass] = weakref.WeakSet()
         self._content: list[str] | None = None
+        stateless = {} if self.reads_on else {kind: part for kind, part in self.parts.items() if not has_state(part)}
+        self.fields = Fields(stateless)
+        """What is saved of a dataset or sampler without a state_dict()."""
+        self._begun: Values = {}
+        """The fields as they were where the newest pass began."""
         self._told: deque[Any] = deque([None])
         """States of an iterable dataset as a worker tells them; the last one is that behind the newest batch."""
         self._caught_up: Any = None
@@ -205,6 +212,11 @@ class Loader:
         samples = len(self.dataset if self.sampler is None else self.sampler)
         size = self.batch_size or 1
         return samples // size if self.drop_last else -(-samples // size)
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What decides which samples come, by its name."""
+        return {DATASET: self.dataset, "sampler": self.sampler, "batch sampler": self.batch_sampler}
 
     @property
     def stateful(self) -> list[Any]:
@@ -246,6 +258,7 @@ class Loader:
 
     def pass_ended(self, iterator: Pass) -> None:
         """Hears of a pass that has no batches left."""
+        self.fields.doubt(place for place in self.fields.changed(self._begun) if place[0].startswith(DATASET))
         if self._looks < LOOKS:
             self._looks += 1
             self.cycled |= is_cycled(iterator)
@@ -256,9 +269,25 @@ class Loader:
         if record.over:
             return iter(())
         place: Place = (self._seed, self.name, record.epoch, record.number)
-        first = record.taken
         if self.reads_on:
             return self._read(place, record)
+        now, began = self.fields.state(), (record.restored or {}).get("fields")
+        if began is not None:
+            self.fields.load(began)
+        self._begun = self.fields.values()
+        made = self._made(place, record, self.fields.state())
+        if began is not None and record.epoch != self.positions.epoch:
+            self.fields.load(now)
+        return made
+
+    def _made(self, place: Place, record: Record, fields: Values) -> Iterator[Any]:
+        """`fields`: as they are where the pass begins."""
+
+        def details(_taken: int) -> dict[str, Any]:
+            return {"fields": fields} if fields or self.fields.state() else {}
+
+        first = record.taken
+        record.details = details
         batch_size = 1 if self.batch_size is None else self.batch_size
         sampler = self.sampler if self.batch_sampler is None else self.batch_sampler
         if sampler is not None:
@@ -268,7 +297,7 @@ class Loader:
             sampled = Sampled(place, sampler, batches, record.restored)
             if first:
                 sampled.skip(first, record.restored["digest"] if record.restored else None)
-            record.details = lambda taken: sampled.details(again=taken < record.taken)
+            record.details = lambda taken: details(taken) | sampled.details(again=taken < record.taken)
             return heard_of(self._fetched(place, first, sampled), sampled)
         samples = len(self.dataset)
         order = shuffled(samples, derived_seed("order", *place)) if self.shuffle else in_sequence
@@ -350,15 +379,18 @@ class Loader:
         if self._content is None:
             samples = 0 if self.reads_on or not hasattr(self.dataset, "__len__") else len(self.dataset)
             places = sorted({place * (samples - 1) // (PROBES - 1) for place in range(PROBES)}) if samples else []
-            probes = DataLoader(
-                Probes(self.dataset),
+            probes: Iterable[Probe] = DataLoader(
+                Probes(self.dataset, self.fields),
                 sampler=places,
                 batch_size=None,
                 collate_fn=as_it_is,
                 num_workers=min(self.num_workers, 1),
                 generator=torch.Generator(),
             )
-            self._content = list(probes)
+            self._content = []
+            for digest, changed in probes:
+                self._content.append(digest)
+                self.fields.doubt(changed)
         return self._content
 
     def identity(self) -> dict[str, Any]:
@@ -477,12 +509,19 @@ class Loaders:
         return {
             "version": VERSION,
             "data": [loader.identity() for loader in self._lasting],
+            "fields": {loader.name: state for loader in self._lasting if (state := loader.fields.state())},
             "states": {loader.name: [state_of(each) for each in loader.stateful] for loader in self._lasting},
             "positions": self.positions.state(asked),
         }
 
     def check(self, saved: Mapping[str, Any]) -> None:
-        """Raises StateMismatch if a loader's data is as much as was saved, but other data."""
+        """Puts back the fields of datasets and samplers.
+
+        Raises StateMismatch if a loader's data is as much as was saved, but other data.
+        """
+        for loader in self._lasting:
+            loader.content()  # of samples as they are in a new run
+            loader.fields.load(saved["fields"].get(loader.name, {}))
         here_all: Sequence[Mapping[str, Any]] = [loader.identity() for loader in self._lasting]
         for number, (here, there) in enumerate(zip(here_all, saved["data"], strict=False)):
             pairs = list(zip(here["content"], there["content"], strict=False))

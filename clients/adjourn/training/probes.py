@@ -2,11 +2,12 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import Dataset
 
+from adjourn.training.state.fields import Fields
 from adjourn.training.state.generators import derived_seed, seeded
 
 PROBES = 8
@@ -16,13 +17,25 @@ PROBE_BYTES = 1 << 20
 PROBE_DEPTH = 6
 
 
-class Probes(Dataset[str]):
-    """Digests of samples; random draws within them are always the same."""
+class Probe(NamedTuple):
+    digest: str
+    changed: list[tuple[str, str]]
+    """Which of the dataset's fields reading this sample changed: owner and attribute."""
 
-    def __init__(self, dataset: Dataset[Any]) -> None:
+
+class Probes(Dataset[Probe]):
+    """Samples, each as a digest; random draws within them are always the same."""
+
+    def __init__(self, dataset: Dataset[Any], fields: Fields) -> None:
         self._dataset = dataset
+        self._fields = fields
 
-    def __getitem__(self, index: int) -> str:
+    def __getitem__(self, index: int) -> Probe:
+        before = self._fields.values()
+        digest = self._digest(index)
+        return Probe(digest, self._fields.changed(before))
+
+    def _digest(self, index: int) -> str:
         with seeded(derived_seed("probe", index)):
             try:
                 sample = self._dataset[index]

@@ -79,10 +79,11 @@ class Run:
         As `torch.utils.data.DataLoader`; `random`, `numpy.random` and `torch` are seeded for each batch while its
         samples are fetched, and put back afterwards. The number of workers changes nothing.
 
-        A sampler's random draws, and those of generators that it has as attributes, depend on seed and epoch too. What
-        else it depends on must be set by `set_epoch`, or be in its `state_dict()`, which is saved with the loader. An
-        iterable dataset is read by one worker at most. With `state_dict()` and `load_state_dict()` a resumed run goes
-        on amid a pass at once; without them it reads again what came before.
+        A sampler's random draws, and those of generators that it has as attributes, depend on seed and epoch too. Its
+        `state_dict()` is saved with the loader. Of a sampler without one, and of a dataset, attributes are saved that
+        are numbers, texts or short containers of such: what `set_epoch` sets, or a difficulty. An iterable dataset is
+        read by one worker at most. With `state_dict()` and `load_state_dict()` a resumed run goes on amid a pass at
+        once; without them it reads again what came before.
         """
         return self._session.add_loader(
             dataset=dataset,

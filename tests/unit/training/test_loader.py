@@ -544,7 +544,7 @@ def test_options_that_contradict_are_refused(options: dict[str, Any]) -> None:
         loader(**options)
 
 
-@pytest.mark.parametrize("saved", [[], {"version": 1}, {"version": 3}])
+@pytest.mark.parametrize("saved", [[], {"version": 2}, {"version": 4}])
 def test_states_of_other_versions_are_refused(saved: Any) -> None:
     with pytest.raises(training.StateMismatch, match="another version of Adjourn"):
         Loaders(1, saved=saved)

@@ -81,6 +81,8 @@ def test_parallel_modules_are_refused_when_they_are_tracked(trainings: TrainingP
         ("hidden", {}, "the value of variable state of hidden"),
         ("attribute", {}, "the value of attribute best of self in train"),
         ("caching_dataset", {}, "the value of attribute cache of the dataset of loader 0.dataset (silent.Caching)"),
+        ("aging_dataset", {}, "the value of attribute reads of the dataset of loader 0 (silent.Aging)"),
+        ("fading_dataset", {}, "the value of attribute fading of the dataset of loader 0 (silent.Aging)"),
         ("object_in_module", {}, "model.counter is a silent.Counter that changed in training"),
         ("shrunken_set", {}, "the order of this set comes from how it grew and shrank"),
         ("child_process", {}, "the process ForkPoolWorker-1: outlives the epoch"),

@@ -36,11 +36,10 @@ from adjourn.training.loader import Loader
 from adjourn.training.probes import Probes
 from adjourn.training.state.codec import Encoder
 from adjourn.training.state.components import Component, is_value
+from adjourn.training.state.fields import OPAQUE, SCALARS
 from adjourn.training.state.generators import GENERATORS, access
 from adjourn.training.state.modules import PARALLEL, attributes, objects, own_attributes, qualified
 from adjourn.training.state.variables import (
-    OPAQUE,
-    SCALARS,
     Comparison,
     Frame,
     Variable,
@@ -216,12 +215,13 @@ class Detector:
             id(part) for item in roots if isinstance(item, nn.Module) for part in item.modules() if part is not item
         }
         storages = tracked_storages(tracked)
-        comparison = Comparison(storages, hidden)
+        covered = {field for loader in loaders for field in loader.fields.covered()}
+        comparison = Comparison(storages, hidden, covered)
         return Look(
             objects={id(item): Seen(item, text_of(item, storages)) for item in roots if id(item) not in inner},
             variables={
                 variable.place: (variable, text)
-                for variable in variables(frames, self._code_directory, loaders, hidden)
+                for variable in variables(frames, self._code_directory, loaders, hidden, covered)
                 if not self._ignores_name(variable.name) and (text := comparison.text(variable.value)) is not None
             },
             frames=frames,
@@ -251,7 +251,9 @@ class Detector:
                 located += 1
                 yield finding
         for place, (variable, text) in look.variables.items():
-            if place in self._variables and self._variables[place][1] != text and not self._replaced(variable):
+            if variable.saved or place not in self._variables or self._variables[place][1] == text:
+                continue
+            if not self._replaced(variable):
                 yield Finding(what="the value of", where=place, advice=advice_on(variable), certain=False)
         children = multiprocessing.active_children()
         workers = {worker.pid for item in (gc.get_objects() if children else ()) for worker in workers_of(item)}

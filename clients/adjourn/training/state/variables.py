@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from adjourn.training.loader import Loader
+from adjourn.training.state.fields import OPAQUE, SCALARS, parts_of
 from adjourn.training.state.liveness import overwritten
 from adjourn.training.state.modules import qualified
 
@@ -38,10 +39,7 @@ REPORTING: Final = frozenset(
     }
 )
 """Packages whose objects show how a training goes, and do not decide it."""
-OPAQUE: Final = (type, ModuleType, FunctionType, MethodType, CodeType, FrameType, str, bytes, int, float, torch.Tensor)
-"""What is not looked into for objects that a tracked one reaches."""
 ASKING: Final = frozenset({"hasattr", "getattr", "__dict__", "vars"})
-SCALARS: Final = (bool, int, float, complex, str, type(None))
 CONTAINERS: Final = (dict, list, tuple, deque, set, frozenset)
 INSTALLED: Final = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 ITEM_LIMIT: Final = 1000
@@ -69,6 +67,8 @@ class Variable:
     value: Any
     overwritten: bool = False
     """It is assigned before it is read, from here on."""
+    saved: bool = False
+    """It is part of a loader's state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,11 +126,16 @@ def user_modules(frames: Iterable[Frame], code_directory: str) -> Iterator[tuple
 
 
 def variables(
-    frames: list[Frame], code_directory: str, loaders: Iterable[Loader], hidden: Container[int]
+    frames: list[Frame],
+    code_directory: str,
+    loaders: Iterable[Loader],
+    hidden: Container[int],
+    covered: Container[tuple[int, str]] = (),
 ) -> Iterator[Variable]:
     """Returns what user code may carry from one epoch to the next, without objects whose ids are `hidden`.
 
-    Local variables, variables of modules, attributes of objects in these, and of the loaders' datasets.
+    Local variables, variables of modules, attributes of objects in these, and of the loaders' datasets. `covered`:
+    attributes that are saved with a loader, each as the id of its owner and its name.
     """
     for frame in frames:
         unread = overwritten(frame.code, frame.last)
@@ -138,21 +143,32 @@ def variables(
             variable = Variable(
                 name=name, place=f"variable {name} of {frame.function}", value=value, overwritten=name in unread
             )
-            yield from below(variable, f"in {frame.function}", hidden, set())
+            yield from below(variable, f"in {frame.function}", hidden, covered, set())
     for module, scope in user_modules(frames, code_directory):
         for name in [name for name in scope if not name.startswith("__")]:
             variable = Variable(name=name, place=f"variable {name} of module {module}", value=scope[name])
-            yield from below(variable, f"in module {module}", hidden, set())
+            yield from below(variable, f"in module {module}", hidden, covered, set())
     for number, loader in enumerate(loaders):
-        parts = {"dataset": loader.dataset, "sampler": loader.sampler, "batch sampler": loader.batch_sampler}
-        for kind, part in parts.items():
-            for place, item in datasets(part, f"the {kind} of loader {number}"):
+        for kind, part in loader.parts.items():
+            for place, item in parts_of(part, f"the {kind} of loader {number}"):
                 if id(item) not in hidden:
                     for field, value in list(vars(item).items()):
-                        yield Variable(name=field, place=f"attribute {field} of {place}", value=value)
+                        yield Variable(
+                            name=field,
+                            place=f"attribute {field} of {place} ({qualified(type(item))})",
+                            value=value,
+                            saved=(id(item), field) in covered,
+                        )
 
 
-def below(variable: Variable, where: str, hidden: Container[int], seen: set[int], depth: int = 3) -> Iterator[Variable]:
+def below(
+    variable: Variable,
+    where: str,
+    hidden: Container[int],
+    covered: Container[tuple[int, str]],
+    seen: set[int],
+    depth: int = 3,
+) -> Iterator[Variable]:
     """Returns a variable; in place of an object of user code its attributes, and so on."""
     value = variable.value
     if id(value) in hidden or id(value) in seen:
@@ -163,16 +179,13 @@ def below(variable: Variable, where: str, hidden: Container[int], seen: set[int]
     seen.add(id(value))
     for field, item in fields_of(value).items():
         name = f"{variable.name}.{field}"
-        attribute = Variable(name=name, place=f"attribute {field} of {variable.name} {where}", value=item)
-        yield from below(attribute, where, hidden, seen, depth - 1)
-
-
-def datasets(dataset: Any, place: str, depth: int = 3) -> Iterator[tuple[str, Any]]:
-    """Returns a dataset, and objects that it is made of."""
-    if depth and hasattr(dataset, "__dict__") and not isinstance(dataset, (*OPAQUE, nn.Module)):
-        yield f"{place} ({qualified(type(dataset))})", dataset
-        for name, value in list(vars(dataset).items()):
-            yield from datasets(value, f"{place}.{name}", depth - 1)
+        attribute = Variable(
+            name=name,
+            place=f"attribute {field} of {variable.name} {where}",
+            value=item,
+            saved=(id(value), field) in covered,
+        )
+        yield from below(attribute, where, hidden, covered, seen, depth - 1)
 
 
 def is_users(value: Any) -> bool:
@@ -217,9 +230,12 @@ def is_code(item: Any) -> bool:
 class Comparison:
     """Texts of values at one look. What is tracked, and what is not known, does not count."""
 
-    def __init__(self, storages: Container[int], hidden: Container[int]) -> None:
+    def __init__(
+        self, storages: Container[int], hidden: Container[int], covered: Container[tuple[int, str]] = ()
+    ) -> None:
         self._storages = storages
         self._hidden = hidden
+        self._covered = covered
         self._bytes = BYTES_LIMIT
         self._sums: dict[int, tuple[Any, int]] = {}
         """Of large tensors and arrays, which many variables may have; each kept alive."""
@@ -287,7 +303,9 @@ class Comparison:
             return carried_by(value) if is_of_user_code(value) else []
         if issubclass(kind, Iterator) and kind.__module__ in ("builtins", "itertools"):
             return self._place_of(value)
-        return list(fields_of(value).items()) if is_users(value) else []
+        if not is_users(value):
+            return []
+        return [(name, item) for name, item in fields_of(value).items() if (id(value), name) not in self._covered]
 
     def _place_of(self, iterator: Any) -> list[Any]:
         """Returns what tells how far an iterator has come."""
