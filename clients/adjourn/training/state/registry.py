@@ -59,13 +59,20 @@ class State:
         self.remarks = list(dict.fromkeys([*self.unproven, *self.suspected, *remarks]))
         return trees, encoder.blobs
 
-    def digests(self) -> dict[str, str]:
-        """Returns the digest of each component as it is now, as `snapshots.component_digests` of a snapshot of it."""
+    def digests(self, wanted: Callable[[str], bool] = lambda _: True) -> dict[str, str]:
+        """Returns the digest of components as they are now, as `snapshots.component_digests` of a snapshot of them.
+
+        `wanted` tells of a name whether its digest is.
+        """
         trees, blobs = self.encode()
-        return {name: component_digest(tree, lambda blob: blobs[blob].chunks()) for name, tree in trees.items()}
+        return {
+            name: component_digest(tree, lambda blob: blobs[blob].chunks())
+            for name, tree in trees.items()
+            if wanted(name)
+        }
 
     def complete(self) -> None:
-        """Ends the restore, just before the first batch: nothing may draw a random number in between.
+        """Ends the restore, just before the first epoch: nothing may draw a random number in between.
 
         Raises StateMismatch if something that was saved was not tracked.
         """
@@ -77,15 +84,30 @@ class State:
         if self._additions > 1:  # what was tracked later may have been built upon, and changed, what was loaded
             self._load(self.tracked)
         self.unproven = list(self._restored.remarks)
-        restore_numerics(self._restored.value(NUMERICS))
-        for name in self._restored.components:
-            if name.startswith("random."):
-                restore_generator(name, self._restored.value(name))
+        self._put_switches(self._restored)
 
-    def compare(self, expected: Mapping[str, str]) -> None:
-        """Raises RestoreDiverged, unless the digest of every component is the expected one."""
-        found = self.digests()
-        different = [name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)]
+    def put_back(self) -> None:
+        """Restores everything once more: code that was executed meanwhile has changed nothing. Raises StateMismatch."""
+        if self._restored is not None:
+            self._load(self.tracked)
+            self._put_switches(self._restored)
+
+    def _put_switches(self, restored: SnapshotReader) -> None:
+        restore_numerics(restored.value(NUMERICS))
+        for name in restored.components:
+            if name.startswith("random."):
+                restore_generator(name, restored.value(name))
+
+    def restored(self) -> None:
+        """Lets go of what is restored."""
+        self._restored = None
+
+    def compare(self, expected: Mapping[str, str], wanted: Callable[[str], bool] = lambda _: True) -> None:
+        """Raises RestoreDiverged, unless the digest of every component that is `wanted` is the expected one."""
+        found = self.digests(wanted)
+        different = [
+            name for name in found.keys() | expected.keys() if wanted(name) and found.get(name) != expected.get(name)
+        ]
         if different:
             raise RestoreDiverged(different)
 
