@@ -1,0 +1,85 @@
+"""Runs a training of the zoo in a training process, as its arguments say: asks for a pause, or tracks too little."""
+
+import functools
+import importlib
+import json
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+
+from adjourn import training
+from adjourn.desired_state import DesiredState
+from adjourn.shared_files import Control
+from adjourn.snapshots import component_digest
+from adjourn.training.state.codec import Encoder
+from adjourn.training.state.components import component
+from adjourn.v1.agent_service_pb2 import Assignment
+from adjourn.v1.job_pb2 import PauseMode
+
+Ports = dict[str, Callable[[str, Any], bool]]
+
+PORTS: Ports = {
+    "ported": lambda _, __: True,
+    "naive": lambda name, subject: (
+        isinstance(subject, torch.optim.Optimizer | LRScheduler)
+        or (isinstance(subject, torch.nn.Module) and name.startswith(("model", "net")))
+    ),
+    "nothing": lambda _, __: False,
+}
+"""What of that which the ported form tracks gets through to Adjourn."""
+
+
+def form(run: training.Run, name: str) -> ModuleType:
+    return importlib.import_module(f"zoo.{run.args['training']}.{name}")
+
+
+def plain(run: training.Run) -> None:
+    """Trains without Adjourn."""
+    form(run, "plain").main(SimpleNamespace(epochs=run.args["epochs"], workers=run.args["workers"]))
+
+
+def main(run: training.Run) -> None:
+    """Trains with Adjourn; writes how all stands in the end that the ported form tracks, tracked or not."""
+    training.Run.step = functools.partialmethod(asking, training.Run.step)  # type: ignore[assignment]
+    subjects: dict[str, Any] = {}
+    training.Run.track = functools.partialmethod(  # type: ignore[assignment]
+        tracking, training.Run.track, PORTS[run.args["port"]], subjects
+    )
+    if run.args["port"] != "ported":
+        training.Run.ignore = lambda *_, **__: None  # type: ignore[method-assign]
+    form(run, "ported").main(run)
+    Path("../end").write_text(json.dumps({name: digest(name, subject) for name, subject in subjects.items()}))
+
+
+def asking(run: training.Run, step: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    """Takes a step, then asks for the pause that is due, as the agent does."""
+    step(run, *args, **kwargs)
+    if run.epoch + 1 == run.args.get("pause_in"):
+        ask(PauseMode.EPOCH)
+
+
+def ask(mode: PauseMode.ValueType) -> None:
+    with closing(Control(Path.cwd().parent / "control")) as control:
+        control.write(DesiredState(generation=1, target=Assignment.PAUSE, mode=mode))
+
+
+def tracking(
+    run: training.Run,
+    track: Callable[..., None],
+    gets_through: Callable[[str, Any], bool],
+    subjects: dict[str, Any],
+    **objects: Any,
+) -> None:
+    subjects |= objects
+    track(run, **{name: subject for name, subject in objects.items() if gets_through(name, subject)})
+
+
+def digest(name: str, subject: Any) -> str:
+    encoder = Encoder()
+    tree = encoder.encode(component(name, subject).state(), (name,))
+    return component_digest(tree, lambda blob: encoder.blobs[blob].chunks())
