@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -79,6 +80,15 @@ def looks_at_all(asked: Asked) -> None:
         read(locals(), total)
 
 
+def has_a_method_of_that_name(asked: Asked, model: Any = None) -> None:
+    total = 0.0
+    for _ in asked:
+        total = 1.0
+        if model:
+            model.eval()
+        read(total)
+
+
 def unpacks(asked: Asked) -> None:
     one, other = 1, 2
     for _ in asked:
@@ -102,6 +112,7 @@ def is_read_after_the_loop(asked: Asked) -> str:
         (is_used_within, set(), {"total"}),
         (is_deleted, set(), {"total"}),
         (looks_at_all, set(), {"total"}),
+        (has_a_method_of_that_name, {"total", "_"}, set()),
         (unpacks, {"other"}, set()),
         (is_read_after_the_loop, set(), {"name"}),
     ],

@@ -7,6 +7,8 @@ from typing import Final
 
 UNSEEN: Final = frozenset({"locals", "vars", "eval", "exec", "dir"})
 """Functions that read variables without naming them in the bytecode."""
+CALLED_BY_NAME: Final = frozenset({"LOAD_GLOBAL", "LOAD_NAME"})
+"""Instructions that find a function; `model.eval()` is an attribute."""
 ENDS: Final = frozenset({"RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAISE", "JUMP_FORWARD", "JUMP_BACKWARD"})
 """Instructions after which the next one is not reached; a jump goes on at its target only."""
 ENDS_TOO: Final = frozenset({"JUMP_BACKWARD_NO_INTERRUPT", "INTERPRETER_EXIT"})
@@ -18,9 +20,9 @@ def overwritten(code: CodeType, last: int) -> frozenset[str]:
     `last` is the offset of the instruction that made the call (`f_lasti`). Variables that inner functions use are never
     among them.
     """
-    if UNSEEN & set(code.co_names):
-        return frozenset()
     instructions = list(dis.get_instructions(code))
+    if any(each.opname in CALLED_BY_NAME and each.argval in UNSEEN for each in instructions):
+        return frozenset()
     position = {instruction.offset: index for index, instruction in enumerate(instructions)}
     if last not in position:
         return frozenset()
