@@ -3,8 +3,11 @@
 A worker matches a job if it carries the job's labels and has as many GPUs (or a CPU slot), free or not. A job that goes
 on from a checkpoint also needs the checkpoint's environment; with `allow_inexact` an equal one is preferred only.
 
-A GPU job goes to the worker that it leaves the fewest free GPUs: whole machines stay free for jobs of many GPUs. A job
-without a GPU goes to the worker with the most free slots. Ties go by name, so that two replicas decide alike.
+A job that goes on from a checkpoint returns to the worker where it left off (`home`), among those that suit it
+equally: its snapshot may still be there. Any other job goes where it serves the fleet best. A GPU job goes to the one
+that it leaves the fewest free GPUs: whole machines stay free for jobs of many GPUs. For the same reason it does not
+return to a machine whose GPUs are all free to take some of them, if it need not break up one. A job without a GPU goes
+to the worker with the most free slots. Ties go by name, so that two replicas decide alike.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,12 +38,24 @@ class Needs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Home:
+    """The worker where a job left off, with its newest checkpoint."""
+
+    worker: str
+    instance: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
     """What a worker has to spare."""
 
     worker: str
+    instance: str = ""
+    """`Worker.instance`."""
     gpus: tuple[tuple[str, str], ...] = ()
     """UUID and model of each free GPU, in the order of their index."""
+    whole: bool = False
+    """All its GPUs are free."""
     cpu_slots: int = 0
 
     @property
@@ -79,6 +94,15 @@ def needs(record: JobRecord) -> Needs:
     )
 
 
+def home(record: JobRecord) -> Home | None:
+    """Returns where a job left off; None if it was somewhere else since, or failed there: another may do better."""
+    checkpoint, attempt = record.checkpoint, record.token.attempt
+    left_off = checkpoint.name and checkpoint.attempt == attempt and record.job.failure.attempt != attempt
+    if not left_off or not record.last_instance:
+        return None
+    return Home(worker=record.last_worker, instance=record.last_instance)
+
+
 def capacity(worker: Worker, allocation: Allocation, unconfirmed: Sequence[Unconfirmed] = ()) -> Capacity:
     """Returns what is free on a worker.
 
@@ -96,7 +120,13 @@ def capacity(worker: Worker, allocation: Allocation, unconfirmed: Sequence[Uncon
     )
     slots = worker.cpu_slots - sum(1 for record in busy if not record.job.spec.gpu_count)
     slots -= sum(1 for entry in left_behind if not entry.device_uuids and is_of(entry, worker.name, worker.instance))
-    return Capacity(worker=worker.name, gpus=free, cpu_slots=max(slots, 0))
+    return Capacity(
+        worker=worker.name,
+        instance=worker.instance,
+        gpus=free,
+        whole=len(free) == usable_gpus(worker),
+        cpu_slots=max(slots, 0),
+    )
 
 
 def match(wanted: Needs, workers: Sequence[Worker]) -> Match:
@@ -151,8 +181,13 @@ def differences(environment: Mapping[str, str], worker: Worker, names: Sequence[
     return f"no worker has the environment of its checkpoint; on {worker.name}, which is nearest: {listed}"
 
 
-def choose(wanted: Needs, suited: Match, free: Mapping[str, Capacity]) -> Binding | None:
-    """Returns where a job goes; None if no worker that suits it has room. `free`: the workers that have any room."""
+def choose(
+    wanted: Needs, suited: Match, free: Mapping[str, Capacity], returns_to: Home | None = None
+) -> Binding | None:
+    """Returns where a job goes; None if no worker that suits it has room.
+
+    `free`: the workers that have any room. `returns_to`: where the job left off.
+    """
     for names, exact in ((suited.equal, True), (suited.inexact, False)):
         found = [
             (capacity, devices)
@@ -160,7 +195,11 @@ def choose(wanted: Needs, suited: Match, free: Mapping[str, Capacity]) -> Bindin
             if (devices := devices_for(wanted, capacity := free[name], exact=exact)) is not None
         ]
         if found:
-            best, uuids = min(found, key=lambda each: rank(wanted, each[0]))
+            spared = not all(breaks_up(wanted, capacity) for capacity, _ in found)
+            back = [
+                each for each in found if is_at(each[0], returns_to) and not (spared and breaks_up(wanted, each[0]))
+            ]
+            best, uuids = min(back or found, key=lambda each: rank(wanted, each[0]))
             return Binding(worker=best.worker, device_uuids=uuids)
     return None
 
@@ -168,6 +207,15 @@ def choose(wanted: Needs, suited: Match, free: Mapping[str, Capacity]) -> Bindin
 def rank(wanted: Needs, offered: Capacity) -> tuple[int, str]:
     """Orders the workers that have room, the best first."""
     return (len(offered.gpus) if wanted.gpu_count else -offered.cpu_slots), offered.worker
+
+
+def is_at(offered: Capacity, home: Home | None) -> bool:
+    return home is not None and (offered.worker, offered.instance) == (home.worker, home.instance)
+
+
+def breaks_up(wanted: Needs, offered: Capacity) -> bool:
+    """Returns whether a machine whose GPUs are all free would have only some of them left."""
+    return bool(wanted.gpu_count) and offered.whole and len(offered.gpus) > wanted.gpu_count
 
 
 def devices_for(wanted: Needs, offered: Capacity, *, exact: bool) -> tuple[str, ...] | None:

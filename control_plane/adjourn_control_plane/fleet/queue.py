@@ -13,7 +13,7 @@ from itertools import islice
 
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.job_pb2 import Condition
-from adjourn_control_plane.fleet.placement import Needs, needs
+from adjourn_control_plane.fleet.placement import Home, Needs, home, needs
 from adjourn_control_plane.job.retries import delay, ready_time
 from adjourn_control_plane.store.interface import JobName
 
@@ -24,6 +24,8 @@ class Waiting:
 
     number: int
     needs: Needs
+    home: Home | None
+    """Where it left off. It decides nothing but which of the workers that have room is taken."""
     due: datetime
     """When it may be placed (UTC), by its record."""
     expected: datetime
@@ -66,9 +68,9 @@ class Queue:
         condition = next((each for each in record.job.conditions if each.type == Condition.UNPLACED), Condition())
         wanted = needs(record)
         wanted = self.known.setdefault(wanted, wanted)
-        due = ready_time(record)
+        due, left_off = ready_time(record), home(record)
         old = self.waiting.get(job)
-        if old and (old.number, old.needs, old.due) == (record.number, wanted, due):
+        if old and (old.number, old.needs, old.home, old.due) == (record.number, wanted, left_off, due):
             self.explained(job, condition.reason)
             return False
         self.remove(job)
@@ -76,6 +78,7 @@ class Queue:
         new = self.waiting[job] = Waiting(
             number=record.number,
             needs=wanted,
+            home=left_off,
             due=due,
             expected=now + wait,
             ready=clock + wait.total_seconds(),

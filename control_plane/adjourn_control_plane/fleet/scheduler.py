@@ -198,7 +198,8 @@ class Scheduler:
             oldest = self.queue.oldest(needs)
             if oldest is None:
                 continue
-            binding = placement.choose(needs, await self.match(needs), free)
+            returns_to = self.queue.waiting[oldest[1]].home
+            binding = placement.choose(needs, await self.match(needs), free, returns_to)
             if binding is None:
                 continue
             await self.bind(oldest[1], binding)
@@ -256,7 +257,11 @@ class Scheduler:
     async def bind(self, job: JobName, binding: Binding) -> None:
         """Gives a job to a worker, unless somebody else was first."""
         event = Placed(
-            actor=ACTOR, worker=binding.worker, device_uuids=binding.device_uuids, nonce=secrets.token_hex(16)
+            actor=ACTOR,
+            worker=binding.worker,
+            device_uuids=binding.device_uuids,
+            nonce=secrets.token_hex(16),
+            instance=self.rooms[binding.worker].worker.instance,
         )
         try:
             await self.updater.apply(job, event, allocation=self.rooms[binding.worker].allocation)

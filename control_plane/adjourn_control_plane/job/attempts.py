@@ -30,7 +30,7 @@ from adjourn_control_plane.job.transition import WORKER_CONDITIONS, Transition
 def placed(transition: Transition, event: Placed) -> None:
     record, job = transition.record, transition.job
     token = FencingToken(attempt=record.token.attempt + 1, nonce=event.nonce, job_uid=job.uid)
-    transition.assign(token, event.worker, event.device_uuids)
+    transition.assign(token, event.worker, event.device_uuids, event.instance)
     record.ClearField("lost_attempt")
     record.generation, record.observed_generation, record.applied_report = 0, 0, 0
     record.restored_checkpoint = record.checkpoint.name

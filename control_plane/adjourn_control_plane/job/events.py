@@ -23,6 +23,8 @@ class Placed(Event):
     worker: str
     device_uuids: tuple[str, ...]
     nonce: str
+    instance: str = ""
+    """`Worker.instance` of the worker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -249,7 +249,8 @@ def adopted(transition: Transition, event: Adopted) -> None:
     releases.drop(transition, event.token, message)
     saving = record.target == Assignment.PAUSE
     transition.unassign()
-    transition.assign(event.token, event.worker, event.device_uuids)
+    instance = "" if later else record.last_instance
+    transition.assign(event.token, event.worker, event.device_uuids, instance)
     record.released = event.released
     record.generation = max(record.generation, event.generation)
     record.observed_generation = event.generation

@@ -94,9 +94,10 @@ class Transition:
         self.record.target = target
         self.record.generation += 1
 
-    def assign(self, token: FencingToken, worker: str, device_uuids: Sequence[str]) -> None:
-        """Gives the job to a worker, with devices of its own, under a fencing token."""
+    def assign(self, token: FencingToken, worker: str, device_uuids: Sequence[str], instance: str = "") -> None:
+        """Gives the job to a worker, with devices of its own, under a fencing token. `instance`: of the worker."""
         self.record.token.CopyFrom(token)
+        self.record.last_worker, self.record.last_instance = worker, instance
         self.job.attempt, self.job.worker, self.record.released = token.attempt, worker, False
         del self.record.device_uuids[:]
         self.record.device_uuids.extend(device_uuids)

@@ -6,7 +6,7 @@ from adjourn import reasons
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.job_pb2 import Condition, Job, JobSpec
 from adjourn.v1.worker_pb2 import Device, Worker
-from adjourn_control_plane.fleet.placement import Binding, Needs, capacity, choose, match, needs
+from adjourn_control_plane.fleet.placement import Binding, Home, Needs, capacity, choose, home, match, needs
 from adjourn_control_plane.store.interface import Allocation, Stored, WorkerName
 
 A, B, C = "workers/a", "workers/b", "workers/c"
@@ -176,3 +176,91 @@ def test_a_full_disk_on_every_worker_that_could_run_it_is_told() -> None:
         reasons.NO_SPACE,
         f"no worker that could run it has room on its disk: {A}, {B}",
     )
+
+
+AT_B = Home(worker=B, instance="b1")
+
+
+def returns(wanted: Needs, *workers: tuple[Worker, Allocation], to: Home | None = AT_B) -> str:
+    """Returns where a job goes that left off at `to`."""
+    free = {worker.name: capacity(worker, taken) for worker, taken in workers}
+    binding = choose(
+        wanted,
+        match(wanted, [worker for worker, _ in workers]),
+        {name: each for name, each in free.items() if each.free},
+        to,
+    )
+    return binding.worker if binding else ""
+
+
+def named(worker: Worker, instance: str) -> Worker:
+    worker.instance = instance
+    return worker
+
+
+def taken(worker: str, count: int) -> Allocation:
+    return busy(*[((f"{worker}-{number}",), False) for number in range(count)])
+
+
+def test_a_job_returns_to_where_it_left_off_if_there_is_room() -> None:
+    larger, left_off = machine(A, cpu_slots=9), named(machine(B, cpu_slots=2), "b1")
+    assert returns(Needs(), (larger, busy()), (left_off, busy()), to=None) == A
+    assert returns(Needs(), (larger, busy()), (left_off, busy())) == B
+    assert returns(Needs(), (larger, busy()), (left_off, busy(((), False), ((), False)))) == A, "no slot is free there"
+
+
+def test_a_worker_of_another_instance_is_not_where_it_left_off() -> None:
+    successor = named(machine(B, cpu_slots=2), "b2")
+    assert returns(Needs(), (machine(A, cpu_slots=9), busy()), (successor, busy())) == A
+
+
+def test_an_equal_environment_comes_before_where_it_left_off() -> None:
+    equal = machine(A, cpu_slots=1, environment={"cpu": "Xeon", "torch": "2.13.0"})
+    upgraded = named(machine(B, cpu_slots=9, environment={"cpu": "Xeon", "torch": "2.14.0"}), "b1")
+    wanted = Needs(environment=CPU, allow_inexact=True)
+    assert returns(wanted, (equal, busy()), (upgraded, busy())) == A
+    assert returns(wanted, (upgraded, busy())) == B
+
+
+@pytest.mark.parametrize(
+    ("wanted", "free_at_a", "free_at_b", "where"),
+    [
+        (2, 2, 5, B),
+        (2, 2, 8, A),  # which leaves B whole
+        (2, 8, 8, B),  # one of them has to be broken up
+        (8, 8, 8, B),
+        (2, 2, 1, A),
+        (1, 0, 8, B),
+    ],
+)
+def test_a_gpu_job_returns_unless_that_breaks_up_a_machine_for_nothing(
+    wanted: int, free_at_a: int, free_at_b: int, where: str
+) -> None:
+    a, b = machine(A, gpus=8), named(machine(B, gpus=8), "b1")
+    assert returns(Needs(gpu_count=wanted), (a, taken(A, 8 - free_at_a)), (b, taken(B, 8 - free_at_b))) == where
+
+
+def test_a_quarantined_gpu_counts_for_no_machine() -> None:
+    a, b = machine(A, gpus=8), named(machine(B, gpus=3, quarantined=(2,)), "b1")
+    assert returns(Needs(gpu_count=1), (a, taken(A, 7)), (b, busy())) == A, "the two that are left are all of B"
+    assert returns(Needs(gpu_count=2), (a, taken(A, 6)), (b, busy())) == B
+
+
+def left_off(*, checkpoint: int = 3, instance: str = "b1", failed: int = 0) -> JobRecord:
+    record = JobRecord(last_worker=B, last_instance=instance)
+    record.token.attempt = 3
+    if checkpoint:
+        record.checkpoint.name, record.checkpoint.attempt = f"jobs/j/checkpoints/{checkpoint}-0-1", checkpoint
+    if failed:
+        record.job.failure.attempt = failed
+    return record
+
+
+def test_a_job_left_off_where_its_last_attempt_made_its_checkpoint_and_did_not_fail() -> None:
+    assert home(left_off()) == AT_B
+    assert home(left_off(failed=2)) == AT_B
+    assert home(left_off(failed=3)) is None
+    assert home(left_off(checkpoint=2)) is None
+    assert home(left_off(checkpoint=0)) is None
+    assert home(left_off(instance="")) is None
+    assert home(JobRecord()) is None

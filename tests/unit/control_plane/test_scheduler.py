@@ -9,12 +9,13 @@ import pytest
 
 from adjourn import errors, reasons
 from adjourn.v1.agent_service_pb2 import AssignmentStatus, Exit, Report
+from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import EPOCH, Condition, Failure, Job, Pause, Progress
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.aio import end
 from adjourn_control_plane.fleet import placement
 from adjourn_control_plane.fleet import scheduler as scheduling
-from adjourn_control_plane.job.events import Observed, PauseRequested
+from adjourn_control_plane.job.events import Observed, PauseRequested, ResumeRequested
 from adjourn_control_plane.job.updater import Call
 from adjourn_control_plane.store.interface import Allocation, Change, JobName, Session, Stored, WorkerName
 from tests.harness.controllers import Controllers
@@ -120,6 +121,34 @@ async def test_a_released_slot_is_given_away_while_the_checkpoint_is_uploaded(
     await plane.updater.report(Report(sequence=1, job=first, token=token, pause=released), A)
     await plane.scheduler.place()
     assert await plane.where(first, second) == [A, A]
+
+
+async def test_a_paused_job_returns_to_the_instance_of_a_worker_where_it_left_off(plane: Controllers) -> None:
+    job = await plane.create("j", total_epochs=5)
+    await plane.worker(B, cpu_slots=1, instance="b1")
+    await plane.scheduler.place()
+    await plane.worker(A, cpu_slots=9, instance="a1")
+
+    async def pauses(worker: str, epoch: int) -> None:
+        await plane.updater.request(job, PauseRequested(actor="ann", mode=EPOCH, reason=""), Call())
+        token = (await plane.record(job)).token
+        name = f"{job}/checkpoints/{epoch}"
+        saved = Checkpoint(name=name, attempt=token.attempt, epoch=epoch, environment={"torch": "2.13.0"})
+        await plane.updater.report(Report(sequence=1, job=job, token=token, checkpoint=saved), worker)
+        rested = Exit(phase=AssignmentStatus.PAUSED, checkpoint=name)
+        await plane.updater.report(Report(sequence=2, job=job, token=token, exit=rested), worker)
+
+    async def resumed() -> list[str]:
+        await plane.updater.request(job, ResumeRequested(actor="ann", allow_inexact=True), Call())
+        await plane.scheduler.place()
+        return await plane.where(job)
+
+    await pauses(B, 1)
+    assert await resumed() == [B]
+    await pauses(B, 2)
+    await plane.loses(B)
+    await plane.worker(B, cpu_slots=1, instance="b2")
+    assert await resumed() == [A], "another machine has the name of B"
 
 
 async def test_the_loops_run_until_cancelled_and_placement_follows_hints(plane: Controllers) -> None:

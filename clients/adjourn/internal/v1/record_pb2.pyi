@@ -58,6 +58,8 @@ class JobRecord(_message.Message):
     FURTHEST_EPOCH_FIELD_NUMBER: _builtins.int
     PINNED_CHECKPOINTS_FIELD_NUMBER: _builtins.int
     BEST_CHECKPOINT_FIELD_NUMBER: _builtins.int
+    LAST_WORKER_FIELD_NUMBER: _builtins.int
+    LAST_INSTANCE_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Order of creation, from 1, over all jobs; the queue's order."""
     revision: _builtins.int
@@ -90,6 +92,10 @@ class JobRecord(_message.Message):
     """The furthest epoch that was ever durable. Those that are done again, after a checkpoint turned out damaged, renew
     no budget.
     """
+    last_worker: _builtins.str
+    """Worker of the attempt of `token`, `workers/{worker}`, also after the attempt has left it."""
+    last_instance: _builtins.str
+    """`Worker.instance` of that worker; empty: not known."""
     @_builtins.property
     def job(self) -> _job_pb2.Job:
         """What callers see. `etag` is filled in when shown."""
@@ -170,10 +176,12 @@ class JobRecord(_message.Message):
         furthest_epoch: _builtins.int = ...,
         pinned_checkpoints: _abc.Iterable[_builtins.str] | None = ...,
         best_checkpoint: _checkpoint_pb2.Checkpoint | None = ...,
+        last_worker: _builtins.str = ...,
+        last_instance: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["best_checkpoint", b"best_checkpoint", "checkpoint", b"checkpoint", "epoch_duration", b"epoch_duration", "job", b"job", "lost_attempt", b"lost_attempt", "past_failure", b"past_failure", "pause_release_time", b"pause_release_time", "resumption", b"resumption", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_inexact", b"allow_inexact", "applied_report", b"applied_report", "began", b"began", "best_checkpoint", b"best_checkpoint", "checkpoint", b"checkpoint", "device_uuids", b"device_uuids", "epoch_duration", b"epoch_duration", "epochs_since_restart", b"epochs_since_restart", "event_sequence", b"event_sequence", "furthest_epoch", b"furthest_epoch", "generation", b"generation", "job", b"job", "lost_attempt", b"lost_attempt", "number", b"number", "observed_generation", b"observed_generation", "past_failure", b"past_failure", "pause_mode", b"pause_mode", "pause_release_time", b"pause_release_time", "pinned_checkpoints", b"pinned_checkpoints", "released", b"released", "restored_checkpoint", b"restored_checkpoint", "resumption", b"resumption", "revision", b"revision", "target", b"target", "timed_epochs", b"timed_epochs", "token", b"token", "unconfirmed_releases", b"unconfirmed_releases"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_inexact", b"allow_inexact", "applied_report", b"applied_report", "began", b"began", "best_checkpoint", b"best_checkpoint", "checkpoint", b"checkpoint", "device_uuids", b"device_uuids", "epoch_duration", b"epoch_duration", "epochs_since_restart", b"epochs_since_restart", "event_sequence", b"event_sequence", "furthest_epoch", b"furthest_epoch", "generation", b"generation", "job", b"job", "last_instance", b"last_instance", "last_worker", b"last_worker", "lost_attempt", b"lost_attempt", "number", b"number", "observed_generation", b"observed_generation", "past_failure", b"past_failure", "pause_mode", b"pause_mode", "pause_release_time", b"pause_release_time", "pinned_checkpoints", b"pinned_checkpoints", "released", b"released", "restored_checkpoint", b"restored_checkpoint", "resumption", b"resumption", "revision", b"revision", "target", b"target", "timed_epochs", b"timed_epochs", "token", b"token", "unconfirmed_releases", b"unconfirmed_releases"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
