@@ -179,12 +179,6 @@ class JobNotPausableError(PreconditionError):
     reason = "JOB_NOT_PAUSABLE"
 
 
-class PauseModeUnsupportedError(PreconditionError):
-    """This version cannot pause in the requested mode; `metadata` has `mode` and `supported_modes`."""
-
-    reason = "PAUSE_MODE_UNSUPPORTED"
-
-
 class JobNotPausedError(PreconditionError):
     """The job is not paused, so there is nothing to resume."""
 
@@ -192,7 +186,7 @@ class JobNotPausedError(PreconditionError):
 
 
 class NoCheckpointError(PreconditionError):
-    """The job ended before it had a checkpoint to go on from."""
+    """The job has no checkpoint yet that it could go on from, or rest on."""
 
     reason = "NO_CHECKPOINT"
 

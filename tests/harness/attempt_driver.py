@@ -69,8 +69,13 @@ class AttemptDriver:
         exit_.time.FromDatetime(NOW + timedelta(seconds=99))
         return self(Ended(exit=exit_))
 
-    def order(self, target: Assignment.Target.ValueType, generation: int) -> Sequence[Effect]:
-        return self(AssignmentChanged(assignment=assigned(target, generation)))
+    def order(
+        self,
+        target: Assignment.Target.ValueType,
+        generation: int,
+        mode: PauseMode.ValueType = PauseMode.PAUSE_MODE_UNSPECIFIED,
+    ) -> Sequence[Effect]:
+        return self(AssignmentChanged(assignment=assigned(target, generation, mode)))
 
     @property
     def phase(self) -> AssignmentStatus.Phase.ValueType:
@@ -112,8 +117,15 @@ def pausing(*, persist: bool = False) -> AttemptDriver:
     return machine
 
 
-def assigned(target: Assignment.Target.ValueType = RUN, generation: int = 1, **fields: Any) -> Assignment:
-    mode = PauseMode.EPOCH if target == PAUSE else PauseMode.PAUSE_MODE_UNSPECIFIED
+def assigned(
+    target: Assignment.Target.ValueType = RUN,
+    generation: int = 1,
+    mode: PauseMode.ValueType = PauseMode.PAUSE_MODE_UNSPECIFIED,
+    **fields: Any,
+) -> Assignment:
+    """`mode`: of a pause; left out: EPOCH."""
+    if target == PAUSE:
+        mode = mode or PauseMode.EPOCH
     return Assignment(job=JOB, token=TOKEN, generation=generation, target=target, pause_mode=mode, **fields)
 
 

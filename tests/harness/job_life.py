@@ -10,7 +10,7 @@ from adjourn import reasons
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.agent_service_pb2 import AssignmentStatus, FencingToken
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.job_pb2 import PAUSE_MODE_UNSPECIFIED, Failure, Hold, Job, JobSpec, Pause, Progress
+from adjourn.v1.job_pb2 import PAUSE_MODE_UNSPECIFIED, Failure, Hold, Job, JobSpec, Pause, PauseMode, Progress
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn_control_plane.job import machine
@@ -53,6 +53,14 @@ def checkpoint(epoch: int, *, seconds_per_epoch: float = 10) -> Checkpoint:
     """Returns the checkpoint after an epoch of 100 steps."""
     made = Checkpoint(name=checkpoint_name(epoch), epoch=epoch, step=100 * epoch)
     made.active_duration.FromTimedelta(timedelta(seconds=seconds_per_epoch * epoch))
+    return made
+
+
+def checkpoint_at(step: int) -> Checkpoint:
+    """Returns a checkpoint amid an epoch of 100 steps, each 0.1 s long."""
+    epoch, epoch_step = divmod(step, 100)
+    made = Checkpoint(name=f"{NAME}/checkpoints/step-{step}", epoch=epoch, step=step, epoch_step=epoch_step)
+    made.active_duration.FromTimedelta(timedelta(seconds=step / 10))
     return made
 
 
@@ -122,6 +130,10 @@ class Life:
         self.tell(EpochEnded(actor=self.worker, metrics=metrics)).at(100 * epoch)
         return self.tell(Registered(actor=self.worker, checkpoint=checkpoint(epoch)))
 
+    def saved_at(self, step: int) -> Self:
+        """A checkpoint amid an epoch is registered."""
+        return self.at(step).tell(Registered(actor=self.worker, checkpoint=checkpoint_at(step)))
+
     def running(self, epochs: int = 0) -> Self:
         """The job is placed and takes its first step, and then `epochs` epochs more than it has."""
         self.placed().acknowledged().began()
@@ -135,6 +147,12 @@ class Life:
         pause = Pause()
         for field in (pause.boundary_time, pause.snapshot_time, pause.release_time):
             field.FromDatetime(self.now)
+        return self.tell(PausePhase(actor=self.worker, pause=pause))
+
+    def left(self) -> Self:
+        """The process was killed, and its GPUs are free."""
+        pause = Pause()
+        pause.release_time.FromDatetime(self.now)
         return self.tell(PausePhase(actor=self.worker, pause=pause))
 
     def took_a_step(self) -> Self:
@@ -170,18 +188,18 @@ class Life:
         token = entry.token if entry else self.record.token
         return self.tell(ReleaseConfirmed(actor=A, token=token))
 
-    def pause(self, reason: str = "") -> Self:
-        return self.tell(PauseRequested(actor="bob", mode=PAUSE_MODE_UNSPECIFIED, reason=reason))
+    def pause(self, reason: str = "", *, mode: PauseMode.ValueType = PAUSE_MODE_UNSPECIFIED) -> Self:
+        return self.tell(PauseRequested(actor="bob", mode=mode, reason=reason))
 
     def resume(self, *, allow_inexact: bool = False) -> Self:
         return self.tell(ResumeRequested(actor="eve", allow_inexact=allow_inexact))
 
-    def cancel(self, *, save_checkpoint: bool = False) -> Self:
-        return self.tell(CancelRequested(actor="bob", reason="", save_checkpoint=save_checkpoint))
+    def cancel(self, *, save_checkpoint: bool = False, mode: PauseMode.ValueType = PAUSE_MODE_UNSPECIFIED) -> Self:
+        return self.tell(CancelRequested(actor="bob", reason="", save_checkpoint=save_checkpoint, mode=mode))
 
-    def held_by(self, kind: Hold.Kind.ValueType) -> Self:
+    def held_by(self, kind: Hold.Kind.ValueType, *, mode: PauseMode.ValueType = PAUSE_MODE_UNSPECIFIED) -> Self:
         """Somebody else holds the job too."""
-        return self.tell(PauseRequested(actor="ops", mode=PAUSE_MODE_UNSPECIFIED, reason="", kind=kind))
+        return self.tell(PauseRequested(actor="ops", mode=mode, reason="", kind=kind))
 
     def let_go_by(self, kind: Hold.Kind.ValueType) -> Self:
         return self.tell(ResumeRequested(actor="ops", kind=kind))

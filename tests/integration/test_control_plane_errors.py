@@ -135,15 +135,14 @@ async def test_what_does_not_exist_is_not_found_everywhere(plane: Replica) -> No
         await plane.checkpoints.GetCheckpoint(checkpoint_pb.GetCheckpointRequest(name="jobs/no/checkpoints/1"))
 
 
-async def test_a_pause_in_a_mode_that_is_not_supported_is_refused_not_downgraded(plane: Replica) -> None:
+async def test_a_mode_that_nobody_knows_or_that_saves_nothing_is_refused(plane: Replica) -> None:
     await plane.jobs.CreateJob(creation(name="j"))
-    for mode in (STEP, LATEST):
-        with refused(errors.PauseModeUnsupportedError) as caught:
-            await plane.jobs.PauseJob(pb.PauseJobRequest(name="jobs/j", mode=mode))
-        assert caught.error.metadata["supported_modes"] == "EPOCH"
     with refused(errors.InvalidRequestError) as unknown:
         await plane.jobs.PauseJob(pb.PauseJobRequest(name="jobs/j", mode=17))  # type: ignore[arg-type]
     assert "is 17" in unknown.error.message
+    for mode, saves in ((LATEST, True), (STEP, False)):
+        with refused(errors.InvalidRequestError):
+            await plane.jobs.CancelJob(pb.CancelJobRequest(name="jobs/j", mode=mode, save_checkpoint=saves))
     assert (await plane.jobs.GetJob(pb.GetJobRequest(name="jobs/j"))).state == Job.QUEUED
 
 

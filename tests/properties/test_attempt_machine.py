@@ -16,8 +16,9 @@ from adjourn.internal.v1.trainer_pb2 import (
     TrainingBegan,
     TrainingEvent,
 )
-from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
+from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, Exit
 from adjourn.v1.checkpoint_pb2 import Checkpoint
+from adjourn.v1.job_pb2 import EPOCH, LATEST, PAUSE_MODE_UNSPECIFIED, STEP, PauseMode
 from adjourn_worker.attempt import events, machine
 from adjourn_worker.attempt.transition import OVER
 from tests.harness.attempt_driver import (
@@ -32,12 +33,18 @@ from tests.harness.attempt_driver import (
     epoch,
     failure,
     finished,
-    order,
     paused,
     progress,
 )
 
-TARGETS = st.sampled_from([RUN] * 5 + [PAUSE] * 5 + [STOP])
+Order = tuple[Assignment.Target.ValueType, PauseMode.ValueType]
+ORDERS = st.sampled_from(
+    [(RUN, PAUSE_MODE_UNSPECIFIED)] * 5
+    + [(PAUSE, EPOCH)] * 3
+    + [(PAUSE, STEP)] * 2
+    + [(PAUSE, LATEST)]
+    + [(STOP, PAUSE_MODE_UNSPECIFIED)]
+)
 REGULAR_SLOTS = 2
 SAID = ["epoch"] * 6 + ["began", "snapshot_failed", "paused", "finished", "failed"]
 """By training, and how often."""
@@ -61,6 +68,10 @@ class World(RuleBasedStateMachine):
         """Sequence of the snapshot in each taken slot."""
         self.given_back: Counter[int] = Counter()
         self.sequence = 0
+        self.read: set[int] = set()
+        """Snapshots that the agent knows of."""
+        self.unsaved: set[int] = set()
+        """Those that could not be made durable, once at least."""
         self.final = False
         self.written: list[TrainingEvent] = []
         self.dying = False
@@ -69,11 +80,12 @@ class World(RuleBasedStateMachine):
         """The agent dies between the launch and the journal."""
 
     @initialize(
-        wanted=TARGETS, restored=st.booleans(), launched=st.sampled_from([True, True, True, False]), gpus=st.booleans()
+        wanted=ORDERS, restored=st.booleans(), launched=st.sampled_from([True, True, True, False]), gpus=st.booleans()
     )
-    def begin(self, wanted: Assignment.Target.ValueType, restored: bool, launched: bool, gpus: bool) -> None:
+    def begin(self, wanted: Order, restored: bool, launched: bool, gpus: bool) -> None:
         restore = Checkpoint(name="c") if restored else None
-        self.machine = AttemptDriver(assigned(wanted, 5, restore=restore, device_uuids=["GPU-1"] if gpus else []))
+        target, mode = wanted
+        self.machine = AttemptDriver(assigned(target, 5, mode, restore=restore, device_uuids=["GPU-1"] if gpus else []))
         self.carry_out(self.machine.recover())
         if launched and not self.over:
             self.preparing = False
@@ -154,11 +166,12 @@ class World(RuleBasedStateMachine):
         if when == "now":
             self.die()
 
-    @rule(wanted=TARGETS, step=st.integers(-2, 3))
-    def ordered(self, wanted: Assignment.Target.ValueType, step: int) -> None:
+    @rule(wanted=ORDERS, step=st.integers(-2, 3))
+    def ordered(self, wanted: Order, step: int) -> None:
         before = self.held
         generation = before.status.observed_generation + step
-        self.feed(events.AssignmentChanged(assignment=assigned(wanted, generation)))
+        target, mode = wanted
+        self.feed(events.AssignmentChanged(assignment=assigned(target, generation, mode)))
         if step <= 0:
             assert self.held == before
 
@@ -182,6 +195,7 @@ class World(RuleBasedStateMachine):
         if how == "well":
             self.feed(events.Persisted(checkpoint=checkpoint(sequence)))
         else:
+            self.unsaved.add(sequence)
             self.feed(events.PersistFailed(failure=failure(), lost=how == "lost"))
 
     @precondition(lambda self: self.persisting)
@@ -201,7 +215,9 @@ class World(RuleBasedStateMachine):
         while self.alive and self.written and most:
             most -= 1
             self.machine.offset += 10
-            self.feed(events.EventRead(event=self.written.pop(0), offset=self.machine.offset))
+            written = self.written.pop(0)
+            self.read.add(written.snapshot.sequence)
+            self.feed(events.EventRead(event=written, offset=self.machine.offset))
         if self.alive and self.ended and not self.written:
             self.feed(events.Ended(exit=self.ended if self.seen else None))
 
@@ -319,9 +335,10 @@ class World(RuleBasedStateMachine):
         assert (self.persisting.sequence if self.persisting else 0) == next((s.sequence for s in held.snapshots), 0)
         assert len(held.snapshots) <= 2, "of those that wait only the newest is kept"
         if held.HasField("process") and self.ended is None:
-            target = held.assignment.target
-            assert target != STOP
-            assert self.control == order(target, held.assignment.generation)
+            given = held.assignment
+            assert given.target != STOP
+            assert not held.given_up, "it is killed at once, also by the next agent"
+            assert self.control == DesiredState(generation=given.generation, target=given.target, mode=given.pause_mode)
 
     @invariant()
     def slots_are_given_back_exactly_once(self) -> None:
@@ -335,8 +352,17 @@ class World(RuleBasedStateMachine):
     def a_rest_rests_on_its_own_snapshot(self) -> None:
         if self.held.status.phase in (AssignmentStatus.PAUSED, AssignmentStatus.SUCCEEDED):
             how = self.machine.exit
+            if self.held.given_up and self.held.final_event.WhichOneof("event") is None:
+                self.what_is_given_up_is_newer_than_all_that_was_saved(how)
+                return
             assert how.checkpoint == checkpoint(self.sequence).name
             assert [r.checkpoint.name for r in self.machine.reports if r.HasField("checkpoint")][-1] == how.checkpoint
+
+    def what_is_given_up_is_newer_than_all_that_was_saved(self, how: Exit) -> None:
+        told = [report.checkpoint.name for report in self.machine.reports if report.HasField("checkpoint")]
+        assert how.checkpoint == (told[-1] if told else "c"), "or it rests on what it began with"
+        saved = max(self.read - self.unsaved - {0}, default=0)
+        assert not saved or int(how.checkpoint.rpartition("-")[2]) >= saved
 
     def teardown(self) -> None:
         """Everything that is under way ends; then so has the assignment."""

@@ -131,10 +131,10 @@ async def test_a_watch_streams_states_and_goes_on_from_its_token(grpcurl: Grpcur
             ["google.rpc.BadRequest", '"field":"job.spec.entry_point"', '"field":"job.spec.total_epochs"'],
         ),
         (
-            "PauseJob",
-            {"name": "jobs/uninterrupted", "mode": "STEP"},
-            FAILED_PRECONDITION,
-            ['"reason":"PAUSE_MODE_UNSUPPORTED"'],
+            "CancelJob",
+            {"name": "jobs/uninterrupted", "mode": "LATEST", "save_checkpoint": True},
+            INVALID_ARGUMENT,
+            ["google.rpc.BadRequest", '"field":"mode"'],
         ),
     ],
 )

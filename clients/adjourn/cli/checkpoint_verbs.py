@@ -22,7 +22,9 @@ FORMATS: Final = ("safetensors", "torch")
 
 app = typer.Typer(help="Look at a job's checkpoints, say which to keep, take one elsewhere.", no_args_is_help=True)
 
-Which = Annotated[str, typer.Option("--checkpoint", metavar="WHICH", help="latest, an epoch, or a name from the list.")]
+Which = Annotated[
+    str, typer.Option("--checkpoint", metavar="WHICH", help="latest, an epoch (its end), or a name from the list.")
+]
 
 
 @app.command("list")
@@ -57,7 +59,7 @@ def pin(
     """Keep a checkpoint until it is unpinned or its job is deleted."""
     with connect(ctx) as client:
         found = client.pin_checkpoint(chosen(client, job, which).name, reason=reason)
-        output.say(f"{formatting.short(found.name)}, after epoch {found.epoch}, is pinned")
+        output.say(f"{formatting.short(found.name)}, {place(found)}, is pinned")
 
 
 @app.command("unpin")
@@ -67,7 +69,7 @@ def unpin(ctx: typer.Context, job: JobName, which: Which = LATEST) -> None:
         found = client.unpin_checkpoint(chosen(client, job, which).name)
         reasons = tables.kept_as(found)
         output.say(
-            f"{formatting.short(found.name)}, after epoch {found.epoch}, is not pinned"
+            f"{formatting.short(found.name)}, {place(found)}, is not pinned"
             + (f"; it is kept as {reasons}" if reasons else "")
         )
 
@@ -112,8 +114,8 @@ def export(
             raise typer.Exit(1) from None
     beside = f"; {left_out} values that are no tensors are left out" if left_out else ""
     output.say(
-        f"{file} has {component or 'the state'} of {formatting.short(checkpoint.name)}, after epoch {checkpoint.epoch},"
-        f" step {checkpoint.step}{beside}"
+        f"{file} has {component or 'the state'} of {formatting.short(checkpoint.name)}, {place(checkpoint)}, step"
+        f" {checkpoint.step}{beside}"
     )
 
 
@@ -125,9 +127,15 @@ def chosen(client: "Client", job: str, which: str) -> Checkpoint:
             raise NoCheckpointError(f"{found.name} has no checkpoint yet", job=found.name)
         return client.get_checkpoint(found.latest_checkpoint)
     for each in client.list_checkpoints(job):
-        if which in (str(each.epoch), each.name, formatting.short(each.name)):
+        epoch = "" if each.epoch_step else str(each.epoch)  # amid the next one it is not the epoch's
+        if which in (epoch, each.name, formatting.short(each.name)):
             return each
     raise NotFoundError(f"{job} has no checkpoint {which}; `adjourn checkpoint list` shows those that it has")
+
+
+def place(checkpoint: Checkpoint) -> str:
+    """Says after which epoch a checkpoint was taken, or within which."""
+    return f"within epoch {checkpoint.epoch + 1}" if checkpoint.epoch_step else f"after epoch {checkpoint.epoch}"
 
 
 class Meter:

@@ -10,7 +10,7 @@ import typer
 
 from adjourn.cli import arguments, formatting, output, tables
 from adjourn.cli.connection import connect
-from adjourn.cli.verbs import Yes, confirm
+from adjourn.cli.verbs import Mode, Yes, confirm
 from adjourn.v1.worker_pb2 import Worker
 
 if TYPE_CHECKING:
@@ -37,17 +37,21 @@ def hold(
     *,
     label: Label = None,
     all_jobs: All = False,
+    mode: Mode = "epoch",
     reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Hold many jobs: each pauses at its next boundary, and rests until `adjourn release`.
 
-    A job that its user paused too goes on when both have let go of it.
+    A job that its user paused too goes on when both have let go of it. With --mode latest a job without a checkpoint is
+    left as it is.
     """
-    labels = selection(jobs, label, all_jobs=all_jobs)
+    labels, boundary = selection(jobs, label, all_jobs=all_jobs), arguments.pause_mode(mode)
     with connect(ctx) as client:
-        found = client.hold_jobs(jobs or (), labels=labels, all_jobs=all_jobs, reason=reason, dry_run=dry_run)
+        found = client.hold_jobs(
+            jobs or (), labels=labels, all_jobs=all_jobs, mode=boundary, reason=reason, dry_run=dry_run
+        )
     if json:
         output.emit_all(found)
     else:

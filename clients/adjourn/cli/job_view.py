@@ -78,6 +78,7 @@ def run_rows(job: Job) -> Iterator[Row]:
         ("arguments", formatting.pairs(MessageToDict(spec.args))),
         ("seed", str(spec.seed) if spec.HasField("seed") else ""),
         ("needs", needs(spec)),
+        ("checkpoints", checkpoints(spec)),
         ("if it hangs", hangs(spec)),
         ("labels", formatting.pairs(job.labels)),
         ("worker", job.worker),
@@ -94,6 +95,18 @@ def needs(spec: JobSpec) -> str:
     """Returns what a worker must have to be given the job; empty if any will do."""
     parts = [f"{spec.gpu_count} GPU{'s' if spec.gpu_count > 1 else ''}"] if spec.gpu_count else []
     parts += [f"a worker with {formatting.pairs(spec.worker_selector)}"] if spec.worker_selector else []
+    return ", ".join(parts)
+
+
+def checkpoints(spec: JobSpec) -> str:
+    """Returns what is not the default of when checkpoints are made beside those of pauses."""
+    parts = []
+    if spec.HasField("checkpoint_epochs"):
+        parts.append(f"every {spec.checkpoint_epochs} epochs" if spec.checkpoint_epochs else "none at epochs")
+    if spec.checkpoint_steps:
+        parts.append(f"every {spec.checkpoint_steps} steps")
+    if spec.HasField("checkpoint_interval"):
+        parts.append(f"every {formatting.duration(spec.checkpoint_interval.ToTimedelta())}")
     return ", ".join(parts)
 
 
@@ -175,7 +188,8 @@ def pause_rows(pause: Pause) -> Iterator[Row]:
     if pause.checkpoint:
         yield "rests on", pause.checkpoint
     if pause.HasField("lost_duration"):
-        yield "work given up", formatting.duration(pause.lost_duration.ToTimedelta())
+        steps = f"{pause.lost_steps} steps, " if pause.lost_steps else ""
+        yield "work given up", steps + formatting.duration(pause.lost_duration.ToTimedelta())
     if pause.HasField("released_gpu_memory_bytes"):
         yield "GPU memory freed", formatting.size(pause.released_gpu_memory_bytes)
     if pause.saved_gpu_seconds:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from adjourn.cli import formatting
-from adjourn.v1.job_pb2 import Condition, Hold, Job, PauseMode
+from adjourn.v1.job_pb2 import Condition, Hold, Job, Pause, PauseMode, Progress
 
 
 def situation(job: Job, now: datetime) -> str:  # noqa: C901 - a case for each state
@@ -14,7 +14,8 @@ def situation(job: Job, now: datetime) -> str:  # noqa: C901 - a case for each s
     resumable = f"`adjourn resume {name}` goes on from its checkpoint" if job.latest_checkpoint else "no checkpoint"
     match job.state:
         case Job.QUEUED:
-            words = f"waits for a worker, to go on after epoch {epoch}" if epoch else "waits for a worker"
+            begun = epoch or job.progress.epoch_step
+            words = f"waits for a worker, to go on {position(job.progress)}" if begun else "waits for a worker"
             return words + troubles(job)
         case Job.STARTING:
             words = f"{worker} loads code, data and checkpoint" if epoch else f"{worker} loads code and data"
@@ -22,25 +23,41 @@ def situation(job: Job, now: datetime) -> str:  # noqa: C901 - a case for each s
         case Job.RUNNING:
             left = remaining(job)
             return f"trains on {worker}" + (f", {left}" if left else "") + troubles(job)
-        case Job.PAUSING if job.pause.HasField("boundary_time"):
+        case Job.PAUSING if job.pause.HasField("boundary_time") or job.pause.HasField("release_time"):
             share = f", {job.pause.persisted_fraction:.0%} done" if job.pause.HasField("persisted_fraction") else ""
             return f"has stopped; its checkpoint is being made durable{share}{troubles(job)}"
         case Job.PAUSING:
             return prediction(job, now) + troubles(job)
         case Job.PAUSED:
-            where = f"after epoch {epoch}" if epoch else "before its first epoch ended"
             unknown = any(each.type == Condition.RELEASE_UNCONFIRMED for each in job.conditions)
-            return f"rests {where}{'' if unknown else ', on no worker'}; {release(job)}{troubles(job)}"
+            where = position(job.progress) + ("" if unknown else ", on no worker")
+            return f"rests {where}{given_up(job.pause, 'gave')}; {release(job)}{troubles(job)}"
         case Job.CANCELLING:
             return "is being stopped for good"
         case Job.CANCELLED:
-            return f"was stopped after epoch {epoch}; {resumable}{troubles(job)}"
+            return f"was stopped {position(job.progress)}; {resumable}{troubles(job)}"
         case Job.SUCCEEDED:
             return f"trained to its end, {epoch} epochs{troubles(job)}"
         case Job.FAILED:
             return f"gave up ({formatting.printable(job.failure.reason)}); {resumable}{troubles(job)}"
         case _:
             return "is in a state that this version does not know"
+
+
+def position(progress: Progress) -> str:
+    """Says how far training has come, in epochs and steps."""
+    if progress.epoch_step:
+        of = f" of {progress.steps_per_epoch}" if progress.HasField("steps_per_epoch") else ""
+        return f"within epoch {progress.epoch + 1}, after {progress.epoch_step}{of} steps"
+    return f"after epoch {progress.epoch}" if progress.epoch else "before its first epoch ended"
+
+
+def given_up(pause: Pause, verb: str) -> str:
+    """Says what a pause costs, as a part of a sentence; empty if that is nothing."""
+    if not pause.lost_steps:
+        return ""
+    spent = formatting.duration(pause.lost_duration.ToTimedelta())
+    return f", {verb} up {pause.lost_steps} steps ({spent} of training)"
 
 
 def troubles(job: Job) -> str:
@@ -62,7 +79,8 @@ def release(job: Job) -> str:
     others = [hold for hold in job.holds if hold.kind != Hold.USER]
     if others:
         return "held by " + ", ".join(holder(hold) for hold in others)
-    return f"`adjourn resume {formatting.short(job.name)}` goes on with epoch {job.progress.epoch + 1}"
+    goes_on = "goes on there" if job.progress.epoch_step else f"goes on with epoch {job.progress.epoch + 1}"
+    return f"`adjourn resume {formatting.short(job.name)}` {goes_on}"
 
 
 def holder(hold: Hold) -> str:
@@ -79,8 +97,10 @@ def prediction(job: Job, now: datetime) -> str:
         if (epoch or progress.epoch + 1) >= job.spec.total_epochs:
             return "is in its last epoch: it will finish rather than pause"
         words = f"will pause after epoch {epoch}" if epoch else "will pause at the next epoch boundary"
+    elif pause.mode == PauseMode.STEP:
+        words = "will pause after the next step at which it can be cut"
     else:
-        words = "will pause after this step" if pause.mode == PauseMode.STEP else "will pause now"
+        return "is being stopped now" + (given_up(pause, "and gives") or "; nothing is given up, as far as is known")
     left = ahead(pause.request_time, pause.predicted_boundary_time, now)
     return words if left is None else f"{words}, in about {formatting.duration(left)}"
 

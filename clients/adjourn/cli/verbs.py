@@ -14,7 +14,7 @@ from adjourn.cli import arguments, formatting, output, phrases
 from adjourn.cli.connection import connect
 from adjourn.cli.watch import ENDED
 from adjourn.errors import DeadlineError, JobFinishedError
-from adjourn.v1.job_pb2 import Hold, Job, Pause
+from adjourn.v1.job_pb2 import Hold, Job, Pause, PauseMode
 
 if TYPE_CHECKING:
     from adjourn.client import Client
@@ -22,22 +22,28 @@ if TYPE_CHECKING:
 VERDICT_SECONDS: Final = 3.0
 
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="The job, `x` or `jobs/x`.", show_default=False)]
+Mode = Annotated[
+    str,
+    typer.Option(
+        metavar="MODE",
+        help="After the running epoch, the running step, or latest: now, giving up what no checkpoint has.",
+    ),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask. Without a terminal nothing is asked anyway.")]
 
 
 def pause(
     ctx: typer.Context,
     job: JobName,
-    mode: Annotated[
-        str, typer.Option(help="Where to interrupt: epoch. Modes step and latest are not supported yet.")
-    ] = "epoch",
+    mode: Mode = "epoch",
     reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
     *,
     wait: Annotated[bool, typer.Option("--wait", help="Return when it is paused.")] = False,
 ) -> None:
     """Pause a job at the next boundary: its worker is free, its state is kept, `adjourn resume` takes it up.
 
-    Asks nothing, for a resume takes it back.
+    Asks nothing, for a resume takes it back. A pause under way becomes earlier with another --mode, never later. With
+    --mode latest nothing takes back what is given up; the answer says how much that is.
     """
     boundary = arguments.pause_mode(mode)
     with connect(ctx) as client:
@@ -86,21 +92,29 @@ def cancel(
     save: Annotated[
         bool, typer.Option("--save", help="Save a last checkpoint at the next boundary, then stop.")
     ] = False,
+    mode: Annotated[
+        str, typer.Option(metavar="MODE", help="With --save: at the end of the running epoch or of the running step.")
+    ] = "epoch",
     yes: Yes = False,
 ) -> None:
     """Stop a job for good, now. Its newest checkpoint stays, so `adjourn resume` could still take it up from there.
 
     With --save it trains on to its next boundary, and loses nothing. A second cancel, without --save, stops it now.
     """
+    boundary = arguments.pause_mode(mode)
+    if not save and boundary != PauseMode.EPOCH:
+        arguments.wrong("--mode", "is for --save, and without it nothing is saved")
     with connect(ctx) as client:
         found = client.get_job(job)
         kept = "what it did since its newest checkpoint" if found.latest_checkpoint else "all it did"
         cost = "It saves a last checkpoint first." if save else f"It loses {kept}."
         confirm(f"Stop {formatting.short(found.name)} for good? {cost}", yes=yes or found.state in ENDED)
         under_way = found.state == Job.CANCELLING  # how, an earlier call has said: saving is not added later
-        found = client.cancel_job(found.name, save_checkpoint=save, reason=reason)
+        where = boundary if save else PauseMode.PAUSE_MODE_UNSPECIFIED
+        found = client.cancel_job(found.name, save_checkpoint=save, mode=where, reason=reason)
         saving = save and found.state == Job.CANCELLING and not under_way
-        output.say(sentence(found) + (", at its next boundary and with a last checkpoint" if saving else ""))
+        when = "after its running step" if boundary == PauseMode.STEP else "at its next boundary"
+        output.say(sentence(found) + (f", {when} and with a last checkpoint" if saving else ""))
 
 
 def update(
@@ -203,4 +217,5 @@ def resumption(client: "Client", job: Job) -> str:
     if not job.latest_checkpoint:
         return "starts from the beginning: it has no checkpoint yet"
     checkpoint = client.get_checkpoint(job.latest_checkpoint)
-    return f"resumes from epoch {checkpoint.epoch}, step {checkpoint.step}, as soon as a worker is free"
+    place = f"within epoch {checkpoint.epoch + 1}" if checkpoint.epoch_step else f"from epoch {checkpoint.epoch}"
+    return f"resumes {place}, step {checkpoint.step}, as soon as a worker is free"

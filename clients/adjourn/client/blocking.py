@@ -92,12 +92,13 @@ class Client:
         etag: str = "",
         request_id: str = "",
     ) -> Job:
-        """Asks for a pause at the next boundary of `mode`.
+        """Asks for a pause: after the running EPOCH, after the running STEP, or now, at the LATEST checkpoint.
 
-        `pause` of the answer has the predicted times and, if the worker could tell within a second, in `boundary_epoch`
-        the epoch at which training pauses for certain.
+        A pause under way becomes earlier if `mode` is, never later. `pause` of the answer has the predicted times; in
+        mode EPOCH, if the worker could tell within a second, `boundary_epoch`, where training pauses for certain; in
+        mode LATEST `lost_steps` and `lost_duration`, what is given up by what is known now.
 
-        Raises JobFinishedError, JobCancellingError, JobNotPausableError, PauseModeUnsupportedError.
+        Raises JobFinishedError, JobCancellingError, JobNotPausableError, and in mode LATEST NoCheckpointError.
         """
         request = requests.pause_job(name, mode=mode, reason=reason, etag=etag, request_id=request_id)
         return self._call(self._jobs.PauseJob, request)
@@ -115,16 +116,17 @@ class Client:
         name: str,
         *,
         save_checkpoint: bool = False,
+        mode: PauseMode.ValueType = PauseMode.PAUSE_MODE_UNSPECIFIED,
         reason: str = "",
         etag: str = "",
         request_id: str = "",
     ) -> Job:
         """Stops a job for good: now or, with `save_checkpoint`, at its next boundary, with a last checkpoint.
 
-        Raises JobFinishedError, JobNotPausableError.
+        `mode`: which boundary, EPOCH if it is left out, or STEP. Raises JobFinishedError, JobNotPausableError.
         """
         request = requests.cancel_job(
-            name, save_checkpoint=save_checkpoint, reason=reason, etag=etag, request_id=request_id
+            name, save_checkpoint=save_checkpoint, mode=mode, reason=reason, etag=etag, request_id=request_id
         )
         return self._call(self._jobs.CancelJob, request)
 
@@ -165,8 +167,8 @@ class Client:
     ) -> list[HoldOutcome]:
         """Adds the OPERATOR hold to the jobs that are named, that carry all labels, or that do both; or to all.
 
-        Returns what became of each, or with `dry_run` would become. Raises InvalidRequestError,
-        PauseModeUnsupportedError.
+        `mode` is that of `pause_job`. Returns what became of each, or with `dry_run` would become. Raises
+        InvalidRequestError.
         """
         request = requests.hold_jobs(names, labels=labels, all_jobs=all_jobs, mode=mode, reason=reason, dry_run=dry_run)
         return list((self._call(self._jobs.HoldJobs, request)).jobs)

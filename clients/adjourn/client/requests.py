@@ -89,10 +89,13 @@ def resume_job(name: str, *, allow_inexact: bool, etag: str, request_id: str) ->
     )
 
 
-def cancel_job(name: str, *, save_checkpoint: bool, reason: str, etag: str, request_id: str) -> CancelJobRequest:
+def cancel_job(
+    name: str, *, save_checkpoint: bool, mode: PauseMode.ValueType, reason: str, etag: str, request_id: str
+) -> CancelJobRequest:
     return CancelJobRequest(
         name=job_name(name),
         save_checkpoint=save_checkpoint,
+        mode=mode,
         reason=reason,
         etag=etag,
         request_id=request_id or fresh_id(),

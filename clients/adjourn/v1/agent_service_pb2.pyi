@@ -173,7 +173,9 @@ class Assignment(_message.Message):
         RUN: Assignment._Target.ValueType  # 1
         """Train."""
         PAUSE: Assignment._Target.ValueType  # 2
-        """Stop at the boundary of `pause_mode`, save, let go of the GPUs, make the checkpoint durable."""
+        """Stop at the boundary of `pause_mode`, save, let go of the GPUs, make the checkpoint durable. In mode LATEST: stop
+        now, let go of the GPUs, make durable what was saved. A worker that does not know a mode stops as in mode EPOCH.
+        """
         STOP: Assignment._Target.ValueType  # 3
         """Let go of the GPUs now, saving nothing."""
 
@@ -185,7 +187,9 @@ class Assignment(_message.Message):
     RUN: Assignment.Target.ValueType  # 1
     """Train."""
     PAUSE: Assignment.Target.ValueType  # 2
-    """Stop at the boundary of `pause_mode`, save, let go of the GPUs, make the checkpoint durable."""
+    """Stop at the boundary of `pause_mode`, save, let go of the GPUs, make the checkpoint durable. In mode LATEST: stop
+    now, let go of the GPUs, make durable what was saved. A worker that does not know a mode stops as in mode EPOCH.
+    """
     STOP: Assignment.Target.ValueType  # 3
     """Let go of the GPUs now, saving nothing."""
 
@@ -321,7 +325,7 @@ class AssignmentStatus(_message.Message):
     persisted_fraction: _builtins.float
     """Share of the checkpoint that is in object storage, 0 to 1, in PERSISTING."""
     pause_epoch: _builtins.int
-    """With target PAUSE: epochs completed at the boundary where training pauses, once that is certain, whatever it does
+    """With target PAUSE in mode EPOCH: epochs completed at the boundary where training pauses, once that is certain, whatever it does
     meanwhile. `spec.total_epochs`: there is no boundary left, the run ends first. Another is told if it ends sooner, or
     if the snapshot cannot be taken there. 0: not known.
     """
@@ -466,7 +470,8 @@ class Exit(_message.Message):
     phase: Global___AssignmentStatus.Phase.ValueType
     """Phase it ended in: PAUSED, STOPPED, SUCCEEDED or FAILED."""
     checkpoint: _builtins.str
-    """With PAUSED and SUCCEEDED: the registered checkpoint that it rests on, `jobs/{job}/checkpoints/{checkpoint}`. With a
+    """With PAUSED and SUCCEEDED: the registered checkpoint that it rests on, `jobs/{job}/checkpoints/{checkpoint}`; of an
+    attempt that was ended in mode LATEST, and had made none durable, the one that it began with. With a
     failure CHECKPOINT_CORRUPT: the one that is damaged.
     """
     @_builtins.property

@@ -146,6 +146,7 @@ class Checkpoint(_message.Message):
     ENVIRONMENT_FIELD_NUMBER: _builtins.int
     DAMAGE_FIELD_NUMBER: _builtins.int
     PART_COUNT_FIELD_NUMBER: _builtins.int
+    EPOCH_STEP_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `jobs/{job}/checkpoints/{checkpoint}`."""
     attempt: _builtins.int
@@ -153,7 +154,7 @@ class Checkpoint(_message.Message):
     epoch: _builtins.int
     """Epochs completed."""
     step: _builtins.int
-    """Steps completed."""
+    """Steps completed, over all epochs. Of two checkpoints of one epoch the one with more steps is the later."""
     uri: _builtins.str
     """Where the manifest is, `s3://bucket/key`."""
     manifest_digest: _builtins.str
@@ -170,6 +171,8 @@ class Checkpoint(_message.Message):
     """What the last restore found missing or damaged; empty: nothing is known to be."""
     part_count: _builtins.int
     """Objects that its bytes are in, beside the manifest, which lists them."""
+    epoch_step: _builtins.int
+    """Steps completed in the running epoch; 0: it was taken at the boundary of an epoch."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was registered."""
@@ -217,10 +220,11 @@ class Checkpoint(_message.Message):
         environment: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         damage: _builtins.str = ...,
         part_count: _builtins.int = ...,
+        epoch_step: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["active_duration", b"active_duration", "create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_duration", b"active_duration", "attempt", b"attempt", "component_digests", b"component_digests", "create_time", b"create_time", "damage", b"damage", "environment", b"environment", "epoch", b"epoch", "job_uid", b"job_uid", "manifest_digest", b"manifest_digest", "metrics", b"metrics", "name", b"name", "part_count", b"part_count", "retained_for", b"retained_for", "size_bytes", b"size_bytes", "state_digest", b"state_digest", "step", b"step", "uploaded_bytes", b"uploaded_bytes", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_duration", b"active_duration", "attempt", b"attempt", "component_digests", b"component_digests", "create_time", b"create_time", "damage", b"damage", "environment", b"environment", "epoch", b"epoch", "epoch_step", b"epoch_step", "job_uid", b"job_uid", "manifest_digest", b"manifest_digest", "metrics", b"metrics", "name", b"name", "part_count", b"part_count", "retained_for", b"retained_for", "size_bytes", b"size_bytes", "state_digest", b"state_digest", "step", b"step", "uploaded_bytes", b"uploaded_bytes", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -34,21 +34,31 @@ class _PauseModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PauseMode.V
     EPOCH: _PauseMode.ValueType  # 1
     """After the running epoch, its validation included."""
     STEP: _PauseMode.ValueType  # 2
-    """After the running optimizer step. Not supported yet: PAUSE_MODE_UNSUPPORTED."""
+    """After the running optimizer step, or after the running epoch where that comes first or training cannot be cut
+    amid an epoch.
+    """
     LATEST: _PauseMode.ValueType  # 3
-    """Now. Work since the latest checkpoint is given up. Not supported yet: PAUSE_MODE_UNSUPPORTED."""
+    """Now: the training process is killed, and work since the newest checkpoint is given up. What it has taken a snapshot
+    of is made a checkpoint first.
+    """
 
 class PauseMode(_PauseMode, metaclass=_PauseModeEnumTypeWrapper):
-    """Where training may be interrupted."""
+    """Where training may be interrupted. A pause under way becomes earlier if an earlier mode is asked for, from EPOCH to
+    STEP to LATEST, never later.
+    """
 
 PAUSE_MODE_UNSPECIFIED: PauseMode.ValueType  # 0
 """Same as EPOCH."""
 EPOCH: PauseMode.ValueType  # 1
 """After the running epoch, its validation included."""
 STEP: PauseMode.ValueType  # 2
-"""After the running optimizer step. Not supported yet: PAUSE_MODE_UNSUPPORTED."""
+"""After the running optimizer step, or after the running epoch where that comes first or training cannot be cut
+amid an epoch.
+"""
 LATEST: PauseMode.ValueType  # 3
-"""Now. Work since the latest checkpoint is given up. Not supported yet: PAUSE_MODE_UNSUPPORTED."""
+"""Now: the training process is killed, and work since the newest checkpoint is given up. What it has taken a snapshot
+of is made a checkpoint first.
+"""
 Global___PauseMode: _TypeAlias = PauseMode  # noqa: Y015
 
 @_typing.final
@@ -746,10 +756,11 @@ class Pause(_message.Message):
     PERSISTED_FRACTION_FIELD_NUMBER: _builtins.int
     FROM_INSTANCE_FIELD_NUMBER: _builtins.int
     BOUNDARY_EPOCH_FIELD_NUMBER: _builtins.int
+    LOST_STEPS_FIELD_NUMBER: _builtins.int
     cause: Global___Pause.Cause.ValueType
     """Why the job left its worker."""
     mode: Global___PauseMode.ValueType
-    """Where it was interrupted."""
+    """Where it is interrupted: the earliest mode that was asked for."""
     actor: _builtins.str
     """Identity of the caller, or the part of the system that asked."""
     reason: _builtins.str
@@ -757,9 +768,9 @@ class Pause(_message.Message):
     checkpoint: _builtins.str
     """`jobs/{job}/checkpoints/{checkpoint}` that the pause rests on."""
     epoch: _builtins.int
-    """Epochs completed at the boundary."""
+    """Epochs completed in that checkpoint."""
     step: _builtins.int
-    """Steps completed at the boundary."""
+    """Steps completed in that checkpoint."""
     released_gpu_memory_bytes: _builtins.int
     """Memory in use on the job's GPUs before, less after, the process left, in bytes; unset where NVML does not tell."""
     from_worker: _builtins.str
@@ -782,9 +793,11 @@ class Pause(_message.Message):
     """`Worker.instance` of `from_worker`, if that was out of reach as the job left it."""
     boundary_epoch: _builtins.int
     """Epochs completed at the boundary where training pauses, once its worker is certain of that; only while the job is
-    PAUSING. `spec.total_epochs`: training is past its last boundary, and finishes instead. Changes if the run ends
+    PAUSING in mode EPOCH. `spec.total_epochs`: training is past its last boundary, and finishes instead. Changes if the run ends
     sooner by itself, or if it cannot be saved at that boundary. 0: not known.
     """
+    lost_steps: _builtins.int
+    """Optimizer steps given up, with `lost_duration`."""
     @_builtins.property
     def request_time(self) -> _timestamp_pb2.Timestamp:
         """When it was asked for."""
@@ -825,7 +838,10 @@ class Pause(_message.Message):
 
     @_builtins.property
     def lost_duration(self) -> _duration_pb2.Duration:
-        """Training time given up with a lost worker, or with a checkpoint that turned out damaged."""
+        """Training time given up: in mode LATEST, with a lost worker, with training that failed or hung on its way, or with a
+        checkpoint that turned out damaged. While the job is PAUSING in mode LATEST: what that would be by the newest
+        checkpoint and progress then known; unset if training has stopped at its boundary already.
+        """
 
     @_builtins.property
     def usage(self) -> _usage_pb2.ResourceSample:
@@ -866,10 +882,11 @@ class Pause(_message.Message):
         persisted_fraction: _builtins.float | None = ...,
         from_instance: _builtins.str = ...,
         boundary_epoch: _builtins.int = ...,
+        lost_steps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_persisted_fraction", b"_persisted_fraction", "_released_gpu_memory_bytes", b"_released_gpu_memory_bytes", "boundary_time", b"boundary_time", "lost_duration", b"lost_duration", "pause_time", b"pause_time", "persisted_fraction", b"persisted_fraction", "predicted_boundary_time", b"predicted_boundary_time", "predicted_release_time", b"predicted_release_time", "release_time", b"release_time", "released_gpu_memory_bytes", b"released_gpu_memory_bytes", "request_time", b"request_time", "resume_request_time", b"resume_request_time", "resume_time", b"resume_time", "snapshot_time", b"snapshot_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_persisted_fraction", b"_persisted_fraction", "_released_gpu_memory_bytes", b"_released_gpu_memory_bytes", "actor", b"actor", "boundary_epoch", b"boundary_epoch", "boundary_time", b"boundary_time", "cause", b"cause", "checkpoint", b"checkpoint", "epoch", b"epoch", "from_instance", b"from_instance", "from_worker", b"from_worker", "lost_duration", b"lost_duration", "mode", b"mode", "note", b"note", "pause_time", b"pause_time", "persisted_fraction", b"persisted_fraction", "predicted_boundary_time", b"predicted_boundary_time", "predicted_release_time", b"predicted_release_time", "reason", b"reason", "release_time", b"release_time", "released_gpu_memory_bytes", b"released_gpu_memory_bytes", "request_time", b"request_time", "resume_request_time", b"resume_request_time", "resume_time", b"resume_time", "saved_gpu_seconds", b"saved_gpu_seconds", "snapshot_time", b"snapshot_time", "step", b"step", "to_worker", b"to_worker", "usage", b"usage", "verdict", b"verdict", "verdict_reasons", b"verdict_reasons"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_persisted_fraction", b"_persisted_fraction", "_released_gpu_memory_bytes", b"_released_gpu_memory_bytes", "actor", b"actor", "boundary_epoch", b"boundary_epoch", "boundary_time", b"boundary_time", "cause", b"cause", "checkpoint", b"checkpoint", "epoch", b"epoch", "from_instance", b"from_instance", "from_worker", b"from_worker", "lost_duration", b"lost_duration", "lost_steps", b"lost_steps", "mode", b"mode", "note", b"note", "pause_time", b"pause_time", "persisted_fraction", b"persisted_fraction", "predicted_boundary_time", b"predicted_boundary_time", "predicted_release_time", b"predicted_release_time", "reason", b"reason", "release_time", b"release_time", "released_gpu_memory_bytes", b"released_gpu_memory_bytes", "request_time", b"request_time", "resume_request_time", b"resume_request_time", "resume_time", b"resume_time", "saved_gpu_seconds", b"saved_gpu_seconds", "snapshot_time", b"snapshot_time", "step", b"step", "to_worker", b"to_worker", "usage", b"usage", "verdict", b"verdict", "verdict_reasons", b"verdict_reasons"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__persisted_fraction: _TypeAlias = _typing.Literal["persisted_fraction"]  # noqa: Y015
     _WhichOneofArgType__persisted_fraction: _TypeAlias = _typing.Literal["_persisted_fraction", b"_persisted_fraction"]  # noqa: Y015

@@ -211,7 +211,7 @@ class PauseJobRequest(_message.Message):
     name: _builtins.str
     """`jobs/{job}`."""
     mode: _job_pb2.PauseMode.ValueType
-    """Where to interrupt. What cannot be done is refused, never downgraded."""
+    """Where to interrupt."""
     reason: _builtins.str
     """Why, for the record."""
     etag: _builtins.str
@@ -280,6 +280,7 @@ class CancelJobRequest(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     SAVE_CHECKPOINT_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`jobs/{job}`."""
     reason: _builtins.str
@@ -290,6 +291,8 @@ class CancelJobRequest(_message.Message):
     """UUID; a retry with the same one returns the first answer, for a day."""
     save_checkpoint: _builtins.bool
     """Save a last checkpoint at the next boundary, then stop."""
+    mode: _job_pb2.PauseMode.ValueType
+    """With `save_checkpoint`: at which boundary, EPOCH or STEP. A second call may make it earlier, never later."""
     def __init__(
         self,
         *,
@@ -298,10 +301,11 @@ class CancelJobRequest(_message.Message):
         etag: _builtins.str = ...,
         request_id: _builtins.str = ...,
         save_checkpoint: _builtins.bool = ...,
+        mode: _job_pb2.PauseMode.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "reason", b"reason", "request_id", b"request_id", "save_checkpoint", b"save_checkpoint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "mode", b"mode", "name", b"name", "reason", b"reason", "request_id", b"request_id", "save_checkpoint", b"save_checkpoint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -342,7 +346,7 @@ class HoldJobsRequest(_message.Message):
     all: _builtins.bool
     """Every job; needed if neither labels nor names are given."""
     mode: _job_pb2.PauseMode.ValueType
-    """Where to interrupt those that train."""
+    """Where to interrupt those that train. In mode LATEST those without a checkpoint are left as they are."""
     reason: _builtins.str
     """Why, for the record."""
     dry_run: _builtins.bool

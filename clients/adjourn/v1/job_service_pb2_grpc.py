@@ -169,8 +169,11 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PauseJob(self, request, context):
-        """Adds the USER hold. The job comes back in PAUSED if it had not started, else in PAUSING with the predicted times, and
-        with `pause.boundary_epoch` if its worker can tell within a second at which epoch training pauses. FAILED_PRECONDITION: JOB_FINISHED, JOB_CANCELLING, JOB_NOT_PAUSABLE, PAUSE_MODE_UNSUPPORTED.
+        """Adds the USER hold. The job comes back in PAUSED if it had not started, else in PAUSING with the predicted times. In
+        mode EPOCH it has `pause.boundary_epoch` if its worker can tell within a second at which epoch training pauses; in
+        mode LATEST `pause.lost_steps` and `pause.lost_duration` say what would be given up. A job that is PAUSING already
+        pauses earlier if `mode` is earlier. FAILED_PRECONDITION: JOB_FINISHED, JOB_CANCELLING, JOB_NOT_PAUSABLE, and in mode
+        LATEST NO_CHECKPOINT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -186,8 +189,8 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelJob(self, request, context):
-        """Stops a job for good: now, giving up what is not saved; or with `save_checkpoint` at the next boundary, with a last
-        checkpoint. The second may become the first by another call, not the other way round. A job that no worker has is
+        """Stops a job for good: now, giving up what is not saved; or with `save_checkpoint` at the next boundary of `mode`, with
+        a last checkpoint. The second may become the first by another call, not the other way round. A job that no worker has is
         CANCELLED at once, with the checkpoint that it has. If its worker is lost on the way to the boundary, the job is
         CANCELLED with its newest checkpoint. FAILED_PRECONDITION: JOB_FINISHED, and with `save_checkpoint` JOB_NOT_PAUSABLE
         for a task without epochs.

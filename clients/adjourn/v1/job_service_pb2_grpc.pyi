@@ -61,8 +61,11 @@ class JobServiceStub:
     JOB_HELD_BY_WORKER.
     """
     PauseJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.PauseJobRequest, _job_pb2.Job]
-    """Adds the USER hold. The job comes back in PAUSED if it had not started, else in PAUSING with the predicted times, and
-    with `pause.boundary_epoch` if its worker can tell within a second at which epoch training pauses. FAILED_PRECONDITION: JOB_FINISHED, JOB_CANCELLING, JOB_NOT_PAUSABLE, PAUSE_MODE_UNSUPPORTED.
+    """Adds the USER hold. The job comes back in PAUSED if it had not started, else in PAUSING with the predicted times. In
+    mode EPOCH it has `pause.boundary_epoch` if its worker can tell within a second at which epoch training pauses; in
+    mode LATEST `pause.lost_steps` and `pause.lost_duration` say what would be given up. A job that is PAUSING already
+    pauses earlier if `mode` is earlier. FAILED_PRECONDITION: JOB_FINISHED, JOB_CANCELLING, JOB_NOT_PAUSABLE, and in mode
+    LATEST NO_CHECKPOINT.
     """
     ResumeJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ResumeJobRequest, _job_pb2.Job]
     """Removes the USER hold; without other holds the job comes back in QUEUED (or in RUNNING, if it had not left
@@ -70,8 +73,8 @@ class JobServiceStub:
     JOB_FINISHED, JOB_CANCELLING, JOB_NOT_PAUSED, NO_CHECKPOINT.
     """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _job_pb2.Job]
-    """Stops a job for good: now, giving up what is not saved; or with `save_checkpoint` at the next boundary, with a last
-    checkpoint. The second may become the first by another call, not the other way round. A job that no worker has is
+    """Stops a job for good: now, giving up what is not saved; or with `save_checkpoint` at the next boundary of `mode`, with
+    a last checkpoint. The second may become the first by another call, not the other way round. A job that no worker has is
     CANCELLED at once, with the checkpoint that it has. If its worker is lost on the way to the boundary, the job is
     CANCELLED with its newest checkpoint. FAILED_PRECONDITION: JOB_FINISHED, and with `save_checkpoint` JOB_NOT_PAUSABLE
     for a task without epochs.
@@ -131,8 +134,11 @@ class JobServiceAsyncStub(JobServiceStub):
     JOB_HELD_BY_WORKER.
     """
     PauseJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.PauseJobRequest, _job_pb2.Job]  # type: ignore[assignment]
-    """Adds the USER hold. The job comes back in PAUSED if it had not started, else in PAUSING with the predicted times, and
-    with `pause.boundary_epoch` if its worker can tell within a second at which epoch training pauses. FAILED_PRECONDITION: JOB_FINISHED, JOB_CANCELLING, JOB_NOT_PAUSABLE, PAUSE_MODE_UNSUPPORTED.
+    """Adds the USER hold. The job comes back in PAUSED if it had not started, else in PAUSING with the predicted times. In
+    mode EPOCH it has `pause.boundary_epoch` if its worker can tell within a second at which epoch training pauses; in
+    mode LATEST `pause.lost_steps` and `pause.lost_duration` say what would be given up. A job that is PAUSING already
+    pauses earlier if `mode` is earlier. FAILED_PRECONDITION: JOB_FINISHED, JOB_CANCELLING, JOB_NOT_PAUSABLE, and in mode
+    LATEST NO_CHECKPOINT.
     """
     ResumeJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ResumeJobRequest, _job_pb2.Job]  # type: ignore[assignment]
     """Removes the USER hold; without other holds the job comes back in QUEUED (or in RUNNING, if it had not left
@@ -140,8 +146,8 @@ class JobServiceAsyncStub(JobServiceStub):
     JOB_FINISHED, JOB_CANCELLING, JOB_NOT_PAUSED, NO_CHECKPOINT.
     """
     CancelJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.CancelJobRequest, _job_pb2.Job]  # type: ignore[assignment]
-    """Stops a job for good: now, giving up what is not saved; or with `save_checkpoint` at the next boundary, with a last
-    checkpoint. The second may become the first by another call, not the other way round. A job that no worker has is
+    """Stops a job for good: now, giving up what is not saved; or with `save_checkpoint` at the next boundary of `mode`, with
+    a last checkpoint. The second may become the first by another call, not the other way round. A job that no worker has is
     CANCELLED at once, with the checkpoint that it has. If its worker is lost on the way to the boundary, the job is
     CANCELLED with its newest checkpoint. FAILED_PRECONDITION: JOB_FINISHED, and with `save_checkpoint` JOB_NOT_PAUSABLE
     for a task without epochs.
@@ -228,8 +234,11 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.PauseJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
-        """Adds the USER hold. The job comes back in PAUSED if it had not started, else in PAUSING with the predicted times, and
-        with `pause.boundary_epoch` if its worker can tell within a second at which epoch training pauses. FAILED_PRECONDITION: JOB_FINISHED, JOB_CANCELLING, JOB_NOT_PAUSABLE, PAUSE_MODE_UNSUPPORTED.
+        """Adds the USER hold. The job comes back in PAUSED if it had not started, else in PAUSING with the predicted times. In
+        mode EPOCH it has `pause.boundary_epoch` if its worker can tell within a second at which epoch training pauses; in
+        mode LATEST `pause.lost_steps` and `pause.lost_duration` say what would be given up. A job that is PAUSING already
+        pauses earlier if `mode` is earlier. FAILED_PRECONDITION: JOB_FINISHED, JOB_CANCELLING, JOB_NOT_PAUSABLE, and in mode
+        LATEST NO_CHECKPOINT.
         """
 
     @_abc_1.abstractmethod
@@ -249,8 +258,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.CancelJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
-        """Stops a job for good: now, giving up what is not saved; or with `save_checkpoint` at the next boundary, with a last
-        checkpoint. The second may become the first by another call, not the other way round. A job that no worker has is
+        """Stops a job for good: now, giving up what is not saved; or with `save_checkpoint` at the next boundary of `mode`, with
+        a last checkpoint. The second may become the first by another call, not the other way round. A job that no worker has is
         CANCELLED at once, with the checkpoint that it has. If its worker is lost on the way to the boundary, the job is
         CANCELLED with its newest checkpoint. FAILED_PRECONDITION: JOB_FINISHED, and with `save_checkpoint` JOB_NOT_PAUSABLE
         for a task without epochs.

@@ -16,7 +16,7 @@ from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.objects import ObjectStore
 from adjourn.v1 import job_service_pb2 as pb
 from adjourn.v1 import job_service_pb2_grpc
-from adjourn.v1.job_pb2 import EPOCH, PAUSE_MODE_UNSPECIFIED, Hold, Job, PauseMode
+from adjourn.v1.job_pb2 import EPOCH, Hold, Job
 from adjourn_control_plane.api import pages, validation
 from adjourn_control_plane.api.boundaries import Boundaries
 from adjourn_control_plane.api.holds import Holds
@@ -135,10 +135,10 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
 
     async def PauseJob(self, request: pb.PauseJobRequest, context: Context) -> Job:
         check(validation.verb(request.name, request_id=request.request_id, etag=request.etag, reason=request.reason))
-        check_mode(request)
+        check(validation.pause_mode(request.mode))
         event = PauseRequested(actor=actor(context), mode=request.mode, reason=request.reason)
         asked = await self.ask(request, event)
-        if asked.state != Job.PAUSING:
+        if asked.state != Job.PAUSING or asked.pause.mode != EPOCH:
             return asked
         answer = await self.boundaries.named(asked, context.time_remaining())
         return await self.updater.settle(Call.of(request, request_id=request.request_id), answer)
@@ -149,7 +149,10 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> Job:
         check(validation.verb(request.name, request_id=request.request_id, etag=request.etag, reason=request.reason))
-        event = CancelRequested(actor=actor(context), reason=request.reason, save_checkpoint=request.save_checkpoint)
+        check(validation.cancel_mode(request))
+        event = CancelRequested(
+            actor=actor(context), reason=request.reason, save_checkpoint=request.save_checkpoint, mode=request.mode
+        )
         return await self.ask(request, event)
 
     async def ask(
@@ -176,7 +179,7 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
 
     async def HoldJobs(self, request: pb.HoldJobsRequest, context: Context) -> pb.HoldJobsResponse:
         check(validation.selection(request) | validation.text("reason", request.reason))
-        check_mode(request)
+        check(validation.pause_mode(request.mode))
         event = PauseRequested(actor=actor(context), mode=request.mode, reason=request.reason, kind=Hold.OPERATOR)
         return pb.HoldJobsResponse(jobs=await self.holds.ask(request, event))
 
@@ -213,17 +216,6 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         self, requests: AsyncIterator[pb.UploadBundleRequest], context: Context
     ) -> pb.UploadBundleResponse:
         return pb.UploadBundleResponse(bundle=await self.uploads.receive(request.chunk async for request in requests))
-
-
-def check_mode(request: pb.PauseJobRequest | pb.HoldJobsRequest) -> None:
-    """Raises InvalidRequestError for a mode that nobody knows, PauseModeUnsupportedError for one that is not built."""
-    check(validation.pause_mode(request.mode))
-    if request.mode not in (PAUSE_MODE_UNSPECIFIED, EPOCH):
-        mode = PauseMode.Name(request.mode)
-        about = {"job": request.name} if isinstance(request, pb.PauseJobRequest) else {}
-        raise errors.PauseModeUnsupportedError(
-            f"mode {mode} is not supported; use mode EPOCH", mode=mode, supported_modes="EPOCH", **about
-        )
 
 
 def check(violations: validation.Violations) -> None:

@@ -5,7 +5,13 @@ from collections.abc import Collection, Mapping
 from typing import Final, Literal
 
 from adjourn.v1.job_pb2 import Job, JobSpec, PauseMode
-from adjourn.v1.job_service_pb2 import CreateJobRequest, HoldJobsRequest, ReleaseJobsRequest, UpdateJobRequest
+from adjourn.v1.job_service_pb2 import (
+    CancelJobRequest,
+    CreateJobRequest,
+    HoldJobsRequest,
+    ReleaseJobsRequest,
+    UpdateJobRequest,
+)
 from adjourn_control_plane.job.requests import LABELS, UPDATABLE
 
 ID: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -200,6 +206,15 @@ def selection(request: HoldJobsRequest | ReleaseJobsRequest) -> Violations:
 def pause_mode(given: int) -> Violations:
     known = PauseMode.values()
     return {} if given in known else {"mode": f"must be one of {', '.join(PauseMode.keys()[1:])}; is {given}"}
+
+
+def cancel_mode(request: CancelJobRequest) -> Violations:
+    """Checks where a cancel saves its last checkpoint."""
+    if request.mode == PauseMode.LATEST:
+        return {"mode": "must be EPOCH or STEP; nothing is saved in mode LATEST, as without save_checkpoint"}
+    if request.mode and not request.save_checkpoint:
+        return {"mode": "is for a cancel with save_checkpoint"}
+    return pause_mode(request.mode)
 
 
 def states(given: list[int]) -> Violations:

@@ -209,9 +209,11 @@ def persisted_fraction(record: JobRecord, status: AssignmentStatus) -> float | N
 def boundary_epoch(record: JobRecord, status: AssignmentStatus) -> int | None:
     """Returns the epoch at which the job pauses, 0 if that is not known any more; None if the record has it.
 
-    What the worker has said of an earlier order says nothing of this one.
+    What the worker has said of an earlier order says nothing of this one. In other modes than EPOCH nothing is claimed.
     """
     if record.job.state != Job.PAUSING or status.observed_generation != record.generation:
+        return None
+    if record.pause_mode != PauseMode.EPOCH:
         return None
     return None if status.pause_epoch == record.job.pause.boundary_epoch else status.pause_epoch
 

@@ -39,7 +39,7 @@ def placed(transition: Transition, event: Placed) -> None:
     wanted = bool(job.holds)
     if wanted:
         pauses.handed_on(record, event.worker)
-    record.pause_mode = PauseMode.EPOCH if wanted else PauseMode.PAUSE_MODE_UNSPECIFIED
+    record.pause_mode = pauses.next_mode(record) if wanted else PauseMode.PAUSE_MODE_UNSPECIFIED
     transition.set_target(Assignment.PAUSE if wanted else Assignment.RUN)
     transition.set_state(Job.PAUSING if wanted else Job.STARTING, JobEvent.PLACED, worker=event.worker)
 
@@ -56,6 +56,8 @@ def observed(transition: Transition, event: Observed) -> None:
     if event.progress is not None:
         job.progress.CopyFrom(event.progress)
         estimates.update_remaining(transition.record)
+        if job.state == Job.PAUSING:
+            pauses.forecast(record)
     if event.persisted_fraction is not None and job.state == Job.PAUSING:
         job.pause.persisted_fraction = event.persisted_fraction
     if event.boundary_epoch is not None and job.state == Job.PAUSING and event.generation == record.generation:
@@ -110,6 +112,8 @@ def registered(transition: Transition, event: Registered) -> None:
     count_durable_epochs(transition, checkpoint.epoch, before.epoch)
     if not job.worker:
         lost_attempts.registered_late(transition, before)
+    elif job.state == Job.PAUSING:
+        pauses.forecast(record)
 
 
 def count_durable_epochs(transition: Transition, epoch: int, before: int) -> None:
@@ -159,11 +163,13 @@ def rested(transition: Transition, event: Rested) -> None:
         return
     saving = record.target == Assignment.PAUSE
     transition.unassign()
+    if job.state == Job.PAUSING or (pauses.is_to_go_on(job.pause) and not job.pause.HasField("pause_time")):
+        pauses.came_to_rest(record)
     ends.rewind_to_checkpoint(transition)
     if job.state == Job.CANCELLING:
         ends.enter_cancelled(transition, saved=True if saving else None)
     elif job.state == Job.PAUSING and job.holds:
-        ends.enter_paused(transition)
+        ends.enter_paused(transition, ends.given_up(job.pause))
     elif drains.under_way(job):
         pauses.drained(record, transition.now)
         transition.set_state(Job.QUEUED, JobEvent.REQUEUED, "its worker is drained; it goes on elsewhere")

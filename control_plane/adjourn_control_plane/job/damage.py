@@ -5,8 +5,6 @@ it costs, and so does the pause that rested on the damaged one. It costs no rest
 is marked: without one that is left the job has FAILED, as beginning anew is nothing that may happen unasked.
 """
 
-from datetime import timedelta
-
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Failure, Job
@@ -34,25 +32,25 @@ def checkpoint_damaged(transition: Transition, event: CheckpointDamaged) -> None
         fall_back_late(transition, event, event.sound)
 
 
-def fall_back(transition: Transition, event: CheckpointDamaged, sound: Checkpoint) -> timedelta:
-    """Puts the newest sound checkpoint in the damaged one's place; returns the training time that is lost with it."""
+def fall_back(transition: Transition, event: CheckpointDamaged, sound: Checkpoint) -> pauses.Loss:
+    """Puts the newest sound checkpoint in the damaged one's place; returns the training that is lost with it."""
     record, job = transition.record, transition.job
     damaged = mark(transition, event)
-    lost = damaged.active_duration.ToTimedelta() - sound.active_duration.ToTimedelta()
+    lost = pauses.loss(damaged, sound)
     record.checkpoint.CopyFrom(sound)
     ends.retain(transition, record.checkpoint, Checkpoint.LATEST)
     job.latest_checkpoint = sound.name
     ends.rewind_to_checkpoint(transition)
-    epochs, steps = damaged.epoch - sound.epoch, damaged.step - sound.step
+    epochs, seconds = damaged.epoch - sound.epoch, lost.duration.total_seconds()
     transition.record_event(
         JobEvent.FELL_BACK,
-        f"{event.failure.message}. The job goes on from {sound.name}, after epoch {sound.epoch}: {epochs} epochs,"
-        f" {steps} steps, {lost.total_seconds():.0f} s of training are done again",
+        f"{event.failure.message}. The job goes on from {sound.name}, after {ends.position(sound)}: {epochs}"
+        f" epochs, {lost.steps} steps, {seconds:.0f} s of training are done again",
         damaged=damaged.name,
         checkpoint=sound.name,
         epochs=str(epochs),
-        steps=str(steps),
-        seconds=f"{lost.total_seconds():.3f}",
+        steps=str(lost.steps),
+        seconds=f"{seconds:.3f}",
     )
     return lost
 
@@ -110,7 +108,7 @@ def give_up(transition: Transition, event: CheckpointDamaged) -> None:
         ends.fail(transition, failure)
 
 
-def tell_pauses(record: JobRecord, lost: timedelta, was: str) -> None:
+def tell_pauses(record: JobRecord, lost: pauses.Loss, was: str) -> None:
     """Says on the pause that was to be resumed, and on one that is there now, what became of its checkpoint `was`."""
     resumed = pauses.resumed_pause(record)
     concerned = [resumed] if resumed is not None and not resumed.HasField("resume_time") else []
@@ -119,5 +117,7 @@ def tell_pauses(record: JobRecord, lost: timedelta, was: str) -> None:
         concerned.append(here)
     for pause in concerned:
         pauses.rest_on(pause, record.checkpoint)
-        pause.note = f"{was} is damaged; in its place {record.checkpoint.name}, after epoch {record.checkpoint.epoch}"
-        pause.lost_duration.FromTimedelta(pause.lost_duration.ToTimedelta() + max(lost, timedelta()))
+        place = ends.position(record.checkpoint)
+        pause.note = f"{was} is damaged; in its place {record.checkpoint.name}, after {place}"
+        before = pauses.Loss(duration=pause.lost_duration.ToTimedelta(), steps=pause.lost_steps)
+        pauses.tell_loss(pause, pauses.Loss(duration=before.duration + lost.duration, steps=before.steps + lost.steps))

@@ -37,6 +37,6 @@ def drain_withdrawn(transition: Transition, _event: DrainWithdrawn) -> None:
     if job.holds:
         job.pause.cause = Pause.HELD
         transition.revised = True
-    elif not record.released:
+    elif not pauses.has_left(record):
         job.pause.resume_request_time.FromDatetime(transition.now)
         pauses.take_back(transition, JobEvent.DRAIN_WITHDRAWN, "the drain was taken back before the boundary")

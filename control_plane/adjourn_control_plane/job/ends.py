@@ -1,12 +1,10 @@
 """PURE. How an attempt ends, and what the job becomes then."""
 
-from datetime import timedelta
-
 from adjourn import reasons
 from adjourn.internal.v1.record_pb2 import PastFailure
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.job_pb2 import Failure, Job
+from adjourn.v1.job_pb2 import Failure, Job, Pause, PauseMode
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn_control_plane.job import estimates, pauses, retries
 from adjourn_control_plane.job.transition import Transition
@@ -26,7 +24,7 @@ def end_attempt(transition: Transition, failure: Failure | None, *, counts: bool
         enter_cancelled(transition, saved=False if saving else None)
         return
     rests = pausing and bool(job.holds) and bool(record.checkpoint.name)
-    if rests and why.reason == reasons.TRAINING_HANGS:
+    if rests and (why.reason == reasons.TRAINING_HANGS or record.pause_mode == PauseMode.LATEST):
         counts = False  # nothing is started again, and the pause is what was asked for
     if counts and not retries.may_restart(record, job.failure):
         if pausing:
@@ -67,17 +65,16 @@ def count_restart(transition: Transition) -> None:
 
 def rewind_progress(transition: Transition) -> None:
     """Sets progress back to what is durable, and says how much training time that costs a pause."""
-    job, checkpoint = transition.job, transition.record.checkpoint
-    lost_time = job.progress.active_duration.ToTimedelta() - checkpoint.active_duration.ToTimedelta()
+    job = transition.job
     if job.state == Job.PAUSING:
-        job.pause.lost_duration.FromTimedelta(max(lost_time, timedelta()))
+        pauses.tell_loss(job.pause, pauses.loss(job.progress, transition.record.checkpoint))
     rewind_to_checkpoint(transition)
 
 
 def rewind_to_checkpoint(transition: Transition) -> None:
     """Sets progress to that of the newest checkpoint. The last report may be from before it or from after."""
     progress, checkpoint = transition.job.progress, transition.record.checkpoint
-    progress.epoch, progress.step, progress.epoch_step = checkpoint.epoch, checkpoint.step, 0
+    progress.epoch, progress.step, progress.epoch_step = checkpoint.epoch, checkpoint.step, checkpoint.epoch_step
     progress.active_duration.CopyFrom(checkpoint.active_duration)
     estimates.update_remaining(transition.record)
 
@@ -96,10 +93,24 @@ def enter_cancelled(transition: Transition, *, saved: bool | None) -> None:
         transition.set_state(Job.CANCELLED, JobEvent.CANCELLED)
         return
     retain(transition, checkpoint, Checkpoint.FINAL)
-    rests = f"with its checkpoint of epoch {checkpoint.epoch}" if checkpoint.name else "without a checkpoint"
+    rests = f"with its checkpoint of {position(checkpoint)}" if checkpoint.name else "without a checkpoint"
     why = "" if saved else ": the attempt ended on its way to the boundary"
     details = {"checkpoint": checkpoint.name} if checkpoint.name else {}
     transition.set_state(Job.CANCELLED, JobEvent.CANCELLED, rests + why, **details)
+
+
+def position(checkpoint: Checkpoint) -> str:
+    """Returns where in the run a checkpoint was taken, in words."""
+    amid = f", step {checkpoint.step}" if checkpoint.epoch_step else ""
+    return f"epoch {checkpoint.epoch}{amid}"
+
+
+def given_up(pause: Pause) -> str:
+    """Returns what a pause has cost, in words; empty: nothing."""
+    if not pause.lost_steps:
+        return ""
+    seconds = pause.lost_duration.ToTimedelta().total_seconds()
+    return f"{pause.lost_steps} steps, {seconds:.0f} s of training are given up"
 
 
 def is_registered(transition: Transition, checkpoint: str) -> bool:

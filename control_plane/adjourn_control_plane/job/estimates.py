@@ -26,6 +26,12 @@ def to_boundary(record: JobRecord, epoch: int | None = None) -> timedelta | None
     return record.epoch_duration.ToTimedelta() * max(left, 0.0)
 
 
+def to_step(record: JobRecord) -> timedelta | None:
+    """Returns the training time of a step, with a step's share of all that comes between the steps."""
+    progress = record.job.progress
+    return progress.active_duration.ToTimedelta() / progress.step if progress.step else None
+
+
 def remaining(record: JobRecord) -> timedelta | None:
     """Returns the training time until the job ends, if it runs all its epochs."""
     return to_boundary(record, record.job.spec.total_epochs)

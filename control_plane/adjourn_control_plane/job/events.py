@@ -44,7 +44,7 @@ class Requested(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PauseRequested(Requested):
-    """A caller adds a hold, the USER's or the OPERATOR's: the job is to rest after its running epoch."""
+    """A caller adds a hold, the USER's or the OPERATOR's: the job is to rest, at the boundary of `mode`."""
 
     verb = "pausing"
     mode: PauseMode.ValueType
@@ -68,6 +68,8 @@ class CancelRequested(Requested):
     verb = "cancelling"
     reason: str
     save_checkpoint: bool = False
+    mode: PauseMode.ValueType = PauseMode.EPOCH
+    """At which boundary, EPOCH or STEP."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

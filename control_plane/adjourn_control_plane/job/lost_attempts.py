@@ -16,7 +16,7 @@ from datetime import timedelta
 from adjourn.internal.v1.record_pb2 import JobRecord, LostAttempt
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.job_pb2 import Condition, Job, Pause, PauseMode
+from adjourn.v1.job_pb2 import Condition, Job, Pause
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn_control_plane.job import drains, ends, pauses, releases, retries
 from adjourn_control_plane.job.events import Adopted, ConditionChanged, Failed, Lost, Rested, Stopped
@@ -96,7 +96,6 @@ def renew_budget(transition: Transition) -> None:
 def registered_late(transition: Transition, before: Checkpoint) -> None:
     """Lets the job go on from, or rest on, what its lost attempt made durable. `before`: the checkpoint until then."""
     record, job = transition.record, transition.job
-    gained = record.checkpoint.active_duration.ToTimedelta() - before.active_duration.ToTimedelta()
     if job.state in (Job.FAILED, Job.CANCELLED):
         if record.checkpoint.step > job.progress.step:  # a job that ended shows how far it got
             ends.rewind_to_checkpoint(transition)
@@ -104,8 +103,10 @@ def registered_late(transition: Transition, before: Checkpoint) -> None:
             ends.retain(transition, record.checkpoint, Checkpoint.FINAL)
         return
     if job.pause.HasField("lost_duration") and job.holds:
-        lost_time = job.pause.lost_duration.ToTimedelta() - gained
-        job.pause.lost_duration.FromTimedelta(max(lost_time, timedelta()))
+        gained = pauses.loss(record.checkpoint, before)
+        duration = max(job.pause.lost_duration.ToTimedelta() - gained.duration, timedelta())
+        steps = max(job.pause.lost_steps - gained.steps, 0)
+        pauses.tell_loss(job.pause, pauses.Loss(duration=duration, steps=steps))
     ends.rewind_to_checkpoint(transition)
     if job.state == Job.PAUSED:
         pauses.rest_on(job.pause, record.checkpoint)
@@ -136,8 +137,8 @@ def ended_late(transition: Transition, checkpoint: str) -> None:
         return
     ends.rewind_to_checkpoint(transition)
     transition.revised = True
-    epoch = transition.record.checkpoint.epoch
-    transition.record_event(JobEvent.CANCELLED, f"with its checkpoint of epoch {epoch}: {BACK}", checkpoint=checkpoint)
+    place = ends.position(transition.record.checkpoint)
+    transition.record_event(JobEvent.CANCELLED, f"with its checkpoint of {place}: {BACK}", checkpoint=checkpoint)
 
 
 def rested_late(transition: Transition, event: Rested) -> None:
@@ -153,11 +154,12 @@ def rested_late(transition: Transition, event: Rested) -> None:
         return
     if job.state == Job.PAUSED or job.holds:
         job.pause.cause = Pause.HELD
-        job.pause.ClearField("lost_duration")
+        if not job.pause.lost_steps:  # else it was ended in mode LATEST
+            pauses.nothing_lost(job.pause)
     elif drained:
         job.pause.cause = Pause.DRAINED
-        for field in ("lost_duration", "note"):
-            job.pause.ClearField(field)
+        pauses.nothing_lost(job.pause)
+        job.pause.ClearField("note")
         pauses.drained(record, transition.now)
     if job.state == Job.PAUSED:
         transition.record_event(JobEvent.PAUSED, BACK)
@@ -265,18 +267,17 @@ def adopted(transition: Transition, event: Adopted) -> None:
         transition.record_event(JobEvent.ADOPTED, message)
     elif job.holds:
         pauses.reopen(record, event.worker)
-        record.pause_mode = PauseMode.EPOCH
+        record.pause_mode = pauses.next_mode(record)
         transition.set_target(Assignment.PAUSE)
         transition.set_state(Job.PAUSING, JobEvent.ADOPTED, message)
     elif drained and not later:  # is taken back if the order was, meanwhile
         pauses.reopen(record, event.worker)
         job.pause.cause = Pause.DRAINED
-        record.pause_mode = PauseMode.EPOCH
+        record.pause_mode = pauses.next_mode(record)
         transition.set_target(Assignment.PAUSE)
         transition.set_state(Job.PAUSING, JobEvent.ADOPTED, message)
     else:
-        resumed = job.pause.HasField("resume_request_time") and not job.pause.HasField("resume_time")
-        if resumed and not later and not record.released:
+        if pauses.is_to_go_on(job.pause) and not later and not record.released:
             pauses.reopen(record, event.worker)
             job.pause.note = "resumed before the boundary"
         transition.set_target(Assignment.RUN)

@@ -2,8 +2,12 @@
 
 Worker and control plane each have a clock. What a worker reports (boundary, snapshot, release) is kept as it is, for
 display. What is computed, `saved_gpu_seconds`, comes from the control plane's clock alone.
+
+A pause has one mode, the earliest that was asked for: EPOCH, then STEP, then LATEST. In mode LATEST the worker kills
+the training process as soon as it knows. So once it has acknowledged that, training has left.
 """
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -12,7 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.job_pb2 import Job, Pause, PauseMode
+from adjourn.v1.job_pb2 import Job, Pause, PauseMode, Progress
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn_control_plane.job import estimates
 from adjourn_control_plane.job.transition import Transition
@@ -29,14 +33,95 @@ def request(record: JobRecord, *, mode: PauseMode.ValueType, actor: str, reason:
     past = archive(job)
     pause = Pause(cause=Pause.HELD, mode=mode or PauseMode.EPOCH, actor=actor, reason=reason, from_worker=job.worker)
     pause.request_time.FromDatetime(now)
-    boundary = estimates.to_boundary(record) if job.worker else None
-    if boundary is not None:
-        pause.predicted_boundary_time.FromDatetime(now + boundary)
-        release = estimates.release_after_boundary(past)
-        if release is not None:
-            pause.predicted_release_time.FromDatetime(now + boundary + release)
     job.pause.CopyFrom(pause)
     record.ClearField("pause_release_time")
+    if job.worker:
+        predict(record, past, now)
+
+
+def predict(record: JobRecord, past: Pause, now: datetime) -> None:
+    """Says when the pause will be or, in mode LATEST, what it will cost. `past`: the pause before it."""
+    pause = record.job.pause
+    for field in ("predicted_boundary_time", "predicted_release_time", "boundary_epoch"):
+        pause.ClearField(field)
+    if pause.mode == PauseMode.LATEST:
+        forecast(record)
+        return
+    boundary = estimates.to_step(record) if pause.mode == PauseMode.STEP else estimates.to_boundary(record)
+    if boundary is None:
+        return
+    pause.predicted_boundary_time.FromDatetime(now + boundary)
+    release = estimates.release_after_boundary(past)
+    if release is not None:
+        pause.predicted_release_time.FromDatetime(now + boundary + release)
+
+
+def hasten(transition: Transition, mode: PauseMode.ValueType) -> bool:
+    """Makes a pause earlier that has not been reached; returns whether `mode` is earlier than what was asked for."""
+    record, job = transition.record, transition.job
+    if job.state == Job.PAUSED or mode <= (job.pause.mode or PauseMode.EPOCH):
+        return False
+    if job.worker and has_left(record):
+        return False
+    transition.revised = True
+    job.pause.mode = mode
+    if job.worker:  # else it waits for a worker, and is told there
+        record.pause_mode = mode
+        transition.set_target(Assignment.PAUSE)
+        predict(record, job.past_pauses[-1] if job.past_pauses else Pause(), transition.now)
+    return True
+
+
+def has_left(record: JobRecord) -> bool:
+    """Returns whether the training process of a pausing job is gone, or its worker is known to kill it."""
+    told = record.observed_generation >= record.generation
+    return record.released or (record.target == Assignment.PAUSE and record.pause_mode == PauseMode.LATEST and told)
+
+
+def next_mode(record: JobRecord) -> PauseMode.ValueType:
+    """Returns where an attempt is to be interrupted that is to bring about the pause of a job."""
+    mode = record.job.pause.mode or PauseMode.EPOCH
+    return mode if record.checkpoint.name else min(mode, PauseMode.STEP)  # nothing is there to rest on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """Training that is given up."""
+
+    duration: timedelta
+    steps: int
+
+
+def loss(reached: Progress | Checkpoint, kept: Checkpoint) -> Loss:
+    """Returns what is given up of training that had come so far, if it goes on from `kept`."""
+    duration = reached.active_duration.ToTimedelta() - kept.active_duration.ToTimedelta()
+    return Loss(duration=max(duration, timedelta()), steps=max(reached.step - kept.step, 0))
+
+
+def tell_loss(pause: Pause, lost: Loss) -> None:
+    pause.lost_duration.FromTimedelta(lost.duration)
+    pause.lost_steps = lost.steps
+
+
+def nothing_lost(pause: Pause) -> None:
+    for field in ("lost_duration", "lost_steps"):
+        pause.ClearField(field)
+
+
+def forecast(record: JobRecord) -> None:
+    """Says on a pause in mode LATEST what it gives up, by what is known now; nothing, once training has paused."""
+    pause = record.job.pause
+    if pause.mode == PauseMode.LATEST and not pause.HasField("boundary_time"):
+        tell_loss(pause, loss(record.job.progress, record.checkpoint))
+
+
+def came_to_rest(record: JobRecord) -> None:
+    """Says on a pause what it gave up, as its attempt has ended with the newest checkpoint."""
+    lost = loss(record.job.progress, record.checkpoint)
+    if lost.steps:
+        tell_loss(record.job.pause, lost)
+    elif record.job.pause.mode == PauseMode.LATEST:
+        nothing_lost(record.job.pause)
 
 
 def named(record: JobRecord, epoch: int, now: datetime) -> None:
@@ -76,6 +161,8 @@ def phase_reached(record: JobRecord, phase: Pause, worker: str, now: datetime) -
     if pause.HasField("resume_time"):
         return  # the worker has paused by itself, and the pause is an earlier one, which has ended
     pause.MergeFrom(phase)
+    if phase.HasField("boundary_time") and pause.mode == PauseMode.LATEST:
+        nothing_lost(pause)  # it had come there before it was to be killed
     if phase.HasField("release_time") and not record.HasField("pause_release_time"):
         record.pause_release_time.FromDatetime(now)
 
@@ -125,7 +212,8 @@ def reopen(record: JobRecord, worker: str) -> None:
     if not record.released or pause.release_time == pause.pause_time:
         pause.ClearField("release_time")
         record.ClearField("pause_release_time")
-    for field in ("pause_time", "lost_duration", "checkpoint", "epoch", "step", "note", "from_instance"):
+    nothing_lost(pause)
+    for field in ("pause_time", "checkpoint", "epoch", "step", "note", "from_instance"):
         pause.ClearField(field)
     pause.ClearField("boundary_epoch")  # of a job that was pausing by another attempt
     pause.cause, pause.from_worker = Pause.HELD, worker
@@ -155,9 +243,14 @@ def handed_on(record: JobRecord, worker: str) -> None:
 def resumed_after_training_left(record: JobRecord) -> None:
     """Notes that training had left, with a checkpoint, before it heard that the pause was taken back."""
     pause = record.job.pause
-    if pause.HasField("resume_request_time") and not pause.HasField("resume_time"):
+    if is_to_go_on(pause):
         rest_on(pause, record.checkpoint)
         pause.note = "resumed after training had left"
+
+
+def is_to_go_on(pause: Pause) -> bool:
+    """Returns whether a resume was asked for that has not led to a step yet."""
+    return pause.HasField("resume_request_time") and not pause.HasField("resume_time")
 
 
 def begin_resumption(record: JobRecord) -> None:
@@ -166,7 +259,7 @@ def begin_resumption(record: JobRecord) -> None:
     if record.began:  # the attempt before it has ended that pause
         record.ClearField("resumption")
     left = job.pause.HasField("release_time") or job.pause.HasField("pause_time")
-    if left and job.pause.HasField("resume_request_time") and not job.pause.HasField("resume_time"):
+    if left and is_to_go_on(job.pause):
         record.resumption.request_time.CopyFrom(job.pause.request_time)
         record.resumption.ClearField("release_time")
         if record.HasField("pause_release_time"):

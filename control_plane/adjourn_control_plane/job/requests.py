@@ -65,27 +65,46 @@ REMOVED: Final[Mapping[Hold.Kind.ValueType, JobEvent.Type.ValueType]] = {
 
 
 def pause_requested(transition: Transition, event: PauseRequested) -> None:
-    """Adds a hold. A job that pauses or rests already has one pause, however many hold it."""
+    """Adds a hold. A job that pauses or rests already has one pause, however many hold it; that may become earlier."""
     record, job = transition.record, transition.job
     refuse_without_epochs(job, "pause at")
-    if transition.held(event.kind):
+    mode = event.mode or PauseMode.EPOCH
+    if mode == PauseMode.LATEST:
+        refuse_without_checkpoint(record)
+    details = {"mode": PauseMode.Name(mode)} if mode != PauseMode.EPOCH else {}
+    if job.holds or job.state in (Job.PAUSED, Job.PAUSING):
+        earlier = pauses.hasten(transition, mode)
+        if not transition.held(event.kind):
+            transition.hold(event.kind, event.reason)
+            if job.state == Job.PAUSING:  # was resumed after training had left
+                job.pause.ClearField("resume_request_time")
+        elif not earlier:
+            return
+        transition.record_event(ADDED[event.kind], event.reason, **(details if earlier else {}))
         return
-    to_pause_already = bool(job.holds) or job.state in (Job.PAUSED, Job.PAUSING)
     transition.hold(event.kind, event.reason)
-    if to_pause_already:
-        if job.state == Job.PAUSING:  # was resumed after training had left
-            job.pause.ClearField("resume_request_time")
-        transition.record_event(ADDED[event.kind], event.reason)
-        return
-    pauses.request(record, mode=event.mode, actor=event.actor, reason=event.reason, now=transition.now)
+    pauses.request(record, mode=mode, actor=event.actor, reason=event.reason, now=transition.now)
     if job.state == Job.QUEUED:
         transition.record_event(ADDED[event.kind], event.reason)
         unconfirmed = bool(record.unconfirmed_releases)
         enter_paused(transition, "nothing is known to run" if unconfirmed else "nothing was running")
         return
-    record.pause_mode = event.mode or PauseMode.EPOCH
+    record.pause_mode = mode
     transition.set_target(Assignment.PAUSE)
-    transition.set_state(Job.PAUSING, ADDED[event.kind], event.reason)
+    transition.set_state(Job.PAUSING, ADDED[event.kind], event.reason, **details)
+
+
+def refuse_without_checkpoint(record: JobRecord) -> None:
+    """Raises NoCheckpointError if a job would have nothing to rest on, were its work given up now."""
+    job = record.job
+    works = job.worker and not pauses.has_left(record)
+    waits_for_a_first_one = job.state == Job.QUEUED and job.holds
+    if not record.checkpoint.name and (works or waits_for_a_first_one):
+        raise errors.NoCheckpointError(
+            f"{job.name} has no checkpoint yet that it could rest on; pause it in mode STEP or EPOCH, or cancel it",
+            job=job.name,
+            state=Job.State.Name(job.state),
+        )
 
 
 def refuse_without_epochs(job: Job, purpose: str) -> None:
@@ -107,8 +126,7 @@ def resume_requested(transition: Transition, event: ResumeRequested) -> None:
         restart(transition, event)
         return
     if not transition.unhold(event.kind):
-        under_way = job.pause.HasField("resume_request_time") and not job.pause.HasField("resume_time")
-        if job.state in (Job.QUEUED, Job.STARTING) and not under_way:
+        if job.state in (Job.QUEUED, Job.STARTING) and not pauses.is_to_go_on(job.pause):
             refuse(record, event, RESUMABLE)
         return  # asked already, kept by holds that are not the caller's, or drained: it goes on by itself
     if event.kind == Hold.USER:
@@ -120,8 +138,10 @@ def resume_requested(transition: Transition, event: ResumeRequested) -> None:
     job.pause.resume_request_time.FromDatetime(transition.now)
     if job.state == Job.PAUSED:
         transition.set_state(Job.QUEUED, removed)
-    elif job.state == Job.PAUSING and not record.released:
-        pauses.take_back(transition, removed, "resumed before the boundary")
+    elif job.state == Job.PAUSING and not pauses.has_left(record):
+        latest = record.pause_mode == PauseMode.LATEST
+        note = "resumed before its worker knew of it" if latest else "resumed before the boundary"
+        pauses.take_back(transition, removed, note)
     else:
         transition.record_event(removed)
 
@@ -144,18 +164,16 @@ def restart(transition: Transition, event: ResumeRequested) -> None:
 
 
 def cancel_requested(transition: Transition, event: CancelRequested) -> None:
-    """Stops a job for good. A cancel that saves may become one that does not, never the other way round."""
+    """Stops a job for good."""
     record, job = transition.record, transition.job
     if job.state == Job.CANCELLED:
         return
     if job.state == Job.CANCELLING:
-        if record.target == Assignment.PAUSE and not event.save_checkpoint:
-            transition.set_target(Assignment.STOP)
-            transition.record_event(JobEvent.CANCEL_REQUESTED, event.reason, save_checkpoint="no longer")
+        cancel_sooner(transition, event)
         return
     if event.save_checkpoint:
         refuse_without_epochs(job, "save at")
-    details = {"save_checkpoint": "at the next boundary"} if event.save_checkpoint else {}
+    details = {"save_checkpoint": saved_when(event)} if event.save_checkpoint else {}
     del job.holds[:]
     if job.state == Job.PAUSING:
         job.pause.note = pauses.CANCELLED
@@ -168,10 +186,32 @@ def cancel_requested(transition: Transition, event: CancelRequested) -> None:
         return
     if not event.save_checkpoint:
         transition.set_target(Assignment.STOP)
-    elif record.target != Assignment.PAUSE:
-        record.pause_mode = PauseMode.EPOCH
+    elif record.target != Assignment.PAUSE or saves_sooner(record, event):
+        record.pause_mode = event.mode or PauseMode.EPOCH
         transition.set_target(Assignment.PAUSE)
     transition.set_state(Job.CANCELLING, JobEvent.CANCEL_REQUESTED, event.reason, **details)
+
+
+def cancel_sooner(transition: Transition, event: CancelRequested) -> None:
+    """Lets a cancel that saves become one that saves sooner, or not at all; never the other way round."""
+    record = transition.record
+    if record.target != Assignment.PAUSE:
+        return
+    if not event.save_checkpoint:
+        transition.set_target(Assignment.STOP)
+        transition.record_event(JobEvent.CANCEL_REQUESTED, event.reason, save_checkpoint="no longer")
+    elif saves_sooner(record, event):
+        record.pause_mode = event.mode
+        transition.set_target(Assignment.PAUSE)
+        transition.record_event(JobEvent.CANCEL_REQUESTED, event.reason, save_checkpoint=saved_when(event))
+
+
+def saves_sooner(record: JobRecord, event: CancelRequested) -> bool:
+    return event.mode > (record.pause_mode or PauseMode.EPOCH) and not pauses.has_left(record)
+
+
+def saved_when(event: CancelRequested) -> str:
+    return "after the running step" if event.mode == PauseMode.STEP else "at the next boundary"
 
 
 LABELS: Final = "labels"

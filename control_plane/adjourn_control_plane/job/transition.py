@@ -8,7 +8,7 @@ from typing import Final
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.agent_service_pb2 import Assignment, FencingToken
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.job_pb2 import Condition, Hold, Job
+from adjourn.v1.job_pb2 import Condition, Hold, Job, PauseMode
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.usage_pb2 import EpochMetrics
 
@@ -79,6 +79,8 @@ class Transition:
         if state != Job.PAUSING and self.job.HasField("pause"):
             for field in ("persisted_fraction", "boundary_epoch"):
                 self.job.pause.ClearField(field)
+        if self.job.state == Job.PAUSING and state not in (Job.PAUSING, Job.PAUSED, Job.QUEUED):
+            self.forget_forecast()
         self.revised = True
         self.job.state = state
         self.job.state_time.FromDatetime(self.now)
@@ -87,6 +89,12 @@ class Transition:
         else:
             self.job.ClearField("end_time")
         self.record_event(kind, message, **details)
+
+    def forget_forecast(self) -> None:
+        """Takes back what a pause in mode LATEST was to give up: the job goes on, or ends, without it."""
+        if self.job.pause.mode == PauseMode.LATEST:
+            self.job.pause.ClearField("lost_duration")
+            self.job.pause.ClearField("lost_steps")
 
     def set_target(self, target: Assignment.Target.ValueType) -> None:
         """Changes what the worker should bring about."""

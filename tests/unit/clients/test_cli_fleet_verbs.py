@@ -7,7 +7,7 @@ import pytest
 from typer.testing import Result
 
 from adjourn.cli import fleet_verbs
-from adjourn.v1.job_pb2 import Condition, Job
+from adjourn.v1.job_pb2 import LATEST, Condition, Job
 from adjourn.v1.job_service_pb2 import HoldOutcome
 from adjourn.v1.worker_pb2 import Worker
 
@@ -19,13 +19,13 @@ Adjourn = Callable[..., Result]
 
 def test_jobs_are_held_by_label_and_name(adjourn: Adjourn, plane: "Plane") -> None:
     plane.outcomes = [HoldOutcome(job="jobs/x", state=Job.PAUSING, changed=True)]
-    result = adjourn("hold", "x", "--label", "team=a", "--reason", "power", "--dry-run")
+    result = adjourn("hold", "x", "--label", "team=a", "--reason", "power", "--mode", "latest", "--dry-run")
     assert result.exit_code == 0
     assert "would be" in result.stdout
     assert "PAUSING" in result.stdout
     request = dict(plane.asked)["HoldJobs"]
     assert (list(request.names), dict(request.labels), request.all) == (["jobs/x"], {"team": "a"}, False)
-    assert (request.reason, request.dry_run) == ("power", True)
+    assert (request.reason, request.dry_run, request.mode) == ("power", True, LATEST)
 
 
 @pytest.mark.parametrize("verb", ["hold", "release"])

@@ -71,6 +71,26 @@ def test_a_pause_that_does_not_come_is_told(
     assert said in result.stdout
 
 
+def test_a_pause_at_the_latest_checkpoint_says_what_it_gives_up(adjourn: Adjourn, plane: "Plane") -> None:
+    pause = pausing(plane).pause
+    pause.ClearField("predicted_boundary_time")
+    pause.mode, pause.lost_steps = PauseMode.LATEST, 40
+    pause.lost_duration.FromSeconds(4)
+    said = "x is being stopped now, and gives up 40 steps (4.0 s of training)\n"
+    assert adjourn("pause", "x", "--mode", "latest").stdout == said
+    (request,) = [request for method, request in plane.asked if method == "PauseJob"]
+    assert request.mode == PauseMode.LATEST
+
+
+def test_a_cancel_can_save_after_the_running_step(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.add("x", Job.RUNNING)
+    said = "x is being stopped for good, after its running step and with a last checkpoint\n"
+    assert adjourn("cancel", "x", "--save", "--mode", "step").stdout == said
+    (request,) = [request for method, request in plane.asked if method == "CancelJob"]
+    assert (request.save_checkpoint, request.mode) == (True, PauseMode.STEP)
+    assert adjourn("cancel", "x", "--mode", "step").exit_code == 2, "without --save nothing is saved"
+
+
 def test_an_unknown_mode_is_bad_usage(adjourn: Adjourn) -> None:
     result = adjourn("pause", "x", "--mode", "soon")
     assert result.exit_code == 2
@@ -83,6 +103,12 @@ def test_a_resume_tells_from_where(adjourn: Adjourn, plane: "Plane") -> None:
     result = adjourn("resume", "x", "--allow-inexact")
     assert result.stdout == "x resumes from epoch 5, step 500, as soon as a worker is free\n"
     assert [request.allow_inexact for method, request in plane.asked if method == "ResumeJob"] == [True]
+
+
+def test_a_resume_amid_an_epoch_says_so(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.add("x", Job.QUEUED, latest_checkpoint="jobs/x/checkpoints/1")
+    plane.checkpoints = [Checkpoint(name="jobs/x/checkpoints/1", epoch=5, step=530, epoch_step=30)]
+    assert adjourn("resume", "x").stdout == "x resumes within epoch 6, step 530, as soon as a worker is free\n"
 
 
 @pytest.mark.parametrize(

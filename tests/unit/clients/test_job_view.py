@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 
 from adjourn.cli import formatting, job_view, phrases, tables, usage_table
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.job_pb2 import Condition, Hold, Job, JobSpec, Pause, PauseMode
+from adjourn.v1.job_pb2 import Condition, Hold, Job, JobSpec, Pause, PauseMode, Progress
 from adjourn.v1.usage_pb2 import EpochMetrics, GpuSample, ResourceSample
 from adjourn.v1.worker_pb2 import Device, Worker
 
@@ -172,6 +172,9 @@ def sentence(state: Job.State.ValueType, **fields: Any) -> str:
     return phrases.situation(job, NOW)
 
 
+AMID = Progress(epoch=4, step=430, epoch_step=30, steps_per_epoch=100)
+
+
 @pytest.mark.parametrize(
     ("state", "fields", "said"),
     [
@@ -181,7 +184,26 @@ def sentence(state: Job.State.ValueType, **fields: Any) -> str:
         (Job.PAUSING, {}, "will pause at the next epoch boundary"),
         (Job.PAUSING, {"pause": Pause(boundary_epoch=6)}, "will pause after epoch 6"),
         (Job.PAUSING, {"pause": Pause(boundary_epoch=20)}, "is in its last epoch: it will finish rather than pause"),
-        (Job.PAUSING, {"pause": Pause(mode=PauseMode.STEP)}, "will pause after this step"),
+        (Job.PAUSING, {"pause": Pause(mode=PauseMode.STEP)}, "will pause after the next step"),
+        (
+            Job.PAUSING,
+            {"pause": Pause(mode=PauseMode.LATEST, lost_steps=37, lost_duration=lasting(4))},
+            "is being stopped now, and gives up 37 steps (4.0 s of training)",
+        ),
+        (Job.PAUSING, {"pause": Pause(mode=PauseMode.LATEST)}, "nothing is given up, as far as is known"),
+        (
+            Job.PAUSING,
+            {"pause": Pause(mode=PauseMode.LATEST, release_time=at(0))},
+            "has stopped; its checkpoint is being made durable",
+        ),
+        (
+            Job.PAUSED,
+            {"pause": Pause(lost_steps=37, lost_duration=lasting(4))},
+            ", gave up 37 steps (4.0 s of training);",
+        ),
+        (Job.PAUSED, {"progress": AMID}, "rests within epoch 5, after 30 of 100 steps, on no worker"),
+        (Job.PAUSED, {"progress": AMID}, "`adjourn resume x` goes on there"),
+        (Job.QUEUED, {"progress": AMID}, "to go on within epoch 5, after 30 of 100 steps"),
         (Job.PAUSING, {"pause": Pause(boundary_time=at(0))}, "has stopped; its checkpoint is being made durable"),
         (
             Job.PAUSED,

@@ -31,7 +31,9 @@ def test_what_changes_something_carries_a_fresh_request_id() -> None:
             requests.create_job(JobSpec(), job_id="x", labels=None, request_id="").request_id,
             requests.pause_job("x", mode=PauseMode.EPOCH, reason="", etag="", request_id="").request_id,
             requests.resume_job("x", allow_inexact=False, etag="", request_id="").request_id,
-            requests.cancel_job("x", save_checkpoint=False, reason="", etag="", request_id="").request_id,
+            requests.cancel_job(
+                "x", save_checkpoint=False, mode=PauseMode.EPOCH, reason="", etag="", request_id=""
+            ).request_id,
             requests.delete_job("x", etag="", request_id="").request_id,
         ]
 

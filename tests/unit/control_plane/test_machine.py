@@ -9,7 +9,7 @@ import pytest
 from adjourn import errors, reasons
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.agent_service_pb2 import Assignment, FencingToken
-from adjourn.v1.job_pb2 import PAUSE_MODE_UNSPECIFIED, Condition, Failure, Hold, Job, Pause
+from adjourn.v1.job_pb2 import LATEST, PAUSE_MODE_UNSPECIFIED, STEP, Condition, Failure, Hold, Job, Pause
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn_control_plane.job import machine
 from adjourn_control_plane.job.events import (
@@ -58,6 +58,9 @@ def possible(record: JobRecord) -> Iterator[Event]:
     yield PauseRequested(actor="ops", mode=PAUSE_MODE_UNSPECIFIED, reason="", kind=Hold.OPERATOR)
     yield ResumeRequested(actor="ops", kind=Hold.OPERATOR)
     yield CancelRequested(actor="bob", reason="", save_checkpoint=True)
+    yield CancelRequested(actor="bob", reason="", save_checkpoint=True, mode=STEP)
+    for mode in (STEP, LATEST):
+        yield PauseRequested(actor="bob", mode=mode, reason="")
     yield DrainRequested(actor="ops", reason="")
     yield DrainWithdrawn(actor="ops")
     attempt = record.token.attempt + 1
@@ -100,7 +103,8 @@ def aspect(record: JobRecord) -> tuple[object, ...]:
         (job.pause.HasField("resume_request_time"), job.pause.HasField("resume_time")),
         any(entry.token == record.token for entry in record.unconfirmed_releases),
         bool(record.unconfirmed_releases),
-        (record.target == Assignment.PAUSE, job.pause.cause),
+        (record.target == Assignment.PAUSE, job.pause.cause, record.pause_mode, job.pause.mode),
+        record.observed_generation >= record.generation,
         (record.HasField("lost_attempt"), bool(record.lost_attempt.holds), min(record.lost_attempt.restart_count, 1)),
     )
 

@@ -34,6 +34,11 @@ What has said that it paused or finished, and then hangs at its end, is killed a
 
 A training process that somebody else has stopped by a signal does not hang: it can go on at once. It has the condition
 HANGING with the reason PROCESS_SUSPENDED until it does, whatever the policy, and a pause waits for it.
+
+A pause in mode LATEST gives up what is not saved: the process is killed at once, whatever it does, and the attempt
+ends as PAUSED once the snapshots that it took before are durable: on the newest of them, or on the checkpoint that it
+began with. What it had said before it was killed counts: that it paused, finished or failed. Without any checkpoint the
+attempt ends as STOPPED. It cannot be taken back, and an agent that takes over goes on with it.
 """
 
 import signal
@@ -44,7 +49,7 @@ from typing import Any, Final
 from adjourn import reasons
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment, ProcessExit, Snapshot
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
-from adjourn.v1.job_pb2 import Condition, Failure, JobSpec, Pause
+from adjourn.v1.job_pb2 import Condition, Failure, JobSpec, Pause, PauseMode
 from adjourn_worker.attempt.events import (
     Advanced,
     AssignmentChanged,
@@ -94,6 +99,8 @@ def take_on(assignment: Assignment, directory: str, log: str, now: datetime) -> 
     transition = Transition(held, now)
     if assignment.target == Assignment.STOP:
         transition.finish(AssignmentStatus.STOPPED)
+    elif is_to_give_up(assignment):
+        give_up(transition)
     return outcome(transition)
 
 
@@ -139,10 +146,35 @@ def assignment_changed(transition: Transition, event: AssignmentChanged) -> None
             transition.do(Kill())
         elif not held.HasField("exit") or not transition.holds_gpus:  # else it stops once its GPUs are free
             transition.finish(AssignmentStatus.STOPPED)
-    elif transition.alive:
+        return
+    if is_to_give_up(held.assignment):
+        give_up(transition)
+    if transition.alive:
         transition.status.ClearField("pause_epoch")  # is found out anew
         transition.do(SetDesired(desired=transition.desired))
         show_target(transition)
+
+
+def is_to_give_up(assignment: Assignment) -> bool:
+    return assignment.target == Assignment.PAUSE and assignment.pause_mode == PauseMode.LATEST
+
+
+def give_up(transition: Transition) -> None:
+    """Ends an attempt at the newest snapshot that it has; what has ended already goes on to its end."""
+    held = transition.held
+    if not held.HasField("exit"):
+        held.given_up = True
+    if transition.alive:
+        transition.do(Kill())
+    elif not held.HasField("exit"):  # nothing was launched
+        rest_on_newest(transition)
+
+
+def rest_on_newest(transition: Transition) -> None:
+    """Ends the assignment on the newest checkpoint of its job, if there is one."""
+    held = transition.held
+    kept = held.persisted.name or held.assignment.restore.name
+    transition.finish(AssignmentStatus.PAUSED if kept else AssignmentStatus.STOPPED)
 
 
 def show_target(transition: Transition) -> None:
@@ -155,9 +187,14 @@ def show_target(transition: Transition) -> None:
 def boundary_found(transition: Transition, event: BoundaryFound) -> None:
     """Notes where the pause that the control plane asked for will be, unless training code has garbled its file."""
     assignment = transition.held.assignment
-    pausing = assignment.target == Assignment.PAUSE
-    if transition.alive and pausing and event.epoch <= assignment.spec.total_epochs:
+    if transition.alive and names_its_epoch(assignment) and event.epoch <= assignment.spec.total_epochs:
         transition.status.pause_epoch = event.epoch
+
+
+def names_its_epoch(assignment: Assignment) -> bool:
+    """Returns whether it can be known in advance where training pauses: nobody knows its next step."""
+    at_epoch = assignment.pause_mode in (PauseMode.PAUSE_MODE_UNSPECIFIED, PauseMode.EPOCH)
+    return assignment.target == Assignment.PAUSE and at_epoch
 
 
 def prepared(transition: Transition, event: Prepared) -> None:
@@ -250,7 +287,7 @@ def ended(transition: Transition, event: Ended) -> None:
     if held.HasField("exit"):
         return
     held.exit.CopyFrom(event.exit or ProcessExit(code=0))
-    if held.final_event.WhichOneof("event") is None:
+    if held.final_event.WhichOneof("event") is None and not held.given_up:
         held.final_event.failed.CopyFrom(unexplained(event.exit, spoke=held.events_offset > 0))
     release_gpus(transition, event.exit.time.ToDatetime(UTC) if event.exit else transition.now)
 
@@ -282,8 +319,12 @@ def released(transition: Transition, time: datetime, gpu_memory_bytes: int | Non
     if held.assignment.target == Assignment.STOP:
         transition.finish(AssignmentStatus.STOPPED)
         return
-    if held.final_event.WhichOneof("event") == "paused" and not paused_by_itself(held):
-        pause = Pause(boundary_time=held.final_event.paused.boundary_time, snapshot_time=held.final_event.time)
+    final = held.final_event.WhichOneof("event")
+    if final is None or (final == "paused" and not paused_by_itself(held)):
+        pause = Pause()
+        if final is not None:
+            pause.boundary_time.CopyFrom(held.final_event.paused.boundary_time)
+            pause.snapshot_time.CopyFrom(held.final_event.time)
         if held.HasField("usage"):
             pause.usage.CopyFrom(held.usage)
         pause.release_time.FromDatetime(time)
@@ -331,6 +372,8 @@ def conclude(transition: Transition) -> None:
             transition.finish(AssignmentStatus.PAUSED, failure=why)
         case "finished":
             transition.finish(AssignmentStatus.SUCCEEDED)
+        case None:  # it was killed in mode LATEST
+            rest_on_newest(transition)
         case _:
             stopped = final.failed.reason == reasons.WORKER_STOPPED
             phase = AssignmentStatus.STOPPED if stopped else AssignmentStatus.FAILED
@@ -357,7 +400,7 @@ def is_fenced(held: HeldAssignment) -> bool:
 
 def is_to_end(held: HeldAssignment) -> bool:
     """Returns whether the machine has decided that the training process is killed: it may not have been done yet."""
-    return held.final_event.failed.reason in (reasons.FENCED, reasons.TRAINING_HANGS)
+    return held.given_up or held.final_event.failed.reason in (reasons.FENCED, reasons.TRAINING_HANGS)
 
 
 def persist_failed(transition: Transition, event: PersistFailed) -> None:
@@ -368,12 +411,13 @@ def persist_failed(transition: Transition, event: PersistFailed) -> None:
         fence_off(transition, event.failure)
         return
     snapshot = held.snapshots[0]
+    wanted = snapshot.last or (held.given_up and len(held.snapshots) == 1)
     if not (snapshot.last and event.lost):
         message = f"{event.failure.reason}: {event.failure.message}"
         transition.begin_condition(
             Condition(type=Condition.SNAPSHOT_FAILING, reason=reasons.PERSIST_FAILED, message=message)
         )
-    if snapshot.last and not event.lost:
+    if wanted and not event.lost:
         transition.do(Persist(snapshot=snapshot, again=True))
         return
     if snapshot.last and not held.final_event.HasField("failed"):
@@ -472,7 +516,7 @@ def still_hanging(transition: Transition, event: StillHanging) -> None:
     held = transition.held
     if not transition.alive or not hang_ends_attempt(held):
         return
-    if held.final_event.WhichOneof("event") is None:
+    if held.final_event.WhichOneof("event") is None and not held.given_up:
         held.final_event.failed.CopyFrom(Failure(reason=reasons.TRAINING_HANGS, message=event.message))
     transition.do(Kill())
 

@@ -319,7 +319,7 @@ class AttemptRunner:
 
     async def look_for_boundary(self) -> None:
         """Finds out where training pauses, if the control plane wants it to and has been seen to."""
-        if self.held.assignment.target != Assignment.PAUSE:
+        if not machine.names_its_epoch(self.held.assignment):
             return
         for _ in range(DECIDING_LOOKS):
             boundary = self.boundary()

@@ -116,7 +116,10 @@ class Transition:
         self.status.ClearField("persisted_fraction")
         del self.status.held_device_uuids[:]
         rests = phase in (AssignmentStatus.PAUSED, AssignmentStatus.SUCCEEDED)
-        how = Exit(phase=phase, code=self.held.exit.code, checkpoint=self.held.persisted.name if rests else "")
+        how = Exit(phase=phase, code=self.held.exit.code)
+        if rests:
+            began_with = self.held.assignment.restore.name if self.held.given_up else ""
+            how.checkpoint = self.held.persisted.name or began_with
         if failure is not None:
             if failure.reason == reasons.CHECKPOINT_CORRUPT:
                 how.checkpoint = self.held.assignment.restore.name

@@ -149,6 +149,7 @@ async def conclude(store: PartStore, manifest: Manifest, sent: dict[str, int]) -
         attempt=manifest.attempt,
         epoch=progress.epoch,
         step=progress.step,
+        epoch_step=progress.epoch_step,
         uri=f"s3://{store.objects.bucket}/{key}",
         manifest_digest=manifests.digest(data),
         state_digest=manifest.state_digest,

@@ -688,6 +688,7 @@ class HeldAssignment(_message.Message):
     GPU_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     GPUS_BEFORE_FIELD_NUMBER: _builtins.int
     PAUSING_BY_ITSELF_FIELD_NUMBER: _builtins.int
+    GIVEN_UP_FIELD_NUMBER: _builtins.int
     directory: _builtins.str
     """Directory of the attempt."""
     events_offset: _builtins.int
@@ -696,6 +697,8 @@ class HeldAssignment(_message.Message):
     """Where the log of the training process is kept after its end, for people."""
     gpu_memory_bytes: _builtins.int
     """Memory in use on the job's GPUs before the process left, in bytes."""
+    given_up: _builtins.bool
+    """Work since its newest snapshot is given up, as a pause in mode LATEST asks: its process is killed, or was."""
     @_builtins.property
     def assignment(self) -> _agent_service_pb2.Assignment:
         """The newest assignment seen."""
@@ -765,10 +768,11 @@ class HeldAssignment(_message.Message):
         gpu_memory_bytes: _builtins.int | None = ...,
         gpus_before: _abc.Iterable[_usage_pb2.GpuSample] | None = ...,
         pausing_by_itself: _job_pb2.Failure | None = ...,
+        given_up: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "assignment", b"assignment", "exit", b"exit", "final_event", b"final_event", "gpu_memory_bytes", b"gpu_memory_bytes", "pausing_by_itself", b"pausing_by_itself", "persisted", b"persisted", "process", b"process", "status", b"status", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "assignment", b"assignment", "conditions", b"conditions", "directory", b"directory", "dropped", b"dropped", "events_offset", b"events_offset", "exit", b"exit", "final_event", b"final_event", "gpu_memory_bytes", b"gpu_memory_bytes", "gpus_before", b"gpus_before", "log", b"log", "pausing_by_itself", b"pausing_by_itself", "persisted", b"persisted", "process", b"process", "snapshots", b"snapshots", "status", b"status", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "assignment", b"assignment", "conditions", b"conditions", "directory", b"directory", "dropped", b"dropped", "events_offset", b"events_offset", "exit", b"exit", "final_event", b"final_event", "given_up", b"given_up", "gpu_memory_bytes", b"gpu_memory_bytes", "gpus_before", b"gpus_before", "log", b"log", "pausing_by_itself", b"pausing_by_itself", "persisted", b"persisted", "process", b"process", "snapshots", b"snapshots", "status", b"status", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__gpu_memory_bytes: _TypeAlias = _typing.Literal["gpu_memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__gpu_memory_bytes: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes"]  # noqa: Y015
