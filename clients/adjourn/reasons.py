@@ -20,6 +20,8 @@ ENVIRONMENT_DIFFERS: Final = "ENVIRONMENT_DIFFERS"
 RESTORE_DIVERGED: Final = "RESTORE_DIVERGED"
 UNTRACKED_STATE: Final = "UNTRACKED_STATE"
 """Something decides how the training goes on, and is in no snapshot."""
+DRILL_DIFFERS: Final = "DRILL_DIFFERS"
+"""A second process that went on from a snapshot did not come to the same bits: a resumed run would not either."""
 
 PROCESS_KILLED: Final = "PROCESS_KILLED"
 """The training process ended by a signal that nobody here sent."""
@@ -84,6 +86,7 @@ DETERMINISTIC: Final = frozenset(
         STATE_NOT_RESTORABLE,
         RESTORE_DIVERGED,
         UNTRACKED_STATE,
+        DRILL_DIFFERS,
         BUNDLE_UNUSABLE,
     }
 )

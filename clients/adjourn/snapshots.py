@@ -67,6 +67,8 @@ class State:
     """An adjourn.v1.Progress in proto3 JSON."""
     remarks: Sequence[str] = ()
     """What had changed in training and may not come back as it was, a sentence each."""
+    drilled: bool | None = None
+    """Whether a drill of the job came to the same bits; None: it is not known."""
 
 
 def layout(
@@ -135,6 +137,7 @@ def read_state(directory: Path) -> State:
                 environment=dict(document["environment"]),
                 progress=dict(document["progress"]),
                 remarks=tuple(document.get("remarks", ())),
+                drilled=document.get("drilled"),
             )
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SnapshotInvalid(f"{STATE}: {error!r}") from error

@@ -24,7 +24,7 @@ app = typer.Typer(
     context_settings=SETTINGS,
 )
 
-app.command("submit")(submit.submit)
+app.command("submit", cls=submit.Submit)(submit.submit)
 app.command("list")(queries.list_jobs)
 app.command("get")(queries.get)
 app.command("watch")(watch.watch)

@@ -23,7 +23,9 @@ COLOURS = {
     Job.QUEUED: "cyan", Job.STARTING: "cyan", Job.RUNNING: "green", Job.PAUSING: "yellow", Job.PAUSED: "magenta",
     Job.CANCELLING: "yellow", Job.CANCELLED: "bright_black", Job.SUCCEEDED: "bold green", Job.FAILED: "bold red",
 }  # fmt: skip
-VERDICTS = {Pause.EXACT: "green", Pause.WITHIN_TOLERANCE: "yellow", Pause.UNPROVEN: "yellow"}
+VERDICTS = {
+    Pause.EXACT: "green", Pause.EXACT_REPLAYED: "green", Pause.WITHIN_TOLERANCE: "yellow", Pause.UNPROVEN: "yellow",
+}  # fmt: skip
 
 Row = tuple[str, RenderableType]
 
@@ -80,6 +82,7 @@ def run_rows(job: Job) -> Iterator[Row]:
         ("needs", needs(spec)),
         ("checkpoints", checkpoints(spec)),
         ("if it hangs", hangs(spec)),
+        ("drill", f"{spec.drill_steps} steps, once, in a second process" if spec.drill_steps else ""),
         ("labels", formatting.pairs(job.labels)),
         ("worker", job.worker),
     )
@@ -199,7 +202,8 @@ def pause_rows(pause: Pause) -> Iterator[Row]:
     if pause.from_worker or pause.to_worker:
         yield "worker", journey(pause)
     if pause.verdict:
-        yield "restored state", verdict(pause)
+        meaning = phrases.VERDICTS.get(pause.verdict)
+        yield "restored state", verdict(pause).append(f": {meaning}" if meaning else "")
         yield from (("", reason) for reason in pause.verdict_reasons)
     if pause.note:
         yield "note", pause.note

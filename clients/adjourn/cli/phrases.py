@@ -1,11 +1,20 @@
 """Says in a sentence what a job does, what happens next and what the user may do. Pure: Job to text."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from adjourn.cli import formatting
 from adjourn.v1.job_pb2 import Condition, Hold, Job, Pause, PauseMode, Progress
+
+VERDICTS: Final = {
+    Pause.EXACT: "every digest is equal",
+    Pause.EXACT_REPLAYED: "every digest is equal, and a drill came to the same bits",
+    Pause.WITHIN_TOLERANCE: "every digest is equal, the environment is another",
+    Pause.UNPROVEN: "every digest is equal, but not everything is in one",
+}
+"""What was found when the restored state was compared."""
 
 
 def situation(job: Job, now: datetime) -> str:  # noqa: C901 - a case for each state

@@ -1,11 +1,13 @@
 """`adjourn submit`: packs a user's code, uploads it and queues a job."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from google.protobuf.json_format import ParseDict
+from typer.core import TyperCommand
 
 from adjourn import bundles
 from adjourn.cli import arguments, formatting, output
@@ -16,6 +18,25 @@ from adjourn.v1.job_pb2 import Job, JobSpec
 
 if TYPE_CHECKING:
     from adjourn.client import Client
+
+DRILL: Final = "--drill"
+DRILL_STEPS: Final = "20"
+"""Of a drill for which no number is given."""
+
+
+class Submit(TyperCommand):
+    """The command, with an option whose number may be left out."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, list(with_drill_steps(args)))
+
+
+def with_drill_steps(args: Iterable[str]) -> Iterator[str]:
+    """Yields the arguments, with the number of steps behind each `--drill` that has none."""
+    for word, following in pairwise([*args, ""]):
+        yield word
+        if word == DRILL and not following.lstrip("-").isdecimal():
+            yield DRILL_STEPS
 
 
 def submit(
@@ -59,6 +80,12 @@ def submit(
     hang_policy: Annotated[
         str, typer.Option(metavar="POLICY", help="If it hangs: restart it from its checkpoint (default), or report.")
     ] = "",
+    drill: Annotated[
+        int | None,
+        typer.Option(
+            DRILL, metavar="[STEPS]", help="Once, train so many steps (20) on from a checkpoint twice, and compare."
+        ),
+    ] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="To find the job by. Repeat it.")] = None,
     worker_selector: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="What a worker must carry. Repeat it.")
@@ -79,6 +106,7 @@ def submit(
     arguments.refuse_out_of_range("--checkpoint-epochs", checkpoint_epochs)
     arguments.refuse_out_of_range("--checkpoint-steps", checkpoint_steps)
     arguments.refuse_out_of_range("--max-restarts", max_restarts)
+    arguments.refuse_out_of_range(DRILL, drill)
     arguments.refuse_out_of_range("--keep-last", keep_last)
     spec = JobSpec(
         entry_point=entry_point,
@@ -90,6 +118,7 @@ def submit(
         checkpoint_steps=checkpoint_steps,
         checkpoint_interval=arguments.duration("--checkpoint-interval", checkpoint_interval),
         max_restarts=max_restarts,
+        drill_steps=drill,
         retention=arguments.retention(keep_last, best),
         hang_policy=arguments.hang_policy(hang_policy),
         hang_timeout=arguments.duration("--hang-timeout", hang_timeout),

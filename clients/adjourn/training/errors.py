@@ -3,7 +3,7 @@
 `reason` is what the job's failure, or its condition, will say.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 from adjourn import reasons
@@ -121,3 +121,22 @@ class UntrackedState(TrainingError):
     """
 
     reason = reasons.UNTRACKED_STATE
+
+
+class DrillDiffers(TrainingError):
+    """A second process that went on from a snapshot did not come to the same bits."""
+
+    reason = reasons.DRILL_DIFFERS
+
+    def __init__(self, difference: str, suspected: Sequence[str] = ()) -> None:
+        """`difference` says where and what; `suspected` is what is known to be in no snapshot."""
+        known = "".join(f"\n{each}" for each in suspected)
+        super().__init__(
+            f"a drill did not come to the same bits: {difference}. So a resumed run would not be the same, as far as it"
+            " can be told: something that no snapshot has decides how this training goes on. Look for what changes in"
+            " training and is not tracked: in threads, C extensions, environment variables, files, other processes; or"
+            " for what is never the same twice: the time, ids of processes and objects, operations that are not"
+            " deterministic. Then track it, or accept it with run.epochs(strict=False): verdicts are UNPROVEN then"
+            + (f". Known to be in no snapshot:{known}" if known else "")
+        )
+        self.difference = difference

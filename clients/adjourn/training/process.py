@@ -19,6 +19,7 @@ from adjourn.environments import differences
 from adjourn.internal.v1.trainer_pb2 import TrainingEvent, TrainingStart
 from adjourn.pulse import STACKS_SIGNAL, Phase
 from adjourn.shared_files import BoundaryFile, Control, ProgressPage, PulseFile
+from adjourn.training.drill import Drill
 from adjourn.training.errors import EntryPointNotFound, EntryPointNotImportable, EnvironmentDiffers, TrainingError
 from adjourn.training.events import EventLog, log_line
 from adjourn.training.interpreter_end import InterpreterEnd, say_what_is_removed
@@ -35,13 +36,15 @@ KEPT = sys.stdlib_module_names | PRELOADED | {"__main__", "adjourn_control_plane
 """Modules that a job's code does not replace: they are in use by the time it is imported."""
 WORK = "work"
 """Working directory of user code, below the attempt's."""
+DRILL = "drill"
+"""Directory of the second process of a drill, below the attempt's."""
 FAILED = 1
 TRACEBACK_LINES = 5
 """Of a failure's message; the log has them all."""
 MESSAGE_LIMIT = 4000
 
 
-def main(directory: Path) -> int:
+def main(directory: Path, kind: type[Session] = Session) -> int:
     """Trains as file `start` of the attempt's directory says; returns the exit code, 0 if paused or finished.
 
     Everything that can go wrong is told in file `events` as a Failure before it returns. What user code left for the
@@ -55,13 +58,13 @@ def main(directory: Path) -> int:
     # The handler is C code: it runs while C code holds the interpreter's lock too. It has a descriptor of its own, for
     # user code may turn stderr elsewhere.
     faulthandler.register(STACKS_SIGNAL, os.dup(2), all_threads=True, chain=False)
-    code = run_attempt(directory)
+    code = run_attempt(directory, kind)
     end.run(code)
     say_what_is_removed(directory / WORK)
     return code
 
 
-def run_attempt(directory: Path) -> int:
+def run_attempt(directory: Path, kind: type[Session] = Session) -> int:
     """Trains, and tells how it ends; returns the exit code."""
     start = TrainingStart.FromString((directory / "start").read_bytes())
     with (
@@ -74,7 +77,7 @@ def run_attempt(directory: Path) -> int:
         pulse.beat(Phase.STARTING)
         session = None
         try:
-            session = prepared(start, events, control, progress_page, pulse, boundary)
+            session = prepared(kind, start, directory, events, control, progress_page, pulse, boundary)
             return trained(session)
         except StopTraining as leaving:
             traceback.clear_frames(leaving.__traceback__)  # ends the workers of a loader that is still iterated over
@@ -87,10 +90,15 @@ def run_attempt(directory: Path) -> int:
             pulse.beat(Phase.ENDING)
             traceback.clear_frames(error.__traceback__)
             return FAILED
+        finally:
+            if session:
+                session.end_drill()
 
 
 def prepared(
+    kind: type[Session],
     start: TrainingStart,
+    directory: Path,
     events: EventLog,
     control: Control,
     progress_page: ProgressPage,
@@ -108,7 +116,7 @@ def prepared(
         if different and not start.allow_inexact:
             raise EnvironmentDiffers(different)
     seed_generators(start.spec.seed)
-    return Session(
+    return kind(
         start,
         events=events,
         control=control,
@@ -116,6 +124,7 @@ def prepared(
         pulse=pulse,
         boundary=boundary,
         device=device,
+        drill=Drill(start, directory / DRILL, known=restored is not None and restored.drilled is not None),
         restored=restored,
         differences=different,
     )

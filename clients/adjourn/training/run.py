@@ -117,6 +117,9 @@ class Run:
         snapshot: an optimizer, a copy of the model, a random generator. If `strict` is False the training goes on, and
         verdicts of later resumes are UNPROVEN, with what was found. A variable that changed, and that a later epoch
         may read, never ends the training, and makes the verdicts UNPROVEN too.
+
+        In a job that asks for a drill it raises DrillDiffers, or lowers the verdicts if `strict` is False, once a
+        second process that went on from a snapshot has not come to the same bits.
         """
         return self._session.epochs(strict=strict)
 

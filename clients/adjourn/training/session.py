@@ -17,19 +17,22 @@ import torch
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from adjourn import failpoints, snapshots
-from adjourn.internal.v1.trainer_pb2 import SnapshotFailed as SnapshotFailedEvent
 from adjourn.internal.v1.trainer_pb2 import (
+    Drilled,
     TrainingBegan,
     TrainingEvent,
     TrainingFinished,
     TrainingPaused,
     TrainingStart,
 )
+from adjourn.internal.v1.trainer_pb2 import SnapshotFailed as SnapshotFailedEvent
 from adjourn.next_boundary import NextBoundary
 from adjourn.pulse import Phase
 from adjourn.shared_files import BoundaryFile, Control, ProgressPage, PulseFile
+from adjourn.training.drill import Drill
 from adjourn.training.early_stopping import EarlyStopping
 from adjourn.training.errors import (
+    DrillDiffers,
     NoSpace,
     SnapshotFailed,
     StateNotEncodable,
@@ -55,6 +58,8 @@ T = TypeVar("T")
 PUBLISH_SECONDS = 0.5
 RETRY_SECONDS = 10
 """Longest wait between two attempts to save the end of a run."""
+END_LOOK_SECONDS = 0.1
+"""Between two looks at a drill, at the end of the run."""
 REFUSING_LOOKS = 2
 """Boundaries of an attempt at which untracked state ends the training: the second shows what the first epoch made."""
 ABANDONED = 75
@@ -83,6 +88,7 @@ class Session:
         pulse: PulseFile,
         boundary: BoundaryFile,
         device: torch.device,
+        drill: Drill,
         restored: SnapshotReader | None = None,
         differences: Mapping[str, tuple[str, str]] | None = None,
     ) -> None:
@@ -106,6 +112,7 @@ class Session:
         self._writer = SnapshotWriter([Path(each) for each in directories if each], device, self._round_trip)
         self._detector = Detector(own=(self._round_trip,), code_directory=start.code_directory)
         self._nondeterminism = NondeterminismFilter()
+        self._drill = drill
         self._strict = True
         self._looks = 0
         self._loaders = Loaders(
@@ -115,6 +122,8 @@ class Session:
             saved=restored.value(DATA)["loaders"] if restored else None,
         )
         self._open = False
+        self._stepless = False
+        """No step was made in the newest epoch."""
         self._begun = False
         self._announced = False
         self._left: int | None = None
@@ -179,6 +188,8 @@ class Session:
         self._pulse.step(self._phase())
         if time.monotonic() >= self._publish_time or self._control.word != self._desired:
             self._publish()
+        if tracker.step == self._drill.step:
+            self._compare_here()
 
     def log(self, values: Mapping[str, SupportsFloat]) -> None:
         self.tracker.record(values, in_epoch=self._open)
@@ -220,7 +231,10 @@ class Session:
             if self._open:
                 self._end_epoch()
             self.announce()
+            if self._drill.wanted:
+                self._compare_here()
             self._save_end()
+            self._await_drill()
         failpoints.hit("training.before-finish")
         self.append(TrainingEvent(finished=TrainingFinished()))
         self._pulse.beat(Phase.ENDING)
@@ -247,6 +261,10 @@ class Session:
             return False
         return True
 
+    def end_drill(self) -> None:
+        """Ends what the attempt has started beside itself."""
+        self._drill.stop()
+
     @contextlib.contextmanager
     def _errors_kept(self) -> Iterator[None]:
         """Remembers what went wrong in a restore: such a run must not finish well, even if user code goes on."""
@@ -267,7 +285,9 @@ class Session:
             self._loaders.check(self._restored.value(DATA)["loaders"])
             directory = Path(self.start.restore_directory)
             self._state.compare(self.start.restore_digests or snapshots.component_digests(directory))
-            self._verdict, self._verdict_reasons = verdict(self._restored.remarks, self._differences)
+            self._verdict, self._verdict_reasons = verdict(
+                self._restored.remarks, self._differences, drilled=self._restored.drilled is True
+            )
             self._restored = None
         else:
             self._loaders.state()  # reads samples of the data now, before training may change it
@@ -309,6 +329,7 @@ class Session:
     def _end_epoch(self) -> None:
         self._open = False
         self._loaders.close_epoch()
+        self._stepless = self.tracker.epoch_step == 0
         self.tracker.end_epoch()
         self._pulse.epoch()
         self._publish()
@@ -331,7 +352,12 @@ class Session:
         reached = Timestamp()
         reached.GetCurrentTime()
         pausing = self._decide()
+        if self._stepless and self._drill.wanted:
+            self._compare_here()
         self._look(pausing=pausing)
+        self._judge_drill()
+        if self._abandoned or pausing:
+            self._drill.stop()
         if self._abandoned:
             self._save(last=True)
             self._leave(ABANDONED)
@@ -439,6 +465,8 @@ class Session:
         else:
             self._writer.release(snapshot)
         self._unsaved = None
+        if self._drill.due and not (last or self._open):
+            self._drill.begin(snapshot)
         return True
 
     def _save_end(self) -> None:
@@ -469,6 +497,51 @@ class Session:
             self._unsaved = (error.reason, last)
             failed = SnapshotFailedEvent(reason=error.reason, message=str(error), last=last)
             self.append(TrainingEvent(snapshot_failed=failed))
+
+    # The drill.
+
+    def _compare_here(self) -> None:
+        """Keeps how the state stands where the drill compares."""
+        self._pulse.beat(Phase.SAVING)
+        try:
+            self._drill.compare_with(self._standing())
+        except StateNotEncodable as error:
+            log_line(f"the drill ends: its state cannot be compared at step {self.tracker.step}. {error}")
+            self._drill.stop(again=False)
+        self._pulse.beat(self._phase())
+
+    def _standing(self) -> Drilled:
+        digests = self._state.digests()
+        del digests[DATA]  # a resumed run may tell the same place in other words
+        return Drilled(epoch=self.tracker.epoch, step=self.tracker.step, digests=digests)
+
+    def _judge_drill(self) -> None:
+        """Draws the conclusions from a drill that is over; raises DrillDiffers.
+
+        Operations that are known not to be deterministic come to other bits by themselves: then it lowers the verdict.
+        """
+        outcome = self._drill.outcome()
+        if outcome is None:
+            return
+        self._state.drilled = not outcome.difference
+        if outcome.difference:
+            error = DrillDiffers(outcome.difference, [*self._state.unproven, *self._state.suspected])
+            if self._strict and not self._nondeterminism.heard():
+                with self._errors_kept():
+                    raise error
+            log_line(str(error))
+            self._state.unproven.append(f"a drill did not come to the same bits: {outcome.difference}")
+
+    def _await_drill(self) -> None:
+        """Waits, at the end of the run, for the second process of a drill, and not for long."""
+        deadline = time.monotonic() + self._drill.patience
+        while self._drill.runs and time.monotonic() < deadline:
+            self._wait(END_LOOK_SECONDS)
+        if self._drill.runs:
+            log_line(
+                f"the drill shows nothing: {self._drill.patience:.0f} s after the end its second process is not done"
+            )
+        self._judge_drill()
 
     # What is told.
 
@@ -521,13 +594,16 @@ class Session:
 
 
 def verdict(
-    remarks: Sequence[str], differences: Mapping[str, tuple[str, str]]
+    remarks: Sequence[str], differences: Mapping[str, tuple[str, str]], *, drilled: bool = False
 ) -> tuple[Pause.Verdict.ValueType, list[str]]:
     """Returns what can be said of a resume whose state was compared and is equal, and why it is not EXACT.
 
-    `remarks` say what is not in the state, `differences` what the environment was and is.
+    `remarks` say what is not in the state, `differences` what the environment was and is; `drilled`: a drill of the job
+    came to the same bits.
     """
     reasons = [*remarks, *(f"{name} was {there}, is {here}" for name, (there, here) in differences.items())]
     if remarks:
         return Pause.Verdict.UNPROVEN, reasons
-    return Pause.Verdict.WITHIN_TOLERANCE if differences else Pause.Verdict.EXACT, reasons
+    if differences:
+        return Pause.Verdict.WITHIN_TOLERANCE, reasons
+    return Pause.Verdict.EXACT_REPLAYED if drilled else Pause.Verdict.EXACT, reasons

@@ -386,6 +386,7 @@ class JobSpec(_message.Message):
     RETENTION_FIELD_NUMBER: _builtins.int
     CHECKPOINT_STEPS_FIELD_NUMBER: _builtins.int
     CHECKPOINT_INTERVAL_FIELD_NUMBER: _builtins.int
+    DRILL_STEPS_FIELD_NUMBER: _builtins.int
     entry_point: _builtins.str
     """`package.module:function`, in the bundle or installed on the workers."""
     bundle: _builtins.str
@@ -408,6 +409,10 @@ class JobSpec(_message.Message):
     """What becomes of training that makes no step any more. Unset: RESTART."""
     checkpoint_steps: _builtins.int
     """Optimizer steps between checkpoints, beside `checkpoint_epochs`. Unset or 0: none by steps."""
+    drill_steps: _builtins.int
+    """Steps of a drill: once in the job, a second process on the same devices goes on from a checkpoint for so many steps,
+    and has to come to the bits that the job itself comes to. User code runs twice meanwhile. Unset or 0: no drill.
+    """
     @_builtins.property
     def args(self) -> _struct_pb2.Struct:
         """Handed to the entry point untouched."""
@@ -447,15 +452,18 @@ class JobSpec(_message.Message):
         retention: Global___JobSpec.Retention | None = ...,
         checkpoint_steps: _builtins.int | None = ...,
         checkpoint_interval: _duration_pb2.Duration | None = ...,
+        drill_steps: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_epochs", b"_checkpoint_epochs", "_checkpoint_steps", b"_checkpoint_steps", "_max_restarts", b"_max_restarts", "_seed", b"_seed", "args", b"args", "checkpoint_epochs", b"checkpoint_epochs", "checkpoint_interval", b"checkpoint_interval", "checkpoint_steps", b"checkpoint_steps", "hang_timeout", b"hang_timeout", "max_restarts", b"max_restarts", "retention", b"retention", "seed", b"seed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_epochs", b"_checkpoint_epochs", "_checkpoint_steps", b"_checkpoint_steps", "_drill_steps", b"_drill_steps", "_max_restarts", b"_max_restarts", "_seed", b"_seed", "args", b"args", "checkpoint_epochs", b"checkpoint_epochs", "checkpoint_interval", b"checkpoint_interval", "checkpoint_steps", b"checkpoint_steps", "drill_steps", b"drill_steps", "hang_timeout", b"hang_timeout", "max_restarts", b"max_restarts", "retention", b"retention", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_epochs", b"_checkpoint_epochs", "_checkpoint_steps", b"_checkpoint_steps", "_max_restarts", b"_max_restarts", "_seed", b"_seed", "args", b"args", "bundle", b"bundle", "checkpoint_epochs", b"checkpoint_epochs", "checkpoint_interval", b"checkpoint_interval", "checkpoint_steps", b"checkpoint_steps", "dataset_uri", b"dataset_uri", "entry_point", b"entry_point", "gpu_count", b"gpu_count", "hang_policy", b"hang_policy", "hang_timeout", b"hang_timeout", "max_restarts", b"max_restarts", "model_name", b"model_name", "retention", b"retention", "seed", b"seed", "total_epochs", b"total_epochs", "worker_selector", b"worker_selector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_epochs", b"_checkpoint_epochs", "_checkpoint_steps", b"_checkpoint_steps", "_drill_steps", b"_drill_steps", "_max_restarts", b"_max_restarts", "_seed", b"_seed", "args", b"args", "bundle", b"bundle", "checkpoint_epochs", b"checkpoint_epochs", "checkpoint_interval", b"checkpoint_interval", "checkpoint_steps", b"checkpoint_steps", "dataset_uri", b"dataset_uri", "drill_steps", b"drill_steps", "entry_point", b"entry_point", "gpu_count", b"gpu_count", "hang_policy", b"hang_policy", "hang_timeout", b"hang_timeout", "max_restarts", b"max_restarts", "model_name", b"model_name", "retention", b"retention", "seed", b"seed", "total_epochs", b"total_epochs", "worker_selector", b"worker_selector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__checkpoint_epochs: _TypeAlias = _typing.Literal["checkpoint_epochs"]  # noqa: Y015
     _WhichOneofArgType__checkpoint_epochs: _TypeAlias = _typing.Literal["_checkpoint_epochs", b"_checkpoint_epochs"]  # noqa: Y015
     _WhichOneofReturnType__checkpoint_steps: _TypeAlias = _typing.Literal["checkpoint_steps"]  # noqa: Y015
     _WhichOneofArgType__checkpoint_steps: _TypeAlias = _typing.Literal["_checkpoint_steps", b"_checkpoint_steps"]  # noqa: Y015
+    _WhichOneofReturnType__drill_steps: _TypeAlias = _typing.Literal["drill_steps"]  # noqa: Y015
+    _WhichOneofArgType__drill_steps: _TypeAlias = _typing.Literal["_drill_steps", b"_drill_steps"]  # noqa: Y015
     _WhichOneofReturnType__max_restarts: _TypeAlias = _typing.Literal["max_restarts"]  # noqa: Y015
     _WhichOneofArgType__max_restarts: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
@@ -464,6 +472,8 @@ class JobSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__checkpoint_epochs) -> _WhichOneofReturnType__checkpoint_epochs | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__checkpoint_steps) -> _WhichOneofReturnType__checkpoint_steps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__drill_steps) -> _WhichOneofReturnType__drill_steps | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_restarts) -> _WhichOneofReturnType__max_restarts | None: ...
     @_typing.overload
@@ -713,6 +723,8 @@ class Pause(_message.Message):
         """Every digest is equal; the environment differs and the caller allowed it."""
         UNPROVEN: Pause._Verdict.ValueType  # 4
         """Every digest is equal; the run has something that no digest covers, and its code accepted that."""
+        EXACT_REPLAYED: Pause._Verdict.ValueType  # 5
+        """EXACT, and a drill of this job (`JobSpec.drill_steps`) came to the same bits."""
 
     class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper):
         """What is known of the restored state. A state whose digests differ is never trained on: the attempt ends with
@@ -727,6 +739,8 @@ class Pause(_message.Message):
     """Every digest is equal; the environment differs and the caller allowed it."""
     UNPROVEN: Pause.Verdict.ValueType  # 4
     """Every digest is equal; the run has something that no digest covers, and its code accepted that."""
+    EXACT_REPLAYED: Pause.Verdict.ValueType  # 5
+    """EXACT, and a drill of this job (`JobSpec.drill_steps`) came to the same bits."""
 
     CAUSE_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int

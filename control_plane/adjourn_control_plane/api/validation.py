@@ -40,6 +40,7 @@ RANGES: Final = (
     ("gpu_count", 0, 1024),
     ("checkpoint_epochs", 0, 10_000_000),
     ("checkpoint_steps", 0, 1_000_000_000),
+    ("drill_steps", 0, 1_000_000_000),
     ("max_restarts", 0, 1_000_000),
     ("seed", 0, (1 << 63) - 1),
 )
@@ -94,6 +95,8 @@ def spec(spec: JobSpec) -> Violations:
     found.update(hangs(spec))
     found.update(duration("checkpoint_interval", spec))
     found.update(retention(spec))
+    if spec.drill_steps > 0 and spec.total_epochs == 0:
+        found.setdefault("job.spec.drill_steps", "needs epochs: a task has no checkpoint to go on from")
     found.update(labels("job.spec.worker_selector", spec.worker_selector))
     return found
 

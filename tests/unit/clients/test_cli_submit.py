@@ -63,6 +63,26 @@ def test_code_that_was_removed_meanwhile_is_uploaded_again_once(
     assert times == 1 or "upload it again" in result.output
 
 
+@pytest.mark.parametrize(
+    ("words", "steps"),
+    [
+        (("m:f", "--drill", "50", "--epochs", "3"), 50),
+        (("m:f", "--drill", "--epochs", "3"), 20),
+        (("--drill", "m:f", "--epochs", "3"), 20),
+        (("--epochs", "3", "m:f", "--drill"), 20),
+        (("m:f", "--drill=7", "--epochs", "3"), 7),
+        (("m:f", "--epochs", "3"), 0),
+    ],
+)
+def test_a_drill_has_the_steps_that_are_given_or_twenty(
+    adjourn: Adjourn, plane: "Plane", words: tuple[str, ...], steps: int
+) -> None:
+    result = adjourn("submit", *words)
+    assert result.exit_code == 0, result.output
+    assert plane.jobs["jobs/made-up"].spec.drill_steps == steps
+    assert plane.jobs["jobs/made-up"].spec.HasField("drill_steps") == (steps > 0)
+
+
 def test_installed_code_needs_no_bundle(adjourn: Adjourn, plane: "Plane") -> None:
     assert adjourn("submit", "adjourn.examples.digits:main", "--epochs", "3").exit_code == 0
     spec = plane.jobs["jobs/made-up"].spec

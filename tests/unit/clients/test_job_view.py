@@ -102,6 +102,16 @@ def test_a_paused_run_tells_everything() -> None:
         assert fact in shown, fact
 
 
+def test_each_verdict_is_told_in_words() -> None:
+    assert set(phrases.VERDICTS) | {Pause.VERDICT_UNSPECIFIED} == set(Pause.Verdict.values())
+    job = paused()
+    job.spec.drill_steps = 50
+    job.pause.verdict = Pause.EXACT_REPLAYED
+    shown = text(job_view.paused_run(job, now=NOW))
+    assert "50 steps, once, in a second process" in shown
+    assert "EXACT_REPLAYED: every digest is equal, and a drill came to the same bits" in shown
+
+
 def test_an_empty_job_is_shown_without_a_fault() -> None:
     shown = text(job_view.paused_run(Job(name="jobs/x"), now=NOW))
     assert "a state that this version does not know" in shown

@@ -97,6 +97,8 @@ def test_a_malformed_bundle(bundle: str) -> None:
         ("checkpoint_epochs", -1),
         ("checkpoint_steps", -1),
         ("checkpoint_steps", 1_000_000_001),
+        ("drill_steps", -1),
+        ("drill_steps", 1_000_000_001),
         ("max_restarts", -1),
         ("max_restarts", 1_000_001),
         ("seed", -1),
@@ -106,6 +108,12 @@ def test_a_number_out_of_range(field: str, value: Any) -> None:
     ((path, why),) = validation.create_job(request(**{field: value})).items()
     assert path == f"job.spec.{field}"
     assert str(value) in why
+
+
+def test_a_drill_needs_epochs() -> None:
+    assert validation.create_job(request(total_epochs=1, drill_steps=5)) == {}
+    assert validation.create_job(request(total_epochs=0, drill_steps=0)) == {}
+    assert list(validation.create_job(request(total_epochs=0, drill_steps=5))) == ["job.spec.drill_steps"]
 
 
 def test_every_number_of_the_spec_has_a_range() -> None:

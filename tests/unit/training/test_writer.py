@@ -134,6 +134,7 @@ class Live:
     def __init__(self, size: int) -> None:
         self.size = size
         self.remarks: list[str] = []
+        self.drilled: bool | None = None
         self.value = torch.ones(size)
 
     def encode(self) -> tuple[dict[str, Any], dict[str, Blob]]:

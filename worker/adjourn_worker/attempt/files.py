@@ -14,6 +14,8 @@ from adjourn.internal.v1.trainer_pb2 import ProcessExit, TrainingEvent, Training
 M = TypeVar("M", bound=Message)
 
 START, PROCESS, EXIT, EVENTS, LOG, WORK = "start", "process", "exit", "events", "log", "work"
+DRILL_LOG = "drill/log"
+"""What the second process of a drill prints."""
 
 
 PASSING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR})

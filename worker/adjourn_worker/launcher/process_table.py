@@ -155,7 +155,8 @@ class ProcessTable:
     def bound_logs(self) -> None:
         """Keeps the logs of running training processes within their limit."""
         for item in self.running.values():
-            training_log.bound(Path(item.process.directory) / files.LOG, self.log_bytes)
+            for name in (files.LOG, files.DRILL_LOG):
+                training_log.bound(Path(item.process.directory) / name, self.log_bytes)
 
 
 def ended_child(kind: int, pid: int) -> os.waitid_result | None:

@@ -31,8 +31,9 @@ class LauncherRequest(_message.Message):
     again: `start` (TrainingStart), `control` (a mapped word that the agent writes and training reads at every
     boundary), `boundary` (a mapped word that says where that is, see next_boundary.py), `progress` (the newest Progress,
     mapped), `pulse` (three mapped words, see pulse.py), `events` (TrainingEvents, appended), `exit` (ProcessExit), `log`
-    (what the process prints). A byte on the agent's datagram socket says "look"; losing it costs half a second. The
-    launcher is asked over a stream socket by LauncherRequest. Frames are a 4-byte big-endian length and the message.
+    (what the process prints), `drill` (a directory with such files, of the second process of a drill). A byte on the
+    agent's datagram socket says "look"; losing it costs half a second. The launcher is asked over a stream socket by
+    LauncherRequest. Frames are a 4-byte big-endian length and the message.
 
     Asks the launcher for one thing.
     """
@@ -332,6 +333,7 @@ class TrainingStart(_message.Message):
     DEVICE_UUIDS_FIELD_NUMBER: _builtins.int
     JOB_UID_FIELD_NUMBER: _builtins.int
     FALLBACK_SNAPSHOT_DIRECTORY_FIELD_NUMBER: _builtins.int
+    DRILL_STEP_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     """`jobs/{job}`."""
     attempt: _builtins.int
@@ -352,6 +354,10 @@ class TrainingStart(_message.Message):
     """`Job.uid`."""
     fallback_snapshot_directory: _builtins.str
     """Where snapshots go, on a disk, if `snapshot_directory` has not the room."""
+    drill_step: _builtins.int
+    """Of the second process of a drill: the number of steps, over all epochs, at which it tells how its state stands, and
+    leaves. 0: an ordinary attempt.
+    """
     @_builtins.property
     def spec(self) -> _job_pb2.JobSpec:
         """What to train. `seed` is set."""
@@ -380,10 +386,11 @@ class TrainingStart(_message.Message):
         device_uuids: _abc.Iterable[_builtins.str] | None = ...,
         job_uid: _builtins.str = ...,
         fallback_snapshot_directory: _builtins.str = ...,
+        drill_step: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_inexact", b"allow_inexact", "attempt", b"attempt", "code_directory", b"code_directory", "device_uuids", b"device_uuids", "fallback_snapshot_directory", b"fallback_snapshot_directory", "job", b"job", "job_uid", b"job_uid", "notify_socket", b"notify_socket", "restore_digests", b"restore_digests", "restore_directory", b"restore_directory", "snapshot_directory", b"snapshot_directory", "spec", b"spec", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_inexact", b"allow_inexact", "attempt", b"attempt", "code_directory", b"code_directory", "device_uuids", b"device_uuids", "drill_step", b"drill_step", "fallback_snapshot_directory", b"fallback_snapshot_directory", "job", b"job", "job_uid", b"job_uid", "notify_socket", b"notify_socket", "restore_digests", b"restore_digests", "restore_directory", b"restore_directory", "snapshot_directory", b"snapshot_directory", "spec", b"spec", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -404,6 +411,7 @@ class TrainingEvent(_message.Message):
     FINISHED_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
     SNAPSHOT_FAILED_FIELD_NUMBER: _builtins.int
+    DRILLED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When, by the machine's clock."""
@@ -440,6 +448,10 @@ class TrainingEvent(_message.Message):
     def snapshot_failed(self) -> Global___SnapshotFailed:
         """A snapshot could not be taken; training goes on, and tries again at the next boundary."""
 
+    @_builtins.property
+    def drilled(self) -> Global___Drilled:
+        """The second process of a drill has come to where it is compared, and leaves. Not seen by agents."""
+
     def __init__(
         self,
         *,
@@ -452,12 +464,13 @@ class TrainingEvent(_message.Message):
         finished: Global___TrainingFinished | None = ...,
         failed: _job_pb2.Failure | None = ...,
         snapshot_failed: Global___SnapshotFailed | None = ...,
+        drilled: Global___Drilled | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["began", b"began", "epoch", b"epoch", "event", b"event", "failed", b"failed", "finished", b"finished", "paused", b"paused", "progress", b"progress", "snapshot", b"snapshot", "snapshot_failed", b"snapshot_failed", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["began", b"began", "drilled", b"drilled", "epoch", b"epoch", "event", b"event", "failed", b"failed", "finished", b"finished", "paused", b"paused", "progress", b"progress", "snapshot", b"snapshot", "snapshot_failed", b"snapshot_failed", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["began", b"began", "epoch", b"epoch", "event", b"event", "failed", b"failed", "finished", b"finished", "paused", b"paused", "progress", b"progress", "snapshot", b"snapshot", "snapshot_failed", b"snapshot_failed", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["began", b"began", "drilled", b"drilled", "epoch", b"epoch", "event", b"event", "failed", b"failed", "finished", b"finished", "paused", b"paused", "progress", b"progress", "snapshot", b"snapshot", "snapshot_failed", b"snapshot_failed", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["began", "epoch", "snapshot", "paused", "finished", "failed", "snapshot_failed"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["began", "epoch", "snapshot", "paused", "finished", "failed", "snapshot_failed", "drilled"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -498,6 +511,58 @@ class TrainingBegan(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TrainingBegan: _TypeAlias = TrainingBegan  # noqa: Y015
+
+@_typing.final
+class Drilled(_message.Message):
+    """How a state stands where a drill compares."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class DigestsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    DIGESTS_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """Epochs completed."""
+    step: _builtins.int
+    """Steps completed, over all epochs."""
+    @_builtins.property
+    def digests(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """SHA-256 of each component, hex, but for the place in the data."""
+
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        step: _builtins.int = ...,
+        digests: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests", "epoch", b"epoch", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Drilled: _TypeAlias = Drilled  # noqa: Y015
 
 @_typing.final
 class SnapshotFailed(_message.Message):

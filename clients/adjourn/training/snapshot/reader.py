@@ -43,6 +43,11 @@ class SnapshotReader:
         """What may not come back as it was, a sentence each."""
         return self._state.remarks
 
+    @property
+    def drilled(self) -> bool | None:
+        """Whether a drill of the job came to the same bits; None: it is not known."""
+        return self._state.drilled
+
     def value(self, component: str) -> Any:
         """Returns the state of a component, a copy; raises SnapshotUnreadable."""
         try:

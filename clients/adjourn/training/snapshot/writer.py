@@ -50,6 +50,9 @@ class Encodable(Protocol):
     @property
     def remarks(self) -> Sequence[str]: ...
 
+    @property
+    def drilled(self) -> bool | None: ...
+
     def encode(self) -> tuple[dict[str, Tree], dict[str, Blob]]: ...
 
 
@@ -339,6 +342,7 @@ class SnapshotWriter:
             "components": trees,
             "environment": fingerprint(self._device),
             "remarks": list(state.remarks),
+            "drilled": state.drilled,
             "progress": json_format.MessageToDict(progress, preserving_proto_field_name=True),
         }
         found = self._write(document, blobs, self._layout, last=last)

@@ -32,6 +32,8 @@ class State:
         """The same, as long as it is so."""
         self.remarks: list[str] = []
         """All of that, and what the newest `encode` could not see to coming back as it was."""
+        self.drilled: bool | None = None
+        """Whether a drill of the job came to the same bits; None: it is not known."""
 
     def add(self, subjects: Mapping[str, Any]) -> None:
         """Tracks objects, and loads them if something is restored.
@@ -84,6 +86,7 @@ class State:
         if self._additions > 1:  # what was tracked later may have been built upon, and changed, what was loaded
             self._load(self.tracked)
         self.unproven = list(self._restored.remarks)
+        self.drilled = self._restored.drilled
         self._put_switches(self._restored)
 
     def put_back(self) -> None:

@@ -1,0 +1,217 @@
+"""A second process that goes on from a snapshot comes to the same bits, or the training hears of it."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adjourn import snapshots
+from adjourn.internal.v1.trainer_pb2 import Drilled, Snapshot, TrainingStart
+from adjourn.shared_files import Control
+from adjourn.training.drill import Drill, difference
+from adjourn.v1.job_pb2 import JobSpec, Pause
+from tests.harness.training_processes import PAUSE, Attempt, TrainingProcesses, failed, until
+
+LONG = 1_000_000
+"""Epochs of a training that the test has paused."""
+SAME = "came to the same bits"
+BEGUN = "a drill has begun"
+
+
+def drilled(steps: int = 5) -> JobSpec:
+    return JobSpec(drill_steps=steps)
+
+
+def verdict(attempt: Attempt) -> tuple[int, list[str]]:
+    began = next(event.began for event in attempt.events if event.HasField("began"))
+    return began.verdict, list(began.verdict_reasons)
+
+
+def second_processes(directory: Path) -> list[int]:
+    """Returns the pids of the second process of a drill, and of what it has started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if str(directory / "drill").encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+@contextmanager
+def going_on(trainings: TrainingProcesses, directory: Path) -> Iterator[Callable[[str], Attempt]]:
+    """Trains while the body runs; it gets a function that has the training paused once its log says something."""
+    with trainings.running(directory) as end:
+
+        def pause_after(said: str) -> Attempt:
+            until(lambda: said in (directory / "log").read_text())
+            with closing(Control(directory / "control")) as control:
+                control.write(PAUSE)
+            return end()
+
+        until((directory / "log").exists)
+        yield pause_after
+
+
+def resumed(trainings: TrainingProcesses, paused: Attempt, **fields: Any) -> Attempt:
+    """Goes on to the next boundary."""
+    assert paused.last.HasField("paused"), paused.log
+    return trainings.run("drilled:main", epochs=LONG, restore=paused, order=PAUSE, **fields)
+
+
+def test_a_drill_that_comes_to_the_same_bits_makes_later_resumes_exact_replayed(trainings: TrainingProcesses) -> None:
+    directory = trainings.prepare("drilled:main", epochs=LONG, args={"seconds": 0.01}, spec=drilled())
+    with going_on(trainings, directory) as pause_after:
+        paused = pause_after(SAME)
+    assert not (directory / "drill").exists()
+    for _ in range(2):  # what was shown is known from then on
+        paused = resumed(trainings, paused, spec=drilled())
+        assert verdict(paused) == (Pause.Verdict.EXACT_REPLAYED, [])
+        assert BEGUN not in paused.log
+
+
+@pytest.mark.parametrize("steps", [1, 3, 1000])
+def test_a_drill_changes_nothing_of_a_run_and_is_waited_for_at_its_end(
+    trainings: TrainingProcesses, steps: int
+) -> None:
+    """Its place is a step within an epoch, its last one, or the end of the run."""
+    plain = trainings.run("drilled:main")
+    attempt = trainings.run("drilled:main", spec=drilled(steps))
+    assert attempt.last.HasField("finished"), attempt.log
+    assert attempt.kinds == plain.kinds
+    assert attempt.digests == plain.digests
+    assert attempt.values == plain.values
+    assert f"the drill from epoch 1, step 3 {SAME} at step {min(3 + steps, 9)}" in attempt.log
+
+
+def test_everything_that_makes_a_resume_hard_is_the_same_in_a_drill(trainings: TrainingProcesses) -> None:
+    attempt = trainings.run("tiny:main", args={"workers": 2}, spec=drilled(7))
+    assert attempt.last.HasField("finished"), attempt.log
+    assert f"{SAME} at step 12" in attempt.log
+
+
+def test_without_steps_the_next_end_of_an_epoch_is_compared(trainings: TrainingProcesses) -> None:
+    attempt = trainings.run("drilled:stepless", spec=drilled())
+    assert attempt.last.HasField("finished"), attempt.log
+    assert f"the drill from epoch 1, step 0 {SAME}" in attempt.log
+
+
+@pytest.mark.parametrize("place", ["environment", "file", "c", "thread"])
+def test_what_nothing_finds_is_found_by_a_drill(trainings: TrainingProcesses, place: str) -> None:
+    without = trainings.run("drilled:hides", args={"place": place}, order=PAUSE)
+    unnoticed = trainings.run("drilled:hides", args={"place": place}, restore=without, order=PAUSE)
+    assert verdict(unnoticed) == (Pause.Verdict.EXACT, [])
+    attempt = trainings.run("drilled:hides", args={"place": place}, spec=drilled())
+    message = failed(attempt, "DRILL_DIFFERS")
+    assert "from epoch 1, step 3, at step 8, model, optimizer differ; equal are numerics, random.numpy" in message
+    assert attempt.snapshots[-1].last  # what was trained is saved
+
+
+def test_a_drill_that_differs_lowers_the_verdict_if_that_is_accepted(trainings: TrainingProcesses) -> None:
+    args = {"place": "environment", "lax": True, "seconds": 0.01}
+    directory = trainings.prepare("drilled:hides", epochs=LONG, args=args, spec=drilled())
+    with going_on(trainings, directory) as pause_after:
+        paused = pause_after("did not come to the same bits")
+    for _ in range(2):
+        paused = trainings.run("drilled:hides", epochs=LONG, args=args, restore=paused, order=PAUSE, spec=drilled())
+        (reason,) = verdict(paused)[1]
+        assert verdict(paused)[0] == Pause.Verdict.UNPROVEN
+        assert reason.startswith("a drill did not come to the same bits: from epoch 1, step 3, at step 8, model, ")
+        assert BEGUN not in paused.log
+
+
+def test_a_drill_that_cannot_restore_differs(trainings: TrainingProcesses) -> None:
+    attempt = trainings.run("drilled:main", args={"changes": True}, spec=drilled())
+    assert "RESTORE_DIVERGED: restored, but not equal to what was saved: model" in failed(attempt, "DRILL_DIFFERS")
+
+
+def test_a_second_process_that_fails_shows_nothing(trainings: TrainingProcesses) -> None:
+    attempt = trainings.run("drilled:main", args={"raises": True}, spec=drilled())
+    assert attempt.last.HasField("finished"), attempt.log
+    assert "shows nothing, as its second process failed. TRAINING_RAISED" in attempt.log
+    assert "no room for two" in attempt.log
+
+
+def test_a_second_process_that_is_killed_shows_nothing(trainings: TrainingProcesses) -> None:
+    args = {"holds": True, "seconds": 0.01}
+    directory = trainings.prepare("drilled:main", epochs=LONG, args=args, spec=drilled())
+    with going_on(trainings, directory) as pause_after:
+        until(lambda: second_processes(directory))
+        for pid in second_processes(directory):
+            os.kill(pid, signal.SIGKILL)
+        paused = pause_after("shows nothing, as its second process failed. It was ended by SIGKILL")
+    assert verdict(resumed(trainings, paused)) == (Pause.Verdict.EXACT, [])
+
+
+def test_a_pause_ends_a_drill_and_the_resumed_run_has_another(trainings: TrainingProcesses) -> None:
+    args = {"holds": True, "seconds": 0.01}
+    directory = trainings.prepare("drilled:main", epochs=LONG, args=args, spec=drilled())
+    with going_on(trainings, directory) as pause_after:
+        until(lambda: second_processes(directory))
+        paused = pause_after(BEGUN)
+    assert second_processes(directory) == []
+    assert not (directory / "drill").exists()
+    args = {"seconds": 0.01}
+    directory = trainings.prepare("drilled:main", epochs=LONG, args=args, restore=paused, spec=drilled())
+    with going_on(trainings, directory) as pause_after:
+        again = pause_after(SAME)
+    assert verdict(again) == (Pause.Verdict.EXACT, [])
+    assert verdict(resumed(trainings, again)) == (Pause.Verdict.EXACT_REPLAYED, [])
+
+
+def test_a_training_that_fails_ends_its_drill(trainings: TrainingProcesses) -> None:
+    args = {"holds": True, "seconds": 0.01}
+    attempt = trainings.run("drilled:fails", epochs=LONG, args=args, spec=drilled())
+    assert "enough" in failed(attempt, "TRAINING_RAISED")
+    assert BEGUN in attempt.log
+    assert second_processes(attempt.directory) == []
+
+
+def test_where_the_snapshot_cannot_be_copied_there_is_no_drill(trainings: TrainingProcesses) -> None:
+    directory = trainings.prepare("drilled:main", spec=drilled())
+    (directory / "drill").touch()
+    attempt = trainings.launch(directory)
+    assert attempt.last.HasField("finished"), attempt.log
+    assert "there is no drill: " in attempt.log
+
+
+def test_a_drill_leaves_room_on_the_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drill = Drill(TrainingStart(spec=drilled()), tmp_path / "drill", known=False)
+    drill.begin(Snapshot(directory=str(tmp_path), size_bytes=1 << 60))
+    assert (drill.due, drill.wanted, drill.runs) == (False, False, False)
+    assert not (tmp_path / "drill").exists()
+    assert (
+        "there is no drill: [Errno 28] a copy of the snapshot takes 1,152,921,504,606,846,976"
+        in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(("steps", "known"), [(0, False), (5, True)])
+def test_no_drill_is_due(tmp_path: Path, steps: int, known: bool) -> None:
+    drill = Drill(TrainingStart(spec=drilled(steps)), tmp_path / "drill", known=known)
+    assert (drill.due, drill.wanted) == (False, False)
+    assert drill.outcome() is None
+
+
+def test_a_snapshot_from_before_drills_says_nothing_of_one(trainings: TrainingProcesses) -> None:
+    paused = trainings.run("drilled:main", order=PAUSE)
+    state = snapshots.read_state(Path(paused.snapshots[-1].directory))
+    assert state.drilled is None
+
+
+def test_what_differs_is_named() -> None:
+    here = Drilled(epoch=1, step=8, digests={"model": "a", "random.torch": "b"})
+    there = Drilled()
+    there.CopyFrom(here)
+    assert difference(here, there) == ""
+    there.digests["model"] = "c"
+    assert difference(here, there) == "at step 8, model differ; equal are random.torch"
+    del there.digests["random.torch"]
+    assert difference(here, there) == "at step 8, model, random.torch differ; equal are nothing"
+    there.step = 7
+    assert "after 1 epochs and 7 steps, the first after 1 and 8" in difference(here, there)
