@@ -36,6 +36,7 @@ NAMES: Final = frozenset(
         "training.deciding",
         "training.control-read",
         "training.decided",
+        "training.deciding-amid",
         "training.snapshot-written",
         "training.before-snapshot-event",
         "training.after-snapshot-event",

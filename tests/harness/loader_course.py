@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from adjourn.training.loader import Loaders
+from adjourn.training.loader import Loaders, More
 from adjourn.training.positions import Record
 
 EPOCHS = 3
@@ -40,12 +40,20 @@ class Course:
         self.steps = saved["steps"] if saved else 0
         self._workers = workers
         self._epoch = saved["epoch"] if saved else 0
-        self.loaders = Loaders(1, steps=lambda: self.steps, asked=self.asked, saved=saved["loaders"] if saved else None)
+        self.loaders = Loaders(
+            1,
+            steps=lambda: self.steps,
+            asked=self.asked,
+            returned=self.returned,
+            saved=saved["loaders"] if saved else None,
+        )
         self.loaders.positions.cut_wanted = True
         self.boundaries: dict[int, Any] = {}
         self.cut: int | None = None
         self.left: Any = None
         """State at the cut."""
+        self.back = 0
+        """How often it came to where it was cut."""
         assert saved is None or self.state()["loaders"]["positions"] == saved["loaders"]["positions"]
 
     def add(self, length: int = 14, **options: Any) -> Any:
@@ -64,7 +72,11 @@ class Course:
             self._epoch += 1
             self.boundaries[self.steps] = self.state()
 
-    def asked(self, record: Record) -> None:
+    def returned(self) -> None:
+        self.loaders.positions.back()
+        self.back += 1
+
+    def asked(self, record: Record, _more: More) -> None:
         if self.steps == self.cut:
             self.left = self.state(record)
             raise Cut

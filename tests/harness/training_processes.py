@@ -226,6 +226,7 @@ class TrainingProcesses:
 
 
 PAUSE = DesiredState(generation=1, target=Assignment.PAUSE, mode=PauseMode.EPOCH)
+PAUSE_AT_STEP = DesiredState(generation=1, target=Assignment.PAUSE, mode=PauseMode.STEP)
 
 
 def failed(attempt: Attempt, reason: str) -> str:

@@ -43,6 +43,8 @@ VERSION: Final = 3
 Heard = Callable[[bool], None]
 """Told of each batch that is taken: False; and of the end of a pass: True."""
 DATASET: Final = "dataset"
+More = Callable[[], bool]
+"""Tells whether another batch is left in a pass; where nobody knows, it is made and kept."""
 LOOKS: Final = 4
 """Ends of passes at which a loader looks for who iterates over it: that goes through all objects."""
 
@@ -61,6 +63,8 @@ class Pass:
         self.record = record
         self._first = record.taken
         self._batches = loader.made(record)
+        self._ahead: list[Any] = []
+        """The next batch, if it had to be made to know whether there is one."""
 
     @property
     def open(self) -> bool:
@@ -84,10 +88,12 @@ class Pass:
         if positions.epoch != self._epoch:
             self._enter_epoch()
         record = self.record
+        if positions.awaited is record:
+            self._loader.returned()
         if positions.cut_wanted and positions.may_cut(record, self._loader.length):
-            self._loader.asked(record)
+            self._loader.asked(record, self._more)
         try:
-            batch = next(self._batches)
+            batch = self._ahead.pop() if self._ahead else next(self._batches)
         except StopIteration:
             positions.ended(record)
             self._loader.pass_ended(self)
@@ -99,6 +105,14 @@ class Pass:
         record.handed = self._steps()
         self._loader.heard(False)
         return batch
+
+    def _more(self) -> bool:
+        length = self._loader.length
+        if length is not None:
+            return self.record.taken < length
+        if not self._ahead:
+            self._ahead.extend(itertools.islice(self._batches, 1))
+        return bool(self._ahead)
 
     def _enter_epoch(self) -> None:
         """Goes on in a later epoch, if a resumed run could."""
@@ -151,7 +165,8 @@ class Loader:
         positions: Positions,
         steps: Callable[[], int],
         heard: Heard,
-        asked: Callable[[Record], None],
+        asked: Callable[[Record, More], None],
+        returned: Callable[[], None],
     ) -> None:
         """`lasting`: it was made before the first epoch, so a resumed run has it from there on."""
         if (batch_size is not None and batch_size < 1) or num_workers < 0:
@@ -184,6 +199,7 @@ class Loader:
         self.steps = steps
         self.heard = heard
         self.asked = asked
+        self.returned = returned
         self._seed = seed
         self._collate = collate or (default_convert if batch_size is None else default_collate)
         self._pin_memory = pin_memory
@@ -437,12 +453,14 @@ class Loaders:
         heard: Heard = lambda _over: None,
         *,
         steps: Callable[[], int] = lambda: 0,
-        asked: Callable[[Record], None] = lambda _record: None,
+        asked: Callable[[Record, More], None] = lambda _record, _more: None,
+        returned: Callable[[], None] = lambda: None,
         saved: Mapping[str, Any] | None = None,
     ) -> None:
         """`asked` is called amid an epoch where the run may be cut, before a batch is handed out, while
-        `positions.cut_wanted` is set: `state(record)` then tells how to go on. `steps` returns the steps made. `saved`:
-        `state` of the snapshot that the run goes on from; raises StateMismatch if it is not understood.
+        `positions.cut_wanted` is set: `state(record)` then tells how to go on. `returned` is called where a run that
+        was cut there asks for the same batch again, until it says `positions.back`. `steps` returns the steps made.
+        `saved`: `state` of the snapshot that the run goes on from; raises StateMismatch if it is not understood.
         """
         version = saved.get("version") if isinstance(saved, Mapping) else 1
         if saved is not None and version != VERSION:
@@ -454,6 +472,7 @@ class Loaders:
         self._heard = heard
         self._steps = steps
         self._asked = asked
+        self._returned = returned
         self._saved = saved
         self._lasting: list[Loader] = []
         self.positions = Positions(steps, saved and saved["positions"])
@@ -486,6 +505,7 @@ class Loaders:
             steps=self._steps,
             heard=self._heard,
             asked=self._asked,
+            returned=self._returned,
         )
         if lasting:
             self._lasting.append(loader)

@@ -8,6 +8,8 @@ Of those that had begun before the first open one, those in which steps were mad
 without a step (statistics, an example batch) are gone through again. What had begun and ended after that, as a
 validation amid the epoch, stands in code that is not executed again: the numbers of later passes go on behind it. If
 the batch is asked for by an inner loop, the batch of the outer one, in which that loop began, is handed out again.
+The resumed run is back where it was cut when it asks for the same batch (`awaited`): until then it only executes again
+what it had executed before, and what that changed is undone there.
 
 At the end of an epoch all of that is forgotten, except for iterators that are kept over epochs: a loader has those
 from when one of its iterators was used in a later epoch than the one it was made in. A resumed run makes them anew
@@ -88,6 +90,10 @@ class Positions:
         """Numbers of the loaders that the code of a resumed epoch makes again."""
         self._made_before = 0
         """How many it had made in all."""
+        self.awaited: Record | None = None
+        """The pass whose next batch was asked for at the cut, once it goes on: there the resumed run is back."""
+        self.awaits: tuple[str, int, int] | None = None
+        """Loader, epoch and number of that pass, until the run is back."""
         self._doubted: list[Record] = []
 
     def open_epoch(self, epoch: int) -> None:
@@ -99,16 +105,24 @@ class Positions:
                 self._next[name] = loader["next"]
         self._made = []
         self._made_again, self._made_before = (self._saved["again"], self._saved["made"]) if amid else ([], 0)
+        if amid:
+            loader, begun, number = self._saved["asked"]
+            self.awaits = (loader, begun, number)
         self._saved = {}
         self.epoch, self._within = epoch, True
 
     def close_epoch(self) -> None:
         """Ends the epoch. What may go on in the next one is told by `doubt`."""
         self._within = False
+        self.back()
         self._waiting = {name: waiting for name, waiting in self._waiting.items() if name in self._kept}
         for records in self._records.values():
             records[:] = [record for record in records if not record.gone]
         self._trust()
+
+    def back(self) -> None:
+        """Tells that a resumed run has come to where it was cut."""
+        self.awaited = self.awaits = None
 
     def name_within(self) -> str:
         """Returns the name of a loader that is made within an epoch: a resumed run does not make those before."""
@@ -125,7 +139,7 @@ class Positions:
         waiting = self._waiting.get(loader)
         records = self._records.setdefault(loader, [])
         if waiting and not (loader in self._kept and any(map(self._waits, records))):
-            record = from_saved(loader, waiting)
+            record = self._goes_on(loader, waiting)
             if record.epoch != self.epoch:
                 self._kept.add(loader)
         else:
@@ -136,6 +150,13 @@ class Positions:
         self.clock += 1
         record.begun, record.steps, record.used = self.clock, self._steps(), self.epoch
         records.append(record)
+        return record
+
+    def _goes_on(self, loader: str, waiting: deque[Mapping[str, Any]]) -> Record:
+        record = from_saved(loader, waiting)
+        record.handed = self._steps()  # the step with that batch is made, and the next place to cut is behind another
+        if (loader, record.epoch, record.number) == self.awaits:
+            self.awaited = record
         return record
 
     def _waits(self, record: Record) -> bool:
@@ -152,7 +173,7 @@ class Positions:
         if record.used or not waiting:
             record.used = self.epoch
             return None
-        going_on = from_saved(record.loader, waiting)
+        going_on = self._goes_on(record.loader, waiting)
         going_on.begun, going_on.steps, going_on.used = record.begun, self._steps(), self.epoch
         records = self._records[record.loader]
         records[records.index(record)] = going_on
@@ -240,6 +261,7 @@ class Positions:
         again = [self._number_within(place) for place, time in enumerate(self._made) if is_again(time, loops, done)]
         return {
             "epoch": self.epoch,
+            "asked": None if asked is None else [asked.loader, asked.epoch, asked.number],
             "again": again,
             "made": self._made_before + max(0, len(self._made) - len(self._made_again)),
             "loaders": loaders,
@@ -266,6 +288,15 @@ class Positions:
             "outlives": outlives,
             "details": dict(record.details(taken)) if taken else {},
         }
+
+
+def skips_loops(state: Mapping[str, Any]) -> bool:
+    """Tells whether the run that goes on from such a `state` executes loops again that get no batches any more.
+
+    What follows such a loop may not bear that: it divides by the number of batches, or prints the last loss.
+    """
+    passes = (each for loader in state["loaders"].values() for each in loader["passes"])
+    return any(each["taken"] is None and not each["outlives"] for each in passes)
 
 
 def is_again(time: int, loops: list[Record], done: list[Record]) -> bool:

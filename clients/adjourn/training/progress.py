@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
 import torch
 
@@ -18,18 +18,21 @@ NAME_LIMIT = 256
 class ProgressTracker:
     """Counts what has been completed, and keeps the newest values."""
 
-    def __init__(self, restored: Progress | None) -> None:
-        before = restored or Progress()
-        self.epoch = 0
-        self.step = 0
+    def __init__(self, restored: Progress | None, data: Mapping[str, Any] | None = None) -> None:
+        """`data`: epoch and step to go on from and, amid an epoch, what `running` returned there."""
+        before, data = restored or Progress(), data or {}
+        self.epoch: int = data.get("epoch", 0)
+        """Completed."""
+        self.step: int = data.get("step", 0)
         self.epoch_step = 0
         self.steps_per_epoch: int | None = before.steps_per_epoch if before.HasField("steps_per_epoch") else None
         self.length_known = False
         """The last epoch had as many steps as was expected of it, and none of this attempt had another number."""
         self._length_varies = False
         self._counted = False
-        self.loss: float | None = before.loss if before.HasField("loss") else None
-        self.metrics: dict[str, float] = dict(before.metrics)
+        self._newest = before
+        self.loss: float | None = None
+        self.metrics: dict[str, float] = {}
         """Newest value of each."""
         self.values: dict[str, float] = {}
         """Values of the running epoch."""
@@ -40,6 +43,9 @@ class ProgressTracker:
         self._active_before = before.active_duration.ToTimedelta().total_seconds()
         self._start: float | None = None
         self._epoch_start = 0.0
+        self._put_newest()
+        if "running" in data:
+            self.put_back(self.step, data["running"])
 
     @property
     def active_seconds(self) -> float:
@@ -59,8 +65,28 @@ class ProgressTracker:
         """Starts the clock."""
         self._start = time.monotonic()
 
-    def begin_epoch(self, learning_rate: float | None = None) -> None:
+    def running(self) -> dict[str, Any]:
+        """Returns what decides the values of the epoch that is under way, beside its steps to come."""
+        self.settle()
+        return {"step": self.epoch_step, "sum": self._sum, "count": self._count, "values": dict(self.values)}
+
+    def put_back(self, step: int, running: Mapping[str, Any]) -> None:
+        """Goes on amid an epoch: after `step` steps in all, with what `running` returned, and what was newest then."""
+        self.step, self.epoch_step = step, running["step"]
+        self._sum, self._count, self.values = running["sum"], running["count"], dict(running["values"])
+        self.losses.clear()
+        self._put_newest()
+
+    def _put_newest(self) -> None:
+        self.loss = self._newest.loss if self._newest.HasField("loss") else None
+        self.metrics = dict(self._newest.metrics)
+
+    def go_on(self) -> None:
+        """Begins with an epoch that is under way."""
         self._epoch_start = time.monotonic()
+
+    def begin_epoch(self, learning_rate: float | None = None) -> None:
+        self.go_on()
         self.epoch_step = 0
         self.values = {} if learning_rate is None else {"learning_rate": learning_rate}
         self.metrics |= self.values

@@ -1,12 +1,18 @@
 """One attempt at a training, from the first line of user code to its end: what stands behind `Run`.
 
 The boundary of an epoch is the moment at which the next one is asked for. Validation, scheduler and early stopping
-have been done, nothing of the next epoch has: the one point at which all that matters is in `State`.
+have been done, nothing of the next epoch has: all that matters is in `State`.
+
+Amid an epoch a run may be cut where a batch is asked for after a step (`positions`). A run that is resumed there
+executes the code of that epoch anew, from its first line. What that changes is undone where the batch is asked for
+again: everything is restored once more, and compared there.
 """
 
 import contextlib
+import enum
 import inspect
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -35,14 +41,17 @@ from adjourn.training.errors import (
     DrillDiffers,
     NoSpace,
     SnapshotFailed,
+    StateMismatch,
     StateNotEncodable,
     StateNotRestorable,
     TrainingError,
     TrainingWithoutEpochs,
 )
 from adjourn.training.events import EventLog, log_line
-from adjourn.training.loader import Loader, Loaders
+from adjourn.training.loader import Loader, Loaders, More
+from adjourn.training.positions import Record, skips_loops
 from adjourn.training.progress import ProgressTracker, copied
+from adjourn.training.schedule import Schedule
 from adjourn.training.snapshot.reader import SnapshotReader
 from adjourn.training.snapshot.round_trip import RoundTrip
 from adjourn.training.snapshot.writer import LACK_OF_SPACE, SnapshotWriter
@@ -50,7 +59,7 @@ from adjourn.training.state.detector import Detector
 from adjourn.training.state.numerics import NondeterminismFilter
 from adjourn.training.state.registry import DATA, State
 from adjourn.v1.agent_service_pb2 import Assignment
-from adjourn.v1.job_pb2 import Best, Pause, Progress
+from adjourn.v1.job_pb2 import Best, Pause, PauseMode, Progress
 from adjourn.v1.usage_pb2 import EpochMetrics
 
 T = TypeVar("T")
@@ -61,9 +70,17 @@ RETRY_SECONDS = 10
 END_LOOK_SECONDS = 0.1
 """Between two looks at a drill, at the end of the run."""
 REFUSING_LOOKS = 2
-"""Boundaries of an attempt at which untracked state ends the training: the second shows what the first epoch made."""
+"""Boundaries of an attempt at which untracked state ends the training: the second shows what the first epoch made. So
+do as many cuts amid epochs."""
 ABANDONED = 75
 """Exit code of a process whose launcher is gone; EX_TEMPFAIL."""
+
+
+class Place(enum.Enum):
+    """Where snapshots are taken."""
+
+    BOUNDARY = enum.auto()
+    AMID = enum.auto()
 
 
 class StopTraining(BaseException):
@@ -95,7 +112,8 @@ class Session:
         """`differences`: (there, here) of what differs from the snapshot's environment, by name, and was allowed."""
         self.start = start
         self.device = device
-        self.tracker = ProgressTracker(restored.progress if restored else None)
+        data = restored.value(DATA) if restored else {}
+        self.tracker = ProgressTracker(restored.progress if restored else None, data)
         self._events = events
         self._control = control
         self._progress_page = progress_page
@@ -114,13 +132,23 @@ class Session:
         self._nondeterminism = NondeterminismFilter()
         self._drill = drill
         self._strict = True
-        self._looks = 0
+        self._looks: dict[Place, list[list[str]]] = {place: [] for place in Place}
+        """What was found at each."""
         self._loaders = Loaders(
             start.spec.seed,
             self._batch_taken,
             steps=lambda: self.tracker.step,
-            saved=restored.value(DATA)["loaders"] if restored else None,
+            asked=self._asked,
+            returned=self._returned,
+            saved=data.get("loaders"),
         )
+        self._cut_place: Mapping[str, Any] | None = None
+        """Where the loaders go on from the cut that is being made."""
+        self._going_on: Mapping[str, Any] | None = data if "running" in data else None
+        """Component DATA of a run that was cut amid an epoch, until it has come back to where that was."""
+        self._expected: Mapping[str, str] = {}
+        """Digests of what is restored."""
+        self._schedule = Schedule(start.spec)
         self._open = False
         self._stepless = False
         """No step was made in the newest epoch."""
@@ -136,9 +164,6 @@ class Session:
         self._remarked: set[str] = set()
         self._unsaved: tuple[str, bool] | None = None
         """Reason of the last snapshot that failed, and whether it was to be the last; None: it did not fail."""
-        if restored:
-            data = restored.value(DATA)
-            self.tracker.epoch, self.tracker.step = data["epoch"], data["step"]
         self._restored_epoch, self._restored_step = self.tracker.epoch, self.tracker.step
         self._decide_after(self.tracker.epoch + 1)
 
@@ -175,6 +200,8 @@ class Session:
         while self.tracker.epoch < self.start.spec.total_epochs:
             self._open_epoch()
             yield self.tracker.epoch + 1
+            if self._left is not None:  # user code caught what should have ended it
+                raise StopTraining(self._left)
             self._end_epoch()
             self._boundary()
 
@@ -186,7 +213,11 @@ class Session:
             tracker.losses.append(copied(loss))
         self._stepped = True
         self._pulse.step(self._phase())
-        if time.monotonic() >= self._publish_time or self._control.word != self._desired:
+        if (
+            time.monotonic() >= self._publish_time
+            or self._control.word != self._desired
+            or tracker.step >= self._schedule.step
+        ):
             self._publish()
         if tracker.step == self._drill.step:
             self._compare_here()
@@ -284,17 +315,22 @@ class Session:
             self._state.complete()
             self._loaders.check(self._restored.value(DATA)["loaders"])
             directory = Path(self.start.restore_directory)
-            self._state.compare(self.start.restore_digests or snapshots.component_digests(directory))
+            self._expected = self.start.restore_digests or snapshots.component_digests(directory)
+            # Amid an epoch the rest is compared where the run was cut: until then user code may change it.
+            self._state.compare(self._expected, lambda name: self._going_on is None or name == DATA)
             self._verdict, self._verdict_reasons = verdict(
                 self._restored.remarks, self._differences, drilled=self._restored.drilled is True
             )
             self._restored = None
+            if self._going_on is None:
+                self._state.restored()
         else:
             self._loaders.state()  # reads samples of the data now, before training may change it
         self._round_trip.seal()
         self._nondeterminism.install()
         self._detector.begin(self._state.tracked, self._loaders, inspect.currentframe())
         self.tracker.start()
+        self._schedule.begin(self.tracker.step, time.monotonic())
         self._progress_page.write(self._progress())
         if self.start.spec.total_epochs > self.tracker.epoch:
             self._check_room()
@@ -322,12 +358,18 @@ class Session:
     def _open_epoch(self) -> None:
         self._loaders.open_epoch(self.tracker.epoch + 1)
         self._open = True
-        self.tracker.begin_epoch(self._learning_rate())
+        self._aim()
+        if self._going_on is None:
+            self.tracker.begin_epoch(self._learning_rate())
+        else:
+            self.tracker.go_on()
         if self.tracker.steps_per_epoch is None and (first := self._loaders.first) is not None:
             self.tracker.steps_per_epoch = first.length
 
     def _end_epoch(self) -> None:
+        self._ensure_back()
         self._open = False
+        self._loaders.positions.cut_wanted = False
         self._loaders.close_epoch()
         self._stepless = self.tracker.epoch_step == 0
         self.tracker.end_epoch()
@@ -354,29 +396,19 @@ class Session:
         pausing = self._decide()
         if self._stepless and self._drill.wanted:
             self._compare_here()
-        self._look(pausing=pausing)
+        self._look(Place.BOUNDARY, pausing=pausing)
         self._judge_drill()
-        if self._abandoned or pausing:
-            self._drill.stop()
-        if self._abandoned:
-            self._save(last=True)
-            self._leave(ABANDONED)
+        self._leave_if(pausing=pausing, reached=reached)
         if pausing:
-            if self._save(last=True):
-                self.append(TrainingEvent(paused=TrainingPaused(boundary_time=reached)))
-                self._pulse.beat(Phase.ENDING)
-                self._leave(0)
-            self._decide_after(self.tracker.epoch + 1)
             return  # the pause stays pending, and training goes on to the next boundary
-        interval = spec.checkpoint_epochs if spec.HasField("checkpoint_epochs") else 1
-        due = interval > 0 and self.tracker.epoch % interval == 0
+        due = self._schedule.due_after(self.tracker.epoch) or self._is_due()
         if due or not self._writer.proven:
             self._save(last=False, keep=due)
 
     def _decide(self) -> bool:
-        """Returns whether training pauses here, and lets the agent know for certain: see `next_boundary`.
+        """Returns whether training pauses at this boundary, and lets the agent know for certain: see `next_boundary`.
 
-        The one place where `control` decides something. What it says later counts at the next boundary.
+        What `control` says later counts at the next place.
         """
         epoch = self.tracker.epoch
         failpoints.hit("training.before-deciding")
@@ -388,6 +420,21 @@ class Session:
         failpoints.hit("training.decided")
         return pausing
 
+    def _leave_if(self, *, pausing: bool, reached: Timestamp) -> None:
+        """Ends the attempt with a snapshot if it is to pause here or its launcher is gone; returns if it goes on."""
+        if self._abandoned or pausing:
+            self._drill.stop()
+        if self._abandoned:
+            self._save(last=True)
+            self._leave(ABANDONED)
+        if pausing:
+            if self._save(last=True):
+                self.append(TrainingEvent(paused=TrainingPaused(boundary_time=reached)))
+                self._pulse.beat(Phase.ENDING)
+                self._leave(0)
+            self._schedule.unsaved(time.monotonic())
+            self._decide_after(self.tracker.epoch + 1)
+
     def _decide_after(self, epoch: int) -> None:
         """Tells the agent where training decides next whether it pauses; nothing is decided at the end of the run."""
         if self.start.spec.total_epochs > 0:
@@ -398,18 +445,105 @@ class Session:
         """Whether the launcher is gone: nobody will see this process end."""
         return os.getppid() != self._launcher
 
-    def _look(self, *, pausing: bool) -> None:
-        """Finds what decides how training goes on and is in no snapshot; raises UntrackedState at the first boundaries.
+    # Cuts amid an epoch.
+
+    def _asked(self, record: Record, more: More) -> None:
+        """Cuts the run if that is due and possible: a batch is asked for, and the code behind the last step is done.
+
+        A later loop may fail if one of the same epoch before it gets no batch any more, and so may what follows a loop
+        that gets none: there a run is not cut.
+        """
+        if self._left is not None:
+            raise StopTraining(self._left)
+        if self._going_on is not None or is_users_thread():
+            return
+        place = self._loaders.state(record)
+        if skips_loops(place["positions"]) or not more():
+            return
+        self._cut_place = place
+        try:
+            self._cut()
+        finally:
+            self._cut_place = None
+            self._aim()
+
+    def _cut(self) -> None:
+        reached = Timestamp()
+        reached.GetCurrentTime()
+        pausing = self._decide_amid()
+        due = self._is_due()
+        if not (pausing or due or self._abandoned):
+            return
+        self._look(Place.AMID, pausing=pausing)
+        self._leave_if(pausing=pausing, reached=reached)
+        if due and not pausing:
+            self._save(last=False)
+
+    def _decide_amid(self) -> bool:
+        """Returns whether training pauses here; the agent is told of no epoch from then on."""
+        self._boundary_file.write(NextBoundary(epoch=self.tracker.epoch + 1, deciding=True))
+        failpoints.hit("training.deciding-amid")
+        pausing = self._pause_wanted
+        if not pausing:
+            self._decide_after(self.tracker.epoch + 1)
+        return pausing
+
+    @property
+    def _pause_wanted(self) -> bool:
+        """Whether training is to pause at a step."""
+        desired = self._control.read()
+        return desired.target == Assignment.PAUSE and desired.mode == PauseMode.STEP
+
+    def _is_due(self) -> bool:
+        return self._schedule.due(self.tracker.step, time.monotonic())
+
+    def _aim(self) -> None:
+        """Has the run be cut where it next may be, if that is wanted."""
+        wanted = self._schedule.wants_cut(self.tracker.step, time.monotonic(), pausing=self._pause_wanted)
+        self._loaders.positions.cut_wanted = wanted and self._open
+
+    def _returned(self) -> None:
+        """Goes on where the run was cut: undoes what the code of the epoch, executed anew, has changed, and compares.
+
+        Raises StateMismatch or RestoreDiverged.
+        """
+        if self._going_on is None or is_users_thread():
+            return
+        with self._errors_kept():
+            self._state.put_back()
+            self._state.compare(self._expected, lambda name: name != DATA)
+        self.tracker.put_back(self._going_on["step"], self._going_on["running"])
+        self._going_on = None
+        self._state.restored()
+        self._loaders.positions.back()
+        self._publish_time = 0.0  # the first step says that training has begun
+
+    def _ensure_back(self) -> None:
+        """Raises StateMismatch if the resumed epoch is over, and never came to where it was cut."""
+        if self._going_on is not None:
+            with self._errors_kept():
+                raise StateMismatch(
+                    f"the run was cut after step {self._going_on['running']['step']} of epoch {self.tracker.epoch + 1},"
+                    " and the code of that epoch, executed anew, ended without asking for the batch that was next"
+                )
+
+    # What is looked for.
+
+    def _look(self, place: "Place", *, pausing: bool) -> None:
+        """Finds what decides how training goes on and is in no snapshot; raises UntrackedState at the first places.
 
         Later, what is found lowers the verdict of a resume: refusing then would cost more than it saves.
         """
-        if self._looks < REFUSING_LOOKS or pausing:
-            found = self._detector.findings(self._state.tracked, self._loaders, inspect.currentframe())
-            if self._strict and self._looks < REFUSING_LOOKS:
+        looks = self._looks[place]
+        if len(looks) < REFUSING_LOOKS or pausing:
+            found = self._detector.findings(
+                self._state.tracked, self._loaders, inspect.currentframe(), amid=place is Place.AMID
+            )
+            if self._strict and len(looks) < REFUSING_LOOKS:
                 with self._errors_kept():
                     self._detector.refuse(found)
-            self._state.suspected = [str(finding) for finding in found]
-            self._looks += 1
+            looks.append([str(finding) for finding in found])
+        self._state.suspected = looks[-1]
         self._state.unproven = list(
             dict.fromkeys(
                 [
@@ -438,21 +572,15 @@ class Session:
             snapshot = self._writer.save(
                 self._state, self._progress(), self.tracker.values, last=last, rehearse=not end
             )
-        except StateNotRestorable as error:
-            if error.damaged or not (self._resumed or self._writer.proven):
+        except (SnapshotFailed, StateNotEncodable, StateNotRestorable) as error:
+            if self._is_fatal(error, end=end):
                 raise
-            self._say_unsaved(error, last=last)
-            return False
-        except StateNotEncodable as error:
-            if end:
-                raise
-            self._say_unsaved(error, last=last)
-            return False
-        except SnapshotFailed as error:
             self._say_unsaved(error, last=last)
             return False
         finally:
-            self._pulse.beat(Phase.BOUNDARY)
+            self._pulse.beat(self._phase() if self._open else Phase.BOUNDARY)
+            if keep:
+                self._schedule.begin(self.tracker.step, time.monotonic())
         for remark in set(self._state.remarks) - self._remarked:
             log_line(f"a resume will be UNPROVEN: {remark}")
             self._remarked.add(remark)
@@ -468,6 +596,11 @@ class Session:
         if self._drill.due and not (last or self._open):
             self._drill.begin(snapshot)
         return True
+
+    def _is_fatal(self, error: TrainingError, *, end: bool) -> bool:
+        if isinstance(error, StateNotRestorable):
+            return error.damaged or not (self._resumed or self._writer.proven)
+        return end and isinstance(error, StateNotEncodable)
 
     def _save_end(self) -> None:
         """Saves the end of the run; raises StateNotEncodable.
@@ -566,9 +699,11 @@ class Session:
         if not self._begun and self.start.spec.total_epochs > 0:
             raise RuntimeError("run.step() was called before run.epochs()")
         self._desired = self._control.word
-        self._publish_time = time.monotonic() + PUBLISH_SECONDS
+        self._aim()
+        self._publish_time = min(time.monotonic() + PUBLISH_SECONDS, self._schedule.time)
         self._progress_page.write(self._progress())
-        self.announce()
+        if self._going_on is None:
+            self.announce()
         if self._open:  # a step was made, and optimizers have a state
             self._prepare_slots()
 
@@ -576,7 +711,14 @@ class Session:
         return self.tracker.progress(self._best())
 
     def _data(self) -> dict[str, Any]:
-        return {"epoch": self.tracker.epoch, "step": self.tracker.step, "loaders": self._loaders.state()}
+        data = {
+            "epoch": self.tracker.epoch,
+            "step": self.tracker.step,
+            "loaders": self._cut_place or self._loaders.state(),
+        }
+        if self.tracker.epoch_step:
+            data["running"] = self.tracker.running()
+        return data
 
     def _of_kind(self, kind: type[T]) -> T | None:
         subjects = (item.subject for item in self._state.tracked.values())
@@ -591,6 +733,11 @@ class Session:
     def _learning_rate(self) -> float | None:
         optimizer = self._of_kind(torch.optim.Optimizer)
         return None if optimizer is None else float(optimizer.param_groups[0]["lr"])
+
+
+def is_users_thread() -> bool:
+    """Tells whether a thread of user code asks for batches: where the training is, only its own knows."""
+    return threading.current_thread() is not threading.main_thread()
 
 
 def verdict(

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import BatchSampler, IterableDataset, RandomSampler, WeightedRandomSampler
 
 from adjourn import training
-from adjourn.training.loader import Loader, Loaders
+from adjourn.training.loader import Loader, Loaders, More
 from adjourn.training.positions import Record
 from adjourn.training.state.generators import generator_states, seed_generators
 
@@ -344,7 +344,7 @@ def cut(made: Callable[[Loaders], Loader], after: int) -> tuple[list[Any], Loade
     states: list[Any] = []
     taken: list[Any] = []
 
-    def asked(record: Record) -> None:
+    def asked(record: Record, _more: More) -> None:
         if len(taken) == after:
             states.append(json.loads(json.dumps(loaders.state(record))))
 

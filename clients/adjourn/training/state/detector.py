@@ -120,12 +120,14 @@ class Detector:
         }
         self._bound = {(frame.function, name) for frame in look.frames for name in frame.variables}
 
-    def findings(self, tracked: State, loaders: Iterable[Loader], frame: FrameType | None) -> list[Finding]:
-        """Returns what is found at the end of an epoch, certain ones first; `begin` came before."""
-        found = self._findings(tracked, loaders, frame)
+    def findings(
+        self, tracked: State, loaders: Iterable[Loader], frame: FrameType | None, *, amid: bool = False
+    ) -> list[Finding]:
+        """Returns what is found at the end of an epoch, or `amid` one, certain ones first; `begin` came before."""
+        found = self._findings(tracked, loaders, frame, amid=amid)
         if any(finding.certain for finding in found):
             gc.collect()  # something may be garbage that refers to itself
-            found = self._findings(tracked, loaders, frame)
+            found = self._findings(tracked, loaders, frame, amid=amid)
         for key, seen in self._newest.objects.items():  # what this epoch made is compared from here on
             if self._earlier(key, seen) is None:
                 self._objects[key] = (weak(seen.subject), seen.text)
@@ -173,11 +175,13 @@ class Detector:
         if certain:
             raise UntrackedState("\n".join(["a resumed run would not be the same:", *certain]))
 
-    def _findings(self, tracked: State, loaders: Iterable[Loader], frame: FrameType | None) -> list[Finding]:
+    def _findings(
+        self, tracked: State, loaders: Iterable[Loader], frame: FrameType | None, *, amid: bool
+    ) -> list[Finding]:
         look = self._newest = self._look(tracked, loaders, frame)
         found = list(self._compared(look))
         for number, loader in enumerate(loaders):
-            passes = [] if loader.may_be_kept or self._ignores(loader) else loader.open_passes
+            passes = [] if amid or loader.may_be_kept or self._ignores(loader) else loader.open_passes
             going_on = [each for each in passes if not self._begins_anew(each, look.frames, passes)]
             for each in going_on:
                 loader.positions.doubt(each.record)

@@ -1,0 +1,171 @@
+"""Trainings that are cut amid their epochs."""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from tiny import Noisy  # type: ignore[import-not-found]
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import IterableDataset
+
+from adjourn import training
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3))
+        self.warm = True
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.body(inputs)
+        return output / (2 if self.warm else 1)
+
+
+class Course:
+    """A model, its optimizer and schedule, and one training step."""
+
+    def __init__(self, run: training.Run) -> None:
+        self.model = Net()
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
+        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, 40)
+        run.track(model=self.model, optimizer=self.optimizer, scheduler=self.scheduler)
+        self.run = run
+
+    def backward(self, batch: Any) -> torch.Tensor:
+        inputs, targets = batch
+        jitter = 1 + 0.01 * (random.random() + float(np.random.random()))
+        loss: torch.Tensor = functional.cross_entropy(self.model(inputs) * jitter, targets)
+        loss.backward()
+        return loss.detach()
+
+    def step(self, batch: Any) -> torch.Tensor:
+        self.optimizer.zero_grad()
+        loss = self.backward(batch)
+        self.optimizer.step()
+        self.run.step(loss=loss)
+        self.scheduler.step()
+        return loss
+
+    def value(self, batch: Any) -> float:
+        self.model.eval()
+        with torch.no_grad():
+            value = functional.cross_entropy(self.model(batch[0]), batch[1]).item()
+        self.model.train()
+        return value
+
+
+def workers(run: training.Run) -> int:
+    count: int = run.args.get("workers", 0)
+    return count
+
+
+def plain(run: training.Run) -> None:
+    """Changes much before the loop of each epoch that a resumed run executes again."""
+    course = Course(run)
+    stopping = training.EarlyStopping(patience=100)
+    run.track(stopping=stopping)
+    loader = run.loader(Noisy(), batch_size=4, shuffle=True, num_workers=workers(run))
+    for epoch in run.epochs():
+        course.model.warm = True
+        stopping.update(random.random() + torch.rand(()).item())
+        run.log(first=random.random(), epoch=epoch)
+        for batch in loader:
+            if run.steps % 8 > 3:
+                course.model.warm = False
+            loss = course.step(batch)
+            run.log(newest=loss)
+        run.log(last=random.random())
+        print(f"epoch {epoch}: loss {loss}")
+
+
+def accumulating(run: training.Run) -> None:
+    """Makes a step of every third batch, of which an epoch has seven; validates amid the epoch and after it."""
+    course = Course(run)
+    loader = run.loader(Noisy(), batch_size=3, shuffle=True, drop_last=True, num_workers=workers(run))
+    validation = run.loader(Noisy(), batch_size=11)
+    count = torch.zeros((), dtype=torch.int64)
+    run.track(count=count)
+    for _ in run.epochs():
+        for batch in loader:
+            loss = course.backward(batch)
+            count += 1
+            if count % 3 == 0:
+                course.optimizer.step()
+                course.optimizer.zero_grad()
+                run.step(loss=loss)
+                run.log(amid=sum(course.value(each) for each in validation))
+        course.scheduler.step()
+        run.log(val_loss=sum(course.value(each) for each in validation))
+
+
+def nested(run: training.Run) -> None:
+    course = Course(run)
+    tasks = run.loader(Noisy(), batch_size=8, shuffle=True, num_workers=workers(run))
+    samples = run.loader(Noisy(), batch_size=5, shuffle=True)
+    for _ in run.epochs():
+        for inputs, targets in tasks:
+            task = inputs.mean()
+            for batch in samples:
+                loss = course.step((batch[0] + task, batch[1]))
+            run.log(loss=loss, targets=float(targets.sum()))
+
+
+class Stream(IterableDataset[Any]):
+    """Nobody knows how long it is; it has a state."""
+
+    def __init__(self) -> None:
+        self.place = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        for _ in range(18):
+            self.place += 1
+            yield torch.rand(6) + self.place % 7, torch.tensor(self.place % 3)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"place": self.place % 18}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.place = state["place"]
+
+
+class Lines(Stream):
+    """Has no state, and is read again."""
+
+    state_dict = None  # type: ignore[assignment]
+
+    def __iter__(self) -> Iterator[Any]:
+        for place in range(18):
+            yield torch.rand(6) + place % 7, torch.tensor(place % 3)
+
+
+def streaming(run: training.Run) -> None:
+    course = Course(run)
+    loader = run.loader(Lines(), batch_size=3, num_workers=workers(run))
+    for epoch in run.epochs():
+        for batch in loader:
+            loss = course.step(batch)
+        print(f"epoch {epoch}: loss {loss}")
+
+
+def side_by_side(run: training.Run) -> None:
+    course = Course(run)
+    one = run.loader(Noisy(), batch_size=4, shuffle=True, drop_last=True, num_workers=workers(run))
+    other = run.loader(Noisy(), batch_size=5, shuffle=True)
+    for _ in run.epochs():
+        for batch, (inputs, _) in zip(one, other, strict=False):
+            course.step((batch[0] + inputs.mean(), batch[1]))
+
+
+def twice(run: training.Run) -> None:
+    """Has two loops an epoch, and reads after each what it assigns."""
+    course = Course(run)
+    loader = run.loader(Noisy(), batch_size=6, shuffle=True, num_workers=workers(run))
+    for _ in run.epochs():
+        for phase in ("first", "second"):
+            for batch in loader:
+                loss = course.step(batch)
+            run.log(**{phase: loss})

@@ -1,0 +1,84 @@
+"""Whole training processes that are cut amid an epoch, and go on there as if nothing had been."""
+
+from typing import Any
+
+import pytest
+
+from adjourn.v1.job_pb2 import Pause
+from tests.harness.training_processes import PAUSE_AT_STEP, Attempt, TrainingProcesses
+
+
+def run(
+    trainings: TrainingProcesses, training: str, *, pause_at: int = 0, restore: Attempt | None = None, **options: Any
+) -> Attempt:
+    args = {"training": f"amid:{training}", "pause_at": pause_at, **options.pop("args", {})}
+    return trainings.run("cut:main", args=args, restore=restore, epochs=2, **options)
+
+
+def values(*attempts: Attempt) -> dict[int, dict[str, float]]:
+    return {epoch: found for attempt in attempts for epoch, found in attempt.values.items()}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("training", "cuts"),
+    [
+        ("plain", [1, 4, 5, 10]),
+        ("accumulating", [1, 2, 3]),
+        ("nested", [2, 7, 10, 18]),
+        ("streaming", [2, 3, 8]),
+        ("side_by_side", [1, 4, 7]),
+        ("twice", [2, 9]),
+    ],
+)
+def test_a_run_that_is_cut_amid_its_epochs_is_the_same(
+    trainings: TrainingProcesses, training: str, cuts: list[int], workers: int
+) -> None:
+    whole = run(trainings, training)
+    assert whole.last.HasField("finished"), whole.log
+    attempts: list[Attempt] = []
+    for cut in cuts:
+        restore = attempts[-1] if attempts else None
+        attempts.append(run(trainings, training, pause_at=cut, restore=restore, args={"workers": workers}))
+        paused = attempts[-1]
+        assert paused.kinds[-2:] == ["snapshot", "paused"], paused.log
+        assert paused.last.progress.step == cut
+        assert paused.last.progress.epoch_step == cut - paused.last.progress.epoch * steps_of_an_epoch(whole)
+    attempts.append(run(trainings, training, restore=attempts[-1]))
+    assert attempts[-1].digests == whole.digests
+    assert values(*attempts) == whole.values
+    for attempt, cut in zip(attempts[1:], cuts, strict=True):
+        began = attempt.events[0].began
+        assert (began.verdict, began.restored_step) == (Pause.Verdict.EXACT, cut), began
+
+
+def steps_of_an_epoch(whole: Attempt) -> int:
+    return whole.epochs[0].step
+
+
+def test_a_pause_that_is_ordered_before_the_first_step_comes_after_it(trainings: TrainingProcesses) -> None:
+    attempt = run(trainings, "plain", order=PAUSE_AT_STEP)
+    assert attempt.kinds == ["began", "snapshot", "paused"]
+    assert attempt.last.progress.step == 1
+    again = run(trainings, "plain", order=PAUSE_AT_STEP, restore=attempt)
+    assert again.kinds == ["began", "snapshot", "paused"]
+    assert again.last.progress.step == 2
+
+
+def test_a_step_that_no_batch_follows_is_cut_at_the_end_of_its_epoch(trainings: TrainingProcesses) -> None:
+    """What follows the loop may read what the loop assigns: there it is not cut."""
+    attempt = run(trainings, "plain", pause_at=6)
+    assert attempt.kinds == ["began", "epoch", "snapshot", "paused"]
+    assert (attempt.last.progress.epoch, attempt.last.progress.epoch_step) == (1, 0)
+    stream = run(trainings, "streaming", pause_at=6)
+    assert stream.kinds == ["began", "epoch", "snapshot", "paused"]
+
+
+def test_an_epoch_is_not_cut_where_an_earlier_loop_would_get_no_batches(trainings: TrainingProcesses) -> None:
+    attempt = run(trainings, "twice", pause_at=5)
+    assert attempt.kinds == ["began", "epoch", "snapshot", "paused"]
+
+
+def test_without_a_loader_of_ours_training_pauses_at_the_end_of_its_epoch(trainings: TrainingProcesses) -> None:
+    attempt = trainings.run("unusual:stops_early", epochs=5, args={"stop": 3}, order=PAUSE_AT_STEP)
+    assert attempt.kinds == ["began", "epoch", "snapshot", "paused"]
