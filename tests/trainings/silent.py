@@ -8,6 +8,7 @@ import multiprocessing
 import random
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -323,6 +324,44 @@ def teacher(run: training.Run) -> None:
             old.data.mul_(0.9).add_(new.data, alpha=0.1)
 
 
+def untracked(run: training.Run) -> None:
+    """Tracks its optimizer alone, or the parameters and not what else its model has."""
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    parts = {name.replace(".", "_"): part for name, part in model.named_parameters()}
+    run.track(optimizer=optimizer, **(parts if run.args["parameters"] else {}))
+    loader = run.loader(data(), batch_size=4)
+    for _ in run.epochs():
+        for (inputs,) in loader:
+            optimizer.zero_grad()
+            model(inputs).square().mean().backward()
+            optimizer.step()
+            run.step()
+
+
+def averaged(run: training.Run) -> None:
+    course = Course(run)
+    averaged = torch.optim.swa_utils.AveragedModel(course.model)
+    for _ in run.epochs():
+        course.epoch()
+        averaged.update_parameters(course.model)
+
+
+def stopping(run: training.Run) -> None:
+    course = Course(run)
+    stopping = training.EarlyStopping(patience=3)
+    for _ in run.epochs():
+        course.epoch()
+        stopping.update(1.0)
+
+
+def legacy_generator(run: training.Run) -> None:
+    course = Course(run)
+    generator = np.random.RandomState(1)
+    for _ in run.epochs():
+        course.epoch(generator.rand())
+
+
 def optimizer(run: training.Run) -> None:
     course = Course(run)
     head = nn.Linear(1, 1)
@@ -465,6 +504,50 @@ def hidden(run: training.Run) -> None:
     for _ in run.epochs():
         for (inputs,) in course.loader:
             state = state * 0.5 + course.step(inputs, state + 1)
+
+
+def accumulates(run: training.Run) -> None:
+    """Takes a step every second batch, of which an epoch has three."""
+    course = Course(run)
+    count = 0
+    for _ in run.epochs():
+        for (inputs,) in course.loader:
+            course.model(inputs).mean().backward()
+            count += 1
+            if count % 2 == 0:
+                course.step(inputs)
+
+
+def replays(run: training.Run) -> None:
+    course = Course(run)
+    memory: deque[torch.Tensor] = deque(maxlen=20)
+    for _ in run.epochs():
+        for (inputs,) in course.loader:
+            memory.append(inputs)
+            course.step(random.choice(memory))
+
+
+def weighs(run: training.Run) -> None:
+    """Draws by weights that it changes."""
+    course = Course(run)
+    sampler = WeightedRandomSampler([1.0] * 12, 12)
+    loader = run.loader(data(), batch_size=4, sampler=sampler)
+    for _ in run.epochs():
+        for (inputs,) in loader:
+            course.step(inputs)
+        sampler.weights[0] += 1
+
+
+def decays_by_hand(run: training.Run) -> None:
+    """Has a schedule that reads what training changes: its function is in no state."""
+    rate = {"factor": 1.0}
+    course = Course(run)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(course.optimizer, lambda _: rate["factor"])
+    run.track(scheduler=scheduler)
+    for _ in run.epochs():
+        course.epoch()
+        rate["factor"] *= 0.5
+        scheduler.step()
 
 
 class Trainer(Course):

@@ -47,11 +47,14 @@ def test_iterators_in_generators_and_attributes_go_on(trainings: TrainingProcess
 @pytest.mark.parametrize(
     ("training", "what", "epochs"),
     [
+        ("averaged", "a torch.optim.swa_utils.AveragedModel in variable averaged", 1),
         ("teacher", "a silent.Net in variable teacher of teacher", 1),
         ("optimizer", "a torch.optim.adam.Adam in variable second", 1),
         ("scheduler", "a torch.optim.lr_scheduler.ExponentialLR in variable warmup", 1),
         ("scaler", "a torch.amp.grad_scaler.GradScaler in variable scaler", 1),
         ("numpy_generator", "a numpy.random._generator.Generator in variable generator", 1),
+        ("legacy_generator", "a numpy.random.mtrand.RandomState in variable generator", 1),
+        ("stopping", "a adjourn.training.early_stopping.EarlyStopping in variable stopping", 1),
         ("python_generator", "a random.Random in", 1),
         ("torch_generator", "a torch._C.Generator in variable generator", 1),
         ("lazy_generator", "a numpy.random._generator.Generator in", 2),
@@ -69,6 +72,13 @@ def test_refused_while_it_runs(trainings: TrainingProcesses, training: str, what
     assert len(attempt.epochs) == epochs
 
 
+@pytest.mark.parametrize("parameters", [False, True])
+def test_a_model_that_is_not_tracked_as_one_is_refused(trainings: TrainingProcesses, *, parameters: bool) -> None:
+    """Also if each of its parameters is: it has buffers and attributes."""
+    attempt = trainings.run("silent:untracked", args={"parameters": parameters})
+    assert "a silent.Net in variable model" in failed(attempt, "UNTRACKED_STATE")
+
+
 def test_parallel_modules_are_refused_when_they_are_tracked(trainings: TrainingProcesses) -> None:
     attempt = trainings.run("silent:tracked_parallel")
     assert "DataParallel is not supported yet" in failed(attempt, "STATE_NOT_ENCODABLE")
@@ -79,6 +89,10 @@ def test_parallel_modules_are_refused_when_they_are_tracked(trainings: TrainingP
     [
         ("local", {}, "the value of variable rate of local"),
         ("hidden", {}, "the value of variable state of hidden"),
+        ("accumulates", {}, "the value of variable count of accumulates"),
+        ("replays", {}, "the value of variable memory of replays"),
+        ("weighs", {}, "the value of attribute weights of the sampler of loader 1"),
+        ("decays_by_hand", {}, "the value of variable rate of decays_by_hand"),
         ("attribute", {}, "the value of attribute best of self in train"),
         ("caching_dataset", {}, "the value of attribute cache of the dataset of loader 0.dataset (silent.Caching)"),
         ("aging_dataset", {}, "the value of attribute reads of the dataset of loader 0 (silent.Aging)"),
