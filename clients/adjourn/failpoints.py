@@ -30,6 +30,8 @@ NAMES: Final = frozenset(
         "worker.after-manifest",
         "worker.manifest-read",
         "worker.exited-before-journal",
+        "worker.snapshot-kept",
+        "worker.snapshot-claimed",
         "launcher.forked",
         "launcher.ended-before-record",
         "training.before-deciding",

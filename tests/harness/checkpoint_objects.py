@@ -1,19 +1,31 @@
 """The objects of a checkpoint, read as they lie in the storage."""
 
+import os
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from blake3 import blake3
 from google.protobuf.json_format import Parse
 
+from adjourn.kept_snapshots import KEPT
 from adjourn.manifests import part_key
 from adjourn.objects import ObjectMissing, ObjectTooLong
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.manifest_pb2 import Manifest
+from adjourn_worker.paths import SHARED_MEMORY
+from adjourn_worker.storage.kept import kept_name
 
 
 def manifest_key(checkpoint: Checkpoint) -> str:
     return urlsplit(checkpoint.uri).path.lstrip("/")
+
+
+def kept_on(workers: Path, checkpoint: Checkpoint) -> list[Path]:
+    """Returns where workers, whose data directories are below `workers`, have kept a checkpoint's snapshot."""
+    ids = [path.read_text().strip() for path in workers.glob("*/id")]
+    found = [SHARED_MEMORY / f"adjourn-{os.getuid()}-{each}" / KEPT / kept_name(checkpoint) for each in ids]
+    return [path for path in found if path.is_dir()]
 
 
 async def damage(checkpoint: Checkpoint, read: Callable[[str], Awaitable[bytes]]) -> str:

@@ -77,7 +77,7 @@ async def test_a_checkpoint_that_is_not_whole(
     harness: AgentHarness, objects: MemoryObjects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tasks, "DAMAGE_AGAIN_SECONDS", 0.0)
-    async with harness.agent(objects):
+    async with harness.agent(objects, ADJOURN_KEPT_SNAPSHOT_BYTES="0"):
         checkpoint = await durable(harness)
         for attempt, what in enumerate(("manifests/", "parts/"), start=2):
             key = next(key for key in objects.contents if what in key)

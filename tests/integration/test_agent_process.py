@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import signal
 import subprocess
 import sys
 import threading
@@ -15,11 +16,12 @@ import pytest
 
 from adjourn import bundles, reasons, snapshots
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment
+from adjourn.kept_snapshots import KEPT
 from adjourn.objects import S3Objects, S3Settings
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, Report
 from adjourn.v1.job_pb2 import JobSpec, Pause
 from adjourn_worker.journal import Journal
-from adjourn_worker.paths import WorkerPaths
+from adjourn_worker.paths import RESTORED, WorkerPaths
 from adjourn_worker.storage.fetch import fetch
 from adjourn_worker.storage.parts import PartStore
 from tests.harness.agents import DEADLINE, AgentHarness, alive
@@ -149,6 +151,34 @@ async def test_sigterm_can_end_everything(
     assert not harness.paths.runtime.exists()
     assert not harness.paths.snapshots.exists()
     assert harness.paths.attempt_directories() == []
+
+
+@pytest.mark.parametrize("point", ["worker.snapshot-kept", "worker.snapshot-claimed", "worker.manifest-read"])
+async def test_an_agent_that_dies_around_a_snapshot_that_it_keeps_loses_nothing(
+    harness: AgentHarness, objects: S3Objects, s3_environment: dict[str, str], point: str
+) -> None:
+    await harness.launcher()
+    settings = {**s3_environment, "ADJOURN_FAILPOINT": f"{point}:kill"}
+    agent = await harness.process(**settings)
+    job = harness.job()
+    harness.plane.set_target(job, Assignment.PAUSE)
+    job.do("epoch")
+    if point == "worker.snapshot-kept":
+        assert await harness.ended(agent) == -signal.SIGKILL
+        agent = await harness.process(**s3_environment)
+    await harness.until_forgotten(job)
+    checkpoint = harness.plane.checkpoints(job)[-1]
+    assert not harness.paths.snapshot_directory(harness.attempt(job)).exists()
+    assert len(list((harness.paths.snapshots / KEPT).iterdir())) == 1
+    await objects.delete_prefix(f"checkpoints/{checkpoint.job_uid}/parts/")  # what is downloaded would be missing
+    resumed = harness.job(attempt=2, restore=checkpoint)
+    if point != "worker.snapshot-kept":
+        assert await harness.ended(agent) == -signal.SIGKILL
+        await harness.process(**s3_environment)
+    await harness.until_phase(resumed, RUNNING)
+    assert harness.plane.of(resumed)[0].pause.verdict == Pause.EXACT
+    await harness.until(lambda: not list((harness.paths.snapshots / RESTORED).iterdir()))
+    assert list((harness.paths.snapshots / KEPT).iterdir()) == []
 
 
 async def test_what_cannot_be_stored_at_sigterm_is_kept_for_the_next_start(harness: AgentHarness) -> None:

@@ -1,21 +1,25 @@
 """Objects of a checkpoint are lost or damaged in the storage: the job goes on from the one before, and says so."""
 
 import json
+import shutil
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import pytest
 
 from adjourn.client import AsyncClient
+from adjourn.local.stack import Stack
 from adjourn.manifests import part_key
 from adjourn.objects import S3Objects
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job, Pause
 from adjourn.v1.job_service_pb2 import JobEvent
-from tests.harness.checkpoint_objects import damage, manifest_key
+from tests.harness.checkpoint_objects import damage, kept_on, manifest_key
 from tests.harness.jobs import GatedJobs, Outcome
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 LIMIT = 64 << 20
+Eventually = Callable[..., Awaitable[None]]
 
 
 async def parts(objects: S3Objects, checkpoint: Checkpoint) -> list[str]:
@@ -47,11 +51,22 @@ async def spoil(objects: S3Objects, key: str, how: str) -> None:
 @pytest.mark.parametrize("what", ["part", "manifest"])
 @pytest.mark.parametrize("how", ["flipped", "cut", "gone"])
 async def test_a_paused_job_whose_checkpoint_is_damaged_goes_on_from_the_one_before(
-    gated_jobs: GatedJobs, uninterrupted: Outcome, objects: S3Objects, client: AsyncClient, what: str, how: str
+    gated_jobs: GatedJobs,
+    uninterrupted: Outcome,
+    objects: S3Objects,
+    client: AsyncClient,
+    stack: Stack,
+    eventually: Eventually,
+    what: str,
+    how: str,
 ) -> None:
     gated = await gated_jobs.start(f"{what}-{how}", limit=2)
     await gated.durable(2)
     newest = await client.get_checkpoint((await gated.pause(3)).pause.checkpoint)
+    workers = stack.directory.path / "workers"
+    await eventually(lambda: kept_on(workers, newest))
+    for path in kept_on(workers, newest):  # as if another job had needed its room
+        shutil.rmtree(path)
     key = manifest_key(newest) if what == "manifest" else await own_part(objects, client, newest)
     await spoil(objects, key, how)
     await client.resume_job(gated.name)

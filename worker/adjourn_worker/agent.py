@@ -16,6 +16,7 @@ import structlog
 
 from adjourn import __version__, reasons
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment
+from adjourn.kept_snapshots import KEPT
 from adjourn.objects import ObjectStore
 from adjourn.v1.agent_service_pb2 import Assignment, FencingToken, Report, SynchronizeRequest, SynchronizeResponse
 from adjourn.v1.job_pb2 import Condition, Failure
@@ -31,7 +32,7 @@ from adjourn_worker.journal import Journal, JournalUnwritable, LastContact
 from adjourn_worker.launcher import process_tree
 from adjourn_worker.launcher.client import LauncherClient
 from adjourn_worker.messages import fitting_statuses, next_reports
-from adjourn_worker.paths import WorkerPaths
+from adjourn_worker.paths import WorkerPaths, remove
 from adjourn_worker.settings import OnTerm, Settings
 from adjourn_worker.storage.tasks import StorageTasks
 from adjourn_worker.sync import NameTaken, Stream
@@ -448,6 +449,8 @@ class Agent:
         """Finds out, again and again, whether the disk has room for another attempt."""
         while True:
             condition = await asyncio.to_thread(self.storage.disk.condition)
+            if condition is not None:
+                await asyncio.to_thread(remove, self.paths.disk_snapshots / KEPT)  # the next look finds the room
             found = [condition] if condition is not None else []
             if found != self.conditions:
                 log.warning("disk_full" if found else "disk_has_room", worker=self.worker.name)

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
+from adjourn.kept_snapshots import KEPT
 from adjourn.manifests import UID
 from adjourn.v1.agent_service_pb2 import FencingToken
 
@@ -34,6 +35,8 @@ TEMPORARY: Final = Path("/tmp")  # noqa: S108 - TMPDIR is often too long for a s
 AGENT_LOCK: Final = "agent.lock"
 ID: Final = "id"
 """File in the data directory."""
+RESTORED: Final = "restored"
+"""Directory, beside those of the attempts' snapshots, of snapshots that attempts restore."""
 
 
 class UnsafePath(Exception):
@@ -50,6 +53,8 @@ class Kept:
     """Bytes of these logs."""
     bundle_bytes: int = 1 << 30
     """Bytes of packed code that may be wanted again."""
+    snapshot_bytes: int = 1 << 50
+    """Bytes of snapshots that may be restored here; `storage/kept.py` bounds them by the room that there is, too."""
     snapshot_days: int = 7
     """Age of what a worker that did not come back has left in shared memory."""
 
@@ -154,6 +159,15 @@ class WorkerPaths:
         """Returns where they go if there is no room for them."""
         return self.disk_snapshots / attempt.name
 
+    @property
+    def snapshot_places(self) -> tuple[Path, ...]:
+        """Where directories of attempts' snapshots are: in memory, and on the disk."""
+        return tuple(dict.fromkeys((self.snapshots, self.disk_snapshots)))
+
+    def restored(self, place: Path, attempt: Path) -> Path:
+        """Returns where, in one of `snapshot_places`, the snapshot is that an attempt's directory restores."""
+        return place / RESTORED / attempt.name
+
     def attempt_directories(self) -> list[Path]:
         return sorted(path for path in self.attempts.iterdir() if path.is_dir())
 
@@ -161,7 +175,8 @@ class WorkerPaths:
         """Removes an attempt's directory and snapshots; what it printed is kept as `log`, in place of older logs."""
         if (attempt / "log").exists():
             (attempt / "log").replace(log)
-        for path in (attempt, self.snapshot_directory(attempt), self.disk_snapshot_directory(attempt)):
+        restored = [self.restored(place, attempt) for place in self.snapshot_places]
+        for path in (attempt, self.snapshot_directory(attempt), self.disk_snapshot_directory(attempt), *restored):
             remove(path)
         bound(self.logs.iterdir(), count=kept.logs, size=kept.log_bytes)
 
@@ -170,9 +185,10 @@ class WorkerPaths:
 
         For the agent only, which holds the locks, before it begins anything.
         """
-        names = {path.name for path in keep} | {AGENT_LOCK}
-        for place in {self.scratch, self.attempts, self.snapshots, self.disk_snapshots}:
-            for path in place.iterdir():
+        names = {path.name for path in keep} | {AGENT_LOCK, KEPT, RESTORED}
+        restored = {place / RESTORED for place in self.snapshot_places}
+        for place in {self.scratch, self.attempts, *self.snapshot_places, *restored}:
+            for path in place.iterdir() if place.is_dir() else ():
                 if path.name not in names:
                     remove(path)
 

@@ -105,6 +105,7 @@ class Settings:
                 logs=reader.take("ADJOURN_KEPT_LOGS", within(0, 1_000_000), KEPT.logs),
                 log_bytes=reader.take("ADJOURN_KEPT_LOG_BYTES", within(0, 1 << 50), KEPT.log_bytes),
                 bundle_bytes=reader.take("ADJOURN_KEPT_BUNDLE_BYTES", within(0, 1 << 50), KEPT.bundle_bytes),
+                snapshot_bytes=reader.take("ADJOURN_KEPT_SNAPSHOT_BYTES", within(0, 1 << 50), KEPT.snapshot_bytes),
                 snapshot_days=reader.take("ADJOURN_KEPT_SNAPSHOT_DAYS", within(0, 36500), KEPT.snapshot_days),
             ),
             pace=Pace(

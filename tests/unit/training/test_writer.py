@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from adjourn import snapshots
+from adjourn import kept_snapshots, snapshots
 from adjourn.snapshots import IN_USE, STATE, TENSORS
 from adjourn.training.errors import NoSpace, SnapshotDiffers, SnapshotFailed, StateNotEncodable
 from adjourn.training.snapshot import writer as module
@@ -177,6 +177,39 @@ def test_first_directory_with_room_for_all_slots_is_chosen(
         snapshot = writer.save(Live(1000), Progress(), {}, last=True, rehearse=False)
         assert snapshot
         assert Path(snapshot.directory).parent.name == chosen
+
+
+@pytest.mark.parametrize(
+    ("size", "left", "chosen"),
+    [
+        (1000, ["0", "1", "2"], "memory"),  # 3 * 8,192 bytes are free beside them
+        (3000, ["1", "2"], "memory"),  # 3 * 16,384 bytes, with what one of them takes
+        (10_000, ["0", "1", "2"], "disk"),  # all of it would not be enough
+    ],
+)
+def test_what_is_kept_for_other_jobs_makes_room_for_slots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, left: list[str], chosen: str
+) -> None:
+    kept = tmp_path / "memory" / kept_snapshots.KEPT
+    for age, name in enumerate(("2", "1", "0")):
+        (kept / name).mkdir(parents=True)
+        (kept / name / TENSORS).write_bytes(bytes(20_480))
+        os.utime(kept / name, (1e9 - age, 1e9 - age))
+    for name in ("memory", "disk"):
+        (tmp_path / name / "attempt").mkdir(parents=True)
+
+    def statvfs(path: Path) -> SimpleNamespace:
+        in_memory = path.is_relative_to(tmp_path / "memory")
+        free = 92_000 - sum(map(kept_snapshots.taken, kept.iterdir())) if in_memory else 10_000_000
+        return SimpleNamespace(f_bavail=free, f_frsize=1)
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    places = [tmp_path / name / "attempt" for name in ("memory", "disk")]
+    writer = SnapshotWriter(places, torch.device("cpu"), RoundTrip(dict))
+    snapshot = writer.save(Live(size), Progress(), {}, last=False, rehearse=False)
+    assert snapshot
+    assert Path(snapshot.directory).parent.parent.name == chosen
+    assert sorted(path.name for path in kept.iterdir()) == left
 
 
 def test_growing_state_moves_to_where_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -273,6 +273,8 @@ class AttemptRunner:
             while batch := await self.patiently(files.read_events, self.directory, self.held.events_offset):
                 for event, offset in batch:
                     await self.handle(EventRead(event=event, offset=offset))
+                    if event.HasField("began"):
+                        await self.storage.restored(self.held)
             if ended is not None or exit_lost:
                 await asyncio.to_thread(training_log.compact, self.directory / files.LOG, self.log_bytes)
                 failpoints.hit("worker.exited-before-journal")

@@ -2,18 +2,30 @@
 
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 
 from adjourn import failpoints
-from adjourn.manifests import MANIFEST_LIMIT, ManifestInvalid, Place, file_size, key_of, part_key, places, verified
+from adjourn.manifests import (
+    MANIFEST_LIMIT,
+    ManifestInvalid,
+    Place,
+    chunks,
+    file_size,
+    key_of,
+    part_key,
+    places,
+    verified,
+)
 from adjourn.objects import ObjectMissing, ObjectTooLong
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.manifest_pb2 import Manifest
 from adjourn_worker.attempt.files import sync
 from adjourn_worker.storage.parts import PartStore, each
+from adjourn_worker.storage.persist import Piece, SnapshotLost, hashed
 
 
 class CheckpointCorrupt(Exception):
@@ -54,6 +66,27 @@ async def fetch(store: PartStore, checkpoint: Checkpoint, into: Path) -> Manifes
     finally:
         await store.run(shutil.rmtree, fresh, ignore_errors=True)
     return manifest
+
+
+async def is_here(store: PartStore, checkpoint: Checkpoint, directory: Path) -> bool:
+    """Returns whether a directory has the snapshot's files, each chunk with the content that the manifest says.
+
+    Raises CheckpointCorrupt, ObjectStoreUnavailableError, ObjectStoreRefusedError.
+    """
+    manifest = await read_manifest(store, checkpoint)
+    failpoints.hit("worker.manifest-read")
+    try:
+        for file in manifest.files:
+            path, found = directory / file.name, list(chunks(file))
+            if not stat.S_ISREG(path.lstat().st_mode) or path.lstat().st_size != file_size(file):
+                return False
+            offsets = accumulate((size for size, _ in found), initial=0)
+            pieces = [Piece(path=path, offset=at, size=size) for at, (size, _) in zip(offsets, found, strict=False)]
+            if await hashed(store, pieces) != [digest for _, digest in found]:
+                return False
+    except (OSError, SnapshotLost):
+        return False
+    return True
 
 
 async def read_manifest(store: PartStore, checkpoint: Checkpoint) -> Manifest:

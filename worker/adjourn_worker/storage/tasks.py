@@ -8,6 +8,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -16,6 +17,7 @@ import structlog
 from adjourn import reasons
 from adjourn.errors import ObjectStoreRefusedError, ObjectStoreUnavailableError
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment, Snapshot, TrainingStart
+from adjourn.kept_snapshots import KEPT, make_room
 from adjourn.objects import STORAGE_ERRORS, ObjectStore
 from adjourn.snapshots import SnapshotInvalid
 from adjourn.v1.agent_service_pb2 import ConditionChange
@@ -24,9 +26,10 @@ from adjourn.v1.job_pb2 import Condition, Failure
 from adjourn.v1.manifest_pb2 import Manifest
 from adjourn_worker.attempt.files import write_start
 from adjourn_worker.host.disk import FULL, Disk
-from adjourn_worker.paths import Kept, WorkerPaths, free_bytes, used_bytes
+from adjourn_worker.paths import Kept, WorkerPaths, free_bytes, remove, used_bytes
 from adjourn_worker.storage.bundles import BundleCorrupt, fetch_bundle
-from adjourn_worker.storage.fetch import CheckpointCorrupt, fetch, read_manifest
+from adjourn_worker.storage.fetch import CheckpointCorrupt, fetch, is_here, read_manifest
+from adjourn_worker.storage.kept import claim, keep
 from adjourn_worker.storage.parts import DAMAGE_AGAIN_SECONDS, DAMAGE_LOOKS, KeyTaken, PartStore
 from adjourn_worker.storage.persist import SnapshotDiffers, SnapshotLost, persist
 
@@ -91,7 +94,11 @@ class StorageTasks:
             allow_inexact=assignment.allow_inexact,
         )
         try:
+            here = await self.store.run(claim, self.paths, assignment.restore, directory)
             places = self.snapshot_places(directory, assignment.restore.size_bytes)
+            if here is not None and not {place.parent for place in places} & set(here.parents):
+                await self.store.run(remove, here)  # the slots come first
+                here, places = None, self.snapshot_places(directory, assignment.restore.size_bytes)
             for place in (directory, *places):
                 await self.store.run(place.mkdir, mode=0o700, exist_ok=True)
             start.snapshot_directory = str(places[0])
@@ -103,9 +110,8 @@ class StorageTasks:
                 )
                 start.code_directory = str(code)
             if assignment.HasField("restore"):
-                into = directory / RESTORE
-                await self.restore(assignment.restore, into, patience)
-                start.restore_directory = str(into)
+                restored = await self.restore(assignment.restore, directory / RESTORE, patience, here)
+                start.restore_directory = str(restored)
                 start.restore_digests.update(assignment.restore.component_digests)
             await self.store.run(write_start, directory, start)
         except BundleCorrupt as error:
@@ -118,14 +124,21 @@ class StorageTasks:
                 raise Unusable(reasons.NO_SPACE, f"there is no room for the attempt: {error}") from error
             raise Unusable(reasons.LAUNCH_FAILED, f"cannot prepare the attempt: {error}") from error
 
-    async def restore(self, checkpoint: Checkpoint, into: Path, patience: "Patience") -> None:
-        """Fetches a checkpoint; raises CheckpointCorrupt once it was found damaged DAMAGE_LOOKS times in a row.
+    async def restore(self, checkpoint: Checkpoint, into: Path, patience: "Patience", here: Path | None = None) -> Path:
+        """Returns a directory with a checkpoint's snapshot: `here` if that is it to the last byte, else `into`.
 
+        Raises CheckpointCorrupt once the checkpoint was found damaged DAMAGE_LOOKS times in a row.
         A bit that the network flips is none that storage has lost, and a server that is starting may not know yet what
         it has. Storage that is away or refuses is waited for, and says nothing of the checkpoint.
         """
         for look in range(1, DAMAGE_LOOKS + 1):
             try:
+                if here is not None:
+                    if await patience.forever(partial(self.is_here, checkpoint, here, patience), "checkpoint"):
+                        return here
+                    log.warning("kept_snapshot_differs", checkpoint=checkpoint.name, directory=str(here))
+                    await self.store.run(remove, here)
+                    here = None
                 await patience.forever(lambda: fetch(self.store.watched(patience), checkpoint, into), "checkpoint")
             except CheckpointCorrupt as error:
                 log.warning("checkpoint_damaged", checkpoint=checkpoint.name, error=str(error), look=look)
@@ -133,7 +146,17 @@ class StorageTasks:
                     raise
                 await asyncio.sleep(self.store.again_seconds)
             else:
-                return
+                return into
+        raise AssertionError(DAMAGE_LOOKS)
+
+    async def is_here(self, checkpoint: Checkpoint, directory: Path, patience: "Patience") -> bool:
+        return await is_here(self.store.watched(patience), checkpoint, directory)
+
+    async def restored(self, held: HeldAssignment) -> None:
+        """Frees the room of what training has restored: it has read all of it."""
+        attempt = Path(held.directory)
+        for path in (attempt / RESTORE, *(self.paths.restored(place, attempt) for place in self.paths.snapshot_places)):
+            await self.store.run(remove, path)
 
     async def persist(
         self,
@@ -164,9 +187,13 @@ class StorageTasks:
             raise Unusable(reasons.SNAPSHOT_FAILED, str(error)) from error
 
     async def clean_up(self, held: HeldAssignment) -> None:
-        """Frees disk and memory of an attempt that is over; its log stays."""
+        """Frees disk and memory of an attempt that is over; its log stays, and a snapshot that it may go on from."""
         assignment = held.assignment
         log_file = self.paths.log(assignment.job, assignment.token)
+        try:
+            await self.store.run(keep, self.paths, held, self.kept.snapshot_bytes)
+        except OSError as error:
+            log.warning("snapshot_not_kept", directory=held.directory, error=str(error))
         try:
             await self.store.run(self.paths.retire, Path(held.directory), log_file, self.kept)
         except OSError as error:
@@ -201,6 +228,7 @@ class StorageTasks:
         needed = SNAPSHOT_SLOTS * state_bytes
         others = {place: most for place, most in self.promised.items() if place != memory}
         promised = sum(max(0, most - used_bytes(place)) for place, most in others.items())
+        make_room(self.paths.snapshots / KEPT, needed + promised)
         free = free_bytes(self.paths.snapshots)
         if needed > free - promised:
             log.warning("snapshots_go_to_disk", attempt=attempt.name, needed=needed, free=free, promised=promised)

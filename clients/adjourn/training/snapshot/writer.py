@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Protocol
 import torch
 from google.protobuf import json_format
 
-from adjourn import failpoints, snapshots
+from adjourn import failpoints, kept_snapshots, snapshots
 from adjourn.internal.v1.trainer_pb2 import Snapshot
 from adjourn.snapshots import Entry, SnapshotInvalid, Tree
 from adjourn.training.errors import NoSpace, SnapshotDiffers, SnapshotFailed, StateNotEncodable
@@ -257,7 +257,15 @@ class Area:
             status = os.statvfs(existing)
         except OSError:
             return 0
-        return status.f_bavail * status.f_frsize + sum(slot.allocated() for slot in self.slots)
+        return status.f_bavail * status.f_frsize + self.allocated()
+
+    def make_room(self, size: int) -> None:
+        """Removes snapshots that were kept for other jobs' return, as far as they are in the way of so many bytes."""
+        kept_snapshots.make_room(self.directory.parent / kept_snapshots.KEPT, size - self.allocated())
+
+    def allocated(self) -> int:
+        """Returns the bytes that snapshots take here already."""
+        return sum(slot.allocated() for slot in self.slots)
 
     def free_slot(self, *, last: bool) -> Slot | None:
         """Returns a free slot; the third is kept for the last snapshot of the attempt."""
@@ -407,6 +415,10 @@ class SnapshotWriter:
         current = self._area
         if current and current.room() >= min(current.in_use() + 1, SLOTS) * size:
             return
+        for area in self._areas:
+            area.make_room(SLOTS * size)
+            if area.room() >= SLOTS * size:
+                break
         rooms = {area: area.room() for area in self._areas}
         ample = [area for area in self._areas if rooms[area] >= SLOTS * size]
         enough = [area for area in self._areas if rooms[area] >= (area.in_use() + 1) * size]
