@@ -111,7 +111,7 @@ class Drill:
         """Returns what the drill has shown, once; None: nothing, or nothing yet."""
         if self._process is None or self._here is None or self.runs:
             return None
-        told = last_event(self._directory / "events")
+        told = final_event(self._directory / "events")
         try:
             if told.HasField("drilled"):
                 found = difference(self._here, told.drilled)
@@ -207,11 +207,15 @@ class Drill:
             shutil.rmtree(self._directory, ignore_errors=True)
 
 
-def last_event(path: Path) -> TrainingEvent:
-    """Returns an empty one if there is none that can be read."""
+def final_event(path: Path) -> TrainingEvent:
+    """Returns what the second process has said in the end; user code that catches everything may train on after it.
+
+    Returns an empty event if there is none that can be read.
+    """
     with contextlib.suppress(OSError, DecodeError, frames.FrameTooLong):
-        for event, _ in reversed(list(frames.decode(TrainingEvent, path.read_bytes()))):
-            return event
+        for event, _ in frames.decode(TrainingEvent, path.read_bytes()):
+            if event.HasField("drilled") or event.HasField("failed"):
+                return event
     return TrainingEvent()
 
 

@@ -124,7 +124,9 @@ def prepared(
         pulse=pulse,
         boundary=boundary,
         device=device,
-        drill=Drill(start, directory / DRILL, known=restored is not None and restored.drilled is not None),
+        drill=Drill(
+            start, directory / DRILL, known=restored is not None and restored.drilled is not None and not different
+        ),
         restored=restored,
         differences=different,
     )

@@ -321,6 +321,8 @@ class Session:
             self._verdict, self._verdict_reasons = verdict(
                 self._restored.remarks, self._differences, drilled=self._restored.drilled is True
             )
+            if self._differences:
+                self._state.drilled = None  # that was in another environment
             self._restored = None
             if self._going_on is None:
                 self._state.restored()
@@ -648,8 +650,8 @@ class Session:
         del digests[DATA]  # a resumed run may tell the same place in other words
         return Drilled(epoch=self.tracker.epoch, step=self.tracker.step, digests=digests)
 
-    def _judge_drill(self) -> None:
-        """Draws the conclusions from a drill that is over; raises DrillDiffers.
+    def _judge_drill(self, *, saved: bool = False) -> None:
+        """Draws the conclusions from a drill that is over; raises DrillDiffers, once what was trained is saved.
 
         Operations that are known not to be deterministic come to other bits by themselves: then it lowers the verdict.
         """
@@ -659,11 +661,13 @@ class Session:
         self._state.drilled = not outcome.difference
         if outcome.difference:
             error = DrillDiffers(outcome.difference, [*self._state.unproven, *self._state.suspected])
+            self._state.unproven.append(f"a drill did not come to the same bits: {outcome.difference}")
             if self._strict and not self._nondeterminism.heard():
+                if not saved:
+                    self._save(last=True)
                 with self._errors_kept():
                     raise error
             log_line(str(error))
-            self._state.unproven.append(f"a drill did not come to the same bits: {outcome.difference}")
 
     def _await_drill(self) -> None:
         """Waits, at the end of the run, for the second process of a drill, and not for long."""
@@ -674,7 +678,7 @@ class Session:
             log_line(
                 f"the drill shows nothing: {self._drill.patience:.0f} s after the end its second process is not done"
             )
-        self._judge_drill()
+        self._judge_drill(saved=True)
 
     # What is told.
 

@@ -1,5 +1,6 @@
 """A second process that goes on from a snapshot comes to the same bits, or the training hears of it."""
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -110,6 +111,33 @@ def test_what_nothing_finds_is_found_by_a_drill(trainings: TrainingProcesses, pl
     message = failed(attempt, "DRILL_DIFFERS")
     assert "from epoch 1, step 3, at step 8, model, optimizer differ; equal are numerics, random.numpy" in message
     assert attempt.snapshots[-1].last  # what was trained is saved
+
+
+def test_a_run_whose_drill_differs_is_saved_and_may_be_resumed_as_unproven(trainings: TrainingProcesses) -> None:
+    args = {"place": "environment", "seconds": 0.01}
+    attempt = trainings.run("drilled:hides", epochs=LONG, args=args, spec=drilled())
+    failed(attempt, "DRILL_DIFFERS")
+    assert attempt.snapshots[-1].last
+    assert attempt.snapshots[-1].progress.epoch == attempt.epochs[-1].epoch < LONG
+    again = trainings.run("drilled:hides", epochs=LONG, args=args, restore=attempt, order=PAUSE, spec=drilled())
+    assert verdict(again)[0] == Pause.Verdict.UNPROVEN
+    assert again.last.HasField("paused")
+
+
+def test_a_drill_in_another_environment_is_made_again(trainings: TrainingProcesses) -> None:
+    directory = trainings.prepare("drilled:main", epochs=LONG, args={"seconds": 0.01}, spec=drilled())
+    with going_on(trainings, directory) as pause_after:
+        paused = pause_after(SAME)
+    path = Path(paused.snapshots[-1].directory) / snapshots.STATE
+    document = json.loads(path.read_text())
+    document["environment"]["torch"] = "1.0"
+    path.write_text(json.dumps(document))
+    fields: dict[str, Any] = {"restore": paused, "spec": drilled(), "allow_inexact": True}
+    directory = trainings.prepare("drilled:main", epochs=LONG, args={"seconds": 0.01}, **fields)
+    with going_on(trainings, directory) as pause_after:
+        again = pause_after(SAME)
+    assert verdict(again)[0] == Pause.Verdict.WITHIN_TOLERANCE
+    assert verdict(resumed(trainings, again)) == (Pause.Verdict.EXACT_REPLAYED, [])
 
 
 def test_a_drill_that_differs_lowers_the_verdict_if_that_is_accepted(trainings: TrainingProcesses) -> None:
