@@ -38,6 +38,7 @@ RESERVE_BYTES: Final = 256 << 20
 END_SECONDS: Final = 60.0
 """Longest wait for the second process at the end of a run that has itself taken half of that to the compared step."""
 LAST_LINES: Final = 5
+LAST_BYTES: Final = 4096
 DIVERGED: Final = frozenset(
     {reasons.RESTORE_DIVERGED, reasons.STATE_MISMATCH, reasons.UNTRACKED_STATE, reasons.STATE_NOT_RESTORABLE}
 )
@@ -146,9 +147,7 @@ class Drill:
     def _copy(self, snapshot: Snapshot) -> None:
         room, size = shutil.disk_usage(self._directory.parent).free, snapshot.size_bytes
         if room < size + RESERVE_BYTES:
-            raise OSError(
-                errno.ENOSPC, f"a copy of the snapshot takes {size:,} bytes, and there is room for {room:,}", ""
-            )
+            raise OSError(errno.ENOSPC, f"a copy of the snapshot takes {size:,} bytes, and there is room for {room:,}")
         self._directory.mkdir()
         for name in (RESTORE, "work"):
             (self._directory / name).mkdir()
@@ -189,8 +188,12 @@ class Drill:
         """Says how the second process ended that did not come to the place."""
         if failure.reason:
             return f"{failure.reason}: {failure.message}"
-        lines = (self._directory / "log").read_text(errors="replace").splitlines()
-        return "\n".join([f"It {self._how()}. The last lines of its log:", *lines[-LAST_LINES:]])
+        text = b""
+        with contextlib.suppress(OSError), (self._directory / "log").open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - LAST_BYTES))
+            text = log.read()
+        lines = text.decode(errors="replace").splitlines()[-LAST_LINES:]
+        return "\n".join([f"It {self._how()}. The last lines of its log:", *lines])
 
     def _how(self) -> str:
         assert self._process

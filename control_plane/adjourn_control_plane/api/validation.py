@@ -40,7 +40,7 @@ RANGES: Final = (
     ("gpu_count", 0, 1024),
     ("checkpoint_epochs", 0, 10_000_000),
     ("checkpoint_steps", 0, 1_000_000_000),
-    ("drill_steps", 0, 1_000_000_000),
+    ("drill_steps", 0, 1_000_000),
     ("max_restarts", 0, 1_000_000),
     ("seed", 0, (1 << 63) - 1),
 )

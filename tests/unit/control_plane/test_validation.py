@@ -98,7 +98,7 @@ def test_a_malformed_bundle(bundle: str) -> None:
         ("checkpoint_steps", -1),
         ("checkpoint_steps", 1_000_000_001),
         ("drill_steps", -1),
-        ("drill_steps", 1_000_000_001),
+        ("drill_steps", 1_000_001),
         ("max_restarts", -1),
         ("max_restarts", 1_000_001),
         ("seed", -1),
