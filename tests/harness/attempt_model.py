@@ -96,9 +96,18 @@ class RunnerModel(AttemptRunner):
             training = self.training
             assert training is None or not training.alive, "an attempt that is over has no process"
             if self.status.phase in RESTS and training is not None and training.sequence:
-                assert self.held.persisted.step == training.progress.step, "it rests on where it ended"
-                self.host.objects.assert_whole(self.held.persisted)
+                if self.held.given_up and self.held.final_event.WhichOneof("event") is None:
+                    self.rests_on_its_newest(training)
+                else:
+                    assert self.held.persisted.step == training.progress.step, "it rests on where it ended"
+                    self.host.objects.assert_whole(self.held.persisted)
             self.host.trainings.pop(self.place, None)
+
+    def rests_on_its_newest(self, training: TrainingModel) -> None:
+        """Looks at an attempt that was ended in mode LATEST: nothing that it had saved is given up."""
+        saved = [event.snapshot for event in training.events if event.HasField("snapshot")]
+        assert self.held.persisted.step == saved[-1].progress.step, "all that was saved is durable"
+        self.host.objects.assert_whole(self.held.persisted)
 
     def hold_still(self) -> None:
         super().hold_still()
@@ -158,6 +167,7 @@ class RunnerModel(AttemptRunner):
                 assert state == expected_state(assignment.token.job_uid, restore.step), "restored from what was damaged"
             training = TrainingModel(assignment, process, desired, state, restored=bool(restore.name))
             training.progress.epoch, training.progress.step = restore.epoch, restore.step
+            training.progress.epoch_step = restore.epoch_step
             training.decides_after = min(restore.epoch + 1, assignment.spec.total_epochs)
             host.trainings[self.place] = training
         host.burn()

@@ -12,7 +12,7 @@ from adjourn.errors import StoreUnavailableError
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.agent_service_pb2 import Assignment, Report
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.job_pb2 import Job
+from adjourn.v1.job_pb2 import Job, Progress
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn_control_plane.job import retries
 from adjourn_control_plane.job.machine import ENDED, HELD
@@ -148,7 +148,8 @@ class CheckedStore(MemoryStore):
             if checkpoint.name == new.checkpoint.name and checkpoint.name not in known:
                 assert checkpoint.name.split("/")[-1].startswith(f"{old.token.attempt}-{old.token.nonce[:8]}-")
                 again = checkpoint.epoch == old.checkpoint.epoch == new.job.spec.total_epochs  # it had restored the end
-                assert again or checkpoint.epoch > old.checkpoint.epoch
+                assert again or checkpoint.step > old.checkpoint.step
+                assert checkpoint.epoch >= old.checkpoint.epoch
                 assert checkpoint.job_uid == new.job.uid, "a job takes over nothing of one that had its name"
         assert all(metrics.attempt == old.token.attempt for metrics in change.epochs)
         if new.job.restart_count > old.job.restart_count:
@@ -226,12 +227,18 @@ class CheckedStore(MemoryStore):
         assert job.restart_count <= job.spec.max_restarts
         assert job.state not in ENDED or not job.holds
         assert job.state not in (Job.STARTING, Job.RUNNING) or not job.holds
+        lost = job.pause.lost_duration.ToTimedelta().total_seconds()
+        assert lost == job.pause.lost_steps, "one step takes a second"
         restored = job.state in HELD and record.began and record.restored_checkpoint == record.checkpoint.name
         assert not (restored and record.checkpoint.damage), "what was restored is whole again"
         assert job.HasField("end_time") == (job.state in ENDED)
         if job.state == Job.PAUSED:
             assert job.holds
-            assert (job.progress.epoch, job.progress.step) == (record.checkpoint.epoch, record.checkpoint.step)
+            assert position(job.progress) == position(record.checkpoint)
             assert job.pause.checkpoint == record.checkpoint.name
             assert job.pause.step == record.checkpoint.step
             assert job.pause.HasField("pause_time")
+
+
+def position(of: Progress | Checkpoint) -> tuple[int, int, int]:
+    return of.epoch, of.step, of.epoch_step

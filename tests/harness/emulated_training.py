@@ -1,6 +1,7 @@
 """A training process as the agent sees it, without torch: it does what a test writes into a FIFO, line by line.
 
 `step` shows a step in its pulse; `epoch` ends an epoch, takes a snapshot if a slot is free, and pauses if it should;
+`half` goes on by half an epoch, and does the same there, where it pauses in mode STEP only;
 `open` and `read` do of that only that it says that it decides, and that it reads what is wanted; `finish` and `fail`
 end the training as their names say; `exit N` leaves without a word; `garble NAME` spoils a file of the attempt, `lose`
 its snapshots; `metrics N` has epochs bring metrics; `fill` leaves no room for snapshots until `room`; `storm` notifies
@@ -33,7 +34,7 @@ from adjourn.next_boundary import NextBoundary
 from adjourn.pulse import Phase
 from adjourn.shared_files import BoundaryFile, Control, ProgressPage, PulseFile
 from adjourn.v1.agent_service_pb2 import Assignment
-from adjourn.v1.job_pb2 import Failure, Pause, Progress
+from adjourn.v1.job_pb2 import Failure, Pause, PauseMode, Progress
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn_worker.host.notify import notify
 
@@ -80,11 +81,29 @@ class Emulated:
         self.pulse.step(Phase.IN_EPOCH)
         notify(self.start.notify_socket)
 
-    def epoch(self) -> int | None:
-        self.progress.step += STEPS
-        self.progress.epoch += 1
+    def half(self) -> int | None:
+        self.progress.step += STEPS // 2
+        self.progress.epoch_step += STEPS // 2
+        self.show_progress()
+        with closing(Control(self.directory / "control")) as control:
+            wanted = control.read()
+        pausing = (wanted.target, wanted.mode) == (Assignment.PAUSE, PauseMode.STEP)
+        self.save(last=pausing)
+        return self.paused() if pausing else None
+
+    def paused(self) -> int:
+        self.append(TrainingEvent(paused=TrainingPaused()))
+        return 0
+
+    def show_progress(self) -> None:
         with closing(ProgressPage(self.directory / "progress")) as board:
             board.write(self.progress)
+
+    def epoch(self) -> int | None:
+        self.progress.step += STEPS - self.progress.epoch_step
+        self.progress.epoch += 1
+        self.progress.epoch_step = 0
+        self.show_progress()
         self.append(
             TrainingEvent(epoch=EpochMetrics(epoch=self.progress.epoch, step=self.progress.step, values=self.values))
         )
@@ -96,10 +115,7 @@ class Emulated:
             self.append(TrainingEvent(snapshot_failed=failed))
             return None
         self.save(last=pausing)
-        if pausing:
-            self.append(TrainingEvent(paused=TrainingPaused()))
-            return 0
-        return None
+        return self.paused() if pausing else None
 
     def open(self) -> None:
         """Says that it decides at the end of this epoch."""
@@ -186,7 +202,7 @@ class Emulated:
         (slot / snapshots.STATE).unlink(missing_ok=True)
         self.progress.report_time.GetCurrentTime()
         head, entries = snapshots.layout([("w", "I64", (1000,))])
-        data = struct.pack("<q", self.progress.epoch) * 1000
+        data = struct.pack("<q", self.progress.step) * 1000
         assert entries["w"].end == len(head) + len(data)
         (slot / snapshots.TENSORS).write_bytes(head + data)
         document: dict[str, Any] = {

@@ -46,13 +46,15 @@ class JoinedMachine(Promises, RuleBasedStateMachine):
 
     @initialize(
         seed=ANY,
-        specs=st.lists(st.tuples(st.sampled_from([9, 3, 20, 40]), st.integers(2, 6)), min_size=1, max_size=2),
+        specs=st.lists(
+            st.tuples(st.sampled_from([9, 3, 20, 40]), st.integers(2, 6), st.booleans()), min_size=1, max_size=2
+        ),
         turns=st.integers(0, 6),
     )
-    def begin(self, seed: int, specs: list[tuple[int, int]], turns: int) -> None:
+    def begin(self, seed: int, specs: list[tuple[int, int, bool]], turns: int) -> None:
         self.store.chance.seed(seed)
-        for epochs, restarts in specs:
-            self.create(epochs=epochs, restarts=restarts, gpus=0, hang="own pace")
+        for epochs, restarts, amid in specs:
+            self.create(epochs=epochs, restarts=restarts, gpus=0, hang="own pace", amid=amid)
         self.work(turns)
 
     @precondition(lambda self: self.created < MOST_JOBS)
@@ -61,9 +63,12 @@ class JoinedMachine(Promises, RuleBasedStateMachine):
         restarts=st.integers(0, 3),
         gpus=st.sampled_from([0, 0, 1]),
         hang=st.sampled_from(["own pace", "timeout", "report"]),
+        amid=st.booleans(),
     )
-    def create(self, epochs: int, restarts: int, gpus: int, hang: str) -> None:
+    def create(self, epochs: int, restarts: int, gpus: int, hang: str, *, amid: bool = False) -> None:
+        """`amid`: checkpoints are made amid its epochs too."""
         spec = JobSpec(entry_point="m:f", total_epochs=epochs, max_restarts=restarts, gpu_count=gpus)
+        spec.checkpoint_steps = int(amid)
         if hang == "report":
             spec.hang_policy = JobSpec.REPORT
         if hang == "timeout":
@@ -74,7 +79,7 @@ class JoinedMachine(Promises, RuleBasedStateMachine):
         target=requests,
         turns=TURNS,
         index=ANY,
-        verb=st.sampled_from([*VERBS, "pause", "pause", "resume", "resume"]),
+        verb=st.sampled_from([*VERBS, "pause", "pause now", "resume", "resume", "resume"]),
         replica=REPLICA,
     )
     def request(self, turns: int, index: int, verb: str, replica: int) -> Any:

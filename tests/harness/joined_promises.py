@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from adjourn.internal.v1.record_pb2 import JobRecord
-from adjourn.v1.job_pb2 import Condition, Job
+from adjourn.v1.job_pb2 import Condition, Job, PauseMode
 from adjourn_control_plane.job.events import ReleaseConfirmed
 from adjourn_control_plane.job.machine import ENDED, HELD
 from adjourn_control_plane.store.interface import JobName, Session, WorkerName
@@ -74,11 +74,13 @@ class Promises(World):
                 if stored is None or stored.record.token != report.token or not report.HasField("checkpoint"):
                     continue
                 if stored.record.job.worker or stored.record.HasField("lost_attempt"):
-                    assert stored.record.checkpoint.epoch >= report.checkpoint.epoch
+                    assert stored.record.checkpoint.step >= report.checkpoint.step
 
     def job_changed(self, before: JobRecord | None, after: JobRecord | None) -> None:
         if before is not None and after is not None and self.whole:
             self.a_pause_is_taken_where_it_was_named(before, after)
+            self.a_pause_says_what_it_gave_up(before, after)
+            self.a_pause_becomes_earlier_only(before, after)
         self.asked_for(before, after)
 
     def a_pause_is_taken_where_it_was_named(self, before: JobRecord, after: JobRecord) -> None:
@@ -90,6 +92,19 @@ class Promises(World):
             assert asked.boundary_epoch in (0, taken.epoch), "it was named, and it was no other"
         if after.job.state != Job.PAUSING:
             assert not taken.boundary_epoch
+
+    def a_pause_says_what_it_gave_up(self, before: JobRecord, after: JobRecord) -> None:
+        """To what was known of its progress. In mode LATEST that costs no restart."""
+        if before.job.state == Job.PAUSING and after.job.state == Job.PAUSED:
+            assert after.job.pause.lost_steps >= before.job.progress.step - after.job.progress.step
+            if before.pause_mode == PauseMode.LATEST:
+                assert after.job.restart_count <= before.job.restart_count
+
+    def a_pause_becomes_earlier_only(self, before: JobRecord, after: JobRecord) -> None:
+        same = before.job.pause.request_time == after.job.pause.request_time
+        assert not same or after.job.pause.mode >= before.job.pause.mode
+        if before.job.state == after.job.state == Job.PAUSING and before.token == after.token:
+            assert after.pause_mode >= before.pause_mode
 
     def worker_lost(self, session: Session) -> None:
         """No lease ends because of an outage of ours: only workers that could not speak are taken for lost.

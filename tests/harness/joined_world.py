@@ -16,7 +16,7 @@ from uuid import UUID
 from adjourn import errors
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.manifests import FORMAT, manifest_key
-from adjourn.v1.job_pb2 import EPOCH, Hold, Job, JobSpec
+from adjourn.v1.job_pb2 import EPOCH, LATEST, STEP, Hold, Job, JobSpec
 from adjourn.v1.worker_pb2 import Device, Drain, Worker
 from adjourn_control_plane.job.events import CancelRequested, PauseRequested, Requested, ResumeRequested
 from adjourn_control_plane.job.machine import ENDED, create
@@ -32,11 +32,15 @@ from tests.harness.worker_model import AgentModel, Host
 
 VERBS: Final[dict[str, Requested]] = {
     "pause": PauseRequested(actor="bob", mode=EPOCH, reason=""),
+    "pause at step": PauseRequested(actor="bob", mode=STEP, reason=""),
+    "pause now": PauseRequested(actor="bob", mode=LATEST, reason=""),
     "resume": ResumeRequested(actor="bob"),
     "hold": PauseRequested(actor="ops", mode=EPOCH, reason="", kind=Hold.OPERATOR),
+    "hold now": PauseRequested(actor="ops", mode=LATEST, reason="", kind=Hold.OPERATOR),
     "release": ResumeRequested(actor="ops", kind=Hold.OPERATOR),
     "cancel": CancelRequested(actor="bob", reason=""),
     "save": CancelRequested(actor="bob", reason="", save_checkpoint=True),
+    "save at step": CancelRequested(actor="bob", reason="", save_checkpoint=True, mode=STEP),
 }
 """What may be asked for. A new verb is a row here, and a case in `World.asked_for`."""
 TWIN: Final = "twin of workers/b"
@@ -147,14 +151,14 @@ class World:
         if self.verb and before is not None and after.revision != before.revision:
             wanted = self.wanted[after.job.uid]
             match self.verb:
-                case "cancel" | "save":
+                case "cancel" | "save" | "save at step":
                     self.wanted[after.job.uid] = {"cancel"}
                 case "resume" if before.job.state in ENDED:
                     wanted.clear()
                 case "resume" | "release":
                     wanted.discard("pause" if self.verb == "resume" else "hold")
                 case _:
-                    wanted.add(self.verb)
+                    wanted.add("hold" if self.verb.startswith("hold") else "pause")
 
     def delete_job(self, name: JobName, replica: int) -> None:
         if self.replicas[replica].serves:

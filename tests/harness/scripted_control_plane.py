@@ -20,6 +20,7 @@ from adjourn.v1.agent_service_pb2 import (
     SynchronizeResponse,
 )
 from adjourn.v1.checkpoint_pb2 import Checkpoint
+from adjourn.v1.job_pb2 import PauseMode
 
 INTERVAL: Final = timedelta(seconds=0.1)
 
@@ -147,8 +148,13 @@ class ControlPlane(agent_service_pb2_grpc.AgentServiceServicer):
     def ended(self, job: Job) -> bool:
         return "exit" in self.kinds(job)
 
-    def set_target(self, job: Job, target: Assignment.Target.ValueType) -> None:
-        """Changes the target of a job, with a new generation."""
-        job.assignment.target = target
+    def set_target(
+        self,
+        job: Job,
+        target: Assignment.Target.ValueType,
+        mode: PauseMode.ValueType = PauseMode.PAUSE_MODE_UNSPECIFIED,
+    ) -> None:
+        """Changes the target of a job, with a new generation. `mode`: of a pause; left out: EPOCH."""
+        job.assignment.target, job.assignment.pause_mode = target, mode
         job.assignment.generation += 1
         self.assignments[job.name] = job.assignment

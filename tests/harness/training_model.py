@@ -18,7 +18,7 @@ from adjourn.internal.v1.trainer_pb2 import (
 )
 from adjourn.pulse import Phase, Pulse
 from adjourn.v1.agent_service_pb2 import Assignment
-from adjourn.v1.job_pb2 import Failure, JobSpec, Pause, Progress
+from adjourn.v1.job_pb2 import Failure, JobSpec, Pause, PauseMode, Progress
 from adjourn.v1.usage_pb2 import EpochMetrics
 
 STEPS: Final = 2
@@ -53,7 +53,6 @@ class TrainingModel:
     state: bytes
     progress: Progress = field(default_factory=Progress)
     restored: bool = False
-    epoch_step: int = 0
     decides_after: int = 0
     """Epoch at whose boundary it decides next whether to pause."""
     events: list[TrainingEvent] = field(default_factory=list)
@@ -88,7 +87,7 @@ class TrainingModel:
         elif not self.steps:
             phase = Phase.STARTING
         else:
-            phase = Phase.STEPPING if self.epoch_step else Phase.BOUNDARY
+            phase = Phase.STEPPING if self.progress.epoch_step else Phase.BOUNDARY
         return Pulse(beats=self.beats, phase=phase, steps=self.steps, epochs=self.epochs)
 
     @property
@@ -117,7 +116,7 @@ class TrainingModel:
         if self.final:
             self.end(0)
             return True
-        if self.epoch_step == 0 and not any(event.HasField("began") for event in self.events):
+        if not any(event.HasField("began") for event in self.events):
             verdict = Pause.EXACT if self.restored else Pause.VERDICT_UNSPECIFIED
             self.write(TrainingEvent(began=TrainingBegan(verdict=verdict)), now)
         total = self.assignment.spec.total_epochs
@@ -132,9 +131,11 @@ class TrainingModel:
         self.progress.step += 1
         self.progress.active_duration.FromSeconds(self.progress.step)
         self.steps += 1
-        self.epoch_step += 1
-        if self.epoch_step == STEPS:
-            self.epoch_step = 0
+        self.progress.epoch_step += 1
+        if self.progress.epoch_step < STEPS:
+            self.amid(now)
+        else:
+            self.progress.epoch_step = 0
             self.epochs += 1
             self.progress.epoch += 1
             metrics = EpochMetrics(epoch=self.progress.epoch, step=self.progress.step)
@@ -144,6 +145,19 @@ class TrainingModel:
             self.boundary(total, now)
         return True
 
+    def amid(self, now: float) -> None:
+        """Is between two steps of an epoch, where it may be cut."""
+        every = self.assignment.spec.checkpoint_steps
+        if self.desired.target == Assignment.PAUSE and self.desired.mode == PauseMode.STEP:
+            self.pause(now)
+        elif every and self.progress.step % every == 0:
+            self.save(now, last=False)
+
+    def pause(self, now: float) -> None:
+        self.save(now, last=True)
+        self.write(TrainingEvent(paused=TrainingPaused()), now)
+        self.final = True
+
     def boundary(self, total: int, now: float) -> None:
         self.decides_after = min(self.progress.epoch + (self.desired.target != Assignment.PAUSE), total)
         if self.progress.epoch == total:
@@ -151,9 +165,7 @@ class TrainingModel:
             self.write(TrainingEvent(finished=TrainingFinished()), now)
             self.final = True
         elif self.desired.target == Assignment.PAUSE:
-            self.save(now, last=True)
-            self.write(TrainingEvent(paused=TrainingPaused()), now)
-            self.final = True
+            self.pause(now)
         else:
             self.save(now, last=False)
 

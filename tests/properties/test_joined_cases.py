@@ -29,7 +29,7 @@ def _leaves_no_garbage() -> Iterator[None]:
 def world() -> Iterator[JoinedMachine]:
     """One job that trains; at the end all is mended, and everything has to come to rest."""
     machine = JoinedMachine()
-    machine.begin(seed=0, specs=[(9, 2)], turns=4)
+    machine.begin(seed=0, specs=[(9, 2, False)], turns=4)
     assert there(machine).record.job.state == Job.RUNNING
     yield machine
     machine.teardown()
@@ -259,7 +259,7 @@ def long_world() -> Iterator[JoinedMachine]:
     """One job that trains for long on the only worker that is there."""
     machine = JoinedMachine()
     machine.machine_fails("workers/a", "kill")
-    machine.begin(seed=0, specs=[(60, 2)], turns=4)
+    machine.begin(seed=0, specs=[(60, 2, False)], turns=4)
     assert there(machine).record.job.state == Job.RUNNING
     yield machine
     machine.teardown()
@@ -345,7 +345,7 @@ def test_time_in_which_training_is_held_still_is_no_hang(long_world: JoinedMachi
     long_world.work(11)
     host = its_host(long_world)
     process = host.alive()[0]
-    until(long_world, lambda: process.epoch_step == 1)
+    until(long_world, lambda: process.progress.epoch_step == 1)
     long_world.stop_agent("workers/b")
     for _ in range(6):
         long_world.turn(steps=0)

@@ -63,9 +63,12 @@ class Boundaries:
 
 
 def is_same_pause(job: Job, asked: Job) -> bool:
-    """Returns whether a job is on its way to the pause that was asked for, or has come to rest there."""
+    """Returns whether a job is on its way to the pause that was asked for, or has come to rest there.
+
+    A pause that became earlier meanwhile comes at no epoch that could be named.
+    """
     same = job.uid == asked.uid and job.pause.request_time == asked.pause.request_time
-    return same and job.state in (Job.PAUSING, Job.PAUSED)
+    return same and job.pause.mode == asked.pause.mode and job.state in (Job.PAUSING, Job.PAUSED)
 
 
 def prediction(job: Job) -> Pause:
