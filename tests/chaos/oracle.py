@@ -17,7 +17,7 @@ from adjourn.errors import AdjournError, NotFoundError
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.objects import STORAGE_ERRORS, ObjectStore
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.job_pb2 import Condition, Job, Pause
+from adjourn.v1.job_pb2 import EPOCH, Condition, Job, Pause
 from adjourn.v1.job_service_pb2 import JobEvent
 from tests.chaos.control_planes import AGAIN_SECONDS, ControlPlanes
 from tests.chaos.processes import LiveTraining, live_trainings
@@ -109,6 +109,8 @@ class Oracle:
         key = (job.uid, job.attempt, pause.request_time.ToNanoseconds())
         if job.state == Job.PAUSING and pause.boundary_epoch:
             self._named[key] = pause.boundary_epoch
+        elif pause.mode > EPOCH:
+            self._named.pop(key, None)  # it became earlier than was said
         elif job.state == Job.PAUSED and key in self._named and not pause.HasField("lost_duration"):
             named = self._named.pop(key)
             self.timeline.counts["pauses at the epoch that was named"] += pause.epoch == named
@@ -178,8 +180,8 @@ class Oracle:
             if checkpoint.job_uid != job.uid:
                 return  # deleted meanwhile, and the name used again
             held = paused and job.pause.cause == Pause.HELD and bool(job.pause.checkpoint)
-            if held and checkpoint.epoch != job.pause.epoch:
-                self.timeline.find("the pause is of another epoch than its checkpoint", **brief(job))
+            if held and (checkpoint.epoch, checkpoint.step) != (job.pause.epoch, job.pause.step):
+                self.timeline.find("the pause is of another epoch or step than its checkpoint", **brief(job))
             await self._is_whole(checkpoint, job)
         except NotFoundError:
             if await self._exists(job):

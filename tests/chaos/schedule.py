@@ -215,9 +215,12 @@ class Verb(StrEnum):
     """What a caller asks for."""
 
     PAUSE = "pause"
+    PAUSE_AT_STEP = "pause after the running step"
+    PAUSE_NOW = "pause now, at the newest checkpoint"
     RESUME = "resume"
     CANCEL = "cancel"
     CANCEL_SAVING = "cancel with a last checkpoint"
+    CANCEL_SAVING_AT_STEP = "cancel with a last checkpoint after the running step"
     DELETE = "delete"
     HOLD = "hold"
     RELEASE = "release"
@@ -226,10 +229,13 @@ class Verb(StrEnum):
 
 
 VERBS: Final = {
-    Verb.PAUSE: 10,
+    Verb.PAUSE: 6,
+    Verb.PAUSE_AT_STEP: 4,
+    Verb.PAUSE_NOW: 2,
     Verb.RESUME: 9,
     Verb.CANCEL: 1,
-    Verb.CANCEL_SAVING: 2,
+    Verb.CANCEL_SAVING: 1,
+    Verb.CANCEL_SAVING_AT_STEP: 1,
     Verb.DELETE: 2,
     Verb.HOLD: 3,
     Verb.RELEASE: 5,

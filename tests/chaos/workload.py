@@ -14,7 +14,7 @@ from google.rpc import code_pb2
 from adjourn import bundles
 from adjourn.client import AsyncClient
 from adjourn.errors import AdjournError, NoCheckpointError, NotFoundError, PreconditionError, StaleEtagError
-from adjourn.v1.job_pb2 import Job, JobSpec
+from adjourn.v1.job_pb2 import EPOCH, LATEST, STEP, Job, JobSpec
 from tests.chaos import schedule
 from tests.chaos.control_planes import UNANSWERED, ControlPlanes
 from tests.chaos.oracle import Oracle, Outcome, brief
@@ -30,6 +30,15 @@ REST_SECONDS: Final = 12.0
 """How long a job may rest before it is resumed, that the work goes on."""
 DEFECTS: Final = frozenset({code_pb2.INTERNAL, code_pb2.UNKNOWN, code_pb2.DATA_LOSS, code_pb2.INVALID_ARGUMENT})
 """Codes that no request of ours should be answered with."""
+CHECKPOINT_STEPS: Final = 4
+"""Of an epoch's six: the newest checkpoint is amid an epoch as often as at the end of one."""
+MODES: Final = {
+    Verb.PAUSE: EPOCH,
+    Verb.PAUSE_AT_STEP: STEP,
+    Verb.PAUSE_NOW: LATEST,
+    Verb.CANCEL_SAVING: EPOCH,
+    Verb.CANCEL_SAVING_AT_STEP: STEP,
+}
 REUSED_SHARE: Final = 0.6
 """Part of the jobs that take the name of the deleted one before them."""
 
@@ -114,6 +123,7 @@ class Workload:
             total_epochs=slot.training.epochs,
             seed=slot.training.seed,
             max_restarts=MAX_RESTARTS,
+            checkpoint_steps=CHECKPOINT_STEPS,
             args=Struct(),
         )
         spec.args.update({"pace": self.pace})
@@ -202,16 +212,17 @@ class Workload:
 
     async def _ask(self, command: Command, name: str, client: AsyncClient, request_id: str) -> Job | None:
         match command.verb:
-            case Verb.PAUSE:
-                asked = await client.pause_job(name, request_id=request_id)
+            case Verb.PAUSE | Verb.PAUSE_AT_STEP | Verb.PAUSE_NOW:
+                asked = await client.pause_job(name, mode=MODES[command.verb], request_id=request_id)
                 self.oracle.compare_epochs(asked)
                 return asked
             case Verb.RESUME:
                 return await client.resume_job(name, request_id=request_id)
             case Verb.CANCEL:
                 return await client.cancel_job(name, request_id=request_id)
-            case Verb.CANCEL_SAVING:
-                return await client.cancel_job(name, save_checkpoint=True, request_id=request_id)
+            case Verb.CANCEL_SAVING | Verb.CANCEL_SAVING_AT_STEP:
+                mode = MODES[command.verb]
+                return await client.cancel_job(name, save_checkpoint=True, mode=mode, request_id=request_id)
             case Verb.DELETE:
                 job = await client.get_job(name)
                 if job.state == Job.CANCELLED:  # one that has SUCCEEDED is looked at first

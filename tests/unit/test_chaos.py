@@ -15,7 +15,7 @@ from blake3 import blake3
 from google.protobuf.json_format import MessageToJson
 
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.job_pb2 import Condition, Job, Pause
+from adjourn.v1.job_pb2 import STEP, Condition, Job, Pause
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.manifest_pb2 import Manifest
 from adjourn.v1.usage_pb2 import EpochMetrics
@@ -181,6 +181,18 @@ async def test_a_pause_that_is_true(oracle: Oracle, planes: Planes, objects: Mem
     await oracle.settled()
     assert oracle.timeline.findings == []
     assert oracle.timeline.counts["rests whose checkpoint was read whole"] == 1
+
+
+async def test_a_pause_that_became_earlier_than_was_said_is_no_finding(
+    oracle: Oracle, planes: Planes, objects: MemoryObjects
+) -> None:
+    job = paused(await registered(planes, objects, attempt=2, epoch=3))
+    pausing = Job(name=job.name, uid=job.uid, state=Job.PAUSING, attempt=2, pause=Pause(boundary_epoch=4))
+    oracle.look("here", pausing)
+    job.pause.mode = STEP
+    oracle.look("here", job)
+    await oracle.settled()
+    assert oracle.timeline.findings == []
 
 
 @pytest.mark.parametrize(("named", "found"), [(3, 0), (2, 1)])
