@@ -7,6 +7,7 @@
 import difflib
 import json
 import random
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,6 +57,20 @@ def end(attempt: Attempt) -> dict[str, str]:
     """Returns the digests of what the ported form tracks, when the training has ended, tracked or not."""
     found: dict[str, str] = json.loads((attempt.directory / "end").read_text())
     return found
+
+
+def forgotten(attempt: Attempt) -> set[str]:
+    """Returns what the ported form tracks, and this port of it does not."""
+    return set((attempt.directory / "forgotten").read_text().split())
+
+
+def names(name: str, subject: str, said: str) -> bool:
+    """Tells whether a line of what was said names a subject, and a line of the ported form that makes it."""
+    code = (ZOO / name / "ported.py").read_text()
+    variables = re.findall(rf"\b{subject}=(\w+)", code)  # in run.track(weights=sampler.weights)
+    found = re.findall(rf"\b{subject}\b.*\(zoo/{name}/ported\.py:(\d+)\)", said)
+    lines = [code.splitlines()[int(number) - 1] for number in found]
+    return any(f"{variable} = " in line or f"{variable}, " in line for variable in variables for line in lines)
 
 
 def history(attempts: Sequence[Attempt]) -> Mapping[int, Mapping[str, float]]:

@@ -182,6 +182,20 @@ def thaws(run: training.Run) -> None:
             run.step()
 
 
+def parameters(run: training.Run) -> None:
+    """Trains parameters that no module has, but a dict."""
+    course = Course(run)
+    weights = {"scale": nn.Parameter(torch.ones(1)), "shift": nn.Parameter(torch.zeros(1))}
+    scale = weights["scale"]
+    optimizer = torch.optim.SGD(weights.values(), lr=0.1, momentum=0.9)
+    run.track(weights=weights, second=optimizer)
+    for _ in run.epochs():
+        course.epoch(scale.item())
+        (scale + weights["shift"] - 1).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 def constants(run: training.Run) -> None:
     """Has what looks like state and is none: all of it is exact, and nothing of it may be found."""
     split = np.random.default_rng(1)
@@ -370,6 +384,18 @@ def optimizer(run: training.Run) -> None:
     for _ in run.epochs():
         course.epoch()
         head(torch.ones(1)).sum().backward()
+        second.step()
+
+
+def parameter(run: training.Run) -> None:
+    """Trains a parameter that no module has, with an optimizer that is tracked."""
+    course = Course(run)
+    scale = nn.Parameter(torch.ones(1))
+    second = torch.optim.SGD([scale], lr=0.1)
+    run.track(second=second)
+    for _ in run.epochs():
+        course.epoch(scale.item())
+        scale.square().sum().backward()
         second.step()
 
 

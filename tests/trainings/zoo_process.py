@@ -46,13 +46,13 @@ def plain(run: training.Run) -> None:
 def main(run: training.Run) -> None:
     """Trains with Adjourn; writes how all stands in the end that the ported form tracks, tracked or not."""
     training.Run.step = functools.partialmethod(asking, training.Run.step)  # type: ignore[assignment]
-    subjects: dict[str, Any] = {}
     training.Run.track = functools.partialmethod(  # type: ignore[assignment]
-        tracking, training.Run.track, PORTS[run.args["port"]], subjects
+        tracking, training.Run.track, PORTS[run.args["port"]]
     )
     if run.args["port"] != "ported":
         training.Run.ignore = lambda *_, **__: None  # type: ignore[method-assign]
     form(run, "ported").main(run)
+    subjects = vars(run)["subjects"]
     Path("../end").write_text(json.dumps({name: digest(name, subject) for name, subject in subjects.items()}))
 
 
@@ -72,11 +72,13 @@ def tracking(
     run: training.Run,
     track: Callable[..., None],
     gets_through: Callable[[str, Any], bool],
-    subjects: dict[str, Any],
     **objects: Any,
 ) -> None:
-    subjects |= objects
-    track(run, **{name: subject for name, subject in objects.items() if gets_through(name, subject)})
+    vars(run).setdefault("subjects", {}).update(objects)
+    tracked = {name: subject for name, subject in objects.items() if gets_through(name, subject)}
+    with Path("../forgotten").open("a") as file:
+        file.writelines(f"{name}\n" for name in objects.keys() - tracked.keys())
+    track(run, **tracked)
 
 
 def digest(name: str, subject: Any) -> str:

@@ -1,5 +1,7 @@
 """What decides how a training goes on is restored to the bit, or refused while it runs, or lowers the verdict."""
 
+import re
+
 import pytest
 
 from adjourn.v1.job_pb2 import Pause
@@ -17,7 +19,7 @@ def verdict(attempt: Attempt) -> tuple[int, list[str]]:
     "training",
     [
         *("attributes", "values", "spawned", "switches", "layouts", "sparse", "masters", "thaws", "constants"),
-        *("functional_only", "innocent", "kept_iterator", "streams_and_samplers"),
+        *("parameters", "functional_only", "innocent", "kept_iterator", "streams_and_samplers"),
     ],
 )
 def test_exact(trainings: TrainingProcesses, training: str) -> None:
@@ -50,6 +52,7 @@ def test_iterators_in_generators_and_attributes_go_on(trainings: TrainingProcess
         ("averaged", "a torch.optim.swa_utils.AveragedModel in variable averaged", 1),
         ("teacher", "a silent.Net in variable teacher of teacher", 1),
         ("optimizer", "a torch.optim.adam.Adam in variable second", 1),
+        ("parameter", "a torch.nn.parameter.Parameter in variable scale of parameter (silent.py:", 1),
         ("scheduler", "a torch.optim.lr_scheduler.ExponentialLR in variable warmup", 1),
         ("scaler", "a torch.amp.grad_scaler.GradScaler in variable scaler", 1),
         ("numpy_generator", "a numpy.random._generator.Generator in variable generator", 1),
@@ -141,7 +144,7 @@ def test_hidden_values_that_are_carried_on_lower_the_verdict(
     resumed = trainings.run("silent:carried", epochs=2, args={"place": place}, restore=paused)
     lowered, reasons = verdict(resumed)
     assert lowered == Pause.Verdict.UNPROVEN
-    assert any(reason in each for each in reasons), reasons
+    assert any(re.search(rf"{reason} \((silent|rates)\.py:\d+\)", each) for each in reasons), reasons
 
 
 def test_what_is_done_about_a_value_is_said_as_code_that_works(trainings: TrainingProcesses) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from adjourn.v1.job_pb2 import Pause
 from tests.harness import zoo
-from tests.harness.training_processes import Attempt, TrainingProcesses
+from tests.harness.training_processes import Attempt, TrainingProcesses, failed
 
 UNPROVEN: dict[str, list[str]] = {}
 """Trainings that cannot be EXACT, with the reasons that their verdicts have to give."""
@@ -48,3 +48,25 @@ def test_cut_anywhere_it_ends_with_the_same_bits(trainings: TrainingProcesses, n
         assert verdict == (Pause.Verdict.UNPROVEN if expected else Pause.Verdict.EXACT), reasons
         assert len(reasons) == len(expected), reasons
         assert all(any(part in reason for reason in reasons) for part in expected), reasons
+
+
+@pytest.mark.parametrize("port", ["naive", "nothing"])
+@pytest.mark.parametrize("name", zoo.NAMES)
+def test_what_is_not_tracked_is_named_or_changes_no_bit(trainings: TrainingProcesses, name: str, port: str) -> None:
+    uncut = whole(trainings, name)
+    for epoch in range(1, uncut.epochs[-1].epoch):
+        attempts = zoo.cut(trainings, name, [epoch], port=port)
+        last = attempts[-1]
+        if last.code:
+            said = failed(last, "UNTRACKED_STATE")
+            assert any(zoo.names(name, subject, said) for subject in zoo.forgotten(last)), said
+            continue
+        assert [attempt.kinds[-1] for attempt in attempts] == ["paused", "finished"], last.log
+        verdict, reasons = zoo.verdict(last)
+        if verdict == Pause.Verdict.EXACT:
+            assert zoo.end(last) == zoo.end(uncut)
+            assert zoo.history(attempts) == uncut.values
+        else:
+            assert verdict == Pause.Verdict.UNPROVEN
+            silent = {subject for subject in zoo.forgotten(last) if not zoo.names(name, subject, "\n".join(reasons))}
+            assert not silent, reasons

@@ -15,6 +15,7 @@ import random
 import sys
 import time
 import weakref
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType, ModuleType
@@ -39,6 +40,7 @@ from adjourn.training.state.components import Component, is_value
 from adjourn.training.state.fields import OPAQUE, SCALARS
 from adjourn.training.state.generators import GENERATORS, access
 from adjourn.training.state.modules import PARALLEL, attributes, objects, own_attributes, qualified
+from adjourn.training.state.origins import Origin, made_at
 from adjourn.training.state.variables import (
     Comparison,
     Frame,
@@ -97,7 +99,7 @@ class Detector:
         self._variables: dict[str, tuple[Any, str]] = {}
         """What variables were, and their texts, by place. Of what can be referred to weakly, a weak reference."""
         self._bound: set[tuple[str, str]] = set()
-        self._newest = Look(objects={}, variables={}, frames=[])
+        self._newest = Look.empty()
 
     @property
     def accepted(self) -> list[str]:
@@ -131,7 +133,7 @@ class Detector:
         for key, seen in self._newest.objects.items():  # what this epoch made is compared from here on
             if self._earlier(key, seen) is None:
                 self._objects[key] = (weak(seen.subject), seen.text)
-        self._newest = Look(objects={}, variables={}, frames=[])
+        self._newest = Look.empty()
         return found
 
     def _begins_anew(self, subject: Any, frames: "list[Frame]", ours: object = None) -> bool:
@@ -219,8 +221,11 @@ class Detector:
             id(part) for item in roots if isinstance(item, nn.Module) for part in item.modules() if part is not item
         }
         storages = tracked_storages(tracked)
+        loose = [each for each in loose_parameters(tracked, roots, storages) if not self._ignores(each)]
+        roots += loose
+        known = storages | {parameter.untyped_storage().data_ptr() for parameter in loose}
         covered = {field for loader in loaders for field in loader.fields.covered()}
-        comparison = Comparison(storages, hidden, covered)
+        comparison = Comparison(known, hidden, covered)
         return Look(
             objects={id(item): Seen(item, text_of(item, storages)) for item in roots if id(item) not in inner},
             variables={
@@ -229,6 +234,7 @@ class Detector:
                 if not self._ignores_name(variable.name) and (text := comparison.text(variable.value)) is not None
             },
             frames=frames,
+            code_directory=self._code_directory,
         )
 
     def _ignores_name(self, name: str) -> bool:
@@ -251,14 +257,16 @@ class Detector:
             before = self._earlier(key, seen)
             if before is None and self._begins_anew(seen.subject, look.frames):
                 continue
-            for finding in judged(seen, before, look.frames, search=located < LISTED):
+            for finding in judged(seen, before, look, search=located < LISTED):
                 located += 1
                 yield finding
         for place, (variable, text) in look.variables.items():
             if variable.saved or place not in self._variables or self._variables[place][1] == text:
                 continue
             if not self._replaced(variable):
-                yield Finding(what="the value of", where=place, advice=advice_on(variable), certain=False)
+                made = made_at(variable.origins, look.code_directory)
+                where = f"{place} ({made})" if made else place
+                yield Finding(what="the value of", where=where, advice=advice_on(variable), certain=False)
         children = multiprocessing.active_children()
         workers = {worker.pid for item in (gc.get_objects() if children else ()) for worker in workers_of(item)}
         for child in children:
@@ -302,6 +310,11 @@ class Look:
     variables: Mapping[str, tuple[Variable, str]]
     """Each with its text, by place."""
     frames: list[Frame]
+    code_directory: str
+
+    @classmethod
+    def empty(cls) -> "Look":
+        return cls(objects={}, variables={}, frames=[], code_directory="")
 
 
 def weak(subject: Any) -> "weakref.ref[Any] | None":
@@ -316,7 +329,7 @@ def workers_of(item: Any) -> Sequence[Any]:
     return getattr(item, "_workers", ()) if issubclass(type(item), _BaseDataLoaderIter) else ()
 
 
-def judged(seen: Seen, before: str | None, frames: list[Frame], *, search: bool) -> Iterator[Finding]:
+def judged(seen: Seen, before: str | None, look: Look, *, search: bool) -> Iterator[Finding]:
     """Returns what there is to say of a live object that is not tracked; `before`: its state at the first look.
 
     `search` says whether to look for where it is: that goes through all objects.
@@ -329,26 +342,26 @@ def judged(seen: Seen, before: str | None, frames: list[Frame], *, search: bool)
     if isinstance(subject, GENERATORS) and is_of_the_library(subject):
         return
     if isinstance(subject, PARALLEL):
-        yield finding(seen, kind, frames if search else None, "is not supported yet: train on one GPU", certain=True)
+        yield finding(seen, kind, look if search else None, "is not supported yet: train on one GPU", certain=True)
     elif isinstance(subject, DataLoader):
         if not isinstance(subject.dataset, Fetcher | Reader) and subject.num_workers and subject.persistent_workers:
             advice = "keeps its workers, and so their random draws, across epochs: use run.loader"
-            yield finding(seen, kind, frames if search else None, advice, certain=True)
+            yield finding(seen, kind, look if search else None, advice, certain=True)
     elif isinstance(subject, _BaseDataLoaderIter):
         advice = "is still iterated over when the epoch ends: a resumed run begins anew. Use run.loader"
         ours = isinstance(subject._dataset, Fetcher | Reader | Probes)  # noqa: SLF001
         if not ours and before != seen.text and has_batches_left(subject):
-            yield finding(seen, kind, frames if search else None, advice, certain=before is not None)
+            yield finding(seen, kind, look if search else None, advice, certain=before is not None)
     elif changed or isinstance(subject, ALWAYS):
-        name = variable_name(subject, frames) or "it"
+        name = variable_name(subject, look.frames) or "it"
         advice = (
             f"is not tracked, so a resumed run would begin with a new one: run.track({name}={name}), or"
             f' run.ignore({name}, reason="...") if it does not matter, before the first epoch'
         )
-        yield finding(seen, kind, frames if search else None, advice, certain=True)
+        yield finding(seen, kind, look if search else None, advice, certain=True)
     elif before is None and seen.text != EMPTY:
         advice = "was made in this epoch and is not tracked. If a later epoch uses it: make it before, and run.track it"
-        yield finding(seen, kind, frames if search else None, advice, certain=False)
+        yield finding(seen, kind, look if search else None, advice, certain=False)
 
 
 def has_batches_left(iterator: Any) -> bool:
@@ -359,8 +372,8 @@ def has_batches_left(iterator: Any) -> bool:
         return True
 
 
-def finding(seen: Seen, kind: str, frames: list[Frame] | None, advice: str, *, certain: bool) -> Finding:
-    where = "somewhere" if frames is None else located(seen.subject, frames)
+def finding(seen: Seen, kind: str, look: Look | None, advice: str, *, certain: bool) -> Finding:
+    where = "somewhere" if look is None else located(seen.subject, look)
     return Finding(what=f"a {kind}", where=where, advice=advice, certain=certain)
 
 
@@ -449,19 +462,48 @@ def below(subject: Any) -> set[int]:
 
 
 def tracked_storages(tracked: State) -> set[int]:
-    """Returns where the memory of tracked parameters, buffers and values begins."""
+    """Returns where the memory of tracked parameters, buffers and values begins.
+
+    An optimizer saves what it computes with, and not its parameters.
+    """
     found = set()
     for item in tracked.values():
         subject = item.subject
         tensors: Iterable[torch.Tensor] = ()
         if isinstance(subject, nn.Module):
             tensors = [*subject.parameters(), *subject.buffers()]
-        elif isinstance(subject, Optimizer):
-            tensors = [tensor for group in subject.param_groups for tensor in group["params"]]
         elif isinstance(subject, torch.Tensor):
             tensors = [subject]
+        elif is_value(subject):
+            tensors = tensors_below(subject)
         found |= {tensor.untyped_storage().data_ptr() for tensor in tensors if not tensor.is_meta}
     return found
+
+
+def tensors_below(value: Any) -> Iterator[torch.Tensor]:
+    """Returns the tensors that a value holds, in containers and objects."""
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting and len(seen) < REACH_LIMIT:
+        item = waiting.pop()
+        if isinstance(item, torch.Tensor):
+            yield item
+        elif id(item) not in seen and not isinstance(item, OPAQUE):
+            seen.add(id(item))
+            waiting.extend(gc.get_referents(item))
+
+
+def loose_parameters(tracked: State, live: Iterable[Any], storages: set[int]) -> list[torch.Tensor]:
+    """Returns the parameters of tracked optimizers that neither what is tracked nor a module that lives has."""
+    of_modules = {id(parameter) for item in live if isinstance(item, nn.Module) for parameter in item.parameters()}
+    return [
+        parameter
+        for item in tracked.values()
+        if isinstance(item.subject, Optimizer)
+        for group in item.subject.param_groups
+        for parameter in group["params"]
+        if id(parameter) not in of_modules and parameter.untyped_storage().data_ptr() not in storages
+    ]
 
 
 # How it stands.
@@ -485,6 +527,8 @@ def text_of(item: Any, storages: set[int]) -> str:
                 if text is None
             }
             return repr(own) if own else EMPTY
+        case torch.Tensor():
+            return str(checksum(item))
         case DataLoader():
             return "an iterable"
         case _BaseDataLoaderIter():
@@ -522,17 +566,29 @@ def variable_name(subject: Any, frames: list[Frame]) -> str | None:
     return None
 
 
-def located(subject: Any, frames: list[Frame]) -> str:
-    """Returns where an object is: the line that made it is not known."""
+def located(subject: Any, look: Look) -> str:
+    """Returns where an object is, with the line that put it there."""
+    place, origin = holder_of(subject, look.frames)
+    made = made_at([origin], look.code_directory) if origin else None
+    return f"{place} ({made})" if made else place
+
+
+def holder_of(subject: Any, frames: list[Frame]) -> tuple[str, Origin | None]:
+    """Returns what an object is called for people, and for code."""
     for frame in frames:
         for name, value in frame.variables.items():
             if value is subject:
-                return f"in variable {name} of {frame.function} ({frame.place})"
+                return f"in variable {name} of {frame.function}", (frame.code, name)
     for owner, name in owners(subject):
         if isinstance(owner, ModuleType):
-            return f"in variable {name} of module {owner.__name__}"
-        return f"in attribute {name} of a {qualified(type(owner))}"
-    return "in a container or an inner function of user code"
+            return f"in variable {name} of module {owner.__name__}", (vars(owner), name)
+        return f"in attribute {name} of a {qualified(type(owner))}", (owner, name)
+    containers = {id(holder) for holder in gc.get_referrers(subject) if type(holder) in (dict, list, tuple, deque)}
+    for frame in frames:
+        for name, value in frame.variables.items():
+            if id(value) in containers:
+                return f"in variable {name} of {frame.function}", (frame.code, name)
+    return "in a container or an inner function of user code", None
 
 
 def owners(subject: Any) -> Iterator[tuple[Any, str]]:

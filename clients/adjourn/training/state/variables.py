@@ -11,7 +11,6 @@ import inspect
 import itertools
 import operator
 import sys
-import sysconfig
 import zlib
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
@@ -28,6 +27,7 @@ from adjourn.training.loader import Loader
 from adjourn.training.state.fields import OPAQUE, SCALARS, parts_of
 from adjourn.training.state.liveness import overwritten
 from adjourn.training.state.modules import qualified
+from adjourn.training.state.origins import INSTALLED, Origin
 
 OURS: Final = "adjourn."
 EXAMPLES: Final = "adjourn.examples."
@@ -41,7 +41,6 @@ REPORTING: Final = frozenset(
 """Packages whose objects show how a training goes, and do not decide it."""
 ASKING: Final = frozenset({"hasattr", "getattr", "__dict__", "vars"})
 CONTAINERS: Final = (dict, list, tuple, deque, set, frozenset)
-INSTALLED: Final = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 ITEM_LIMIT: Final = 1000
 """Of containers with more items, only their number and the items at both ends are compared."""
 ENDS: Final = 8
@@ -69,6 +68,8 @@ class Variable:
     """It is assigned before it is read, from here on."""
     saved: bool = False
     """It is part of a loader's state."""
+    origins: tuple[Origin, ...] = ()
+    """What has it, from the inside out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +77,6 @@ class Frame:
     """A call of user code that is under way."""
 
     function: str
-    place: str
-    """File and line."""
     variables: Mapping[str, Any]
     globals: Mapping[str, Any]
     code: CodeType
@@ -89,7 +88,6 @@ class Frame:
         code = frame.f_code
         found = cls(
             function=code.co_name,
-            place=f"{code.co_filename}:{frame.f_lineno}",
             variables=dict(frame.f_locals),
             globals=frame.f_globals,
             code=code,
@@ -141,12 +139,17 @@ def variables(
         unread = overwritten(frame.code, frame.last)
         for name, value in frame.variables.items():
             variable = Variable(
-                name=name, place=f"variable {name} of {frame.function}", value=value, overwritten=name in unread
+                name=name,
+                place=f"variable {name} of {frame.function}",
+                value=value,
+                overwritten=name in unread,
+                origins=((frame.code, name),),
             )
             yield from below(variable, f"in {frame.function}", hidden, covered, set())
     for module, scope in user_modules(frames, code_directory):
         for name in [name for name in scope if not name.startswith("__")]:
-            variable = Variable(name=name, place=f"variable {name} of module {module}", value=scope[name])
+            place = f"variable {name} of module {module}"
+            variable = Variable(name=name, place=place, value=scope[name], origins=((scope, name),))
             yield from below(variable, f"in module {module}", hidden, covered, set())
     for number, loader in enumerate(loaders):
         for kind, part in loader.parts.items():
@@ -158,7 +161,16 @@ def variables(
                             place=f"attribute {field} of {place} ({qualified(type(item))})",
                             value=value,
                             saved=(id(item), field) in covered,
+                            origins=((item, field), *holders(item, frames), *holders(loader, frames)),
                         )
+
+
+def holders(subject: Any, frames: Iterable[Frame]) -> Iterator[Origin]:
+    """Returns the local variables that are an object."""
+    for frame in frames:
+        for name, value in frame.variables.items():
+            if value is subject:
+                yield frame.code, name
 
 
 def below(
@@ -184,6 +196,7 @@ def below(
             place=f"attribute {field} of {variable.name} {where}",
             value=item,
             saved=(id(value), field) in covered,
+            origins=((value, field), *variable.origins),
         )
         yield from below(attribute, where, hidden, covered, seen, depth - 1)
 
