@@ -9,9 +9,10 @@ import json
 import random
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from adjourn.v1.job_pb2 import Pause
+from adjourn.v1 import job_pb2
 from tests.harness.training_processes import TRAININGS, Attempt, TrainingProcesses
 
 ZOO = TRAININGS / "zoo"
@@ -22,35 +23,60 @@ WORKERS = (0, 2)
 """Of loaders, in one attempt after the other."""
 
 
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Asks training to rest after an epoch, or after a step: counted as they are completed."""
+
+    unit: Literal["epoch", "step"]
+    count: int
+
+
 def added_lines(name: str) -> list[str]:
     """Returns the lines that the ported form has, and the plain one has not or elsewhere."""
     plain, ported = ((ZOO / name / form).read_text().splitlines() for form in ("plain.py", "ported.py"))
     return [line[2:] for line in difflib.ndiff(plain, ported) if line.startswith("+ ")]
 
 
-def train(trainings: TrainingProcesses, name: str, *, port: str = "ported", workers: int = 0, **fields: Any) -> Attempt:
-    """Trains on from `restore` to the end, or to the boundary of epoch `pause_in`."""
+def train(
+    trainings: TrainingProcesses,
+    name: str,
+    *,
+    port: str = "ported",
+    workers: int = 0,
+    pause: Pause | None = None,
+    **fields: Any,
+) -> Attempt:
+    """Trains on from `restore` to the end, or to where it is paused."""
     args = {"training": name, "port": port, "workers": workers}
-    if pause_in := fields.pop("pause_in", 0):
-        args["pause_in"] = pause_in
+    if pause:
+        args[f"pause_at_{pause.unit}"] = pause.count
     return trainings.run(ENTRY_POINT, epochs=EPOCHS, args=args, **fields)
 
 
-def cut(trainings: TrainingProcesses, name: str, cuts: Sequence[int], **fields: Any) -> list[Attempt]:
-    """Trains with a pause after each epoch of `cuts`, each attempt with another number of loader workers."""
+def cut(trainings: TrainingProcesses, name: str, pauses: Sequence[Pause], **fields: Any) -> list[Attempt]:
+    """Trains with pauses, the number of loader workers changing from attempt to attempt, until one is not paused."""
     attempts: list[Attempt] = []
-    for number, pause_in in enumerate((*cuts, 0)):
+    for number, pause in enumerate((*pauses, None)):
         restore = attempts[-1] if attempts else None
         workers = WORKERS[number % len(WORKERS)]
-        attempts.append(train(trainings, name, workers=workers, pause_in=pause_in, restore=restore, **fields))
+        attempts.append(train(trainings, name, workers=workers, pause=pause, restore=restore, **fields))
         if not attempts[-1].last.HasField("paused"):
             break
     return attempts
 
 
-def random_cuts(whole: Attempt, name: str, count: int = 2) -> list[int]:
-    """Returns epochs of an uninterrupted run after which to pause: always the same for one training."""
-    return sorted(random.Random(name).sample([metrics.epoch for metrics in whole.epochs[:-1]], count))
+def random_pauses(whole: Attempt, name: str, *, epochs: int = 0, steps: int = 0) -> list[Pause]:
+    """Returns places to pause at in a run that was whole, in their order: always the same for one training."""
+    draw = random.Random(name)
+    step_of = {metrics.epoch: metrics.step for metrics in whole.epochs}
+    pauses = {step_of[epoch]: Pause("epoch", epoch) for epoch in draw.sample(sorted(step_of)[:-1], epochs)}
+    pauses |= {step: Pause("step", step) for step in draw.sample(range(1, whole.last.progress.step), steps)}
+    return [pauses[step] for step in sorted(pauses)]
+
+
+def amid(attempt: Attempt) -> bool:
+    """Tells whether an attempt was paused amid an epoch."""
+    return attempt.last.HasField("paused") and attempt.last.progress.epoch_step > 0
 
 
 def end(attempt: Attempt) -> dict[str, str]:
@@ -78,7 +104,7 @@ def history(attempts: Sequence[Attempt]) -> Mapping[int, Mapping[str, float]]:
     return {epoch: values for attempt in attempts for epoch, values in attempt.values.items()}
 
 
-def verdict(attempt: Attempt) -> tuple[Pause.Verdict.ValueType, list[str]]:
+def verdict(attempt: Attempt) -> tuple[job_pb2.Pause.Verdict.ValueType, list[str]]:
     """Returns what an attempt that began says of its resume, and the reasons."""
     began = next(event.began for event in attempt.events if event.HasField("began"))
     return began.verdict, list(began.verdict_reasons)

@@ -3,6 +3,7 @@
 import functools
 import importlib
 import json
+import math
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -57,10 +58,12 @@ def main(run: training.Run) -> None:
 
 
 def asking(run: training.Run, step: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-    """Takes a step, then asks for the pause that is due, as the agent does."""
-    step(run, *args, **kwargs)
-    if run.epoch + 1 == run.args.get("pause_in"):
+    """Asks for the pause that is due in this step or epoch, as the agent does, and takes the step."""
+    if run.steps + 1 >= run.args.get("pause_at_step", math.inf):
+        ask(PauseMode.STEP)
+    if run.epoch + 1 == run.args.get("pause_at_epoch"):
         ask(PauseMode.EPOCH)
+    step(run, *args, **kwargs)
 
 
 def ask(mode: PauseMode.ValueType) -> None:

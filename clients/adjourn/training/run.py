@@ -83,7 +83,7 @@ class Run:
         `state_dict()` is saved with the loader. Of a sampler without one, and of a dataset, attributes are saved that
         are numbers, texts or short containers of such: what `set_epoch` sets, or a difficulty. An iterable dataset is
         read by one worker at most. With `state_dict()` and `load_state_dict()` a resumed run goes on amid a pass at
-        once; without them it reads again what came before.
+        once, so the state has to tell what is left of the pass; without them it reads again what came before.
         """
         return self._session.add_loader(
             dataset=dataset,

@@ -18,7 +18,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import FrameType, ModuleType
+from types import CellType, FrameType, GeneratorType, ModuleType
 from typing import Any, Final
 
 import numpy as np
@@ -37,7 +37,7 @@ from adjourn.training.loader import Loader
 from adjourn.training.probes import Probes
 from adjourn.training.state.codec import Encoder
 from adjourn.training.state.components import Component, is_value
-from adjourn.training.state.fields import OPAQUE, SCALARS
+from adjourn.training.state.fields import OPAQUE, SCALARS, parts_of
 from adjourn.training.state.generators import GENERATORS, access
 from adjourn.training.state.modules import PARALLEL, attributes, objects, own_attributes, qualified
 from adjourn.training.state.origins import Origin, made_at
@@ -46,6 +46,7 @@ from adjourn.training.state.variables import (
     Frame,
     Variable,
     checksum,
+    has_content,
     user_frames,
     variables,
 )
@@ -216,6 +217,7 @@ class Detector:
                 hidden |= below(part)
             for sampler in (loader.sampler, loader.batch_sampler):  # their generators are seeded for each pass
                 hidden |= set(map(id, generators_of(sampler)))
+        hidden |= drawn_again(loaders)
         roots = [item for item in live if id(item) not in hidden]
         inner = {
             id(part) for item in roots if isinstance(item, nn.Module) for part in item.modules() if part is not item
@@ -445,6 +447,30 @@ def reached(tracked: State) -> set[int]:
                 pass
             case _:  # of the user's own: its state_dict() is trusted to cover what it holds
                 found |= below(subject)
+    return found
+
+
+def drawn_again(loaders: Iterable[Loader]) -> set[int]:
+    """Returns the ids of random generators that passes amid which a run is cut hold: a resumed run draws again there.
+
+    That is, those of samplers, and of iterable datasets that are read again. What goes on from a state does not.
+    """
+    iterated = {
+        id(item)
+        for loader in loaders
+        for part in loader.parts.values()
+        if part is not None and not (part is loader.dataset and loader.stateful)
+        for _, item in parts_of(part, "")
+    }
+    if not iterated:
+        return set()
+    found: set[int] = set()
+    for item in gc.get_objects():
+        if type(item) is GeneratorType:
+            held = gc.get_referents(item)
+            held += [cell.cell_contents for cell in held if type(cell) is CellType and has_content(cell)]
+            if not iterated.isdisjoint(map(id, held)):
+                found |= {id(each) for each in held if isinstance(each, GENERATORS)}
     return found
 
 

@@ -23,21 +23,25 @@ class Stream(data.IterableDataset):
         self.buffer_size = buffer_size
         self.buffer = []
         self.place = 0
+        self.given = 0
 
     def __iter__(self):
-        for _ in range(PER_EPOCH):
+        while self.given < PER_EPOCH:
             while len(self.buffer) < self.buffer_size:
                 self.buffer.append(self.place)
                 self.place = (self.place + 1) % RECORDS
             chosen = self.rng.randrange(self.buffer_size)
             self.buffer[chosen], self.buffer[-1] = self.buffer[-1], self.buffer[chosen]
+            self.given += 1
             yield read(self.buffer.pop())
+        self.given = 0
 
     def state_dict(self):
-        return {"buffer": list(self.buffer), "place": self.place, "rng": self.rng.getstate()}
+        state = {"buffer": list(self.buffer), "place": self.place, "given": self.given}
+        return {**state, "rng": self.rng.getstate()}
 
     def load_state_dict(self, state):
-        self.buffer, self.place = list(state["buffer"]), state["place"]
+        self.buffer, self.place, self.given = list(state["buffer"]), state["place"], state["given"]
         self.rng.setstate(state["rng"])
 
 
