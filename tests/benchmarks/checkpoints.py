@@ -32,7 +32,7 @@ from adjourn.internal.v1.trainer_pb2 import Snapshot
 from adjourn.local import process_cleanup, seaweed
 from adjourn.local.managed_process import ManagedProcess
 from adjourn.local.ports import free_ports
-from adjourn.objects import Deletion, ObjectStore, ObjectVersion, S3Objects
+from adjourn.objects import Deletion, ObjectStore, ObjectVersion, S3Objects, S3Settings
 from adjourn.training.snapshot.round_trip import RoundTrip
 from adjourn.training.snapshot.writer import SnapshotWriter
 from adjourn.training.state.registry import State
@@ -42,6 +42,7 @@ from adjourn.v1.job_pb2 import JobSpec, Progress
 from adjourn_worker.storage.fetch import fetch, read_manifest
 from adjourn_worker.storage.parts import PartStore, each
 from adjourn_worker.storage.persist import persist
+from tests.benchmarks.resumes import Resumes, two_workers
 from tests.harness.process_guard import guarded
 
 T = TypeVar("T")
@@ -252,6 +253,7 @@ class Stored:
     cpu: dict[str, float] = field(default_factory=dict)
     """Of this process."""
     wall: dict[str, float] = field(default_factory=dict)
+    resumes: Resumes = field(default_factory=Resumes)
 
     async def add(self, name: str, objects: Counted, work: Callable[[], "asyncio.Future[T]"]) -> T:
         requests, wall, cpu = objects.requests, time.perf_counter(), time.process_time()
@@ -330,7 +332,7 @@ def ignore(_: float) -> None:
 
 
 @contextlib.asynccontextmanager
-async def object_storage(directory: Path) -> AsyncIterator[S3Objects]:
+async def object_storage(directory: Path) -> AsyncIterator[tuple[S3Settings, S3Objects]]:
     ports = free_ports(seaweed.PORT_COUNT)
     access = seaweed.access_to(ports=ports, access_key=secrets.token_hex(10), secret_key=secrets.token_urlsafe(30))
     child = ManagedProcess(
@@ -346,7 +348,7 @@ async def object_storage(directory: Path) -> AsyncIterator[S3Objects]:
     try:
         await child.until_ready()
         async with S3Objects(access) as objects:
-            yield objects
+            yield access, objects
     finally:
         await child.stop()
 
@@ -403,6 +405,18 @@ def tables(found: Mapping[str, tuple[Costs, Stored]]) -> Iterator[Table]:
             "requests": lambda _, stored: f"{stored.requests['restore']} / {stored.requests['plain download']}",
         },
     )
+    yield table(
+        "Resume, from the agent's order until training has its state, without its own set-up: median, seconds",
+        found,
+        {
+            "where it was paused": lambda _, stored: f"{statistics.median(stored.resumes.same):.2f}",
+            "  three plain copies, and 0.3 s": lambda costs, _: (
+                f"{3 * statistics.median(costs.wall['copy']) + 0.3:.2f}"
+            ),
+            "on another worker": lambda _, stored: f"{statistics.median(stored.resumes.elsewhere):.2f}",
+            "  a plain download, and 0.5 s": lambda _, stored: f"{stored.wall['plain download'] + 0.5:.2f}",
+        },
+    )
 
 
 def ratio_of_stall(name: str, costs: Costs, _: Stored) -> str:
@@ -441,14 +455,19 @@ def table(
 
 async def measure(directory: Path, memory: Path) -> tuple[dict[str, tuple[Costs, Stored]], tuple[float, float]]:
     found = {}
-    async with object_storage(directory) as objects:
+    async with (
+        object_storage(directory) as (access, objects),
+        two_workers(directory, memory / "workers", access, objects) as workers,
+    ):
         request, byte = await request_costs(objects)
         for size in SIZES:
             training = Training(size)
             costs = stalls(size, training, memory)
-            found[size.name] = costs, await storage(training, memory, Counted(objects))
-            for path in memory.iterdir():
-                shutil.rmtree(path)
+            stored = await storage(training, memory, Counted(objects))
+            stored.resumes = await workers.resumes(size.blocks, size.width, times=3)
+            found[size.name] = costs, stored
+            for name in ("slots", "later"):
+                shutil.rmtree(memory / name)
     return found, (request, byte)
 
 

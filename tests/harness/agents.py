@@ -193,10 +193,12 @@ class AgentHarness:
 
 
 @asynccontextmanager
-async def agent_harness(directory: Path, marker: Path, eventually: Eventually) -> AsyncIterator[AgentHarness]:
+async def agent_harness(
+    directory: Path, marker: Path, eventually: Eventually, shared_memory: Path | None = None
+) -> AsyncIterator[AgentHarness]:
     """Yields a harness; all that was started with it ends with it."""
-    shared_memory = directory / "shm"
-    shared_memory.mkdir()
+    shared_memory = shared_memory or directory / "shm"
+    shared_memory.mkdir(exist_ok=True)
     paths = WorkerPaths.prepare(directory / "data", shared_memory)
     plane = ControlPlane()
     await plane.start()

@@ -3,10 +3,13 @@
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import accumulate, groupby
+from itertools import groupby
 from pathlib import Path
+from typing import Final
+
+from blake3 import blake3
 
 from adjourn import failpoints
 from adjourn.manifests import (
@@ -23,9 +26,10 @@ from adjourn.manifests import (
 from adjourn.objects import ObjectMissing, ObjectTooLong
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.manifest_pb2 import Manifest
-from adjourn_worker.attempt.files import sync
 from adjourn_worker.storage.parts import PartStore, each
-from adjourn_worker.storage.persist import Piece, SnapshotLost, hashed
+
+STRETCH_BYTES: Final = 16 << 20
+"""Of a file that is here already, compared at a time."""
 
 
 class CheckpointCorrupt(Exception):
@@ -75,17 +79,49 @@ async def is_here(store: PartStore, checkpoint: Checkpoint, directory: Path) -> 
     """
     manifest = await read_manifest(store, checkpoint)
     failpoints.hit("worker.manifest-read")
+    right = []
+
+    async def look(piece: tuple[Path, int, Sequence[tuple[int, bytes]]]) -> None:
+        right.append(await store.run(has_chunks, *piece))
+
     try:
         for file in manifest.files:
-            path, found = directory / file.name, list(chunks(file))
-            if not stat.S_ISREG(path.lstat().st_mode) or path.lstat().st_size != file_size(file):
+            status = (directory / file.name).lstat()
+            if not stat.S_ISREG(status.st_mode) or status.st_size != file_size(file):
                 return False
-            offsets = accumulate((size for size, _ in found), initial=0)
-            pieces = [Piece(path=path, offset=at, size=size) for at, (size, _) in zip(offsets, found, strict=False)]
-            if await hashed(store, pieces) != [digest for _, digest in found]:
-                return False
-    except (OSError, SnapshotLost):
+            await each(stretches(directory / file.name, chunks(file)), look)
+    except OSError:
         return False
+    return all(right)
+
+
+def stretches(
+    path: Path, found: Iterable[tuple[int, bytes]]
+) -> Iterator[tuple[Path, int, Sequence[tuple[int, bytes]]]]:
+    """Yields the file, an offset in it, and the chunks from there on: as many as make up STRETCH_BYTES."""
+    begin, end = 0, 0
+    stretch: list[tuple[int, bytes]] = []
+    for size, digest in found:
+        stretch.append((size, digest))
+        end += size
+        if end - begin >= STRETCH_BYTES:
+            yield path, begin, stretch
+            begin, stretch = end, []
+    if stretch:
+        yield path, begin, stretch
+
+
+def has_chunks(path: Path, offset: int, expected: Sequence[tuple[int, bytes]]) -> bool:
+    """Returns whether a file has these chunks, by size and BLAKE3, one after another from an offset on.
+
+    They are read into one buffer, and not mapped: a file that somebody cuts short meanwhile must not end the agent.
+    """
+    buffer = memoryview(bytearray(max(size for size, _ in expected)))
+    with path.open("rb", buffering=0) as file:
+        for size, digest in expected:
+            if os.preadv(file.fileno(), [buffer[:size]], offset) != size or blake3(buffer[:size]).digest() != digest:
+                return False
+            offset += size
     return True
 
 
@@ -138,12 +174,6 @@ def put(directory: Path, wanted: Sequence[Place], data: bytes) -> None:
 
 
 def publish(fresh: Path, into: Path) -> None:
-    """Gives a directory its name once all of it is on the disk."""
-    for path in fresh.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    sync(fresh)
-    if into.exists():
-        shutil.rmtree(into)
+    """Gives a directory its name; it is not synced, since an attempt that a power failure ends is prepared again."""
+    shutil.rmtree(into, ignore_errors=True)
     fresh.rename(into)
-    sync(into.parent)

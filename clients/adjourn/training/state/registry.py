@@ -1,6 +1,7 @@
 """Everything that decides how a training goes on: tracked objects, random generators, place in the data."""
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from adjourn.training.state.components import Component, component
 from adjourn.training.state.generators import generator_states, restore_generator
 from adjourn.training.state.numerics import NUMERICS, numerics, restore_numerics
 
+HASHING = 2
+"""Components that are hashed at a time."""
 DATA = "data"
 """Component with epoch, step and loaders."""
 
@@ -67,11 +70,10 @@ class State:
         `wanted` tells of a name whether its digest is.
         """
         trees, blobs = self.encode()
-        return {
-            name: component_digest(tree, lambda blob: blobs[blob].chunks())
-            for name, tree in trees.items()
-            if wanted(name)
-        }
+        names = [name for name in trees if wanted(name)]
+        with ThreadPoolExecutor(HASHING) as threads:
+            found = threads.map(lambda name: component_digest(trees[name], lambda blob: blobs[blob].chunks()), names)
+            return dict(zip(names, found, strict=True))
 
     def complete(self) -> None:
         """Ends the restore, just before the first epoch: nothing may draw a random number in between.
