@@ -245,7 +245,7 @@ def read_events(directory: Path) -> list[TrainingEvent]:
     return [event for event, _ in frames.decode(TrainingEvent, path.read_bytes())] if path.exists() else []
 
 
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
+def until(condition: Callable[[], object], *, seconds: float = DEADLINE_SECONDS) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

@@ -35,7 +35,7 @@ NOWHERE: Final = -1
 RESTORE: Final = "restore"
 RESERVE_BYTES: Final = 256 << 20
 """Room that is left on the disk for others."""
-END_SECONDS: Final = 60.0
+END_SECONDS: Final = 120.0
 """Longest wait for the second process at the end of a run that has itself taken half of that to the compared step."""
 LAST_LINES: Final = 5
 LAST_BYTES: Final = 4096
@@ -88,7 +88,10 @@ class Drill:
             return False
 
     def begin(self, snapshot: Snapshot) -> None:
-        """Copies a snapshot and has a second process go on from it; where that cannot be, there is no drill."""
+        """Copies a snapshot, which may be one amid an epoch, and has a second process go on from it.
+
+        Where that cannot be, there is no drill.
+        """
         self.due = False
         step = snapshot.progress.step + self._start.spec.drill_steps
         try:

@@ -13,7 +13,7 @@ from adjourn.internal.v1.trainer_pb2 import TrainingEvent
 from adjourn.training import process
 from adjourn.training.session import ABANDONED, Session
 
-NICENESS: Final = 10
+NICENESS: Final = 5
 """The training itself comes first."""
 OOM_SCORE: Final = "1000"
 """When memory runs out the kernel shall take this process, not the training."""

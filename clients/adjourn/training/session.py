@@ -477,6 +477,7 @@ class Session:
         if not (pausing or due or self._abandoned):
             return
         self._look(Place.AMID, pausing=pausing)
+        self._judge_drill()
         self._leave_if(pausing=pausing, reached=reached)
         if due and not pausing:
             self._save(last=False)
@@ -595,7 +596,7 @@ class Session:
         else:
             self._writer.release(snapshot)
         self._unsaved = None
-        if self._drill.due and not (last or self._open):
+        if self._drill.due and not last:
             self._drill.begin(snapshot)
         return True
 
