@@ -168,7 +168,7 @@ class Loader:
         asked: Callable[[Record, More], None],
         returned: Callable[[], None],
     ) -> None:
-        """`lasting`: it was made before the first epoch, so a resumed run has it from there on."""
+        """`lasting`: it was made before the first epoch or between stages, so a resumed run has it from there on."""
         if (batch_size is not None and batch_size < 1) or num_workers < 0:
             raise ValueError(f"batch_size {batch_size} < 1, or num_workers {num_workers} < 0")
         self.reads_on = isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
@@ -475,6 +475,8 @@ class Loaders:
         self._returned = returned
         self._saved = saved
         self._lasting: list[Loader] = []
+        self._known: int | None = None
+        """How many of them were made when the running stage began: a resumed run has made those by then. None: all."""
         self.positions = Positions(steps, saved and saved["positions"])
 
     @property
@@ -488,13 +490,19 @@ class Loaders:
     def close_epoch(self) -> None:
         self.positions.close_epoch()
 
+    def begin_stage(self) -> None:
+        """Reads samples of the data of loaders that were made since the last stage, before training may change it."""
+        self._known = len(self._lasting)
+        for loader in self._lasting:
+            loader.content()
+
     @property
     def first(self) -> Loader | None:
         return self._lasting[0] if self._lasting else None
 
     def add(self, **options: Any) -> Loader:
         """Makes a loader. One made within an epoch is numbered within it: a resumed run does not make those before."""
-        lasting = self.epoch == 0
+        lasting = not self.positions.within
         name = str(len(self._lasting)) if lasting else self.positions.name_within()
         loader = Loader(
             **options,
@@ -516,7 +524,7 @@ class Loaders:
         return loader
 
     def __iter__(self) -> Iterator[Loader]:
-        """Yields the loaders that were made before the first epoch."""
+        """Yields the loaders that were made before the first epoch, or between stages."""
         return iter(self._lasting)
 
     def state(self, asked: Record | None = None) -> dict[str, Any]:
@@ -524,15 +532,22 @@ class Loaders:
 
         `asked`: the pass whose next batch is asked for, amid an epoch.
         """
-        for loader in self._lasting:
+        known = self._lasting[: self._known]
+        for loader in known:
             loader.catch_up()
         return {
             "version": VERSION,
-            "data": [loader.identity() for loader in self._lasting],
-            "fields": {loader.name: state for loader in self._lasting if (state := loader.fields.state())},
-            "states": {loader.name: [state_of(each) for each in loader.stateful] for loader in self._lasting},
+            "data": [loader.identity() for loader in known],
+            "fields": {loader.name: state for loader in known if (state := loader.fields.state())},
+            "states": {loader.name: [state_of(each) for each in loader.stateful] for loader in known},
             "positions": self.positions.state(asked),
         }
+
+    def put_back(self, saved: Mapping[str, Any]) -> None:
+        """Restores samplers and iterable datasets once more: code that ran meanwhile may have used them."""
+        for loader in self._lasting:
+            for subject, state in zip(loader.stateful, saved["states"].get(loader.name, ()), strict=False):
+                load_state(subject, state)
 
     def check(self, saved: Mapping[str, Any]) -> None:
         """Puts back the fields of datasets and samplers.

@@ -19,7 +19,10 @@ before its first epoch; what it takes from them there is what a new run takes, a
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
+
+BEHIND: Final = 1 << 32
+"""Number of the first pass that begins behind a loop over epochs: apart from those of its last epoch."""
 
 
 def no_details(_taken: int) -> Mapping[str, Any]:
@@ -79,7 +82,12 @@ class Positions:
         """Whether the run is to be cut as soon as it may be."""
         self._steps = steps
         self._saved = dict(saved or {})
-        self._within = False
+        self.within = False
+        """Whether code within an epoch runs."""
+        self._passing = False
+        """Code runs that is executed again, between stages that are over."""
+        self._first = 0
+        """Number of a loader's next first pass."""
         self._records: dict[str, list[Record]] = {}
         self._next: dict[str, int] = {}
         self._kept = {name for name, loader in self._saved.get("loaders", {}).items() if loader["kept"]}
@@ -97,7 +105,23 @@ class Positions:
         self._doubted: list[Record] = []
 
     def open_epoch(self, epoch: int) -> None:
-        amid = self._saved.get("epoch") == epoch
+        self._go_on(amid=self._saved.get("epoch") == epoch)
+        self._first = 0
+        self.epoch, self.within = epoch, True
+
+    def leave(self, epoch: int, *, passing: bool = False) -> None:
+        """Tells that a loop over epochs is left, the last of which was `epoch`.
+
+        Code runs that a resumed run executes too, later on. `passing`: this is such a run, and that code.
+        """
+        if not passing:
+            self._go_on(amid=False)
+        self._next, self._first = {}, BEHIND
+        self.epoch, self.within, self._passing = epoch, False, passing
+
+    def _go_on(self, *, amid: bool) -> None:
+        """Begins with what the snapshot tells, if none of this attempt's epochs has."""
+        self._passing = False
         self._next = {}
         for name, loader in self._saved.get("loaders", {}).items():
             self._waiting[name] = deque(each for each in loader["passes"] if amid or each["outlives"])
@@ -109,11 +133,10 @@ class Positions:
             loader, begun, number = self._saved["asked"]
             self.awaits = (loader, begun, number)
         self._saved = {}
-        self.epoch, self._within = epoch, True
 
     def close_epoch(self) -> None:
         """Ends the epoch. What may go on in the next one is told by `doubt`."""
-        self._within = False
+        self.within = False
         self.back()
         self._waiting = {name: waiting for name, waiting in self._waiting.items() if name in self._kept}
         for records in self._records.values():
@@ -143,12 +166,12 @@ class Positions:
             if record.epoch != self.epoch:
                 self._kept.add(loader)
         else:
-            number = self._next.get(loader, 0)
+            number = self._next.get(loader, self._first)
             self._next[loader] = number + 1
             record = Record(loader=loader, epoch=self.epoch, number=number)
         self._trust(loader)
         self.clock += 1
-        record.begun, record.steps, record.used = self.clock, self._steps(), self.epoch
+        record.begun, record.steps, record.used = self.clock, self._steps(), 0 if self._passing else self.epoch
         records.append(record)
         return record
 
@@ -169,6 +192,8 @@ class Positions:
         Returns the pass that it goes on with, if that is not its own: a resumed run has made it anew.
         """
         self._kept.add(record.loader)
+        if self._passing:
+            return None
         waiting = self._waiting.get(record.loader)
         if record.used or not waiting:
             record.used = self.epoch
@@ -196,6 +221,9 @@ class Positions:
 
     def gone(self, record: Record) -> None:
         """Tells that nobody has the iterator any more."""
+        waiting = self._waiting.get(record.loader)
+        if waiting and self._waits(record):
+            from_saved(record.loader, waiting)  # the run before had one here that was used, and was let go of, too
         self.ended(record)
         record.gone = True
         record.details = no_details  # it held what the batches were made of
@@ -221,7 +249,7 @@ class Positions:
         It may if steps were made since its newest batch was handed out, and since that of every other open pass. If
         that was its last one, the end of the epoch may be near, where it is known which iterators outlive it.
         """
-        if not self._within or record.over or record.taken == 0:
+        if not self.within or record.over or record.taken == 0:
             return False
         steps = self._steps()
         if any(each.handed >= steps for each in (record, *self._open())):
@@ -242,7 +270,7 @@ class Positions:
 
         `asked` is the pass whose next batch is asked for; None: an epoch has ended.
         """
-        if self.epoch == 0:
+        if self.epoch == 0 or self._passing:
             return self._saved
         loops = self._loops(asked)
         done = [each for records in self._records.values() for each in records if each.over and each.stepped]
@@ -253,10 +281,10 @@ class Positions:
                 each for record in self._records.get(name, ()) for each in self._told(record, loops, done, kept=kept)
             ]
             passes = [*joined(told), *self._waiting.get(name, ())]
-            following = self._next.get(name, 0) if self._within else 0
+            following = self._next.get(name, 0) if self.within else 0
             if passes or following:
                 loaders[name] = {"kept": kept, "next": following, "passes": passes}
-        if not self._within:
+        if not self.within:
             return {"epoch": 0, "again": [], "made": 0, "loaders": loaders} if loaders else {}
         again = [self._number_within(place) for place, time in enumerate(self._made) if is_again(time, loops, done)]
         return {
@@ -270,7 +298,7 @@ class Positions:
     def _told(self, record: Record, loops: list[Record], done: list[Record], *, kept: bool) -> Iterator[dict[str, Any]]:
         """Yields what a snapshot says of a pass, if anything. `done` are the passes that will give nothing any more."""
         outlives = (kept and record.used > 0) or record.doubtful
-        if not (outlives or (self._within and record.epoch == self.epoch)):
+        if not (outlives or (self.within and record.epoch == self.epoch)):
             return
         taken: int | None = record.taken
         if record.over:

@@ -77,6 +77,11 @@ class ProgressTracker:
         self.losses.clear()
         self._put_newest()
 
+    def stand_at(self, step: int) -> None:
+        """Stands between epochs, after `step` steps in all: those since are not counted."""
+        self.step, self.epoch_step = step, 0
+        self.losses.clear()
+
     def _put_newest(self) -> None:
         self.loss = self._newest.loss if self._newest.HasField("loss") else None
         self.metrics = dict(self._newest.metrics)
@@ -86,6 +91,7 @@ class ProgressTracker:
         self._epoch_start = time.monotonic()
 
     def begin_epoch(self, learning_rate: float | None = None) -> None:
+        self.settle()  # steps between stages belong to no epoch
         self.go_on()
         self.epoch_step = 0
         self.values = {} if learning_rate is None else {"learning_rate": learning_rate}

@@ -41,12 +41,17 @@ class Run:
     @property
     def epoch(self) -> int:
         """Epochs completed, those before a pause included."""
-        return self._session.tracker.epoch
+        return self._session.epoch
 
     @property
     def steps(self) -> int:
         """Optimizer steps completed, over all epochs."""
-        return self._session.tracker.step
+        return self._session.steps
+
+    @property
+    def catching_up(self) -> bool:
+        """Whether this code, behind a stage that is over, only runs again: see `epochs`. All that it does is undone."""
+        return self._session.catching_up
 
     def track(self, **objects: Any) -> None:
         """Makes objects part of every snapshot, and, in a resumed run, loads them from it now.
@@ -106,12 +111,18 @@ class Run:
         """
         self._session.ignore(subject, reason)
 
-    def epochs(self, *, strict: bool = True) -> Iterator[int]:
-        """Yields the number, from 1, of each epoch that is left to train.
+    def epochs(self, count: int | None = None, *, strict: bool = True) -> Iterator[int]:
+        """Yields the number, from 1, of each epoch that is left to train; at most `count` of them.
 
-        Asking for the next one ends the running epoch: then snapshots are taken and pauses happen. Leaving the loop
-        by `break` ends the training after the running epoch. Raises RestoreDiverged if a restored state is not equal
-        to the one that was saved.
+        Each call, one after another, is a stage of the training: a fold, a phase of a curriculum. Between stages,
+        `track` gives a name to another object. A resumed run executes the code anew: stages that were over yield
+        nothing, and the code around them runs again (`catching_up`), on objects that are not restored yet. Where the
+        stage of the snapshot begins, everything is loaded, and what that code did to tracked objects, to metrics and
+        to random generators is undone. A variable that is then not what it was makes the verdict UNPROVEN.
+
+        Asking for the next one ends the running epoch: then snapshots are taken and pauses happen. An epoch that is
+        left by `break` ends where the next stage begins, or with the training. Raises RestoreDiverged if a restored
+        state is not equal to the one that was saved.
 
         At the end of the first epochs it raises UntrackedState if something is found that changed and is in no
         snapshot: an optimizer, a copy of the model, a random generator. If `strict` is False the training goes on, and
@@ -121,7 +132,7 @@ class Run:
         In a job that asks for a drill it raises DrillDiffers, or lowers the verdicts if `strict` is False, once a
         second process that went on from a snapshot has not come to the same bits.
         """
-        return self._session.epochs(strict=strict)
+        return self._session.epochs(count, strict=strict)
 
     def step(self, loss: torch.Tensor | SupportsFloat | None = None) -> None:
         """Counts an optimizer step; call it after `optimizer.step()`. Takes under a microsecond beside the loss."""

@@ -55,6 +55,7 @@ from adjourn.training.schedule import Schedule
 from adjourn.training.snapshot.reader import SnapshotReader
 from adjourn.training.snapshot.round_trip import RoundTrip
 from adjourn.training.snapshot.writer import LACK_OF_SPACE, SnapshotWriter
+from adjourn.training.stages import Epochs, Stages
 from adjourn.training.state.detector import Detector
 from adjourn.training.state.numerics import NondeterminismFilter
 from adjourn.training.state.registry import DATA, State
@@ -119,12 +120,12 @@ class Session:
         self._progress_page = progress_page
         self._pulse = pulse
         self._boundary_file = boundary
-        self._stepped = False
-        self._slots_prepared = False
+        self._stepped = self._slots_prepared = self._rehearsed = False
         self._restored = restored
         self._resumed = restored is not None
         self._differences = dict(differences or {})
-        self._state = State(self._data, restored)
+        self._stages = Stages(data.get("stages"))
+        self._state = State(self._data, restored, later=self._stages.later)
         self._round_trip = RoundTrip(self._data)
         directories = [start.snapshot_directory, start.fallback_snapshot_directory]
         self._writer = SnapshotWriter([Path(each) for each in directories if each], device, self._round_trip)
@@ -152,12 +153,12 @@ class Session:
         self._open = False
         self._stepless = False
         """No step was made in the newest epoch."""
-        self._begun = False
-        self._announced = False
+        self._behind = False
+        """User code has left the loop over epochs, and no epoch has begun since."""
+        self._begun = self._announced = False
         self._left: int | None = None
         self._error: TrainingError | None = None
-        self._launcher = os.getppid()
-        self._desired = control.word
+        self._launcher, self._desired = os.getppid(), control.word
         self._publish_time = 0.0
         self._verdict = Pause.Verdict.VERDICT_UNSPECIFIED
         self._verdict_reasons: list[str] = []
@@ -169,15 +170,36 @@ class Session:
 
     # What user code calls, through `Run`.
 
+    @property
+    def epoch(self) -> int:
+        """Epochs completed, one that was left by `break` too. In code that runs again: when it was executed first."""
+        if (here := self._stages.here) is not None:
+            return here[0]
+        return self.tracker.epoch + (self._open and self._behind)
+
+    @property
+    def steps(self) -> int:
+        return self.tracker.step if self._stages.here is None else self._stages.here[1]
+
+    @property
+    def catching_up(self) -> bool:
+        return self._stages.passing and self._stages.number > 0
+
     def track(self, subjects: Mapping[str, Any]) -> None:
-        if self._begun:
-            raise RuntimeError("track everything before the first epoch: a resumed run has to find it all")
-        self._round_trip.prepare(subjects)
+        if self._open and not self._behind:
+            raise RuntimeError(
+                "track everything before an epoch: a resumed run has to find it all. Between two loops over"
+                " run.epochs(n), a name may be given to another object"
+            )
+        copied_now = not (self._stages.number or self._stages.later)  # else where the stage begins
+        if copied_now:
+            self._round_trip.prepare(subjects)
         try:
             with self._errors_kept():
-                self._state.add(subjects)
+                self._state.add(subjects, replacing=self._stages.number > 0)
         except BaseException:
-            self._round_trip.discard()
+            if copied_now:
+                self._round_trip.discard()
             raise
         for item in self._state.tracked.values():
             if isinstance(item.subject, EarlyStopping):
@@ -191,19 +213,30 @@ class Session:
             subject.may_be_kept = True
         self._detector.ignore(subject, reason)
 
-    def epochs(self, *, strict: bool = True) -> Iterator[int]:
-        if self._begun:
-            raise RuntimeError("run.epochs() was iterated over before")
-        self._strict = strict
-        with self._errors_kept():
-            self._begin()
-        while self.tracker.epoch < self.start.spec.total_epochs:
+    def epochs(self, count: int | None = None, *, strict: bool = True) -> Epochs:
+        if count is not None and count < 0:
+            raise ValueError(f"a stage of {count} epochs")
+        return Epochs(lambda: self._stage(count, strict=strict))
+
+    def _stage(self, count: int | None, *, strict: bool) -> Iterator[int]:
+        if not self._enter_stage(strict=strict):
+            return
+        number = self._stages.number
+        while self.tracker.epoch < self.start.spec.total_epochs and self._stages.left(count):
             self._open_epoch()
-            yield self.tracker.epoch + 1
+            try:
+                yield self.tracker.epoch + 1
+            except GeneratorExit:  # by `break`, or an exception
+                self._leave_loop()
+                raise
             if self._left is not None:  # user code caught what should have ended it
                 raise StopTraining(self._left)
+            if self._stages.number != number:
+                raise RuntimeError("another run.epochs() was begun meanwhile: the loop over this one is over")
             self._end_epoch()
+            self._stages.count_epoch()
             self._boundary()
+        self._leave_loop()
 
     def step(self, loss: torch.Tensor | SupportsFloat | None) -> None:
         tracker = self.tracker
@@ -223,7 +256,8 @@ class Session:
             self._compare_here()
 
     def log(self, values: Mapping[str, SupportsFloat]) -> None:
-        self.tracker.record(values, in_epoch=self._open)
+        if not self._stages.passing:
+            self.tracker.record(values, in_epoch=self._open)
 
     # What the process calls.
 
@@ -257,7 +291,7 @@ class Session:
             raise self._error
         if self.start.spec.total_epochs > 0:
             if not self._begun:
-                raise TrainingWithoutEpochs
+                raise self._too_few_stages()
             self._decide_after(self.start.spec.total_epochs)
             if self._open:
                 self._end_epoch()
@@ -307,28 +341,46 @@ class Session:
             self._error = error
             raise
 
-    # The course of an epoch.
+    # The course of stages.
+
+    def _enter_stage(self, *, strict: bool) -> bool:
+        """Begins a stage of the training; returns False if it is over in a resumed run.
+
+        An epoch that was left by `break` ends here: its boundary belongs to this stage, for what is tracked is that of
+        this stage by now, and a resumed run must not go on with the one before.
+        """
+        if self._left is not None:  # user code caught what should have ended it
+            raise StopTraining(self._left)
+        if self._error is not None:
+            raise self._error
+        if left_open := self._open:
+            self._end_epoch()
+        self._strict = strict
+        going_on = self._stages.enter(self.tracker.epoch, self.tracker.step)
+        self._loaders.begin_stage()
+        if not going_on:
+            self._loaders.positions.leave(self._stages.ended_at, passing=True)
+            return False
+        with self._errors_kept():
+            if not self._begun:
+                self._begin()
+            elif self.tracker.epoch < self.start.spec.total_epochs:
+                self._begin_stage()
+        if left_open:
+            self._boundary()
+        return True
+
+    def _leave_loop(self) -> None:
+        self._behind = True
+        self._loaders.positions.leave(self.epoch)
 
     def _begin(self) -> None:
         self._begun = True
         if self._restored is not None:
-            self._state.complete()
-            self._loaders.check(self._restored.value(DATA)["loaders"])
-            directory = Path(self.start.restore_directory)
-            self._expected = self.start.restore_digests or snapshots.component_digests(directory)
-            # Amid an epoch the rest is compared where the run was cut: until then user code may change it.
-            self._state.compare(self._expected, lambda name: self._going_on is None or name == DATA)
-            self._verdict, self._verdict_reasons = verdict(
-                self._restored.remarks, self._differences, drilled=self._restored.drilled is True
-            )
-            if self._differences:
-                self._state.drilled = None  # that was in another environment
+            self._restore(self._restored)
             self._restored = None
-            if self._going_on is None:
-                self._state.restored()
-        else:
-            self._loaders.state()  # reads samples of the data now, before training may change it
         self._round_trip.seal()
+        self._state.changed.clear()
         self._nondeterminism.install()
         self._detector.begin(self._state.tracked, self._loaders, inspect.currentframe())
         self.tracker.start()
@@ -336,6 +388,65 @@ class Session:
         self._progress_page.write(self._progress())
         if self.start.spec.total_epochs > self.tracker.epoch:
             self._check_room()
+
+    def _restore(self, restored: SnapshotReader) -> None:
+        saved = restored.value(DATA)
+        if self._stages.later:
+            self._renew_copies()  # as they are built, before they are loaded
+            self._loaders.put_back(saved["loaders"])
+        if self._going_on is not None:
+            self.tracker.put_back(saved["step"], saved["running"])
+        else:
+            self.tracker.stand_at(saved["step"])
+        self._state.complete()
+        self._loaders.check(saved["loaders"])
+        directory = Path(self.start.restore_directory)
+        self._expected = self.start.restore_digests or snapshots.component_digests(directory)
+        # Amid an epoch the rest is compared where the run was cut: until then user code may change it.
+        self._state.compare(self._expected, lambda name: self._going_on is None or name == DATA)
+        if self._going_on is None:
+            self._state.restored()
+        changed = self._carried_otherwise() if self._stages.later else []
+        self._state.unproven += changed
+        self._verdict, self._verdict_reasons = verdict(
+            [*restored.remarks, *changed], self._differences, drilled=restored.drilled is True
+        )
+        if self._differences:
+            self._state.drilled = None  # that was in another environment
+
+    def _carried_otherwise(self) -> list[str]:
+        """Returns sentences on variables that were others when the snapshot's stage began in the run that took it."""
+        here = self._detector.carried(self._state.tracked, self._loaders, inspect.currentframe())
+        return [
+            f"the value of {place} is not that of the run before when it began stage {self._stages.number}: the code"
+            " between stages runs again, and knows only what is tracked. Track it, or say run.ignore"
+            for place, text in self._stages.carried.items()
+            if here.get(place, text) != text
+        ]
+
+    def _begin_stage(self) -> None:
+        """Begins a later stage than the first of this attempt."""
+        if self._state.changed or not self._writer.knows(self._state):
+            self._renew_copies()
+            self._writer.renew()
+        self._state.changed.clear()
+        self._state.suspected = []
+        self._looks = {place: [] for place in Place}
+        self._detector.begin(self._state.tracked, self._loaders, inspect.currentframe())
+        self._stages.carried = self._detector.carried(self._state.tracked, self._loaders, inspect.currentframe())
+
+    def _renew_copies(self) -> None:
+        self._round_trip.renew(self._state.tracked, self._state.changed)
+
+    def _too_few_stages(self) -> TrainingError:
+        """Returns why user code must not end without having begun the stage that is to be trained."""
+        if not self._stages.number:
+            return TrainingWithoutEpochs()
+        return StateMismatch(
+            f"the snapshot was taken in a later run.epochs() than the {self._stages.number} that the code has come to"
+        )
+
+    # The course of an epoch.
 
     def _check_room(self) -> None:
         """Says now, and not after the first epoch, that there is no room for snapshots.
@@ -359,7 +470,7 @@ class Session:
 
     def _open_epoch(self) -> None:
         self._loaders.open_epoch(self.tracker.epoch + 1)
-        self._open = True
+        self._open, self._behind = True, False
         self._aim()
         if self._going_on is None:
             self.tracker.begin_epoch(self._learning_rate())
@@ -398,7 +509,8 @@ class Session:
         pausing = self._decide()
         if self._stepless and self._drill.wanted:
             self._compare_here()
-        self._look(Place.BOUNDARY, pausing=pausing)
+        if not self._behind:  # else what user code carries into the next stage is compared in a resumed run
+            self._look(Place.BOUNDARY, pausing=pausing)
         self._judge_drill()
         self._leave_if(pausing=pausing, reached=reached)
         if pausing:
@@ -584,6 +696,7 @@ class Session:
             self._pulse.beat(self._phase() if self._open else Phase.BOUNDARY)
             if keep:
                 self._schedule.begin(self.tracker.step, time.monotonic())
+        self._rehearsed |= self._writer.proven
         for remark in set(self._state.remarks) - self._remarked:
             log_line(f"a resume will be UNPROVEN: {remark}")
             self._remarked.add(remark)
@@ -602,7 +715,7 @@ class Session:
 
     def _is_fatal(self, error: TrainingError, *, end: bool) -> bool:
         if isinstance(error, StateNotRestorable):
-            return error.damaged or not (self._resumed or self._writer.proven)
+            return error.damaged or not (self._resumed or self._rehearsed)
         return end and isinstance(error, StateNotEncodable)
 
     def _save_end(self) -> None:
@@ -702,7 +815,9 @@ class Session:
 
     def _publish(self) -> None:
         if not self._begun and self.start.spec.total_epochs > 0:
-            raise RuntimeError("run.step() was called before run.epochs()")
+            if not self._stages.number:
+                raise RuntimeError("run.step() was called before run.epochs()")
+            return  # it was counted when this code was executed first
         self._desired = self._control.word
         self._aim()
         self._publish_time = min(time.monotonic() + PUBLISH_SECONDS, self._schedule.time)
@@ -720,8 +835,9 @@ class Session:
             "epoch": self.tracker.epoch,
             "step": self.tracker.step,
             "loaders": self._cut_place or self._loaders.state(),
+            "stages": self._stages.state(),
         }
-        if self.tracker.epoch_step:
+        if self.tracker.epoch_step and (self._open or self._going_on is not None):
             data["running"] = self.tracker.running()
         return data
 

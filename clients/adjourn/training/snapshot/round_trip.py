@@ -9,8 +9,8 @@ CPU and are filled with NaN, so that a value which is not restored is seen.
 import copy
 import gc
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from adjourn.training.errors import RestoreDiverged, StateNotRestorable
 from adjourn.training.events import log_line
 from adjourn.training.snapshot.reader import SnapshotReader
 from adjourn.training.state.codec import Blob
-from adjourn.training.state.components import component
+from adjourn.training.state.components import Component, component, is_value
 from adjourn.training.state.generators import generator_states, restore_generator
 from adjourn.training.state.registry import State
 
@@ -100,6 +100,8 @@ class RoundTrip:
         self._customised: set[str] = set()
         """Names of objects whose types have a say in how they are copied: the copy may lack something."""
         self._outlines: dict[int, Outline] = {}
+        self._before: dict[str, Mapping[str, str] | None] = {}
+        """By name, what the components know of modules that were tracked before they were copied."""
         self._memo = CopyMemo()
         self._originals: list[object] = []
         """Keeps the ids in the memo from being given to other objects."""
@@ -128,6 +130,27 @@ class RoundTrip:
     def discard(self) -> None:
         """Forgets what was prepared last: it is not tracked after all."""
         self._additions.pop()
+
+    def renew(self, tracked: Mapping[str, Component], changed: Container[str]) -> None:
+        """Copies all that is tracked anew, as it is now: by then a resumed run will have built it so, too.
+
+        Such a run has optimizers without a state then. A value that has kept its name, which is not among the `changed`
+        ones, is not copied again: that may be a replay memory, full by now.
+        """
+        subjects = {name: item.subject for name, item in tracked.items()}
+        self._before = {name: item.before for name, item in tracked.items()}
+        before = {name: each for added in self._additions for name, each in added.items()}
+        self._additions.clear()
+        self._outlines.clear()
+        self.seal()
+        values = {name for name in before if name in subjects and name not in changed and is_value(subjects[name])}
+        for subject in subjects.values():
+            for part in (subject, *getattr(subject, "__dict__", {}).values()):
+                if isinstance(part, Optimizer):
+                    self._memo.substitute(part.state, defaultdict(dict))
+        self.prepare({name: subject for name, subject in subjects.items() if name not in values})
+        self._additions[-1] |= {name: before[name] for name in values}
+        self.seal()
 
     def seal(self) -> None:
         """Lets go of the live objects: everything has been tracked."""
@@ -167,7 +190,7 @@ class RoundTrip:
         self, directory: Path, trees: Mapping[str, Tree], blobs: Mapping[str, Blob], live: Mapping[str, str]
     ) -> str | None:
         """Does what a resumed run does; returns what would be wrong with it."""
-        state = State(self._data, SnapshotReader(directory, torch.device("cpu")))
+        state = State(self._data, SnapshotReader(directory, torch.device("cpu")), before=self._before)
         try:
             for added in self._filled():
                 state.add(added)

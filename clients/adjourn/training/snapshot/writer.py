@@ -295,8 +295,20 @@ class SnapshotWriter:
 
     @property
     def proven(self) -> bool:
-        """Whether a resume from a snapshot of this attempt was rehearsed."""
+        """Whether a resume was rehearsed with the objects that are tracked now."""
         return bool(self._proven)
+
+    def knows(self, state: Encodable) -> bool:
+        """Tells whether a resume was rehearsed with a state of the same structure."""
+        try:
+            trees, _ = state.encode()
+        except StateNotEncodable:
+            return False
+        return structure(trees) in self._proven
+
+    def renew(self) -> None:
+        """Has a resume rehearsed with the next snapshot again: other objects are tracked."""
+        self._proven.clear()
 
     def check_room(self, state: Encodable) -> None:
         """Chooses where snapshots go; raises NoSpace if there is no room anywhere, StateNotEncodable."""

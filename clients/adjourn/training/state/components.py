@@ -32,17 +32,28 @@ class Component:
     optimizer's own has the last word (https://github.com/pytorch/pytorch/issues/119168)."""
     remarks: Callable[[], list[str]] = list
     """Returns what of it changed in training and is not saved, in sentences."""
+    before: Mapping[str, str] | None = None
+    """Of a module: the values that are not saved as long as they are so."""
 
 
-def component(name: str, subject: Any, parameters: Callable[[], Mapping[str, torch.Tensor]] = dict) -> Component:
+def component(
+    name: str,
+    subject: Any,
+    parameters: Callable[[], Mapping[str, torch.Tensor]] = dict,
+    before: Mapping[str, str] | None = None,
+) -> Component:
     """Returns how `subject` is saved and loaded; raises TypeError if it cannot be, StateNotEncodable.
 
-    `parameters` returns those of the tracked modules, by name: an optimizer's groups are told by them.
+    `parameters` returns those of the tracked modules, by name: an optimizer's groups are told by them. `before`: of the
+    component that `subject` is a copy for.
     """
     match subject:
         case nn.Module() | nn.Parameter():
-            module = ModuleState(name, subject if isinstance(subject, nn.Module) else nn.ParameterList([subject]))
-            return Component(subject=subject, state=module.state, load=module.load, remarks=module.remarks)
+            whole = subject if isinstance(subject, nn.Module) else nn.ParameterList([subject])
+            module = ModuleState(name, whole, before)
+            return Component(
+                subject=subject, state=module.state, load=module.load, remarks=module.remarks, before=module.before
+            )
         case Optimizer():
             optimizer = OptimizerState(subject, parameters)
             return Component(subject=subject, state=optimizer.state, load=optimizer.load, rank=2)

@@ -123,12 +123,30 @@ class Detector:
         }
         self._bound = {(frame.function, name) for frame in look.frames for name in frame.variables}
 
+    def carried(self, tracked: State, loaders: Iterable[Loader], frame: FrameType | None) -> dict[str, str]:
+        """Returns what user code carries into a stage in variables that are not tracked: a text for each place.
+
+        Equal texts stand for equal values, in other processes too. A time of day is left out.
+        """
+        frames = [Frame.of(each) for each in user_frames(frame)]
+        hidden = self._hidden(tracked, loaders)
+        covered = {field for loader in loaders for field in loader.fields.covered()}
+        comparison = Comparison(tracked_storages(tracked), hidden, covered, objects=True)
+        return {
+            variable.place: text
+            for variable in variables(frames, self._code_directory, loaders, hidden, covered)
+            if not (variable.overwritten or variable.saved or self._clocks.read(variable.value))
+            and not self._ignores_name(variable.name)
+            and (text := comparison.text(variable.value)) is not None
+        }
+
     def findings(
         self, tracked: State, loaders: Iterable[Loader], frame: FrameType | None, *, amid: bool = False
     ) -> list[Finding]:
         """Returns what is found at the end of an epoch, or `amid` one, certain ones first; `begin` came before."""
         found = self._findings(tracked, loaders, frame, amid=amid)
         if any(finding.certain for finding in found):
+            self._newest = Look.empty()
             gc.collect()  # something may be garbage that refers to itself
             found = self._findings(tracked, loaders, frame, amid=amid)
         for key, seen in self._newest.objects.items():  # what this epoch made is compared from here on
@@ -209,15 +227,7 @@ class Detector:
     def _look(self, tracked: State, loaders: Iterable[Loader], frame: FrameType | None) -> "Look":
         frames = [Frame.of(each) for each in user_frames(frame)]
         live = self._live(frames)
-        hidden = reached(tracked)
-        for subject in (*self._own, *(subject for subject, _ in self._ignored)):
-            hidden |= below(subject)
-        for loader in loaders:
-            for part in loader.stateful:
-                hidden |= below(part)
-            for sampler in (loader.sampler, loader.batch_sampler):  # their generators are seeded for each pass
-                hidden |= set(map(id, generators_of(sampler)))
-        hidden |= drawn_again(loaders)
+        hidden = self._hidden(tracked, loaders)
         roots = [item for item in live if id(item) not in hidden]
         inner = {
             id(part) for item in roots if isinstance(item, nn.Module) for part in item.modules() if part is not item
@@ -238,6 +248,18 @@ class Detector:
             frames=frames,
             code_directory=self._code_directory,
         )
+
+    def _hidden(self, tracked: State, loaders: Iterable[Loader]) -> set[int]:
+        """Returns the ids of what is saved, ours, or ignored."""
+        hidden = reached(tracked)
+        for subject in (*self._own, *(subject for subject, _ in self._ignored)):
+            hidden |= below(subject)
+        for loader in loaders:
+            for part in loader.stateful:
+                hidden |= below(part)
+            for sampler in (loader.sampler, loader.batch_sampler):  # their generators are seeded for each pass
+                hidden |= set(map(id, generators_of(sampler)))
+        return hidden | drawn_again(loaders)
 
     def _ignores_name(self, name: str) -> bool:
         names = (subject for subject, _ in self._ignored if isinstance(subject, str))

@@ -24,7 +24,7 @@ class OptimizerState:
         """`parameters` returns those of all modules that are tracked, by name."""
         self._optimizer = optimizer
         self._named = parameters
-        optimizer.register_step_post_hook(self._stepped)
+        optimizer.register_step_post_hook(stepped)
 
     def state(self) -> dict[str, Any]:
         waiting = any(
@@ -82,17 +82,23 @@ class OptimizerState:
                     loaded[name] = value
 
     def _parameters(self) -> Iterator[torch.Tensor]:
-        for group in self._optimizer.param_groups:
-            yield from group["params"]
+        return parameters_of(self._optimizer)
 
     def _gradients(self) -> Iterator[torch.Tensor | None]:
         for parameter in self._parameters():
             yield parameter.grad
 
-    def _stepped(self, *_: object) -> None:
-        for gradient in self._gradients():
-            if gradient is not None:
-                vars(gradient)[USED] = gradient._version  # noqa: SLF001
+
+def parameters_of(optimizer: Optimizer) -> Iterator[torch.Tensor]:
+    for group in optimizer.param_groups:
+        yield from group["params"]
+
+
+def stepped(optimizer: Optimizer, *_: object) -> None:
+    """Marks the gradients that a step has used. As a hook it refers to nothing: an optimizer ends with its users."""
+    for parameter in parameters_of(optimizer):
+        if (gradient := parameter.grad) is not None:
+            vars(gradient)[USED] = gradient._version  # noqa: SLF001
 
 
 def cast(found: torch.Tensor, saved: torch.Tensor) -> bool:

@@ -26,8 +26,11 @@ class ModuleState:
     tracked. A value that has not changed comes from the constructor, in a resumed run too.
     """
 
-    def __init__(self, name: str, module: nn.Module) -> None:
-        """Raises StateNotEncodable for modules that train in more than one process or on more than one GPU."""
+    def __init__(self, name: str, module: nn.Module, before: Mapping[str, str] | None = None) -> None:
+        """`before`: that of another state, which this module is a copy for.
+
+        Raises StateNotEncodable for modules that train in more than one process or on more than one GPU.
+        """
         for place, part in module.named_modules():
             if isinstance(part, PARALLEL):
                 raise StateNotEncodable(
@@ -37,7 +40,10 @@ class ModuleState:
         self._name = name
         self._module = module
         own = list(own_attributes(module.named_modules()))
-        self._before = {place: text for place, _, text in attributes(own) if text is not None}
+        self.before = {place: text for place, _, text in attributes(own) if text is not None}
+        """Texts of the attributes' values when the module was tracked."""
+        if before is not None:
+            self.before = dict(before)
         self._objects = {place: fields(value) for place, value in objects(own)}
 
     def state(self) -> dict[str, Any]:
@@ -52,9 +58,7 @@ class ModuleState:
             "evaluating": [name for name, part in parts if not part.training],
             "structure": [f"{name}: {qualified(type(part))}" for name, part in parts],
             "attributes": {
-                place: value
-                for place, value, text in attributes(own)
-                if text is None or text != self._before.get(place)
+                place: value for place, value, text in attributes(own) if text is None or text != self.before.get(place)
             },
             "generators": {place: access(value)[0]() for place, value in generators(own)},
         }

@@ -24,10 +24,22 @@ DATA = "data"
 class State:
     """The components of a run: encoded for a snapshot, loaded from one, compared with it."""
 
-    def __init__(self, data: Callable[[], Any], restored: SnapshotReader | None) -> None:
+    def __init__(
+        self,
+        data: Callable[[], Any],
+        restored: SnapshotReader | None,
+        *,
+        later: bool = False,
+        before: Mapping[str, Mapping[str, str] | None] | None = None,
+    ) -> None:
+        """`later`: what is restored is loaded by `complete`, and not as it is tracked. `before`: see `component`."""
+        self._before = before or {}
         self.tracked: dict[str, Component] = {}
+        self.changed: set[str] = set()
+        """Names that were given to objects since somebody emptied this."""
         self._data = data
         self._restored = restored
+        self._later = later
         self._additions = 0
         self.unproven: list[str] = []
         """Why a resume of this job may not be exact, in sentences; of earlier attempts too."""
@@ -38,21 +50,34 @@ class State:
         self.drilled: bool | None = None
         """Whether a drill of the job came to the same bits; None: it is not known."""
 
-    def add(self, subjects: Mapping[str, Any]) -> None:
+    def add(self, subjects: Mapping[str, Any], *, replacing: bool = False) -> None:
         """Tracks objects, and loads them if something is restored.
 
-        Raises TypeError, StateNotEncodable, or StateMismatch: an object that was not saved, or does not take what was.
+        If `replacing`, a name that is taken goes over to the new object. Raises TypeError, StateNotEncodable, or
+        StateMismatch: an object that was not saved, or does not take what was.
         """
-        modules = {name: subject for name, subject in subjects.items() if isinstance(subject, nn.Module)}
-        modules |= {name: item.subject for name, item in self.tracked.items() if isinstance(item.subject, nn.Module)}
-        added = {name: component(name, subject, lambda: parameters(modules)) for name, subject in subjects.items()}
+        there = {name for name, subject in subjects.items() if replacing and self._has(name, subject)}
+        added = {
+            name: component(name, subject, self._parameters, self._before.get(name))
+            for name, subject in subjects.items()
+            if name not in there
+        }
         for name, item in added.items():
-            if not name.isidentifier() or name in (DATA, NUMERICS) or name in self.tracked:
+            if not name.isidentifier() or name in (DATA, NUMERICS) or (name in self.tracked and not replacing):
                 raise ValueError(f"{name!r} is taken, or not a name")
             Encoder().encode(item.state(), (name,))
         self.tracked |= added
+        self.changed |= added.keys()
         self._additions += 1
-        self._load(added)
+        if not self._later:
+            self._load(added)
+
+    def _has(self, name: str, subject: Any) -> bool:
+        return name in self.tracked and self.tracked[name].subject is subject
+
+    def _parameters(self) -> dict[str, torch.Tensor]:
+        items = self.tracked.items()
+        return parameters({name: item.subject for name, item in items if isinstance(item.subject, nn.Module)})
 
     def encode(self) -> tuple[dict[str, Tree], dict[str, Blob]]:
         """Returns the trees by component, and the raw data beside them, by reference; raises StateNotEncodable."""
@@ -85,7 +110,7 @@ class State:
         missing = [name for name in self._restored.components if name not in self._expected()]
         if missing:
             raise StateMismatch(f"saved, but not tracked now: {', '.join(missing)}")
-        if self._additions > 1:  # what was tracked later may have been built upon, and changed, what was loaded
+        if self._later or self._additions > 1:  # what was tracked later may have been built upon what was loaded
             self._load(self.tracked)
         self.unproven = list(self._restored.remarks)
         self.drilled = self._restored.drilled

@@ -13,7 +13,7 @@ import operator
 import sys
 import zlib
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType, GeneratorType, MethodType, ModuleType
@@ -25,6 +25,7 @@ from torch import nn
 
 from adjourn.training.loader import Loader
 from adjourn.training.state.fields import OPAQUE, SCALARS, parts_of
+from adjourn.training.state.generators import GENERATORS, access
 from adjourn.training.state.liveness import overwritten
 from adjourn.training.state.modules import qualified
 from adjourn.training.state.origins import INSTALLED, Origin
@@ -244,8 +245,15 @@ class Comparison:
     """Texts of values at one look. What is tracked, and what is not known, does not count."""
 
     def __init__(
-        self, storages: Container[int], hidden: Container[int], covered: Container[tuple[int, str]] = ()
+        self,
+        storages: Container[int],
+        hidden: Container[int],
+        covered: Container[tuple[int, str]] = (),
+        *,
+        objects: bool = False,
     ) -> None:
+        """`objects`: modules and random generators count too."""
+        self._objects = objects
         self._storages = storages
         self._hidden = hidden
         self._covered = covered
@@ -304,10 +312,10 @@ class Comparison:
         """Returns what of a value is to be compared in its place."""
         if issubclass(kind, dict):
             return self._items(list(value.items()))
-        if issubclass(kind, set | frozenset):
-            return self._items(sorted(map(repr, value)) if len(value) <= ITEM_LIMIT else [])
         if issubclass(kind, CONTAINERS):
-            return self._items(value)
+            return self._items(value) if not issubclass(kind, set | frozenset) else self._items(in_order(value))
+        if self._objects and issubclass(kind, (nn.Module, *GENERATORS)):
+            return self._state_of(value)
         if issubclass(kind, functools.partial):
             return [value.func, value.args, value.keywords]
         if kind is MethodType:
@@ -319,6 +327,11 @@ class Comparison:
         if not is_users(value):
             return []
         return [(name, item) for name, item in fields_of(value).items() if (id(value), name) not in self._covered]
+
+    def _state_of(self, value: Any) -> Iterable[Any]:
+        if isinstance(value, nn.Module):
+            return self._items([*value.named_parameters(), *value.named_buffers()])
+        return [access(value)[0]()]
 
     def _place_of(self, iterator: Any) -> list[Any]:
         """Returns what tells how far an iterator has come."""
@@ -336,6 +349,10 @@ class Comparison:
         if len(items) <= ITEM_LIMIT:
             return list(items)
         return [items[index] for index in (*range(ENDS), *range(-ENDS, 0))]
+
+
+def in_order(values: Collection[Any]) -> list[str]:
+    return sorted(map(repr, values)) if len(values) <= ITEM_LIMIT else []
 
 
 def carried_by(function: FunctionType) -> list[Any]:
@@ -385,7 +402,13 @@ def checksum(tensor: torch.Tensor) -> int:
         return 0
     raw = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
     whole = len(raw) // 8 * 8
-    # Multiplied, so that bits which swap places do not cancel out. In chunks: the products take memory too.
+    # Mixed with their places and multiplied, so that neither bits nor words which swap places cancel out. In chunks:
+    # the products take memory too.
     words = raw[:whole].view(torch.int64).split(CHUNK_WORDS if tensor.is_cpu else GPU_CHUNK_WORDS)
-    sums = [raw[whole:].sum(dtype=torch.int64), *((chunk * ODD ^ chunk >> 29).sum() for chunk in words)]
-    return int(torch.stack(sums).sum().item())
+    places = torch.arange(len(words[0]), device=tensor.device) * ODD
+    sums = [
+        ((chunk ^ places[: len(chunk)]) * ODD ^ chunk >> 29).sum() * (2 * number + 1)
+        for number, chunk in enumerate(words)
+    ]
+    rest = (raw[whole:].long() << 8 * torch.arange(len(raw) - whole, device=tensor.device)).sum()
+    return int(torch.stack([rest, *sums]).sum().item())
