@@ -282,6 +282,7 @@ class Loader:
 
     def made(self, record: Record) -> Iterator[Any]:
         """Returns the batches of a pass that are left."""
+        self._begun = self.fields.values()
         if record.over:
             return iter(())
         place: Place = (self._seed, self.name, record.epoch, record.number)
@@ -290,7 +291,7 @@ class Loader:
         now, began = self.fields.state(), (record.restored or {}).get("fields")
         if began is not None:
             self.fields.load(began)
-        self._begun = self.fields.values()
+            self._begun = self.fields.values()
         made = self._made(place, record, self.fields.state())
         if began is not None and record.epoch != self.positions.epoch:
             self.fields.load(now)
@@ -549,6 +550,11 @@ class Loaders:
             for subject, state in zip(loader.stateful, saved["states"].get(loader.name, ()), strict=False):
                 load_state(subject, state)
 
+    def put_fields_back(self, saved: Mapping[str, Any]) -> None:
+        """Puts back the fields of datasets and samplers: code that ran meanwhile may have set them."""
+        for loader in self._lasting:
+            loader.fields.load(saved["fields"].get(loader.name, {}))
+
     def check(self, saved: Mapping[str, Any]) -> None:
         """Puts back the fields of datasets and samplers.
 
@@ -556,7 +562,7 @@ class Loaders:
         """
         for loader in self._lasting:
             loader.content()  # of samples as they are in a new run
-            loader.fields.load(saved["fields"].get(loader.name, {}))
+        self.put_fields_back(saved)
         here_all: Sequence[Mapping[str, Any]] = [loader.identity() for loader in self._lasting]
         for number, (here, there) in enumerate(zip(here_all, saved["data"], strict=False)):
             pairs = list(zip(here["content"], there["content"], strict=False))

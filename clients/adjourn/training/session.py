@@ -626,6 +626,7 @@ class Session:
             return
         with self._errors_kept():
             self._state.put_back()
+            self._loaders.put_fields_back(self._going_on["loaders"])
             self._state.compare(self._expected, lambda name: name != DATA)
         self.tracker.put_back(self._going_on["step"], self._going_on["running"])
         self._going_on = None
