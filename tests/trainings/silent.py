@@ -720,6 +720,64 @@ def fading_dataset(run: training.Run) -> None:
             data.fading += 0.1
 
 
+class Experiment:
+    """Has a state_dict() of its own, which lacks what its arguments say."""
+
+    def __init__(self, lacks: str) -> None:
+        self.lacks = lacks
+        self.teacher = nn.Linear(4, 1)
+        self.optimizer = torch.optim.SGD(self.teacher.parameters(), lr=0.1, momentum=0.9)
+        self.rng = random.Random(3)
+        self.draws = np.random.default_rng(3)
+        self.recent: deque[float] = deque(maxlen=4)
+        self.inner = Decaying()
+        self.sums = torch.zeros(2)
+        self.best = 1.0
+        self.created = time.time()
+
+    def state_dict(self) -> dict[str, Any]:
+        found = {
+            "teacher": {name: value.clone() for name, value in self.teacher.state_dict().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "rng": self.rng.getstate(),
+            "draws": self.draws.bit_generator.state,
+            "recent": list(self.recent),
+            "inner": {"rate": self.inner.rate},
+            "sums": self.sums.tolist() if self.lacks == "nothing else" else self.sums,
+            "best": self.best,
+        }
+        return {name: value for name, value in found.items() if name != self.lacks}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.teacher.load_state_dict(state.get("teacher", self.teacher.state_dict()))
+        self.optimizer.load_state_dict(state.get("optimizer", self.optimizer.state_dict()))
+        self.rng.setstate(state.get("rng", self.rng.getstate()))
+        self.draws.bit_generator.state = state.get("draws", self.draws.bit_generator.state)
+        self.recent = deque(state.get("recent", ()), maxlen=4)
+        self.inner.rate = state.get("inner", {"rate": 1.0})["rate"]
+        self.sums = state.get("sums", self.sums)
+        self.best = state.get("best", self.best)
+
+    def step(self, inputs: torch.Tensor) -> float:
+        self.optimizer.zero_grad()
+        loss = self.teacher(inputs).square().mean()
+        loss.backward()
+        self.optimizer.step()
+        self.inner.decay()
+        self.sums = self.sums + self.inner.rate
+        self.best = min(self.best, float(loss.detach()) * 0.9)
+        self.recent.append(self.rng.random() + self.draws.random())
+        return sum(self.recent) + self.best + float(self.sums.sum())
+
+
+def entrusts(run: training.Run) -> None:
+    experiment = Experiment(run.args["lacks"])
+    course = Course(run, experiment=experiment)
+    for _ in run.epochs():
+        for (inputs,) in course.loader:
+            course.step(inputs, experiment.step(inputs))
+
+
 class Counter:
     """Has state that a module cannot save for it."""
 

@@ -88,6 +88,9 @@ STATE_ITEMS = {
         test_silent_divergence::test_refused_while_it_runs[stopping]
         test_silent_divergence::test_verdict_is_lowered[attribute]
         test_negative_controls::test_a_component_is_left_out[stopping]""",
+    "what a state_dict() of the user's own forgets": """
+        test_silent_divergence::test_what_a_state_dict_of_the_users_forgets_lowers_the_verdict[teacher]
+        test_silent_divergence::test_what_a_state_dict_of_the_users_forgets_lowers_the_verdict[best]""",
     "running means, hidden states that are carried on": "test_silent_divergence::test_verdict_is_lowered[hidden]",
     "default and autocast types, TF32, cuDNN, deterministic algorithms": """
         test_negative_controls::test_a_switch_that_stands_otherwise_is_another_state

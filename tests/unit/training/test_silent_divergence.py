@@ -147,6 +147,25 @@ def test_hidden_values_that_are_carried_on_lower_the_verdict(
     assert any(re.search(rf"{reason} \((silent|rates)\.py:\d+\)", each) for each in reasons), reasons
 
 
+@pytest.mark.parametrize(
+    "lacks", ["nothing", "teacher", "optimizer", "rng", "draws", "recent", "inner", "sums", "best"]
+)
+def test_what_a_state_dict_of_the_users_forgets_lowers_the_verdict(trainings: TrainingProcesses, lacks: str) -> None:
+    args = {"lacks": lacks}
+    whole = trainings.run("silent:entrusts", epochs=EPOCHS, args=args)
+    paused = trainings.paused_at("silent:entrusts", 2, epochs=EPOCHS, args=args)
+    resumed = trainings.run("silent:entrusts", epochs=EPOCHS, args=args, restore=paused)
+    found, reasons = verdict(resumed)
+    if lacks == "nothing":
+        assert (found, reasons) == (Pause.Verdict.EXACT, [])
+        assert resumed.digests == whole.digests
+        return
+    assert resumed.digests != whole.digests
+    assert found == Pause.Verdict.UNPROVEN
+    name = "rate of experiment.inner" if lacks == "inner" else f"{lacks} of experiment"
+    assert any(f"the value of attribute {name}" in each for each in reasons), reasons
+
+
 def test_what_is_done_about_a_value_is_said_as_code_that_works(trainings: TrainingProcesses) -> None:
     paused = trainings.run("silent:carried", args={"place": "nested"}, order=PAUSE)
     assert 'keep what changes of it in a dict, and run.track that. If not: run.ignore("nested"' in paused.log

@@ -18,6 +18,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import CellType, FrameType, GeneratorType, ModuleType
 from typing import Any, Final
 
@@ -32,11 +33,12 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 from adjourn.snapshots import component_digest
 from adjourn.training.early_stopping import EarlyStopping
 from adjourn.training.errors import StateNotEncodable, UntrackedState
-from adjourn.training.fetching import Fetcher, Reader, generators_of
+from adjourn.training.fetching import Fetcher, Reader, generators_of, state_of
 from adjourn.training.loader import Loader
 from adjourn.training.probes import Probes
 from adjourn.training.state.codec import Encoder
 from adjourn.training.state.components import Component, is_value
+from adjourn.training.state.entrusted import Attribute, Entrusted, attributes_of, is_entrusted
 from adjourn.training.state.fields import OPAQUE, SCALARS, parts_of
 from adjourn.training.state.generators import GENERATORS, access
 from adjourn.training.state.modules import PARALLEL, attributes, objects, own_attributes, qualified
@@ -99,6 +101,8 @@ class Detector:
         self._objects: dict[int, tuple[weakref.ref[Any] | None, str]] = {}
         self._variables: dict[str, tuple[Any, str]] = {}
         """What variables were, and their texts, by place. Of what can be referred to weakly, a weak reference."""
+        self._entrusted: dict[str, str] = {}
+        """How attributes of tracked objects stood that have a state_dict() of the user's own, by place."""
         self._bound: set[tuple[str, str]] = set()
         self._newest = Look.empty()
 
@@ -121,6 +125,7 @@ class Detector:
         self._variables = {
             place: (weak(variable.value) or variable.value, text) for place, (variable, text) in look.variables.items()
         }
+        self._entrusted = {each.place: each.text for each in self._attributes(tracked, loaders)}
         self._bound = {(frame.function, name) for frame in look.frames for name in frame.variables}
 
     def carried(self, tracked: State, loaders: Iterable[Loader], frame: FrameType | None) -> dict[str, str]:
@@ -200,7 +205,7 @@ class Detector:
         self, tracked: State, loaders: Iterable[Loader], frame: FrameType | None, *, amid: bool
     ) -> list[Finding]:
         look = self._newest = self._look(tracked, loaders, frame)
-        found = list(self._compared(look))
+        found = [*self._compared(look), *self._forgotten(tracked, loaders)]
         for number, loader in enumerate(loaders):
             passes = [] if amid or loader.may_be_kept or self._ignores(loader) else loader.open_passes
             going_on = [each for each in passes if not self._begins_anew(each, look.frames, passes)]
@@ -220,6 +225,36 @@ class Detector:
             rest = f"and {len(found) - LISTED} more"
             found[LISTED:] = [Finding(what=rest, where="like these", advice="not listed", certain=False)]
         return found
+
+    def _attributes(self, tracked: State, loaders: Iterable[Loader]) -> Iterator[Attribute]:
+        """Returns how attributes stand of what has a state_dict() of the user's own."""
+        parts = [
+            Entrusted(name=name, place=name, subject=item.subject, state=item.state)
+            for name, item in tracked.items()
+            if is_entrusted(item.subject)
+        ]
+        for number, loader in enumerate(loaders):
+            for kind, part in loader.parts.items():
+                if is_entrusted(part) and part in loader.stateful:
+                    place = f"the {kind} of loader {number} ({qualified(type(part))})"
+                    parts.append(Entrusted(name=kind, place=place, subject=part, state=partial(state_of, part)))
+        storages = tracked_storages(tracked)
+        for part in parts:
+            others = {name: item for name, item in tracked.items() if item.subject is not part.subject}
+            hidden = reached(others).union(*map(below, (subject for subject, _ in self._ignored)))
+            yield from attributes_of(part, Comparison(storages, hidden).text, hidden)
+
+    def _forgotten(self, tracked: State, loaders: Iterable[Loader]) -> Iterator[Finding]:
+        for each in self._attributes(tracked, loaders):
+            before = self._entrusted.get(each.place, each.text)
+            if not each.saved and each.text != before and not self._ignores_name(each.name):
+                advice = (
+                    "changed in training, and is not in what state_dict() returns. If it matters: add it there and to"
+                    f' load_state_dict(). If not: run.ignore("{each.name}", reason="...")'
+                )
+                made = made_at([each.origin], self._code_directory)
+                where = f"{each.place} ({made})" if made else each.place
+                yield Finding(what="the value of", where=where, advice=advice, certain=False)
 
     def _ignores(self, subject: Any) -> bool:
         return any(subject is ignored for ignored, _ in self._ignored)
