@@ -318,6 +318,26 @@ async def test_a_note_that_nobody_removes_is_not_waited_for_for_ever(
     assert await collected.gone(training.parts, manifest, look=0.001, clock=lambda: next(times)) == set()
 
 
+async def test_a_note_that_stays_is_waited_for_once(objects: MemoryObjects, training: Training) -> None:
+    manifest = await read_manifest(training.parts, await training.makes("a"))
+    prefix = manifests.collecting_prefix(manifest.job_uid)
+    await objects.put(f"{prefix}1", b"")
+    left = collected.LEFT_SECONDS
+
+    async def waits(*times: float) -> None:
+        clock = iter(times)
+        assert await collected.gone(training.parts, manifest, look=0.001, clock=lambda: next(clock)) == set()
+        assert next(clock, None) is None, "so often it looked"
+
+    await waits(0.0, 1.0, left, left)
+    await waits(left + 1, left + 1, left + 1)
+    await objects.put(f"{prefix}2", b"")
+    await waits(left + 2, left + 2, 2 * left + 1, 2 * left + 2, 2 * left + 2)
+    await objects.delete([f"{prefix}1", f"{prefix}2"])
+    await waits(3 * left)
+    assert training.parts.collections == {}
+
+
 async def test_parts_that_were_removed_before_the_manifest_was_there_are_sent_again(
     memory_store: MemoryStore, tmp_path: Path
 ) -> None:

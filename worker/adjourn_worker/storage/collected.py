@@ -28,14 +28,18 @@ async def gone(
 ) -> set[str]:
     """Returns the parts of a stored manifest that are not there, once no collection can remove any more of them.
 
-    Raises ObjectStoreUnavailableError, ObjectStoreRefusedError.
+    A note that stays is waited for once in an agent's life, not by each checkpoint. Raises ObjectStoreUnavailableError,
+    ObjectStoreRefusedError.
     """
     now = clock or asyncio.get_running_loop().time
     prefix = manifests.collecting_prefix(manifest.job_uid)
     began = now()
     waited_for = await store.objects.list(prefix)
+    seen = store.collections
+    for key in [key for key in seen if key.startswith(prefix) and key not in waited_for]:
+        del seen[key]
     notes = set(waited_for)
-    while notes and now() - began < LEFT_SECONDS:
+    while notes and now() - max(seen.setdefault(note, began) for note in notes) < LEFT_SECONDS:
         await asyncio.sleep(look)
         notes &= set(await store.objects.list(prefix))  # those that begin now see the manifest
     if waited_for:

@@ -55,6 +55,8 @@ class PartStore:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="parts")
         self._verified: OrderedDict[str, ObjectVersion] = OrderedDict()
         """Versions whose content was right, by key; the longest unused first."""
+        self.collections: dict[str, float] = {}
+        """When the note of each collection was seen first, by key: see `collected.gone`."""
 
     def watched(self, watcher: Watcher) -> "PartStore":
         """Returns this store with somebody who hears how its calls go."""
