@@ -387,6 +387,50 @@ def optimizer(run: training.Run) -> None:
         second.step()
 
 
+class Average:
+    """An average of a model's weights. Its state has the average, or copies of the model's weights too."""
+
+    def __init__(self, model: nn.Module, *, saves_model: bool = False) -> None:
+        self.model = model
+        self.saves_model = saves_model
+        self.shadow = {name: value.detach().clone() for name, value in model.named_parameters()}
+
+    def update(self) -> None:
+        for name, value in self.model.named_parameters():
+            self.shadow[name].lerp_(value.detach(), 0.1)
+
+    def state_dict(self) -> dict[str, Any]:
+        model = {name: value.clone() for name, value in self.model.state_dict().items()} if self.saves_model else {}
+        return {"shadow": self.shadow, "model": model}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, value in state["shadow"].items():
+            self.shadow[name].copy_(value)
+        if self.saves_model:
+            self.model.load_state_dict(state["model"])
+
+
+def averages(run: training.Run, *, saves_model: bool = False) -> None:
+    """Tracks an average that knows the model, and not the model."""
+    model = Net()
+    average = Average(model, saves_model=saves_model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    run.track(average=average, optimizer=optimizer)
+    loader = run.loader(data(), batch_size=4, shuffle=True)
+    for _ in run.epochs():
+        for (inputs,) in loader:
+            optimizer.zero_grad()
+            loss = model(inputs).square().mean()
+            loss.backward()
+            optimizer.step()
+            average.update()
+            run.step(loss=loss)
+
+
+def average_saves_model(run: training.Run) -> None:
+    averages(run, saves_model=True)
+
+
 def parameter(run: training.Run) -> None:
     """Trains a parameter that no module has, with an optimizer that is tracked."""
     course = Course(run)

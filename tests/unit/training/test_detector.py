@@ -1,11 +1,13 @@
 import collections
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from adjourn.training.state.detector import Detector
+from adjourn.training.state.detector import Detector, drawn_again
 from adjourn.training.state.variables import CHUNK_WORDS, Comparison, checksum
 
 
@@ -75,3 +77,21 @@ def test_of_a_long_container_length_and_ends_are_compared(container: Callable[[r
     assert comparison.text(container(range(5000))) == before
     assert comparison.text(container(range(5001))) != before
     assert comparison.text(container(range(1, 5001))) != before
+
+
+@pytest.mark.parametrize("stateful", [False, True])
+def test_what_a_pass_draws_is_drawn_again_unless_it_goes_on_from_a_state(stateful: bool) -> None:
+    class Shuffled:
+        def __iter__(self) -> Iterator[int]:
+            rng, hidden = random.Random(1), random.Random(2)
+            generators.extend([rng, hidden])
+            yield from sorted(range(3), key=lambda _: hidden.random())
+            rng.random()
+
+    generators: list[random.Random] = []
+    dataset = Shuffled()
+    going_on = iter(dataset)
+    next(going_on)
+    loader: Any = SimpleNamespace(parts={"dataset": dataset}, dataset=dataset, stateful=[dataset] if stateful else [])
+    assert drawn_again([loader]) == (set() if stateful else set(map(id, generators)))
+    assert next(going_on) in range(3)

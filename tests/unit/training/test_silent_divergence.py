@@ -19,7 +19,7 @@ def verdict(attempt: Attempt) -> tuple[int, list[str]]:
     "training",
     [
         *("attributes", "values", "spawned", "switches", "layouts", "sparse", "masters", "thaws", "constants"),
-        *("parameters", "functional_only", "innocent", "kept_iterator", "streams_and_samplers"),
+        *("average_saves_model", "parameters", "functional_only", "innocent", "kept_iterator", "streams_and_samplers"),
     ],
 )
 def test_exact(trainings: TrainingProcesses, training: str) -> None:
@@ -90,6 +90,7 @@ def test_parallel_modules_are_refused_when_they_are_tracked(trainings: TrainingP
 @pytest.mark.parametrize(
     ("training", "args", "reason"),
     [
+        ("averages", {}, "the value of attribute model of average"),
         ("local", {}, "the value of variable rate of local"),
         ("hidden", {}, "the value of variable state of hidden"),
         ("accumulates", {}, "the value of variable count of accumulates"),

@@ -268,7 +268,7 @@ class Detector:
             id(part) for item in roots if isinstance(item, nn.Module) for part in item.modules() if part is not item
         }
         storages = tracked_storages(tracked)
-        loose = [each for each in loose_parameters(tracked, roots, storages) if not self._ignores(each)]
+        loose = [each for each in loose_parameters(tracked, live, storages) if not self._ignores(each)]
         roots += loose
         known = storages | {parameter.untyped_storage().data_ptr() for parameter in loose}
         covered = {field for loader in loaders for field in loader.fields.covered()}
