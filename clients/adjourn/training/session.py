@@ -416,12 +416,13 @@ class Session:
 
     def _carried_otherwise(self) -> list[str]:
         """Returns sentences on variables that were others when the snapshot's stage began in the run that took it."""
-        here = self._detector.carried(self._state.tracked, self._loaders, inspect.currentframe())
+        changed = self._detector.carried_otherwise(
+            self._state.tracked, self._loaders, inspect.currentframe(), self._stages.carried
+        )
         return [
             f"the value of {place} is not that of the run before when it began stage {self._stages.number}: the code"
             " between stages runs again, and knows only what is tracked. Track it, or say run.ignore"
-            for place, text in self._stages.carried.items()
-            if here.get(place, text) != text
+            for place in changed
         ]
 
     def _begin_stage(self) -> None:

@@ -11,7 +11,7 @@ from tests.harness.training_processes import Attempt, TrainingProcesses
 UNPROVEN: dict[str, list[str]] = {}
 """Trainings that cannot be EXACT, with the reasons that their verdicts have to give."""
 
-ONLY_AFTER_EPOCHS: dict[str, str] = {}
+ONLY_AFTER_EPOCHS = {"deep_q": "its steps take no batches of a loader"}
 """Trainings that are not cut amid an epoch, and why."""
 
 

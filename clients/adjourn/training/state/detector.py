@@ -133,17 +133,31 @@ class Detector:
 
         Equal texts stand for equal values, in other processes too. A time of day is left out.
         """
+        return {variable.place: text for variable, text in self._carried(tracked, loaders, frame)}
+
+    def carried_otherwise(
+        self, tracked: State, loaders: Iterable[Loader], frame: FrameType | None, before: Mapping[str, str]
+    ) -> list[str]:
+        """Returns which variables are others than `carried` told before, each with the line that makes it."""
+        return [
+            located_at(variable.place, made_at(variable.origins, self._code_directory))
+            for variable, text in self._carried(tracked, loaders, frame)
+            if before.get(variable.place, text) != text
+        ]
+
+    def _carried(
+        self, tracked: State, loaders: Iterable[Loader], frame: FrameType | None
+    ) -> Iterator[tuple[Variable, str]]:
         frames = [Frame.of(each) for each in user_frames(frame)]
         hidden = self._hidden(tracked, loaders)
         covered = {field for loader in loaders for field in loader.fields.covered()}
         comparison = Comparison(tracked_storages(tracked), hidden, covered, objects=True)
-        return {
-            variable.place: text
-            for variable in variables(frames, self._code_directory, loaders, hidden, covered)
-            if not (variable.overwritten or variable.saved or self._clocks.read(variable.value))
-            and not self._ignores_name(variable.name)
-            and (text := comparison.text(variable.value)) is not None
-        }
+        for variable in variables(frames, self._code_directory, loaders, hidden, covered):
+            skipped = variable.overwritten or variable.saved or self._clocks.read(variable.value)
+            if not skipped and not self._ignores_name(variable.name):
+                text = comparison.text(variable.value)
+                if text is not None:
+                    yield variable, text
 
     def findings(
         self, tracked: State, loaders: Iterable[Loader], frame: FrameType | None, *, amid: bool = False
@@ -252,8 +266,7 @@ class Detector:
                     "changed in training, and is not in what state_dict() returns. If it matters: add it there and to"
                     f' load_state_dict(). If not: run.ignore("{each.name}", reason="...")'
                 )
-                made = made_at([each.origin], self._code_directory)
-                where = f"{each.place} ({made})" if made else each.place
+                where = located_at(each.place, made_at([each.origin], self._code_directory))
                 yield Finding(what="the value of", where=where, advice=advice, certain=False)
 
     def _ignores(self, subject: Any) -> bool:
@@ -323,8 +336,7 @@ class Detector:
             if variable.saved or place not in self._variables or self._variables[place][1] == text:
                 continue
             if not self._replaced(variable):
-                made = made_at(variable.origins, look.code_directory)
-                where = f"{place} ({made})" if made else place
+                where = located_at(place, made_at(variable.origins, look.code_directory))
                 yield Finding(what="the value of", where=where, advice=advice_on(variable), certain=False)
         children = multiprocessing.active_children()
         workers = {worker.pid for item in (gc.get_objects() if children else ()) for worker in workers_of(item)}
@@ -374,6 +386,10 @@ class Look:
     @classmethod
     def empty(cls) -> "Look":
         return cls(objects={}, variables={}, frames=[], code_directory="")
+
+
+def located_at(place: str, made: str | None) -> str:
+    return f"{place} ({made})" if made else place
 
 
 def weak(subject: Any) -> "weakref.ref[Any] | None":
