@@ -76,8 +76,9 @@ def does_without(run: training.Run) -> None:
 
 
 def tracks_late(run: training.Run) -> None:
-    for _ in run.epochs():
-        run.track(model=nn.Linear(1, 1))
+    for _ in range(2):
+        for _ in run.epochs(2):
+            run.track(model=nn.Linear(1, 1))
 
 
 def tracks_twice(run: training.Run) -> None:

@@ -260,3 +260,41 @@ def begins_another_loop(run: training.Run) -> None:
     for _ in run.epochs(1):
         run.step()
     next(first)
+
+
+# What is made within an epoch.
+
+
+def thaws_within(run: training.Run) -> None:
+    """The optimizer is rebuilt in epoch 3; `build`: a resumed run builds it before the loop, as it has to."""
+    model = Net()
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(model.head.parameters(), lr=0.05)
+    if run.epoch >= 3 and run.args.get("build", True):
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    run.track(model=model, optimizer=optimizer)
+    loader = run.loader(data(), batch_size=6, shuffle=True)
+    for epoch in run.epochs():
+        if epoch == 3:
+            optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+            run.replace(optimizer=optimizer)
+        train(run, model, optimizer, loader)
+
+
+def adds_within(run: training.Run) -> None:
+    """A scheduler and its history are made in epoch 2; `again`: in a resumed run, they are in later epochs too."""
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    run.track(model=model, optimizer=optimizer)
+    loader = run.loader(data(), batch_size=6, shuffle=True)
+    history: list[float] = []
+    scheduler = None
+    for epoch in run.epochs():
+        if scheduler is None and (epoch == 2 or (epoch > 2 and run.args.get("again", True))):
+            scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+            if run.args.get("draws"):
+                torch.rand(())
+            run.track(scheduler=scheduler, history=history)
+        total = train(run, model, optimizer, loader)
+        if scheduler is not None:
+            history.append(total)
+            scheduler.step()

@@ -20,7 +20,7 @@ EXTRA: Final = "adjourn.checkpoint"
 MODULE: Final = frozenset(
     ("state_dict", "buffers", "empty_buffers", "frozen", "evaluating", "structure", "attributes", "generators")
 )
-OPTIMIZER: Final = frozenset(("state_dict", "gradients", "groups"))
+OPTIMIZER: Final = frozenset(("kind", "state_dict", "gradients", "groups"))
 """What is saved of a module and of an optimizer, by `adjourn.training.state`."""
 
 

@@ -66,6 +66,15 @@ class Run:
         """
         self._session.track(objects)
 
+    def replace(self, **objects: Any) -> None:
+        """Gives names that are tracked to other objects, which begin anew: an optimizer rebuilt as layers thaw.
+
+        Within an epoch or between stages. What takes a name is never loaded; the next snapshot has it. A run that is
+        resumed later builds it before the loop, if `run.epoch` says that it is there by then. A new name is given by
+        `track` within an epoch too: in a resumed run it is loaded there, and has to be tracked before the first step.
+        """
+        self._session.replace(objects)
+
     def loader(
         self,
         dataset: Dataset[Any],

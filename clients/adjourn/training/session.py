@@ -125,7 +125,13 @@ class Session:
         self._resumed = restored is not None
         self._differences = dict(differences or {})
         self._stages = Stages(data.get("stages"))
-        self._state = State(self._data, restored, later=self._stages.later)
+        self._state = State(
+            self._data,
+            restored,
+            later=self._stages.later,
+            late=data.get("late"),
+            amid=data["epoch"] + 1 if "running" in data else None,
+        )
         self._round_trip = RoundTrip(self._data)
         directories = [start.snapshot_directory, start.fallback_snapshot_directory]
         self._writer = SnapshotWriter([Path(each) for each in directories if each], device, self._round_trip)
@@ -187,10 +193,13 @@ class Session:
 
     def track(self, subjects: Mapping[str, Any]) -> None:
         if self._open and not self._behind:
-            raise RuntimeError(
-                "track everything before an epoch: a resumed run has to find it all. Between two loops over"
-                " run.epochs(n), a name may be given to another object"
-            )
+            for name in subjects.keys() & self._state.tracked.keys():
+                raise ValueError(
+                    f"{name!r} is taken: within an epoch, run.replace({name}=...) gives the name to another object,"
+                    " which begins anew; between two loops over run.epochs(n), track does"
+                )
+            self._track_within(subjects, replacing=False)
+            return
         copied_now = not (self._stages.number or self._stages.later)  # else where the stage begins
         if copied_now:
             self._round_trip.prepare(subjects)
@@ -201,6 +210,50 @@ class Session:
             if copied_now:
                 self._round_trip.discard()
             raise
+        if not self._stages.passing:
+            for name in subjects:
+                self._state.late.pop(name, None)
+        self._follow()
+
+    def replace(self, subjects: Mapping[str, Any]) -> None:
+        if unknown := sorted(subjects.keys() - self._state.tracked.keys()):
+            raise ValueError(f"nothing is tracked as {unknown[0]!r}: run.track({unknown[0]}=...)")
+        if not self._stages.number:
+            raise RuntimeError("run.replace() was called before the first epoch: track what is there")
+        if self._open and not self._behind:
+            self._track_within(subjects, replacing=True)
+        else:
+            self.track(subjects)
+
+    def _track_within(self, subjects: Mapping[str, Any], *, replacing: bool) -> None:
+        """Tracks what is made within an epoch; loads it if a run goes on that had it, unless it is `replacing`."""
+        with self._errors_kept():
+            self._state.add(subjects, replacing=replacing, load=False)
+            self._renew_copies()
+            self._state.changed.clear()
+            self._writer.renew()
+            awaited = set() if replacing else set(self._state.awaited)
+            drawn = not replacing and self._state.load_late(subjects, self._expected)
+        if drawn and self._going_on is None:
+            self._lower_verdict(
+                f"random numbers were drawn in epoch {self.tracker.epoch + 1} before {', '.join(subjects)} was tracked,"
+                " and are taken back: build it before the loop"
+            )
+        self._state.late |= {name: self.tracker.epoch + 1 for name in subjects if name not in awaited}
+        del self._looks[Place.BOUNDARY][REFUSING_LOOKS - 1 :]
+        self._release()
+        self._follow()
+
+    def _lower_verdict(self, reason: str) -> None:
+        self._verdict, self._verdict_reasons = Pause.Verdict.UNPROVEN, [*self._verdict_reasons, reason]
+        self._state.unproven.append(reason)
+
+    def _release(self) -> None:
+        """Lets go of what is restored, once all of it is."""
+        if self._begun and self._going_on is None and not self._state.awaited:
+            self._state.restored()
+
+    def _follow(self) -> None:
         for item in self._state.tracked.values():
             if isinstance(item.subject, EarlyStopping):
                 item.subject.follow(lambda: self._loaders.epoch)
@@ -404,8 +457,7 @@ class Session:
         self._expected = self.start.restore_digests or snapshots.component_digests(directory)
         # Amid an epoch the rest is compared where the run was cut: until then user code may change it.
         self._state.compare(self._expected, lambda name: self._going_on is None or name == DATA)
-        if self._going_on is None:
-            self._state.restored()
+        self._release()
         changed = self._carried_otherwise() if self._stages.later else []
         self._state.unproven += changed
         self._verdict, self._verdict_reasons = verdict(
@@ -631,7 +683,7 @@ class Session:
             self._state.compare(self._expected, lambda name: name != DATA)
         self.tracker.put_back(self._going_on["step"], self._going_on["running"])
         self._going_on = None
-        self._state.restored()
+        self._release()
         self._loaders.positions.back()
         self._publish_time = 0.0  # the first step says that training has begun
 
@@ -820,6 +872,9 @@ class Session:
             if not self._stages.number:
                 raise RuntimeError("run.step() was called before run.epochs()")
             return  # it was counted when this code was executed first
+        if self._going_on is None:
+            with self._errors_kept():
+                self._state.check_awaited()
         self._desired = self._control.word
         self._aim()
         self._publish_time = min(time.monotonic() + PUBLISH_SECONDS, self._schedule.time)
@@ -838,6 +893,7 @@ class Session:
             "step": self.tracker.step,
             "loaders": self._cut_place or self._loaders.state(),
             "stages": self._stages.state(),
+            "late": dict(self._state.late),
         }
         if self.tracker.epoch_step and (self._open or self._going_on is not None):
             data["running"] = self.tracker.running()

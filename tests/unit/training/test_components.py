@@ -244,6 +244,7 @@ class Saved:
     """A snapshot as `State` reads it."""
 
     remarks: tuple[str, ...] = ()
+    drilled: bool | None = None
 
     def __init__(self, state: State) -> None:
         trees, blobs = state.encode()

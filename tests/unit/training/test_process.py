@@ -22,7 +22,7 @@ from tests.harness.training_processes import PAUSE, TrainingProcesses, failed, r
         ("broken:raises", "TRAINING_RAISED", "ValueError: the loss is made of cheese"),
         ("broken:never_asks", "TRAINING_WITHOUT_EPOCHS", r"run.epochs()"),
         ("broken:tracks_a_function", "STATE_NOT_ENCODABLE", "ema['decay'][1]: a builtins.function"),
-        ("broken:tracks_late", "TRAINING_RAISED", "before an epoch"),
+        ("broken:tracks_late", "TRAINING_RAISED", "run.replace(model=...)"),
         ("broken:tracks_twice", "TRAINING_RAISED", "'model' is taken"),
         ("broken:steps_early", "TRAINING_RAISED", "before run.epochs()"),
     ],

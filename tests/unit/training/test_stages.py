@@ -14,6 +14,8 @@ EPOCHS = {
     "one_by_one": 4,
     "kept_iterators": 6,
     "iterators_of_stages": 6,
+    "thaws_within": 5,
+    "adds_within": 5,
 }
 UNPROVEN = {"kept_iterators"}
 """What a generator holds, nobody can see to be used again before it is."""
@@ -100,3 +102,28 @@ def test_a_pause_that_user_code_caught_ends_the_next_stage(trainings: TrainingPr
 def test_a_loop_ends_when_another_begins(trainings: TrainingProcesses) -> None:
     attempt = trainings.run("staged:begins_another_loop", epochs=4)
     assert "another run.epochs() was begun meanwhile" in failed(attempt, "TRAINING_RAISED")
+
+
+def test_a_run_that_builds_what_was_replaced_is_told_how_not_to(trainings: TrainingProcesses) -> None:
+    args = {"build": False}
+    paused = trainings.paused_at("staged:thaws_within", 2, epochs=5, args=args)
+    paused = trainings.run("staged:thaws_within", epochs=5, args=args, restore=paused, order=PAUSE)
+    message = failed(trainings.run("staged:thaws_within", epochs=5, args=args, restore=paused), "STATE_MISMATCH")
+    assert "build that one before the loop if run.epoch >= 3" in message
+
+
+def test_what_was_tracked_within_an_epoch_is_awaited_at_the_first_step(trainings: TrainingProcesses) -> None:
+    paused = trainings.paused_at("staged:adds_within", 2, epochs=5)
+    resumed = trainings.run("staged:adds_within", epochs=5, args={"again": False}, restore=paused)
+    assert "history (in epoch 2), scheduler (in epoch 2)" in failed(resumed, "STATE_MISMATCH")
+    assert resumed.kinds == ["failed"]
+
+
+def test_random_numbers_drawn_to_make_it_are_taken_back_and_told(trainings: TrainingProcesses) -> None:
+    whole = trainings.run("staged:adds_within", epochs=5, args={"draws": True})
+    paused = trainings.paused_at("staged:adds_within", 3, epochs=5, args={"draws": True})
+    resumed = trainings.run("staged:adds_within", epochs=5, args={"draws": True}, restore=paused)
+    assert resumed.digests == whole.digests
+    level, reasons = verdict(resumed)
+    assert level == Pause.Verdict.UNPROVEN
+    assert any("random numbers were drawn in epoch 4" in each for each in reasons)

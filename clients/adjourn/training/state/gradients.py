@@ -7,6 +7,7 @@ import torch
 from torch.optim import Optimizer
 
 from adjourn.training.errors import StateMismatch
+from adjourn.training.state.modules import qualified
 
 USED = "_adjourn_used"
 """Attribute of a gradient: its version when an optimizer used it. Another tensor, or another backward pass into this
@@ -33,6 +34,7 @@ class OptimizerState:
         )
         names = {id(parameter): name for name, parameter in self._named().items()}
         return {
+            "kind": qualified(type(self._optimizer)),
             "state_dict": self._optimizer.state_dict(),
             "gradients": list(self._gradients()) if waiting else None,
             "groups": [
@@ -41,7 +43,11 @@ class OptimizerState:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Raises StateMismatch if a group that was added in training has parameters of no tracked module."""
+        """Raises StateMismatch if another kind of optimizer was saved, or a group that was added in training has
+        parameters of no tracked module.
+        """
+        if (kind := qualified(type(self._optimizer))) != state["kind"]:
+            raise StateMismatch(f"a {state['kind']} was saved, a {kind} is there")
         groups = self._optimizer.param_groups
         if [len(names) for names in state["groups"]] != [len(group["params"]) for group in groups]:
             self._regroup(state["groups"])

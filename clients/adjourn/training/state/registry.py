@@ -1,11 +1,12 @@
 """Everything that decides how a training goes on: tracked objects, random generators, place in the data."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from adjourn.snapshots import Tree, component_digest
 from adjourn.training.errors import RestoreDiverged, StateMismatch
@@ -31,8 +32,18 @@ class State:
         *,
         later: bool = False,
         before: Mapping[str, Mapping[str, str] | None] | None = None,
+        late: Mapping[str, int] | None = None,
+        amid: int | None = None,
     ) -> None:
-        """`later`: what is restored is loaded by `complete`, and not as it is tracked. `before`: see `component`."""
+        """`later`: what is restored is loaded by `complete`, and not as it is tracked. `before`: see `component`.
+
+        `late`: that of the state that is restored, `amid`: the epoch that it was saved amid.
+        """
+        self.late: dict[str, int] = dict(late or {})
+        """The epochs within which names were tracked, or given to other objects."""
+        self._amid = amid
+        self.awaited: set[str] = {name for name, epoch in self.late.items() if epoch == amid}
+        """Names that are saved, and are to be tracked within the epoch that comes."""
         self._before = before or {}
         self.tracked: dict[str, Component] = {}
         self.changed: set[str] = set()
@@ -50,7 +61,7 @@ class State:
         self.drilled: bool | None = None
         """Whether a drill of the job came to the same bits; None: it is not known."""
 
-    def add(self, subjects: Mapping[str, Any], *, replacing: bool = False) -> None:
+    def add(self, subjects: Mapping[str, Any], *, replacing: bool = False, load: bool = True) -> None:
         """Tracks objects, and loads them if something is restored.
 
         If `replacing`, a name that is taken goes over to the new object. Raises TypeError, StateNotEncodable, or
@@ -69,8 +80,8 @@ class State:
         self.tracked |= added
         self.changed |= added.keys()
         self._additions += 1
-        if not self._later:
-            self._load(added)
+        if load and not self._later:
+            self._load({name: item for name, item in added.items() if name not in self.awaited})
 
     def _has(self, name: str, subject: Any) -> bool:
         return name in self.tracked and self.tracked[name].subject is subject
@@ -108,10 +119,11 @@ class State:
         if self._restored is None:
             return
         missing = [name for name in self._restored.components if name not in self._expected()]
-        if missing:
-            raise StateMismatch(f"saved, but not tracked now: {', '.join(missing)}")
+        if absent := [name for name in missing if name not in self.late]:
+            raise StateMismatch(f"saved, but not tracked now: {', '.join(absent)}")
+        self.awaited |= set(missing)
         if self._later or self._additions > 1:  # what was tracked later may have been built upon what was loaded
-            self._load(self.tracked)
+            self._load({name: item for name, item in self.tracked.items() if name not in self.awaited})
         self.unproven = list(self._restored.remarks)
         self.drilled = self._restored.drilled
         self._put_switches(self._restored)
@@ -120,7 +132,36 @@ class State:
         """Restores everything once more: code that was executed meanwhile has changed nothing. Raises StateMismatch."""
         if self._restored is not None:
             self._load(self.tracked)
+            self.awaited -= self.tracked.keys()
             self._put_switches(self._restored)
+
+    def load_late(self, names: Iterable[str], expected: Mapping[str, str]) -> bool:
+        """Loads and compares what is tracked within an epoch, if it is awaited. Generators are put back, too.
+
+        Returns whether random numbers were drawn since the restore. Raises StateMismatch or RestoreDiverged.
+        """
+        due = {name: self.tracked[name] for name in names if name in self.awaited}
+        if self._restored is None or not due:
+            return False
+        built_on = [item.subject.optimizer for item in due.values() if isinstance(item.subject, LRScheduler)]
+        # A scheduler's constructor changes its optimizer, which is loaded again.
+        again = {name: item for name, item in self.tracked.items() if any(item.subject is each for each in built_on)}
+        self._load(due | again)
+        self.awaited -= due.keys()
+        self.compare(expected, due.__contains__)
+        drawn = self.digests(is_random)
+        for name in filter(is_random, self._restored.components):
+            restore_generator(name, self._restored.value(name))
+        return any(expected.get(name) != digest for name, digest in drawn.items())
+
+    def check_awaited(self) -> None:
+        """Raises StateMismatch if something is missing that was tracked within an epoch."""
+        if self.awaited:
+            listed = ", ".join(f"{name} (in epoch {self.late[name]})" for name in sorted(self.awaited))
+            raise StateMismatch(
+                f"saved, but not tracked before the first step: {listed}. Track it wherever the run goes on: before the"
+                " loop `if run.epoch >= ...`, or within it in later epochs too"
+            )
 
     def _put_switches(self, restored: SnapshotReader) -> None:
         restore_numerics(restored.value(NUMERICS))
@@ -136,7 +177,9 @@ class State:
         """Raises RestoreDiverged, unless the digest of every component that is `wanted` is the expected one."""
         found = self.digests(wanted)
         different = [
-            name for name in found.keys() | expected.keys() if wanted(name) and found.get(name) != expected.get(name)
+            name
+            for name in found.keys() | expected.keys()
+            if wanted(name) and name not in self.awaited and found.get(name) != expected.get(name)
         ]
         if different:
             raise RestoreDiverged(different)
@@ -154,7 +197,17 @@ class State:
             try:
                 item.load(value)
             except Exception as error:  # load_state_dict() is anyone's, and may raise anything
-                raise StateMismatch(f"{name} does not take the state that was saved: {error}") from error
+                remedy = ""
+                if name in self.late:
+                    remedy = (
+                        f". Another object has it since epoch {self.late[name]}: build that one before the loop if"
+                        f" run.epoch >= {self.late[name]}"
+                    )
+                raise StateMismatch(f"{name} does not take the state that was saved: {error}{remedy}") from error
+
+
+def is_random(name: str) -> bool:
+    return name.startswith("random.")
 
 
 def parameters(modules: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
