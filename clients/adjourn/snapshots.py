@@ -11,7 +11,7 @@ import json
 import math
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,8 @@ class State:
     environment: Mapping[str, str]
     progress: Mapping[str, Any]
     """An adjourn.v1.Progress in proto3 JSON."""
+    standing: Mapping[str, str] = field(default_factory=dict)
+    """Amid an epoch: how what is in no component stood, a text for each place, equal for equal values."""
     remarks: Sequence[str] = ()
     """What had changed in training and may not come back as it was, a sentence each."""
     drilled: bool | None = None
@@ -137,6 +139,7 @@ def read_state(directory: Path) -> State:
                 environment=dict(document["environment"]),
                 progress=dict(document["progress"]),
                 remarks=tuple(document.get("remarks", ())),
+                standing=dict(document.get("standing", {})),
                 drilled=document.get("drilled"),
             )
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

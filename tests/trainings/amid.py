@@ -1,6 +1,7 @@
 """Trainings that are cut amid their epochs."""
 
 import random
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -169,3 +170,66 @@ def twice(run: training.Run) -> None:
             for batch in loader:
                 loss = course.step(batch)
             run.log(**{phase: loss})
+
+
+# What begins anew with the epoch.
+
+
+def forgetful(run: training.Run) -> None:  # noqa: C901  (a case for each place)
+    """Carries something from batch to batch that no snapshot has, as its arguments say."""
+    course = Course(run)
+    loader = run.loader(Noisy(), batch_size=4, shuffle=True, drop_last=True)
+    kind = run.args["kind"]
+    self = Course.__new__(Course)
+    for _ in run.epochs():
+        total, losses, generator, self.sum = 0.0, [0.0], torch.Generator().manual_seed(1), 0.0  # type: ignore[attr-defined]
+        draw = random.random()
+        match kind:
+            case "number":
+                for batch in loader:
+                    total += course.step(batch).item()
+                run.log(total=total)
+            case "list":
+                for batch in loader:
+                    losses.append(course.step(batch).item())  # noqa: PERF401
+                run.log(total=sum(losses))
+            case "attribute":
+                for batch in loader:
+                    self.sum += course.step(batch).item()  # type: ignore[attr-defined]
+            case "generator":
+                for inputs, targets in loader:
+                    course.step((inputs + torch.rand(1, generator=generator), targets))
+            case "draw":
+                for inputs, targets in loader:
+                    course.step((inputs + draw, targets))
+            case "zip":
+                for number, (inputs, targets) in zip(range(9), loader, strict=False):
+                    course.step((inputs + number, targets))
+            case "comprehension":
+                run.log(total=sum([course.step(batch).item() for batch in loader]))
+            case "expression":
+                run.log(total=sum(course.step(batch).item() for batch in loader))
+
+
+def careful(run: training.Run) -> None:
+    """Has local variables that a resumed run has too, or that are assigned before they are read."""
+    course = Course(run)
+    loader = run.loader(Noisy(), batch_size=4, shuffle=True, drop_last=True)
+    rates, best, begin = [0.5, 0.25], 0.0, time.time()
+    for epoch in run.epochs():
+        rate, begin, generator = rates[epoch - 1], time.time(), torch.Generator().manual_seed(epoch)
+        shift = torch.rand(1, generator=generator)
+        for inputs, targets in loader:
+            noisy = inputs * rate + shift
+            loss = course.step((noisy, targets))
+            best = loss.item()
+            parts = [best, epoch]
+        print(loss, best, parts, time.time() - begin, generator)
+
+
+def counting(run: training.Run) -> None:
+    course = Course(run)
+    loader = run.loader(Noisy(), batch_size=4, shuffle=True, drop_last=True, num_workers=workers(run))
+    for _ in run.epochs():
+        for number, (inputs, targets) in enumerate(loader, 1):
+            course.step((inputs + number, targets))

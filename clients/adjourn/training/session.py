@@ -56,7 +56,7 @@ from adjourn.training.snapshot.reader import SnapshotReader
 from adjourn.training.snapshot.round_trip import RoundTrip
 from adjourn.training.snapshot.writer import LACK_OF_SPACE, SnapshotWriter
 from adjourn.training.stages import Epochs, Stages
-from adjourn.training.state.detector import Detector
+from adjourn.training.state.detector import Detector, go_on_counting, lost
 from adjourn.training.state.numerics import NondeterminismFilter
 from adjourn.training.state.registry import DATA, State
 from adjourn.v1.agent_service_pb2 import Assignment
@@ -458,11 +458,7 @@ class Session:
         # Amid an epoch the rest is compared where the run was cut: until then user code may change it.
         self._state.compare(self._expected, lambda name: self._going_on is None or name == DATA)
         self._release()
-        changed = self._carried_otherwise() if self._stages.later else []
-        self._state.unproven += changed
-        self._verdict, self._verdict_reasons = verdict(
-            [*restored.remarks, *changed], self._differences, drilled=restored.drilled is True
-        )
+        self._judge(*(self._carried_otherwise() if self._stages.later else ()))
         if self._differences:
             self._state.drilled = None  # that was in another environment
 
@@ -500,6 +496,13 @@ class Session:
         )
 
     # The course of an epoch.
+
+    def _judge(self, *lost: str) -> None:
+        """Says what the resume is worth; `lost`: what more than its remarks a comparison has shown."""
+        self._state.unproven += lost
+        self._verdict, self._verdict_reasons = verdict(
+            self._state.unproven, self._differences, drilled=self._state.drilled is True
+        )
 
     def _check_room(self) -> None:
         """Says now, and not after the first epoch, that there is no room for snapshots.
@@ -643,9 +646,11 @@ class Session:
             return
         self._look(Place.AMID, pausing=pausing)
         self._judge_drill()
+        self._state.standing = self._detector.changed(self._stands())
         self._leave_if(pausing=pausing, reached=reached)
         if due and not pausing:
             self._save(last=False)
+        self._state.standing = {}
 
     def _decide_amid(self) -> bool:
         """Returns whether training pauses here; the agent is told of no epoch from then on."""
@@ -682,10 +687,15 @@ class Session:
             self._loaders.put_fields_back(self._going_on["loaders"])
             self._state.compare(self._expected, lambda name: name != DATA)
         self.tracker.put_back(self._going_on["step"], self._going_on["running"])
-        self._going_on = None
+        go_on_counting(self._state.standing)
+        self._judge(*lost(self._state.standing, self._stands()))
+        self._going_on, self._state.standing = None, {}
         self._release()
         self._loaders.positions.back()
         self._publish_time = 0.0  # the first step says that training has begun
+
+    def _stands(self) -> dict[str, str]:
+        return self._detector.standing(self._state.tracked, self._loaders, inspect.currentframe())
 
     def _ensure_back(self) -> None:
         """Raises StateMismatch if the resumed epoch is over, and never came to where it was cut."""

@@ -25,10 +25,11 @@ def values(*attempts: Attempt) -> dict[int, dict[str, float]]:
     [
         ("plain", [1, 4, 5, 10]),
         ("accumulating", [1, 2, 3]),
-        ("nested", [2, 7, 10, 18]),
+        ("nested", [2, 7, 11, 18]),
         ("streaming", [2, 3, 8]),
         ("side_by_side", [1, 4, 7]),
         ("twice", [2, 9]),
+        ("counting", [2, 4, 7]),
     ],
 )
 def test_a_run_that_is_cut_amid_its_epochs_is_the_same(
@@ -82,3 +83,34 @@ def test_an_epoch_is_not_cut_where_an_earlier_loop_would_get_no_batches(training
 def test_without_a_loader_of_ours_training_pauses_at_the_end_of_its_epoch(trainings: TrainingProcesses) -> None:
     attempt = trainings.run("unusual:stops_early", epochs=5, args={"stop": 3}, order=PAUSE_AT_STEP)
     assert attempt.kinds == ["began", "epoch", "snapshot", "paused"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("number", "the value of variable total of forgetful"),
+        ("list", "the value of variable losses of forgetful"),
+        ("attribute", "the value of attribute sum of self in forgetful"),
+        ("generator", "the value of variable generator of forgetful"),
+        ("draw", "the value of variable draw of forgetful"),
+        ("zip", "the count of zip() around a loader"),
+        ("comprehension", "what was gathered by a comprehension in"),
+        ("expression", "what was gathered by a comprehension in"),
+    ],
+)
+def test_what_begins_anew_with_the_epoch_lowers_the_verdict(
+    trainings: TrainingProcesses, kind: str, reason: str
+) -> None:
+    paused = run(trainings, "forgetful", pause_at=7, args={"kind": kind})
+    assert paused.last.progress.epoch_step == 2, paused.log
+    resumed = run(trainings, "forgetful", restore=paused, args={"kind": kind})
+    began = resumed.events[0].began
+    assert began.verdict == Pause.Verdict.UNPROVEN
+    assert [each for each in began.verdict_reasons if each.startswith(reason)], began
+
+
+def test_variables_that_come_back_by_themselves_are_not_told(trainings: TrainingProcesses) -> None:
+    whole, paused = run(trainings, "careful"), run(trainings, "careful", pause_at=7)
+    resumed = run(trainings, "careful", restore=paused)
+    assert (resumed.events[0].began.verdict, list(resumed.events[0].began.verdict_reasons)) == (Pause.Verdict.EXACT, [])
+    assert resumed.digests == whole.digests

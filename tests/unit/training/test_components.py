@@ -2,7 +2,7 @@ import random
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -245,6 +245,7 @@ class Saved:
 
     remarks: tuple[str, ...] = ()
     drilled: bool | None = None
+    standing: ClassVar[dict[str, str]] = {}
 
     def __init__(self, state: State) -> None:
         trees, blobs = state.encode()

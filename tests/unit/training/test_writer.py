@@ -134,6 +134,7 @@ class Live:
     def __init__(self, size: int) -> None:
         self.size = size
         self.remarks: list[str] = []
+        self.standing: dict[str, str] = {}
         self.drilled: bool | None = None
         self.value = torch.ones(size)
 

@@ -48,6 +48,11 @@ class SnapshotReader:
         """Whether a drill of the job came to the same bits; None: it is not known."""
         return self._state.drilled
 
+    @property
+    def standing(self) -> Mapping[str, str]:
+        """How what is in no component stood, if the run was cut amid an epoch."""
+        return self._state.standing
+
     def value(self, component: str) -> Any:
         """Returns the state of a component, a copy; raises SnapshotUnreadable."""
         try:

@@ -51,6 +51,9 @@ class Encodable(Protocol):
     def remarks(self) -> Sequence[str]: ...
 
     @property
+    def standing(self) -> Mapping[str, str]: ...
+
+    @property
     def drilled(self) -> bool | None: ...
 
     def encode(self) -> tuple[dict[str, Tree], dict[str, Blob]]: ...
@@ -363,6 +366,7 @@ class SnapshotWriter:
             "environment": fingerprint(self._device),
             "remarks": list(state.remarks),
             "drilled": state.drilled,
+            "standing": dict(state.standing),
             "progress": json_format.MessageToDict(progress, preserving_proto_field_name=True),
         }
         found = self._write(document, blobs, self._layout, last=last)

@@ -9,7 +9,9 @@ changed. Of the rest (variables, objects that were made within the epoch) only t
 it lowers the verdict of a resume, and the training goes on.
 """
 
+import ctypes
 import gc
+import itertools
 import multiprocessing
 import random
 import sys
@@ -34,13 +36,14 @@ from adjourn.snapshots import component_digest
 from adjourn.training.early_stopping import EarlyStopping
 from adjourn.training.errors import StateNotEncodable, UntrackedState
 from adjourn.training.fetching import Fetcher, Reader, generators_of, state_of
-from adjourn.training.loader import Loader
+from adjourn.training.loader import Loader, Pass
 from adjourn.training.probes import Probes
 from adjourn.training.state.codec import Encoder
 from adjourn.training.state.components import Component, is_value
 from adjourn.training.state.entrusted import Attribute, Entrusted, attributes_of, is_entrusted
 from adjourn.training.state.fields import OPAQUE, SCALARS, parts_of
 from adjourn.training.state.generators import GENERATORS, access
+from adjourn.training.state.liveness import gathers, overwritten
 from adjourn.training.state.modules import PARALLEL, attributes, objects, own_attributes, qualified
 from adjourn.training.state.origins import Origin, made_at
 from adjourn.training.state.variables import (
@@ -174,6 +177,35 @@ class Detector:
         self._newest = Look.empty()
         return found
 
+    def standing(self, tracked: State, loaders: Iterable[Loader], frame: FrameType | None) -> dict[str, str]:
+        """Returns texts of what is in no snapshot and may be read again behind this batch, by place.
+
+        Equal texts are equal values. The code of an epoch that is resumed amid is executed anew, up to the same batch:
+        what has another text there than at the cut was lost.
+        """
+        look = self._look(tracked, loaders, frame, amid=True, whole=False)
+        found = {
+            place: CLOCK if self._clocks.read(variable.value) else text
+            for place, (variable, text) in look.variables.items()
+            if not variable.saved
+        }
+        found |= {f"the count around {name}": str(count) for name, (_, count) in counts().items()}
+        for each in look.frames:
+            unread = overwritten(each.code, each.last, goes_on=True)
+            for name, value in each.variables.items():
+                seen = look.objects.get(id(value))
+                if name not in unread and seen is not None and seen.subject is value:
+                    found[f"variable {name} of {each.function}"] = state_text(seen)
+        return found
+
+    def changed(self, standing: Mapping[str, str]) -> dict[str, str]:
+        """Returns what of `standing` is not as it was when the first epoch began: the rest comes from the same code."""
+        return {
+            place: text
+            for place, text in standing.items()
+            if place not in self._variables or self._variables[place][1] != text
+        }
+
     def _begins_anew(self, subject: Any, frames: "list[Frame]", ours: object = None) -> bool:
         """Tells whether a new object is in nothing but local variables that had no value when the first epoch began.
 
@@ -218,8 +250,10 @@ class Detector:
     def _findings(
         self, tracked: State, loaders: Iterable[Loader], frame: FrameType | None, *, amid: bool
     ) -> list[Finding]:
-        look = self._newest = self._look(tracked, loaders, frame)
+        look = self._newest = self._look(tracked, loaders, frame, amid=amid)
         found = [*self._compared(look), *self._forgotten(tracked, loaders)]
+        if amid:
+            found.extend(begun_anew(look.frames))
         for number, loader in enumerate(loaders):
             passes = [] if amid or loader.may_be_kept or self._ignores(loader) else loader.open_passes
             going_on = [each for each in passes if not self._begins_anew(each, look.frames, passes)]
@@ -272,9 +306,18 @@ class Detector:
     def _ignores(self, subject: Any) -> bool:
         return any(subject is ignored for ignored, _ in self._ignored)
 
-    def _look(self, tracked: State, loaders: Iterable[Loader], frame: FrameType | None) -> "Look":
+    def _look(
+        self,
+        tracked: State,
+        loaders: Iterable[Loader],
+        frame: FrameType | None,
+        *,
+        amid: bool = False,
+        whole: bool = True,
+    ) -> "Look":
+        """Looks at what is live; unless at the `whole` of it, which takes its time, at what local variables hold."""
         frames = [Frame.of(each) for each in user_frames(frame)]
-        live = self._live(frames)
+        live = [item for item in (self._live(frames) if whole else local(frames)) if id(item) not in self._known]
         hidden = self._hidden(tracked, loaders)
         roots = [item for item in live if id(item) not in hidden]
         inner = {
@@ -290,7 +333,7 @@ class Detector:
             objects={id(item): Seen(item, text_of(item, storages)) for item in roots if id(item) not in inner},
             variables={
                 variable.place: (variable, text)
-                for variable in variables(frames, self._code_directory, loaders, hidden, covered)
+                for variable in variables(frames, self._code_directory, loaders, hidden, covered, amid=amid)
                 if not self._ignores_name(variable.name) and (text := comparison.text(variable.value)) is not None
             },
             frames=frames,
@@ -320,8 +363,7 @@ class Detector:
         for begin in range(0, len(holders), HOLDERS):  # torch's generators are not known to gc themselves
             held = gc.get_referents(*holders[begin : begin + HOLDERS])
             found |= {id(item): item for item in held if type(item) is torch.Generator}
-        found |= {id(item): item for frame in frames for item in of_kind(frame.variables.values())}
-        return [item for key, item in found.items() if key not in self._known]
+        return list((found | {id(item): item for item in local(frames)}).values())
 
     def _compared(self, look: "Look") -> Iterator[Finding]:
         located = 0
@@ -390,6 +432,90 @@ class Look:
 
 def located_at(place: str, made: str | None) -> str:
     return f"{place} ({made})" if made else place
+
+
+CLOCK: Final = "a time"
+"""The text of what was read from a clock."""
+
+
+def state_text(seen: Seen) -> str:
+    """Returns a text of an object that is equal for equal states, also of one that is always told of."""
+    if isinstance(seen.subject, ALWAYS):
+        return digest(seen.subject.state_dict()) or EMPTY
+    return seen.text
+
+
+def lost(at_cut: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
+    """Returns, in sentences, what of `Detector.standing` at a cut is not as it was where the resumed run is back."""
+    return [
+        f"the value of {place}: is not as it was where the run was cut, amid an epoch whose code was executed anew:"
+        " keep it in a dict, and run.track that before the first epoch"
+        for place, text in at_cut.items()
+        if here.get(place) != text
+    ]
+
+
+COUNTING: Final = (zip, itertools.islice)
+"""Iterators that count, or have others beside the loader's. `enumerate` is made to go on."""
+
+
+def counts() -> dict[str, tuple[Any, int]]:
+    """Returns each enumerate() that goes through a loader, and the number that it gives next, by the loader's pass."""
+    found: dict[str, tuple[Any, int]] = {}
+    for item in gc.get_objects():
+        if type(item) is enumerate:
+            arguments: Any = item.__reduce__()[1]
+            inner, count = arguments
+            if type(inner) is Pass and inner.open:
+                record = inner.record
+                found[f"loader {record.loader} of epoch {record.epoch}, pass {record.number}"] = (item, int(count))
+    return found
+
+
+def go_on_counting(standing: Mapping[str, str]) -> None:
+    """Lets enumerate() around the loaders give the numbers that are next in `standing`.
+
+    Where this Python has its number elsewhere, nothing is changed, and the comparison tells.
+    """
+    for name, (item, count) in counts().items():
+        wanted = standing.get(f"the count around {name}")
+        if wanted is not None:
+            number = ctypes.c_ssize_t.from_address(id(item) + object.__basicsize__)
+            if number.value == count:
+                number.value = int(wanted)
+
+
+def begun_anew(frames: Sequence[Frame]) -> Iterator[Finding]:
+    """Returns what is around a loop over a loader and begins anew with it, though the loader goes on."""
+    for frame in frames:
+        if gathers(frame.code, frame.last):
+            yield Finding(
+                what="what was gathered by",
+                where=f"a comprehension in {frame.code.co_filename}:{frame.code.co_firstlineno}",
+                advice="a resume amid an epoch begins anew with it: gather in a list that is tracked",
+                certain=False,
+            )
+    passes = [item for item in gc.get_objects() if type(item) is Pass and item.open and item.record.taken]
+    for holder in gc.get_referrers(*passes) if passes else ():
+        for around in gc.get_referrers(holder) if type(holder) is tuple else [holder]:  # zip has a tuple of them
+            if isinstance(around, COUNTING) and not (type(around) is zip and is_of_passes(around)):
+                yield Finding(
+                    what="the count of",
+                    where=f"{type(around).__name__}() around a loader",
+                    advice="a resume amid an epoch begins anew with it: count in a dict that is tracked",
+                    certain=False,
+                )
+
+
+def is_of_passes(zipped: Any) -> bool:
+    """Tells whether a zip goes through nothing but loaders."""
+    members = [each for part in gc.get_referents(zipped) if type(part) is tuple for each in part]
+    return all(type(each) is Pass or is_endless(each) or not isinstance(each, Iterator) for each in members)
+
+
+def is_endless(iterator: Any) -> bool:
+    """Tells whether a generator of user code goes through a loader, again and again: the loader goes on in it."""
+    return isinstance(iterator, GeneratorType) and type(iterator.gi_yieldfrom) is Pass
 
 
 def weak(subject: Any) -> "weakref.ref[Any] | None":
@@ -471,6 +597,11 @@ def advice_on(variable: Variable) -> str:
 def of_kind(items: Iterable[Any]) -> list[Any]:
     """Returns those objects that are of a kind that may hold state."""
     return [item for item in items if KINDS[type(item)]]
+
+
+def local(frames: Iterable[Frame]) -> list[Any]:
+    """Returns those that local variables are."""
+    return [item for frame in frames for item in of_kind(frame.variables.values())]
 
 
 class Kinds(dict[type, bool]):

@@ -14,11 +14,27 @@ ENDS: Final = frozenset({"RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAI
 ENDS_TOO: Final = frozenset({"JUMP_BACKWARD_NO_INTERRUPT", "INTERPRETER_EXIT"})
 
 
-def overwritten(code: CodeType, last: int) -> frozenset[str]:
+GATHERING: Final = frozenset({"LIST_APPEND", "SET_ADD", "MAP_ADD"})
+"""What a comprehension does with each item."""
+
+
+def gathers(code: CodeType, last: int) -> bool:
+    """Tells whether a call is suspended in a comprehension or a generator expression: what that has gathered is in no
+    variable.
+    """
+    instructions = list(dis.get_instructions(code))
+    loop = next((each for each in instructions if each.offset == last and each.opname == "FOR_ITER"), None)
+    return code.co_name == "<genexpr>" or (
+        loop is not None and any(last < each.offset < loop.argval and each.opname in GATHERING for each in instructions)
+    )
+
+
+def overwritten(code: CodeType, last: int, *, goes_on: bool = False) -> frozenset[str]:
     """Returns the local variables that are assigned before they are read, on every way on from a suspended call.
 
-    `last` is the offset of the instruction that made the call (`f_lasti`). Variables that inner functions use are never
-    among them.
+    `last` is the offset of the instruction that made the call (`f_lasti`). `goes_on` says that nothing is raised from
+    here on and, if the call is that of a loop that asks for an item, that there is one. Variables that inner functions
+    use are never among them.
     """
     instructions = list(dis.get_instructions(code))
     if any(each.opname in CALLED_BY_NAME and each.argval in UNSEEN for each in instructions):
@@ -27,7 +43,7 @@ def overwritten(code: CodeType, last: int) -> frozenset[str]:
     if last not in position:
         return frozenset()
     following = [successors(instruction, index, position) for index, instruction in enumerate(instructions)]
-    for entry in dis.Bytecode(code).exception_entries:  # type: ignore[attr-defined]
+    for entry in () if goes_on else dis.Bytecode(code).exception_entries:  # type: ignore[attr-defined]
         for index, instruction in enumerate(instructions):
             if entry.start <= instruction.offset < entry.end:
                 following[index].append(position[entry.target])
@@ -42,7 +58,9 @@ def overwritten(code: CodeType, last: int) -> frozenset[str]:
             if before != read[index]:
                 read[index] = before
                 changed = True
-    live = set().union(*(read[index] for index in following[position[last]]))
+    begin = position[last]
+    goes_on = goes_on and instructions[begin].opname == "FOR_ITER"
+    live = set().union(*(read[index] for index in ([begin + 1] if goes_on else following[begin])))
     return frozenset(code.co_varnames) - live - {*code.co_cellvars, *code.co_freevars}
 
 

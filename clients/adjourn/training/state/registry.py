@@ -58,6 +58,8 @@ class State:
         """The same, as long as it is so."""
         self.remarks: list[str] = []
         """All of that, and what the newest `encode` could not see to coming back as it was."""
+        self.standing: dict[str, str] = {}
+        """Texts of what a cut amid an epoch finds in no snapshot, by place (`Detector.standing`)."""
         self.drilled: bool | None = None
         """Whether a drill of the job came to the same bits; None: it is not known."""
 
@@ -126,6 +128,7 @@ class State:
             self._load({name: item for name, item in self.tracked.items() if name not in self.awaited})
         self.unproven = list(self._restored.remarks)
         self.drilled = self._restored.drilled
+        self.standing = dict(self._restored.standing)
         self._put_switches(self._restored)
 
     def put_back(self) -> None:

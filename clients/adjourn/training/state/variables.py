@@ -130,22 +130,17 @@ def variables(
     loaders: Iterable[Loader],
     hidden: Container[int],
     covered: Container[tuple[int, str]] = (),
+    *,
+    amid: bool = False,
 ) -> Iterator[Variable]:
     """Returns what user code may carry from one epoch to the next, without objects whose ids are `hidden`.
 
     Local variables, variables of modules, attributes of objects in these, and of the loaders' datasets. `covered`:
-    attributes that are saved with a loader, each as the id of its owner and its name.
+    attributes that are saved with a loader, each as the id of its owner and its name. `amid` an epoch a batch is asked
+    for, and there is one: local variables that are assigned before they are read carry nothing, and are left out.
     """
     for frame in frames:
-        unread = overwritten(frame.code, frame.last)
-        for name, value in frame.variables.items():
-            variable = Variable(
-                name=name,
-                place=f"variable {name} of {frame.function}",
-                value=value,
-                overwritten=name in unread,
-                origins=((frame.code, name),),
-            )
+        for variable in local_variables(frame, amid=amid):
             yield from below(variable, f"in {frame.function}", hidden, covered, set())
     for module, scope in user_modules(frames, code_directory):
         for name in [name for name in scope if not name.startswith("__")]:
@@ -172,6 +167,16 @@ def holders(subject: Any, frames: Iterable[Frame]) -> Iterator[Origin]:
         for name, value in frame.variables.items():
             if value is subject:
                 yield frame.code, name
+
+
+def local_variables(frame: Frame, *, amid: bool) -> Iterator[Variable]:
+    unread = overwritten(frame.code, frame.last, goes_on=amid)
+    for name, value in frame.variables.items():
+        if not (amid and name in unread):
+            place = f"variable {name} of {frame.function}"
+            yield Variable(
+                name=name, place=place, value=value, overwritten=name in unread, origins=((frame.code, name),)
+            )
 
 
 def below(
