@@ -1,6 +1,7 @@
 """The objects of a checkpoint, read as they lie in the storage."""
 
 import os
+import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -26,6 +27,13 @@ def kept_on(workers: Path, checkpoint: Checkpoint) -> list[Path]:
     ids = [path.read_text().strip() for path in workers.glob("*/id")]
     found = [SHARED_MEMORY / f"adjourn-{os.getuid()}-{each}" / KEPT / kept_name(checkpoint) for each in ids]
     return [path for path in found if path.is_dir()]
+
+
+async def keep_no_longer(workers: Path, checkpoint: Checkpoint, eventually: Callable[..., Awaitable[None]]) -> None:
+    """Waits until a worker has kept a checkpoint's snapshot, and removes it, as if another job had needed its room."""
+    await eventually(lambda: kept_on(workers, checkpoint))
+    for path in kept_on(workers, checkpoint):
+        shutil.rmtree(path)
 
 
 async def damage(checkpoint: Checkpoint, read: Callable[[str], Awaitable[bytes]]) -> str:

@@ -39,7 +39,7 @@ class Outcome:
 
 
 class Gate:
-    """How far a training may go; `tests/trainings/mlp.py` has the other side."""
+    """How far a training may go; `tests/trainings/mlp.py` has the other side, `paced.py` one that counts steps."""
 
     def __init__(self, directory: Path, limit: int) -> None:
         self.directory = directory

@@ -1,7 +1,6 @@
 """Objects of a checkpoint are lost or damaged in the storage: the job goes on from the one before, and says so."""
 
 import json
-import shutil
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -14,7 +13,7 @@ from adjourn.objects import S3Objects
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job, Pause
 from adjourn.v1.job_service_pb2 import JobEvent
-from tests.harness.checkpoint_objects import damage, kept_on, manifest_key
+from tests.harness.checkpoint_objects import damage, keep_no_longer, manifest_key
 from tests.harness.jobs import GatedJobs, Outcome
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -63,10 +62,7 @@ async def test_a_paused_job_whose_checkpoint_is_damaged_goes_on_from_the_one_bef
     gated = await gated_jobs.start(f"{what}-{how}", limit=2)
     await gated.durable(2)
     newest = await client.get_checkpoint((await gated.pause(3)).pause.checkpoint)
-    workers = stack.directory.path / "workers"
-    await eventually(lambda: kept_on(workers, newest))
-    for path in kept_on(workers, newest):  # as if another job had needed its room
-        shutil.rmtree(path)
+    await keep_no_longer(stack.directory.path / "workers", newest, eventually)
     key = manifest_key(newest) if what == "manifest" else await own_part(objects, client, newest)
     await spoil(objects, key, how)
     await client.resume_job(gated.name)

@@ -20,7 +20,7 @@ from adjourn.v1.job_pb2 import Job, JobSpec, Pause
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.manifest_pb2 import Manifest
 from adjourn.v1.worker_pb2 import Worker
-from tests.harness.checkpoint_objects import damage
+from tests.harness.checkpoint_objects import damage, keep_no_longer
 from tests.harness.cluster import CLIENTS, Cluster
 from tests.harness.fault_proxy import Link, Way
 from tests.harness.jobs import EPOCHS, GatedJob, GatedJobs, Outcome
@@ -362,10 +362,13 @@ async def test_a_purge_takes_nothing_from_who_reads_meanwhile(
     """Deleted: a job whose parts are the same bytes, and one whose own checkpoint a worker is just fetching."""
     twin = await gated_jobs.start("twin", limit=EPOCHS)
     gated, _ = await third_epoch("reads")
-    await gated.pause(3)
+    paused = [await gated.pause(3)]
     await twin.finish()
     doomed = await gated_jobs.start("doomed")
-    await doomed.pause(1)
+    paused.append(await doomed.pause(1))
+    for job in paused:
+        checkpoint = await client.get_checkpoint(job.pause.checkpoint)
+        await keep_no_longer(cluster.directory / "workers", checkpoint, eventually)
     links = [cluster.link(f"{worker}/s3") for worker in WORKERS]
     for link in links:
         link.hits.clear()

@@ -1,10 +1,13 @@
 """A small training with dropout, batch norm, momentum, a schedule and random draws, which takes its time.
 
-Arguments: `pace`, seconds that each step sleeps; it changes no bit.
+Arguments: `pace`, seconds that each step sleeps; `gate`, the directory of a `tests.harness.jobs.Gate`, whose limit is
+the number of steps that may be made. Neither changes a bit.
 """
 
+import os
 import random
 import time
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -28,8 +31,17 @@ class Points(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return point + 0.05 * torch.randn(2), 2 * (point[0] > 0).long() + (point[1] > 0).long()
 
 
+def wait(gate: Path, step: int) -> None:
+    """Says that this process is in `step`, and returns when that step may be made."""
+    said = gate / f"{os.getpid()}.said"
+    said.write_text(f"{os.getpid()} {Path.cwd()}")
+    said.replace(gate / f"in-{step}")
+    while int((gate / "limit").read_text()) < step:
+        time.sleep(0.005)
+
+
 def main(run: training.Run) -> None:
-    pace = float(run.args["pace"])
+    pace = float(run.args.get("pace", 0))
     model = nn.Sequential(nn.Linear(2, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 4))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, run.total_epochs)
@@ -39,6 +51,8 @@ def main(run: training.Run) -> None:
     for _ in run.epochs():
         model.train()
         for inputs, targets in train:
+            if "gate" in run.args:
+                wait(Path(run.args["gate"]), run.steps + 1)
             time.sleep(pace)
             optimizer.zero_grad()
             loss = functional.cross_entropy(model(inputs) * (1 + 0.01 * random.random()), targets)
