@@ -83,6 +83,32 @@ def plain(run: training.Run) -> None:
         print(f"epoch {epoch}: loss {loss}")
 
 
+def keeping(run: training.Run) -> None:
+    """Carries a hidden state from batch to batch, and a sum, the best and a count of a whole epoch."""
+    course = Course(run)
+    run.state.hidden = torch.zeros(8)
+    run.state.best = float("inf")
+    loader = run.loader(Noisy(), batch_size=4, shuffle=True, num_workers=workers(run))
+    for _ in run.epochs():
+        run.state.total, run.state.seen = 0.0, []
+        for inputs, targets in loader:
+            loss = course.step((inputs + 0.1 * run.state.hidden[: inputs.shape[1]], targets))
+            run.state.hidden = torch.tanh(run.state.hidden + loss)
+            run.state.total += loss
+            run.state.seen.append(run.steps)
+        run.state.best = min(run.state.best, run.state.total)
+        run.log(total=run.state.total, seen=sum(run.state.seen), best=run.state.best)
+
+
+def keeping_what_cannot_be(run: training.Run) -> None:
+    course = Course(run)
+    run.state.by_name = {}
+    for _ in run.epochs():
+        for batch in run.loader(Noisy(), batch_size=4):
+            course.step(batch)
+            run.state.by_name["course"] = course
+
+
 def accumulating(run: training.Run) -> None:
     """Makes a step of every third batch, of which an epoch has seven; validates amid the epoch and after it."""
     course = Course(run)

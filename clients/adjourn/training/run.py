@@ -1,6 +1,7 @@
 """What user code sees of its training: the one argument of an entry point."""
 
 from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any, SupportsFloat
 
 import torch
@@ -21,6 +22,7 @@ class Run:
 
     def __init__(self, session: Session, args: Mapping[str, Any]) -> None:
         self._session = session
+        self._values: SimpleNamespace | None = None
         self.args = dict(args)
         """Arguments of the job; a number without a fraction is an int."""
 
@@ -53,12 +55,26 @@ class Run:
         """Whether this code, behind a stage that is over, only runs again: see `epochs`. All that it does is undone."""
         return self._session.catching_up
 
+    @property
+    def state(self) -> SimpleNamespace:
+        """Values of the code's own that are saved: `run.state.total = 0.0`, `run.state.hidden = hidden.detach()`.
+
+        They are what `track` takes, and numbers and strings. Those that are given before the first epoch are defaults:
+        a resumed run then has what was saved. A value that cannot be stored exactly is refused at the next boundary,
+        by its name.
+        """
+        if self._values is None:
+            values = SimpleNamespace()
+            self._session.track({"state": values})
+            self._values = values
+        return self._values
+
     def track(self, **objects: Any) -> None:
         """Makes objects part of every snapshot, and, in a resumed run, loads them from it now.
 
         Each is a module, a parameter, an optimizer, a random generator, anything with `state_dict` and
-        `load_state_dict`, or a value that is changed in place: dict, list, set, deque, array, tensor, dataclass (put
-        numbers into a dict). Build them all as in a new run, then track them, before the first epoch. Raises
+        `load_state_dict`, or a value that is changed in place: dict, list, set, deque, array, tensor, dataclass (keep
+        numbers in `state`). Build them all as in a new run, then track them, before the first epoch. Raises
         StateNotEncodable for a state that cannot be stored exactly, StateMismatch if it is not the one that was saved.
 
         At the end of the first epoch a resume is rehearsed with copies of the objects. If that does not give the state

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from adjourn.v1.job_pb2 import Pause
-from tests.harness.training_processes import PAUSE_AT_STEP, Attempt, TrainingProcesses
+from tests.harness.training_processes import PAUSE, PAUSE_AT_STEP, Attempt, TrainingProcesses, failed
 
 
 def run(
@@ -30,6 +30,7 @@ def values(*attempts: Attempt) -> dict[int, dict[str, float]]:
         ("side_by_side", [1, 4, 7]),
         ("twice", [2, 9]),
         ("counting", [2, 4, 7]),
+        ("keeping", [1, 3, 7]),
     ],
 )
 def test_a_run_that_is_cut_amid_its_epochs_is_the_same(
@@ -55,6 +56,19 @@ def test_a_run_that_is_cut_amid_its_epochs_is_the_same(
 
 def steps_of_an_epoch(whole: Attempt) -> int:
     return whole.epochs[0].step
+
+
+def test_values_that_were_given_before_the_first_epoch_are_defaults(trainings: TrainingProcesses) -> None:
+    whole = run(trainings, "keeping")
+    first = trainings.run("amid:keeping", epochs=2, order=PAUSE)
+    second = trainings.run("amid:keeping", epochs=2, restore=first)
+    assert second.events[0].began.verdict == Pause.Verdict.EXACT, second.log
+    assert (second.digests, values(first, second)) == (whole.digests, whole.values)
+
+
+def test_a_value_that_cannot_be_stored_is_named(trainings: TrainingProcesses) -> None:
+    attempt = trainings.run("amid:keeping_what_cannot_be", epochs=2)
+    assert "state['by_name']['course']" in failed(attempt, "STATE_NOT_ENCODABLE")
 
 
 def test_a_pause_that_is_ordered_before_the_first_step_comes_after_it(trainings: TrainingProcesses) -> None:

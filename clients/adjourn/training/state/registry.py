@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -124,7 +125,9 @@ class State:
         if absent := [name for name in missing if name not in self.late]:
             raise StateMismatch(f"saved, but not tracked now: {', '.join(absent)}")
         self.awaited |= set(missing)
-        if self._later or self._additions > 1:  # what was tracked later may have been built upon what was loaded
+        # What was tracked later may have been built upon what was loaded, and a namespace was given its defaults.
+        named = any(type(item.subject) is SimpleNamespace for item in self.tracked.values())
+        if self._later or self._additions > 1 or named:
             self._load({name: item for name, item in self.tracked.items() if name not in self.awaited})
         self.unproven = list(self._restored.remarks)
         self.drilled = self._restored.drilled
