@@ -15,11 +15,11 @@ KEPT: Final = "kept"
 
 
 def oldest_first(place: Path) -> list[Path]:
-    """Returns what is kept in a directory; empty if it is not there. Others may remove it meanwhile."""
+    """Returns what is kept in a directory; empty if nobody can look there. Others may remove it meanwhile."""
     found = []
-    with suppress(FileNotFoundError):
+    with suppress(OSError):
         for path in place.iterdir():
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 found.append((path.lstat().st_mtime_ns, path))
     return [path for _, path in sorted(found)]
 

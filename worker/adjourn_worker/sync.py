@@ -29,9 +29,9 @@ SILENCE_INTERVALS: Final = 5
 """Intervals without a message after which the stream is given up; its peer may be alive and stuck."""
 BACKOFF_FIRST: Final = 0.2
 """Seconds; twice that after each failure, up to a share of the lease."""
-RECONNECT_SHARE: Final = 1 / 6
+RECONNECT_SHARE: Final = 0.15
 """Share of a lease that a try to connect may take at most, and the wait after it. So an agent is back within a third of
-a lease once the control plane can be reached, and loses no job by its own slowness."""
+a lease once the control plane can be reached, the first messages included, and loses no job by its own slowness."""
 CONNECT_LEAST: Final = 1.0
 """Seconds that a try to connect may take, however short the lease."""
 

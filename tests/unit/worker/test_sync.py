@@ -255,7 +255,7 @@ async def test_it_is_back_within_a_third_of_a_lease_however_long_it_was_away(
     task.cancel()
     await asyncio.wait([task])
     assert waits == sorted(waits)
-    assert max(waits) == 60.0 / 6
+    assert max(waits) == 9.0, "a try takes as long, so that both are less than a third"
 
 
 async def test_a_peer_whose_packets_vanish_is_tried_again_within_a_share_of_the_lease(

@@ -48,8 +48,7 @@ async def fetch(store: PartStore, checkpoint: Checkpoint, into: Path) -> Manifes
 
     Raises CheckpointCorrupt, ObjectStoreUnavailableError, ObjectStoreRefusedError, OSError.
     """
-    manifest = await read_manifest(store, checkpoint)
-    failpoints.hit("worker.manifest-read")
+    manifest = await wanted_manifest(store, checkpoint)
     fresh = into.with_name(f".{into.name}.fetching")
 
     wanted = places(manifest)
@@ -72,13 +71,19 @@ async def fetch(store: PartStore, checkpoint: Checkpoint, into: Path) -> Manifes
     return manifest
 
 
+async def wanted_manifest(store: PartStore, checkpoint: Checkpoint) -> Manifest:
+    """Reads the manifest of what is to be restored; raises as `read_manifest`."""
+    manifest = await read_manifest(store, checkpoint)
+    failpoints.hit("worker.manifest-read")
+    return manifest
+
+
 async def is_here(store: PartStore, checkpoint: Checkpoint, directory: Path) -> bool:
     """Returns whether a directory has the snapshot's files, each chunk with the content that the manifest says.
 
     Raises CheckpointCorrupt, ObjectStoreUnavailableError, ObjectStoreRefusedError.
     """
-    manifest = await read_manifest(store, checkpoint)
-    failpoints.hit("worker.manifest-read")
+    manifest = await wanted_manifest(store, checkpoint)
     right = []
 
     async def look(piece: tuple[Path, int, Sequence[tuple[int, bytes]]]) -> None:
