@@ -100,6 +100,15 @@ def keeping(run: training.Run) -> None:
         run.log(total=run.state.total, seen=sum(run.state.seen), best=run.state.best)
 
 
+def skipping(run: training.Run) -> None:
+    """Asks for no batch, if `skip`."""
+    course = Course(run)
+    loader = run.loader(Noisy(), batch_size=4)
+    for _ in run.epochs():
+        for batch in () if run.args.get("skip") else loader:
+            course.step(batch)
+
+
 def keeping_what_cannot_be(run: training.Run) -> None:
     course = Course(run)
     run.state.by_name = {}

@@ -71,6 +71,20 @@ def test_a_value_that_cannot_be_stored_is_named(trainings: TrainingProcesses) ->
     assert "state['by_name']['course']" in failed(attempt, "STATE_NOT_ENCODABLE")
 
 
+def test_a_run_that_never_comes_to_where_it_was_cut_ends(trainings: TrainingProcesses) -> None:
+    paused = run(trainings, "skipping", pause_at=3)
+    resumed = run(trainings, "skipping", restore=paused, args={"skip": True})
+    assert "the run was cut after step 3 of epoch 1" in failed(resumed, "STATE_MISMATCH")
+
+
+def test_a_state_that_is_not_equal_where_the_run_was_cut_is_not_trained_on(trainings: TrainingProcesses) -> None:
+    paused = run(trainings, "plain", pause_at=3)
+    digests = {**paused.digests, "model": paused.digests["optimizer"]}
+    resumed = run(trainings, "plain", restore=paused, restore_digests=digests)
+    assert "model" in failed(resumed, "RESTORE_DIVERGED")
+    assert resumed.kinds == ["failed"]
+
+
 def test_a_pause_that_is_ordered_before_the_first_step_comes_after_it(trainings: TrainingProcesses) -> None:
     attempt = run(trainings, "plain", order=PAUSE_AT_STEP)
     assert attempt.kinds == ["began", "snapshot", "paused"]
