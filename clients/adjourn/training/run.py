@@ -60,8 +60,8 @@ class Run:
         """Values of the code's own that are saved: `run.state.total = 0.0`, `run.state.hidden = hidden.detach()`.
 
         They are what `track` takes, and numbers and strings. Those that are given before the first epoch are defaults:
-        a resumed run then has what was saved. A value that cannot be stored exactly is refused at the next boundary,
-        by its name.
+        a resumed run then has what was saved. While one of them cannot be stored exactly, nothing is saved: the job
+        says so with its name, and a run that ends so has failed.
         """
         if self._values is None:
             values = SimpleNamespace()
