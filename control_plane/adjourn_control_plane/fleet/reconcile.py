@@ -59,19 +59,21 @@ def reconcile(
     others: Mapping[str, JobRecord],
     *,
     instance: str = "",
+    earlier: Sequence[AssignmentStatus] = (),
 ) -> list[tuple[str, Event]]:
     """Returns the events, by job, that follow from what a worker holds.
 
     `held`: the jobs that it should hold. `others`: the records, by name, of further jobs that it reports.
-    `instance`: of the worker's agent.
+    `instance`: of the worker's agent. `earlier`: what its message before this one reported.
     """
     events: list[tuple[str, Event]] = []
     mine = {record.job.name: record for record in held}
-    by_token = by_attempt(reported)
+    by_token, before = by_attempt(reported), by_attempt(earlier)
     for record in held:
-        status = by_token.get((record.job.name, token_key(record.token)))
-        if status is not None:
-            events.extend((record.job.name, event) for event in progress_events(worker, record, status))
+        attempt = (record.job.name, token_key(record.token))
+        if status := by_token.get(attempt):
+            found = progress_events(worker, record, status, before.get(attempt))
+            events.extend((record.job.name, event) for event in found)
     for status in reported:
         known = mine.get(status.job) or others.get(status.job)
         if known is not None and adoptable(known, status, held, worker, instance):
@@ -164,10 +166,13 @@ def token_key(token: FencingToken) -> TokenKey:
     return token.attempt, token.nonce, token.job_uid
 
 
-def progress_events(worker: str, record: JobRecord, status: AssignmentStatus) -> Iterable[Event]:
-    """Yields what the status of the job's own attempt says that the record does not have."""
+def progress_events(
+    worker: str, record: JobRecord, status: AssignmentStatus, earlier: AssignmentStatus | None = None
+) -> Iterable[Event]:
+    """Yields what the status of the job's own attempt says that the record does not have. `earlier`: the one before."""
     progress = status.progress if status.HasField("progress") else None
-    fresh = progress is not None and is_worth_a_commit(progress, record.job.progress, status.phase)
+    goes_on = status.phase == AssignmentStatus.RUNNING and (earlier is None or earlier.progress != progress)
+    fresh = progress is not None and is_worth_a_commit(progress, record.job.progress, goes_on=goes_on)
     fraction = persisted_fraction(record, status)
     boundary = boundary_epoch(record, status)
     released = status.phase == AssignmentStatus.PERSISTING and has_left(status) and not record.released
@@ -185,16 +190,16 @@ def progress_events(worker: str, record: JobRecord, status: AssignmentStatus) ->
         yield Began(actor=worker)
 
 
-def is_worth_a_commit(new: Progress, known: Progress, phase: AssignmentStatus.Phase.ValueType) -> bool:
+def is_worth_a_commit(new: Progress, known: Progress, *, goes_on: bool) -> bool:
     """Returns whether progress goes into the record now: training that goes on is worth a commit now and then only.
 
-    At an epoch's end, and once training does not simply go on, the record has to be exact.
+    At an epoch's end, and once training does not simply go on, the record has to be exact: a step that takes long is
+    not to hide the one before it.
     """
     if new.report_time == known.report_time:
         return False
     since = new.report_time.ToDatetime() - known.report_time.ToDatetime()
-    goes_on = phase == AssignmentStatus.RUNNING and new.epoch == known.epoch
-    return not goes_on or not timedelta() <= since < PROGRESS_INTERVAL
+    return not goes_on or new.epoch != known.epoch or not timedelta() <= since < PROGRESS_INTERVAL
 
 
 def persisted_fraction(record: JobRecord, status: AssignmentStatus) -> float | None:

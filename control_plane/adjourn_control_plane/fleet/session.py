@@ -159,7 +159,7 @@ class AgentSession:
         from before the attempt was handed out: this replica was held up, and others have spoken for the worker since.
         """
         is_current = request.acknowledged_response > 0
-        self.reported = list(request.assignments)
+        earlier, self.reported = self.reported, list(request.assignments)
         held = await self.allocated()
         others = await self.others(held)
         await self.classify(held, others)
@@ -173,7 +173,7 @@ class AgentSession:
             self.worker, self.instance, self.unconfirmed, self.reported, on_the_way=self.on_the_way.keys()
         )
         await self.apply(gone if is_current else (), tokens)
-        events = reconcile.reconcile(self.worker, held, self.reported, others, instance=self.instance)
+        events = reconcile.reconcile(self.worker, held, self.reported, others, instance=self.instance, earlier=earlier)
         await self.apply(events, tokens)
         for report in request.reports:
             await self.updater.report(report, self.worker, instance=self.instance, fence=self.fence)

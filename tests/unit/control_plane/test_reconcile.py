@@ -391,6 +391,21 @@ def test_progress_within_an_epoch_costs_a_commit_now_and_then(
     assert any(isinstance(event, Observed) for event in found) == is_taken
 
 
+def test_progress_of_training_that_stands_is_kept() -> None:
+    """What came within two seconds of the last commit was never kept if no further step followed."""
+    life = Life().running().at(10)
+    known = life.job.progress
+    new = Progress(epoch=known.epoch, step=11)
+    new.report_time.FromDatetime(known.report_time.ToDatetime() + timedelta(seconds=0.5))
+    before, now = status(life.record), status(life.record, progress=new)
+    assert not reconcile.reconcile(A, [life.record], [now], {}, earlier=[before])
+    ((_, event),) = reconcile.reconcile(A, [life.record], [now], {}, earlier=[now])
+    assert isinstance(event, Observed)
+    life.tell(event)
+    assert life.job.progress.step == 11
+    assert not reconcile.reconcile(A, [life.record], [now], {}, earlier=[now])
+
+
 def test_where_a_job_pauses_is_news_once() -> None:
     life = Life().running(1).pause().acknowledged()
     pausing = status(life.record, AssignmentStatus.PAUSING)
