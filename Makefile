@@ -11,7 +11,7 @@ demo: $(STAMP)
 
 # Two files at a time: tests of whole stacks wait more than they compute.
 test: check
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Whatever may happen to control plane and workers, in other orders each time: tests/harness/README.md.
 SEED ?= $(shell date +%j%H%M)

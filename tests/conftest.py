@@ -21,6 +21,21 @@ from tests.harness.process_guard import guarded
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+LONGEST_FIRST = ("system", "integration", "properties", "unit/training", "unit/control_plane")
+"""Directories in the order in which their tests begin; the others follow."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Has the long tests begin first, so that no process is left alone with them at the end of a run."""
+    here = Path(__file__).parent
+
+    def order(item: pytest.Item) -> int:
+        places = (n for n, name in enumerate(LONGEST_FIRST) if item.path.is_relative_to(here / name))
+        return next(places, len(LONGEST_FIRST))
+
+    items.sort(key=order)
+
+
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A directory for servers; what is started with it as its marker does not outlive the tests."""

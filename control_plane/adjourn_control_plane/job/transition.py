@@ -171,5 +171,7 @@ class Transition:
 
 def kinds_of_holds(job: Job) -> str:
     """Returns the kinds of a job's holds, as events tell them."""
+    if not job.holds:
+        return ""
     known = Hold.Kind.values()  # a newer version may have stored others
     return ", ".join(sorted(Hold.Kind.Name(each.kind) if each.kind in known else str(each.kind) for each in job.holds))

@@ -119,19 +119,22 @@ def seen() -> Mapping[tuple[State, type[Event]], set[State]]:
     now = START
     while waiting:
         record = waiting.popleft()
+        told = Told.of(record)
         for event in possible(record):
             now += timedelta(seconds=1)
             try:
                 decision = machine.decide(record, event, now)
             except errors.PreconditionError:
                 continue
-            after = decision.record if decision else record
-            if decision:
-                assert Told.of(record).after(decision.events) == Told.of(after), "the history tells of every change"
-            if decision or (record.job.state, type(event)) in TRANSITIONS:
-                found[record.job.state, type(event)].add(after.job.state)
-            if aspect(after) not in known:
-                known.add(aspect(after))
+            if decision is None:
+                if (record.job.state, type(event)) in TRANSITIONS:
+                    found[record.job.state, type(event)].add(record.job.state)
+                continue
+            after = decision.record
+            assert told.after(decision.events) == Told.of(after), "the history tells of every change"
+            found[record.job.state, type(event)].add(after.job.state)
+            if (reached := aspect(after)) not in known:
+                known.add(reached)
                 waiting.append(after)
     return found
 
