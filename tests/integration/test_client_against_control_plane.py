@@ -186,7 +186,7 @@ def test_the_command_line_in_a_row(control_plane: ControlPlane, name: str, tmp_p
         return result.output
 
     assert "is queued" in adjourn("submit", f"{script}:main", "--epochs", "3", "--name", name, "--arg", "lr=0.001")
-    job = json.loads(adjourn("get", name, "--json"))
+    job = json.loads(adjourn("get", name, "-o", "json"))
     assert (job["state"], job["spec"]["args"]) == ("QUEUED", {"lr": 0.001})
     assert "rests before its first epoch ended" in adjourn("pause", name, "--wait", "--reason", "[x]")
     assert "[x]" in adjourn("get", name)
@@ -194,6 +194,6 @@ def test_the_command_line_in_a_row(control_plane: ControlPlane, name: str, tmp_p
     assert "starts from the beginning" in adjourn("resume", name)
     assert "cancel it before deleting it\n" in adjourn("delete", name, status=1)
     adjourn("cancel", name)
-    assert "CANCELLED" in adjourn("watch", name)
+    assert "CANCELLED" in adjourn("watch", name, status=5)
     assert "is deleted" in adjourn("delete", name)
-    assert f"there is no jobs/{name}" in adjourn("get", name, status=1)
+    assert f"there is no jobs/{name}" in adjourn("get", name, status=3)

@@ -103,30 +103,30 @@ async def test_a_script_of_their_own_from_its_submission_to_its_deletion(
     shown = await said("get", "jobs/theirs")
     for words in ("PAUSED", "lunch", "Phases"):
         assert words in shown
-    (job,) = objects(await said("get", "theirs", "--json"))
+    (job,) = objects(await said("get", "theirs", "-o", "json"))
     assert (job["state"], job["pause"]["epoch"], job["holds"][0]["reason"]) == ("PAUSED", 2, "lunch")
 
     resumed = (await said("resume", "theirs", "--wait")).splitlines()
     assert resumed[0].startswith("theirs resumes from epoch 2, step 12")
     assert resumed[-1] == "restored state: EXACT"
     watching = asyncio.create_task(said("watch", "theirs"))
-    watching_json = asyncio.create_task(said("watch", "theirs", "--json"))
+    watching_json = asyncio.create_task(said("watch", "theirs", "-o", "json"))
     await gated.finish()
     assert f"SUCCEEDED   epoch {EPOCHS}/{EPOCHS}" in (await watching).splitlines()[-1]
     assert objects(await watching_json)[-1]["job"]["state"] == "SUCCEEDED"
     assert await gated.outcome() == uninterrupted
 
-    epochs = objects(await said("metrics", "theirs", "--json"))
+    epochs = objects(await said("metrics", "theirs", "-o", "json"))
     assert {epoch["epoch"]: epoch["values"] for epoch in epochs} == uninterrupted.metrics
-    assert len((await said("metrics", "theirs")).strip().splitlines()) == 2 + EPOCHS
-    newest = objects(await said("checkpoint", "list", "theirs", "--json"))[0]
+    assert len((await said("metrics", "theirs")).splitlines()) == 1 + EPOCHS
+    newest = objects(await said("checkpoint", "list", "theirs", "-o", "json"))[0]
     assert newest["componentDigests"] == uninterrupted.digests
     assert "latest, final" in await said("checkpoint", "list", "theirs")
     exported = tmp_path / "theirs.pt"
     await said("checkpoint", "export", "theirs", "--format", "torch", "-o", str(exported))
     about = torch.load(exported, weights_only=True)["adjourn.checkpoint"]
     assert (about["epoch"], about["state_digest"]) == (EPOCHS, newest["stateDigest"])
-    assert [worker["name"] for worker in objects(await said("workers", "--json"))] == [
+    assert [worker["name"] for worker in objects(await said("workers", "-o", "json"))] == [
         "workers/worker-1",
         "workers/worker-2",
     ]
@@ -150,11 +150,14 @@ async def test_a_running_job_is_cancelled(submit: Submit, said: Said) -> None:
 
 async def test_a_submission_that_is_waited_for_tells_how_it_ended(adjourn: Adjourn) -> None:
     ran = await adjourn("submit", "no.such.module:main", "--epochs", 1, "--job-id", "doomed", "--wait")
-    assert (ran.status, ran.err) == (1, "")
+    assert (ran.status, ran.err) == (5, "")
     (last,) = (line for line in ran.out.splitlines() if "FAILED" in line)
-    assert last.endswith("ENTRY_POINT_NOT_IMPORTABLE")
-    assert "No module named 'no'" in ran.out, "the message of the failure follows"
+    why = "ENTRY_POINT_NOT_IMPORTABLE: ModuleNotFoundError: No module named 'no'"
+    assert last.endswith(why)
+    assert "doomed failed (ENTRY_POINT_NOT_IMPORTABLE): " in ran.out, "the message of the failure follows"
+    assert why in (await adjourn("list")).out
     assert "ENTRY_POINT_NOT_IMPORTABLE" in (await adjourn("get", "doomed")).out
+    assert (await adjourn("watch", "doomed")).status == 5
 
 
 async def test_ctrl_c_ends_a_watch_quietly(stack: Stack, uninterrupted: Outcome) -> None:
@@ -173,18 +176,18 @@ async def test_ctrl_c_ends_a_watch_quietly(stack: Stack, uninterrupted: Outcome)
 @pytest.mark.parametrize(
     ("words", "status", "told"),
     [
-        (("get", "none"), 1, "adjourn: there is no jobs/none; `adjourn list` shows what there is"),
-        (("watch", "none"), 1, "there is no jobs/none"),
-        (("metrics", "none"), 1, "there is no jobs/none"),
-        (("checkpoint", "list", "none"), 1, "there is no jobs/none"),
-        (("cancel", "none"), 1, "there is no jobs/none"),
+        (("get", "none"), 3, "adjourn: there is no jobs/none; `adjourn list` shows what there is"),
+        (("watch", "none"), 3, "there is no jobs/none"),
+        (("metrics", "none"), 3, "there is no jobs/none"),
+        (("checkpoint", "list", "none"), 3, "there is no jobs/none"),
+        (("cancel", "none"), 3, "there is no jobs/none"),
         (("get", "Not A Name"), 1, "name: must be 'jobs/{id}'"),
         (("pause", "uninterrupted"), 1, "jobs/uninterrupted is SUCCEEDED; pausing needs one of: QUEUED"),
         (("resume", "uninterrupted"), 1, "jobs/uninterrupted is SUCCEEDED; resuming needs one of"),
         (("cancel", "uninterrupted", "--mode", "step"), 2, "is for --save"),
         (("submit", "m:f", "--epochs", "-1"), 1, "job.spec.total_epochs: must be 0 to 10000000; is -1"),
         (("submit", "m:f", "--epochs", "1", "--job-id", "uninterrupted"), 1, "jobs/uninterrupted is taken"),
-        (("--address", "127.0.0.1:1", "list"), 1, "no control plane answers at 127.0.0.1:1"),
+        (("--address", "127.0.0.1:1", "list"), 4, "no control plane answers at 127.0.0.1:1"),
         (("submit", "nowhere.py:main", "--epochs", "1"), 2, "there is no file nowhere.py"),
         (("list", "--state", "asleep"), 2, "'asleep' is none of queued"),
         (("frobnicate",), 2, "No such command 'frobnicate'"),
@@ -196,7 +199,7 @@ async def test_what_is_wrong_is_told_in_a_line(
     ran = await adjourn(*words)
     assert (ran.status, ran.out) == (status, "")
     assert told in ran.err
-    if status == 1:
+    if status != 2:
         assert ran.err.startswith("adjourn: ")
         assert ran.err.count("\n") == 1
 
@@ -213,9 +216,9 @@ async def test_modules_of_a_user_are_theirs_even_by_the_names_of_our_folders(sai
     )
     included = ("--include", tmp_path / "worker.py", "--include", tmp_path / "control_plane.py")
     await said("submit", f"{script}:main", "--epochs", "1", "--name", "own-modules", "--wait", *included)
-    (epoch,) = (json.loads(line) for line in (await said("metrics", "own-modules", "--json")).splitlines())
+    (epoch,) = (json.loads(line) for line in (await said("metrics", "own-modules", "-o", "json")).splitlines())
     assert epoch["values"] == {"whole": 42.0, "half": 21.0}
-    events = [json.loads(line) for line in (await said("events", "own-modules", "--json")).splitlines()]
+    events = [json.loads(line) for line in (await said("events", "own-modules", "-o", "json")).splitlines()]
     assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
     assert {"CREATED", "PLACED", "BEGAN", "SUCCEEDED"} <= {event["type"] for event in events}
 

@@ -9,8 +9,10 @@ import typer
 from adjourn import extras
 from adjourn.cli import arguments, error_messages, formatting, output, tables
 from adjourn.cli.connection import connect
-from adjourn.cli.queries import Json
-from adjourn.cli.verbs import JobName
+from adjourn.cli.exit_status import Status
+from adjourn.cli.output import Format, Output
+from adjourn.cli.selection import JobName
+from adjourn.cli.verbs import Reason
 from adjourn.errors import NoCheckpointError, NotFoundError
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 
@@ -28,25 +30,19 @@ Which = Annotated[
 
 
 @app.command("list")
-def list_checkpoints(ctx: typer.Context, job: JobName, *, json: Json = False) -> None:
+def list_checkpoints(ctx: typer.Context, job: JobName, *, form: Output = Format.TABLE) -> None:
     """List a job's checkpoints, newest first, and why each is kept."""
     with connect(ctx) as client:
         found = list(client.list_checkpoints(job))
-    if json:
-        output.emit_all(found)
-    else:
-        output.show(tables.checkpoint_list(found) if found else "no checkpoint yet")
+    output.write(found, form, lambda: tables.checkpoint_list(found) if found else "no checkpoint yet")
 
 
 @app.command("show")
-def show(ctx: typer.Context, job: JobName, which: Which = LATEST, *, json: Json = False) -> None:
+def show(ctx: typer.Context, job: JobName, which: Which = LATEST, *, form: Output = Format.TABLE) -> None:
     """Show one checkpoint: where it is, what it is, why it is kept."""
     with connect(ctx) as client:
         found = chosen(client, job, which)
-    if json:
-        output.emit(found)
-    else:
-        output.show(tables.checkpoint_details(found))
+    output.write([found], form, lambda: tables.checkpoint_details(found))
 
 
 @app.command("pin")
@@ -54,7 +50,7 @@ def pin(
     ctx: typer.Context,
     job: JobName,
     which: Which = LATEST,
-    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+    reason: Reason = "",
 ) -> None:
     """Keep a checkpoint until it is unpinned or its job is deleted."""
     with connect(ctx) as client:
@@ -99,7 +95,7 @@ def export(
         arguments.wrong("--output", f"there is no directory {file.resolve().parent}")
     if why := extras.missing("adjourn checkpoint export"):
         error_messages.print_error(why)
-        raise typer.Exit(1)
+        raise typer.Exit(Status.REFUSED)
     from adjourn.export import file as exported
     from adjourn.export.errors import ExportRefused
 
@@ -111,7 +107,7 @@ def export(
             )
         except ExportRefused as error:
             error_messages.print_error(str(error))
-            raise typer.Exit(1) from None
+            raise typer.Exit(Status.REFUSED) from None
     beside = f"; {left_out} values that are no tensors are left out" if left_out else ""
     output.say(
         f"{file} has {component or 'the state'} of {formatting.short(checkpoint.name)}, {place(checkpoint)}, step"

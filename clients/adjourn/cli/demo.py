@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from adjourn.cli import error_messages, output
+from adjourn.cli import output
+from adjourn.cli.exit_status import Status
 from adjourn.client import AsyncClient
 from adjourn.demo.printer import Printer
 from adjourn.demo.scenario import DemoError, Scenario
@@ -24,7 +25,7 @@ def demo(
 ) -> None:
     """Pause a training three times, kill its worker, and compare the result with an uninterrupted run."""
     status = signals.run(play(keep=keep))
-    raise typer.Exit(error_messages.INTERRUPTED if status is None else status)
+    raise typer.Exit(Status.INTERRUPTED if status is None else status)
 
 
 async def play(*, keep: bool) -> int:

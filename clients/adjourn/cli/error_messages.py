@@ -10,10 +10,11 @@ from typer.core import TyperGroup
 
 from adjourn import errors
 from adjourn.bundles import BundleInvalid
+from adjourn.cli import exit_status
+from adjourn.cli.exit_status import Status
 from adjourn.cli.formatting import printable
 
 TRACEBACK_VARIABLE: Final = "ADJOURN_TRACEBACK"
-INTERRUPTED: Final = 130
 
 ADVICE: Final[Mapping[type[errors.AdjournError], str]] = {  # where the answer itself does not say what to do
     errors.ControlPlaneUnreachableError: "start one with `adjourn up`, or name it by --address or ADJOURN_ADDRESS",
@@ -45,16 +46,26 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            raise typer.Exit(INTERRUPTED) from None
+            raise interrupted() from None
         except typer.Abort as abort:  # what an inner command makes of Ctrl-C
             if isinstance(abort.__cause__, KeyboardInterrupt):
-                raise typer.Exit(INTERRUPTED) from None
-            raise
+                raise interrupted() from None
+            print_error("nothing was changed")
+            status = Status.REFUSED
         except errors.AdjournError as error:
             print_error(sentence(error))
+            status = exit_status.of(error)
         except BundleInvalid as error:
             print_error(f"cannot make a bundle: {error.reason}")
-        raise typer.Exit(1)
+            status = Status.REFUSED
+        raise typer.Exit(status)
+
+
+def interrupted() -> typer.Exit:
+    """Returns the end of a command after Ctrl-C; on a terminal the prompt begins on a line of its own."""
+    if sys.stderr.isatty():
+        typer.echo(err=True)
+    return typer.Exit(Status.INTERRUPTED)
 
 
 def sentence(error: errors.AdjournError) -> str:
@@ -72,13 +83,15 @@ def print_error(text: str) -> None:
 
 
 def unexpected(error: Exception) -> int:
-    """Prints an error that is a defect of this program; returns the exit status."""
-    if os.environ.get(TRACEBACK_VARIABLE):
+    """Prints an error that no command expects; returns the exit status."""
+    if isinstance(error, OSError) and not os.environ.get(TRACEBACK_VARIABLE):
+        print_error(f"{error.filename or 'the output'}: {error.strerror or error}")
+    elif os.environ.get(TRACEBACK_VARIABLE):
         sys.excepthook(type(error), error, error.__traceback__)
     else:
         said = " ".join(str(error).split())
         print_error(f"internal error, {type(error).__name__}: {said}; {TRACEBACK_VARIABLE}=1 shows where")
-    return 1
+    return Status.REFUSED
 
 
 def ignore_unraisable(fault: "sys.UnraisableHookArgs") -> None:

@@ -10,7 +10,10 @@ import typer
 
 from adjourn.cli import arguments, formatting, output, tables
 from adjourn.cli.connection import connect
-from adjourn.cli.verbs import Mode, Yes, confirm
+from adjourn.cli.exit_status import Status
+from adjourn.cli.output import Format, Output
+from adjourn.cli.selection import JobNames, Label, Yes, confirm
+from adjourn.cli.verbs import Mode, Reason
 from adjourn.v1.worker_pb2 import Worker
 
 if TYPE_CHECKING:
@@ -19,13 +22,8 @@ if TYPE_CHECKING:
 LOOK_SECONDS: Final = 1.0
 """Rest between two looks at a worker that is waited for: nothing tells of its changes."""
 
-Jobs = Annotated[
-    list[str] | None, typer.Argument(metavar="[JOB]...", help="These jobs, `x` or `jobs/x`.", show_default=False)
-]
-Label = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Jobs that carry it. Repeat it.")]
 All = Annotated[bool, typer.Option("--all", help="Every job.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; do nothing.")]
-Json = Annotated[bool, typer.Option("--json", help="As JSON, one object on a line.")]
 WorkerName = Annotated[
     str, typer.Argument(metavar="WORKER", help="The worker, `w` or `workers/w`.", show_default=False)
 ]
@@ -33,14 +31,14 @@ WorkerName = Annotated[
 
 def hold(
     ctx: typer.Context,
-    jobs: Jobs = None,
+    jobs: JobNames = None,
     *,
     label: Label = None,
     all_jobs: All = False,
     mode: Mode = "epoch",
-    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+    reason: Reason = "",
     dry_run: DryRun = False,
-    json: Json = False,
+    form: Output = Format.TABLE,
 ) -> None:
     """Hold many jobs: each pauses at its next boundary, and rests until `adjourn release`.
 
@@ -52,33 +50,31 @@ def hold(
         found = client.hold_jobs(
             jobs or (), labels=labels, all_jobs=all_jobs, mode=boundary, reason=reason, dry_run=dry_run
         )
-    if json:
-        output.emit_all(found)
-    else:
-        output.show(tables.outcome_table(found, "held", dry_run=dry_run) if found else "no such jobs")
+    output.write(found, form, lambda: tables.outcome_table(found, "held", dry_run=dry_run) if found else "no such jobs")
     if any(outcome.reason for outcome in found):
-        raise typer.Exit(1)
+        raise typer.Exit(Status.REFUSED)
 
 
 def release(
     ctx: typer.Context,
-    jobs: Jobs = None,
+    jobs: JobNames = None,
     *,
     label: Label = None,
     all_jobs: All = False,
     dry_run: DryRun = False,
-    json: Json = False,
+    form: Output = Format.TABLE,
 ) -> None:
     """Release jobs that `adjourn hold` holds: those that nothing else keeps go on."""
     labels = selection(jobs, label, all_jobs=all_jobs)
     with connect(ctx) as client:
         found = client.release_jobs(jobs or (), labels=labels, all_jobs=all_jobs, dry_run=dry_run)
-    if json:
-        output.emit_all(found)
-    else:
-        output.show(tables.outcome_table(found, "released", dry_run=dry_run) if found else "no such jobs are held")
+    output.write(
+        found,
+        form,
+        lambda: tables.outcome_table(found, "released", dry_run=dry_run) if found else "no such jobs are held",
+    )
     if any(outcome.reason for outcome in found):
-        raise typer.Exit(1)
+        raise typer.Exit(Status.REFUSED)
 
 
 def selection(jobs: list[str] | None, label: list[str] | None, *, all_jobs: bool) -> dict[str, str]:
@@ -92,7 +88,7 @@ def drain(
     ctx: typer.Context,
     worker: WorkerName,
     *,
-    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+    reason: Reason = "",
     wait: Annotated[bool, typer.Option("--wait", help="Return when no job is left on it.")] = False,
 ) -> None:
     """Empty a worker: it takes no new job, and its jobs pause at their next boundary and go on elsewhere.
@@ -149,6 +145,6 @@ def delete_worker(
     """
     name = f"the instance {instance} of {formatting.short(worker)}" if instance else formatting.short(worker)
     with connect(ctx) as client:
-        confirm(f"Forget {name}, where nothing runs any more?", yes=yes)
+        confirm(lambda: f"Forget {name}, where nothing runs any more?", yes=yes)
         client.delete_worker(worker, instance=instance)
         output.say(f"{name} is forgotten")

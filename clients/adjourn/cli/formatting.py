@@ -1,7 +1,7 @@
 """Formats durations, bytes, times and shares as text. Pure functions."""
 
 from collections.abc import Callable, Mapping
-from datetime import UTC, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -28,6 +28,26 @@ def duration(span: timedelta | float) -> str:
     if whole < DAY:
         return f"{whole // HOUR} h {whole % HOUR // MINUTE:02} min"
     return f"{whole // DAY} d {whole % DAY // HOUR} h"
+
+
+def brief(span: timedelta | float) -> str:
+    """Returns `0.9s`, `47s`, `12m53s`, `2h05m` or `3d04h`, for columns of a table."""
+    seconds = max(span.total_seconds() if isinstance(span, timedelta) else span, 0.0)
+    if seconds < 9.95:
+        return f"{seconds:.1f}s"
+    whole = round(seconds)
+    if whole < MINUTE:
+        return f"{whole}s"
+    if whole < HOUR:
+        return f"{whole // MINUTE}m{whole % MINUTE:02}s"
+    if whole < DAY:
+        return f"{whole // HOUR}h{whole % HOUR // MINUTE:02}m"
+    return f"{whole // DAY}d{whole % DAY // HOUR:02}h"
+
+
+def since(time: Timestamp, now: datetime) -> str:
+    """Returns how long ago a moment was; a dash for an unset one."""
+    return brief(now - time.ToDatetime(tzinfo=UTC)) if time.ByteSize() else "-"
 
 
 def size(count: int) -> str:

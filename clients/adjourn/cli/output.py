@@ -1,23 +1,72 @@
-"""Prints text and tables for people, and JSON for programs, one object on a line."""
+"""Prints text and tables for people, and documents for programs."""
 
+import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import Annotated, Final
 
 import typer
-from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
 from rich.console import Console, RenderableType
 
-PIPED_WIDTH = 160
-"""Columns where the output is no terminal: wide enough to cut nothing off."""
+from adjourn import extras
+from adjourn.cli import arguments, documents
+
+UNLIMITED: Final = 10_000
+"""Columns where the output is no terminal: nothing is cut off or broken."""
+
+
+class Format(StrEnum):
+    """How a command prints what it found."""
+
+    TABLE = "table"
+    JSON = "json"
+    YAML = "yaml"
+    NAME = "name"
+
+
+def possible(form: Format) -> Format:
+    """Returns the format; a usage error, before anything is done, if it takes what is not installed."""
+    if form == Format.YAML and (why := extras.missing("adjourn --output yaml")):
+        arguments.wrong("--output", why)
+    return form
+
+
+Output = Annotated[
+    Format,
+    typer.Option(
+        "--output",
+        "-o",
+        help="For people; for programs the protobuf JSON, one object a line, or the same as YAML; or names alone.",
+        callback=possible,
+    ),
+]
+
+
+def width() -> int:
+    """Returns how many columns there are: of the terminal, else what COLUMNS says, else no limit."""
+    return Console().width if sys.stdout.isatty() else columns() or UNLIMITED
+
+
+def columns() -> int:
+    text = os.environ.get("COLUMNS", "")
+    return int(text) if text.isdecimal() else 0
 
 
 def console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, highlight=False, markup=False, emoji=False)
+    return Console(width=None if sys.stdout.isatty() else width(), highlight=False, markup=False, emoji=False)
 
 
 def show(renderable: RenderableType) -> None:
-    console().print(renderable)
+    """Prints for people. What is read by a program or a file has no blanks at the ends of lines."""
+    screen = console()
+    if sys.stdout.isatty():
+        screen.print(renderable)
+        return
+    with screen.capture() as captured:
+        screen.print(renderable)
+    typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def say(text: str) -> None:
@@ -25,11 +74,30 @@ def say(text: str) -> None:
     typer.echo(text)
 
 
-def emit(message: Message) -> None:
-    """Prints a message as JSON on one line; unset figures are left out, zeros are not."""
-    typer.echo(MessageToJson(message, indent=None, always_print_fields_with_no_presence=True, ensure_ascii=False))
+def write(messages: Sequence[Message], form: Format, view: Callable[[], RenderableType]) -> None:
+    """Prints messages in the format that was asked for; `view` makes what people see."""
+    if form == Format.TABLE:
+        show(view())
+    for message in messages if form != Format.TABLE else ():
+        emit(message, form)
 
 
-def emit_all(messages: Iterable[Message]) -> None:
-    for message in messages:
-        emit(message)
+def emit(message: Message, form: Format) -> None:
+    """Prints a message for programs, as soon as there is one."""
+    match form:
+        case Format.JSON:
+            typer.echo(documents.one_line(message))
+        case Format.YAML:
+            typer.echo(f"---\n{documents.yaml(message)}", nl=False)
+        case Format.NAME:
+            typer.echo(name(message))
+        case Format.TABLE:
+            raise ValueError("a table is for people")
+
+
+def name(message: Message) -> str:
+    """Returns the name of a resource, or of the job that a message is about; a usage error if it has none."""
+    fields = [field for field in ("name", "job") if field in message.DESCRIPTOR.fields_by_name]
+    if not fields:
+        arguments.wrong("--output", f"name is for what has one; {message.DESCRIPTOR.name} has none")
+    return str(getattr(message, fields[0]))

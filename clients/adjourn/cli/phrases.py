@@ -6,6 +6,7 @@ from typing import Final
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from adjourn.cli import formatting
+from adjourn.reasons import WHOLE_LOG
 from adjourn.v1.job_pb2 import Condition, Hold, Job, Pause, PauseMode, Progress
 
 VERDICTS: Final = {
@@ -140,15 +141,32 @@ def line(job: Job) -> str:
         parts.append(remaining(job))
     if job.worker:
         parts.append(f"on {formatting.short(job.worker)}")
-    if why := reasons(job):
-        parts.append(", ".join(why))
+    if said := why(job):
+        parts.append(said)
     return "  ".join(parts)
 
 
-def reasons(job: Job) -> list[str]:
-    """Returns why a job failed, and the reasons of its conditions."""
-    failed = [job.failure.reason] if job.state == Job.FAILED else []
-    return [formatting.printable(reason) for reason in (*failed, *(each.reason for each in job.conditions)) if reason]
+def why(job: Job) -> str:
+    """Says on one line why a job failed, waits or rests, and what its conditions are; empty if there is no more to say.
+
+    A reason of docs/reasons.md comes first where there is one, then its message.
+    """
+    parts = [told(each.reason, each.message) for each in job.conditions]
+    if job.state in (Job.PAUSED, Job.PAUSING):
+        parts += [f"held by {holder(hold)}" for hold in job.holds]
+    if job.state == Job.FAILED:
+        parts.insert(0, told(job.failure.reason, job.failure.message))
+    elif job.state in (Job.QUEUED, Job.STARTING) and job.failure.reason and job.failure.attempt == job.attempt:
+        parts.append(f"after {told(job.failure.reason, job.failure.message)}")
+    elif job.state == Job.QUEUED and not parts:
+        parts.append("waits for a worker")
+    return "; ".join(parts)
+
+
+def told(reason: str, message: str) -> str:
+    """Returns a reason with its message on one line; of a traceback, what was raised."""
+    lines = [line.strip() for line in message.partition(WHOLE_LOG)[0].splitlines() if line.strip()]
+    return formatting.printable(": ".join(part for part in (reason, lines[-1] if lines else "") if part))
 
 
 def state(job: Job) -> str:

@@ -7,9 +7,8 @@ import typer
 
 from adjourn.cli import arguments, job_view, output, tables
 from adjourn.cli.connection import connect
-from adjourn.cli.verbs import JobName
-
-Json = Annotated[bool, typer.Option("--json", help="As JSON, one object on a line.")]
+from adjourn.cli.output import Format, Output
+from adjourn.cli.selection import JobName
 
 
 def list_jobs(
@@ -22,57 +21,41 @@ def list_jobs(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="At most this many, newest first.", min=1)] = None,
     *,
-    json: Json = False,
+    form: Output = Format.TABLE,
 ) -> None:
     """List jobs, newest first."""
     states, labels = arguments.states(state or ()), arguments.pairs("--label", label or ())
     with connect(ctx) as client:
         jobs = list(islice(client.list_jobs(states=states, labels=labels), limit))
-    if json:
-        output.emit_all(jobs)
-    elif jobs:
-        output.show(tables.job_table(jobs))
-    else:
-        output.say(
-            "no such jobs" if states or labels else "no jobs yet; `adjourn submit --help` tells how to queue one"
-        )
+    nothing = "no such jobs" if states or labels else "no jobs yet; `adjourn submit --help` tells how to queue one"
+    output.write(jobs, form, lambda: tables.job_table(jobs) if jobs else nothing)
 
 
-def get(ctx: typer.Context, job: JobName, *, json: Json = False) -> None:
+def get(ctx: typer.Context, job: JobName, *, form: Output = Format.TABLE) -> None:
     """Show a job: state, conditions, progress, its pause with phases and resources, earlier pauses."""
     with connect(ctx) as client:
         found = client.get_job(job)
-    if json:
-        output.emit(found)
-    else:
-        output.show(job_view.paused_run(found))
+    output.write([found], form, lambda: job_view.paused_run(found))
 
 
-def events(ctx: typer.Context, job: JobName, *, json: Json = False) -> None:
+def events(ctx: typer.Context, job: JobName, *, form: Output = Format.TABLE) -> None:
     """List what happened to a job, oldest first, and who caused it."""
     with connect(ctx) as client:
         found = list(client.list_job_events(job))
-    if json:
-        output.emit_all(found)
-    else:
-        output.show(tables.event_table(found))
+    output.write(found, form, lambda: tables.event_table(found))
 
 
-def metrics(ctx: typer.Context, job: JobName, *, json: Json = False) -> None:
+def metrics(ctx: typer.Context, job: JobName, *, form: Output = Format.TABLE) -> None:
     """Show the metrics of each epoch of a job."""
     with connect(ctx) as client:
         epochs = list(client.list_epoch_metrics(job))
-    if json:
-        output.emit_all(epochs)
-    else:
-        output.show(tables.epoch_table(epochs) if epochs else "no epoch has ended yet")
+    output.write(
+        epochs, form, lambda: tables.epoch_tables(epochs, output.width()) if epochs else "no epoch has ended yet"
+    )
 
 
-def workers(ctx: typer.Context, *, json: Json = False) -> None:
+def workers(ctx: typer.Context, *, form: Output = Format.TABLE) -> None:
     """List workers."""
     with connect(ctx) as client:
         found = list(client.list_workers())
-    if json:
-        output.emit_all(found)
-    else:
-        output.show(tables.worker_table(found) if found else "no worker has ever connected")
+    output.write(found, form, lambda: tables.worker_table(found) if found else "no worker has ever connected")

@@ -12,7 +12,10 @@ from typer.core import TyperCommand
 from adjourn import bundles
 from adjourn.cli import arguments, formatting, output
 from adjourn.cli.connection import connect
-from adjourn.cli.watch import follow
+from adjourn.cli.exit_status import Status
+from adjourn.cli.output import Format, Output
+from adjourn.cli.selection import ENDED
+from adjourn.cli.watch import follow, tell_failure
 from adjourn.errors import BundleMissingError
 from adjourn.v1.job_pb2 import Job, JobSpec
 
@@ -93,11 +96,12 @@ def submit(
     model_name: Annotated[str, typer.Option(help="For people: the model.")] = "",
     dataset_uri: Annotated[str, typer.Option(help="For people: the data.")] = "",
     wait: Annotated[bool, typer.Option("--wait", help="Return when it has ended; print each epoch.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Like --wait, as a live table.")] = False,
+    live: Annotated[bool, typer.Option("--follow", "--watch", help="Like --wait, as a live table.")] = False,
+    form: Output = Format.TABLE,
 ) -> None:
     """Queue a training job: your own script, or code that is installed on the workers.
 
-    With --wait or --watch the exit status is 0 only if the job SUCCEEDED.
+    With --wait or --follow the exit status is 0 only if the job SUCCEEDED.
     """
     script, entry_point = arguments.entry_point(target)
     arguments.refuse_out_of_range("--epochs", epochs)
@@ -132,17 +136,20 @@ def submit(
         job = queue(client, spec, packed, job_id, labels)
         name = formatting.short(job.name)
         code = f", with {formatting.size(len(packed))} of code" if packed else ""
+        if form != Format.TABLE:
+            end = client.wait_job(job.name, until=ENDED) if wait or live else job
+            output.emit(end, form)
+            if end.state != Job.SUCCEEDED and (wait or live):
+                raise typer.Exit(Status.ENDED_OTHERWISE)
+            return
         output.say(f"{job.name} is queued: {spec.entry_point}, {epochs} epochs{code}")
-        if not (wait or watch):
+        if not (wait or live):
             output.say(f"follow it with `adjourn watch {name}`")
             return
-        ended = follow(client, [name], live=watch).get(job.name)
-        if ended is None:  # somebody deleted it
-            raise typer.Exit(1)
-        if ended.failure.message and ended.state == Job.FAILED:
-            output.say(formatting.printable(ended.failure.message))
-        if ended.state != Job.SUCCEEDED:
-            raise typer.Exit(1)
+        ended = follow(client, [name], live=live).get(job.name)
+        tell_failure(ended)
+        if ended is None or ended.state != Job.SUCCEEDED:  # or somebody deleted it
+            raise typer.Exit(Status.ENDED_OTHERWISE)
 
 
 def queue(client: "Client", spec: JobSpec, packed: bytes, job_id: str, labels: Mapping[str, str]) -> Job:

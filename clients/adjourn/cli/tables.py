@@ -1,77 +1,115 @@
 """Lists as tables: jobs, epochs, checkpoints, workers. Pure functions to rich tables."""
 
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 
-from google.protobuf.duration_pb2 import Duration
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from adjourn.cli import formatting, phrases
 from adjourn.cli.job_view import badge
+from adjourn.cli.layout import ABSENT, Column, Fitted, column, table, taken
+from adjourn.cli.selection import ENDED
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.job_pb2 import Job
+from adjourn.v1.job_pb2 import Job, Progress
 from adjourn.v1.job_service_pb2 import HoldOutcome, JobEvent
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Device, Worker
 
 
-def job_table(jobs: Iterable[Job]) -> Table:
-    """Returns one row for each job; a column for reasons if any job has a condition or failed."""
-    jobs = list(jobs)
-    troubled = any(phrases.reasons(job) for job in jobs)
-    reason = ["why"] if troubled else []
-    table = headed("job", "state", ">epoch", ">loss", "best", ">trained", ">left", "worker", "model", *reason)
-    for job in jobs:
-        progress = job.progress
-        best = f"{progress.best.metric} {formatting.figure(progress.best.value)}" if progress.HasField("best") else "-"
-        ended = job.state in (Job.SUCCEEDED, Job.FAILED, Job.CANCELLED)
-        table.add_row(
-            formatting.short(job.name),
-            badge(job),
-            f"{progress.epoch}/{job.spec.total_epochs}" if job.spec.total_epochs else "-",
-            formatting.figure(progress.loss) if progress.HasField("loss") else "-",
-            plain(best),
-            span(progress.active_duration) if progress.HasField("active_duration") else "-",
-            span(progress.remaining_duration) if progress.HasField("remaining_duration") and not ended else "-",
-            formatting.short(job.worker) or "-",
-            plain(job.spec.model_name or "-"),
-            *([plain(", ".join(phrases.reasons(job)) or "-")] if troubled else []),
-        )
-    return table
+def job_table(jobs: Iterable[Job], now: datetime | None = None) -> RenderableType:
+    """Returns one row for each job, as much of it as there is room for. Why a job waits or failed is always there."""
+    jobs, now = list(jobs), now or datetime.now(UTC)
+    why = [phrases.why(job) or ABSENT for job in jobs]
+    return Fitted(
+        [
+            column("job", [formatting.short(job.name) for job in jobs], least=16, middle=True),
+            column("state", [badge(job) for job in jobs]),
+            column(">since", [formatting.since(job.state_time, now) for job in jobs], rank=3),
+            column(">epoch", [epochs(job) for job in jobs]),
+            column(">left", [left(job) for job in jobs], rank=1),
+            column(">loss", [loss(job.progress) for job in jobs], rank=4),
+            column("best", [best(job.progress) for job in jobs], rank=6),
+            column(">trained", [trained(job.progress) for job in jobs], rank=7),
+            column("worker", [formatting.short(job.worker) or ABSENT for job in jobs], rank=2),
+            column(">age", [formatting.since(job.create_time, now) for job in jobs], rank=5),
+            column("model", [job.spec.model_name or ABSENT for job in jobs], rank=8),
+            column("labels", [formatting.pairs(job.labels) or ABSENT for job in jobs], rank=9),
+            *([column("why", why, least=24)] if any(each != ABSENT for each in why) else []),
+        ]
+    )
 
 
-def event_table(events: Iterable[JobEvent]) -> Table:
-    table = headed(">#", "time", "event", "state", ">attempt", "by", "what")
-    for event in events:
-        details = formatting.pairs(event.details)
-        table.add_row(
-            str(event.sequence),
-            formatting.moment(event.time),
-            formatting.name_of(JobEvent.Type.Name, event.type),
-            formatting.name_of(Job.State.Name, event.state).upper(),
-            str(event.attempt) if event.attempt else "-",
-            plain(event.actor or "-"),
-            plain("; ".join(part for part in (event.message, details) if part) or "-"),
-        )
-    return table
+def epochs(job: Job) -> str:
+    return f"{job.progress.epoch}/{job.spec.total_epochs}" if job.spec.total_epochs else ABSENT
 
 
-def span(duration: Duration) -> str:
-    return formatting.duration(duration.ToTimedelta())
+def left(job: Job) -> str:
+    known = job.progress.HasField("remaining_duration") and job.state not in ENDED
+    return formatting.brief(job.progress.remaining_duration.ToTimedelta()) if known else ABSENT
 
 
-def epoch_table(epochs: Sequence[EpochMetrics]) -> Table:
-    """Returns a row for each epoch and a column for each metric; a star marks each epoch that was the best so far."""
-    names = sorted({name for epoch in epochs for name in epoch.values})
-    table = headed(">epoch", "", ">step", ">time", *(f">{formatting.printable(name)}" for name in names), ">attempt")
-    for epoch in epochs:
-        values = (formatting.figure(epoch.values[name]) if name in epoch.values else "-" for name in names)
-        star = Text("*" if epoch.best else "", style="green")
-        took = formatting.duration(epoch.active_duration.ToTimedelta())
-        table.add_row(str(epoch.epoch), star, str(epoch.step), took, *values, str(epoch.attempt))
-    return table
+def loss(progress: Progress) -> str:
+    return formatting.figure(progress.loss) if progress.HasField("loss") else ABSENT
+
+
+def best(progress: Progress) -> str:
+    return f"{progress.best.metric} {formatting.figure(progress.best.value)}" if progress.HasField("best") else ABSENT
+
+
+def trained(progress: Progress) -> str:
+    known = progress.HasField("active_duration")
+    return formatting.brief(progress.active_duration.ToTimedelta()) if known else ABSENT
+
+
+def event_table(events: Iterable[JobEvent]) -> RenderableType:
+    events = list(events)
+    return Fitted(
+        [
+            column(">#", [str(event.sequence) for event in events]),
+            column("time", [formatting.moment(event.time) for event in events], rank=2),
+            column("event", [formatting.name_of(JobEvent.Type.Name, event.type) for event in events]),
+            column("state", [formatting.name_of(Job.State.Name, event.state).upper() for event in events]),
+            column(">attempt", [str(event.attempt or ABSENT) for event in events], rank=3),
+            column("by", [event.actor or ABSENT for event in events], rank=1, least=12),
+            column("what", [told(event) or ABSENT for event in events], least=24),
+        ]
+    )
+
+
+def told(event: JobEvent) -> str:
+    """Returns what an event tells beside its type, on one line."""
+    details = formatting.pairs(event.details)
+    return "; ".join(part for part in (phrases.told("", event.message), details) if part)
+
+
+def epoch_tables(epochs: Sequence[EpochMetrics], width: int) -> RenderableType:
+    """Returns a row for each epoch and a column for each metric, below one another as many as do not fit beside.
+
+    A star marks each epoch that was the best so far.
+    """
+    first = [
+        column(">epoch", [str(epoch.epoch) for epoch in epochs]),
+        column("", [Text("*" if epoch.best else "", style="green") for epoch in epochs]),
+        column(">step", [str(epoch.step) for epoch in epochs]),
+    ]
+    more = [
+        column(">time", [formatting.brief(epoch.active_duration.ToTimedelta()) for epoch in epochs]),
+        *(values(epochs, name) for name in sorted({name for epoch in epochs for name in epoch.values})),
+        column(">attempt", [str(epoch.attempt) for epoch in epochs]),
+    ]
+    rows = [[*first]]
+    for each in more:
+        if len(rows[-1]) > len(first) and taken([known.width for known in (*rows[-1], each)]) > width:
+            rows.append([*first])
+        rows[-1].append(each)
+    return Group(*[part for row in rows for part in (Text(""), table(row))][1:])
+
+
+def values(epochs: Iterable[EpochMetrics], name: str) -> Column:
+    figures = (formatting.figure(epoch.values[name]) if name in epoch.values else ABSENT for epoch in epochs)
+    return column(f">{formatting.printable(name)}", figures)
 
 
 def checkpoint_list(checkpoints: Sequence[Checkpoint]) -> RenderableType:
@@ -84,21 +122,24 @@ def checkpoint_list(checkpoints: Sequence[Checkpoint]) -> RenderableType:
     )
 
 
-def checkpoint_table(checkpoints: Iterable[Checkpoint]) -> Table:
-    table = headed("checkpoint", ">epoch", ">step", ">size", ">uploaded", "registered", "kept as", "state digest")
-    for checkpoint in checkpoints:
-        kept = Text("damaged", "red") if checkpoint.damage else Text(kept_as(checkpoint) or "-")
-        table.add_row(
-            formatting.short(checkpoint.name),
-            str(checkpoint.epoch),
-            str(checkpoint.step),
-            formatting.size(checkpoint.size_bytes),
-            formatting.size(checkpoint.uploaded_bytes),
-            formatting.moment(checkpoint.create_time),
-            kept,
-            checkpoint.state_digest[:12] or "-",
-        )
-    return table
+def checkpoint_table(checkpoints: Iterable[Checkpoint]) -> RenderableType:
+    checkpoints = list(checkpoints)
+    return Fitted(
+        [
+            column("checkpoint", [formatting.short(each.name) for each in checkpoints]),
+            column(">epoch", [str(each.epoch) for each in checkpoints]),
+            column(">step", [str(each.step) for each in checkpoints]),
+            column(">size", [formatting.size(each.size_bytes) for each in checkpoints], rank=1),
+            column(">uploaded", [formatting.size(each.uploaded_bytes) for each in checkpoints], rank=4),
+            column("registered", [formatting.moment(each.create_time) for each in checkpoints], rank=2),
+            column("kept as", [kept(each) for each in checkpoints]),
+            column("state digest", [each.state_digest[:12] or ABSENT for each in checkpoints], rank=3),
+        ]
+    )
+
+
+def kept(checkpoint: Checkpoint) -> str | Text:
+    return Text("damaged", "red") if checkpoint.damage else kept_as(checkpoint) or ABSENT
 
 
 def kept_as(checkpoint: Checkpoint) -> str:
@@ -130,25 +171,32 @@ def checkpoint_details(checkpoint: Checkpoint) -> Table:
     return table
 
 
-def worker_table(workers: Iterable[Worker]) -> Table:
-    """Returns one row for each worker; a column for orders and conditions if any has one."""
-    workers = list(workers)
-    known = ["what"] if any(map(situation, workers)) else []
-    table = headed("worker", "state", "GPUs", ">CPU slots", "jobs", "labels", "last heard", "version", *known)
-    for worker in workers:
-        state = formatting.name_of(Worker.State.Name, worker.state).upper()
-        table.add_row(
-            formatting.short(worker.name),
-            Text(state, style="green" if worker.state == Worker.ACTIVE else "yellow"),
-            plain(", ".join(device(each) for each in worker.devices) or "none"),
-            str(worker.cpu_slots),
-            plain(", ".join(formatting.short(job) for job in worker.jobs) or "-"),
-            plain(formatting.pairs(worker.labels) or "-"),
-            formatting.moment(worker.report_time),
-            plain(worker.agent_version or "-"),
-            *([plain(situation(worker) or "-")] if known else []),
-        )
-    return table
+def worker_table(workers: Iterable[Worker], now: datetime | None = None) -> RenderableType:
+    """Returns one row for each worker; orders and conditions are always there."""
+    workers, now = list(workers), now or datetime.now(UTC)
+    known = [situation(worker) or ABSENT for worker in workers]
+    return Fitted(
+        [
+            column("worker", [formatting.short(worker.name) for worker in workers], least=16, middle=True),
+            column("state", [worker_state(worker) for worker in workers]),
+            column("GPUs", [", ".join(device(each) for each in worker.devices) or "none" for worker in workers]),
+            column(">CPU slots", [str(worker.cpu_slots) for worker in workers], rank=1),
+            column("jobs", [listed(worker.jobs) or ABSENT for worker in workers], least=16),
+            column(">heard", [formatting.since(worker.report_time, now) for worker in workers], rank=2),
+            column("labels", [formatting.pairs(worker.labels) or ABSENT for worker in workers], rank=3),
+            column("version", [worker.agent_version or ABSENT for worker in workers], rank=4),
+            *([column("what", known, least=24)] if any(each != ABSENT for each in known) else []),
+        ]
+    )
+
+
+def worker_state(worker: Worker) -> Text:
+    state = formatting.name_of(Worker.State.Name, worker.state).upper()
+    return Text(state, style="green" if worker.state == Worker.ACTIVE else "yellow")
+
+
+def listed(names: Iterable[str]) -> str:
+    return ", ".join(formatting.short(name) for name in names)
 
 
 def situation(worker: Worker) -> str:
@@ -159,33 +207,31 @@ def situation(worker: Worker) -> str:
     return "; ".join([*parts, *(each.message or each.reason for each in worker.conditions)])
 
 
-def outcome_table(outcomes: Iterable[HoldOutcome], done: str, *, dry_run: bool) -> Table:
+def outcome_table(outcomes: Iterable[HoldOutcome], done: str, *, dry_run: bool) -> RenderableType:
     """Returns what became, or would become, of each job of a call on many. `done`: what was asked for."""
-    table = headed("job", "would be" if dry_run else "outcome", "state", "why")
-    for outcome in outcomes:
-        left = "unknown" if outcome.unknown else "left"
-        words = done if outcome.changed else left if outcome.reason else f"was {done}"
-        table.add_row(
-            formatting.short(outcome.job),
-            Text(words, style="yellow" if outcome.reason else ""),
-            formatting.name_of(Job.State.Name, outcome.state).upper() if outcome.state else "-",
-            plain(outcome.message or outcome.reason or "-"),
-        )
-    return table
+    outcomes = list(outcomes)
+    return Fitted(
+        [
+            column("job", [formatting.short(each.job) for each in outcomes], least=16, middle=True),
+            column("would be" if dry_run else "outcome", [outcome(each, done) for each in outcomes]),
+            column("state", [state(each) for each in outcomes]),
+            column("why", [each.message or each.reason or ABSENT for each in outcomes], least=24),
+        ]
+    )
+
+
+def outcome(each: HoldOutcome, done: str) -> Text:
+    left = "unknown" if each.unknown else "left"
+    return Text(done if each.changed else left if each.reason else f"was {done}", "yellow" if each.reason else "")
+
+
+def state(each: HoldOutcome) -> str:
+    return formatting.name_of(Job.State.Name, each.state).upper() if each.state else ABSENT
 
 
 def device(each: Device) -> str:
     words = f"{each.index}: {each.model} ({formatting.size(each.memory_bytes)})"
     return f"{words}, quarantined" if each.quarantined else words
-
-
-def headed(*titles: str) -> Table:
-    """Returns a table with these columns; `>` aligns one to the right. Numbers and the first two columns never wrap."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for place, title in enumerate(titles):
-        right = title.startswith(">")
-        table.add_column(title.removeprefix(">"), justify="right" if right else "left", no_wrap=right or place < 2)
-    return table
 
 
 def plain(text: str) -> Text:

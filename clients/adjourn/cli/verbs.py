@@ -1,27 +1,34 @@
 """`adjourn pause`, `resume`, `cancel`, `update`, `delete`.
 
-Pausing and resuming can be taken back, so they are not asked about twice. Cancelling and deleting are, on a terminal.
+All of them are asked about on a terminal. Each but `update` takes several jobs, or those that carry a label.
 """
 
-import sys
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from adjourn.cli import arguments, formatting, output, phrases
+from adjourn.cli import arguments, formatting, output, phrases, selection
 from adjourn.cli.connection import connect
-from adjourn.cli.watch import ENDED
-from adjourn.errors import DeadlineError, JobFinishedError
+from adjourn.cli.exit_status import Status
+from adjourn.cli.output import Format, Output
+from adjourn.cli.selection import ENDED, JobName, JobNames, Label, Otherwise, Outcomes, Yes, confirm, together
+from adjourn.errors import DeadlineError, JobFinishedError, NotFoundError
 from adjourn.v1.job_pb2 import Hold, Job, Pause, PauseMode
 
 if TYPE_CHECKING:
     from adjourn.client import Client
 
 VERDICT_SECONDS: Final = 3.0
+BOUNDARIES: Final = {
+    PauseMode.EPOCH: "after the running epoch",
+    PauseMode.STEP: "after the running step",
+    PauseMode.LATEST: "now, giving up what no checkpoint has",
+}
 
-JobName = Annotated[str, typer.Argument(metavar="JOB", help="The job, `x` or `jobs/x`.", show_default=False)]
 Mode = Annotated[
     str,
     typer.Option(
@@ -29,66 +36,112 @@ Mode = Annotated[
         help="After the running epoch, the running step, or latest: now, giving up what no checkpoint has.",
     ),
 ]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask. Without a terminal nothing is asked anyway.")]
+Reason = Annotated[str, typer.Option(help="Why, for the record.")]
+Timeout = Annotated[
+    str, typer.Option(metavar="TIME", help="With --wait: at most so long (90s, 10m); then the exit status is 6.")
+]
 
 
 def pause(
     ctx: typer.Context,
-    job: JobName,
+    jobs: JobNames = None,
     mode: Mode = "epoch",
-    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+    reason: Reason = "",
     *,
+    label: Label = None,
     wait: Annotated[bool, typer.Option("--wait", help="Return when it is paused.")] = False,
+    timeout: Timeout = "",
+    yes: Yes = False,
+    form: Output = Format.TABLE,
 ) -> None:
-    """Pause a job at the next boundary: its worker is free, its state is kept, `adjourn resume` takes it up.
+    """Pause jobs at the next boundary: workers are free, the state is kept, `adjourn resume` takes them up.
 
-    Asks nothing, for a resume takes it back. A pause under way becomes earlier with another --mode, never later. With
-    --mode latest nothing takes back what is given up; the answer says how much that is.
+    By label: those that train or wait, and are not paused. A pause under way becomes earlier with another --mode, never
+    later. With --mode latest nothing takes back what is given up; the answer says how much that is.
     """
-    boundary = arguments.pause_mode(mode)
+    boundary, patience = arguments.pause_mode(mode), Patience(timeout, wait=wait)
     with connect(ctx) as client:
-        found = client.pause_job(job, mode=boundary, reason=reason)
-        output.say(sentence(found))
-        if not wait or found.state == Job.PAUSED:
-            return
-        found = client.wait_job(found.name, until=pause_settled)
-        output.say(sentence(found) if found.state != Job.PAUSED else f"{sentence(found)}\n{phases(found.pause)}")
-        if found.state not in (Job.PAUSED, Job.SUCCEEDED):  # it may finish first; nothing is left to pause then
-            raise typer.Exit(1)
+        names = selection.chosen(client, jobs, label, selection.can_pause)
+        confirm(lambda: f"Pause {together(names)} {BOUNDARIES[boundary]}?", yes=yes)
+        outcomes, waiting = Outcomes(), list[Job]()
+
+        def ask(name: str) -> Status:
+            found = client.pause_job(name, mode=boundary, reason=reason)
+            waits = wait and found.state != Job.PAUSED
+            waiting.extend([found] if waits else [])
+            if form == Format.TABLE:
+                output.say(sentence(found) + kept_reason(found, reason))
+            elif not waits:
+                output.emit(found, form)
+            return Status.DONE
+
+        def rest(found: Job) -> Status:
+            last = patience.wait(client, found, pause_settled, tell=form == Format.TABLE)
+            if form != Format.TABLE:
+                output.emit(last, form)
+            else:
+                output.say(sentence(last) + (f"\n{phases(last.pause)}" if last.state == Job.PAUSED else ""))
+            # It may finish first; nothing is left to pause then.
+            return Status.DONE if last.state in (Job.PAUSED, Job.SUCCEEDED) else Status.ENDED_OTHERWISE
+
+        outcomes.each(names, ask)
+        outcomes.each(waiting, rest)
+        outcomes.leave()
 
 
 def resume(
     ctx: typer.Context,
-    job: JobName,
+    jobs: JobNames = None,
     *,
+    label: Label = None,
     allow_inexact: Annotated[
         bool, typer.Option("--allow-inexact", help="Accept an environment in which the last bits may differ.")
     ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Return when it trains again.")] = False,
+    timeout: Timeout = "",
+    yes: Yes = False,
+    form: Output = Format.TABLE,
 ) -> None:
-    """Resume a paused job, on any worker, exactly where it was; or one that failed or was cancelled.
-
-    Asks nothing, for a pause takes it back.
-    """
+    """Resume paused jobs, on any worker, exactly where they were; or, by name, those that failed or were cancelled."""
+    patience = Patience(timeout, wait=wait)
     with connect(ctx) as client:
-        found = client.resume_job(job, allow_inexact=allow_inexact)
-        output.say(f"{formatting.short(found.name)} {resumption(client, found)}")
-        if not wait or found.state == Job.RUNNING:
-            return
-        asked = found
-        found = client.wait_job(asked.name, until=lambda now: trains_again(now, asked.attempt))
-        output.say(sentence(found))
-        if found.state not in (Job.RUNNING, Job.SUCCEEDED):
-            raise typer.Exit(1)
-        if asked.HasField("pause") and not asked.pause.HasField("resume_time"):
-            output.say(restored(client, found))
+        names = selection.chosen(client, jobs, label, selection.can_resume)
+        confirm(lambda: f"Resume {together(names)}?", yes=yes)
+        outcomes, waiting = Outcomes(), list[Job]()
+
+        def ask(name: str) -> Status:
+            found = client.resume_job(name, allow_inexact=allow_inexact)
+            waits = wait and found.state != Job.RUNNING
+            waiting.extend([found] if waits else [])
+            if form == Format.TABLE:
+                output.say(f"{formatting.short(found.name)} {resumption(client, found)}")
+            elif not waits:
+                output.emit(found, form)
+            return Status.DONE
+
+        def train(asked: Job) -> Status:
+            last = patience.wait(client, asked, lambda now: trains_again(now, asked.attempt), tell=form == Format.TABLE)
+            if form != Format.TABLE:
+                output.emit(last, form)
+            else:
+                output.say(sentence(last))
+            if last.state not in (Job.RUNNING, Job.SUCCEEDED):
+                return Status.ENDED_OTHERWISE
+            if form == Format.TABLE and asked.HasField("pause") and not asked.pause.HasField("resume_time"):
+                output.say(restored(client, last))
+            return Status.DONE
+
+        outcomes.each(names, ask)
+        outcomes.each(waiting, train)
+        outcomes.leave()
 
 
 def cancel(
     ctx: typer.Context,
-    job: JobName,
-    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+    jobs: JobNames = None,
+    reason: Reason = "",
     *,
+    label: Label = None,
     save: Annotated[
         bool, typer.Option("--save", help="Save a last checkpoint at the next boundary, then stop.")
     ] = False,
@@ -96,25 +149,47 @@ def cancel(
         str, typer.Option(metavar="MODE", help="With --save: at the end of the running epoch or of the running step.")
     ] = "epoch",
     yes: Yes = False,
+    form: Output = Format.TABLE,
 ) -> None:
-    """Stop a job for good, now. Its newest checkpoint stays, so `adjourn resume` could still take it up from there.
+    """Stop jobs for good, now. The newest checkpoint stays, so `adjourn resume` could still take them up from there.
 
-    With --save it trains on to its next boundary, and loses nothing. A second cancel, without --save, stops it now.
+    By label: those that have not ended. With --save a job trains on to its next boundary, and loses nothing. A second
+    cancel, without --save, stops it now.
     """
     boundary = arguments.pause_mode(mode)
     if not save and boundary != PauseMode.EPOCH:
         arguments.wrong("--mode", "is for --save, and without it nothing is saved")
+    where = boundary if save else PauseMode.PAUSE_MODE_UNSPECIFIED
     with connect(ctx) as client:
-        found = client.get_job(job)
-        kept = "what it did since its newest checkpoint" if found.latest_checkpoint else "all it did"
-        cost = "It saves a last checkpoint first." if save else f"It loses {kept}."
-        confirm(f"Stop {formatting.short(found.name)} for good? {cost}", yes=yes or found.state in ENDED)
-        under_way = found.state == Job.CANCELLING  # how, an earlier call has said: saving is not added later
-        where = boundary if save else PauseMode.PAUSE_MODE_UNSPECIFIED
-        found = client.cancel_job(found.name, save_checkpoint=save, mode=where, reason=reason)
-        saving = save and found.state == Job.CANCELLING and not under_way
-        when = "after its running step" if boundary == PauseMode.STEP else "at its next boundary"
-        output.say(sentence(found) + (f", {when} and with a last checkpoint" if saving else ""))
+        outcomes = Outcomes()
+        found = outcomes.read(client, selection.chosen(client, jobs, label, selection.can_cancel))
+        confirm(lambda: cancelling(found, save=save), yes=yes)
+
+        def ask(before: Job) -> Status:
+            job = client.cancel_job(before.name, save_checkpoint=save, mode=where, reason=reason)
+            # How, an earlier call has said: saving is not added later.
+            saving = save and job.state == Job.CANCELLING and before.state != Job.CANCELLING
+            when = "after its running step" if boundary == PauseMode.STEP else "at its next boundary"
+            if form == Format.TABLE:
+                output.say(sentence(job) + (f", {when} and with a last checkpoint" if saving else ""))
+            else:
+                output.emit(job, form)
+            return Status.DONE
+
+        outcomes.each(found, ask)
+        outcomes.leave()
+
+
+def cancelling(jobs: list[Job], *, save: bool) -> str:
+    """Returns the question before jobs are stopped; empty if all of them have ended."""
+    left = [job for job in jobs if job.state not in ENDED]
+    if not left:
+        return ""
+    kept = "what was done since the newest checkpoint" if all(job.latest_checkpoint for job in left) else "all it did"
+    if len(left) > 1:
+        kept = "what no checkpoint has"
+    cost = "A last checkpoint is saved first." if save else f"This loses {kept}."
+    return f"Stop {together(job.name for job in left)} for good? {cost}"
 
 
 def update(
@@ -146,23 +221,68 @@ def update(
         output.say(f"{formatting.short(found.name)} is updated: {phrases.settings(found)}")
 
 
-def delete(ctx: typer.Context, job: JobName, *, yes: Yes = False) -> None:
-    """Delete a job that has ended, with its checkpoints and metrics. This cannot be taken back."""
+def delete(ctx: typer.Context, jobs: JobNames = None, *, label: Label = None, yes: Yes = False) -> None:
+    """Delete jobs that have ended, with their checkpoints and metrics. This cannot be taken back.
+
+    By label: those that have ended.
+    """
     with connect(ctx) as client:
-        found = client.get_job(job)
-        confirm(f"Delete {formatting.short(found.name)} with all its checkpoints and metrics, for ever?", yes=yes)
-        client.delete_job(found.name)
-        output.say(f"{formatting.short(found.name)} is deleted")
+        outcomes = Outcomes()
+        found = outcomes.read(client, selection.chosen(client, jobs, label, selection.can_delete))
+        names = together(job.name for job in found)
+        confirm(lambda: f"Delete {names} with all checkpoints and metrics, for ever?" if found else "", yes=yes)
+
+        def remove(job: Job) -> Status:
+            client.delete_job(job.name)
+            output.say(f"{formatting.short(job.name)} is deleted")
+            return Status.DONE
+
+        outcomes.each(found, remove)
+        outcomes.leave()
 
 
-def confirm(question: str, *, yes: bool) -> None:
-    """Asks for a confirmation on a terminal; scripts are not asked."""
-    if not yes and interactive():
-        typer.confirm(question, abort=True)
+class Patience:
+    """How long a command waits, for all its jobs together."""
+
+    def __init__(self, timeout: str, *, wait: bool) -> None:
+        if timeout and not wait:
+            arguments.wrong("--timeout", "is for --wait")
+        span = arguments.duration("--timeout", timeout)
+        self._end = None if span is None else monotonic() + span.ToTimedelta().total_seconds()
+
+    def wait(self, client: "Client", job: Job, until: Callable[[Job], bool], *, tell: bool) -> Job:
+        """Returns the job once `until` accepts it. Tells meanwhile what keeps it from that.
+
+        Raises Otherwise at the end of patience, and if the job is deleted.
+        """
+        told = phrases.troubles(job)
+
+        def over(now: Job) -> bool:
+            nonlocal job, told
+            job = now
+            if until(now):
+                return True
+            if tell and phrases.troubles(now) not in ("", told):
+                told = phrases.troubles(now)
+                output.say(sentence(now))
+            return False
+
+        try:
+            seconds = None if self._end is None else max(self._end - monotonic(), 0.001)
+            return client.wait_job(job.name, until=over, timeout=seconds)
+        except DeadlineError:
+            if self._end is None:
+                raise
+            follow = f"`adjourn watch {formatting.short(job.name)}` follows it"
+            raise Otherwise(Status.TIMEOUT, f"{sentence(job)}; {follow}") from None
+        except NotFoundError as error:
+            raise Otherwise(Status.ENDED_OTHERWISE, error.message) from None
 
 
-def interactive() -> bool:
-    return sys.stdin.isatty()
+def kept_reason(job: Job, given: str) -> str:
+    """Returns that a reason is not taken over, as the end of a sentence: that of the first pause stays."""
+    first = next((hold.reason for hold in job.holds if hold.kind == Hold.USER), given)
+    return "" if not given or first == given else f"; it was paused before, and its reason stays: {first or 'none'}"
 
 
 def sentence(job: Job) -> str:

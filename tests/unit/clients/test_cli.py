@@ -10,7 +10,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from adjourn import __version__, cli, errors
-from adjourn.cli import error_messages
+from adjourn.cli import error_messages, exit_status
+from adjourn.cli.exit_status import Status
 
 if TYPE_CHECKING:
     from tests.unit.clients.conftest import Plane
@@ -22,7 +23,7 @@ Adjourn = Callable[..., Result]
 def test_every_error_is_one_line(adjourn: Adjourn, plane: "Plane", kind: type[errors.AdjournError]) -> None:
     plane.failures["GetJob"] = [kind("it is\nso", job="jobs/x")] * 10
     result = adjourn("get", "x")
-    assert (result.exit_code, result.stdout) == (1, "")
+    assert (result.exit_code, result.stdout) == (exit_status.of(kind("it is so")), "")
     assert result.stderr.startswith("adjourn: it is so")
     assert result.stderr.count("\n") == 1
 
@@ -51,7 +52,7 @@ def test_ctrl_c_ends_a_real_watch_quietly(plane: "Plane") -> None:
 
 def test_no_control_plane_is_told_in_a_line() -> None:
     result = CliRunner().invoke(cli.app, ["--address", "127.0.0.1:1", "list"])
-    assert result.exit_code == 1
+    assert result.exit_code == Status.UNAVAILABLE
     assert result.stderr == (
         "adjourn: no control plane answers at 127.0.0.1:1 (Connection refused); "
         "start one with `adjourn up`, or name it by --address or ADJOURN_ADDRESS\n"
@@ -87,6 +88,19 @@ def test_an_unexpected_fault_is_a_line_too(monkeypatch: pytest.MonkeyPatch, caps
     with pytest.raises(SystemExit):
         cli.main()
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().err == "adjourn: the output: No space left on device\n"
 
 
 def test_what_ctrl_c_left_half_built_is_told_on_request(

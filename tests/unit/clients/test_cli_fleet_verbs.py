@@ -36,7 +36,7 @@ def test_what_was_left_is_named_and_is_a_failure(adjourn: Adjourn, plane: "Plane
     result = adjourn(verb, "--all")
     assert result.exit_code == 1
     assert "jobs/x has no epochs" in result.stdout
-    assert '"JOB_NOT_PAUSABLE"' in adjourn(verb, "--all", "--json").stdout
+    assert '"JOB_NOT_PAUSABLE"' in adjourn(verb, "--all", "-o", "json").stdout
     plane.outcomes = [HoldOutcome(job="jobs/x", unknown=True, reason="STORE_UNAVAILABLE", message="no answer")]
     result = adjourn(verb, "--all")
     assert result.exit_code == 1

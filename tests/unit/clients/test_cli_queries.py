@@ -4,12 +4,14 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import yaml
 from google.protobuf.json_format import Parse
 from google.protobuf.timestamp_pb2 import Timestamp
-from typer.testing import Result
+from typer.testing import CliRunner, Result
 
-from adjourn import errors
+from adjourn import cli, errors
 from adjourn.cli import formatting
+from adjourn.cli.exit_status import Status
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Condition, Failure, Job, Progress
 from adjourn.v1.job_service_pb2 import JobEvent, WatchJobsResponse
@@ -27,20 +29,41 @@ def test_jobs_are_listed_and_filtered(adjourn: Adjourn, plane: "Plane") -> None:
     for number in range(4):
         plane.add(f"more-{number}", Job.RUNNING)
     assert all(name in adjourn("list").stdout for name in ("one", "more-0", "more-3"))
-    result = adjourn("list", "--state", "paused", "--label", "a=b", "--json")
+    result = adjourn("list", "--state", "paused", "--label", "a=b", "-o", "json")
     assert [json.loads(line)["name"] for line in result.stdout.splitlines()] == ["jobs/one"]
     assert plane.asked[-1][1].labels == {"a": "b"}
-    assert len(adjourn("list", "--limit", "2", "--json").stdout.splitlines()) == 2
+    assert len(adjourn("list", "--limit", "2", "-o", "json").stdout.splitlines()) == 2
 
 
 def test_an_empty_list_says_so(adjourn: Adjourn, plane: "Plane") -> None:
     assert "no jobs yet" in adjourn("list").stdout
     assert adjourn("list", "--state", "FAILED").stdout == "no such jobs\n"
-    assert adjourn("list", "--json").stdout == ""
+    assert adjourn("list", "-o", "json").stdout == ""
     plane.add("x")
     assert "no epoch has ended" in adjourn("metrics", "x").stdout
     assert "no checkpoint" in adjourn("checkpoint", "list", "x").stdout
     assert "no worker" in adjourn("workers").stdout
+
+
+def test_lists_come_in_every_format(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.add("x", Job.RUNNING)
+    plane.add("y", Job.PAUSED)
+    assert adjourn("list", "-o", "name").stdout == "jobs/x\njobs/y\n"
+    documents = list(yaml.safe_load_all(adjourn("list", "-o", "yaml").stdout))
+    assert documents == [json.loads(line) for line in adjourn("list", "-o", "json").stdout.splitlines()]
+    plane.epochs = [EpochMetrics(epoch=1)]
+    assert adjourn("metrics", "x", "-o", "name").exit_code == Status.USAGE
+    assert adjourn("watch", "x", "-o", "name").exit_code == Status.USAGE
+
+
+def test_a_pipe_gets_all_of_it_and_columns_limits_it(plane: "Plane") -> None:
+    why = Condition(type=Condition.UNPLACED, reason="NO_CAPACITY", message="busy " * 60)
+    plane.add("x", Job.QUEUED, conditions=[why])
+    argv = ["--address", plane.address, "list"]
+    whole = CliRunner().invoke(cli.app, argv).stdout
+    assert ("busy " * 60).strip() in whole
+    assert not any(line.endswith(" ") for line in whole.splitlines())
+    assert max(map(len, CliRunner().invoke(cli.app, argv, env={"COLUMNS": "70"}).stdout.splitlines())) <= 70
 
 
 def test_an_unknown_state_is_told_with_the_known_ones(adjourn: Adjourn) -> None:
@@ -53,7 +76,7 @@ def test_an_unknown_state_is_told_with_the_known_ones(adjourn: Adjourn) -> None:
 def test_a_job_is_shown_to_people_and_to_programs(adjourn: Adjourn, plane: "Plane") -> None:
     job = plane.add("x", Job.PAUSED, latest_checkpoint="jobs/x/checkpoints/1")
     assert "adjourn resume x" in adjourn("get", "x").stdout
-    assert Parse(adjourn("get", "jobs/x", "--json").stdout, Job()) == job
+    assert Parse(adjourn("get", "jobs/x", "-o", "json").stdout, Job()) == job
 
 
 def test_series_are_shown_to_people_and_to_programs(adjourn: Adjourn, plane: "Plane") -> None:
@@ -61,15 +84,19 @@ def test_series_are_shown_to_people_and_to_programs(adjourn: Adjourn, plane: "Pl
     plane.checkpoints = [Checkpoint(name="jobs/x/checkpoints/1-ab")]
     plane.workers = [Worker(name="workers/w", state=Worker.ACTIVE)]
     assert "loss" in adjourn("metrics", "x").stdout
-    assert [json.loads(line)["epoch"] for line in adjourn("metrics", "x", "--json").stdout.splitlines()] == [1, 2, 3]
+    assert [json.loads(line)["epoch"] for line in adjourn("metrics", "x", "-o", "json").stdout.splitlines()] == [
+        1,
+        2,
+        3,
+    ]
     assert "1-ab" in adjourn("checkpoint", "list", "x").stdout
     assert "damaged" not in adjourn("checkpoint", "list", "x").stdout
     plane.checkpoints[0].damage = "a part is missing"
     assert "damaged" in adjourn("checkpoint", "list", "x").stdout
     plane.checkpoints[0].damage = ""
-    assert json.loads(adjourn("checkpoint", "list", "x", "--json").stdout)["name"] == "jobs/x/checkpoints/1-ab"
+    assert json.loads(adjourn("checkpoint", "list", "x", "-o", "json").stdout)["name"] == "jobs/x/checkpoints/1-ab"
     assert "ACTIVE" in adjourn("workers").stdout
-    assert json.loads(adjourn("workers", "--json").stdout)["name"] == "workers/w"
+    assert json.loads(adjourn("workers", "-o", "json").stdout)["name"] == "workers/w"
 
 
 def test_named_jobs_are_watched_to_their_end(adjourn: Adjourn, plane: "Plane") -> None:
@@ -78,7 +105,7 @@ def test_named_jobs_are_watched_to_their_end(adjourn: Adjourn, plane: "Plane") -
     gone = WatchJobsResponse(deleted="jobs/y")
     plane.streams = [[plane.change(Job.RUNNING, 1), plane.change(Job.RUNNING, 1), plane.change(Job.SUCCEEDED, 3), gone]]
     result = adjourn("watch", "x", "y")
-    assert result.exit_code == 0
+    assert result.exit_code == Status.ENDED_OTHERWISE, "y did not succeed"
     lines = result.stdout.splitlines()
     assert len(lines) == 3
     assert lines[0].split()[1:] == ["x", "RUNNING", "epoch", "1/3"]
@@ -106,7 +133,7 @@ def test_a_line_has_the_time_of_what_came_last(adjourn: Adjourn, plane: "Plane")
 def test_a_watch_for_programs_has_one_object_a_line(adjourn: Adjourn, plane: "Plane") -> None:
     plane.add("x")
     plane.streams = [[plane.change(Job.RUNNING, 1), plane.change(Job.SUCCEEDED, 3)]]
-    lines = adjourn("watch", "x", "--json").stdout.splitlines()
+    lines = adjourn("watch", "x", "-o", "json").stdout.splitlines()
     assert [json.loads(line)["job"]["state"] for line in lines] == ["RUNNING", "SUCCEEDED"]
 
 
@@ -128,13 +155,10 @@ def test_events_are_shown_to_people_and_to_programs(adjourn: Adjourn, plane: "Pl
         JobEvent(sequence=3, type=JobEvent.FAILED, state=Job.FAILED, message="no \x1b[31mluck"),
     ]
     lines = [line.split() for line in adjourn("events", "x").stdout.splitlines() if line.split()[:1] in (["1"], ["2"])]
-    assert [(line[0], *line[2:6]) for line in lines] == [
-        ("1", "created", "QUEUED", "-", "eva@lab"),
-        ("2", "placed", "STARTING", "1", "-"),
-    ]
+    assert [line[1:5] for line in lines] == [["created", "QUEUED", "-", "eva@lab"], ["placed", "STARTING", "1", "-"]]
     assert "worker=workers/a" in adjourn("events", "x").stdout
     assert "\x1b" not in adjourn("events", "x").stdout
-    sequences = [json.loads(line)["sequence"] for line in adjourn("events", "x", "--json").stdout.splitlines()]
+    sequences = [json.loads(line)["sequence"] for line in adjourn("events", "x", "-o", "json").stdout.splitlines()]
     assert sequences == [1, 2, 3]
 
 
@@ -173,7 +197,7 @@ def test_a_checkpoint_is_pinned_shown_and_unpinned(adjourn: Adjourn, plane: "Pla
     shown = adjourn("checkpoint", "show", "x").stdout
     for words in ("s3://models/checkpoints/u/manifests/1-ab.json", "pinned", "loss=0.5", "f" * 64, "none is known"):
         assert words in shown
-    shown = adjourn("checkpoint", "show", "x", "--checkpoint", "3", "--json").stdout
+    shown = adjourn("checkpoint", "show", "x", "--checkpoint", "3", "-o", "json").stdout
     assert json.loads(shown)["retainedFor"] == ["FINAL"]
     done = adjourn("checkpoint", "unpin", "x", "--checkpoint", "1-aa")
     assert done.stdout == "1-aa, after epoch 3, is not pinned\n"

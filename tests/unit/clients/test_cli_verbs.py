@@ -1,17 +1,20 @@
 """`adjourn pause`, `resume`, `cancel`, `delete` against a scripted control plane."""
 
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 import typer
+import yaml
 from typer.testing import Result
 
 from adjourn import errors
-from adjourn.cli import verbs
+from adjourn.cli import selection, verbs
+from adjourn.cli.exit_status import Status
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.job_pb2 import Hold, Job, Pause, PauseMode
+from adjourn.v1.job_pb2 import Condition, Hold, Job, Pause, PauseMode
 from adjourn.v1.job_service_pb2 import WatchJobsResponse
 
 if TYPE_CHECKING:
@@ -21,7 +24,7 @@ Adjourn = Callable[..., Result]
 
 
 def pausing(plane: "Plane") -> Job:
-    job = plane.add("x", Job.PAUSING, holds=[Hold(kind=Hold.USER)])
+    job = plane.add("x", Job.PAUSING, holds=[Hold(kind=Hold.USER, reason="lunch")])
     job.spec.total_epochs, job.progress.epoch = 20, 4
     now = datetime.now(UTC)
     job.pause.request_time.FromDatetime(now)
@@ -59,7 +62,7 @@ def test_a_pause_can_be_waited_for(adjourn: Adjourn, plane: "Plane") -> None:
 
 @pytest.mark.parametrize(
     ("end", "status", "said"),
-    [(Job.SUCCEEDED, 0, "trained to its end"), (Job.RUNNING, 1, "trains on"), (Job.FAILED, 1, "gave up")],
+    [(Job.SUCCEEDED, 0, "trained to its end"), (Job.RUNNING, 5, "trains on"), (Job.FAILED, 5, "gave up")],
 )
 def test_a_pause_that_does_not_come_is_told(
     adjourn: Adjourn, plane: "Plane", end: Job.State.ValueType, status: int, said: str
@@ -164,7 +167,7 @@ def test_a_resume_that_fails_is_told(adjourn: Adjourn, plane: "Plane") -> None:
     plane.add("x", Job.QUEUED, attempt=1)
     plane.streams = [[plane.change(Job.FAILED, attempt=2)]]
     result = adjourn("resume", "x", "--wait")
-    assert result.exit_code == 1
+    assert result.exit_code == Status.ENDED_OTHERWISE
     assert "gave up" in result.stdout
 
 
@@ -183,21 +186,34 @@ def test_a_cancel_can_save(adjourn: Adjourn, plane: "Plane") -> None:
     assert [request.save_checkpoint for method, request in plane.asked if method == "CancelJob"] == [True, True]
 
 
-@pytest.mark.parametrize("verb", ["cancel", "delete"])
-def test_people_are_asked(adjourn: Adjourn, plane: "Plane", monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+@pytest.mark.parametrize(
+    ("verb", "read", "asked"),
+    [
+        ("pause", [], "Pause x, y after the running epoch?"),
+        ("resume", [], "Resume x, y?"),
+        ("cancel", ["GetJob", "GetJob"], "Stop x for good? This loses what was done since the newest checkpoint."),
+        ("delete", ["GetJob", "GetJob"], "Delete x, y with all checkpoints and metrics, for ever?"),
+    ],
+)
+def test_people_are_asked(
+    adjourn: Adjourn, plane: "Plane", monkeypatch: pytest.MonkeyPatch, verb: str, read: list[str], asked: str
+) -> None:
     plane.add("x", latest_checkpoint="jobs/x/checkpoints/1")
+    plane.add("y", Job.SUCCEEDED)
     questions: list[str] = []
 
-    def refuse(question: str, *, abort: bool) -> None:
+    def refuse(question: str, *, abort: bool, err: bool) -> None:
         questions.append(question)
         raise typer.Abort
 
-    monkeypatch.setattr(verbs, "interactive", lambda: True)
+    monkeypatch.setattr(selection, "interactive", lambda: True)
     monkeypatch.setattr(typer, "confirm", refuse)
-    assert adjourn(verb, "x").exit_code == 1
-    assert [method for method, _ in plane.asked] == ["GetJob"]
-    assert "x" in questions[0]
-    assert adjourn(verb, "x", "--yes").exit_code == 0
+    refused = adjourn(verb, "x", "y")
+    assert (refused.exit_code, refused.stderr) == (1, "adjourn: nothing was changed\n")
+    assert [method for method, _ in plane.asked] == read
+    assert questions == [asked]
+    assert adjourn(verb, "x", "y", "--yes").exit_code == 0
+    assert len(questions) == 1
 
 
 def test_labels_are_changed_one_by_one_under_the_etag_that_was_read(adjourn: Adjourn, plane: "Plane") -> None:
@@ -236,3 +252,89 @@ def test_a_job_on_a_worker_is_to_be_paused_first(adjourn: Adjourn, plane: "Plane
     result = adjourn("update", "x", "--epochs", "20")
     assert result.exit_code == 1
     assert "`adjourn pause --wait` it first" in result.stderr
+
+
+def test_an_error_of_one_job_leaves_the_others_alone(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.add("x", Job.PAUSED)
+    plane.add("z", Job.PAUSED)
+    result = adjourn("pause", "x", "y", "z", "x")
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["x", "z"], "each once"
+    assert result.stderr == "adjourn: there is no jobs/y; `adjourn list` shows what there is\n"
+    assert result.exit_code == Status.NOT_FOUND
+    plane.failures["PauseJob"] = [errors.JobFinishedError("jobs/x is SUCCEEDED")]
+    assert adjourn("pause", "x", "y").exit_code == Status.REFUSED, "two kinds of failure"
+
+
+def test_jobs_are_chosen_by_label_as_far_as_the_verb_applies(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.add("trains", Job.RUNNING)
+    plane.add("rests", Job.PAUSED, holds=[Hold(kind=Hold.USER)])
+    plane.add("done", Job.SUCCEEDED)
+    for verb, method, names in (
+        ("pause", "PauseJob", ["jobs/trains"]),
+        ("resume", "ResumeJob", ["jobs/rests"]),
+        ("cancel", "CancelJob", ["jobs/trains", "jobs/rests"]),
+        ("delete", "DeleteJob", ["jobs/done"]),
+    ):
+        assert adjourn(verb, "--label", "team=a").exit_code == 0
+        assert [request.name for said, request in plane.asked if said == method] == names
+    assert plane.asked[0][1].labels == {"team": "a"}
+    nothing = adjourn("delete", "--label", "team=a")
+    assert nothing.exit_code == Status.NOT_FOUND
+    assert "no such job carries team=a; 2 carry it in a state that leaves nothing to do" in nothing.stderr
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume", "cancel", "delete"])
+def test_it_has_to_be_said_which_jobs(adjourn: Adjourn, plane: "Plane", verb: str) -> None:
+    assert adjourn(verb).exit_code == Status.USAGE
+    assert adjourn(verb, "x", "--label", "a=b").exit_code == Status.USAGE
+    assert plane.asked == []
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume", "cancel", "submit"])
+def test_verbs_answer_programs_too(adjourn: Adjourn, plane: "Plane", verb: str) -> None:
+    plane.add("x", Job.PAUSED)
+    words = ("submit", "m:f", "--epochs", "3", "--name", "x") if verb == "submit" else (verb, "x")
+    assert adjourn(*words, "-o", "name").stdout == "jobs/x\n"
+    assert json.loads(adjourn(*words, "-o", "json").stdout)["name"] == "jobs/x"
+    assert yaml.safe_load(adjourn(*words, "-o", "yaml").stdout)["name"] == "jobs/x"
+
+
+def test_a_wait_for_programs_prints_how_it_ended(adjourn: Adjourn, plane: "Plane") -> None:
+    pausing(plane)
+    plane.streams = [[plane.change(Job.PAUSED)]]
+    assert json.loads(adjourn("pause", "x", "--wait", "-o", "json").stdout)["state"] == "PAUSED"
+    plane.jobs["jobs/x"].state = Job.QUEUED
+    plane.streams = [[plane.change(Job.RUNNING, attempt=1)]]
+    assert json.loads(adjourn("resume", "x", "--wait", "-o", "json").stdout)["state"] == "RUNNING"
+
+
+def test_a_wait_tells_what_is_in_the_way(adjourn: Adjourn, plane: "Plane") -> None:
+    job = pausing(plane)
+    stuck = WatchJobsResponse(job=job)
+    stuck.job.conditions.add(type=Condition.HANGING, reason="TRAINING_HANGS", message="no step for 90 s")
+    plane.streams = [[stuck, stuck, plane.change(Job.PAUSED)]]
+    lines = adjourn("pause", "x", "--wait").stdout.splitlines()
+    assert [": no step for 90 s" in line for line in lines[:3]] == [False, True, False]
+
+
+def test_a_wait_ends_after_its_timeout(adjourn: Adjourn, plane: "Plane") -> None:
+    pausing(plane)
+    result = adjourn("pause", "x", "--wait", "--timeout", "0.1s")
+    assert result.exit_code == Status.TIMEOUT
+    assert "x will pause at the next epoch boundary" in result.stderr
+    assert "`adjourn watch x` follows it" in result.stderr
+    assert adjourn("pause", "x", "--timeout", "1s").exit_code == Status.USAGE
+
+
+def test_a_job_that_is_deleted_meanwhile_ends_the_wait(adjourn: Adjourn, plane: "Plane") -> None:
+    pausing(plane)
+    plane.streams = [[WatchJobsResponse(deleted="jobs/x")]]
+    result = adjourn("pause", "x", "--wait")
+    assert result.exit_code == Status.ENDED_OTHERWISE
+    assert "was deleted" in result.stderr
+
+
+def test_the_reason_of_an_earlier_pause_stays_and_that_is_said(adjourn: Adjourn, plane: "Plane") -> None:
+    pausing(plane)
+    assert "its reason stays: lunch" in adjourn("pause", "x", "--reason", "tea").stdout
+    assert "its reason stays" not in adjourn("pause", "x", "--reason", "lunch").stdout

@@ -12,13 +12,17 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console, RenderableType
 
 from adjourn.cli import formatting, job_view, phrases, tables, usage_table
+from adjourn.reasons import WHOLE_LOG
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.job_pb2 import Condition, Hold, Job, JobSpec, Pause, PauseMode, Progress
+from adjourn.v1.job_pb2 import Condition, Failure, Hold, Job, JobSpec, Pause, PauseMode, Progress
 from adjourn.v1.usage_pb2 import EpochMetrics, GpuSample, ResourceSample
 from adjourn.v1.worker_pb2 import Device, Worker
 
 START = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 NOW = START + timedelta(minutes=10)
+
+
+UNPLACED = Condition(type=Condition.UNPLACED, reason="NO_CAPACITY", message="every worker is busy")
 
 
 def lasting(seconds: float) -> Duration:
@@ -259,9 +263,51 @@ def test_a_pause_in_the_last_epoch_is_not_promised() -> None:
 
 def test_jobs_are_listed() -> None:
     shown = text(tables.job_table([paused(), Job(name="jobs/new", state=Job.QUEUED)]))
-    for fact in ("digits", "PAUSED", "5/20", "0.12346", "val_loss 0.2", "1 min 04 s", "3 min 12 s", "small-cnn"):
+    for fact in (
+        "digits",
+        "PAUSED",
+        "5/20",
+        "0.12346",
+        "val_loss 0.2",
+        "1m04s",
+        "3m12s",
+        "small-cnn",
+        "held by user eva@lab: lunch",
+        "waits for a worker",
+    ):
         assert fact in shown
     assert "QUEUED" in shown
+
+
+@pytest.mark.parametrize(
+    ("job", "said"),
+    [
+        (Job(state=Job.QUEUED), "waits for a worker"),
+        (Job(state=Job.QUEUED, conditions=[UNPLACED]), "NO_CAPACITY: every worker is busy"),
+        (
+            Job(state=Job.QUEUED, attempt=2, failure=Failure(reason="WORKER_LOST", message="w is silent", attempt=2)),
+            "after WORKER_LOST: w is silent",
+        ),
+        (Job(state=Job.RUNNING, attempt=3, failure=Failure(reason="WORKER_LOST", attempt=2)), ""),
+        (
+            Job(state=Job.FAILED, failure=Failure(reason="TRAINING_RAISED", message=f"Tr\nValueError: no{WHOLE_LOG}l")),
+            "TRAINING_RAISED: ValueError: no",
+        ),
+        (Job(state=Job.PAUSED, holds=[Hold(kind=Hold.OPERATOR, actor="ops")]), "held by operator ops"),
+        (Job(state=Job.SUCCEEDED), ""),
+    ],
+)
+def test_why_a_job_waits_rests_or_failed_is_said_on_a_line(job: Job, said: str) -> None:
+    assert phrases.why(job) == said
+    assert said in text(tables.job_table([job]), width=200)
+    assert said in phrases.line(job)
+
+
+def test_why_a_job_waits_is_listed_however_narrow_the_terminal() -> None:
+    jobs = [Job(name="jobs/sweep-learning-rate-0.001-0017", state=Job.QUEUED, conditions=[UNPLACED])]
+    shown = text(tables.job_table(jobs), width=66)
+    assert "NO_CAPACITY: every work" in shown
+    assert max(map(len, shown.splitlines())) <= 66
 
 
 def test_a_state_of_a_newer_version_is_shown_by_number() -> None:
@@ -274,10 +320,15 @@ def test_epochs_are_listed_with_every_metric() -> None:
         EpochMetrics(epoch=1, step=10, attempt=1, active_duration=lasting(2.5), values={"train_loss": 1.5}, best=True),
         EpochMetrics(epoch=2, step=20, attempt=2, active_duration=lasting(0.5), values={"val_loss": 0.5}),
     ]
-    lines = text(tables.epoch_table(epochs)).splitlines()
-    assert lines[1].split() == ["epoch", "step", "time", "train_loss", "val_loss", "attempt"]
-    assert lines[3].split() == ["1", "*", "10", "2.5", "s", "1.5", "-", "1"]
-    assert lines[4].split() == ["2", "20", "500", "ms", "-", "0.5", "2"]
+    lines = text(tables.epoch_tables(epochs, 140)).splitlines()
+    assert [line.split() for line in lines] == [
+        ["epoch", "step", "time", "train_loss", "val_loss", "attempt"],
+        ["1", "*", "10", "2.5s", "1.5", "-", "1"],
+        ["2", "20", "0.5s", "-", "0.5", "2"],
+    ]
+    narrow = [line.split() for line in text(tables.epoch_tables(epochs, 40)).splitlines()]
+    assert narrow[0] == ["epoch", "step", "time", "train_loss"]
+    assert narrow[4:6] == [["epoch", "step", "val_loss", "attempt"], ["1", "*", "10", "-", "1"]]
 
 
 def test_checkpoints_are_listed() -> None:
@@ -320,6 +371,14 @@ def test_workers_are_listed() -> None:
 )
 def test_durations_read_well(seconds: float, read: str) -> None:
     assert formatting.duration(seconds) == formatting.duration(timedelta(seconds=seconds)) == read
+
+
+@pytest.mark.parametrize(
+    ("seconds", "read"),
+    [(-1, "0.0s"), (9.94, "9.9s"), (9.96, "10s"), (192, "3m12s"), (7500, "2h05m"), (273600, "3d04h")],
+)
+def test_durations_in_tables_are_short(seconds: float, read: str) -> None:
+    assert formatting.brief(seconds) == formatting.brief(timedelta(seconds=seconds)) == read
 
 
 @pytest.mark.parametrize(
