@@ -1,10 +1,18 @@
-"""Events, epochs and checkpoints of a job."""
+"""Events, epochs, checkpoints, resource samples and step metrics of a job."""
 
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from adjourn.series import thinned
+from adjourn.v1.agent_service_pb2 import FencingToken, SeriesPart
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_service_pb2 import JobEvent
-from adjourn.v1.usage_pb2 import EpochMetrics
-from adjourn_control_plane.store.interface import Change, JobName, JobStore
-from tests.contract.conftest import SHORT
+from adjourn.v1.usage_pb2 import EpochMetrics, ResourceSample, StepMetrics
+from adjourn.v1.worker_pb2 import Worker
+from adjourn_control_plane.store.interface import Change, Fence, JobName, JobStore, WorkerName
+from tests.contract.conftest import SERIES, SHORT
 from tests.harness.store_records import change, created, there
 
 A = JobName("jobs/a")
@@ -144,3 +152,103 @@ async def test_jobs_whose_checkpoints_are_to_be_looked_at_are_told_in_order_unti
     await store.commit(Change(job=A, expected=(await there(store, A)).version, record=None))
     assert await store.to_review(size=9) == []
     await store.reviewed(JobName("jobs/none"), 1)
+
+
+NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
+FENCE = Fence(worker=WorkerName("workers/w"), stream="stream")
+
+
+def sample(second: float, memory: int = 1) -> ResourceSample:
+    time = Timestamp()
+    time.FromDatetime(NOON + timedelta(seconds=second))
+    return ResourceSample(time=time, memory_bytes=memory)
+
+
+async def added(
+    store: JobStore, job: str, samples: Sequence[ResourceSample] = (), steps: Sequence[StepMetrics] = ()
+) -> None:
+    """Adds to the series of a job that is made if it is not there, as the stream of a worker."""
+    await store.attach(Worker(name=FENCE.worker), "session", FENCE.stream)
+    stored = await store.get(JobName(job)) or await created(store, job)
+    token = FencingToken(job_uid=stored.record.job.uid)
+    assert await store.add_series(SeriesPart(job=job, token=token, samples=samples, steps=steps), FENCE)
+
+
+async def test_samples_are_read_by_time(store: JobStore) -> None:
+    made = [sample(second) for second in (0, 5, 10.5)]
+    await added(store, A, made[:1])
+    await added(store, A, made[1:])
+    assert await store.samples(A) == made
+    assert await store.samples(A, start=NOON + timedelta(seconds=5)) == made[1:]
+    assert await store.samples(A, end=NOON + timedelta(seconds=5)) == made[:2]
+    assert await store.samples(A, start=NOON + timedelta(seconds=6), end=NOON + timedelta(seconds=10)) == []
+    assert await store.samples(JobName("jobs/none")) == await store.steps(JobName("jobs/none")) == []
+
+
+async def test_a_sample_of_an_earlier_time_takes_its_place(store: JobStore) -> None:
+    await added(store, A, [sample(5), sample(0), sample(5, memory=2)])
+    assert await store.samples(A) == [sample(0), sample(5, memory=2)]
+
+
+async def test_steps_that_are_done_again_replace_those_that_were_given_up(store: JobStore) -> None:
+    first = [StepMetrics(step=step, attempt=1, loss=1 / step) for step in (1, 4, 7, 9)]
+    again = [StepMetrics(step=step, attempt=2, loss=1 / step) for step in (6, 8)]
+    await added(store, A, steps=first)
+    await added(store, A, steps=again)
+    assert await store.steps(A) == [*first[:2], *again]
+    assert await store.steps(A, start=4, end=6) == [first[1], again[0]]
+    await added(store, A, [sample(0)])
+    assert len(await store.steps(A)) == 4, "what brings no steps replaces none"
+
+
+async def test_old_samples_and_steps_are_thinned_and_the_newest_kept(forgetful_store: JobStore) -> None:
+    expected: list[int] = []
+    for second in range(100):
+        await added(forgetful_store, A, [sample(second)], [StepMetrics(step=second + 1)])
+        expected.append(second)
+        if len(expected) > SERIES.newest + SERIES.older:
+            old, new = expected[: -SERIES.newest], expected[-SERIES.newest :]
+            expected = [*thinned(old, SERIES.older // 2, int), *new]
+    seconds = [(each.time.ToDatetime(UTC) - NOON).seconds for each in await forgetful_store.samples(A)]
+    assert seconds == [each.step - 1 for each in await forgetful_store.steps(A)]
+    assert seconds == expected
+    assert len(seconds) <= SERIES.newest + SERIES.older
+    assert seconds[-SERIES.newest :] == [96, 97, 98, 99]
+    assert seconds[0] < 25
+
+
+async def test_many_samples_at_once_are_bounded_too(forgetful_store: JobStore) -> None:
+    await added(forgetful_store, A, [sample(second) for second in range(50)])
+    assert len(await forgetful_store.samples(A)) == SERIES.newest + SERIES.older // 2
+
+
+async def test_series_are_of_one_job_and_go_with_it(store: JobStore) -> None:
+    await added(store, "jobs/a", [sample(0)], [StepMetrics(step=1)])
+    await added(store, "jobs/b")
+    assert await store.samples(JobName("jobs/b")) == []
+    old = await there(store, A)
+    await store.commit(change(old))
+    assert await store.samples(A) == [sample(0)], "a change leaves them"
+    await store.commit(Change(job=A, expected=(await there(store, A)).version, record=None))
+    late = SeriesPart(job=A, token=FencingToken(job_uid=old.record.job.uid), samples=[sample(1)])
+    assert not await store.add_series(late, FENCE), "the job is gone"
+    await created(store, "jobs/a")
+    assert not await store.add_series(late, FENCE), "another has its name"
+    assert await store.samples(A) == await store.steps(A) == []
+
+
+async def test_series_come_from_the_stream_that_speaks_for_the_worker(store: JobStore) -> None:
+    await added(store, A)
+    part = SeriesPart(job=A, token=FencingToken(job_uid=(await there(store, A)).record.job.uid), samples=[sample(0)])
+    await store.attach(Worker(name=FENCE.worker), "session", "newer")
+    assert not await store.add_series(part, FENCE)
+    assert not await store.add_series(part, Fence(worker=WorkerName("workers/none"), stream="stream"))
+    assert await store.samples(A) == []
+
+
+async def test_samples_change_no_version_and_tell_nobody(store: JobStore) -> None:
+    await added(store, A)
+    before, token = await there(store, A), await store.latest_token()
+    await added(store, A, [sample(0)])
+    assert await there(store, A) == before
+    assert await store.latest_token() == token

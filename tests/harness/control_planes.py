@@ -25,6 +25,7 @@ from adjourn.v1.agent_service_pb2 import (
     AssignmentStatus,
     FencingToken,
     Report,
+    SeriesPart,
     SynchronizeRequest,
     SynchronizeResponse,
 )
@@ -120,6 +121,8 @@ class Replica:
             (self.jobs.CancelJob, job_pb.CancelJobRequest(name=name)),
             (self.jobs.DeleteJob, job_pb.DeleteJobRequest(name=name)),
             (self.jobs.ListEpochMetrics, job_pb.ListEpochMetricsRequest(parent=name)),
+            (self.jobs.ListStepMetrics, job_pb.ListStepMetricsRequest(parent=name)),
+            (self.jobs.ListResourceSamples, job_pb.ListResourceSamplesRequest(parent=name)),
             (self.checkpoints.ListCheckpoints, checkpoint_pb.ListCheckpointsRequest(parent=name)),
         ]
 
@@ -230,7 +233,11 @@ class Agent:
             self.heard.put_nowait(None)
 
     async def say(
-        self, *assignments: AssignmentStatus, reports: tuple[Report, ...] = (), draining: bool = False
+        self,
+        *assignments: AssignmentStatus,
+        reports: tuple[Report, ...] = (),
+        series: tuple[SeriesPart, ...] = (),
+        draining: bool = False,
     ) -> None:
         devices = [Device(uuid=f"{self.name}-{index}", index=index) for index in range(self.gpus)]
         worker = Worker(name=self.name, cpu_slots=self.cpu_slots, devices=devices, instance=self.instance)
@@ -240,6 +247,7 @@ class Agent:
                 session_id=self.session,
                 assignments=assignments,
                 reports=reports,
+                series=series,
                 draining=draining,
                 acknowledged_response=self.acted_upon,
             )

@@ -6,14 +6,16 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 
 from adjourn.errors import StoreUnavailableError
+from adjourn.series import thinned
+from adjourn.v1.agent_service_pb2 import SeriesPart
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent
-from adjourn.v1.usage_pb2 import EpochMetrics
+from adjourn.v1.usage_pb2 import EpochMetrics, ResourceSample, StepMetrics
 from adjourn.v1.worker_pb2 import Drain, Worker
 from adjourn_control_plane.store import redis_codec as values
 from adjourn_control_plane.store.interface import (
@@ -21,16 +23,19 @@ from adjourn_control_plane.store.interface import (
     EVENTS_KEPT,
     PURGE_AGAIN,
     REQUESTS_KEPT,
+    SERIES_KEPT,
     Allocation,
     BundleMarks,
     BundlesRemoved,
     Change,
     Changed,
     Conflict,
+    Fence,
     Fenced,
     JobName,
     JobUid,
     RequestSeen,
+    SeriesLimits,
     Session,
     Stored,
     TokenTooOld,
@@ -59,6 +64,10 @@ class Entry:
     events: list[bytes] = field(default_factory=list)
     events_trimmed: int = 0
     epochs: dict[int, bytes] = field(default_factory=dict)
+    samples: dict[int, bytes] = field(default_factory=dict)
+    """By ms since 1970, in order."""
+    steps: dict[int, bytes] = field(default_factory=dict)
+    """By step, in order."""
     checkpoints: dict[str, bytes] = field(default_factory=dict)
     numbers: dict[str, int] = field(default_factory=dict)
     """Of registrations, by the checkpoint's name; those of retired ones stay taken."""
@@ -70,6 +79,10 @@ class Entry:
         return values.stored([self.record, b"%d" % self.version, b"%d" % self.number])
 
 
+def within(series: Mapping[int, bytes], low: int | None, high: int | None) -> list[bytes]:
+    return [row for at, row in series.items() if (low is None or at >= low) and (high is None or at <= high)]
+
+
 def nanoseconds(duration: timedelta) -> int:
     return int(duration.total_seconds() * 1e9)
 
@@ -78,12 +91,18 @@ class MemoryStore:
     """A JobStore. Every call lets others run first, as a call to a server does, and is then carried out in one go."""
 
     def __init__(
-        self, *, changes_kept: int = 100_000, events_kept: int = EVENTS_KEPT, now_ns: Callable[[], int] = time.time_ns
+        self,
+        *,
+        changes_kept: int = 100_000,
+        events_kept: int = EVENTS_KEPT,
+        series: SeriesLimits = SERIES_KEPT,
+        now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.available = True
         """False: every call raises StoreUnavailableError."""
         self._now_ns = now_ns
         self._events_kept = events_kept
+        self._series = series
         self._version = 0
         self._position = 0
         """How many changes there were."""
@@ -299,6 +318,44 @@ class MemoryStore:
         entry = self._entries.get(job)
         found = sorted(epoch for epoch in entry.epochs if epoch > after)[:size] if entry else []
         return [EpochMetrics.FromString(entry.epochs[epoch]) for epoch in found] if entry else []
+
+    async def add_series(self, part: SeriesPart, fence: Fence) -> bool:
+        await self._reach()
+        session, entry = self._sessions.get(fence.worker), self._entries.get(JobName(part.job))
+        if entry is None or session is None or session.stream != fence.stream:
+            return False
+        if entry.read().record.job.uid != part.token.job_uid:
+            return False
+        samples = entry.samples | {
+            values.since_1970(each.time.ToDatetime(UTC)): values.encoded(each) for each in part.samples
+        }
+        first = part.steps[0].step if part.steps else None
+        steps = {step: row for step, row in entry.steps.items() if first is None or step < first}
+        steps |= {each.step: values.encoded(each) for each in part.steps}
+        # An entry of its own, as for a change: a copy of the store that was kept stays as it was.
+        self._entries[JobName(part.job)] = replace(entry, samples=self._kept(samples), steps=self._kept(steps))
+        return True
+
+    def _kept(self, series: dict[int, bytes]) -> dict[int, bytes]:
+        found, newest, older = sorted(series.items()), self._series.newest, self._series.older
+        if len(found) > newest + older:
+            found = [*thinned(found[:-newest], max(older // 2, 1), lambda item: item[0]), *found[-newest:]]
+        return dict(found)
+
+    async def samples(
+        self, job: JobName, *, start: datetime | None = None, end: datetime | None = None
+    ) -> list[ResourceSample]:
+        await self._reach()
+        low = values.since_1970(start) if start is not None else None
+        high = values.since_1970(end) if end is not None else None
+        return [ResourceSample.FromString(row) for row in within(self._series_of(job).samples, low, high)]
+
+    async def steps(self, job: JobName, *, start: int = 0, end: int | None = None) -> list[StepMetrics]:
+        await self._reach()
+        return [StepMetrics.FromString(row) for row in within(self._series_of(job).steps, start, end)]
+
+    def _series_of(self, job: JobName) -> Entry:
+        return self._entries.get(job) or Entry(number=0)
 
     async def checkpoints(self, job: JobName, *, size: int, before: int | None = None) -> list[tuple[int, Checkpoint]]:
         await self._reach()

@@ -20,6 +20,7 @@ from adjourn.v1.agent_service_pb2 import Assignment, FencingToken, Report, Synch
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_worker import messages
 from adjourn_worker.agent import ASK_SHARE, Agent
+from adjourn_worker.attempt.unsent import Unsent
 from adjourn_worker.contact import DEFAULT_LEASE, SLEEP_SHARE, Contact
 from adjourn_worker.journal import LastContact
 from adjourn_worker.launcher import process_tree
@@ -353,7 +354,7 @@ class AgentModel(Agent):
 
     def start(self, runner: Any) -> None:
         name = key(runner.held.assignment)
-        self.runners[name] = runner
+        self.runners[name], self.unsent[name] = runner, Unsent(runner.status.job, runner.status.token)
         self.tasks[name] = SimpleNamespace(done=lambda: runner.over)  # type: ignore[assignment]
 
     async def take_up(self, runner: RunnerModel) -> None:

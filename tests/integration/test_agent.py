@@ -11,7 +11,7 @@ import pytest
 from adjourn import reasons
 from adjourn.channel import MAX_MESSAGE_BYTES
 from adjourn.errors import ObjectStoreUnavailableError
-from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, SynchronizeRequest
+from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, SeriesPart, SynchronizeRequest
 from adjourn.v1.job_pb2 import Condition, Pause
 from adjourn_worker import agent as agent_module
 from adjourn_worker.agent import Agent
@@ -73,6 +73,31 @@ async def test_reports_are_repeated_until_they_are_acknowledged(harness: AgentHa
         await harness.until_forgotten(job)
         await harness.until(lambda: not harness.plane.requests[-1].reports)
     assert harness.plane.kinds(job) == ["epoch", "checkpoint", "checkpoint", "exit"]
+
+
+async def test_figures_go_along_with_what_is_sent_and_are_not_repeated(
+    harness: AgentHarness, objects: MemoryObjects
+) -> None:
+    job = harness.job()
+
+    def parts() -> list[SeriesPart]:
+        return [part for request in harness.plane.requests for part in request.series]
+
+    async with harness.agent(objects):
+        await harness.until_phase(job, RUNNING)
+        await harness.until(lambda: any(part.samples for part in parts()))
+        job.do("epoch", "finish")
+        await harness.until_forgotten(job)
+    assert {part.job for part in parts()} == {job.name}
+    assert all(part.token == job.assignment.token for part in parts())
+    samples = [sample for part in parts() for sample in part.samples]
+    assert all(sample.memory_bytes > 0 and sample.host_memory_bytes > 0 for sample in samples)
+    assert {sample.attempt for sample in samples} == {job.assignment.token.attempt}
+    times = [sample.time.ToMicroseconds() for sample in samples]
+    assert times == sorted(set(times))
+    steps = [each.step for part in parts() for each in part.steps]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == harness.plane.checkpoints(job)[-1].step
 
 
 async def test_streams_are_numbered_over_the_lives_of_agents(harness: AgentHarness, objects: MemoryObjects) -> None:

@@ -1,21 +1,34 @@
 """Synchronize over the wire: what an agent is told, and what its reports do."""
 
+import asyncio
+import time
+
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 from structlog.testing import capture_logs
 
 from adjourn import errors, reasons
 from adjourn.v1 import job_service_pb2 as pb
-from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, Exit, FencingToken
+from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, Exit, FencingToken, SeriesPart
 from adjourn.v1.job_pb2 import Condition, Failure, Job, Pause
-from adjourn.v1.usage_pb2 import EpochMetrics
+from adjourn.v1.usage_pb2 import EpochMetrics, ResourceSample, StepMetrics
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.fleet import session as sessions
 from adjourn_control_plane.fleet.collector import Collector
 from adjourn_control_plane.job.events import Lost
 from adjourn_control_plane.job.updater import JobUpdater
 from adjourn_control_plane.store.interface import Allocation, JobName, JobStore, WorkerName
-from tests.harness.control_planes import SETTINGS, Agent, Replica, checkpoint_of_epoch, refused, replica, status_of
+from tests.harness.control_planes import (
+    PATIENCE,
+    SETTINGS,
+    Agent,
+    Replica,
+    checkpoint_of_epoch,
+    refused,
+    replica,
+    status_of,
+)
 from tests.harness.memory_store import MemoryStore
 
 JOB = "jobs/j"
@@ -424,3 +437,37 @@ async def test_a_fault_of_ours_ends_the_stream_without_its_text() -> None:
     assert [entry["error_id"] for entry in logs if entry["event"] == "call_failed"] == [
         caught.error.metadata["error_id"]
     ]
+
+
+async def test_figures_of_a_job_are_listed_thinned_and_by_range(plane: Replica) -> None:
+    await plane.create()
+    async with Agent(plane.address) as agent:
+        await agent.say()
+        order = await agent.given(JOB)
+        now = int(time.time())
+        samples = [ResourceSample(time=Timestamp(seconds=now + second), memory_bytes=second) for second in range(9)]
+        steps = [StepMetrics(step=step, loss=1 / step) for step in range(1, 10)]
+        part = SeriesPart(job=JOB, token=order.token, samples=samples, steps=steps)
+        late = SeriesPart(job=JOB, token=FencingToken(attempt=7, job_uid=order.token.job_uid), steps=steps[:1])
+        await agent.say(status_of(order), series=(part, late))
+        await plane.becomes(Job.RUNNING)
+        async with asyncio.timeout(PATIENCE):
+            while not (  # noqa: ASYNC110  # it is the server's
+                found := await plane.jobs.ListStepMetrics(pb.ListStepMetricsRequest(parent=JOB))
+            ).steps:
+                await asyncio.sleep(0.02)
+        assert list(found.steps) == steps
+        few = await plane.jobs.ListStepMetrics(
+            pb.ListStepMetricsRequest(parent=JOB, start_step=3, end_step=8, max_steps=2)
+        )
+        assert [each.step for each in few.steps] == [5, 8]
+        all_of_them = await plane.jobs.ListResourceSamples(pb.ListResourceSamplesRequest(parent=JOB))
+        assert list(all_of_them.samples) == samples
+        asked = pb.ListResourceSamplesRequest(
+            parent=JOB, start_time=samples[2].time, end_time=samples[6].time, max_samples=2
+        )
+        assert [each.memory_bytes for each in (await plane.jobs.ListResourceSamples(asked)).samples] == [3, 6]
+    with refused(errors.InvalidRequestError):
+        await plane.jobs.ListResourceSamples(pb.ListResourceSamplesRequest(parent=JOB, max_samples=-1))
+    with refused(errors.InvalidRequestError):
+        await plane.jobs.ListStepMetrics(pb.ListStepMetricsRequest(parent=JOB, end_step=-1))

@@ -18,11 +18,19 @@ from adjourn import __version__, reasons
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment
 from adjourn.kept_snapshots import KEPT
 from adjourn.objects import ObjectStore
-from adjourn.v1.agent_service_pb2 import Assignment, FencingToken, Report, SynchronizeRequest, SynchronizeResponse
+from adjourn.v1.agent_service_pb2 import (
+    Assignment,
+    FencingToken,
+    Report,
+    SeriesPart,
+    SynchronizeRequest,
+    SynchronizeResponse,
+)
 from adjourn.v1.job_pb2 import Condition, Failure
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_worker.attempt.events import AssignmentChanged, Measured, PauseByItself, Reached, WorkerStopping
 from adjourn_worker.attempt.runner import AttemptRunner
+from adjourn_worker.attempt.unsent import Unsent
 from adjourn_worker.contact import DEFAULT_LEASE, Contact
 from adjourn_worker.host.disk import Disk
 from adjourn_worker.host.gpus import Gpus, Meter
@@ -103,6 +111,8 @@ class Agent:
         )
         self.runners: dict[Key, AttemptRunner] = {}
         self.tasks: dict[Key, asyncio.Task[None]] = {}
+        self.unsent: dict[Key, Unsent] = {}
+        """Figures of the attempts, for the series of their jobs."""
         self.reports: list[Report] = []
         """Not yet acknowledged, oldest first."""
         self.journal_lock = asyncio.Lock()
@@ -284,7 +294,16 @@ class Agent:
             assignments=fitting_statuses(runner.status for runner in self.runners.values()),
             draining=self.draining,
             reports=next_reports(self.reports),
+            series=self.next_series() if self.stream.connected else (),
         )
+
+    def next_series(self) -> list[SeriesPart]:
+        """Returns the figures that are to be sent now; they are not sent again."""
+        now, found = boot_seconds(), []
+        for name, runner in self.runners.items():
+            self.unsent[name].add_progress(runner.status.progress, now)
+            found.append(self.unsent[name].take(now, at_once=not runner.alive))
+        return [part for part in found if part is not None]
 
     async def on_response(self, response: SynchronizeResponse) -> None:
         """Starts new assignments, passes changed ones on, and forgets those that are over and not desired any more."""
@@ -363,7 +382,7 @@ class Agent:
 
     def start(self, runner: AttemptRunner) -> None:
         name = key(runner.held.assignment.job, runner.held.assignment.token)
-        self.runners[name] = runner
+        self.runners[name], self.unsent[name] = runner, Unsent(runner.status.job, runner.status.token)
         task = self.tasks[name] = self.group.create_task(runner.run())
         task.add_done_callback(lambda _: self.stream.changed.set())  # the answer to that shows whether to forget it
         self.stream.changed.set()
@@ -376,6 +395,7 @@ class Agent:
     async def forget(self, name: Key) -> None:
         """Forgets an assignment that is over and cleaned up."""
         del self.tasks[name]
+        del self.unsent[name]
         assignment = self.runners.pop(name).held.assignment
         await self.journal.run(self.journal.forget, assignment.job, assignment.token)
 
@@ -389,7 +409,7 @@ class Agent:
             await asyncio.sleep(POLL_GAP)
 
     async def sample(self) -> None:
-        """Samples what each training process uses, once an interval."""
+        """Samples what each training process uses, once an interval. The newest sample is the attempt's."""
         meters: dict[Key, Meter] = {}
         while True:
             await asyncio.sleep(self.stream.interval)
@@ -398,7 +418,13 @@ class Agent:
             for name, runner in busy.items():
                 pid, uuids = runner.held.process.pid, runner.held.assignment.device_uuids
                 usage = await asyncio.to_thread(meters[name].sample, pid, uuids)
+                if usage is None:
+                    continue
+                usage.attempt = runner.status.token.attempt
                 runner.inbox.put_nowait(Measured(progress=None, usage=usage))
+                if name in self.unsent:
+                    self.unsent[name].add_sample(usage, boot_seconds())
+                    self.unsent[name].add_progress(runner.status.progress, boot_seconds())
 
     async def refresh_gpus(self) -> None:
         """Finds out, again and again, which GPUs can be offered."""

@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing, suppress
+from datetime import datetime
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -19,7 +20,7 @@ from adjourn.v1.checkpoint_service_pb2_grpc import CheckpointServiceStub
 from adjourn.v1.job_pb2 import Job, JobSpec, PauseMode
 from adjourn.v1.job_service_pb2 import HoldOutcome, JobEvent, WatchJobsResponse
 from adjourn.v1.job_service_pb2_grpc import JobServiceStub
-from adjourn.v1.usage_pb2 import EpochMetrics
+from adjourn.v1.usage_pb2 import EpochMetrics, ResourceSample, StepMetrics
 from adjourn.v1.worker_pb2 import Worker
 from adjourn.v1.worker_service_pb2_grpc import WorkerServiceStub
 
@@ -235,6 +236,28 @@ class AsyncClient:
         async for page in self._pages(self._jobs.ListEpochMetrics, requests.list_epoch_metrics(job)):
             for item in page.epochs:
                 yield item
+
+    async def list_step_metrics(
+        self, job: str, *, start: int = 0, end: int = 0, max_steps: int = 0
+    ) -> list[StepMetrics]:
+        """Returns what a job showed of itself as it trained, by step, from step `start` to `end` (0: to the newest).
+
+        At most `max_steps` (0: 500, and never more than 1000), evenly spread.
+        """
+        request = requests.list_step_metrics(job, start=start, end=end, max_steps=max_steps)
+        answer = await self._call(self._jobs.ListStepMetrics, request)
+        return list(answer.steps)
+
+    async def list_resource_samples(
+        self, job: str, *, start: datetime | None = None, end: datetime | None = None, max_samples: int = 0
+    ) -> list[ResourceSample]:
+        """Returns what a job and its worker used from `start` to `end`, oldest first. Times without a zone are UTC.
+
+        At most `max_samples` (0: 500, and never more than 1000), evenly spread.
+        """
+        request = requests.list_resource_samples(job, start=start, end=end, max_samples=max_samples)
+        answer = await self._call(self._jobs.ListResourceSamples, request)
+        return list(answer.samples)
 
     async def upload_bundle(self, data: bytes) -> str:
         """Stores code for jobs (see `adjourn.bundles.pack`) and returns its name, `bundles/{sha256}`.

@@ -5,6 +5,7 @@ Names may be given short (`digits`) or in full (`jobs/digits`). Every request th
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 from typing import Final
 from uuid import uuid4
 
@@ -29,6 +30,8 @@ from adjourn.v1.job_service_pb2 import (
     ListEpochMetricsRequest,
     ListJobEventsRequest,
     ListJobsRequest,
+    ListResourceSamplesRequest,
+    ListStepMetricsRequest,
     PauseJobRequest,
     ReleaseJobsRequest,
     ResumeJobRequest,
@@ -167,6 +170,21 @@ def list_job_events(job: str) -> ListJobEventsRequest:
 
 def list_epoch_metrics(job: str) -> ListEpochMetricsRequest:
     return ListEpochMetricsRequest(parent=job_name(job), page_size=PAGE_SIZE)
+
+
+def list_step_metrics(job: str, *, start: int, end: int, max_steps: int) -> ListStepMetricsRequest:
+    return ListStepMetricsRequest(parent=job_name(job), start_step=start, end_step=end, max_steps=max_steps)
+
+
+def list_resource_samples(
+    job: str, *, start: datetime | None, end: datetime | None, max_samples: int
+) -> ListResourceSamplesRequest:
+    request = ListResourceSamplesRequest(parent=job_name(job), max_samples=max_samples)
+    if start is not None:
+        request.start_time.FromDatetime(start)
+    if end is not None:
+        request.end_time.FromDatetime(end)
+    return request
 
 
 def upload_bundle(data: bytes) -> Iterator[UploadBundleRequest]:

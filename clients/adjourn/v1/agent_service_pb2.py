@@ -29,7 +29,7 @@ from adjourn.v1 import worker_pb2 as adjourn_dot_v1_dot_worker__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x61\x64journ/v1/agent_service.proto\x12\nadjourn.v1\x1a\x1b\x61\x64journ/v1/checkpoint.proto\x1a\x14\x61\x64journ/v1/job.proto\x1a\x16\x61\x64journ/v1/usage.proto\x1a\x17\x61\x64journ/v1/worker.proto\x1a\x1egoogle/protobuf/duration.proto\"\xe5\x01\n\x12SynchronizeRequest\x12\"\n\x06worker\x18\x01 \x01(\x0b\x32\x12.adjourn.v1.Worker\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x31\n\x0b\x61ssignments\x18\x03 \x03(\x0b\x32\x1c.adjourn.v1.AssignmentStatus\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\x12#\n\x07reports\x18\x05 \x03(\x0b\x32\x12.adjourn.v1.Report\x12\x1d\n\x15\x61\x63knowledged_response\x18\x06 \x01(\x03\x12\x0e\n\x06stream\x18\x07 \x01(\x03\"\xd6\x01\n\x13SynchronizeResponse\x12+\n\x0b\x61ssignments\x18\x01 \x03(\x0b\x32\x16.adjourn.v1.Assignment\x12\x1b\n\x13\x61\x63knowledged_report\x18\x02 \x01(\x03\x12\x30\n\rsync_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0elease_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08sequence\x18\x05 \x01(\x03\"?\n\x0c\x46\x65ncingToken\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x05\x12\r\n\x05nonce\x18\x02 \x01(\t\x12\x0f\n\x07job_uid\x18\x03 \x01(\t\"\x8f\x03\n\nAssignment\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\'\n\x05token\x18\x02 \x01(\x0b\x32\x18.adjourn.v1.FencingToken\x12\x12\n\ngeneration\x18\x03 \x01(\x05\x12-\n\x06target\x18\x04 \x01(\x0e\x32\x1d.adjourn.v1.Assignment.Target\x12)\n\npause_mode\x18\x05 \x01(\x0e\x32\x15.adjourn.v1.PauseMode\x12!\n\x04spec\x18\x06 \x01(\x0b\x32\x13.adjourn.v1.JobSpec\x12\'\n\x07restore\x18\x07 \x01(\x0b\x32\x16.adjourn.v1.Checkpoint\x12$\n\x04\x62\x61se\x18\x08 \x01(\x0b\x32\x16.adjourn.v1.Checkpoint\x12\x14\n\x0c\x64\x65vice_uuids\x18\t \x03(\t\x12\x15\n\rallow_inexact\x18\n \x01(\x08\">\n\x06Target\x12\x16\n\x12TARGET_UNSPECIFIED\x10\x00\x12\x07\n\x03RUN\x10\x01\x12\t\n\x05PAUSE\x10\x02\x12\x08\n\x04STOP\x10\x03\"\xd1\x03\n\x10\x41ssignmentStatus\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\'\n\x05token\x18\x02 \x01(\x0b\x32\x18.adjourn.v1.FencingToken\x12\x1b\n\x13observed_generation\x18\x03 \x01(\x05\x12\x31\n\x05phase\x18\x04 \x01(\x0e\x32\".adjourn.v1.AssignmentStatus.Phase\x12&\n\x08progress\x18\x05 \x01(\x0b\x32\x14.adjourn.v1.Progress\x12\x19\n\x11held_device_uuids\x18\x06 \x03(\t\x12\x1f\n\x12persisted_fraction\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0bpause_epoch\x18\n \x01(\x05\"\x8a\x01\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x0c\n\x08STARTING\x10\x01\x12\x0b\n\x07RUNNING\x10\x02\x12\x0b\n\x07PAUSING\x10\x03\x12\x0e\n\nPERSISTING\x10\x04\x12\n\n\x06PAUSED\x10\x05\x12\x0b\n\x07STOPPED\x10\x06\x12\r\n\tSUCCEEDED\x10\x07\x12\n\n\x06\x46\x41ILED\x10\x08\x42\x15\n\x13_persisted_fractionJ\x04\x08\x08\x10\tJ\x04\x08\t\x10\nR\x05usageR\x07\x66\x61ilure\"\xab\x02\n\x06Report\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x0b\n\x03job\x18\x02 \x01(\t\x12\'\n\x05token\x18\x03 \x01(\x0b\x32\x18.adjourn.v1.FencingToken\x12)\n\x05\x65poch\x18\x04 \x01(\x0b\x32\x18.adjourn.v1.EpochMetricsH\x00\x12,\n\ncheckpoint\x18\x05 \x01(\x0b\x32\x16.adjourn.v1.CheckpointH\x00\x12 \n\x04\x65xit\x18\x06 \x01(\x0b\x32\x10.adjourn.v1.ExitH\x00\x12\"\n\x05pause\x18\x07 \x01(\x0b\x32\x11.adjourn.v1.PauseH\x00\x12\x30\n\tcondition\x18\x08 \x01(\x0b\x32\x1b.adjourn.v1.ConditionChangeH\x00\x42\x08\n\x06report\"J\n\x0f\x43onditionChange\x12(\n\tcondition\x18\x01 \x01(\x0b\x32\x15.adjourn.v1.Condition\x12\r\n\x05\x65nded\x18\x02 \x01(\x08\"\x81\x01\n\x04\x45xit\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x31\n\x05phase\x18\x02 \x01(\x0e\x32\".adjourn.v1.AssignmentStatus.Phase\x12$\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x13.adjourn.v1.Failure\x12\x12\n\ncheckpoint\x18\x04 \x01(\t2b\n\x0c\x41gentService\x12R\n\x0bSynchronize\x12\x1e.adjourn.v1.SynchronizeRequest\x1a\x1f.adjourn.v1.SynchronizeResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x61\x64journ/v1/agent_service.proto\x12\nadjourn.v1\x1a\x1b\x61\x64journ/v1/checkpoint.proto\x1a\x14\x61\x64journ/v1/job.proto\x1a\x16\x61\x64journ/v1/usage.proto\x1a\x17\x61\x64journ/v1/worker.proto\x1a\x1egoogle/protobuf/duration.proto\"\x8d\x02\n\x12SynchronizeRequest\x12\"\n\x06worker\x18\x01 \x01(\x0b\x32\x12.adjourn.v1.Worker\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x31\n\x0b\x61ssignments\x18\x03 \x03(\x0b\x32\x1c.adjourn.v1.AssignmentStatus\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\x12#\n\x07reports\x18\x05 \x03(\x0b\x32\x12.adjourn.v1.Report\x12\x1d\n\x15\x61\x63knowledged_response\x18\x06 \x01(\x03\x12\x0e\n\x06stream\x18\x07 \x01(\x03\x12&\n\x06series\x18\x08 \x03(\x0b\x32\x16.adjourn.v1.SeriesPart\"\x97\x01\n\nSeriesPart\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\'\n\x05token\x18\x02 \x01(\x0b\x32\x18.adjourn.v1.FencingToken\x12+\n\x07samples\x18\x03 \x03(\x0b\x32\x1a.adjourn.v1.ResourceSample\x12&\n\x05steps\x18\x04 \x03(\x0b\x32\x17.adjourn.v1.StepMetrics\"\xd6\x01\n\x13SynchronizeResponse\x12+\n\x0b\x61ssignments\x18\x01 \x03(\x0b\x32\x16.adjourn.v1.Assignment\x12\x1b\n\x13\x61\x63knowledged_report\x18\x02 \x01(\x03\x12\x30\n\rsync_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0elease_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08sequence\x18\x05 \x01(\x03\"?\n\x0c\x46\x65ncingToken\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x05\x12\r\n\x05nonce\x18\x02 \x01(\t\x12\x0f\n\x07job_uid\x18\x03 \x01(\t\"\x8f\x03\n\nAssignment\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\'\n\x05token\x18\x02 \x01(\x0b\x32\x18.adjourn.v1.FencingToken\x12\x12\n\ngeneration\x18\x03 \x01(\x05\x12-\n\x06target\x18\x04 \x01(\x0e\x32\x1d.adjourn.v1.Assignment.Target\x12)\n\npause_mode\x18\x05 \x01(\x0e\x32\x15.adjourn.v1.PauseMode\x12!\n\x04spec\x18\x06 \x01(\x0b\x32\x13.adjourn.v1.JobSpec\x12\'\n\x07restore\x18\x07 \x01(\x0b\x32\x16.adjourn.v1.Checkpoint\x12$\n\x04\x62\x61se\x18\x08 \x01(\x0b\x32\x16.adjourn.v1.Checkpoint\x12\x14\n\x0c\x64\x65vice_uuids\x18\t \x03(\t\x12\x15\n\rallow_inexact\x18\n \x01(\x08\">\n\x06Target\x12\x16\n\x12TARGET_UNSPECIFIED\x10\x00\x12\x07\n\x03RUN\x10\x01\x12\t\n\x05PAUSE\x10\x02\x12\x08\n\x04STOP\x10\x03\"\xd1\x03\n\x10\x41ssignmentStatus\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\'\n\x05token\x18\x02 \x01(\x0b\x32\x18.adjourn.v1.FencingToken\x12\x1b\n\x13observed_generation\x18\x03 \x01(\x05\x12\x31\n\x05phase\x18\x04 \x01(\x0e\x32\".adjourn.v1.AssignmentStatus.Phase\x12&\n\x08progress\x18\x05 \x01(\x0b\x32\x14.adjourn.v1.Progress\x12\x19\n\x11held_device_uuids\x18\x06 \x03(\t\x12\x1f\n\x12persisted_fraction\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0bpause_epoch\x18\n \x01(\x05\"\x8a\x01\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x0c\n\x08STARTING\x10\x01\x12\x0b\n\x07RUNNING\x10\x02\x12\x0b\n\x07PAUSING\x10\x03\x12\x0e\n\nPERSISTING\x10\x04\x12\n\n\x06PAUSED\x10\x05\x12\x0b\n\x07STOPPED\x10\x06\x12\r\n\tSUCCEEDED\x10\x07\x12\n\n\x06\x46\x41ILED\x10\x08\x42\x15\n\x13_persisted_fractionJ\x04\x08\x08\x10\tJ\x04\x08\t\x10\nR\x05usageR\x07\x66\x61ilure\"\xab\x02\n\x06Report\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x0b\n\x03job\x18\x02 \x01(\t\x12\'\n\x05token\x18\x03 \x01(\x0b\x32\x18.adjourn.v1.FencingToken\x12)\n\x05\x65poch\x18\x04 \x01(\x0b\x32\x18.adjourn.v1.EpochMetricsH\x00\x12,\n\ncheckpoint\x18\x05 \x01(\x0b\x32\x16.adjourn.v1.CheckpointH\x00\x12 \n\x04\x65xit\x18\x06 \x01(\x0b\x32\x10.adjourn.v1.ExitH\x00\x12\"\n\x05pause\x18\x07 \x01(\x0b\x32\x11.adjourn.v1.PauseH\x00\x12\x30\n\tcondition\x18\x08 \x01(\x0b\x32\x1b.adjourn.v1.ConditionChangeH\x00\x42\x08\n\x06report\"J\n\x0f\x43onditionChange\x12(\n\tcondition\x18\x01 \x01(\x0b\x32\x15.adjourn.v1.Condition\x12\r\n\x05\x65nded\x18\x02 \x01(\x08\"\x81\x01\n\x04\x45xit\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x31\n\x05phase\x18\x02 \x01(\x0e\x32\".adjourn.v1.AssignmentStatus.Phase\x12$\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x13.adjourn.v1.Failure\x12\x12\n\ncheckpoint\x18\x04 \x01(\t2b\n\x0c\x41gentService\x12R\n\x0bSynchronize\x12\x1e.adjourn.v1.SynchronizeRequest\x1a\x1f.adjourn.v1.SynchronizeResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,25 +37,27 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'adjourn.v1.agent_service_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SYNCHRONIZEREQUEST']._serialized_start=179
-  _globals['_SYNCHRONIZEREQUEST']._serialized_end=408
-  _globals['_SYNCHRONIZERESPONSE']._serialized_start=411
-  _globals['_SYNCHRONIZERESPONSE']._serialized_end=625
-  _globals['_FENCINGTOKEN']._serialized_start=627
-  _globals['_FENCINGTOKEN']._serialized_end=690
-  _globals['_ASSIGNMENT']._serialized_start=693
-  _globals['_ASSIGNMENT']._serialized_end=1092
-  _globals['_ASSIGNMENT_TARGET']._serialized_start=1030
-  _globals['_ASSIGNMENT_TARGET']._serialized_end=1092
-  _globals['_ASSIGNMENTSTATUS']._serialized_start=1095
-  _globals['_ASSIGNMENTSTATUS']._serialized_end=1560
-  _globals['_ASSIGNMENTSTATUS_PHASE']._serialized_start=1371
-  _globals['_ASSIGNMENTSTATUS_PHASE']._serialized_end=1509
-  _globals['_REPORT']._serialized_start=1563
-  _globals['_REPORT']._serialized_end=1862
-  _globals['_CONDITIONCHANGE']._serialized_start=1864
-  _globals['_CONDITIONCHANGE']._serialized_end=1938
-  _globals['_EXIT']._serialized_start=1941
-  _globals['_EXIT']._serialized_end=2070
-  _globals['_AGENTSERVICE']._serialized_start=2072
-  _globals['_AGENTSERVICE']._serialized_end=2170
+  _globals['_SYNCHRONIZEREQUEST']._serialized_end=448
+  _globals['_SERIESPART']._serialized_start=451
+  _globals['_SERIESPART']._serialized_end=602
+  _globals['_SYNCHRONIZERESPONSE']._serialized_start=605
+  _globals['_SYNCHRONIZERESPONSE']._serialized_end=819
+  _globals['_FENCINGTOKEN']._serialized_start=821
+  _globals['_FENCINGTOKEN']._serialized_end=884
+  _globals['_ASSIGNMENT']._serialized_start=887
+  _globals['_ASSIGNMENT']._serialized_end=1286
+  _globals['_ASSIGNMENT_TARGET']._serialized_start=1224
+  _globals['_ASSIGNMENT_TARGET']._serialized_end=1286
+  _globals['_ASSIGNMENTSTATUS']._serialized_start=1289
+  _globals['_ASSIGNMENTSTATUS']._serialized_end=1754
+  _globals['_ASSIGNMENTSTATUS_PHASE']._serialized_start=1565
+  _globals['_ASSIGNMENTSTATUS_PHASE']._serialized_end=1703
+  _globals['_REPORT']._serialized_start=1757
+  _globals['_REPORT']._serialized_end=2056
+  _globals['_CONDITIONCHANGE']._serialized_start=2058
+  _globals['_CONDITIONCHANGE']._serialized_end=2132
+  _globals['_EXIT']._serialized_start=2135
+  _globals['_EXIT']._serialized_end=2264
+  _globals['_AGENTSERVICE']._serialized_start=2266
+  _globals['_AGENTSERVICE']._serialized_end=2364
 # @@protoc_insertion_point(module_scope)

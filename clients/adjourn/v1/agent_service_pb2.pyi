@@ -37,6 +37,7 @@ class SynchronizeRequest(_message.Message):
     REPORTS_FIELD_NUMBER: _builtins.int
     ACKNOWLEDGED_RESPONSE_FIELD_NUMBER: _builtins.int
     STREAM_FIELD_NUMBER: _builtins.int
+    SERIES_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """UUID of the agent process; a newer session ends an older one's stream."""
     draining: _builtins.bool
@@ -61,6 +62,12 @@ class SynchronizeRequest(_message.Message):
     def reports(self) -> _containers.RepeatedCompositeFieldContainer[Global___Report]:
         """Reports not yet acknowledged, oldest first; applied once, in order."""
 
+    @_builtins.property
+    def series(self) -> _containers.RepeatedCompositeFieldContainer[Global___SeriesPart]:
+        """Figures of the attempts that the worker holds, since the message before. They are neither journaled nor acknowledged:
+        those on a stream that breaks are lost. While there is no stream a bounded number waits, and gets thinner.
+        """
+
     def __init__(
         self,
         *,
@@ -71,14 +78,57 @@ class SynchronizeRequest(_message.Message):
         reports: _abc.Iterable[Global___Report] | None = ...,
         acknowledged_response: _builtins.int = ...,
         stream: _builtins.int = ...,
+        series: _abc.Iterable[Global___SeriesPart] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["worker", b"worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_response", b"acknowledged_response", "assignments", b"assignments", "draining", b"draining", "reports", b"reports", "session_id", b"session_id", "stream", b"stream", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_response", b"acknowledged_response", "assignments", b"assignments", "draining", b"draining", "reports", b"reports", "series", b"series", "session_id", b"session_id", "stream", b"stream", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SynchronizeRequest: _TypeAlias = SynchronizeRequest  # noqa: Y015
+
+@_typing.final
+class SeriesPart(_message.Message):
+    """Figures of an attempt, a part of its job's series. What must arrive is a `Report`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    """`jobs/{job}`."""
+    @_builtins.property
+    def token(self) -> Global___FencingToken:
+        """Token under which they were taken. Dropped if it is not the job's."""
+
+    @_builtins.property
+    def samples(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.ResourceSample]:
+        """One every 5 s or so, oldest first."""
+
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.StepMetrics]:
+        """One a second or so while training takes steps, oldest first. Of what the job has, those from the first of these steps
+        on are replaced: they were given up, and are done again.
+        """
+
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+        token: Global___FencingToken | None = ...,
+        samples: _abc.Iterable[_usage_pb2.ResourceSample] | None = ...,
+        steps: _abc.Iterable[_usage_pb2.StepMetrics] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "samples", b"samples", "steps", b"steps", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SeriesPart: _TypeAlias = SeriesPart  # noqa: Y015
 
 @_typing.final
 class SynchronizeResponse(_message.Message):

@@ -943,6 +943,130 @@ class ListEpochMetricsResponse(_message.Message):
 Global___ListEpochMetricsResponse: _TypeAlias = ListEpochMetricsResponse  # noqa: Y015
 
 @_typing.final
+class ListStepMetricsRequest(_message.Message):
+    """Request for ListStepMetrics."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    START_STEP_FIELD_NUMBER: _builtins.int
+    END_STEP_FIELD_NUMBER: _builtins.int
+    MAX_STEPS_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`jobs/{job}`."""
+    start_step: _builtins.int
+    """From this step on."""
+    end_step: _builtins.int
+    """Up to this step; 0: to the newest."""
+    max_steps: _builtins.int
+    """At most this many, evenly spread over the steps that there are; 0 means 500, the ceiling is 1000. Fewer where more would
+    not fit into a message.
+    """
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        start_step: _builtins.int = ...,
+        end_step: _builtins.int = ...,
+        max_steps: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_step", b"end_step", "max_steps", b"max_steps", "parent", b"parent", "start_step", b"start_step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListStepMetricsRequest: _TypeAlias = ListStepMetricsRequest  # noqa: Y015
+
+@_typing.final
+class ListStepMetricsResponse(_message.Message):
+    """Response for ListStepMetrics."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEPS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.StepMetrics]:
+        """By step."""
+
+    def __init__(
+        self,
+        *,
+        steps: _abc.Iterable[_usage_pb2.StepMetrics] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListStepMetricsResponse: _TypeAlias = ListStepMetricsResponse  # noqa: Y015
+
+@_typing.final
+class ListResourceSamplesRequest(_message.Message):
+    """Request for ListResourceSamples."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    MAX_SAMPLES_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`jobs/{job}`."""
+    max_samples: _builtins.int
+    """At most this many, evenly spread over the time that they are of; 0 means 500, the ceiling is 1000. Fewer where more
+    would not fit into a message.
+    """
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """From this time on; unset: from the first."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Up to this time; unset: to the newest."""
+
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        max_samples: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "max_samples", b"max_samples", "parent", b"parent", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListResourceSamplesRequest: _TypeAlias = ListResourceSamplesRequest  # noqa: Y015
+
+@_typing.final
+class ListResourceSamplesResponse(_message.Message):
+    """Response for ListResourceSamples."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def samples(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.ResourceSample]:
+        """Oldest first."""
+
+    def __init__(
+        self,
+        *,
+        samples: _abc.Iterable[_usage_pb2.ResourceSample] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["samples", b"samples"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListResourceSamplesResponse: _TypeAlias = ListResourceSamplesResponse  # noqa: Y015
+
+@_typing.final
 class UploadBundleRequest(_message.Message):
     """A piece of a bundle."""
 

@@ -114,6 +114,16 @@ class JobServiceStub:
                 request_serializer=adjourn_dot_v1_dot_job__service__pb2.ListEpochMetricsRequest.SerializeToString,
                 response_deserializer=adjourn_dot_v1_dot_job__service__pb2.ListEpochMetricsResponse.FromString,
                 _registered_method=True)
+        self.ListStepMetrics = channel.unary_unary(
+                '/adjourn.v1.JobService/ListStepMetrics',
+                request_serializer=adjourn_dot_v1_dot_job__service__pb2.ListStepMetricsRequest.SerializeToString,
+                response_deserializer=adjourn_dot_v1_dot_job__service__pb2.ListStepMetricsResponse.FromString,
+                _registered_method=True)
+        self.ListResourceSamples = channel.unary_unary(
+                '/adjourn.v1.JobService/ListResourceSamples',
+                request_serializer=adjourn_dot_v1_dot_job__service__pb2.ListResourceSamplesRequest.SerializeToString,
+                response_deserializer=adjourn_dot_v1_dot_job__service__pb2.ListResourceSamplesResponse.FromString,
+                _registered_method=True)
         self.UploadBundle = channel.stream_unary(
                 '/adjourn.v1.JobService/UploadBundle',
                 request_serializer=adjourn_dot_v1_dot_job__service__pb2.UploadBundleRequest.SerializeToString,
@@ -246,6 +256,22 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListStepMetrics(self, request, context):
+        """Lists what a job showed of itself as it trained, by step. Kept are the newest 360 that its workers told, and 640 of the
+        others, evenly spread. Those that were on a stream that broke are missing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListResourceSamples(self, request, context):
+        """Lists what a job and its worker used, oldest first: while a training process was there, every 5 s or so. Kept are the
+        newest 360, and 640 of the others, evenly spread. Those that were on a stream that broke are missing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def UploadBundle(self, request_iterator, context):
         """Stores code for jobs; the same bytes give the same name. What no job names is removed some time after its last upload;
         CreateJob then says BUNDLE_MISSING.
@@ -321,6 +347,16 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.ListEpochMetrics,
                     request_deserializer=adjourn_dot_v1_dot_job__service__pb2.ListEpochMetricsRequest.FromString,
                     response_serializer=adjourn_dot_v1_dot_job__service__pb2.ListEpochMetricsResponse.SerializeToString,
+            ),
+            'ListStepMetrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListStepMetrics,
+                    request_deserializer=adjourn_dot_v1_dot_job__service__pb2.ListStepMetricsRequest.FromString,
+                    response_serializer=adjourn_dot_v1_dot_job__service__pb2.ListStepMetricsResponse.SerializeToString,
+            ),
+            'ListResourceSamples': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListResourceSamples,
+                    request_deserializer=adjourn_dot_v1_dot_job__service__pb2.ListResourceSamplesRequest.FromString,
+                    response_serializer=adjourn_dot_v1_dot_job__service__pb2.ListResourceSamplesResponse.SerializeToString,
             ),
             'UploadBundle': grpc.stream_unary_rpc_method_handler(
                     servicer.UploadBundle,
@@ -692,6 +728,60 @@ class JobService:
             '/adjourn.v1.JobService/ListEpochMetrics',
             adjourn_dot_v1_dot_job__service__pb2.ListEpochMetricsRequest.SerializeToString,
             adjourn_dot_v1_dot_job__service__pb2.ListEpochMetricsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListStepMetrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/adjourn.v1.JobService/ListStepMetrics',
+            adjourn_dot_v1_dot_job__service__pb2.ListStepMetricsRequest.SerializeToString,
+            adjourn_dot_v1_dot_job__service__pb2.ListStepMetricsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListResourceSamples(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/adjourn.v1.JobService/ListResourceSamples',
+            adjourn_dot_v1_dot_job__service__pb2.ListResourceSamplesRequest.SerializeToString,
+            adjourn_dot_v1_dot_job__service__pb2.ListResourceSamplesResponse.FromString,
             options,
             channel_credentials,
             insecure,

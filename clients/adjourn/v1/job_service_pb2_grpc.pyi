@@ -98,6 +98,14 @@ class JobServiceStub:
     """Lists what happened to a job, oldest first."""
     ListEpochMetrics: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListEpochMetricsRequest, _job_service_pb2.ListEpochMetricsResponse]
     """Lists what each epoch came to, oldest first."""
+    ListStepMetrics: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListStepMetricsRequest, _job_service_pb2.ListStepMetricsResponse]
+    """Lists what a job showed of itself as it trained, by step. Kept are the newest 360 that its workers told, and 640 of the
+    others, evenly spread. Those that were on a stream that broke are missing.
+    """
+    ListResourceSamples: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListResourceSamplesRequest, _job_service_pb2.ListResourceSamplesResponse]
+    """Lists what a job and its worker used, oldest first: while a training process was there, every 5 s or so. Kept are the
+    newest 360, and 640 of the others, evenly spread. Those that were on a stream that broke are missing.
+    """
     UploadBundle: _grpc.StreamUnaryMultiCallable[_job_service_pb2.UploadBundleRequest, _job_service_pb2.UploadBundleResponse]
     """Stores code for jobs; the same bytes give the same name. What no job names is removed some time after its last upload;
     CreateJob then says BUNDLE_MISSING.
@@ -171,6 +179,14 @@ class JobServiceAsyncStub(JobServiceStub):
     """Lists what happened to a job, oldest first."""
     ListEpochMetrics: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListEpochMetricsRequest, _job_service_pb2.ListEpochMetricsResponse]  # type: ignore[assignment]
     """Lists what each epoch came to, oldest first."""
+    ListStepMetrics: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListStepMetricsRequest, _job_service_pb2.ListStepMetricsResponse]  # type: ignore[assignment]
+    """Lists what a job showed of itself as it trained, by step. Kept are the newest 360 that its workers told, and 640 of the
+    others, evenly spread. Those that were on a stream that broke are missing.
+    """
+    ListResourceSamples: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListResourceSamplesRequest, _job_service_pb2.ListResourceSamplesResponse]  # type: ignore[assignment]
+    """Lists what a job and its worker used, oldest first: while a training process was there, every 5 s or so. Kept are the
+    newest 360, and 640 of the others, evenly spread. Those that were on a stream that broke are missing.
+    """
     UploadBundle: _aio.StreamUnaryMultiCallable[_job_service_pb2.UploadBundleRequest, _job_service_pb2.UploadBundleResponse]  # type: ignore[assignment]
     """Stores code for jobs; the same bytes give the same name. What no job names is removed some time after its last upload;
     CreateJob then says BUNDLE_MISSING.
@@ -319,6 +335,26 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.ListEpochMetricsResponse, _abc.Awaitable[_job_service_pb2.ListEpochMetricsResponse]]:
         """Lists what each epoch came to, oldest first."""
+
+    @_abc_1.abstractmethod
+    def ListStepMetrics(
+        self,
+        request: _job_service_pb2.ListStepMetricsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.ListStepMetricsResponse, _abc.Awaitable[_job_service_pb2.ListStepMetricsResponse]]:
+        """Lists what a job showed of itself as it trained, by step. Kept are the newest 360 that its workers told, and 640 of the
+        others, evenly spread. Those that were on a stream that broke are missing.
+        """
+
+    @_abc_1.abstractmethod
+    def ListResourceSamples(
+        self,
+        request: _job_service_pb2.ListResourceSamplesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.ListResourceSamplesResponse, _abc.Awaitable[_job_service_pb2.ListResourceSamplesResponse]]:
+        """Lists what a job and its worker used, oldest first: while a training process was there, every 5 s or so. Kept are the
+        newest 360, and 640 of the others, evenly spread. Those that were on a stream that broke are missing.
+        """
 
     @_abc_1.abstractmethod
     def UploadBundle(

@@ -26,21 +26,27 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x61\x64journ/v1/usage.proto\x12\nadjourn.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xed\x02\n\x0eResourceSample\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12#\n\x04gpus\x18\x02 \x03(\x0b\x32\x15.adjourn.v1.GpuSample\x12\x18\n\x0b\x63pu_percent\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0cmemory_bytes\x18\x04 \x01(\x03H\x01\x88\x01\x01\x12\x1f\n\x12worker_cpu_percent\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12 \n\x13worker_memory_bytes\x18\x06 \x01(\x03H\x03\x88\x01\x01\x12&\n\x19worker_memory_limit_bytes\x18\x07 \x01(\x03H\x04\x88\x01\x01\x42\x0e\n\x0c_cpu_percentB\x0f\n\r_memory_bytesB\x15\n\x13_worker_cpu_percentB\x16\n\x14_worker_memory_bytesB\x1c\n\x1a_worker_memory_limit_bytes\"\xe8\x02\n\tGpuSample\x12\x0c\n\x04uuid\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x05\x12 \n\x13utilization_percent\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x1e\n\x11memory_used_bytes\x18\x04 \x01(\x03H\x01\x88\x01\x01\x12\x1d\n\x10job_memory_bytes\x18\x05 \x01(\x03H\x02\x88\x01\x01\x12\x1f\n\x12memory_total_bytes\x18\x06 \x01(\x03H\x03\x88\x01\x01\x12 \n\x13temperature_celsius\x18\x07 \x01(\x01H\x04\x88\x01\x01\x12\x18\n\x0bpower_watts\x18\x08 \x01(\x01H\x05\x88\x01\x01\x42\x16\n\x14_utilization_percentB\x14\n\x12_memory_used_bytesB\x13\n\x11_job_memory_bytesB\x15\n\x13_memory_total_bytesB\x16\n\x14_temperature_celsiusB\x0e\n\x0c_power_watts\"\xa3\x02\n\x0c\x45pochMetrics\x12\r\n\x05\x65poch\x18\x01 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0c\n\x04step\x18\x03 \x01(\x05\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x06values\x18\x06 \x03(\x0b\x32$.adjourn.v1.EpochMetrics.ValuesEntry\x12\x0c\n\x04\x62\x65st\x18\x07 \x01(\x08\x12\x32\n\x0f\x61\x63tive_duration\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01J\x04\x08\x05\x10\x06R\x0e\x61\x63tive_secondsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x61\x64journ/v1/usage.proto\x12\nadjourn.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaa\x04\n\x0eResourceSample\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12#\n\x04gpus\x18\x02 \x03(\x0b\x32\x15.adjourn.v1.GpuSample\x12\x18\n\x0b\x63pu_percent\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0cmemory_bytes\x18\x04 \x01(\x03H\x01\x88\x01\x01\x12\x1f\n\x12worker_cpu_percent\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12 \n\x13worker_memory_bytes\x18\x06 \x01(\x03H\x03\x88\x01\x01\x12&\n\x19worker_memory_limit_bytes\x18\x07 \x01(\x03H\x04\x88\x01\x01\x12\x1d\n\x10host_cpu_percent\x18\x08 \x01(\x01H\x05\x88\x01\x01\x12\x1e\n\x11host_memory_bytes\x18\t \x01(\x03H\x06\x88\x01\x01\x12$\n\x17host_memory_total_bytes\x18\n \x01(\x03H\x07\x88\x01\x01\x12\x0f\n\x07\x61ttempt\x18\x0b \x01(\x05\x42\x0e\n\x0c_cpu_percentB\x0f\n\r_memory_bytesB\x15\n\x13_worker_cpu_percentB\x16\n\x14_worker_memory_bytesB\x1c\n\x1a_worker_memory_limit_bytesB\x13\n\x11_host_cpu_percentB\x14\n\x12_host_memory_bytesB\x1a\n\x18_host_memory_total_bytes\"\xe8\x02\n\tGpuSample\x12\x0c\n\x04uuid\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x05\x12 \n\x13utilization_percent\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x1e\n\x11memory_used_bytes\x18\x04 \x01(\x03H\x01\x88\x01\x01\x12\x1d\n\x10job_memory_bytes\x18\x05 \x01(\x03H\x02\x88\x01\x01\x12\x1f\n\x12memory_total_bytes\x18\x06 \x01(\x03H\x03\x88\x01\x01\x12 \n\x13temperature_celsius\x18\x07 \x01(\x01H\x04\x88\x01\x01\x12\x18\n\x0bpower_watts\x18\x08 \x01(\x01H\x05\x88\x01\x01\x42\x16\n\x14_utilization_percentB\x14\n\x12_memory_used_bytesB\x13\n\x11_job_memory_bytesB\x15\n\x13_memory_total_bytesB\x16\n\x14_temperature_celsiusB\x0e\n\x0c_power_watts\"\xe5\x01\n\x0bStepMetrics\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\r\n\x05\x65poch\x18\x02 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\x04loss\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x33\n\x06values\x18\x06 \x03(\x0b\x32#.adjourn.v1.StepMetrics.ValuesEntry\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x07\n\x05_loss\"\xa3\x02\n\x0c\x45pochMetrics\x12\r\n\x05\x65poch\x18\x01 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0c\n\x04step\x18\x03 \x01(\x05\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x06values\x18\x06 \x03(\x0b\x32$.adjourn.v1.EpochMetrics.ValuesEntry\x12\x0c\n\x04\x62\x65st\x18\x07 \x01(\x08\x12\x32\n\x0f\x61\x63tive_duration\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a-\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01J\x04\x08\x05\x10\x06R\x0e\x61\x63tive_secondsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'adjourn.v1.usage_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_STEPMETRICS_VALUESENTRY']._loaded_options = None
+  _globals['_STEPMETRICS_VALUESENTRY']._serialized_options = b'8\001'
   _globals['_EPOCHMETRICS_VALUESENTRY']._loaded_options = None
   _globals['_EPOCHMETRICS_VALUESENTRY']._serialized_options = b'8\001'
   _globals['_RESOURCESAMPLE']._serialized_start=104
-  _globals['_RESOURCESAMPLE']._serialized_end=469
-  _globals['_GPUSAMPLE']._serialized_start=472
-  _globals['_GPUSAMPLE']._serialized_end=832
-  _globals['_EPOCHMETRICS']._serialized_start=835
-  _globals['_EPOCHMETRICS']._serialized_end=1126
-  _globals['_EPOCHMETRICS_VALUESENTRY']._serialized_start=1059
-  _globals['_EPOCHMETRICS_VALUESENTRY']._serialized_end=1104
+  _globals['_RESOURCESAMPLE']._serialized_end=658
+  _globals['_GPUSAMPLE']._serialized_start=661
+  _globals['_GPUSAMPLE']._serialized_end=1021
+  _globals['_STEPMETRICS']._serialized_start=1024
+  _globals['_STEPMETRICS']._serialized_end=1253
+  _globals['_STEPMETRICS_VALUESENTRY']._serialized_start=1199
+  _globals['_STEPMETRICS_VALUESENTRY']._serialized_end=1244
+  _globals['_EPOCHMETRICS']._serialized_start=1256
+  _globals['_EPOCHMETRICS']._serialized_end=1547
+  _globals['_EPOCHMETRICS_VALUESENTRY']._serialized_start=1199
+  _globals['_EPOCHMETRICS_VALUESENTRY']._serialized_end=1244
 # @@protoc_insertion_point(module_scope)

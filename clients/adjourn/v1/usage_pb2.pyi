@@ -35,16 +35,28 @@ class ResourceSample(_message.Message):
     WORKER_CPU_PERCENT_FIELD_NUMBER: _builtins.int
     WORKER_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     WORKER_MEMORY_LIMIT_BYTES_FIELD_NUMBER: _builtins.int
+    HOST_CPU_PERCENT_FIELD_NUMBER: _builtins.int
+    HOST_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    HOST_MEMORY_TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
     cpu_percent: _builtins.float
     """CPU time of the job's processes, 100 = one core, in percent."""
     memory_bytes: _builtins.int
     """Resident memory of the job's processes, in bytes."""
     worker_cpu_percent: _builtins.float
-    """CPU of the whole worker, 100 = all it may use, in percent."""
+    """CPU of the whole worker, 100 = all it may use (its cgroup's limit, else the machine), in percent."""
     worker_memory_bytes: _builtins.int
     """Memory used on the whole worker, in bytes."""
     worker_memory_limit_bytes: _builtins.int
     """Memory the worker may use (its cgroup's limit, else the machine's), in bytes."""
+    host_cpu_percent: _builtins.float
+    """CPU of the machine that the worker is on, 100 = all its cores, in percent."""
+    host_memory_bytes: _builtins.int
+    """Memory used on the machine that the worker is on, by everybody, in bytes."""
+    host_memory_total_bytes: _builtins.int
+    """Memory of the machine that the worker is on, in bytes."""
+    attempt: _builtins.int
+    """Attempt of the job."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When, by the worker's clock."""
@@ -63,13 +75,23 @@ class ResourceSample(_message.Message):
         worker_cpu_percent: _builtins.float | None = ...,
         worker_memory_bytes: _builtins.int | None = ...,
         worker_memory_limit_bytes: _builtins.int | None = ...,
+        host_cpu_percent: _builtins.float | None = ...,
+        host_memory_bytes: _builtins.int | None = ...,
+        host_memory_total_bytes: _builtins.int | None = ...,
+        attempt: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cpu_percent", b"_cpu_percent", "_memory_bytes", b"_memory_bytes", "_worker_cpu_percent", b"_worker_cpu_percent", "_worker_memory_bytes", b"_worker_memory_bytes", "_worker_memory_limit_bytes", b"_worker_memory_limit_bytes", "cpu_percent", b"cpu_percent", "memory_bytes", b"memory_bytes", "time", b"time", "worker_cpu_percent", b"worker_cpu_percent", "worker_memory_bytes", b"worker_memory_bytes", "worker_memory_limit_bytes", b"worker_memory_limit_bytes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cpu_percent", b"_cpu_percent", "_host_cpu_percent", b"_host_cpu_percent", "_host_memory_bytes", b"_host_memory_bytes", "_host_memory_total_bytes", b"_host_memory_total_bytes", "_memory_bytes", b"_memory_bytes", "_worker_cpu_percent", b"_worker_cpu_percent", "_worker_memory_bytes", b"_worker_memory_bytes", "_worker_memory_limit_bytes", b"_worker_memory_limit_bytes", "cpu_percent", b"cpu_percent", "host_cpu_percent", b"host_cpu_percent", "host_memory_bytes", b"host_memory_bytes", "host_memory_total_bytes", b"host_memory_total_bytes", "memory_bytes", b"memory_bytes", "time", b"time", "worker_cpu_percent", b"worker_cpu_percent", "worker_memory_bytes", b"worker_memory_bytes", "worker_memory_limit_bytes", b"worker_memory_limit_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_percent", b"_cpu_percent", "_memory_bytes", b"_memory_bytes", "_worker_cpu_percent", b"_worker_cpu_percent", "_worker_memory_bytes", b"_worker_memory_bytes", "_worker_memory_limit_bytes", b"_worker_memory_limit_bytes", "cpu_percent", b"cpu_percent", "gpus", b"gpus", "memory_bytes", b"memory_bytes", "time", b"time", "worker_cpu_percent", b"worker_cpu_percent", "worker_memory_bytes", b"worker_memory_bytes", "worker_memory_limit_bytes", b"worker_memory_limit_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_percent", b"_cpu_percent", "_host_cpu_percent", b"_host_cpu_percent", "_host_memory_bytes", b"_host_memory_bytes", "_host_memory_total_bytes", b"_host_memory_total_bytes", "_memory_bytes", b"_memory_bytes", "_worker_cpu_percent", b"_worker_cpu_percent", "_worker_memory_bytes", b"_worker_memory_bytes", "_worker_memory_limit_bytes", b"_worker_memory_limit_bytes", "attempt", b"attempt", "cpu_percent", b"cpu_percent", "gpus", b"gpus", "host_cpu_percent", b"host_cpu_percent", "host_memory_bytes", b"host_memory_bytes", "host_memory_total_bytes", b"host_memory_total_bytes", "memory_bytes", b"memory_bytes", "time", b"time", "worker_cpu_percent", b"worker_cpu_percent", "worker_memory_bytes", b"worker_memory_bytes", "worker_memory_limit_bytes", b"worker_memory_limit_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cpu_percent: _TypeAlias = _typing.Literal["cpu_percent"]  # noqa: Y015
     _WhichOneofArgType__cpu_percent: _TypeAlias = _typing.Literal["_cpu_percent", b"_cpu_percent"]  # noqa: Y015
+    _WhichOneofReturnType__host_cpu_percent: _TypeAlias = _typing.Literal["host_cpu_percent"]  # noqa: Y015
+    _WhichOneofArgType__host_cpu_percent: _TypeAlias = _typing.Literal["_host_cpu_percent", b"_host_cpu_percent"]  # noqa: Y015
+    _WhichOneofReturnType__host_memory_bytes: _TypeAlias = _typing.Literal["host_memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__host_memory_bytes: _TypeAlias = _typing.Literal["_host_memory_bytes", b"_host_memory_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__host_memory_total_bytes: _TypeAlias = _typing.Literal["host_memory_total_bytes"]  # noqa: Y015
+    _WhichOneofArgType__host_memory_total_bytes: _TypeAlias = _typing.Literal["_host_memory_total_bytes", b"_host_memory_total_bytes"]  # noqa: Y015
     _WhichOneofReturnType__memory_bytes: _TypeAlias = _typing.Literal["memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__memory_bytes: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes"]  # noqa: Y015
     _WhichOneofReturnType__worker_cpu_percent: _TypeAlias = _typing.Literal["worker_cpu_percent"]  # noqa: Y015
@@ -80,6 +102,12 @@ class ResourceSample(_message.Message):
     _WhichOneofArgType__worker_memory_limit_bytes: _TypeAlias = _typing.Literal["_worker_memory_limit_bytes", b"_worker_memory_limit_bytes"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cpu_percent) -> _WhichOneofReturnType__cpu_percent | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__host_cpu_percent) -> _WhichOneofReturnType__host_cpu_percent | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__host_memory_bytes) -> _WhichOneofReturnType__host_memory_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__host_memory_total_bytes) -> _WhichOneofReturnType__host_memory_total_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_bytes) -> _WhichOneofReturnType__memory_bytes | None: ...
     @_typing.overload
@@ -163,6 +191,74 @@ class GpuSample(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__utilization_percent) -> _WhichOneofReturnType__utilization_percent | None: ...
 
 Global___GpuSample: _TypeAlias = GpuSample  # noqa: Y015
+
+@_typing.final
+class StepMetrics(_message.Message):
+    """What a job showed of itself after one step."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ValuesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    STEP_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """Steps completed, over all epochs."""
+    epoch: _builtins.int
+    """Epochs completed."""
+    attempt: _builtins.int
+    """Attempt that trained it."""
+    loss: _builtins.float
+    """Newest training loss, if any was reported."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When that was so, by the worker's clock."""
+
+    @_builtins.property
+    def values(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Newest values by name; the first 20 by name."""
+
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        epoch: _builtins.int = ...,
+        attempt: _builtins.int = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        loss: _builtins.float | None = ...,
+        values: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "loss", b"loss", "time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "attempt", b"attempt", "epoch", b"epoch", "loss", b"loss", "step", b"step", "time", b"time", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__loss: _TypeAlias = _typing.Literal["loss"]  # noqa: Y015
+    _WhichOneofArgType__loss: _TypeAlias = _typing.Literal["_loss", b"_loss"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__loss) -> _WhichOneofReturnType__loss | None: ...
+
+Global___StepMetrics: _TypeAlias = StepMetrics  # noqa: Y015
 
 @_typing.final
 class EpochMetrics(_message.Message):

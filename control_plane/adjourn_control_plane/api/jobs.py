@@ -4,6 +4,7 @@ import contextlib
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
+from datetime import UTC
 from itertools import islice
 from typing import Any
 from uuid import uuid4
@@ -211,6 +212,24 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         )
         token = pages.token(request, str(epochs[-1].epoch)) if more else ""
         return pb.ListEpochMetricsResponse(epochs=epochs, next_page_token=token)
+
+    async def ListStepMetrics(self, request: pb.ListStepMetricsRequest, context: Context) -> pb.ListStepMetricsResponse:
+        check(validation.step_range(request))
+        name = JobName((await self.record("parent", request.parent)).job.name)
+        steps = await self.store.steps(name, start=request.start_step, end=request.end_step or None)
+        shown = pages.thin(steps, request.max_steps, lambda metrics: metrics.step)
+        return pb.ListStepMetricsResponse(steps=shown)
+
+    async def ListResourceSamples(
+        self, request: pb.ListResourceSamplesRequest, context: Context
+    ) -> pb.ListResourceSamplesResponse:
+        check(validation.time_range(request))
+        name = JobName((await self.record("parent", request.parent)).job.name)
+        start = request.start_time.ToDatetime(UTC) if request.HasField("start_time") else None
+        end = request.end_time.ToDatetime(UTC) if request.HasField("end_time") else None
+        samples = await self.store.samples(name, start=start, end=end)
+        shown = pages.thin(samples, request.max_samples, lambda sample: sample.time.ToNanoseconds())
+        return pb.ListResourceSamplesResponse(samples=shown)
 
     async def UploadBundle(
         self, requests: AsyncIterator[pb.UploadBundleRequest], context: Context

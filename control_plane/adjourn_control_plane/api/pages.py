@@ -1,4 +1,4 @@
-"""PURE. Pages of lists: how many items go into one, and the tokens that continue a list (AIP-158).
+"""PURE. Pages of lists: how many items go into one, and the tokens that continue a list (AIP-158); thinned series.
 
 A page token is opaque: the cursor of the last item that was shown, with a digest of the query. It continues that query
 and no other.
@@ -12,6 +12,7 @@ from typing import Final, Generic, Protocol, TypeVar
 from google.protobuf.message import Message
 
 from adjourn import errors
+from adjourn.series import thinned
 
 DEFAULT_SIZE: Final = 50
 MAX_SIZE: Final = 500
@@ -22,6 +23,9 @@ FIRST_READ: Final = 16
 DIGEST_BYTES: Final = 12
 MAX_DIGITS: Final = 18
 """Of a number that an item of a list can have."""
+POINTS: Final = 500
+MAX_POINTS: Final = 1000
+"""Points of a series in an answer: if none is asked for, and at most."""
 FOREIGN: Final = "must be the next_page_token of the page before, with all other fields as they were"
 
 Item = TypeVar("Item", bound=Message)
@@ -138,3 +142,16 @@ async def filled(
                 return page.items, True
         if len(found) < count:
             return page.items, False
+
+
+def thin(points: Sequence[Item], wanted: int, at: Callable[[Item], float]) -> list[Item]:
+    """Returns the points of a series, thinned to the number that was asked for (0: POINTS), and to PAGE_BYTES.
+
+    `at` says where a point is; they are given in order.
+    """
+    count = min(wanted or POINTS, MAX_POINTS)
+    found = thinned(points, count, at)
+    while count > 1 and sum(point.ByteSize() + 8 for point in found) > PAGE_BYTES:
+        count //= 2
+        found = thinned(points, count, at)
+    return found

@@ -2,13 +2,18 @@
 
 import re
 from collections.abc import Collection, Mapping
+from datetime import UTC
 from typing import Final, Literal
+
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from adjourn.v1.job_pb2 import Job, JobSpec, PauseMode
 from adjourn.v1.job_service_pb2 import (
     CancelJobRequest,
     CreateJobRequest,
     HoldJobsRequest,
+    ListResourceSamplesRequest,
+    ListStepMetricsRequest,
     ReleaseJobsRequest,
     UpdateJobRequest,
 )
@@ -224,3 +229,26 @@ def states(given: list[int]) -> Violations:
     known = set(Job.State.values()) - {Job.STATE_UNSPECIFIED}
     unknown = sorted(set(given) - known)[:MAX_VIOLATIONS]
     return {"states": f"unknown: {', '.join(map(str, unknown))}"} if unknown else {}
+
+
+def step_range(request: ListStepMetricsRequest) -> Violations:
+    """Checks which step metrics are asked for."""
+    given = {name: getattr(request, name) for name in ("start_step", "end_step", "max_steps")}
+    return {name: f"must be 0 or more; is {value}" for name, value in given.items() if value < 0}
+
+
+def time_range(request: ListResourceSamplesRequest) -> Violations:
+    """Checks which resource samples are asked for."""
+    found: Violations = {}
+    if request.max_samples < 0:
+        found["max_samples"] = f"must be 0 or more; is {request.max_samples}"
+    times = {"start_time": request.start_time, "end_time": request.end_time}
+    return found | {name: "must be a time from year 1 to 9999" for name, time in times.items() if not is_time(time)}
+
+
+def is_time(given: Timestamp) -> bool:
+    try:
+        given.ToDatetime(UTC)
+    except ValueError:
+        return False
+    return True

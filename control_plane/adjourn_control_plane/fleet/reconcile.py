@@ -7,12 +7,12 @@ attempt finds its last progress: `reconcile` (what is so by now), the reports (w
 
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final, TypeAlias
 
 from adjourn import reasons
 from adjourn.internal.v1.record_pb2 import JobRecord
-from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, FencingToken
+from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, FencingToken, SeriesPart
 from adjourn.v1.job_pb2 import Failure, Job, PauseMode, Progress
 from adjourn.v1.worker_pb2 import Drain
 from adjourn_control_plane.job import drains, releases
@@ -50,6 +50,8 @@ BEGUN: Final = frozenset(
 """Phases that only training which has begun comes to. It may be over before a message shows it under way."""
 PROGRESS_INTERVAL: Final = timedelta(seconds=2)
 """Time between two commits of progress within an epoch: training tells of it twice a second."""
+CLOCK_SLACK: Final = timedelta(days=1)
+"""By which a worker's clock may be wrong for its samples to be kept."""
 
 
 def reconcile(
@@ -200,6 +202,24 @@ def is_worth_a_commit(new: Progress, known: Progress, *, goes_on: bool) -> bool:
         return False
     since = new.report_time.ToDatetime() - known.report_time.ToDatetime()
     return not goes_on or new.epoch != known.epoch or not timedelta() <= since < PROGRESS_INTERVAL
+
+
+def own_series(records: Iterable[JobRecord], parts: Iterable[SeriesPart], now: datetime) -> list[SeriesPart]:
+    """Returns what a worker has told of the attempts that these records have.
+
+    Left out are samples that were taken long before their job was made, or will be: that clock says nothing.
+    """
+    mine = {(record.job.name, token_key(record.token)): record for record in records}
+    found = []
+    for part in parts:
+        record = mine.get((part.job, token_key(part.token)))
+        if record is None:
+            continue
+        first, last = record.job.create_time.ToDatetime(UTC) - CLOCK_SLACK, now + CLOCK_SLACK
+        between = range(int(first.timestamp()), int(last.timestamp()))
+        samples = [sample for sample in part.samples if sample.time.seconds in between]
+        found.append(SeriesPart(job=part.job, token=part.token, samples=samples, steps=part.steps))
+    return found
 
 
 def persisted_fraction(record: JobRecord, status: AssignmentStatus) -> float | None:

@@ -22,7 +22,7 @@ from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.aio import end
 from adjourn_control_plane.fleet import reconcile
 from adjourn_control_plane.job.events import Adopted, Event, ReleaseConfirmed
-from adjourn_control_plane.job.updater import JobUpdater
+from adjourn_control_plane.job.updater import JobUpdater, now
 from adjourn_control_plane.settings import Settings
 from adjourn_control_plane.store.interface import (
     Conflict,
@@ -178,6 +178,8 @@ class AgentSession:
         for report in request.reports:
             await self.updater.report(report, self.worker, instance=self.instance, fence=self.fence)
             self.acknowledged = max(self.acknowledged, report.sequence)
+        for part in reconcile.own_series((*held, *others.values()), request.series, now()):
+            await self.store.add_series(part, self.fence)
         pending = bool(request.reports)
         lost = reconcile.lost_attempts(self.worker, held, self.reported, reports_pending=pending)
         await self.apply(lost if is_current else (), tokens)

@@ -6,15 +6,16 @@ appends what happened and notifies listeners; or it does nothing. Nothing else w
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final, NewType, Protocol
 from uuid import uuid4
 
 from adjourn.internal.v1.record_pb2 import JobRecord, UnconfirmedRelease
+from adjourn.v1.agent_service_pb2 import SeriesPart
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent
-from adjourn.v1.usage_pb2 import EpochMetrics
+from adjourn.v1.usage_pb2 import EpochMetrics, ResourceSample, StepMetrics
 from adjourn.v1.worker_pb2 import Drain, Worker
 
 JobName = NewType("JobName", str)
@@ -26,6 +27,21 @@ WorkerName = NewType("WorkerName", str)
 
 EVENTS_KEPT = 10_000
 """Events of a job that are kept: the newest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeriesLimits:
+    """How many resource samples, and how many step metrics, of a job are kept."""
+
+    newest: int = 360
+    """The newest are all kept."""
+    older: int = 640
+    """Of the others. Once they are more they are thinned to half of this number, evenly spread."""
+
+
+SERIES_KEPT: Final = SeriesLimits()
+
+
 REQUEST_MEMORY = timedelta(days=1)
 REQUESTS_KEPT = 100_000
 """How long a request_id is remembered, and how many at most: the newest. That is more than one a second for a day."""
@@ -266,6 +282,25 @@ class JobStore(Protocol):
 
     async def epochs(self, job: JobName, *, after: int, size: int) -> list[EpochMetrics]:
         """Returns up to `size` epochs after epoch `after`, in order."""
+        ...
+
+    async def add_series(self, part: SeriesPart, fence: Fence) -> bool:
+        """Adds to the samples and step metrics of a job, if the token has its uid. SeriesLimits say how many are kept.
+
+        Of the steps that are there, those from the first of the new ones on are removed. The job's version stays, and
+        nobody is notified. False, with nothing added: the job is another or gone, or another stream speaks for the
+        worker.
+        """
+        ...
+
+    async def samples(
+        self, job: JobName, *, start: datetime | None = None, end: datetime | None = None
+    ) -> list[ResourceSample]:
+        """Returns the resource samples from `start` to `end`, both included to the millisecond, oldest first."""
+        ...
+
+    async def steps(self, job: JobName, *, start: int = 0, end: int | None = None) -> list[StepMetrics]:
+        """Returns the step metrics from step `start` to `end`, both included, in order."""
         ...
 
     async def checkpoints(self, job: JobName, *, size: int, before: int | None = None) -> list[tuple[int, Checkpoint]]:

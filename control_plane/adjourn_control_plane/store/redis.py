@@ -7,6 +7,7 @@ an attachment are remembered by id for a while, the rest is idempotent. Reads th
     {ns}:jobs  {ns}:state:{STATE}   sorted sets of jobs, by number
     {ns}:jobs/x                     hash: record, version, number, and what the indexes hold of it
     {ns}:jobs/x:events              list of the newest;  :epochs  sorted set of EpochMetrics, by epoch
+    {ns}:jobs/x:samples  :steps     sorted sets of ResourceSample, by ms since 1970, and of StepMetrics, by step
     {ns}:jobs/x:checkpoints         hash by name;  :registered  sorted set of names, in order of registration
     {ns}:jobs/x:retired             hash by name, of checkpoints whose objects may not be gone
     {ns}:retention                  sorted set of jobs whose checkpoints are to be looked at, by the version that asked
@@ -31,7 +32,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from importlib import resources
 from typing import Any, Self, TypeVar
 from uuid import uuid4
@@ -45,15 +46,17 @@ from redis.backoff import ExponentialWithJitterBackoff
 
 from adjourn import failpoints
 from adjourn.errors import StoreUnavailableError
+from adjourn.v1.agent_service_pb2 import SeriesPart
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent
-from adjourn.v1.usage_pb2 import EpochMetrics
+from adjourn.v1.usage_pb2 import EpochMetrics, ResourceSample, StepMetrics
 from adjourn.v1.worker_pb2 import Drain, Worker
 from adjourn_control_plane.store import redis_codec as values
 from adjourn_control_plane.store.interface import (
     EVENTS_KEPT,
     PURGE_AGAIN,
+    SERIES_KEPT,
     STREAM_MEMORY,
     Allocation,
     BundleMarks,
@@ -61,10 +64,12 @@ from adjourn_control_plane.store.interface import (
     Change,
     Changed,
     Conflict,
+    Fence,
     Fenced,
     JobName,
     JobUid,
     RequestSeen,
+    SeriesLimits,
     Session,
     Stored,
     TokenTooOld,
@@ -84,7 +89,7 @@ CHANGES_KEPT = 100_000
 BATCH = 200
 """Jobs or workers read at a time: a script holds up everybody else."""
 SCRIPTS = (
-    *("commit", "settle", "events", "page", "allocation"),
+    *("commit", "settle", "events", "series", "page", "allocation"),
     *("tombstones", "remove_tombstone", "bundles", "want_bundle", "doom_bundles", "claim_bundle", "bundle_removed"),
     "reviewed",
     *("attach", "heartbeat", "detach", "mark_lost", "sessions", "lost_holders", "forget", "forget_lost", "drain"),
@@ -108,7 +113,13 @@ class RedisStore:
     """A JobStore; see `adjourn_control_plane.store.interface` for what its methods do."""
 
     def __init__(
-        self, url: str, namespace: str, *, changes_kept: int = CHANGES_KEPT, events_kept: int = EVENTS_KEPT
+        self,
+        url: str,
+        namespace: str,
+        *,
+        changes_kept: int = CHANGES_KEPT,
+        events_kept: int = EVENTS_KEPT,
+        series: SeriesLimits = SERIES_KEPT,
     ) -> None:
         """Takes `redis://[:password@]host:port/0`; a connection is made when one is first needed."""
         if not NAMESPACE.fullmatch(namespace):
@@ -125,7 +136,7 @@ class RedisStore:
         folder = resources.files("adjourn_control_plane.store") / "scripts"
         self._scripts = {name: self._redis.register_script((folder / f"{name}.lua").read_bytes()) for name in SCRIPTS}
         self._prefix = f"{{{namespace}}}"
-        self._changes_kept, self._events_kept = changes_kept, events_kept
+        self._changes_kept, self._events_kept, self._series = changes_kept, events_kept, series
         self._closed = False
         self._waits: dict[asyncio.Timeout, None] = {}
         """Of the commands under way."""
@@ -229,6 +240,20 @@ class RedisStore:
     async def epochs(self, job: JobName, *, after: int, size: int) -> list[EpochMetrics]:
         rows = await self._ask("ZRANGEBYSCORE", f"{job}:epochs", f"({after}", "+inf", "LIMIT", 0, size)
         return [EpochMetrics.FromString(row) for row in rows]
+
+    async def add_series(self, part: SeriesPart, fence: Fence) -> bool:
+        return bool(await self._run("series", *values.series_arguments(part, fence, self._series)))
+
+    async def samples(
+        self, job: JobName, *, start: datetime | None = None, end: datetime | None = None
+    ) -> list[ResourceSample]:
+        low = values.since_1970(start) if start is not None else "-inf"
+        high = values.since_1970(end) if end is not None else "+inf"
+        return [ResourceSample.FromString(row) for row in await self._ask("ZRANGEBYSCORE", f"{job}:samples", low, high)]
+
+    async def steps(self, job: JobName, *, start: int = 0, end: int | None = None) -> list[StepMetrics]:
+        high = end if end is not None else "+inf"
+        return [StepMetrics.FromString(row) for row in await self._ask("ZRANGEBYSCORE", f"{job}:steps", start, high)]
 
     async def checkpoints(self, job: JobName, *, size: int, before: int | None = None) -> list[tuple[int, Checkpoint]]:
         below = "+inf" if before is None else f"({before}"

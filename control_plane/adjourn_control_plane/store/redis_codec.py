@@ -2,14 +2,15 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from adjourn.internal.v1.record_pb2 import JobRecord, UnconfirmedReleases
+from adjourn.v1.agent_service_pb2 import SeriesPart
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent
-from adjourn.v1.usage_pb2 import EpochMetrics
+from adjourn.v1.usage_pb2 import EpochMetrics, ResourceSample, StepMetrics
 from adjourn.v1.worker_pb2 import Drain, Worker
 from adjourn_control_plane.store.interface import (
     DELETED_KEPT,
@@ -17,8 +18,10 @@ from adjourn_control_plane.store.interface import (
     REQUESTS_KEPT,
     Change,
     Changed,
+    Fence,
     JobName,
     JobUid,
+    SeriesLimits,
     Session,
     Stored,
     Tombstone,
@@ -32,6 +35,7 @@ REPEAT_MEMORY = 120
 """Seconds for which a change is recognised by its id: longer than anyone repeats it."""
 START = "0-0"
 """Token before the first change."""
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TOKEN = re.compile(r"(0|[1-9]\d{0,19})-(0|[1-9]\d{0,19})", re.ASCII)
 
 
@@ -41,7 +45,16 @@ def is_token(text: str) -> bool:
 
 
 def encoded(
-    message: JobRecord | Job | JobEvent | EpochMetrics | Checkpoint | Worker | Drain | UnconfirmedReleases,
+    message: JobRecord
+    | Job
+    | JobEvent
+    | EpochMetrics
+    | StepMetrics
+    | ResourceSample
+    | Checkpoint
+    | Worker
+    | Drain
+    | UnconfirmedReleases,
 ) -> bytes:
     return message.SerializeToString(deterministic=True)
 
@@ -91,6 +104,22 @@ def tombstone(row: bytes) -> Tombstone:
 
 def milliseconds(duration: timedelta) -> int:
     return int(duration.total_seconds() * 1000)
+
+
+def since_1970(time: datetime) -> int:
+    """Returns milliseconds."""
+    return (time - EPOCH) // timedelta(milliseconds=1)
+
+
+def series_arguments(part: SeriesPart, fence: Fence, limits: SeriesLimits) -> list[bytes | str | int]:
+    """Returns what series.lua takes, in its order."""
+    arguments: list[bytes | str | int] = [part.job, part.token.job_uid, fence.worker, fence.stream]
+    arguments += [limits.newest, limits.older, len(part.samples), len(part.steps)]
+    for sample in part.samples:
+        arguments += [since_1970(sample.time.ToDatetime(UTC)), encoded(sample)]
+    for metrics in part.steps:
+        arguments += [metrics.step, encoded(metrics)]
+    return arguments
 
 
 def stamps(row: Sequence[bytes]) -> dict[str, int]:

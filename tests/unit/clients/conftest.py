@@ -25,7 +25,7 @@ from adjourn.v1.checkpoint_service_pb2_grpc import (
 )
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2_grpc import JobServiceServicer, add_JobServiceServicer_to_server
-from adjourn.v1.usage_pb2 import EpochMetrics
+from adjourn.v1.usage_pb2 import EpochMetrics, ResourceSample, StepMetrics
 from adjourn.v1.worker_pb2 import Worker
 from adjourn.v1.worker_service_pb2_grpc import WorkerServiceServicer, add_WorkerServiceServicer_to_server
 
@@ -40,6 +40,8 @@ class Plane(JobServiceServicer, CheckpointServiceServicer, WorkerServiceServicer
         self.jobs: dict[str, Job] = {}
         self.events: list[jobs_pb.JobEvent] = []
         self.epochs: list[EpochMetrics] = []
+        self.steps: list[StepMetrics] = []
+        self.samples: list[ResourceSample] = []
         self.checkpoints: list[Checkpoint] = []
         self.files: dict[str, bytes] = {}
         """What ReadCheckpoint sends, by the name of the file, two bytes a message."""
@@ -153,6 +155,18 @@ class Plane(JobServiceServicer, CheckpointServiceServicer, WorkerServiceServicer
         self.note("ListEpochMetrics", request, context)
         page, token = paged(self.epochs, request.page_token)
         return jobs_pb.ListEpochMetricsResponse(epochs=page, next_page_token=token)
+
+    def ListStepMetrics(
+        self, request: jobs_pb.ListStepMetricsRequest, context: Context
+    ) -> jobs_pb.ListStepMetricsResponse:
+        self.note("ListStepMetrics", request, context)
+        return jobs_pb.ListStepMetricsResponse(steps=self.steps)
+
+    def ListResourceSamples(
+        self, request: jobs_pb.ListResourceSamplesRequest, context: Context
+    ) -> jobs_pb.ListResourceSamplesResponse:
+        self.note("ListResourceSamples", request, context)
+        return jobs_pb.ListResourceSamplesResponse(samples=self.samples)
 
     def UploadBundle(
         self, request_iterator: Iterator[jobs_pb.UploadBundleRequest], context: Context

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -14,7 +15,7 @@ from adjourn.client import calls
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job, JobSpec, PauseMode
 from adjourn.v1.job_service_pb2 import JobEvent
-from adjourn.v1.usage_pb2 import EpochMetrics
+from adjourn.v1.usage_pb2 import EpochMetrics, ResourceSample, StepMetrics
 from adjourn.v1.worker_pb2 import Worker
 
 if TYPE_CHECKING:
@@ -65,6 +66,13 @@ def test_lists_go_on_over_all_pages(client: Client, plane: "Plane") -> None:
     assert list(client.list_epoch_metrics("x")) == plane.epochs
     assert list(client.list_checkpoints("x")) == plane.checkpoints
     assert list(client.list_job_events("x")) == plane.events
+    plane.steps = [StepMetrics(step=7)]
+    plane.samples = [ResourceSample(memory_bytes=5)]
+    assert client.list_step_metrics("x", start=3, max_steps=9) == plane.steps
+    assert client.list_resource_samples("x", end=datetime(2026, 1, 2, tzinfo=UTC)) == plane.samples
+    (_, steps), (_, samples) = plane.asked[-2:]
+    assert (steps.parent, steps.start_step, steps.end_step, steps.max_steps) == ("jobs/x", 3, 0, 9)
+    assert (samples.HasField("start_time"), samples.end_time.ToJsonString()) == (False, "2026-01-02T00:00:00Z")
     assert list(client.list_workers()) == plane.workers
     assert client.get_worker("1") == plane.workers[1]
     assert client.get_checkpoint("x/2") == plane.checkpoints[2]

@@ -4,11 +4,13 @@ from collections.abc import Collection, Sequence
 from datetime import timedelta
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from adjourn import reasons
 from adjourn.internal.v1.record_pb2 import JobRecord
-from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
+from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, FencingToken, SeriesPart
 from adjourn.v1.job_pb2 import Failure, Job, PauseMode, Progress
+from adjourn.v1.usage_pb2 import ResourceSample, StepMetrics
 from adjourn_control_plane.fleet import reconcile
 from adjourn_control_plane.job.events import (
     Adopted,
@@ -429,3 +431,16 @@ def test_where_it_would_have_paused_by_an_earlier_order_is_no_news() -> None:
     before.pause_epoch = 2
     assert not events([life.resume().record], before), "it does not pause"
     assert not events([life.pause().record], before)
+
+
+def test_figures_of_the_jobs_own_attempt_are_kept() -> None:
+    life = Life().running(1)
+    record, now = life.record, START + timedelta(hours=1)
+    token, other = record.token, FencingToken(attempt=9, job_uid=UID)
+    sample, step = ResourceSample(time=Timestamp(seconds=int(START.timestamp()))), StepMetrics(step=1)
+    own = SeriesPart(job=NAME, token=token, samples=[sample], steps=[step])
+    foreign = [SeriesPart(job=NAME, token=other, steps=[step]), SeriesPart(job="jobs/none", token=token, steps=[step])]
+    assert reconcile.own_series([record], [own, *foreign], now) == [own]
+    wrong = [Timestamp(), Timestamp(seconds=1 << 40), Timestamp(seconds=-(1 << 62))]
+    odd = SeriesPart(job=NAME, token=token, samples=[*(ResourceSample(time=time) for time in wrong), sample])
+    assert [list(part.samples) for part in reconcile.own_series([record], [odd], now)] == [[sample]]

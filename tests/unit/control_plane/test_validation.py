@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import ParseDict
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from adjourn.v1.job_pb2 import Job, JobSpec, PauseMode
-from adjourn.v1.job_service_pb2 import CreateJobRequest
+from adjourn.v1.job_service_pb2 import CreateJobRequest, ListResourceSamplesRequest, ListStepMetricsRequest
 from adjourn_control_plane.api import validation
 
 GOOD: dict[str, Any] = {"entry_point": "package.module:main"}
@@ -204,6 +205,17 @@ def test_what_every_verb_carries() -> None:
 def test_pause_modes() -> None:
     assert validation.pause_mode(0) == validation.pause_mode(PauseMode.LATEST) == {}
     assert validation.pause_mode(17) == {"mode": "must be one of EPOCH, STEP, LATEST; is 17"}
+
+
+def test_ranges_of_series() -> None:
+    assert validation.step_range(ListStepMetricsRequest(start_step=1, end_step=9)) == {}
+    assert validation.step_range(ListStepMetricsRequest(start_step=-1, max_steps=-2)) == {
+        "start_step": "must be 0 or more; is -1",
+        "max_steps": "must be 0 or more; is -2",
+    }
+    assert validation.time_range(ListResourceSamplesRequest(start_time=Timestamp(seconds=5))) == {}
+    wrong = ListResourceSamplesRequest(end_time=Timestamp(seconds=1 << 40), max_samples=-1)
+    assert validation.time_range(wrong).keys() == {"end_time", "max_samples"}
 
 
 def test_states() -> None:

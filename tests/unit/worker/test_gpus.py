@@ -1,4 +1,5 @@
 import os
+import subprocess
 import time
 from types import SimpleNamespace
 
@@ -139,23 +140,33 @@ def test_memory_of_the_job(listed: list[tuple[int, int | None]], expected: int |
 def test_a_process_is_measured_with_what_it_started() -> None:
     meter = Meter(NoGpus())
     first = meter.sample(os.getpid())
+    assert first is not None
     assert not first.HasField("cpu_percent")
     assert not first.HasField("worker_cpu_percent")
     begin = time.process_time()
     while time.process_time() < begin + 0.05:  # the kernel counts in steps of 10 ms
         pass
     second = meter.sample(os.getpid())
+    assert second is not None
     assert second.cpu_percent > 0
     assert second.memory_bytes > 1 << 20
     assert 0 <= second.worker_cpu_percent <= 100
     assert 0 < second.worker_memory_bytes < second.worker_memory_limit_bytes
+    assert 0 <= second.host_cpu_percent <= 100
+    assert 0 < second.host_memory_bytes < second.host_memory_total_bytes
 
 
 def test_a_process_that_is_gone_has_no_figures() -> None:
-    sample = Meter(NoGpus()).sample(2**22 + 1)
-    assert not sample.HasField("memory_bytes")
-    assert not sample.HasField("cpu_percent")
-    assert sample.HasField("worker_memory_bytes")
+    assert Meter(NoGpus()).sample(2**22 + 1) is None
+
+
+def test_a_process_that_ended_and_was_not_waited_for_has_no_figures() -> None:
+    """It has a place in the table of processes still, and CPU time, and no memory."""
+    meter = Meter(NoGpus())
+    with subprocess.Popen(["true"]) as ended:
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+        assert meter.sample(ended.pid) is None
+        assert meter.sample(ended.pid) is None
 
 
 def test_the_limits_of_a_container_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,10 +174,12 @@ def test_the_limits_of_a_container_count(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(cgroup, "memory", lambda: cgroup.Memory(limit=1000, used=10))
     monkeypatch.setattr(cgroup, "cpu", lambda: next(limits))
     meter = Meter(NoGpus())
-    meter.sample()
-    sample = meter.sample()
+    meter.sample(os.getpid())
+    sample = meter.sample(os.getpid())
+    assert sample is not None
     assert (sample.worker_memory_bytes, sample.worker_memory_limit_bytes) == (10, 1000)
     assert sample.worker_cpu_percent == 100
+    assert sample.host_memory_total_bytes > 1000, "the machine's beside them"
 
 
 def test_workers_side_by_side_share_the_gpus_without_overlap() -> None:

@@ -184,18 +184,24 @@ Cpu = Mapping[tuple[int, float], float]
 
 
 class Meter:
-    """Samples one job, or with no job the worker alone; CPU figures begin with the second sample."""
+    """Samples one job, its worker, and the machine; CPU figures begin with the second sample."""
 
     def __init__(self, gpus: Gpus) -> None:
         self._gpus = gpus
         self._job: tuple[float, Cpu] | None = None
-        self._worker: tuple[float, float] | None = None
+        self._worker = Load()
+        self._host = Load()
 
-    def sample(self, pid: int | None = None, uuids: Sequence[str] = ()) -> ResourceSample:
-        """Returns the figures of the process `pid` with all its descendants, and of the GPUs `uuids`."""
+    def sample(self, pid: int, uuids: Sequence[str] = ()) -> ResourceSample | None:
+        """Returns the figures of the process `pid` with all its descendants, and of the GPUs `uuids`.
+
+        None if the process is gone or going: what it leaves behind is not what it used.
+        """
         sample = ResourceSample()
         sample.time.GetCurrentTime()
-        pids = self._sample_job(sample, pid) if pid is not None else []
+        pids = self._sample_job(sample, pid)
+        if pid not in pids:
+            return None
         sample.gpus.extend(self._gpus.sample(uuids, pids))
         self._sample_worker(sample)
         return sample
@@ -210,8 +216,10 @@ class Meter:
         for member in family:
             try:
                 with member.oneshot():
-                    times = member.cpu_times()
-                    resident.append(member.memory_info().rss)
+                    times, memory = member.cpu_times(), member.memory_info().rss
+                    if not memory:  # it is ending: a zombie, or about to be one
+                        continue
+                    resident.append(memory)
                     cpu[member.pid, member.create_time()] = times.user + times.system
             except psutil.Error:  # it has just ended
                 continue
@@ -226,19 +234,34 @@ class Meter:
 
     def _sample_worker(self, sample: ResourceSample) -> None:
         machine = psutil.virtual_memory()
+        sample.host_memory_bytes, sample.host_memory_total_bytes = machine.total - machine.available, machine.total
         limit = cgroup.memory()
         if limit and limit.limit < machine.total:
             sample.worker_memory_bytes, sample.worker_memory_limit_bytes = limit.used, limit.limit
         else:
-            sample.worker_memory_bytes = machine.total - machine.available
-            sample.worker_memory_limit_bytes = machine.total
-        quota = cgroup.cpu()
-        cores = quota.cores if quota else psutil.cpu_count() or 1
-        now, spent = time.monotonic(), quota.seconds if quota else busy_seconds()
-        if self._worker and now > self._worker[0]:
-            share = (spent - self._worker[1]) / (now - self._worker[0]) / cores
-            sample.worker_cpu_percent = 100 * min(1.0, max(0.0, share))
-        self._worker = now, spent
+            sample.worker_memory_bytes = sample.host_memory_bytes
+            sample.worker_memory_limit_bytes = sample.host_memory_total_bytes
+        now, cores, quota = time.monotonic(), psutil.cpu_count() or 1, cgroup.cpu()
+        host = self._host.percent(now, busy_seconds(), cores)
+        worker = self._worker.percent(now, quota.seconds, quota.cores) if quota else host
+        if host is not None:
+            sample.host_cpu_percent = host
+        if worker is not None:
+            sample.worker_cpu_percent = worker
+
+
+class Load:
+    """CPU time, as a share of what there was since it was last looked at."""
+
+    def __init__(self) -> None:
+        self._last: tuple[float, float] | None = None
+
+    def percent(self, now: float, spent: float, cores: float) -> float | None:
+        """Returns 100 for all `cores`; None at first. `now`, `spent`: seconds of the clock, and of CPU time so far."""
+        last, self._last = self._last, (now, spent)
+        if last is None or now <= last[0]:
+            return None
+        return 100 * min(1.0, max(0.0, (spent - last[1]) / (now - last[0]) / cores))
 
 
 def busy_seconds() -> float:

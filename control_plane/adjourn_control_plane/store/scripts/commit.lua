@@ -110,7 +110,7 @@ end
 
 if record == '' then
   redis.call('DEL', key(job), key(job .. ':events'), key(job .. ':epochs'), key(job .. ':checkpoints'),
-    key(job .. ':registered'), key(job .. ':retired'))
+    key(job .. ':registered'), key(job .. ':retired'), key(job .. ':samples'), key(job .. ':steps'))
   redis.call('ZREM', key('retention'), job)
   redis.call('ZREM', key('jobs'), job)
   redis.call('SADD', key('tombstones'), old[6])
