@@ -300,7 +300,7 @@ class AgentModel(Agent):
         self.draining = False
         self.drains_since = 0.0
         self.runners: dict[Key, RunnerModel] = {}  # type: ignore[assignment]  # all of them are models
-        self.reports = []
+        self.reports, self.unsent = [], {}
         self.parts = InlineParts(host.objects, again_seconds=0)
         self.stopped = False
         """By SIGSTOP: it does nothing, and does not know that time passes."""
