@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 GENERATED := clients
 
-.PHONY: demo test nightly check lint protos client docs bench bench-loader bench-checkpoints chaos clean
+.PHONY: demo test nightly zoo check lint protos client docs bench bench-loader bench-checkpoints chaos clean
 demo: $(STAMP)
 	$(BIN)/adjourn demo
 
@@ -18,6 +18,11 @@ SEED ?= $(shell date +%j%H%M)
 nightly: $(STAMP)
 	@echo "again: make nightly SEED=$(SEED)"
 	HYPOTHESIS_PROFILE=nightly $(BIN)/pytest --hypothesis-seed=$(SEED) tests/properties/test_joined_machine.py
+
+# Every training of tests/trainings/zoo on two workers, cut at five random steps; two minutes. `make test` cuts a few.
+zoo: $(STAMP)
+	@echo "again: make zoo SEED=$(SEED)"
+	ZOO_SEED=$(SEED) $(BIN)/pytest tests/system/test_zoo_on_two_workers.py
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -175,12 +175,13 @@ class GatedJobs:
         limit: int = 0,
         epochs: int = EPOCHS,
         script: Path = SCRIPT,
+        include: Sequence[Path] = (),
         spec: JobSpec | None = None,
         **args: Any,
     ) -> GatedJob:
         """Queues a job whose training may not go beyond epoch `limit`; `spec` overrides what is chosen here."""
         gate = Gate(self.directory / name, limit)
-        bundle = await self.client.upload_bundle(bundles.pack(script))
+        bundle = await self.client.upload_bundle(bundles.pack(script, include))
         given = JobSpec(entry_point=f"{script.stem}:main", bundle=bundle, total_epochs=epochs, seed=SEED)
         ParseDict({"gate": str(gate.directory), **args}, given.args)
         given.retention.keep_last = 1000  # tests look at all of them

@@ -21,6 +21,8 @@ EPOCHS = 5
 ENTRY_POINT = "zoo_process:main"
 WORKERS = (0, 2)
 """Of loaders, in one attempt after the other."""
+ONLY_AFTER_EPOCHS = {"deep_q": "its steps take no batches of a loader"}
+"""Trainings that are not cut amid an epoch, and why."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,14 @@ async def uninterrupted(
 
 
 @pytest_asyncio.fixture(loop_scope="session")
+async def undrained(client: AsyncClient) -> AsyncIterator[None]:
+    """No worker is drained afterwards."""
+    yield
+    for worker in [worker async for worker in client.list_workers()]:
+        await client.undrain_worker(worker.name)
+
+
+@pytest_asyncio.fixture(loop_scope="session")
 async def objects(stack: Stack) -> AsyncIterator[S3Objects]:
     assert stack.s3
     async with S3Objects(stack.s3) as opened:

@@ -1,10 +1,9 @@
 """Verbs about what runs: drained workers let their jobs go on elsewhere; a cancel that saves leaves a checkpoint."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import pytest
-import pytest_asyncio
 
 from adjourn import reasons
 from adjourn.client import AsyncClient
@@ -17,14 +16,6 @@ from tests.harness.jobs import GatedJobs, Outcome
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 Eventually = Callable[..., Awaitable[None]]
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def undrained(client: AsyncClient) -> AsyncIterator[None]:
-    """No worker is drained afterwards."""
-    yield
-    for worker in [worker async for worker in client.list_workers()]:
-        await client.undrain_worker(worker.name)
 
 
 @pytest.mark.usefixtures("undrained")

@@ -1,9 +1,10 @@
-"""Runs a training of the zoo in a training process, as its arguments say: asks for a pause, or tracks too little."""
+"""Runs a training of the zoo, as its arguments say: asks for a pause, waits for one, or tracks too little."""
 
 import functools
 import importlib
 import json
 import math
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -55,6 +56,35 @@ def main(run: training.Run) -> None:
     form(run, "ported").main(run)
     subjects = vars(run)["subjects"]
     Path("../end").write_text(json.dumps({name: digest(name, subject) for name, subject in subjects.items()}))
+
+
+def job(run: training.Run) -> None:
+    """Trains as a job that a test cuts at the steps `cuts`, one in each attempt: see `waiting`.
+
+    `workers` has the numbers of loader workers that the attempts take turns with.
+    """
+    prepare(run)
+    form(run, "ported").main(run)
+
+
+def prepare(run: training.Run) -> None:
+    gate = Path(run.args["gate"])
+    met = len(list(gate.glob("cut-*")))
+    run.args["workers"] = run.args["workers"][met % len(run.args["workers"])]
+    cut = (*run.args["cuts"], math.inf)[met]
+    training.Run.step = functools.partialmethod(  # type: ignore[assignment]
+        waiting, training.Run.step, cut, gate / f"cut-{met}"
+    )
+
+
+def waiting(run: training.Run, step: Callable[..., None], cut: float, said: Path, *args: Any, **kwargs: Any) -> None:
+    """Takes the step; before the first that is not before `cut` it says so, and waits until it is to pause."""
+    if run.steps + 1 >= cut and not said.exists():
+        said.touch()
+        with closing(Control(Path.cwd().parent / "control")) as control:
+            while control.read().target != Assignment.PAUSE:
+                time.sleep(0.005)
+    step(run, *args, **kwargs)
 
 
 def asking(run: training.Run, step: Callable[..., None], *args: Any, **kwargs: Any) -> None:

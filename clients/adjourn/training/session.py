@@ -452,11 +452,13 @@ class Session:
         else:
             self.tracker.stand_at(saved["step"])
         self._state.complete()
+        self._state.groups = saved.get("groups", {})
         self._loaders.check(saved["loaders"])
         directory = Path(self.start.restore_directory)
         self._expected = self.start.restore_digests or snapshots.component_digests(directory)
         # Amid an epoch the rest is compared where the run was cut: until then user code may change it.
         self._state.compare(self._expected, lambda name: self._going_on is None or name == DATA)
+        self._state.regroup()
         self._release()
         self._judge(*(self._carried_otherwise() if self._stages.later else ()))
         if self._differences:
@@ -527,6 +529,7 @@ class Session:
     def _open_epoch(self) -> None:
         self._loaders.open_epoch(self.tracker.epoch + 1)
         self._open, self._behind = True, False
+        self._state.note_groups()
         self._aim()
         if self._going_on is None:
             self.tracker.begin_epoch(self._learning_rate())
@@ -907,6 +910,8 @@ class Session:
         }
         if self.tracker.epoch_step and (self._open or self._going_on is not None):
             data["running"] = self.tracker.running()
+            if regrouped := self._state.regrouped(self.tracker.epoch + 1):
+                data["groups"] = regrouped
         return data
 
     def _of_kind(self, kind: type[T]) -> T | None:

@@ -31,6 +31,7 @@ def values(*attempts: Attempt) -> dict[int, dict[str, float]]:
         ("twice", [2, 9]),
         ("counting", [2, 4, 7]),
         ("keeping", [1, 3, 7]),
+        ("thawing", [1, 7, 9, 10]),
     ],
 )
 def test_a_run_that_is_cut_amid_its_epochs_is_the_same(

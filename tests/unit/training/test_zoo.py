@@ -11,9 +11,6 @@ from tests.harness.training_processes import Attempt, TrainingProcesses
 UNPROVEN: dict[str, list[str]] = {}
 """Trainings that cannot be EXACT, with the reasons that their verdicts have to give."""
 
-ONLY_AFTER_EPOCHS = {"deep_q": "its steps take no batches of a loader"}
-"""Trainings that are not cut amid an epoch, and why."""
-
 
 @cache
 def whole(trainings: TrainingProcesses, name: str) -> Attempt:
@@ -43,7 +40,7 @@ def test_cut_anywhere_it_ends_with_the_same_bits(trainings: TrainingProcesses, n
     assert attempts[-1].digests == uncut.digests
     assert zoo.end(attempts[-1]) == zoo.end(uncut)
     assert zoo.history(attempts) == uncut.values
-    assert any(zoo.amid(attempt) for attempt in attempts) is (name not in ONLY_AFTER_EPOCHS)
+    assert any(zoo.amid(attempt) for attempt in attempts) is (name not in zoo.ONLY_AFTER_EPOCHS)
     for attempt in attempts[1:]:
         verdict, reasons = zoo.verdict(attempt)
         expected = UNPROVEN.get(name, [])

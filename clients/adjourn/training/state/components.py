@@ -32,6 +32,8 @@ class Component:
     optimizer's own has the last word (https://github.com/pytorch/pytorch/issues/119168)."""
     remarks: Callable[[], list[str]] = list
     """Returns what of it changed in training and is not saved, in sentences."""
+    optimizer: OptimizerState | None = None
+    """Of an optimizer: what knows its groups."""
     before: Mapping[str, str] | None = None
     """Of a module: the values that are not saved as long as they are so."""
 
@@ -56,7 +58,7 @@ def component(
             )
         case Optimizer():
             optimizer = OptimizerState(subject, parameters)
-            return Component(subject=subject, state=optimizer.state, load=optimizer.load, rank=2)
+            return Component(subject=subject, state=optimizer.state, load=optimizer.load, rank=2, optimizer=optimizer)
     if isinstance(subject, GENERATORS):
         read, write = access(subject)
         return Component(subject=subject, state=read, load=write)

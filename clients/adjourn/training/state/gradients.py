@@ -14,6 +14,10 @@ USED = "_adjourn_used"
 one, does not have it."""
 
 
+Groups = list[list[str | None]]
+"""Names of the parameters in each group of an optimizer; None: of no tracked module."""
+
+
 class OptimizerState:
     """State of an optimizer and, only if they matter, of its parameters' gradients.
 
@@ -32,15 +36,16 @@ class OptimizerState:
             gradient is not None and vars(gradient).get(USED) != gradient._version  # noqa: SLF001
             for gradient in self._gradients()
         )
-        names = {id(parameter): name for name, parameter in self._named().items()}
         return {
             "kind": qualified(type(self._optimizer)),
             "state_dict": self._optimizer.state_dict(),
             "gradients": list(self._gradients()) if waiting else None,
-            "groups": [
-                [names.get(id(parameter)) for parameter in group["params"]] for group in self._optimizer.param_groups
-            ],
+            "groups": self.groups(),
         }
+
+    def groups(self) -> Groups:
+        names = {id(parameter): name for name, parameter in self._named().items()}
+        return [[names.get(id(parameter)) for parameter in group["params"]] for group in self._optimizer.param_groups]
 
     def load(self, state: dict[str, Any]) -> None:
         """Raises StateMismatch if another kind of optimizer was saved, or a group that was added in training has
@@ -48,17 +53,18 @@ class OptimizerState:
         """
         if (kind := qualified(type(self._optimizer))) != state["kind"]:
             raise StateMismatch(f"a {state['kind']} was saved, a {kind} is there")
-        groups = self._optimizer.param_groups
-        if [len(names) for names in state["groups"]] != [len(group["params"]) for group in groups]:
-            self._regroup(state["groups"])
+        self.regroup(state["groups"])
         self._optimizer.load_state_dict(state["state_dict"])
         self._put_uncast(state["state_dict"])
         if state["gradients"] is not None:
             for parameter, gradient in zip(self._parameters(), state["gradients"], strict=True):
                 parameter.grad = gradient
 
-    def _regroup(self, saved: list[list[str | None]]) -> None:
-        """Gives the optimizer the groups that it had, by the names of their parameters."""
+    def regroup(self, saved: Groups) -> None:
+        """Gives the optimizer the groups that it had; raises StateMismatch if it cannot be told what was in them."""
+        groups = self._optimizer.param_groups
+        if [len(names) for names in saved] == [len(group["params"]) for group in groups]:
+            return
         named = self._named()
         missing = [name for names in saved for name in names if name is None or name not in named]
         if missing:
@@ -66,13 +72,15 @@ class OptimizerState:
                 "parameter groups were added or changed in training, and not all of their parameters are of a module"
                 " that was tracked before, or together with, the optimizer: track those modules"
             )
-        groups = self._optimizer.param_groups
         del groups[len(saved) :]
         wanted = [[named[name] for name in names if name] for names in saved]
         for group, parameters in zip(groups, wanted, strict=False):
             group["params"] = parameters
         for parameters in wanted[len(groups) :]:
             self._optimizer.add_param_group({"params": parameters})
+        left = set(map(id, self._parameters()))
+        for parameter in [parameter for parameter in self._optimizer.state if id(parameter) not in left]:
+            del self._optimizer.state[parameter]  # its state_dict() would not know what it belongs to
 
     def _put_uncast(self, saved: Mapping[str, Any]) -> None:
         """Undoes what torch's `load_state_dict` does to values of another type than their parameter's: it casts them.

@@ -15,6 +15,7 @@ from adjourn.training.snapshot.reader import SnapshotReader
 from adjourn.training.state.codec import Blob, Encoder
 from adjourn.training.state.components import Component, component
 from adjourn.training.state.generators import generator_states, restore_generator
+from adjourn.training.state.gradients import Groups
 from adjourn.training.state.numerics import NUMERICS, numerics, restore_numerics
 
 HASHING = 2
@@ -53,6 +54,8 @@ class State:
         self._restored = restored
         self._later = later
         self._additions = 0
+        self.groups: Mapping[str, Groups] = {}
+        """Of optimizers, as the running epoch began: its code, executed anew after a cut, adds what it has added."""
         self.unproven: list[str] = []
         """Why a resume of this job may not be exact, in sentences; of earlier attempts too."""
         self.suspected: list[str] = []
@@ -168,6 +171,26 @@ class State:
                 f"saved, but not tracked before the first step: {listed}. Track it wherever the run goes on: before the"
                 " loop `if run.epoch >= ...`, or within it in later epochs too"
             )
+
+    def note_groups(self) -> None:
+        """Takes the groups of optimizers for those that the epoch begins with."""
+        self.groups = {name: item.optimizer.groups() for name, item in self.tracked.items() if item.optimizer}
+
+    def regrouped(self, epoch: int) -> dict[str, Groups]:
+        """Returns `groups` of the optimizers that have got others since; not of those that began within the epoch."""
+        now = {name: item.optimizer.groups() for name, item in self.tracked.items() if item.optimizer}
+        return {
+            name: groups
+            for name, groups in self.groups.items()
+            if groups != now.get(name) and self.late.get(name) != epoch
+        }
+
+    def regroup(self) -> None:
+        """Gives optimizers their `groups`, until they are loaded again; raises StateMismatch."""
+        for name, groups in self.groups.items():
+            item = self.tracked.get(name)
+            if item and item.optimizer:
+                item.optimizer.regroup(groups)
 
     def _put_switches(self, restored: SnapshotReader) -> None:
         restore_numerics(restored.value(NUMERICS))
