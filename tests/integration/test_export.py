@@ -270,7 +270,7 @@ async def test_what_cannot_be_chosen_is_said(
     assert (done.exit_code, done.stderr) == (1, "adjourn: jobs/j has no checkpoint yet\n")
     checkpoint = await registered(kept, memory, tmp_path / "slot", model=nn.Linear(3, 2))
     done = await adjourn("--format", "torch", "-o", str(tmp_path / "a"), "--checkpoint", "4")
-    assert done.exit_code == 1
+    assert done.exit_code == 3
     assert "no checkpoint 4" in done.stderr
     done = await adjourn("--format", "torch", "-o", str(tmp_path / "a"), "--component", "ema")
     assert done.exit_code == 1

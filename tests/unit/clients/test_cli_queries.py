@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import yaml
+import pytest
 from google.protobuf.json_format import Parse
 from google.protobuf.timestamp_pb2 import Timestamp
 from typer.testing import CliRunner, Result
@@ -46,6 +46,7 @@ def test_an_empty_list_says_so(adjourn: Adjourn, plane: "Plane") -> None:
 
 
 def test_lists_come_in_every_format(adjourn: Adjourn, plane: "Plane") -> None:
+    yaml = pytest.importorskip("yaml")
     plane.add("x", Job.RUNNING)
     plane.add("y", Job.PAUSED)
     assert adjourn("list", "-o", "name").stdout == "jobs/x\njobs/y\n"

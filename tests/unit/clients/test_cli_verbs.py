@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 import typer
-import yaml
 from typer.testing import Result
 
 from adjourn import errors
@@ -292,6 +291,7 @@ def test_it_has_to_be_said_which_jobs(adjourn: Adjourn, plane: "Plane", verb: st
 
 @pytest.mark.parametrize("verb", ["pause", "resume", "cancel", "submit"])
 def test_verbs_answer_programs_too(adjourn: Adjourn, plane: "Plane", verb: str) -> None:
+    yaml = pytest.importorskip("yaml")
     plane.add("x", Job.PAUSED)
     words = ("submit", "m:f", "--epochs", "3", "--name", "x") if verb == "submit" else (verb, "x")
     assert adjourn(*words, "-o", "name").stdout == "jobs/x\n"
