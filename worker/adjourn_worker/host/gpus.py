@@ -77,15 +77,22 @@ class NvidiaGpus:
         self._levels: dict[str, int] = {}
         """Bytes that may be in use on a quarantined GPU that is to be offered again."""
         for index in filter(share.has, range(nvml.nvmlDeviceGetCount())):
-            handle = nvml.nvmlDeviceGetHandleByIndex(index)
-            uuid = str(nvml.nvmlDeviceGetUUID(handle))
-            self._handles[uuid] = handle
-            self._devices[uuid] = Device(
-                uuid=uuid,
-                index=index,
-                model=str(nvml.nvmlDeviceGetName(handle)),
-                memory_bytes=nvml.nvmlDeviceGetMemoryInfo(handle).total,
-            )
+            try:
+                self._find(index)
+            except nvml.NVMLError as error:  # it is lost; the others are not
+                log.warning("gpu_not_usable", index=index, why=str(error))
+
+    def _find(self, index: int) -> None:
+        nvml = self._nvml
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        uuid = str(nvml.nvmlDeviceGetUUID(handle))
+        self._devices[uuid] = Device(
+            uuid=uuid,
+            index=index,
+            model=str(nvml.nvmlDeviceGetName(handle)),
+            memory_bytes=nvml.nvmlDeviceGetMemoryInfo(handle).total,
+        )
+        self._handles[uuid] = handle
 
     def devices(self) -> list[Device]:
         return [Device.FromString(device.SerializeToString()) for device in self._devices.values()]
