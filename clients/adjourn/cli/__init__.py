@@ -11,7 +11,7 @@ import typer
 
 from adjourn import __version__, extras
 from adjourn.channel import DEFAULT_ADDRESS
-from adjourn.cli import arguments, checkpoint_verbs, error_messages, fleet_verbs, queries, submit, verbs, watch
+from adjourn.cli import arguments, checkpoint_verbs, error_messages, fleet_verbs, queries, servers, submit, verbs, watch
 
 SETTINGS: Final[dict[str, Any]] = {"help_option_names": ["--help", "-h"]}
 
@@ -42,6 +42,8 @@ app.command("drain")(fleet_verbs.drain)
 app.command("undrain")(fleet_verbs.undrain)
 app.command("delete-worker")(fleet_verbs.delete_worker)
 app.add_typer(checkpoint_verbs.app, name="checkpoint")
+app.command("control-plane", epilog=f"{servers.ENVIRONMENT}, ADJOURN_REDIS_URL.")(servers.control_plane)
+app.command("worker", epilog=f"{servers.ENVIRONMENT}.")(servers.worker)
 
 
 PASSED_ON: Final[dict[str, Any]] = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
