@@ -32,6 +32,7 @@ NAMES: Final = frozenset(
         "worker.exited-before-journal",
         "worker.snapshot-kept",
         "worker.snapshot-claimed",
+        "worker.log-stored",
         "launcher.forked",
         "launcher.ended-before-record",
         "training.before-deciding",

@@ -45,7 +45,6 @@ class RunnerModel(AttemptRunner):
             launcher=nobody,
             storage=nobody,
             gpus=nobody,
-            log_bytes=0,
             steady=agent.steady,
             pace=PACE,
             on_change=agent.on_change,

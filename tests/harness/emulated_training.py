@@ -4,8 +4,8 @@
 `half` goes on by half an epoch, and does the same there, where it pauses in mode STEP only;
 `open` and `read` do of that only that it says that it decides, and that it reads what is wanted; `finish` and `fail`
 end the training as their names say; `exit N` leaves without a word; `garble NAME` spoils a file of the attempt, `lose`
-its snapshots; `metrics N` has epochs bring metrics; `fill` leaves no room for snapshots until `room`; `storm` notifies
-without end.
+its snapshots; `print TEXT` prints it; `metrics N` has epochs bring metrics; `fill` leaves no room for snapshots until
+`room`; `storm` notifies without end.
 """
 
 import json
@@ -168,6 +168,10 @@ class Emulated:
         sys.stdout.write("the whole story\n")
         self.append(TrainingEvent(failed=Failure(reason="TRAINING_RAISED", message="ValueError: no")))
         return 1
+
+    def print(self, text: str) -> None:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
 
     def exit(self, code: str) -> int:
         return int(code)

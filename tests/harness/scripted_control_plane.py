@@ -63,6 +63,8 @@ class ControlPlane(agent_service_pb2_grpc.AgentServiceServicer):
         self.lease = timedelta(seconds=15)
         self.keeping = False
         """Finished assignments stay."""
+        self.followed: list[str] = []
+        """Uids of jobs whose logs somebody follows."""
         self.requests: list[SynchronizeRequest] = []
         self.reports: list[Report] = []
         """Each once, in the order in which they came."""
@@ -109,7 +111,7 @@ class ControlPlane(agent_service_pb2_grpc.AgentServiceServicer):
                     del self.assignments[report.job]
 
     def response(self) -> SynchronizeResponse:
-        response = SynchronizeResponse(assignments=self.assignments.values())
+        response = SynchronizeResponse(assignments=self.assignments.values(), followed_job_uids=self.followed)
         if self.acknowledging and self.reports:
             response.acknowledged_report = self.reports[-1].sequence
         response.sync_interval.FromTimedelta(INTERVAL)

@@ -292,6 +292,7 @@ class AgentModel(Agent):
         self.journal = cast("Any", host.journal)
         self.stream = cast("Any", Line(self))
         self.paths = cast("Any", SimpleNamespace(attempt=directory, log=lambda *_: "log", data="data"))
+        self.logs = cast("Any", SimpleNamespace(follow=lambda _: None))
         self.tasks = {}
         self.contact = Contact(host.clock.monotonic, patience=PATIENCE)
         self.steady = asyncio.Event()

@@ -42,6 +42,7 @@ from adjourn_worker.launcher.client import LauncherClient
 from adjourn_worker.messages import fitting_statuses, next_reports
 from adjourn_worker.paths import WorkerPaths, remove
 from adjourn_worker.settings import OnTerm, Settings
+from adjourn_worker.storage.log_uploads import LogUploads
 from adjourn_worker.storage.tasks import StorageTasks
 from adjourn_worker.sync import NameTaken, Stream
 
@@ -62,6 +63,9 @@ ASK_SHARE: Final = 1 / 3
 """Share of a lease that a draining worker gives the control plane to have its jobs pause, before it does so itself."""
 STOP_SECONDS: Final = 3.0
 """How long a stopping worker waits for training to end, for snapshots, and for its reports to be acknowledged."""
+
+LOGS_SECONDS: Final = 3.0
+"""How long it waits then for the logs of what has ended to be stored."""
 
 STREAM_BITS: Final = 20
 """Of the number of a stream: it counts those of one process. Above are the lives of agents, in Unix seconds or more."""
@@ -91,6 +95,7 @@ class Agent:
         self.launcher = launcher
         disk = Disk(paths.data, settings.disk_reserve_bytes)
         self.storage = StorageTasks(objects, paths, settings.threads, settings.kept, disk)
+        self.logs = LogUploads(objects=objects, paths=paths, limit=settings.log_bytes)
         self.worker = Worker(
             name=f"workers/{settings.worker}",
             cpu_slots=settings.cpu_slots,
@@ -149,6 +154,7 @@ class Agent:
             for held in found:
                 self.storage.adopt(held)
                 self.start(self.runner(held))
+            self.logs.recover()
             service = [
                 self.group.create_task(self.watch()),
                 self.group.create_task(self.stream.run()),
@@ -158,6 +164,7 @@ class Agent:
                 self.group.create_task(self.sample()),
                 self.group.create_task(self.refresh_gpus()),
                 self.group.create_task(self.watch_disk()),
+                self.group.create_task(self.logs.run()),
             ]
             log.info("agent_started", worker=self.worker.name, session=self.session_id, held=len(found))
             await stop.wait()
@@ -165,6 +172,7 @@ class Agent:
                 await self.drain(at_once)
             if self.settings.on_term is not OnTerm.LEAVE:
                 await self.stop_all()
+                await self.logs.settle(LOGS_SECONDS)
             for task in (*service, *self.tasks.values()):
                 task.cancel()
 
@@ -316,6 +324,7 @@ class Agent:
             self.reports = [report for report in self.reports if report.sequence > response.acknowledged_report]
             if self.reports:
                 self.stream.changed.set()
+        self.logs.follow(response.followed_job_uids)
         desired = {key(assignment.job, assignment.token) for assignment in response.assignments}
         for assignment in response.assignments:
             runner = self.runners.get(key(assignment.job, assignment.token))
@@ -374,7 +383,6 @@ class Agent:
             launcher=self.launcher,
             storage=self.storage,
             gpus=self.gpus,
-            log_bytes=self.settings.log_bytes,
             steady=self.steady,
             pace=self.settings.pace,
             on_change=self.on_change,
@@ -383,9 +391,15 @@ class Agent:
     def start(self, runner: AttemptRunner) -> None:
         name = key(runner.held.assignment.job, runner.held.assignment.token)
         self.runners[name], self.unsent[name] = runner, Unsent(runner.status.job, runner.status.token)
-        task = self.tasks[name] = self.group.create_task(runner.run())
+        self.logs.take(runner.held)
+        task = self.tasks[name] = self.group.create_task(self.attend(runner))
         task.add_done_callback(lambda _: self.stream.changed.set())  # the answer to that shows whether to forget it
         self.stream.changed.set()
+
+    async def attend(self, runner: AttemptRunner) -> None:
+        """Sees to an attempt until it is over and cleaned up; its log may follow later."""
+        await runner.run()
+        self.logs.end(runner.directory.name)
 
     def on_change(self, reports: Sequence[Report]) -> None:
         """Has a change, and the reports that it brought, sent soon."""

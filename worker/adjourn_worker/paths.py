@@ -86,7 +86,14 @@ class WorkerPaths:
             runtime=own(own(TEMPORARY / name) / worker),
             snapshots=own(shared_memory / f"{name}-{worker}" if shared_memory and in_memory else on_disk(data)),
         )
-        for path in (paths.attempts, paths.bundles, paths.logs, paths.scratch, paths.disk_snapshots):
+        for path in (
+            paths.attempts,
+            paths.bundles,
+            paths.logs,
+            paths.unstored_logs,
+            paths.scratch,
+            paths.disk_snapshots,
+        ):
             path.mkdir(mode=0o700, exist_ok=True)
         return paths
 
@@ -132,6 +139,11 @@ class WorkerPaths:
     @property
     def logs(self) -> Path:
         return self.data / "logs"
+
+    @property
+    def unstored_logs(self) -> Path:
+        """Notes of attempts whose logs are not wholly stored."""
+        return self.data / "unstored-logs"
 
     @property
     def scratch(self) -> Path:

@@ -141,6 +141,7 @@ class SynchronizeResponse(_message.Message):
     SYNC_INTERVAL_FIELD_NUMBER: _builtins.int
     LEASE_DURATION_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
+    FOLLOWED_JOB_UIDS_FIELD_NUMBER: _builtins.int
     acknowledged_report: _builtins.int
     """Reports up to this sequence are stored; forget them."""
     sequence: _builtins.int
@@ -159,6 +160,10 @@ class SynchronizeResponse(_message.Message):
     def lease_duration(self) -> _duration_pb2.Duration:
         """How long the control plane waits in silence before it takes the worker for lost."""
 
+    @_builtins.property
+    def followed_job_uids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Jobs, by `Job.uid`, whose output somebody reads as it comes: what they print is to be stored within a second or two."""
+
     def __init__(
         self,
         *,
@@ -167,10 +172,11 @@ class SynchronizeResponse(_message.Message):
         sync_interval: _duration_pb2.Duration | None = ...,
         lease_duration: _duration_pb2.Duration | None = ...,
         sequence: _builtins.int = ...,
+        followed_job_uids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lease_duration", b"lease_duration", "sync_interval", b"sync_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_report", b"acknowledged_report", "assignments", b"assignments", "lease_duration", b"lease_duration", "sequence", b"sequence", "sync_interval", b"sync_interval"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_report", b"acknowledged_report", "assignments", b"assignments", "followed_job_uids", b"followed_job_uids", "lease_duration", b"lease_duration", "sequence", b"sequence", "sync_interval", b"sync_interval"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -19,6 +19,7 @@ from adjourn import errors, manifests
 from adjourn.errors import ObjectStoreRefusedError
 from adjourn.manifests import ManifestInvalid
 from adjourn.objects import ObjectMissing, ObjectStore, ObjectTooLong
+from adjourn.stored_logs import job_prefix
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.manifest_pb2 import Manifest
 from adjourn_control_plane.fleet import bundle_collector, rounds
@@ -86,6 +87,7 @@ class Collector:
         later, as PURGE_AGAIN says, and when an attempt of the job is heard of: a worker may upload all the while.
         """
         removed = await self.objects.delete_prefix(f"checkpoints/{tombstone.uid}/")
+        removed += await self.objects.delete_prefix(job_prefix(tombstone.uid))
         await self.store.remove_tombstone(tombstone)
         if removed or not tombstone.looks:
             log.info("job_purged", uid=tombstone.uid, objects=removed, looks=tombstone.looks)

@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 
 from adjourn import errors
+from adjourn.stored_logs import Segment, attempt_prefix, job_prefix, segment_key
 from adjourn_control_plane.store.interface import PURGE_AGAIN, JobUid, Tombstone, WorkerName
 from tests.harness.controllers import SETTINGS, Controllers
 from tests.harness.memory_objects import MemoryObjects
@@ -19,10 +20,14 @@ def plane(memory_store: MemoryStore) -> Controllers:
 async def test_objects_of_deleted_jobs_are_removed_and_only_they(plane: Controllers) -> None:
     deleted, neighbour = await plane.create("j"), await plane.create("j2")
     await plane.saves(deleted)
-    kept = await plane.saves(neighbour)
+    kept = [await plane.saves(neighbour)]
+    for job in (deleted, neighbour):
+        uid = (await plane.record(job)).job.uid
+        await plane.objects.put(segment_key(f"{attempt_prefix(uid, 1)}01234567/", Segment(0, 1)), b"a")
+        kept += [key for key in plane.objects.contents if job == neighbour and key.startswith(job_prefix(uid))]
     await plane.delete(deleted)
     await plane.collector.purge()
-    assert list(plane.objects.contents) == [kept]
+    assert list(plane.objects.contents) == kept
     assert await plane.store.tombstones() == []
 
 

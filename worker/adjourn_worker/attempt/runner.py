@@ -25,7 +25,7 @@ from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, Condition
 from adjourn.v1.job_pb2 import Condition, Failure
 from adjourn.v1.usage_pb2 import GpuSample
 from adjourn_worker import messages
-from adjourn_worker.attempt import files, machine, stacks, training_log
+from adjourn_worker.attempt import files, machine, stacks
 from adjourn_worker.attempt.events import (
     Advanced,
     BoundaryFound,
@@ -108,7 +108,6 @@ class AttemptRunner:
         launcher: LauncherClient,
         storage: StorageTasks,
         gpus: Gpus,
-        log_bytes: int,
         steady: asyncio.Event,
         pace: Pace,
         on_change: Callable[[Sequence[Report]], None],
@@ -121,7 +120,6 @@ class AttemptRunner:
         self.launcher = launcher
         self.storage = storage
         self.gpus = gpus
-        self.log_bytes = log_bytes
         self.steady = steady
         """Set while the control plane is known to mean what it has said; nothing is launched otherwise."""
         self.pauses_by_itself = held.HasField("pausing_by_itself")
@@ -276,7 +274,6 @@ class AttemptRunner:
                     if event.HasField("began"):
                         await self.storage.restored(self.held)
             if ended is not None or exit_lost:
-                await asyncio.to_thread(training_log.compact, self.directory / files.LOG, self.log_bytes)
                 failpoints.hit("worker.exited-before-journal")
                 await self.handle(Ended(exit=ended))
             else:
