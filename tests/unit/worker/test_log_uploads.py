@@ -1,13 +1,15 @@
 """Logs that are cut back, are gone, or have bad notes. The rest is in tests/properties/test_stored_logs.py."""
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
 
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment
-from adjourn.stored_logs import end_key, log_prefix, segment_key, stored_log
+from adjourn.stored_logs import Segment, end_key, log_prefix, segment_key, stored_log
 from adjourn.v1.agent_service_pb2 import Assignment, FencingToken
+from adjourn_worker.attempt import training_log
 from adjourn_worker.paths import WorkerPaths
 from adjourn_worker.storage.log_uploads import LogUploads
 from tests.harness.memory_objects import MemoryObjects
@@ -94,3 +96,25 @@ async def test_nobody_waits_for_logs_while_storage_fails(uploads: LogUploads, pa
     uploads.failing = True
     async with asyncio.timeout(1):
         await uploads.settle(3600)
+
+
+async def test_what_is_given_back_to_the_disk_just_as_it_is_read_is_left_out(
+    uploads: LogUploads, objects: MemoryObjects, paths: WorkerPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = paths.attempt("jobs/a", TOKEN) / "log"
+    log.write_bytes(b"a" * LIMIT)
+    pread = os.pread
+
+    def overtaken(descriptor: int, size: int, offset: int) -> bytes:
+        if offset == LIMIT // 2 and log.stat().st_size == LIMIT:
+            with log.open("ab") as file:
+                file.write(b"b" * LIMIT)
+            training_log.bound(log, LIMIT)
+        return pread(descriptor, size, offset)
+
+    monkeypatch.setattr(os, "pread", overtaken)
+    for _ in range(2):
+        await turn(uploads)
+    half = LIMIT // 2
+    assert stored_log(PREFIX, objects.contents).segments == (Segment(0, half), Segment(2 * LIMIT - half, 2 * LIMIT))
+    assert objects.contents[segment_key(PREFIX, Segment(2 * LIMIT - half, 2 * LIMIT))] == b"b" * half
