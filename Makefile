@@ -52,7 +52,7 @@ bench: $(STAMP)
 bench-loader: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.loader
 
-# What a checkpoint costs training, network and CPU, as ratios to plain copies; two minutes.
+# What a checkpoint costs training, network and CPU, as ratios to plain copies, and whether bounds hold; three minutes.
 bench-checkpoints: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.checkpoints
 
