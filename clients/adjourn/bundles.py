@@ -15,6 +15,7 @@ from collections.abc import Set as AbstractSet
 from itertools import pairwise
 from keyword import iskeyword
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Final
 
 from adjourn.channel import BUNDLE_LIMIT_BYTES
@@ -56,10 +57,17 @@ def module_name(script: Path) -> str:
     """Returns the name under which a worker imports `script`; raises BundleInvalid if it cannot be imported."""
     name = script.stem
     if not name.isidentifier() or iskeyword(name):
-        raise BundleInvalid(f"{script.name} is imported on the worker, so {name!r} must be a Python identifier")
+        why = f"{script.name} is imported on the worker, so {name!r} must be a Python identifier"
+        raise BundleInvalid(f"{why}: {advice(name)}")
     if name in sys.stdlib_module_names or name in PRELOADED:
         raise BundleInvalid(f"{script.name} would hide the module {name!r} that Python or torch needs: rename it")
     return name
+
+
+def advice(name: str) -> str:
+    """Says to rename a module, to a name that is like its own if there is one that can be imported."""
+    like = re.sub(r"\W", "_", name)
+    return f"rename it, to {like}.py for example" if like.isidentifier() and not iskeyword(like) else "rename it"
 
 
 def pack(script: Path | None, include: Sequence[Path] = ()) -> bytes:
@@ -90,12 +98,12 @@ def packed(files: Mapping[str, Path]) -> bytes:
     return data
 
 
-def collected(paths: Iterable[Path]) -> Mapping[str, Path]:
-    """Returns every file below `paths`, by its name in the bundle."""
+def collected(paths: Iterable[Path], names: Mapping[Path, PurePosixPath] = MappingProxyType({})) -> Mapping[str, Path]:
+    """Returns every file below `paths`, by its name in the bundle; a path without one in `names` has its own name."""
     files: dict[str, Path] = {}
     for path in paths:
         root = Path(os.path.realpath(path))  # Path.resolve() raises RuntimeError for a link to itself
-        own = PurePosixPath(root.name if path.name in ("", "..") else path.name)
+        own = names.get(path) or PurePosixPath(root.name if path.name in ("", "..") else path.name)
         found = [(own, root)] if not root.is_dir() else [(own / inner, root / inner) for inner in inside(root)]
         for name, source in found:
             if not source.is_file():

@@ -214,8 +214,8 @@ async def test_modules_of_a_user_are_theirs_even_by_the_names_of_our_folders(sai
         "    for _ in run.epochs():\n"
         "        run.log(whole=worker.ANSWER, half=control_plane.answer())\n"
     )
-    included = ("--include", tmp_path / "worker.py", "--include", tmp_path / "control_plane.py")
-    await said("submit", f"{script}:main", "--epochs", "1", "--name", "own-modules", "--wait", *included)
+    out = await said("submit", f"{script}:main", "--epochs", "1", "--name", "own-modules", "--wait")
+    assert "1 epochs, with train.py, control_plane.py and worker.py (3 files, " in out.splitlines()[0]
     (epoch,) = (json.loads(line) for line in (await said("metrics", "own-modules", "-o", "json")).splitlines())
     assert epoch["values"] == {"whole": 42.0, "half": 21.0}
     events = [json.loads(line) for line in (await said("events", "own-modules", "-o", "json")).splitlines()]

@@ -31,6 +31,9 @@ def entry_point(target: str) -> tuple[Path | None, str]:
     place, colon, function = target.rpartition(":")
     if not (colon and place and function.isidentifier()):
         wrong("TARGET", f"{target!r} should be script.py:function or package.module:function")
+    if place.endswith(".ipynb"):
+        advice = f"`jupyter nbconvert --to script {place}` makes a script of it"
+        wrong("TARGET", f"{place} is a notebook, which cannot be imported; {advice}")
     if not place.endswith(".py"):
         if not all(part.isidentifier() for part in place.split(".")):
             wrong("TARGET", f"{place!r} is neither a file ending in .py nor a package.module")

@@ -13,6 +13,7 @@ from adjourn.bundles import BundleInvalid
 from adjourn.cli import exit_status
 from adjourn.cli.exit_status import Status
 from adjourn.cli.formatting import printable
+from adjourn.scripts.files import ScriptInvalid
 
 TRACEBACK_VARIABLE: Final = "ADJOURN_TRACEBACK"
 
@@ -55,6 +56,9 @@ class Commands(TyperGroup):
         except errors.AdjournError as error:
             print_error(sentence(error))
             status = exit_status.of(error)
+        except ScriptInvalid as error:
+            print_error(error.reason)
+            status = Status.USAGE
         except BundleInvalid as error:
             print_error(f"cannot make a bundle: {error.reason}")
             status = Status.REFUSED

@@ -1,5 +1,6 @@
 """Says in a sentence what a job does, what happens next and what the user may do. Pure: Job to text."""
 
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -176,3 +177,27 @@ def state(job: Job) -> str:
 def epochs(job: Job) -> str:
     total = job.spec.total_epochs
     return f"epoch {job.progress.epoch}/{total}" if total else "no epochs"
+
+
+NAMED: Final = 6
+"""Files that are named in a line."""
+
+
+def files(names: Collection[str], packed_bytes: int) -> str:
+    """Returns `train.py, helpers.py and nets/ (5 files, 1.2 KiB packed)`."""
+    tops = dict.fromkeys(f"{top}/" if rest else top for top, _, rest in (name.partition("/") for name in names))
+    count = f"{len(names)} file{'s' if len(names) > 1 else ''}"
+    return f"{enumerated(list(tops))} ({count}, {formatting.size(packed_bytes)} packed)"
+
+
+def left_out(why: Mapping[str, str]) -> str:
+    """Says which files do not go along, and what takes them."""
+    return (
+        f"not taken: {enumerated([f'{name} ({each})' for name, each in why.items()])}; --include PATH takes one along"
+    )
+
+
+def enumerated(names: Sequence[str]) -> str:
+    """Returns `a, b and c`; of many, the first ones and the number of the others."""
+    shown = list(names) if len(names) <= NAMED else [*names[: NAMED - 1], f"{len(names) - NAMED + 1} more"]
+    return formatting.printable(" and ".join(filter(None, (", ".join(shown[:-1]), shown[-1]))))

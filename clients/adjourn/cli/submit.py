@@ -10,13 +10,14 @@ from google.protobuf.json_format import ParseDict
 from typer.core import TyperCommand
 
 from adjourn import bundles
-from adjourn.cli import arguments, formatting, output
+from adjourn.cli import arguments, formatting, output, phrases
 from adjourn.cli.connection import connect
 from adjourn.cli.exit_status import Status
 from adjourn.cli.output import Format, Output
 from adjourn.cli.selection import ENDED
 from adjourn.cli.watch import follow, tell_failure
 from adjourn.errors import BundleMissingError
+from adjourn.scripts.files import ScriptFiles, gather
 from adjourn.v1.job_pb2 import Job, JobSpec
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def submit(
     args: Annotated[str, typer.Option(metavar="JSON", help="All arguments as one JSON object.")] = "",
     include: Annotated[
         list[Path] | None,
-        typer.Option(metavar="PATH", help="A further file or package, importable by its own name. Repeat it."),
+        typer.Option(metavar="PATH", help="A further file or folder, beside what the script imports. Repeat it."),
     ] = None,
     gpus: Annotated[int, typer.Option(help="GPUs on one worker; 0 takes a CPU slot.")] = 0,
     seed: Annotated[int | None, typer.Option(help="Of every random stream; left out: chosen and kept.")] = None,
@@ -131,11 +132,12 @@ def submit(
     )
     ParseDict(arguments.training_arguments(arg or (), args), spec.args)
     labels = arguments.pairs("--label", label or ())
-    packed = bundles.pack(script, include or ()) if script or include else b""
+    taken = gather(script, entry_point.partition(":")[2], include or ()) if script or include else ScriptFiles()
+    packed = bundles.packed(taken.files) if taken.files else b""
     with connect(ctx) as client:
         job = queue(client, spec, packed, job_id, labels)
         name = formatting.short(job.name)
-        code = f", with {formatting.size(len(packed))} of code" if packed else ""
+        code = f", with {phrases.files(taken.files, len(packed))}" if packed else ""
         if form != Format.TABLE:
             end = client.wait_job(job.name, until=ENDED) if wait or live else job
             output.emit(end, form)
@@ -143,6 +145,8 @@ def submit(
                 raise typer.Exit(Status.ENDED_OTHERWISE)
             return
         output.say(f"{job.name} is queued: {spec.entry_point}, {epochs} epochs{code}")
+        if taken.left_out:
+            output.say(phrases.left_out(taken.left_out))
         if not (wait or live):
             output.say(f"follow it with `adjourn watch {name}`")
             return
