@@ -1,8 +1,11 @@
 """Trainings that are cut amid their epochs."""
 
+import os
 import random
+import resource
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,7 @@ from torch.nn import functional
 from torch.utils.data import IterableDataset
 
 from adjourn import training
+from adjourn.training import schedule
 
 
 class Net(nn.Module):
@@ -31,15 +35,16 @@ class Course:
 
     def __init__(self, run: training.Run) -> None:
         self.model = Net()
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
+        self.optimizer: torch.optim.Optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, 40)
         run.track(model=self.model, optimizer=self.optimizer, scheduler=self.scheduler)
         self.run = run
+        self.weights: torch.Tensor | None = None
 
     def backward(self, batch: Any) -> torch.Tensor:
         inputs, targets = batch
         jitter = 1 + 0.01 * (random.random() + float(np.random.random()))
-        loss: torch.Tensor = functional.cross_entropy(self.model(inputs) * jitter, targets)
+        loss: torch.Tensor = functional.cross_entropy(self.model(inputs) * jitter, targets, self.weights)
         loss.backward()
         return loss.detach()
 
@@ -223,6 +228,70 @@ def twice(run: training.Run) -> None:
             for batch in loader:
                 loss = course.step(batch)
             run.log(**{phase: loss})
+
+
+# What keeps it from being cut, and what is made in the very epoch.
+
+
+def lacks_room(run: training.Run) -> None:
+    """May write no file over 8 KiB until step `room`; a pause that could not be saved is tried again at once."""
+    schedule.RETRY_SECONDS = 0  # type: ignore[misc]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 13, hard))
+    course = Course(run)
+    run.track(ballast=torch.zeros(1 << 12))
+    loader = run.loader(Noisy(), batch_size=4, shuffle=True)
+    for _ in run.epochs():
+        for batch in loader:
+            course.step(batch)
+            if run.steps == run.args.get("room"):
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def outlives_its_launcher(run: training.Run) -> None:
+    """Waits after its third step until its launcher is gone."""
+    launcher = os.getppid()
+    course = Course(run)
+    loader = run.loader(Noisy(), batch_size=4, shuffle=True)
+    for _ in run.epochs():
+        for batch in loader:
+            course.step(batch)
+            while run.steps == 3 and os.getppid() == launcher and run.args.get("waits"):
+                time.sleep(0.01)
+
+
+def in_a_thread(run: training.Run) -> None:
+    """Has another thread ask for each batch."""
+    course = Course(run)
+    loader = run.loader(Noisy(), batch_size=4, shuffle=True)
+    for _ in run.epochs():
+        with ThreadPoolExecutor(1) as thread:
+            batches = iter(loader)
+            while batch := thread.submit(next, batches, None).result():
+                course.step(batch)
+
+
+def replacing(run: training.Run) -> None:
+    """Has another optimizer and scheduler, and a factor, in its second epoch; made at its head, or before step `at`."""
+    course = Course(run)
+    loader = run.loader(Noisy(), batch_size=4, shuffle=True)
+    for epoch in run.epochs():
+        if epoch == 2 and not run.args.get("at"):
+            change(course)
+        for batch in loader:
+            if run.steps == run.args.get("at"):
+                change(course)
+            course.step(batch)
+            if course.weights is not None:
+                course.weights.mul_(0.9)
+
+
+def change(course: Course) -> None:
+    course.optimizer = torch.optim.Adam(course.model.parameters(), lr=0.02)
+    course.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(course.optimizer, 9)
+    course.run.replace(optimizer=course.optimizer, scheduler=course.scheduler)
+    course.weights = torch.rand(3)
+    course.run.track(weights=course.weights)
 
 
 # What begins anew with the epoch.

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from adjourn import training
+from adjourn.training import drill
 
 
 def in_drill() -> bool:
@@ -22,6 +23,12 @@ def in_drill() -> bool:
 def main(run: training.Run) -> None:
     """Trains; does in the second process what its arguments say."""
     train(run, lambda: 1.0)
+
+
+def outlasted(run: training.Run) -> None:
+    """Has a second process that never comes to its place, and little patience with it."""
+    drill.END_SECONDS = 0.1  # type: ignore[misc]
+    main(run)
 
 
 def stepless(run: training.Run) -> None:

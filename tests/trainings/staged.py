@@ -298,3 +298,13 @@ def adds_within(run: training.Run) -> None:
         if scheduler is not None:
             history.append(total)
             scheduler.step()
+
+
+def replaces_what_is_not_there(run: training.Run) -> None:
+    """Replaces what nobody tracks, in its first epoch; or what is tracked, `before` it."""
+    model = Net()
+    run.track(model=model)
+    if run.args["before"]:
+        run.replace(model=Net())
+    for _ in run.epochs():
+        run.replace(optimizer=torch.optim.SGD(model.parameters(), lr=0.05))

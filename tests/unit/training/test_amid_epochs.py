@@ -1,11 +1,21 @@
 """Whole training processes that are cut amid an epoch, and go on there as if nothing had been."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from adjourn.v1.job_pb2 import Pause
-from tests.harness.training_processes import PAUSE, PAUSE_AT_STEP, Attempt, TrainingProcesses, failed
+from adjourn.training.session import ABANDONED
+from adjourn.v1.job_pb2 import JobSpec, Pause
+from tests.harness.training_processes import (
+    PAUSE,
+    PAUSE_AT_STEP,
+    Attempt,
+    TrainingProcesses,
+    failed,
+    read_events,
+    until,
+)
 
 
 def run(
@@ -32,6 +42,7 @@ def values(*attempts: Attempt) -> dict[int, dict[str, float]]:
         ("counting", [2, 4, 7]),
         ("keeping", [1, 3, 7]),
         ("thawing", [1, 7, 9, 10]),
+        ("replacing", [3, 8, 9]),
     ],
 )
 def test_a_run_that_is_cut_amid_its_epochs_is_the_same(
@@ -143,3 +154,63 @@ def test_variables_that_come_back_by_themselves_are_not_told(trainings: Training
     resumed = run(trainings, "careful", restore=paused)
     assert (resumed.events[0].began.verdict, list(resumed.events[0].began.verdict_reasons)) == (Pause.Verdict.EXACT, [])
     assert resumed.digests == whole.digests
+
+
+# What keeps it from being cut.
+
+
+def test_a_pause_that_could_not_be_saved_amid_an_epoch_is_tried_again_there(trainings: TrainingProcesses) -> None:
+    whole = run(trainings, "lacks_room", args={"room": 1})
+    paused = run(trainings, "lacks_room", pause_at=2, args={"room": 4})
+    assert paused.kinds == ["began", "snapshot_failed", "snapshot", "paused"], paused.log
+    failure = paused.events[1].snapshot_failed
+    assert (failure.reason, failure.last, paused.events[1].progress.step) == ("NO_SPACE", True, 2)
+    assert paused.last.progress.step == 4
+    assert paused.snapshots[0].last
+    resumed = run(trainings, "lacks_room", restore=paused, args={"room": 5})
+    assert resumed.events[0].began.verdict == Pause.Verdict.EXACT
+    assert resumed.digests == whole.digests
+
+
+def test_a_checkpoint_that_could_not_be_saved_amid_an_epoch_is_taken_when_the_next_is_due(
+    trainings: TrainingProcesses,
+) -> None:
+    spec = JobSpec(checkpoint_epochs=0, checkpoint_steps=2)
+    attempt = run(trainings, "lacks_room", args={"room": 5}, spec=spec)
+    assert attempt.kinds[:4] == ["began", "snapshot_failed", "epoch", "snapshot"], attempt.log
+    steps = [snapshot.progress.step for snapshot in attempt.snapshots]
+    assert (attempt.events[1].progress.step, steps) == (2, [6, 8, 12])  # nobody gives slots back
+    assert not attempt.events[1].snapshot_failed.last
+
+
+def test_a_run_whose_launcher_is_gone_ends_at_its_next_cut(trainings: TrainingProcesses) -> None:
+    spec = JobSpec(checkpoint_steps=1)
+    directory = trainings.prepare("amid:outlives_its_launcher", epochs=2, args={"waits": True}, spec=spec)
+    with trainings.abandoning(directory) as abandon:
+        until(lambda: [event.progress.step for event in read_events(directory)][-1:] == [2])
+        pid = (directory / "pid").read_text()
+        abandon()
+        until(lambda: not Path("/proc", pid).exists())
+    ended = Attempt(directory=directory, code=ABANDONED, events=read_events(directory))
+    assert ended.kinds == ["began", *["snapshot"] * 3]
+    assert (ended.last.snapshot.last, ended.last.progress.step) == (True, 3)
+    resumed = trainings.run("amid:outlives_its_launcher", epochs=2, restore=ended)
+    assert resumed.events[0].began.verdict == Pause.Verdict.EXACT
+    assert resumed.digests == trainings.run("amid:outlives_its_launcher", epochs=2).digests
+
+
+def test_a_batch_that_another_thread_asks_for_is_no_place_to_cut(trainings: TrainingProcesses) -> None:
+    whole = trainings.run("amid:in_a_thread", epochs=2)
+    paused = trainings.run("amid:in_a_thread", epochs=2, order=PAUSE_AT_STEP)
+    assert paused.kinds == ["began", "epoch", "snapshot", "paused"], paused.log
+    resumed = trainings.run("amid:in_a_thread", epochs=2, restore=paused)
+    assert (resumed.events[0].began.verdict, resumed.digests) == (Pause.Verdict.EXACT, whole.digests), resumed.log
+
+
+def test_what_was_replaced_amid_the_loop_that_is_cut_is_refused_and_says_where_it_could_be(
+    trainings: TrainingProcesses,
+) -> None:
+    paused = run(trainings, "replacing", pause_at=9, args={"at": 7})
+    resumed = run(trainings, "replacing", restore=paused, args={"at": 7})
+    message = failed(resumed, "STATE_MISMATCH")
+    assert "since a batch of epoch 2, and the run was cut behind that one: replace it before the loop over" in message

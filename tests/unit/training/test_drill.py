@@ -228,6 +228,15 @@ def test_a_training_that_fails_ends_its_drill(trainings: TrainingProcesses) -> N
     assert second_processes(attempt.directory) == []
 
 
+def test_a_drill_that_is_not_done_soon_after_the_end_of_the_run_shows_nothing(trainings: TrainingProcesses) -> None:
+    attempt = trainings.run("drilled:outlasted", args={"holds": True}, spec=drilled())
+    assert attempt.kinds[-2:] == ["snapshot", "finished"], attempt.log
+    assert "the drill shows nothing: " in attempt.log
+    assert "after the end its second process is not done" in attempt.log
+    assert second_processes(attempt.directory) == []
+    assert not (attempt.directory / "drill").exists()
+
+
 def test_where_the_snapshot_cannot_be_copied_there_is_no_drill(trainings: TrainingProcesses) -> None:
     directory = trainings.prepare("drilled:main", spec=drilled())
     (directory / "drill").touch()

@@ -127,3 +127,17 @@ def test_random_numbers_drawn_to_make_it_are_taken_back_and_told(trainings: Trai
     level, reasons = verdict(resumed)
     assert level == Pause.Verdict.UNPROVEN
     assert any("random numbers were drawn in epoch 4" in each for each in reasons)
+
+
+@pytest.mark.parametrize(
+    ("before", "message"),
+    [
+        (False, "nothing is tracked as 'optimizer': run.track(optimizer=...)"),
+        (True, "run.replace() was called before the first epoch: track what is there"),
+    ],
+)
+def test_only_what_is_tracked_is_replaced_and_from_the_first_epoch_on(
+    trainings: TrainingProcesses, before: bool, message: str
+) -> None:
+    attempt = trainings.run("staged:replaces_what_is_not_there", args={"before": before})
+    assert message in failed(attempt, "TRAINING_RAISED")

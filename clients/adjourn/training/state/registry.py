@@ -226,13 +226,20 @@ class State:
             try:
                 item.load(value)
             except Exception as error:  # load_state_dict() is anyone's, and may raise anything
-                remedy = ""
-                if name in self.late:
-                    remedy = (
-                        f". Another object has it since epoch {self.late[name]}: build that one before the loop if"
-                        f" run.epoch >= {self.late[name]}"
-                    )
+                remedy = self._remedy(name)
                 raise StateMismatch(f"{name} does not take the state that was saved: {error}{remedy}") from error
+
+    def _remedy(self, name: str) -> str:
+        """Says what to do about a name that does not take its state, if that is known."""
+        epoch = self.late.get(name)
+        if epoch is None:
+            return ""
+        if epoch == self._amid:
+            return (
+                f". Another object has it since a batch of epoch {epoch}, and the run was cut behind that one: replace"
+                " it before the loop over the batches, which a resumed run executes"
+            )
+        return f". Another object has it since epoch {epoch}: build that one before the loop if run.epoch >= {epoch}"
 
 
 def is_random(name: str) -> bool:
