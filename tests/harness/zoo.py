@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 from adjourn.v1 import job_pb2
@@ -74,6 +75,20 @@ def random_pauses(whole: Attempt, name: str, *, epochs: int = 0, steps: int = 0)
     pauses = {step_of[epoch]: Pause("epoch", epoch) for epoch in draw.sample(sorted(step_of)[:-1], epochs)}
     pauses |= {step: Pause("step", step) for step in draw.sample(range(1, whole.last.progress.step), steps)}
     return [pauses[step] for step in sorted(pauses)]
+
+
+@cache
+def whole(trainings: TrainingProcesses, name: str) -> Attempt:
+    """Trains without a pause, once."""
+    attempt = train(trainings, name)
+    assert attempt.last.HasField("finished"), attempt.log
+    return attempt
+
+
+def is_over_before(attempt: Attempt, pause: Pause) -> bool:
+    """Tells whether an attempt ended before it asked for the pause."""
+    progress = attempt.last.progress
+    return (progress.epoch if pause.unit == "epoch" else progress.step) < pause.count
 
 
 def amid(attempt: Attempt) -> bool:

@@ -1,22 +1,13 @@
-"""Trainings as people write them are cut anywhere and end with the same bits; what they forget to track is named."""
-
-from functools import cache
+"""Trainings as people write them, between training processes: they are cut anywhere, and end with the same bits."""
 
 import pytest
 
 from adjourn.v1.job_pb2 import Pause
 from tests.harness import zoo
-from tests.harness.training_processes import Attempt, TrainingProcesses
+from tests.harness.training_processes import TrainingProcesses
 
 UNPROVEN: dict[str, list[str]] = {}
 """Trainings that cannot be EXACT, with the reasons that their verdicts have to give."""
-
-
-@cache
-def whole(trainings: TrainingProcesses, name: str) -> Attempt:
-    attempt = zoo.train(trainings, name)
-    assert attempt.last.HasField("finished"), attempt.log
-    return attempt
 
 
 @pytest.mark.parametrize("name", zoo.NAMES)
@@ -34,7 +25,7 @@ def test_few_lines_are_added() -> None:
 
 @pytest.mark.parametrize("name", zoo.NAMES)
 def test_cut_anywhere_it_ends_with_the_same_bits(trainings: TrainingProcesses, name: str) -> None:
-    uncut = whole(trainings, name)
+    uncut = zoo.whole(trainings, name)
     attempts = zoo.cut(trainings, name, zoo.random_pauses(uncut, name, epochs=1, steps=5))
     assert attempts[-1].last.HasField("finished"), attempts[-1].log
     assert attempts[-1].digests == uncut.digests
@@ -47,27 +38,3 @@ def test_cut_anywhere_it_ends_with_the_same_bits(trainings: TrainingProcesses, n
         assert verdict == (Pause.Verdict.UNPROVEN if expected else Pause.Verdict.EXACT), reasons
         assert len(reasons) == len(expected), reasons
         assert all(any(part in reason for reason in reasons) for part in expected), reasons
-
-
-@pytest.mark.parametrize("port", ["naive", "nothing"])
-@pytest.mark.parametrize("name", zoo.NAMES)
-def test_what_is_not_tracked_is_named_or_changes_no_bit(trainings: TrainingProcesses, name: str, port: str) -> None:
-    uncut = whole(trainings, name)
-    for pause in zoo.random_pauses(uncut, name, epochs=2, steps=1):
-        attempts = zoo.cut(trainings, name, [pause], port=port)
-        last = attempts[-1]
-        if last.code:
-            reason = last.last.failed.reason
-            assert reason == "UNTRACKED_STATE" or (reason == "STATE_MISMATCH" and len(attempts) > 1), last.log
-            said = attempts[0].log + last.last.failed.message
-            assert any(zoo.names(name, subject, said) for subject in zoo.forgotten(last)), said
-            continue
-        assert last.last.HasField("finished"), last.log
-        verdict, reasons = zoo.verdict(last)
-        if verdict == Pause.Verdict.UNPROVEN:
-            silent = {subject for subject in zoo.forgotten(last) if not zoo.names(name, subject, "\n".join(reasons))}
-            assert not silent, reasons
-        else:
-            assert verdict == Pause.Verdict.EXACT or len(attempts) == 1
-            assert zoo.end(last) == zoo.end(uncut)
-            assert zoo.history(attempts) == uncut.values
