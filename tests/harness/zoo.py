@@ -108,7 +108,12 @@ def forgotten(attempt: Attempt) -> set[str]:
 
 
 def names(name: str, subject: str, said: str) -> bool:
-    """Tells whether a line of what was said names a subject, and a line of the ported form that makes it."""
+    """Tells whether a line of what was said names a subject, and a line of the ported form that makes it.
+
+    Or the variable of the module that stands for `run.state`.
+    """
+    if subject == "state":
+        return f"of state in module zoo.{name}.ported: " in said
     code = (ZOO / name / "ported.py").read_text()
     variables = re.findall(rf"\b{subject}=(\w+)", code)  # in run.track(weights=sampler.weights)
     found = re.findall(rf"\b{subject}\b.*\(zoo/{name}/ported\.py:(\d+)\)", said)

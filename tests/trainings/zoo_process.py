@@ -5,7 +5,7 @@ import importlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -51,9 +51,13 @@ def main(run: training.Run) -> None:
     training.Run.track = functools.partialmethod(  # type: ignore[assignment]
         tracking, training.Run.track, PORTS[run.args["port"]]
     )
-    if run.args["port"] != "ported":
+    ported = form(run, "ported")
+    if run.args["port"] == "ported":
+        training.Run.state = noted(vars(training.Run)["state"])  # type: ignore[assignment]
+    else:
         training.Run.ignore = lambda *_, **__: None  # type: ignore[method-assign]
-    form(run, "ported").main(run)
+        training.Run.state = untracked(ported)  # type: ignore[assignment]
+    ported.main(run)
     subjects = vars(run)["subjects"]
     Path("../end").write_text(json.dumps({name: digest(name, subject) for name, subject in subjects.items()}))
 
@@ -107,11 +111,42 @@ def tracking(
     gets_through: Callable[[str, Any], bool],
     **objects: Any,
 ) -> None:
-    vars(run).setdefault("subjects", {}).update(objects)
+    note(run, **objects)
     tracked = {name: subject for name, subject in objects.items() if gets_through(name, subject)}
-    with Path("../forgotten").open("a") as file:
-        file.writelines(f"{name}\n" for name in objects.keys() - tracked.keys())
+    forget(objects.keys() - tracked.keys())
     track(run, **tracked)
+
+
+def note(run: training.Run, **objects: Any) -> None:
+    vars(run).setdefault("subjects", {}).update(objects)
+
+
+def forget(names: Iterable[str]) -> None:
+    with Path("../forgotten").open("a") as file:
+        file.writelines(f"{name}\n" for name in names)
+
+
+def noted(state: property) -> property:
+    """Returns `run.state`, which is digested in the end."""
+
+    def values(run: training.Run) -> SimpleNamespace:
+        note(run, state=state.__get__(run))
+        return state.__get__(run)  # type: ignore[no-any-return]
+
+    return property(values)
+
+
+def untracked(ported: ModuleType) -> property:
+    """Returns what somebody has in the place of `run.state` who knows nothing of it: a variable of the module."""
+
+    def values(run: training.Run) -> SimpleNamespace:
+        if "state" not in vars(ported):
+            ported.state = SimpleNamespace()  # type: ignore[attr-defined]
+            note(run, state=ported.state)
+            forget(["state"])
+        return ported.state  # type: ignore[no-any-return]
+
+    return property(values)
 
 
 def digest(name: str, subject: Any) -> str:

@@ -60,15 +60,14 @@ def main(args):
     target.load_state_dict(network.state_dict())
     optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
     memory = deque(maxlen=300)
-    explore = {"rate": 1.0}
-    steps = 0
+    explore, steps = 1.0, 0
 
     for _ in range(args.epochs):
         total = 0.0
         for _ in range(EPISODES):
             state, done = env.reset(), False
             while not done:
-                if rng.random() < explore["rate"]:
+                if rng.random() < explore:
                     action = int(rng.integers(0, 2))
                 else:
                     action = int(network(torch.from_numpy(state)).argmax())
@@ -84,5 +83,5 @@ def main(args):
                 steps += 1
                 if steps % SYNC == 0:
                     target.load_state_dict(network.state_dict())
-        explore["rate"] = max(0.05, 0.7 * explore["rate"])
-        print("return", total / EPISODES, "explores", explore["rate"])
+        explore = max(0.05, 0.7 * explore)
+        print("return", total / EPISODES, "explores", explore)

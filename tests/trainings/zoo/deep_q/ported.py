@@ -60,15 +60,15 @@ def main(run):
     target.load_state_dict(network.state_dict())
     optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
     memory = deque(maxlen=300)
-    explore = {"rate": 1.0}
-    run.track(network=network, target=target, optimizer=optimizer, memory=memory, rng=rng, explore=explore)
+    run.track(network=network, target=target, optimizer=optimizer, memory=memory, rng=rng)
+    run.state.explore = 1.0
 
     for _ in run.epochs():
         total = 0.0
         for _ in range(EPISODES):
             state, done = env.reset(), False
             while not done:
-                if rng.random() < explore["rate"]:
+                if rng.random() < run.state.explore:
                     action = int(rng.integers(0, 2))
                 else:
                     action = int(network(torch.from_numpy(state)).argmax())
@@ -84,5 +84,5 @@ def main(run):
                 run.step(loss)
                 if run.steps % SYNC == 0:
                     target.load_state_dict(network.state_dict())
-        explore["rate"] = max(0.05, 0.7 * explore["rate"])
-        print("return", total / EPISODES, "explores", explore["rate"])
+        run.state.explore = max(0.05, 0.7 * run.state.explore)
+        print("return", total / EPISODES, "explores", run.state.explore)

@@ -43,13 +43,13 @@ def main(run):
     loader = run.loader(Pieces(), batch_size=None, num_workers=run.args["workers"])
     model = Model()
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    state = {"hidden": torch.zeros(1, STREAMS, 24)}
-    run.track(model=model, optimizer=optimizer, state=state)
+    run.track(model=model, optimizer=optimizer)
+    run.state.hidden = torch.zeros(1, STREAMS, 24)
 
     for epoch in run.epochs():
         for letters, targets in loader:
-            logits, hidden = model(letters, state["hidden"])
-            state["hidden"] = hidden.detach()
+            logits, hidden = model(letters, run.state.hidden)
+            run.state.hidden = hidden.detach()
             loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
             optimizer.zero_grad()
             loss.backward()
