@@ -70,7 +70,7 @@ def test_generators_of_the_users_own(make: Any, draw: Any) -> None:
 
 @pytest.mark.parametrize("value", [0.1, "text", None, (1, 2)])
 def test_other_objects_are_refused(value: Any) -> None:
-    with pytest.raises(TypeError, match=r"rate: a \w+ has no state_dict\(\) .* put it into a dict"):
+    with pytest.raises(TypeError, match=r"rate: a \w+ has no state_dict\(\) .* keep it as run\.state\.rate"):
         component("rate", value)
 
 

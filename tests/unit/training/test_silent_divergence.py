@@ -169,9 +169,9 @@ def test_what_a_state_dict_of_the_users_forgets_lowers_the_verdict(trainings: Tr
 
 def test_what_is_done_about_a_value_is_said_as_code_that_works(trainings: TrainingProcesses) -> None:
     paused = trainings.run("silent:carried", args={"place": "nested"}, order=PAUSE)
-    assert 'keep what changes of it in a dict, and run.track that. If not: run.ignore("nested"' in paused.log
+    assert 'keep what changes of it in run.state. If not: run.ignore("nested"' in paused.log
     paused = trainings.run("silent:attribute", order=PAUSE)
-    assert 'keep it in a dict, and run.track that. If not: run.ignore("self.best"' in paused.log
+    assert 'keep it in run.state. If not: run.ignore("self.best"' in paused.log
     paused = trainings.run("silent:hidden", order=PAUSE)
     assert "run.track(state=state) before the first epoch, and change it in place" in paused.log
 

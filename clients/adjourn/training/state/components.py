@@ -71,7 +71,7 @@ def component(
         )
     raise TypeError(
         f"{name}: a {type(subject).__qualname__} has no state_dict() and load_state_dict(), and is no value that can be"
-        " changed in place: put it into a dict, and track that"
+        f" changed in place: keep it as run.state.{name}"
     )
 
 

@@ -449,7 +449,7 @@ def lost(at_cut: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
     """Returns, in sentences, what of `Detector.standing` at a cut is not as it was where the resumed run is back."""
     return [
         f"the value of {place}: is not as it was where the run was cut, amid an epoch whose code was executed anew:"
-        " keep it in a dict, and run.track that before the first epoch"
+        " keep it in run.state"
         for place, text in at_cut.items()
         if here.get(place) != text
     ]
@@ -502,7 +502,7 @@ def begun_anew(frames: Sequence[Frame]) -> Iterator[Finding]:
                 yield Finding(
                     what="the count of",
                     where=f"{type(around).__name__}() around a loader",
-                    advice="a resume amid an epoch begins anew with it: count in a dict that is tracked",
+                    advice="a resume amid an epoch begins anew with it: count in run.state",
                     certain=False,
                 )
 
@@ -581,7 +581,7 @@ def finding(seen: Seen, kind: str, look: Look | None, advice: str, *, certain: b
 def advice_on(variable: Variable) -> str:
     """Returns what to do about a value that changed: how it is tracked, if it can be, and how it is left out."""
     track = "keep it" if type(variable.value) in SCALARS else "keep what changes of it"
-    track += " in a dict, and run.track that"
+    track += " in run.state"
     if is_value(variable.value) and digest(variable.value):
         short = variable.name.rpartition(".")[2]
         track = f"run.track({short}={variable.name}) before the first epoch, and change it in place"
