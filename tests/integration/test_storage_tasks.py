@@ -116,6 +116,22 @@ async def test_a_condition_is_told_when_its_reason_changes_and_not_more_often(
     assert [change.ended for change in told] == [False, False, True, False, False, True]
 
 
+@pytest.mark.parametrize(("steps", "places"), [(0, ["work"]), (20, ["code", "work"])])
+async def test_code_lies_in_the_working_directory_and_for_a_drill_once_more(
+    paths: WorkerPaths, steps: int, places: list[str]
+) -> None:
+    objects = MemoryObjects()
+    await objects.put(f"{BUNDLE}.tar.gz", CODE)
+    attempt = held(paths)
+    attempt.assignment.spec.drill_steps = steps
+    await StorageTasks(objects, paths, threads=1, kept=Kept()).prepare(attempt, lambda _: None)
+    directory = Path(attempt.directory)
+    assert sorted(path.parent.name for path in directory.glob("*/train.py")) == places
+    start = files.read_start(directory)
+    assert start
+    assert start.code_directory == str(directory / "work")
+
+
 async def test_a_condition_that_an_earlier_agent_told_is_ended(paths: WorkerPaths) -> None:
     objects = MemoryObjects()
     await objects.put(f"{BUNDLE}.tar.gz", CODE)

@@ -204,7 +204,9 @@ async def test_what_is_wrong_is_told_in_a_line(
         assert ran.err.count("\n") == 1
 
 
-async def test_modules_of_a_user_are_theirs_even_by_the_names_of_our_folders(said: Said, tmp_path: Path) -> None:
+async def test_a_run_starts_in_a_copy_of_its_folder_and_finds_its_modules_by_whatever_name(
+    said: Said, tmp_path: Path
+) -> None:
     (tmp_path / "worker.py").write_text("ANSWER = 42\n")
     (tmp_path / "control_plane.py").write_text("def answer(): import worker; return worker.ANSWER / 2\n")
     script = tmp_path / "train.py"
@@ -212,12 +214,15 @@ async def test_modules_of_a_user_are_theirs_even_by_the_names_of_our_folders(sai
         "import control_plane, worker\n"
         "def main(run):\n"
         "    for _ in run.epochs():\n"
-        "        run.log(whole=worker.ANSWER, half=control_plane.answer())\n"
+        "        run.log(whole=worker.ANSWER, half=control_plane.answer(), rows=len(list(open('data/rows.csv'))))\n"
     )
-    out = await said("submit", f"{script}:main", "--epochs", "1", "--name", "own-modules", "--wait")
-    assert "1 epochs, with train.py, control_plane.py and worker.py (3 files, " in out.splitlines()[0]
+    rows = tmp_path / "data" / "rows.csv"
+    rows.parent.mkdir()
+    rows.write_text("a\nb\nc\n")
+    out = await said("submit", f"{script}:main", "--epochs", "1", "--name", "own-modules", "--wait", "--include", rows)
+    assert "1 epochs, with train.py, data/, control_plane.py and worker.py (4 files, " in out.splitlines()[0]
     (epoch,) = (json.loads(line) for line in (await said("metrics", "own-modules", "-o", "json")).splitlines())
-    assert epoch["values"] == {"whole": 42.0, "half": 21.0}
+    assert epoch["values"] == {"whole": 42.0, "half": 21.0, "rows": 3.0}
     events = [json.loads(line) for line in (await said("events", "own-modules", "-o", "json")).splitlines()]
     assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
     assert {"CREATED", "PLACED", "BEGAN", "SUCCEEDED"} <= {event["type"] for event in events}

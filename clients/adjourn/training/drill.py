@@ -33,6 +33,9 @@ from adjourn.v1.job_pb2 import Failure
 NOWHERE: Final = -1
 """No number of steps."""
 RESTORE: Final = "restore"
+WORK: Final = "work"
+CODE: Final = "code"
+"""Directory of the attempt with the code as it went along, which training has not changed."""
 RESERVE_BYTES: Final = 256 << 20
 """Room that is left on the disk for others."""
 END_SECONDS: Final = 120.0
@@ -64,6 +67,7 @@ class Drill:
         """Whether a second process is to go on from the next snapshot."""
         self._start = start
         self._directory = directory
+        self._code = directory.parent / CODE
         self._environment = dict(os.environ)  # as user code found it
         self._made = time.monotonic()
         self._process: subprocess.Popen[bytes] | None = None
@@ -148,12 +152,18 @@ class Drill:
         self._remove()
 
     def _copy(self, snapshot: Snapshot) -> None:
-        room, size = shutil.disk_usage(self._directory.parent).free, snapshot.size_bytes
+        room = shutil.disk_usage(self._directory.parent).free
+        size = snapshot.size_bytes + sum(path.stat().st_size for path in self._code.rglob("*"))
         if room < size + RESERVE_BYTES:
-            raise OSError(errno.ENOSPC, f"a copy of the snapshot takes {size:,} bytes, and there is room for {room:,}")
-        self._directory.mkdir()
-        for name in (RESTORE, "work"):
-            (self._directory / name).mkdir()
+            raise OSError(
+                errno.ENOSPC,
+                f"a copy of the snapshot and the code takes {size:,} bytes, and there is room for {room:,}",
+            )
+        (self._directory / RESTORE).mkdir(parents=True)
+        if self._code.is_dir():
+            shutil.copytree(self._code, self._directory / WORK)
+        else:
+            (self._directory / WORK).mkdir()
         for name in (snapshots.STATE, snapshots.TENSORS):
             shutil.copyfile(Path(snapshot.directory) / name, self._directory / RESTORE / name)
 
@@ -163,7 +173,7 @@ class Drill:
             job_uid=self._start.job_uid,
             attempt=self._start.attempt,
             spec=self._start.spec,
-            code_directory=self._start.code_directory,
+            code_directory=str(self._directory / WORK) if self._code.is_dir() else self._start.code_directory,
             restore_directory=str(self._directory / RESTORE),
             restore_digests=snapshot.live_digests,
             threads=self._start.threads,
@@ -179,7 +189,7 @@ class Drill:
         with (self._directory / "log").open("wb") as log:
             self._process = subprocess.Popen(
                 (sys.executable, "-P", "-m", "adjourn.training.replay", str(self._directory)),
-                cwd=self._directory / "work",
+                cwd=self._directory / WORK,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -14,7 +14,8 @@ import sys
 import threading
 import traceback
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +79,25 @@ def open_writers() -> Iterator[io.IOBase]:
             yield item
 
 
-def say_what_is_removed(directory: Path) -> None:
-    """Writes to the log which files user code has left in its working directory: they go with the attempt."""
-    sizes = {path: path.stat().st_size for path in sorted(directory.rglob("*")) if path.is_file()}
+def files_in(directory: Path) -> dict[Path, tuple[int, int]]:
+    """Returns size and time of each file below a directory, but for what Python makes of its modules there."""
+    found = {}
+    for place, folders, names in os.walk(directory):
+        folders[:] = [name for name in folders if name != "__pycache__"]
+        for path in (Path(place, name) for name in names):
+            with suppress(OSError):
+                status = path.stat()
+                found[path] = status.st_size, status.st_mtime_ns
+    return found
+
+
+def say_what_is_removed(directory: Path, found: Mapping[Path, tuple[int, int]]) -> None:
+    """Writes to the log which files user code has left or changed in its working directory: they go with the attempt.
+
+    `found` is what was there before.
+    """
+    now = files_in(directory)
+    sizes = {path: now[path][0] for path in sorted(now) if now[path] != found.get(path)}
     if sizes:
         named = [f"{path.relative_to(directory)} ({size / 1e6:,.1f} MB)" for path, size in list(sizes.items())[:LISTED]]
         more = f" and {len(sizes) - LISTED} more" if len(sizes) > LISTED else ""

@@ -22,7 +22,7 @@ from adjourn.shared_files import BoundaryFile, Control, ProgressPage, PulseFile
 from adjourn.training.drill import Drill
 from adjourn.training.errors import EntryPointNotFound, EntryPointNotImportable, EnvironmentDiffers, TrainingError
 from adjourn.training.events import EventLog, log_line
-from adjourn.training.interpreter_end import InterpreterEnd, say_what_is_removed
+from adjourn.training.interpreter_end import InterpreterEnd, files_in, say_what_is_removed
 from adjourn.training.run import Run
 from adjourn.training.session import Session, StopTraining
 from adjourn.training.snapshot.reader import SnapshotReader
@@ -35,7 +35,11 @@ EntryPoint = Callable[[Run], object]
 KEPT = sys.stdlib_module_names | PRELOADED | {"__main__", "adjourn_control_plane", "adjourn_worker", "google"}
 """Modules that a job's code does not replace: they are in use by the time it is imported."""
 WORK = "work"
-"""Working directory of user code, below the attempt's."""
+"""Working directory, below the attempt's; the code lies there."""
+NO_FILE = (
+    "The working directory has what went along with the script (`adjourn submit --include PATH` takes a file along),"
+    " and nothing that an earlier attempt wrote."
+)
 DRILL = "drill"
 """Directory of the second process of a drill, below the attempt's."""
 FAILED = 1
@@ -51,6 +55,7 @@ def main(directory: Path, kind: type[Session] = Session) -> int:
     end of the interpreter is done when it returns: the caller ends the process by `os._exit`.
     """
     end = InterpreterEnd()
+    found = files_in(directory / WORK)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)
@@ -60,7 +65,7 @@ def main(directory: Path, kind: type[Session] = Session) -> int:
     faulthandler.register(STACKS_SIGNAL, os.dup(2), all_threads=True, chain=False)
     code = run_attempt(directory, kind)
     end.run(code)
-    say_what_is_removed(directory / WORK)
+    say_what_is_removed(directory / WORK, found)
     return code
 
 
@@ -205,6 +210,8 @@ def failure(start: TrainingStart, error: BaseException) -> Failure:
     if start.code_directory:
         # Each attempt has a copy of the code: the same failure has the same words, whichever copy it comes from.
         message = message.replace(f"{start.code_directory}/", "")
+    if isinstance(error, FileNotFoundError) and error.filename and not Path(os.fsdecode(error.filename)).is_absolute():
+        message += f"\n{NO_FILE}"
     told = Failure(reason=reason, message=message, attempt=start.attempt)
     told.time.GetCurrentTime()
     return told

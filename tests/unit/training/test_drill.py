@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -15,7 +16,7 @@ from adjourn.internal.v1.trainer_pb2 import Drilled, Snapshot, TrainingStart
 from adjourn.shared_files import Control
 from adjourn.training.drill import Drill, difference
 from adjourn.v1.job_pb2 import JobSpec, Pause
-from tests.harness.training_processes import PAUSE, Attempt, TrainingProcesses, failed, until
+from tests.harness.training_processes import PAUSE, TRAININGS, Attempt, TrainingProcesses, failed, until
 
 LONG = 1_000_000
 """Epochs of a training that the test has paused."""
@@ -251,7 +252,7 @@ def test_a_drill_leaves_room_on_the_disk(tmp_path: Path, capsys: pytest.CaptureF
     assert (drill.due, drill.wanted, drill.runs) == (False, False, False)
     assert not (tmp_path / "drill").exists()
     assert (
-        "there is no drill: [Errno 28] a copy of the snapshot takes 1,152,921,504,606,846,976"
+        "there is no drill: [Errno 28] a copy of the snapshot and the code takes 1,152,921,504,606,846,976"
         in capsys.readouterr().err
     )
 
@@ -280,3 +281,30 @@ def test_what_differs_is_named() -> None:
     assert difference(here, there) == "at step 8, model, random.torch differ; equal are nothing"
     there.step = 7
     assert "after 1 epochs and 7 steps, the first after 1 and 8" in difference(here, there)
+
+
+FILED = """
+import pathlib, drilled
+def main(run):
+    factor = float(pathlib.Path("factor.txt").read_text())
+    pathlib.Path("factor.txt").write_text("2.0")
+    drilled.train(run, lambda: factor)
+"""
+
+
+def test_the_second_process_begins_in_the_folder_as_it_was(trainings: TrainingProcesses) -> None:
+    directory = trainings.prepare("filed:main", epochs=3, spec=drilled())
+    start = TrainingStart.FromString((directory / "start").read_bytes())
+    start.code_directory = str(directory / "work")
+    (directory / "start").write_bytes(start.SerializeToString())
+    for name in ("work", "code"):
+        (directory / name).mkdir()
+        (directory / name / "filed.py").write_text(FILED)
+        (directory / name / "factor.txt").write_text("0.5")
+        shutil.copy(TRAININGS / "drilled.py", directory / name)
+    attempt = trainings.launch(directory)
+    assert attempt.kinds[-1] == "finished", attempt.log
+    assert SAME in attempt.log
+    assert "its working directory is: factor.txt (0.0 MB). Track" in attempt.log, (
+        "code and what went along is not named"
+    )

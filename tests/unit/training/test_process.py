@@ -139,6 +139,14 @@ def test_every_module_of_the_users_comes_before_one_that_was_imported(
     assert "random in the code of this job is not imported: the name belongs to Python" in attempt.log
 
 
+def test_a_file_that_did_not_go_along_is_told_with_what_takes_it(trainings: TrainingProcesses, tmp_path: Path) -> None:
+    (tmp_path / "entry.py").write_text("def main(run):\n    open(run.args['name'])\n")
+    advice = "`adjourn submit --include PATH` takes a file along"
+    for name, told in (("rows.csv", True), ("/no/such/rows.csv", False)):
+        attempt = trainings.run("entry:main", code_directory=str(tmp_path), args={"name": name})
+        assert (advice in failed(attempt, "TRAINING_RAISED")) == told
+
+
 def test_early_stop_ends_the_training_after_its_epoch(trainings: TrainingProcesses) -> None:
     attempt = trainings.run("unusual:stops_early", epochs=5, args={"stop": 2})
     assert attempt.kinds == ["began", "epoch", "snapshot", "epoch", "snapshot", "finished"]

@@ -22,9 +22,9 @@ from adjourn.objects import STORAGE_ERRORS, ObjectStore
 from adjourn.snapshots import SnapshotInvalid
 from adjourn.v1.agent_service_pb2 import ConditionChange
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.job_pb2 import Condition, Failure
+from adjourn.v1.job_pb2 import Condition, Failure, JobSpec
 from adjourn.v1.manifest_pb2 import Manifest
-from adjourn_worker.attempt.files import write_start
+from adjourn_worker.attempt.files import CODE, WORK, write_start
 from adjourn_worker.host.disk import FULL, Disk
 from adjourn_worker.paths import Kept, WorkerPaths, free_bytes, remove, used_bytes
 from adjourn_worker.storage.bundles import BundleCorrupt, fetch_bundle
@@ -44,7 +44,6 @@ SHOWN_SECONDS: Final = 3.0
 """How long a call fails before the job shows it."""
 CALM_SECONDS: Final = 10.0
 """How long no try fails before the job shows it no more, while the work goes on."""
-CODE: Final = "code"
 """Directory, in the attempt's, of the user's code."""
 RESTORE: Final = "restore"
 """Directory, in the attempt's, of the snapshot to restore."""
@@ -103,12 +102,9 @@ class StorageTasks:
                 await self.store.run(place.mkdir, mode=0o700, exist_ok=True)
             start.snapshot_directory = str(places[0])
             start.fallback_snapshot_directory = str(places[1]) if places[1:] else ""
-            if bundle := assignment.spec.bundle:
-                code = directory / CODE
-                await patience.forever(
-                    lambda: fetch_bundle(self.store.watched(patience), bundle, self.paths, self.kept, code), "bundle"
-                )
-                start.code_directory = str(code)
+            if assignment.spec.bundle:
+                start.code_directory = str(directory / WORK)
+                await self.fetch_code(assignment.spec, directory, patience)
             if assignment.HasField("restore"):
                 restored = await self.restore(assignment.restore, directory / RESTORE, patience, here)
                 start.restore_directory = str(restored)
@@ -123,6 +119,15 @@ class StorageTasks:
                 self.disk.refused()
                 raise Unusable(reasons.NO_SPACE, f"there is no room for the attempt: {error}") from error
             raise Unusable(reasons.LAUNCH_FAILED, f"cannot prepare the attempt: {error}") from error
+
+    async def fetch_code(self, spec: JobSpec, directory: Path, patience: "Patience") -> None:
+        """Makes the working directory with the code in it; for a drill once more, as training has not changed it."""
+
+        async def fetched(place: str) -> None:
+            await fetch_bundle(self.store.watched(patience), spec.bundle, self.paths, self.kept, directory / place)
+
+        for place in (WORK, CODE) if spec.drill_steps else (WORK,):
+            await patience.forever(partial(fetched, place), "bundle")
 
     async def restore(self, checkpoint: Checkpoint, into: Path, patience: "Patience", here: Path | None = None) -> Path:
         """Returns a directory with a checkpoint's snapshot: `here` if that is it to the last byte, else `into`.
