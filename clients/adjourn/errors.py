@@ -253,7 +253,7 @@ class UploadStalledError(AdjournError):
 
 
 class TooManyReadsError(AdjournError):
-    """Other readers of checkpoints use all the memory that is set aside for them: try again."""
+    """Other readers of checkpoints, or of logs, use all the memory that is set aside for them: try again."""
 
     code = code_pb2.RESOURCE_EXHAUSTED
     reason = "TOO_MANY_READS"
@@ -261,7 +261,7 @@ class TooManyReadsError(AdjournError):
 
 
 class ReadStalledError(AdjournError):
-    """The reader of a checkpoint did not take what was sent: read on from where it stopped."""
+    """The reader of a checkpoint or a log did not take what was sent: read on from where it stopped."""
 
     code = code_pb2.DEADLINE_EXCEEDED
     reason = "READ_STALLED"

@@ -98,3 +98,10 @@ def stored_log(prefix: str, keys: Iterable[str]) -> StoredLog:
             elif int(match[1]) < int(match[2]):
                 segments.append(Segment(int(match[1]), int(match[2])))
     return StoredLog(tuple(sorted(segments)), end)
+
+
+def logs_below(prefix: str, keys: Iterable[str]) -> dict[str, StoredLog]:
+    """Returns the logs below an `attempt_prefix`, by their prefixes."""
+    listed = list(keys)
+    places = {key[: key.rindex("/") + 1] for key in listed if key.startswith(prefix)}
+    return {place: stored_log(place, listed) for place in sorted(places)}

@@ -29,6 +29,7 @@ from adjourn_control_plane.api.boundaries import PATIENCE, Boundaries
 from adjourn_control_plane.api.checkpoints import CheckpointService
 from adjourn_control_plane.api.errors import Errors
 from adjourn_control_plane.api.jobs import JobService
+from adjourn_control_plane.api.logs import Logs
 from adjourn_control_plane.api.reads import Reads
 from adjourn_control_plane.api.watch import Watch
 from adjourn_control_plane.api.workers import WorkerService
@@ -80,7 +81,8 @@ class Server:
         self.health = health_aio.HealthServicer()
         self.server = grpc.aio.server(interceptors=[Errors()], options=SERVER_OPTIONS)
         boundaries = Boundaries(store, notifier, patience)
-        jobs = JobService(store, updater, objects, Watch(store, notifier), boundaries)
+        logs = Logs(store, objects, notifier)
+        jobs = JobService(store, updater, objects, Watch(store, notifier), boundaries, logs)
         job_service_pb2_grpc.add_JobServiceServicer_to_server(jobs, self.server)
         checkpoints = CheckpointService(store, updater, Reads(objects))
         checkpoint_service_pb2_grpc.add_CheckpointServiceServicer_to_server(checkpoints, self.server)

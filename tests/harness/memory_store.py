@@ -21,6 +21,7 @@ from adjourn_control_plane.store import redis_codec as values
 from adjourn_control_plane.store.interface import (
     DELETED_KEPT,
     EVENTS_KEPT,
+    FOLLOWED,
     PURGE_AGAIN,
     REQUESTS_KEPT,
     SERIES_KEPT,
@@ -121,6 +122,8 @@ class MemoryStore:
         """The attempts that a worker has not said are gone, by job."""
         self._lost: dict[str, int] = {}
         """When each lost worker was lost, in nanoseconds."""
+        self._followed: dict[JobUid, int] = {}
+        """Until when, in nanoseconds."""
         self._tombstones: set[JobUid] = set()
         self._later: dict[Tombstone, int] = {}
         """Tombstones that are due at some time, in nanoseconds."""
@@ -550,6 +553,16 @@ class MemoryStore:
     async def add_tombstone(self, uid: JobUid) -> None:
         await self._reach()
         self._tombstones.add(uid)
+
+    async def follow(self, job: JobName, uid: JobUid, worker: str) -> None:
+        is_news = not await self.followed([uid])
+        self._followed[uid] = self._now_ns() + nanoseconds(FOLLOWED)
+        if is_news and worker:
+            self._tell(job, WorkerName(worker))
+
+    async def followed(self, uids: Sequence[JobUid]) -> set[JobUid]:
+        await self._reach()
+        return {uid for uid in uids if self._followed.get(uid, 0) > self._now_ns()}
 
     async def want_bundle(self, bundle: str) -> int | None:
         await self._reach()

@@ -1109,3 +1109,116 @@ class UploadBundleResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UploadBundleResponse: _TypeAlias = UploadBundleResponse  # noqa: Y015
+
+@_typing.final
+class StreamLogsRequest(_message.Message):
+    """Request for StreamLogs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    TAIL_LINES_FIELD_NUMBER: _builtins.int
+    FOLLOW_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`jobs/{job}`."""
+    attempt: _builtins.int
+    """Which attempt, from 1; 0: the newest."""
+    offset: _builtins.int
+    """Begin at this byte of all that the attempt has printed."""
+    tail_lines: _builtins.int
+    """Begin so many lines before the end of what is stored of the attempt; only without `offset`. What a progress bar writes
+    over is one line.
+    """
+    follow: _builtins.bool
+    """Go on with what is printed from now on, and with the attempts that follow. Ends when the job has ended and all that is
+    stored of it was sent; waits while it is PAUSED, and while storage is away. The attempt after the newest may be named.
+    """
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        offset: _builtins.int = ...,
+        tail_lines: _builtins.int | None = ...,
+        follow: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_tail_lines", b"_tail_lines", "tail_lines", b"tail_lines"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tail_lines", b"_tail_lines", "attempt", b"attempt", "follow", b"follow", "name", b"name", "offset", b"offset", "tail_lines", b"tail_lines"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__tail_lines: _TypeAlias = _typing.Literal["tail_lines"]  # noqa: Y015
+    _WhichOneofArgType__tail_lines: _TypeAlias = _typing.Literal["_tail_lines", b"_tail_lines"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tail_lines) -> _WhichOneofReturnType__tail_lines | None: ...
+
+Global___StreamLogsRequest: _TypeAlias = StreamLogsRequest  # noqa: Y015
+
+@_typing.final
+class StreamLogsResponse(_message.Message):
+    """A piece of what a job has printed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _End:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _EndEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[StreamLogsResponse._End.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        END_UNSPECIFIED: StreamLogsResponse._End.ValueType  # 0
+        """More of it may follow."""
+        WHOLE: StreamLogsResponse._End.ValueType  # 1
+        """The attempt is over, and all that is kept of it was sent."""
+        REST_MISSING: StreamLogsResponse._End.ValueType  # 2
+        """The attempt is over, and its worker has not stored the rest: it is out of reach, or has no storage. It may be there
+        later.
+        """
+
+    class End(_End, metaclass=_EndEnumTypeWrapper):
+        """What becomes of an attempt's log."""
+
+    END_UNSPECIFIED: StreamLogsResponse.End.ValueType  # 0
+    """More of it may follow."""
+    WHOLE: StreamLogsResponse.End.ValueType  # 1
+    """The attempt is over, and all that is kept of it was sent."""
+    REST_MISSING: StreamLogsResponse.End.ValueType  # 2
+    """The attempt is over, and its worker has not stored the rest: it is out of reach, or has no storage. It may be there
+    later.
+    """
+
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    NEXT_OFFSET_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_BYTES_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    attempt: _builtins.int
+    """The attempt that has printed it."""
+    offset: _builtins.int
+    """Place of the first byte of `data` in all that the attempt has printed."""
+    data: _builtins.bytes
+    """The next bytes, as they were printed; 1 MiB at most. Not text by itself: a character may go on in the next message."""
+    next_offset: _builtins.int
+    """Where to go on."""
+    left_out_bytes: _builtins.int
+    """Bytes before `offset` that were left out, as a log has a limit."""
+    end: Global___StreamLogsResponse.End.ValueType
+    """Set in the last message of an attempt that is over."""
+    def __init__(
+        self,
+        *,
+        attempt: _builtins.int = ...,
+        offset: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+        next_offset: _builtins.int = ...,
+        left_out_bytes: _builtins.int = ...,
+        end: Global___StreamLogsResponse.End.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "data", b"data", "end", b"end", "left_out_bytes", b"left_out_bytes", "next_offset", b"next_offset", "offset", b"offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamLogsResponse: _TypeAlias = StreamLogsResponse  # noqa: Y015

@@ -124,6 +124,11 @@ class JobServiceStub:
                 request_serializer=adjourn_dot_v1_dot_job__service__pb2.ListResourceSamplesRequest.SerializeToString,
                 response_deserializer=adjourn_dot_v1_dot_job__service__pb2.ListResourceSamplesResponse.FromString,
                 _registered_method=True)
+        self.StreamLogs = channel.unary_stream(
+                '/adjourn.v1.JobService/StreamLogs',
+                request_serializer=adjourn_dot_v1_dot_job__service__pb2.StreamLogsRequest.SerializeToString,
+                response_deserializer=adjourn_dot_v1_dot_job__service__pb2.StreamLogsResponse.FromString,
+                _registered_method=True)
         self.UploadBundle = channel.stream_unary(
                 '/adjourn.v1.JobService/UploadBundle',
                 request_serializer=adjourn_dot_v1_dot_job__service__pb2.UploadBundleRequest.SerializeToString,
@@ -272,6 +277,16 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StreamLogs(self, request, context):
+        """Streams what a job has printed, byte by byte, attempt by attempt. It is stored while it is printed: every ten seconds,
+        within a second or two while somebody follows, and whole once the attempt is over. Of each attempt its worker keeps
+        the first and the last half of ADJOURN_LOG_BYTES. A stream that breaks goes on with `attempt` and `next_offset` of its
+        last message. RESOURCE_EXHAUSTED with TOO_MANY_READS: others use the memory for it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def UploadBundle(self, request_iterator, context):
         """Stores code for jobs; the same bytes give the same name. What no job names is removed some time after its last upload;
         CreateJob then says BUNDLE_MISSING.
@@ -357,6 +372,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.ListResourceSamples,
                     request_deserializer=adjourn_dot_v1_dot_job__service__pb2.ListResourceSamplesRequest.FromString,
                     response_serializer=adjourn_dot_v1_dot_job__service__pb2.ListResourceSamplesResponse.SerializeToString,
+            ),
+            'StreamLogs': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamLogs,
+                    request_deserializer=adjourn_dot_v1_dot_job__service__pb2.StreamLogsRequest.FromString,
+                    response_serializer=adjourn_dot_v1_dot_job__service__pb2.StreamLogsResponse.SerializeToString,
             ),
             'UploadBundle': grpc.stream_unary_rpc_method_handler(
                     servicer.UploadBundle,
@@ -782,6 +802,33 @@ class JobService:
             '/adjourn.v1.JobService/ListResourceSamples',
             adjourn_dot_v1_dot_job__service__pb2.ListResourceSamplesRequest.SerializeToString,
             adjourn_dot_v1_dot_job__service__pb2.ListResourceSamplesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamLogs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/adjourn.v1.JobService/StreamLogs',
+            adjourn_dot_v1_dot_job__service__pb2.StreamLogsRequest.SerializeToString,
+            adjourn_dot_v1_dot_job__service__pb2.StreamLogsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -106,6 +106,12 @@ class JobServiceStub:
     """Lists what a job and its worker used, oldest first: while a training process was there, every 5 s or so. Kept are the
     newest 360, and 640 of the others, evenly spread. Those that were on a stream that broke are missing.
     """
+    StreamLogs: _grpc.UnaryStreamMultiCallable[_job_service_pb2.StreamLogsRequest, _job_service_pb2.StreamLogsResponse]
+    """Streams what a job has printed, byte by byte, attempt by attempt. It is stored while it is printed: every ten seconds,
+    within a second or two while somebody follows, and whole once the attempt is over. Of each attempt its worker keeps
+    the first and the last half of ADJOURN_LOG_BYTES. A stream that breaks goes on with `attempt` and `next_offset` of its
+    last message. RESOURCE_EXHAUSTED with TOO_MANY_READS: others use the memory for it.
+    """
     UploadBundle: _grpc.StreamUnaryMultiCallable[_job_service_pb2.UploadBundleRequest, _job_service_pb2.UploadBundleResponse]
     """Stores code for jobs; the same bytes give the same name. What no job names is removed some time after its last upload;
     CreateJob then says BUNDLE_MISSING.
@@ -186,6 +192,12 @@ class JobServiceAsyncStub(JobServiceStub):
     ListResourceSamples: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListResourceSamplesRequest, _job_service_pb2.ListResourceSamplesResponse]  # type: ignore[assignment]
     """Lists what a job and its worker used, oldest first: while a training process was there, every 5 s or so. Kept are the
     newest 360, and 640 of the others, evenly spread. Those that were on a stream that broke are missing.
+    """
+    StreamLogs: _aio.UnaryStreamMultiCallable[_job_service_pb2.StreamLogsRequest, _job_service_pb2.StreamLogsResponse]  # type: ignore[assignment]
+    """Streams what a job has printed, byte by byte, attempt by attempt. It is stored while it is printed: every ten seconds,
+    within a second or two while somebody follows, and whole once the attempt is over. Of each attempt its worker keeps
+    the first and the last half of ADJOURN_LOG_BYTES. A stream that breaks goes on with `attempt` and `next_offset` of its
+    last message. RESOURCE_EXHAUSTED with TOO_MANY_READS: others use the memory for it.
     """
     UploadBundle: _aio.StreamUnaryMultiCallable[_job_service_pb2.UploadBundleRequest, _job_service_pb2.UploadBundleResponse]  # type: ignore[assignment]
     """Stores code for jobs; the same bytes give the same name. What no job names is removed some time after its last upload;
@@ -354,6 +366,18 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_job_service_pb2.ListResourceSamplesResponse, _abc.Awaitable[_job_service_pb2.ListResourceSamplesResponse]]:
         """Lists what a job and its worker used, oldest first: while a training process was there, every 5 s or so. Kept are the
         newest 360, and 640 of the others, evenly spread. Those that were on a stream that broke are missing.
+        """
+
+    @_abc_1.abstractmethod
+    def StreamLogs(
+        self,
+        request: _job_service_pb2.StreamLogsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_job_service_pb2.StreamLogsResponse], _abc.AsyncIterator[_job_service_pb2.StreamLogsResponse]]:
+        """Streams what a job has printed, byte by byte, attempt by attempt. It is stored while it is printed: every ten seconds,
+        within a second or two while somebody follows, and whole once the attempt is over. Of each attempt its worker keeps
+        the first and the last half of ADJOURN_LOG_BYTES. A stream that breaks goes on with `attempt` and `next_offset` of its
+        last message. RESOURCE_EXHAUSTED with TOO_MANY_READS: others use the memory for it.
         """
 
     @_abc_1.abstractmethod

@@ -1,10 +1,9 @@
 """CheckpointService: checks requests and reads the store."""
 
-import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import grpc
 
@@ -17,16 +16,13 @@ from adjourn_control_plane.api import pages, validation
 from adjourn_control_plane.api.identity import actor
 from adjourn_control_plane.api.jobs import check
 from adjourn_control_plane.api.reads import Reads
+from adjourn_control_plane.api.sending import SILENCE_SECONDS, send
 from adjourn_control_plane.job import retention
 from adjourn_control_plane.job.transition import Decision
 from adjourn_control_plane.job.updater import JobUpdater, now
 from adjourn_control_plane.store.interface import JobName, JobStore
 
 Context = grpc.aio.ServicerContext[Any, Any]
-
-
-SILENCE_SECONDS: Final = 30.0
-"""Longest wait for a caller to take the next piece of a file: one that does not read must not keep its place."""
 
 
 class CheckpointService(checkpoint_service_pb2_grpc.CheckpointServiceServicer):
@@ -98,18 +94,10 @@ class CheckpointService(checkpoint_service_pb2_grpc.CheckpointServiceServicer):
             with self.reads.turn():
                 async with aclosing(self.reads.chunks(checkpoint, request.file, request.offset)) as chunks:
                     async for chunk in chunks:
-                        await self.send(chunk, context)
+                        await send(context, pb.ReadCheckpointResponse(data=chunk), self.silence)
         except errors.CheckpointDamagedError:
             await self.registered(request.name)  # with its job, it may have been deleted meanwhile
             raise
-
-    async def send(self, chunk: bytes, context: grpc.aio.ServicerContext[Any, pb.ReadCheckpointResponse]) -> None:
-        """Sends a piece; raises ReadStalledError if the caller does not take it in time."""
-        try:
-            async with asyncio.timeout(self.silence):
-                await context.write(pb.ReadCheckpointResponse(data=chunk))
-        except TimeoutError:
-            raise errors.ReadStalledError(f"nothing was read for {self.silence:g} s; read on from there") from None
 
 
 def job_of(checkpoint: str) -> JobName:

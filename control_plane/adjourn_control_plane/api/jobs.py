@@ -22,6 +22,8 @@ from adjourn_control_plane.api import pages, validation
 from adjourn_control_plane.api.boundaries import Boundaries
 from adjourn_control_plane.api.holds import Holds
 from adjourn_control_plane.api.identity import actor
+from adjourn_control_plane.api.logs import Logs
+from adjourn_control_plane.api.sending import SILENCE_SECONDS, send
 from adjourn_control_plane.api.uploads import Uploads
 from adjourn_control_plane.api.watch import Watch
 from adjourn_control_plane.job import machine
@@ -44,8 +46,17 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
     """Runs training jobs that can be paused and resumed."""
 
     def __init__(
-        self, store: JobStore, updater: JobUpdater, objects: ObjectStore, watch: Watch, boundaries: Boundaries
+        self,
+        store: JobStore,
+        updater: JobUpdater,
+        objects: ObjectStore,
+        watch: Watch,
+        boundaries: Boundaries,
+        logs: Logs,
+        *,
+        silence: float = SILENCE_SECONDS,
     ) -> None:
+        """`silence`: seconds that a reader of a log may leave a message untaken."""
         self.store = store
         self.updater = updater
         self.objects = objects
@@ -53,6 +64,8 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         self.holds = Holds(store, updater)
         self.watch = watch
         self.boundaries = boundaries
+        self.logs = logs
+        self.silence = silence
 
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> Job:
         check(validation.create_job(request))
@@ -177,6 +190,16 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         async with aclosing(self.watch.follow(request)) as responses:
             async for response in responses:
                 yield response
+
+    async def StreamLogs(  # type: ignore[override]  # the generated type has generators only
+        self, request: pb.StreamLogsRequest, context: grpc.aio.ServicerContext[Any, pb.StreamLogsResponse]
+    ) -> None:
+        check(validation.stream_logs(request))
+        record = await self.record("name", request.name)
+        with self.logs.turn():
+            async with aclosing(self.logs.read(request, record)) as responses:
+                async for response in responses:
+                    await send(context, response, self.silence)
 
     async def HoldJobs(self, request: pb.HoldJobsRequest, context: Context) -> pb.HoldJobsResponse:
         check(validation.selection(request) | validation.text("reason", request.reason))

@@ -15,6 +15,7 @@ from adjourn.v1.job_service_pb2 import (
     ListResourceSamplesRequest,
     ListStepMetricsRequest,
     ReleaseJobsRequest,
+    StreamLogsRequest,
     UpdateJobRequest,
 )
 from adjourn_control_plane.job.requests import LABELS, UPDATABLE
@@ -33,6 +34,11 @@ MIN_SECONDS: Final = 1
 MAX_SECONDS: Final = 30 * 24 * 3600
 MAX_KEPT: Final = 1_000_000
 """Checkpoints of a job."""
+MAX_INT32: Final = (1 << 31) - 1
+MAX_OFFSET: Final = 10**15
+"""Of a log: keys have so many digits."""
+MAX_TAIL: Final = 1_000_000
+"""Lines at the end of a log."""
 
 MAX_QUOTED: Final = 64
 """Characters of a wrong value that are quoted: an answer must fit into metadata."""
@@ -63,6 +69,21 @@ def create_job(request: CreateJobRequest) -> Violations:
     found.update(spec(request.job.spec))
     found.update(labels("job.labels", request.job.labels))
     found.update(short_id("request_id", request.request_id))
+    return found
+
+
+def stream_logs(request: StreamLogsRequest) -> Violations:
+    """Returns what cannot be accepted of a StreamLogsRequest, but for an attempt that the job does not have."""
+    found = name("name", request.name)
+    for field, value, most in (
+        ("attempt", request.attempt, MAX_INT32),
+        ("offset", request.offset, MAX_OFFSET),
+        ("tail_lines", request.tail_lines, MAX_TAIL),
+    ):
+        if not 0 <= value <= most:
+            found[field] = f"must be 0 to {most}; is {value}"
+    if request.offset and request.HasField("tail_lines"):
+        found["tail_lines"] = "is for a log that is read from its end; leave out offset"
     return found
 
 

@@ -273,6 +273,8 @@ class AgentSession:
                 acknowledged_report=self.acknowledged,
                 sequence=self.responses_sent + 1,
             )
+            uids = [JobUid(record.job.uid) for record in held]
+            response.followed_job_uids.extend(sorted(await self.store.followed(uids)))
             self.responses_sent = response.sequence
             for each in response.assignments:
                 if each.HasField("spec"):

@@ -54,6 +54,8 @@ heard of is stopped. Of a job that is not known any more nobody can say whether 
 PURGE_AGAIN: Final = (timedelta(minutes=10), timedelta(days=1))
 """When the objects of a deleted job are looked for again: a worker that was out of reach may have saved meanwhile."""
 
+FOLLOWED = timedelta(seconds=15)
+"""For how long it is known that somebody follows a log; who does says so again and again."""
 STREAM_MEMORY = timedelta(days=1)
 """For how long the number of a stream is known: longer than a replica is stopped that had an older one."""
 
@@ -448,6 +450,14 @@ class JobStore(Protocol):
 
     async def deleted(self, uids: Sequence[JobUid]) -> set[JobUid]:
         """Returns which of the uids are of jobs that were deleted: the newest DELETED_KEPT are known."""
+        ...
+
+    async def follow(self, job: JobName, uid: JobUid, worker: str) -> None:
+        """Notes for FOLLOWED that somebody reads what a job prints as it comes; notifies its worker, if it is news."""
+        ...
+
+    async def followed(self, uids: Sequence[JobUid]) -> set[JobUid]:
+        """Returns of which of these jobs somebody reads what they print."""
         ...
 
     async def aclose(self) -> None: ...

@@ -21,6 +21,7 @@ an attachment are remembered by id for a while, the rest is idempotent. Reads th
     {ns}:tombstones:later           sorted set of `{looks} {uid}` that are to be looked at again, by ms since 1970
     {ns}:deleted                    sorted set of the uids of deleted jobs, in order
     {ns}:bundles:doomed  :removing  sorted sets of the bundles on their way out, by stamp;  :steps  counter of stamps
+    {ns}:followed:{uid}             somebody reads what the job of the uid prints as it comes; expires
     {ns}:requests                   sorted set of the ids of requests, in order
     {ns}:newest:{instance}          number of the newest stream of the agents of an instance; expires
     {ns}:request:{id}  :done:{id}   hash: digest, answer, settled; result of a change, for its repeats; both expire
@@ -55,6 +56,7 @@ from adjourn.v1.worker_pb2 import Drain, Worker
 from adjourn_control_plane.store import redis_codec as values
 from adjourn_control_plane.store.interface import (
     EVENTS_KEPT,
+    FOLLOWED,
     PURGE_AGAIN,
     SERIES_KEPT,
     STREAM_MEMORY,
@@ -403,6 +405,16 @@ class RedisStore:
     async def deleted(self, uids: Sequence[JobUid]) -> set[JobUid]:
         times = await self._ask("ZMSCORE", "deleted", *uids) if uids else []
         return {uid for uid, time in zip(uids, times, strict=True) if time is not None}
+
+    async def follow(self, job: JobName, uid: JobUid, worker: str) -> None:
+        is_news = await self._ask("SET", f"followed:{uid}", 1, "EX", int(FOLLOWED.total_seconds()), "GET") is None
+        if is_news and worker:
+            await self._ask("PUBLISH", "notifications", f"{job} {worker}")
+
+    async def followed(self, uids: Sequence[JobUid]) -> set[JobUid]:
+        keys = [self._key(f"followed:{uid}") for uid in uids]
+        found = await self._answer(self._command("MGET", *keys)) if keys else []
+        return {uid for uid, value in zip(uids, found, strict=True) if value is not None}
 
     def _key(self, name: str) -> str:
         return f"{self._prefix}:{name}"

@@ -45,6 +45,8 @@ class Plane(JobServiceServicer, CheckpointServiceServicer, WorkerServiceServicer
         self.checkpoints: list[Checkpoint] = []
         self.files: dict[str, bytes] = {}
         """What ReadCheckpoint sends, by the name of the file, two bytes a message."""
+        self.printed: list[jobs_pb.StreamLogsResponse] = []
+        """What StreamLogs sends."""
         self.workers: list[Worker] = []
         self.outcomes: list[jobs_pb.HoldOutcome] = []
         self.failures: dict[str, list[errors.AdjournError]] = {}
@@ -167,6 +169,16 @@ class Plane(JobServiceServicer, CheckpointServiceServicer, WorkerServiceServicer
     ) -> jobs_pb.ListResourceSamplesResponse:
         self.note("ListResourceSamples", request, context)
         return jobs_pb.ListResourceSamplesResponse(samples=self.samples)
+
+    def StreamLogs(self, request: jobs_pb.StreamLogsRequest, context: Context) -> Iterator[jobs_pb.StreamLogsResponse]:
+        """Sends `printed` from where it is asked for on; a failure comes behind the first message."""
+        self.note("StreamLogs", request, context)
+        for piece in self.printed:
+            place, asked = (piece.attempt, piece.next_offset), (request.attempt, request.offset)
+            if place > asked or (piece.end and place == asked):
+                yield piece
+                if self.failures.get("StreamLogs"):
+                    fail(context, self.failures["StreamLogs"].pop(0))
 
     def UploadBundle(
         self, request_iterator: Iterator[jobs_pb.UploadBundleRequest], context: Context
