@@ -20,6 +20,8 @@ LIBRARY: Final = "library."
 OF_THE_PROCESS: Final = frozenset({"device", "threads", "compute_capability", "cudnn"})
 """Known to a training process only. The GPU's model implies its compute capability, torch's version its cuDNN."""
 CPU: Final = "cpu"
+CPU_VARIABLES: Final = ("OMP_", "KMP_", "GOMP_", "MKL_", "DNNL_", "ONEDNN_", "OPENBLAS_")
+"""Prefixes of the variables that math libraries read on a CPU, when they are loaded."""
 
 
 def differences(there: Mapping[str, str], here: Mapping[str, str]) -> dict[str, tuple[str, str]]:

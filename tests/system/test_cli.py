@@ -211,18 +211,21 @@ async def test_a_run_starts_in_a_copy_of_its_folder_and_finds_its_modules_by_wha
     (tmp_path / "control_plane.py").write_text("def answer(): import worker; return worker.ANSWER / 2\n")
     script = tmp_path / "train.py"
     script.write_text(
-        "import control_plane, worker\n"
+        "import os, control_plane, worker\n"
         "def main(run):\n"
         "    for _ in run.epochs():\n"
         "        run.log(whole=worker.ANSWER, half=control_plane.answer(), rows=len(list(open('data/rows.csv'))))\n"
+        "        run.log(rate=float(os.environ['RATE']))\n"
     )
     rows = tmp_path / "data" / "rows.csv"
     rows.parent.mkdir()
     rows.write_text("a\nb\nc\n")
-    out = await said("submit", f"{script}:main", "--epochs", "1", "--name", "own-modules", "--wait", "--include", rows)
+    words = ("--epochs", "1", "--name", "own-modules", "--wait", "--include", rows, "--env", "RATE=0.5")
+    out = await said("submit", f"{script}:main", *words)
     assert "1 epochs, with train.py, data/, control_plane.py and worker.py (4 files, " in out.splitlines()[0]
     (epoch,) = (json.loads(line) for line in (await said("metrics", "own-modules", "-o", "json")).splitlines())
-    assert epoch["values"] == {"whole": 42.0, "half": 21.0, "rows": 3.0}
+    assert epoch["values"] == {"whole": 42.0, "half": 21.0, "rows": 3.0, "rate": 0.5}
+    assert re.search(r"environment +RATE=0.5", await said("get", "own-modules"))
     events = [json.loads(line) for line in (await said("events", "own-modules", "-o", "json")).splitlines()]
     assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
     assert {"CREATED", "PLACED", "BEGAN", "SUCCEEDED"} <= {event["type"] for event in events}

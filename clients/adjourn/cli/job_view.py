@@ -78,6 +78,7 @@ def run_rows(job: Job) -> Iterator[Row]:
         ("model", spec.model_name),
         ("data", spec.dataset_uri),
         ("arguments", formatting.pairs(MessageToDict(spec.args))),
+        ("environment", formatting.pairs(spec.environment)),
         ("seed", str(spec.seed) if spec.HasField("seed") else ""),
         ("needs", needs(spec)),
         ("checkpoints", checkpoints(spec)),

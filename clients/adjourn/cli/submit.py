@@ -59,6 +59,12 @@ def submit(
         list[Path] | None,
         typer.Option(metavar="PATH", help="A further file or folder, beside what the script imports. Repeat it."),
     ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="Environment variable of the run. Shown to all: no secrets. Repeat it."
+        ),
+    ] = None,
     gpus: Annotated[int, typer.Option(help="GPUs on one worker; 0 takes a CPU slot.")] = 0,
     seed: Annotated[int | None, typer.Option(help="Of every random stream; left out: chosen and kept.")] = None,
     checkpoint_epochs: Annotated[
@@ -127,6 +133,7 @@ def submit(
         retention=arguments.retention(keep_last, best),
         hang_policy=arguments.hang_policy(hang_policy),
         hang_timeout=arguments.duration("--hang-timeout", hang_timeout),
+        environment=arguments.pairs("--env", env or ()),
         model_name=model_name,
         dataset_uri=dataset_uri,
     )

@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -59,8 +60,11 @@ class Outcome:
 class Drill:
     """The drill of an attempt, on the side of the training process; inert if the job has none."""
 
-    def __init__(self, start: TrainingStart, directory: Path, *, known: bool) -> None:
-        """`known`: the outcome of an earlier drill of the job is known. `directory` is made when it is needed."""
+    def __init__(self, start: TrainingStart, directory: Path, environment: Mapping[str, str], *, known: bool) -> None:
+        """`known`: the outcome of an earlier drill of the job is known. `directory` is made when it is needed.
+
+        `environment` is that of this process without the job's own variables, which the second one sets itself.
+        """
         self.step = start.drill_step or NOWHERE
         """Steps in all at which this process is to be compared."""
         self.due = start.spec.drill_steps > 0 and not known
@@ -68,7 +72,7 @@ class Drill:
         self._start = start
         self._directory = directory
         self._code = directory.parent / CODE
-        self._environment = dict(os.environ)  # as user code found it
+        self._environment = environment
         self._made = time.monotonic()
         self._process: subprocess.Popen[bytes] | None = None
         self._from = ""

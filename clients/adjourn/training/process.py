@@ -5,8 +5,9 @@ import importlib
 import io
 import os
 import sys
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +27,7 @@ from adjourn.training.interpreter_end import InterpreterEnd, files_in, say_what_
 from adjourn.training.run import Run
 from adjourn.training.session import Session, StopTraining
 from adjourn.training.snapshot.reader import SnapshotReader
-from adjourn.training.state.environment import fingerprint, prepare
+from adjourn.training.state.environment import fingerprint, prepare, software_environment
 from adjourn.training.state.generators import seed_generators
 from adjourn.v1.job_pb2 import Failure
 
@@ -111,6 +112,7 @@ def prepared(
     boundary: BoundaryFile,
 ) -> Session:
     """Sets up device, threads and seeds; raises EnvironmentDiffers or SnapshotUnreadable."""
+    inherited = set_variables(start.spec.environment)
     device = prepare(start.device_uuids, start.threads)
     restored = SnapshotReader(Path(start.restore_directory), device) if start.restore_directory else None
     different: dict[str, tuple[str, str]] = {}
@@ -130,11 +132,26 @@ def prepared(
         boundary=boundary,
         device=device,
         drill=Drill(
-            start, directory / DRILL, known=restored is not None and restored.drilled is not None and not different
+            start,
+            directory / DRILL,
+            inherited,
+            known=restored is not None and restored.drilled is not None and not different,
         ),
         restored=restored,
         differences=different,
     )
+
+
+def set_variables(variables: Mapping[str, str]) -> dict[str, str]:
+    """Sets a job's environment variables; returns what was set before.
+
+    What the libraries here have read is remembered first: a job's variables do not make one machine another.
+    """
+    software_environment()
+    inherited = dict(os.environ)
+    os.environ.update(variables)
+    time.tzset()
+    return inherited
 
 
 def trained(session: Session) -> int:

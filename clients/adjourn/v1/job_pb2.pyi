@@ -314,6 +314,26 @@ class JobSpec(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     @_typing.final
+    class EnvironmentEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
     class Retention(_message.Message):
         """Which checkpoints of a job are kept. Beside them always: the newest, what a pause rests on, what an attempt is
         restored from, and what is pinned.
@@ -387,6 +407,7 @@ class JobSpec(_message.Message):
     CHECKPOINT_STEPS_FIELD_NUMBER: _builtins.int
     CHECKPOINT_INTERVAL_FIELD_NUMBER: _builtins.int
     DRILL_STEPS_FIELD_NUMBER: _builtins.int
+    ENVIRONMENT_FIELD_NUMBER: _builtins.int
     entry_point: _builtins.str
     """`package.module:function`, in the bundle or installed on the workers."""
     bundle: _builtins.str
@@ -433,6 +454,12 @@ class JobSpec(_message.Message):
     def checkpoint_interval(self) -> _duration_pb2.Duration:
         """Time after a checkpoint until the next one, beside `checkpoint_epochs`. Unset: none by time."""
 
+    @_builtins.property
+    def environment(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Environment variables of the training process, set before the entry point's code is imported. They are part of the
+        job: everybody who can read it sees them, and its checkpoints have them. So they are no place for a secret.
+        """
+
     def __init__(
         self,
         *,
@@ -453,10 +480,11 @@ class JobSpec(_message.Message):
         checkpoint_steps: _builtins.int | None = ...,
         checkpoint_interval: _duration_pb2.Duration | None = ...,
         drill_steps: _builtins.int | None = ...,
+        environment: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_epochs", b"_checkpoint_epochs", "_checkpoint_steps", b"_checkpoint_steps", "_drill_steps", b"_drill_steps", "_max_restarts", b"_max_restarts", "_seed", b"_seed", "args", b"args", "checkpoint_epochs", b"checkpoint_epochs", "checkpoint_interval", b"checkpoint_interval", "checkpoint_steps", b"checkpoint_steps", "drill_steps", b"drill_steps", "hang_timeout", b"hang_timeout", "max_restarts", b"max_restarts", "retention", b"retention", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_epochs", b"_checkpoint_epochs", "_checkpoint_steps", b"_checkpoint_steps", "_drill_steps", b"_drill_steps", "_max_restarts", b"_max_restarts", "_seed", b"_seed", "args", b"args", "bundle", b"bundle", "checkpoint_epochs", b"checkpoint_epochs", "checkpoint_interval", b"checkpoint_interval", "checkpoint_steps", b"checkpoint_steps", "dataset_uri", b"dataset_uri", "drill_steps", b"drill_steps", "entry_point", b"entry_point", "gpu_count", b"gpu_count", "hang_policy", b"hang_policy", "hang_timeout", b"hang_timeout", "max_restarts", b"max_restarts", "model_name", b"model_name", "retention", b"retention", "seed", b"seed", "total_epochs", b"total_epochs", "worker_selector", b"worker_selector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_epochs", b"_checkpoint_epochs", "_checkpoint_steps", b"_checkpoint_steps", "_drill_steps", b"_drill_steps", "_max_restarts", b"_max_restarts", "_seed", b"_seed", "args", b"args", "bundle", b"bundle", "checkpoint_epochs", b"checkpoint_epochs", "checkpoint_interval", b"checkpoint_interval", "checkpoint_steps", b"checkpoint_steps", "dataset_uri", b"dataset_uri", "drill_steps", b"drill_steps", "entry_point", b"entry_point", "environment", b"environment", "gpu_count", b"gpu_count", "hang_policy", b"hang_policy", "hang_timeout", b"hang_timeout", "max_restarts", b"max_restarts", "model_name", b"model_name", "retention", b"retention", "seed", b"seed", "total_epochs", b"total_epochs", "worker_selector", b"worker_selector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__checkpoint_epochs: _TypeAlias = _typing.Literal["checkpoint_epochs"]  # noqa: Y015
     _WhichOneofArgType__checkpoint_epochs: _TypeAlias = _typing.Literal["_checkpoint_epochs", b"_checkpoint_epochs"]  # noqa: Y015

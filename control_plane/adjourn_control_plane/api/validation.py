@@ -7,6 +7,7 @@ from typing import Final, Literal
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from adjourn.environments import CPU_VARIABLES
 from adjourn.v1.job_pb2 import Job, JobSpec, PauseMode
 from adjourn.v1.job_service_pb2 import (
     CancelJobRequest,
@@ -32,6 +33,13 @@ MAX_TEXT: Final = 1024
 MIN_SECONDS: Final = 1
 """Of a duration: an agent looks at its trainings twice a second, and a checkpoint takes longer than that."""
 MAX_SECONDS: Final = 30 * 24 * 3600
+MAX_VARIABLES: Final = 256
+MAX_VARIABLES_BYTES: Final = 64 << 10
+VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+READ_BEFORE: Final = ("PYTHON", *CPU_VARIABLES)
+"""Prefixes of variables that are read before a job's are set: its training process is a fork, with torch loaded."""
+OF_THE_WORKER: Final = frozenset({"CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG"})
+"""Variables that the worker sets: the job's GPUs, and what makes them compute the same each time."""
 MAX_KEPT: Final = 1_000_000
 """Checkpoints of a job."""
 MAX_INT32: Final = (1 << 31) - 1
@@ -124,7 +132,31 @@ def spec(spec: JobSpec) -> Violations:
     if spec.drill_steps > 0 and spec.total_epochs == 0:
         found.setdefault("job.spec.drill_steps", "needs epochs: a task has no checkpoint to go on from")
     found.update(labels("job.spec.worker_selector", spec.worker_selector))
+    found.update(environment(spec.environment))
     return found
+
+
+def environment(variables: Mapping[str, str]) -> Violations:
+    """Checks the environment variables of a training process."""
+    field = "job.spec.environment"
+    size = sum(len(name.encode()) + len(value.encode()) for name, value in variables.items())
+    if len(variables) > MAX_VARIABLES or size > MAX_VARIABLES_BYTES:
+        return {field: f"must have {MAX_VARIABLES} variables and {MAX_VARIABLES_BYTES} bytes at most"}
+    wrong = {name: why for name, value in sorted(variables.items()) if (why := variable(name, value))}
+    return {f"{field}[{quoted(name)}]": why for name, why in wrong.items()}
+
+
+def variable(name: str, value: str) -> str:
+    """Returns why a variable cannot be set; empty if it can."""
+    if not VARIABLE.fullmatch(name):
+        return "must have a name of letters, digits and '_', not a digit first"
+    if "\0" in value:
+        return "must have a value without null characters"
+    if name.startswith("ADJOURN_") or name in OF_THE_WORKER:
+        return "cannot be set for a job: the worker sets it"
+    if name.startswith(READ_BEFORE):
+        return "cannot be set for a job: it is read before, when Python and torch are loaded; set it for the worker"
+    return ""
 
 
 def retention(spec: JobSpec) -> Violations:

@@ -41,6 +41,7 @@ def test_everything_at_its_limit_is_accepted() -> None:
                 max_restarts=0,
                 model_name="m" * 1024,
                 worker_selector={"zone": "x"},
+                environment={"_a1": "", "LD_PRELOAD": "/x.so", "CUBLASLT_X": "é"},
             )
         )
         == {}
@@ -160,6 +161,25 @@ def test_labels(labels: dict[str, str]) -> None:
     ):
         (field,) = violations
         assert field.startswith(("job.labels", "job.spec.worker_selector"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, "") for name in ("", "1a", "a-b", "ä", "a=b", "a\n")),
+        *((name, "1") for name in ("ADJOURN_LAUNCHER", "PYTHONHASHSEED", "PYTHONPATH", "OMP_NUM_THREADS", "MKL_CBWR")),
+        *((name, ":16:8") for name in ("CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG")),
+        ("A", "a\0b"),
+    ],
+)
+def test_variables_that_cannot_be_set(name: str, value: str) -> None:
+    (field,) = validation.create_job(request(environment={name: value, "GOOD": "1"}))
+    assert field == f"job.spec.environment[{name!r}]"
+
+
+@pytest.mark.parametrize("variables", [{f"A{i}": "" for i in range(257)}, {"A": "ä" * (32 << 10)}])
+def test_too_many_or_too_long_variables(variables: dict[str, str]) -> None:
+    assert list(validation.create_job(request(environment=variables))) == ["job.spec.environment"]
 
 
 @pytest.mark.parametrize("empty", [CreateJobRequest(), CreateJobRequest(job=Job())])

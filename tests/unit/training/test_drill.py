@@ -247,7 +247,7 @@ def test_where_the_snapshot_cannot_be_copied_there_is_no_drill(trainings: Traini
 
 
 def test_a_drill_leaves_room_on_the_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    drill = Drill(TrainingStart(spec=drilled()), tmp_path / "drill", known=False)
+    drill = Drill(TrainingStart(spec=drilled()), tmp_path / "drill", {}, known=False)
     drill.begin(Snapshot(directory=str(tmp_path), size_bytes=1 << 60))
     assert (drill.due, drill.wanted, drill.runs) == (False, False, False)
     assert not (tmp_path / "drill").exists()
@@ -259,7 +259,7 @@ def test_a_drill_leaves_room_on_the_disk(tmp_path: Path, capsys: pytest.CaptureF
 
 @pytest.mark.parametrize(("steps", "known"), [(0, False), (5, True)])
 def test_no_drill_is_due(tmp_path: Path, steps: int, known: bool) -> None:
-    drill = Drill(TrainingStart(spec=drilled(steps)), tmp_path / "drill", known=known)
+    drill = Drill(TrainingStart(spec=drilled(steps)), tmp_path / "drill", {}, known=known)
     assert (drill.due, drill.wanted) == (False, False)
     assert drill.outcome() is None
 
@@ -284,16 +284,20 @@ def test_what_differs_is_named() -> None:
 
 
 FILED = """
-import pathlib, drilled
+import os, pathlib, drilled
 def main(run):
-    factor = float(pathlib.Path("factor.txt").read_text())
+    factor = float(pathlib.Path("factor.txt").read_text()) * float(os.environ["FACTOR"])
     pathlib.Path("factor.txt").write_text("2.0")
     drilled.train(run, lambda: factor)
 """
 
 
-def test_the_second_process_begins_in_the_folder_as_it_was(trainings: TrainingProcesses) -> None:
-    directory = trainings.prepare("filed:main", epochs=3, spec=drilled())
+def test_the_second_process_begins_in_the_folder_as_it_was_with_the_same_variables(
+    trainings: TrainingProcesses,
+) -> None:
+    directory = trainings.prepare(
+        "filed:main", epochs=3, spec=JobSpec(drill_steps=5, environment={"FACTOR": "1.5", "NCCL_DEBUG": "INFO"})
+    )
     start = TrainingStart.FromString((directory / "start").read_bytes())
     start.code_directory = str(directory / "work")
     (directory / "start").write_bytes(start.SerializeToString())

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adjourn.environments import differences, fits
+from adjourn.environments import CPU_VARIABLES, differences, fits
 from adjourn.training.state import environment
 from adjourn.v1.worker_pb2 import Worker
 
@@ -31,7 +31,7 @@ def test_libraries_are_recorded_once_they_are_imported() -> None:
 
 def test_variables_that_math_libraries_read_are_recorded() -> None:
     found = {"OMP_PROC_BIND": "true", "MKL_CBWR": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2", "HOME": "/root"}
-    text = environment.variables(found, environment.CPU_VARIABLES)
+    text = environment.variables(found, CPU_VARIABLES)
     assert text == "MKL_CBWR=AVX2 OMP_PROC_BIND=true ONEDNN_MAX_CPU_ISA=AVX2"
     script = "from adjourn.training.state import environment as e; print(e.software_environment()['cpu_variables'])"
     done = subprocess.run(

@@ -139,6 +139,20 @@ def test_every_module_of_the_users_comes_before_one_that_was_imported(
     assert "random in the code of this job is not imported: the name belongs to Python" in attempt.log
 
 
+def test_a_job_has_its_own_variables_and_they_make_no_other_environment(
+    trainings: TrainingProcesses, tmp_path: Path
+) -> None:
+    (tmp_path / "entry.py").write_text(
+        "import os, time\nFOUND = os.environ['RATE'], time.tzname[0]\n"
+        "def main(run):\n    print('found', *FOUND, os.environ['PATH'] != '')\n    for _ in run.epochs(): pass\n"
+    )
+    spec = JobSpec(environment={"RATE": "0.5 a", "TZ": "XYZ-3", "NVIDIA_TF32_OVERRIDE": "0"})
+    first = trainings.run("entry:main", epochs=2, code_directory=str(tmp_path), spec=spec, order=PAUSE)
+    assert "found 0.5 a XYZ True" in first.log
+    second = trainings.run("entry:main", epochs=2, code_directory=str(tmp_path), spec=spec, restore=first)
+    assert second.events[0].began.verdict == Pause.EXACT
+
+
 def test_a_file_that_did_not_go_along_is_told_with_what_takes_it(trainings: TrainingProcesses, tmp_path: Path) -> None:
     (tmp_path / "entry.py").write_text("def main(run):\n    open(run.args['name'])\n")
     advice = "`adjourn submit --include PATH` takes a file along"

@@ -17,10 +17,8 @@ from typing import Final
 import numpy as np
 import torch
 
-from adjourn.environments import LIBRARY
+from adjourn.environments import CPU_VARIABLES, LIBRARY
 
-CPU_VARIABLES: Final = ("OMP_", "KMP_", "GOMP_", "MKL_", "DNNL_", "ONEDNN_", "OPENBLAS_")
-"""Prefixes of the variables that math libraries read on a CPU."""
 GPU_VARIABLES: Final = ("CUBLAS_", "CUDNN_", "NCCL_", "NVIDIA_TF32_OVERRIDE")
 """Prefixes of the variables that math libraries read on a GPU."""
 WORKSPACE: Final = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
