@@ -119,9 +119,9 @@ async def test_a_script_of_their_own_from_its_submission_to_its_deletion(
     epochs = objects(await said("metrics", "theirs", "-o", "json"))
     assert {epoch["epoch"]: epoch["values"] for epoch in epochs} == uninterrupted.metrics
     assert len((await said("metrics", "theirs")).splitlines()) == 1 + EPOCHS
-    newest = objects(await said("checkpoint", "list", "theirs", "-o", "json"))[0]
+    newest = objects(await said("checkpoints", "theirs", "-o", "json"))[0]
     assert newest["componentDigests"] == uninterrupted.digests
-    assert "latest, final" in await said("checkpoint", "list", "theirs")
+    assert "latest, final" in await said("checkpoints", "theirs")
     exported = tmp_path / "theirs.pt"
     await said("checkpoint", "export", "theirs", "--format", "torch", "-o", str(exported))
     about = torch.load(exported, weights_only=True)["adjourn.checkpoint"]
@@ -179,7 +179,7 @@ async def test_ctrl_c_ends_a_watch_quietly(stack: Stack, uninterrupted: Outcome)
         (("get", "none"), 3, "adjourn: there is no jobs/none; `adjourn list` shows what there is"),
         (("watch", "none"), 3, "there is no jobs/none"),
         (("metrics", "none"), 3, "there is no jobs/none"),
-        (("checkpoint", "list", "none"), 3, "there is no jobs/none"),
+        (("checkpoints", "none"), 3, "there is no jobs/none"),
         (("cancel", "none"), 3, "there is no jobs/none"),
         (("get", "Not A Name"), 1, "name: must be 'jobs/{id}'"),
         (("pause", "uninterrupted"), 1, "jobs/uninterrupted is SUCCEEDED; pausing needs one of: QUEUED"),

@@ -96,7 +96,7 @@ def test_the_wheel_has_three_packages_and_what_they_read(wheel: Path) -> None:
         *("adjourn", "adjourn_control_plane", "adjourn_worker"),
         described.partition("/")[0],
     }
-    assert {"adjourn/py.typed", "adjourn_control_plane/store/scripts/commit.lua"} <= set(names)
+    assert {"adjourn/py.typed", "adjourn/cli/job.yaml", "adjourn_control_plane/store/scripts/commit.lua"} <= set(names)
     required = {
         line.partition(": ")[2] for line in lines if line.startswith("Requires-Dist") and "extra ==" not in line
     }

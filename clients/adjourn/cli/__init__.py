@@ -11,7 +11,21 @@ import typer
 
 from adjourn import __version__, extras
 from adjourn.channel import DEFAULT_ADDRESS
-from adjourn.cli import arguments, checkpoint_verbs, error_messages, fleet_verbs, queries, servers, submit, verbs, watch
+from adjourn.cli import (
+    arguments,
+    checkpoint_verbs,
+    completion,
+    error_messages,
+    fleet_verbs,
+    help_texts,
+    queries,
+    servers,
+    submit,
+    top,
+    verbs,
+    watch,
+)
+from adjourn.cli.exit_status import Status
 
 SETTINGS: Final[dict[str, Any]] = {"help_option_names": ["--help", "-h"]}
 
@@ -19,6 +33,7 @@ app = typer.Typer(
     cls=error_messages.Commands,
     help="Pause a training job at any moment and resume it later, on any worker, bit for bit.",
     no_args_is_help=True,
+    rich_markup_mode=None,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings=SETTINGS,
@@ -28,6 +43,8 @@ app.command("submit", cls=submit.Submit)(submit.submit)
 app.command("list")(queries.list_jobs)
 app.command("get")(queries.get)
 app.command("watch")(watch.watch)
+app.command("top")(top.top)
+app.command("paused")(queries.paused)
 app.command("pause")(verbs.pause)
 app.command("resume")(verbs.resume)
 app.command("cancel")(verbs.cancel)
@@ -35,12 +52,14 @@ app.command("update")(verbs.update)
 app.command("delete")(verbs.delete)
 app.command("events")(queries.events)
 app.command("metrics")(queries.metrics)
+app.command("checkpoints")(checkpoint_verbs.list_checkpoints)
 app.command("workers")(queries.workers)
 app.command("hold")(fleet_verbs.hold)
 app.command("release")(fleet_verbs.release)
 app.command("drain")(fleet_verbs.drain)
 app.command("undrain")(fleet_verbs.undrain)
 app.command("delete-worker")(fleet_verbs.delete_worker)
+app.command("completion")(completion.completion)
 app.add_typer(checkpoint_verbs.app, name="checkpoint")
 app.command("control-plane", epilog=f"{servers.ENVIRONMENT}, ADJOURN_REDIS_URL.")(servers.control_plane)
 app.command("worker", epilog=f"{servers.ENVIRONMENT}.")(servers.worker)
@@ -67,17 +86,23 @@ def demo(ctx: typer.Context) -> None:
     pass_on(ctx, command)
 
 
+help_texts.dress(app)
+help_texts.dress(checkpoint_verbs.app, "checkpoint ")
+
+
 def require_extras(command: str) -> None:
     """Leaves with a line that says what to install, if the client alone is installed."""
     if why := extras.missing(f"adjourn {command}"):
         error_messages.print_error(why)
-        raise typer.Exit(1)
+        raise typer.Exit(Status.REFUSED)
 
 
 def pass_on(ctx: typer.Context, command: Callable[..., None]) -> None:
     """Runs a command whose module, options included, is loaded only now."""
-    inner = typer.Typer(add_completion=False, pretty_exceptions_enable=False, context_settings=SETTINGS)
-    inner.command()(command)
+    inner = typer.Typer(
+        rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False, context_settings=SETTINGS
+    )
+    inner.command(epilog=help_texts.epilog(help_texts.COMMANDS[str(ctx.info_name)]))(command)
     if status := inner(args=ctx.args, prog_name=f"adjourn {ctx.info_name}", standalone_mode=False):
         raise typer.Exit(status)
 
@@ -111,6 +136,7 @@ def options(
 def main() -> None:
     """Runs the command line; every failure is a line on standard error and an exit status."""
     sys.unraisablehook = error_messages.ignore_unraisable
+    completion.prepare()
     try:
         app()
     except Exception as error:  # noqa: BLE001 - the last resort: one line, and the traceback on request

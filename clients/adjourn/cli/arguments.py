@@ -26,8 +26,8 @@ SPANS: Final = {
 LONGEST: Final = timedelta(days=1000)
 
 
-def entry_point(target: str) -> tuple[Path | None, str]:
-    """Returns the script, if `target` names one, and `module:function`."""
+def entry_point(target: str, folder: Path = Path()) -> tuple[Path | None, str]:
+    """Returns the script, if `target` names one, and `module:function`. The script is looked for from `folder`."""
     place, colon, function = target.rpartition(":")
     if not (colon and place and function.isidentifier()):
         wrong("TARGET", f"{target!r} should be script.py:function or package.module:function")
@@ -38,9 +38,9 @@ def entry_point(target: str) -> tuple[Path | None, str]:
         if not all(part.isidentifier() for part in place.split(".")):
             wrong("TARGET", f"{place!r} is neither a file ending in .py nor a package.module")
         return None, target
-    script = Path(place)
+    script = folder / place
     if not script.is_file():
-        wrong("TARGET", f"there is no file {place}")
+        wrong("TARGET", f"there is no file {script}")
     try:
         return script, f"{bundles.module_name(script)}:{function}"
     except bundles.BundleInvalid as error:

@@ -1,4 +1,4 @@
-"""`adjourn checkpoint list`, `show`, `pin`, `unpin`, `export`."""
+"""`adjourn checkpoints`, and `adjourn checkpoint show`, `pin`, `unpin`, `export`."""
 
 import sys
 from pathlib import Path
@@ -22,14 +22,18 @@ if TYPE_CHECKING:
 LATEST: Final = "latest"
 FORMATS: Final = ("safetensors", "torch")
 
-app = typer.Typer(help="Look at a job's checkpoints, say which to keep, take one elsewhere.", no_args_is_help=True)
+app = typer.Typer(
+    help="Look at a job's checkpoints, say which to keep, take one elsewhere.",
+    short_help="Look at checkpoints, keep and export them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 Which = Annotated[
     str, typer.Option("--checkpoint", metavar="WHICH", help="latest, an epoch (its end), or a name from the list.")
 ]
 
 
-@app.command("list")
 def list_checkpoints(ctx: typer.Context, job: JobName, *, form: Output = Format.TABLE) -> None:
     """List a job's checkpoints, newest first, and why each is kept."""
     with connect(ctx) as client:
@@ -126,7 +130,7 @@ def chosen(client: "Client", job: str, which: str) -> Checkpoint:
         epoch = "" if each.epoch_step else str(each.epoch)  # amid the next one it is not the epoch's
         if which in (epoch, each.name, formatting.short(each.name)):
             return each
-    raise NotFoundError(f"{job} has no checkpoint {which}; `adjourn checkpoint list` shows those that it has")
+    raise NotFoundError(f"{job} has no checkpoint {which}; `adjourn checkpoints` shows those that it has")
 
 
 def place(checkpoint: Checkpoint) -> str:

@@ -15,6 +15,8 @@ from adjourn.cli.exit_status import Status
 from adjourn.cli.formatting import printable
 from adjourn.scripts.files import ScriptInvalid
 
+UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[1]
+"""What typer raises of a command line that is wrong; it exports only this child of it."""
 TRACEBACK_VARIABLE: Final = "ADJOURN_TRACEBACK"
 
 ADVICE: Final[Mapping[type[errors.AdjournError], str]] = {  # where the answer itself does not say what to do
@@ -31,7 +33,7 @@ ADVICE: Final[Mapping[type[errors.AdjournError], str]] = {  # where the answer i
     errors.TooManyUploadsError: "try again in a moment",
     errors.UploadStalledError: "submit it again",
     errors.TooManyReadsError: "try again in a moment",
-    errors.CheckpointDamagedError: "`adjourn checkpoint list` has older ones",
+    errors.CheckpointDamagedError: "`adjourn checkpoints` has older ones",
     errors.StoreUnavailableError: "running trainings go on; try again in a moment",
     errors.ObjectStoreUnavailableError: "try again in a moment",
     errors.ObjectStoreRefusedError: "the control plane's settings of object storage have to be mended",
@@ -53,6 +55,9 @@ class Commands(TyperGroup):
                 raise interrupted() from None
             print_error("nothing was changed")
             status = Status.REFUSED
+        except UsageError as error:
+            print_error(usage(error))
+            status = Status.USAGE
         except errors.AdjournError as error:
             print_error(sentence(error))
             status = exit_status.of(error)
@@ -63,6 +68,12 @@ class Commands(TyperGroup):
             print_error(f"cannot make a bundle: {error.reason}")
             status = Status.REFUSED
         raise typer.Exit(status)
+
+
+def usage(error: Any) -> str:
+    """Returns what is wrong with a command line, and which help says more."""
+    said = " ".join(str(error.format_message()).split()).rstrip(".")
+    return f"{said}; `{error.ctx.command_path} --help` tells more" if error.ctx else said
 
 
 def interrupted() -> typer.Exit:

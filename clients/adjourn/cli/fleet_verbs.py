@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from adjourn.cli import arguments, formatting, output, tables
+from adjourn.cli import arguments, completion, formatting, output, tables
 from adjourn.cli.connection import connect
 from adjourn.cli.exit_status import Status
 from adjourn.cli.output import Format, Output
@@ -25,7 +25,10 @@ LOOK_SECONDS: Final = 1.0
 All = Annotated[bool, typer.Option("--all", help="Every job.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; do nothing.")]
 WorkerName = Annotated[
-    str, typer.Argument(metavar="WORKER", help="The worker, `w` or `workers/w`.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="WORKER", help="The worker, `w` or `workers/w`.", show_default=False, autocompletion=completion.workers
+    ),
 ]
 
 

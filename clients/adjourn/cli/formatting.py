@@ -45,6 +45,16 @@ def brief(span: timedelta | float) -> str:
     return f"{whole // DAY}d{whole % DAY // HOUR:02}h"
 
 
+def rate(per_second: float | None) -> str:
+    """Returns `12.5/s`, `14.2/min` or `3.1/h`; a dash if it is not known."""
+    if per_second is None:
+        return "-"
+    for unit, seconds in (("s", 1), ("min", MINUTE), ("h", HOUR)):
+        if per_second * seconds >= 1 or unit == "h":
+            break
+    return f"{per_second * seconds:.1f}/{unit}" if per_second * seconds < 1000 else f"{per_second:.0f}/{unit}"
+
+
 def since(time: Timestamp, now: datetime) -> str:
     """Returns how long ago a moment was; a dash for an unset one."""
     return brief(now - time.ToDatetime(tzinfo=UTC)) if time.ByteSize() else "-"
@@ -72,6 +82,11 @@ def clock(time: Timestamp) -> str:
     if not time.ByteSize():
         return "--------"
     return f"{time.ToDatetime(tzinfo=UTC).astimezone():%H:%M:%S}"
+
+
+def counted(count: int, what: str) -> str:
+    """Returns `1 job` or `12 jobs`."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def percent(share: float) -> str:

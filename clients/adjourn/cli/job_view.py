@@ -6,7 +6,6 @@
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
-from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich import box
 from rich.console import Group, RenderableType
@@ -16,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adjourn.cli import formatting, phrases
+from adjourn.cli.documents import document
 from adjourn.cli.usage_table import usage_table
 from adjourn.v1.job_pb2 import Condition, Job, JobSpec, Pause, PauseMode, Progress
 
@@ -69,7 +69,23 @@ def heading(title: str) -> Text:
     return Text(f"\n{title}", style="bold")
 
 
+def draft(job: Job, code: str) -> RenderableType:
+    """Returns what would be queued, for a dry run; `code` is the end of a sentence on what goes along."""
+    name, spec = formatting.short(job.name) or "a job of a chosen name", job.spec
+    said = f"would queue {name}: {spec.entry_point}, {spec.total_epochs} epochs{code}; nothing was sent"
+    return Group(Text(formatting.printable(said)), *section("Run", spec_rows(job)))
+
+
 def run_rows(job: Job) -> Iterator[Row]:
+    yield from spec_rows(job)
+    yield "created", formatting.moment(job.create_time)
+    if job.HasField("start_time"):
+        yield "started", formatting.moment(job.start_time)
+    if job.HasField("end_time"):
+        yield "ended", formatting.moment(job.end_time)
+
+
+def spec_rows(job: Job) -> Iterator[Row]:
     spec = job.spec
     rows = (
         ("job", job.name),
@@ -77,7 +93,7 @@ def run_rows(job: Job) -> Iterator[Row]:
         ("entry point", spec.entry_point),
         ("model", spec.model_name),
         ("data", spec.dataset_uri),
-        ("arguments", formatting.pairs(MessageToDict(spec.args))),
+        ("arguments", formatting.pairs(document(spec)["args"] if spec.HasField("args") else {})),
         ("environment", formatting.pairs(spec.environment)),
         ("seed", str(spec.seed) if spec.HasField("seed") else ""),
         ("needs", needs(spec)),
@@ -88,11 +104,6 @@ def run_rows(job: Job) -> Iterator[Row]:
         ("worker", job.worker),
     )
     yield from ((label, value) for label, value in rows if value)
-    yield "created", formatting.moment(job.create_time)
-    if job.HasField("start_time"):
-        yield "started", formatting.moment(job.start_time)
-    if job.HasField("end_time"):
-        yield "ended", formatting.moment(job.end_time)
 
 
 def needs(spec: JobSpec) -> str:

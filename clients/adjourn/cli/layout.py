@@ -15,6 +15,8 @@ ABSENT: Final = "-"
 GAP: Final = 2
 """Columns of the terminal between two of a table."""
 ELLIPSIS: Final = "…"
+SPARE: Final = 6
+"""Rank of columns that are shown only where there is more than enough room."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Column:
     """What is left out first has the highest; 0 is always shown."""
     least: int = 0
     """Its cells may be shortened to so much where there is no room; 0: not at all."""
+    wish: int = 0
+    """It is not shortened below this for the sake of columns of rank SPARE and above."""
     middle: bool = False
     """What is left out of a cell is its middle: names differ at their ends."""
 
@@ -50,10 +54,12 @@ class Fitted:
         yield table(fitted(self.columns, options.max_width))
 
 
-def column(title: str, cells: Iterable[str | Text], *, rank: int = 0, least: int = 0, middle: bool = False) -> Column:
+def column(
+    title: str, cells: Iterable[str | Text], *, rank: int = 0, least: int = 0, wish: int = 0, middle: bool = False
+) -> Column:
     """Returns a column; `>` before its title aligns it to the right."""
     texts = [cell if isinstance(cell, Text) else Text(formatting.printable(cell)) for cell in cells]
-    return Column(title.removeprefix(">"), texts, title.startswith(">"), rank, least, middle)
+    return Column(title.removeprefix(">"), texts, title.startswith(">"), rank, least, max(least, wish), middle)
 
 
 def fitted(columns: Sequence[Column], width: int) -> list[Column]:
@@ -62,11 +68,10 @@ def fitted(columns: Sequence[Column], width: int) -> list[Column]:
     A column that may be left out and says nothing is left out anyway.
     """
     kept = [each for each in columns if not (each.rank and each.empty)]
-    while taken([min(each.width, each.least or each.width) for each in kept]) > width:
-        least = max(kept, key=lambda each: each.rank)
-        if not least.rank:
-            break
-        kept.remove(least)
+    for rank in sorted({each.rank for each in kept if each.rank}, reverse=True):
+        need = [min(each.width, (each.wish if rank >= SPARE else each.least) or each.width) for each in kept]
+        if taken(need) > width:
+            kept = [each for each in kept if each.rank != rank]
     widths = [each.width for each in kept]
     while taken(widths) > width:
         room = {place: widths[place] for place, each in enumerate(kept) if each.least and widths[place] > each.least}

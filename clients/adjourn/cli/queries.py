@@ -9,6 +9,7 @@ from adjourn.cli import arguments, job_view, output, tables
 from adjourn.cli.connection import connect
 from adjourn.cli.output import Format, Output
 from adjourn.cli.selection import JobName
+from adjourn.v1.job_pb2 import Job
 
 
 def list_jobs(
@@ -29,6 +30,21 @@ def list_jobs(
         jobs = list(islice(client.list_jobs(states=states, labels=labels), limit))
     nothing = "no such jobs" if states or labels else "no jobs yet; `adjourn submit --help` tells how to queue one"
     output.write(jobs, form, lambda: tables.job_table(jobs) if jobs else nothing)
+
+
+def paused(
+    ctx: typer.Context,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only jobs that carry it. Repeat it.")
+    ] = None,
+    *,
+    form: Output = Format.TABLE,
+) -> None:
+    """List jobs that rest, or are about to: since when, by whom and why, where they stand, what they used."""
+    labels = arguments.pairs("--label", label or ())
+    with connect(ctx) as client:
+        jobs = list(client.list_jobs(states=(Job.PAUSING, Job.PAUSED), labels=labels))
+    output.write(jobs, form, lambda: tables.paused_table(jobs) if jobs else "no job is paused")
 
 
 def get(ctx: typer.Context, job: JobName, *, form: Output = Format.TABLE) -> None:

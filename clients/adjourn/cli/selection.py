@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 import typer
 
 from adjourn import errors
-from adjourn.cli import arguments, error_messages, exit_status, formatting
+from adjourn.cli import arguments, completion, error_messages, exit_status, formatting
 from adjourn.cli.exit_status import Status
 from adjourn.v1.job_pb2 import Hold, Job
 
@@ -17,9 +17,15 @@ if TYPE_CHECKING:
 ENDED: Final = frozenset({Job.SUCCEEDED, Job.FAILED, Job.CANCELLED})
 NAMED_IN_A_QUESTION: Final = 6
 
-JobName = Annotated[str, typer.Argument(metavar="JOB", help="The job, `x` or `jobs/x`.", show_default=False)]
+JobName = Annotated[
+    str,
+    typer.Argument(metavar="JOB", help="The job, `x` or `jobs/x`.", show_default=False, autocompletion=completion.jobs),
+]
 JobNames = Annotated[
-    list[str] | None, typer.Argument(metavar="JOB", help="The jobs, `x` or `jobs/x`.", show_default=False)
+    list[str] | None,
+    typer.Argument(
+        metavar="JOB", help="The jobs, `x` or `jobs/x`.", show_default=False, autocompletion=completion.jobs
+    ),
 ]
 Label = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Jobs that carry it. Repeat it.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask. Without a terminal nothing is asked anyway.")]

@@ -1,5 +1,6 @@
 """`adjourn submit`: packs a user's code, uploads it and queues a job."""
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -10,9 +11,10 @@ from google.protobuf.json_format import ParseDict
 from typer.core import TyperCommand
 
 from adjourn import bundles
-from adjourn.cli import arguments, formatting, output, phrases
+from adjourn.cli import arguments, formatting, job_file, job_view, output, phrases
 from adjourn.cli.connection import connect
 from adjourn.cli.exit_status import Status
+from adjourn.cli.job_file import JobFile
 from adjourn.cli.output import Format, Output
 from adjourn.cli.selection import ENDED
 from adjourn.cli.watch import follow, tell_failure
@@ -46,10 +48,16 @@ def with_drill_steps(args: Iterable[str]) -> Iterator[str]:
 def submit(
     ctx: typer.Context,
     target: Annotated[
-        str, typer.Argument(metavar="TARGET", help="script.py:function, or package.module:function on the workers.")
+        str,
+        typer.Argument(
+            metavar="TARGET", help="script.py:function, package.module:function on the workers, or a file job.yaml."
+        ),
     ],
     *,
-    epochs: Annotated[int, typer.Option(help="Epochs in all; 0 for a task without boundaries, which cannot pause.")],
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Epochs in all; 0 for a task without boundaries, which cannot pause. Needed without a file."),
+    ] = None,
     job_id: Annotated[str, typer.Option("--job-id", "--name", help="a-z, 0-9 and '-'; left out: chosen.")] = "",
     arg: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="JSON if it can be, else text. Repeat it.")
@@ -65,7 +73,7 @@ def submit(
             metavar="NAME=VALUE", help="Environment variable of the run. Shown to all: no secrets. Repeat it."
         ),
     ] = None,
-    gpus: Annotated[int, typer.Option(help="GPUs on one worker; 0 takes a CPU slot.")] = 0,
+    gpus: Annotated[int | None, typer.Option(help="GPUs on one worker; 0, or left out, takes a CPU slot.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of every random stream; left out: chosen and kept.")] = None,
     checkpoint_epochs: Annotated[
         int | None, typer.Option(help="Epochs between checkpoints; 0: only when pausing; 1 if left out.")
@@ -103,14 +111,25 @@ def submit(
     model_name: Annotated[str, typer.Option(help="For people: the model.")] = "",
     dataset_uri: Annotated[str, typer.Option(help="For people: the data.")] = "",
     wait: Annotated[bool, typer.Option("--wait", help="Return when it has ended; print each epoch.")] = False,
-    live: Annotated[bool, typer.Option("--follow", "--watch", help="Like --wait, as a live table.")] = False,
+    live: Annotated[bool, typer.Option("--follow", "--watch", help="Like --wait; on a terminal a live view.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Pack the code, say what would be sent; do nothing.")] = (
+        False
+    ),
+    template: Annotated[  # noqa: ARG001 - its callback does all
+        bool,
+        typer.Option(
+            "--template",
+            help="Print a file job.yaml with everything that may stand in one, and leave.",
+            is_eager=True,
+            callback=lambda value: print_template(asked=value),
+        ),
+    ] = False,
     form: Output = Format.TABLE,
 ) -> None:
-    """Queue a training job: your own script, or code that is installed on the workers.
+    """Queue a training job: your own script, code that is installed on the workers, or what a file says.
 
-    With --wait or --follow the exit status is 0 only if the job SUCCEEDED.
+    Options change what the file says. With --wait or --follow the exit status is 0 only if the job SUCCEEDED.
     """
-    script, entry_point = arguments.entry_point(target)
     arguments.refuse_out_of_range("--epochs", epochs)
     arguments.refuse_out_of_range("--gpus", gpus)
     arguments.refuse_out_of_range("--seed", seed, bits=64)
@@ -119,10 +138,7 @@ def submit(
     arguments.refuse_out_of_range("--max-restarts", max_restarts)
     arguments.refuse_out_of_range(DRILL, drill)
     arguments.refuse_out_of_range("--keep-last", keep_last)
-    spec = JobSpec(
-        entry_point=entry_point,
-        total_epochs=epochs,
-        gpu_count=gpus,
+    changed = JobSpec(
         worker_selector=arguments.pairs("--worker-selector", worker_selector or ()),
         seed=seed,
         checkpoint_epochs=checkpoint_epochs,
@@ -137,30 +153,56 @@ def submit(
         model_name=model_name,
         dataset_uri=dataset_uri,
     )
-    ParseDict(arguments.training_arguments(arg or (), args), spec.args)
-    labels = arguments.pairs("--label", label or ())
-    taken = gather(script, entry_point.partition(":")[2], include or ()) if script or include else ScriptFiles()
+    ParseDict(arguments.training_arguments(arg or (), args), changed.args)
+    file = job_file.read(Path(target)) if job_file.is_file(target) else JobFile(spec=JobSpec(entry_point=target))
+    if epochs is None and not file.has_epochs:
+        arguments.wrong("--epochs", "is missing: how many epochs in all, or 0 for a task without boundaries")
+    spec = combined(file.spec, changed, epochs=epochs, gpus=gpus)
+    script, spec.entry_point = arguments.entry_point(spec.entry_point, file.folder)
+    labels = {**file.labels, **arguments.pairs("--label", label or ())}
+    job_id, included = job_id or file.job_id, [*file.include, *(include or ())]
+    taken = gather(script, spec.entry_point.partition(":")[2], included) if script or included else ScriptFiles()
     packed = bundles.packed(taken.files) if taken.files else b""
+    code = f", with {phrases.files(taken.files, len(packed))}" if packed else ""
+    if dry_run:
+        job = Job(name=f"jobs/{job_id}" if job_id else "", spec=spec, labels=labels)
+        output.write([job], form, lambda: job_view.draft(job, code))
+        return
     with connect(ctx) as client:
         job = queue(client, spec, packed, job_id, labels)
         name = formatting.short(job.name)
-        code = f", with {phrases.files(taken.files, len(packed))}" if packed else ""
         if form != Format.TABLE:
             end = client.wait_job(job.name, until=ENDED) if wait or live else job
             output.emit(end, form)
             if end.state != Job.SUCCEEDED and (wait or live):
                 raise typer.Exit(Status.ENDED_OTHERWISE)
             return
-        output.say(f"{job.name} is queued: {spec.entry_point}, {epochs} epochs{code}")
+        output.say(f"{job.name} is queued: {spec.entry_point}, {spec.total_epochs} epochs{code}")
         if taken.left_out:
             output.say(phrases.left_out(taken.left_out))
         if not (wait or live):
             output.say(f"follow it with `adjourn watch {name}`")
             return
-        ended = follow(client, [name], live=live).get(job.name)
+        ended = follow(client, [name], live=live and sys.stdout.isatty()).get(job.name)
         tell_failure(ended)
         if ended is None or ended.state != Job.SUCCEEDED:  # or somebody deleted it
             raise typer.Exit(Status.ENDED_OTHERWISE)
+
+
+def combined(spec: JobSpec, changed: JobSpec, *, epochs: int | None, gpus: int | None) -> JobSpec:
+    """Returns what the file says with what options say in its place; arguments and selectors one by one."""
+    found = JobSpec()
+    found.CopyFrom(spec)
+    found.MergeFrom(changed)
+    found.total_epochs = spec.total_epochs if epochs is None else epochs  # merging takes no zeros over
+    found.gpu_count = spec.gpu_count if gpus is None else gpus
+    return found
+
+
+def print_template(*, asked: bool) -> None:
+    if asked:
+        typer.echo(job_file.TEMPLATE.read_text(encoding="utf-8"), nl=False)
+        raise typer.Exit
 
 
 def queue(client: "Client", spec: JobSpec, packed: bytes, job_id: str, labels: Mapping[str, str]) -> Job:

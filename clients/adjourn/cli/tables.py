@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -12,7 +13,7 @@ from adjourn.cli.job_view import badge
 from adjourn.cli.layout import ABSENT, Column, Fitted, column, table, taken
 from adjourn.cli.selection import ENDED
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.job_pb2 import Job, Progress
+from adjourn.v1.job_pb2 import Job, Pause, Progress
 from adjourn.v1.job_service_pb2 import HoldOutcome, JobEvent
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Device, Worker
@@ -36,9 +37,57 @@ def job_table(jobs: Iterable[Job], now: datetime | None = None) -> RenderableTyp
             column(">age", [formatting.since(job.create_time, now) for job in jobs], rank=5),
             column("model", [job.spec.model_name or ABSENT for job in jobs], rank=8),
             column("labels", [formatting.pairs(job.labels) or ABSENT for job in jobs], rank=9),
-            *([column("why", why, least=24)] if any(each != ABSENT for each in why) else []),
+            *([column("why", why, least=24, wish=60)] if any(each != ABSENT for each in why) else []),
         ]
     )
+
+
+def paused_table(jobs: Iterable[Job], now: datetime | None = None) -> RenderableType:
+    """Returns one row for each paused job: since when, by whom and why, where it stands, what it used."""
+    jobs, now = list(jobs), now or datetime.now(UTC)
+    return Fitted(
+        [
+            column("job", [formatting.short(job.name) for job in jobs], least=16, middle=True),
+            column("state", [badge(job) for job in jobs]),
+            column(">for", [formatting.since(paused_since(job), now) for job in jobs]),
+            column("since", [formatting.moment(paused_since(job)) for job in jobs], rank=4),
+            column(">epoch", [epochs(job) for job in jobs]),
+            column(">left", [left(job) for job in jobs], rank=2),
+            column("metrics", [metrics(job.progress) for job in jobs], rank=3, least=12),
+            column("best", [best(job.progress) for job in jobs], rank=6),
+            column("used", [used(job.pause) for job in jobs], rank=5),
+            column("left worker", [formatting.short(job.pause.from_worker) or ABSENT for job in jobs], rank=7),
+            column(">GPU time saved", [saved(job, now) for job in jobs], rank=1),
+            column("why", [phrases.why(job) or ABSENT for job in jobs], least=24),
+        ]
+    )
+
+
+def paused_since(job: Job) -> Timestamp:
+    """Returns since when a job rests, or since when it is to rest."""
+    return job.pause.pause_time if job.pause.HasField("pause_time") else job.pause.request_time
+
+
+def metrics(progress: Progress) -> str:
+    return (
+        ", ".join(f"{name} {formatting.figure(progress.metrics[name])}" for name in sorted(progress.metrics)) or ABSENT
+    )
+
+
+def used(pause: Pause) -> str:
+    """Returns what the job used before it paused, as far as that is known."""
+    sample = pause.usage
+    parts = [f"{len(sample.gpus)} GPUs"] if sample.gpus else []
+    parts += [f"{sample.cpu_percent / 100:.1f} cores"] if sample.HasField("cpu_percent") else []
+    parts += [formatting.size(sample.memory_bytes)] if sample.HasField("memory_bytes") else []
+    return ", ".join(parts) or ABSENT
+
+
+def saved(job: Job, now: datetime) -> str:
+    """Returns the GPU time that others could have used since the job let go of its GPUs, by the clock here."""
+    if not (job.spec.gpu_count and job.pause.HasField("release_time")):
+        return ABSENT
+    return formatting.brief((now - job.pause.release_time.ToDatetime(tzinfo=UTC)) * job.spec.gpu_count)
 
 
 def epochs(job: Job) -> str:

@@ -32,12 +32,17 @@ def up(
     workers: Annotated[int, typer.Option(help="How many workers.", min=1, max=64)] = 2,
     redis: Annotated[
         str | None,
-        typer.Option(help="External Redis, redis://[:password@]host:port/0.", envvar="ADJOURN_REDIS_URL"),
+        typer.Option(
+            help="External Redis, redis://[:password@]host:port/0.", envvar="ADJOURN_REDIS_URL", metavar="URL"
+        ),
     ] = None,
     s3: Annotated[
         S3Settings | None,
         typer.Option(
-            help="External S3, http(s)://key:secret@host:port/bucket.", envvar="ADJOURN_S3_URL", parser=parse_s3
+            help="External S3, http(s)://key:secret@host:port/bucket.",
+            envvar="ADJOURN_S3_URL",
+            parser=parse_s3,
+            metavar="URL",
         ),
     ] = None,
 ) -> None:

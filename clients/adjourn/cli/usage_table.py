@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adjourn.cli import formatting
+from adjourn.cli.bars import memory_share
 from adjourn.v1.usage_pb2 import GpuSample, ResourceSample
 
 
@@ -57,12 +58,6 @@ def memory_cells(sample: ResourceSample) -> tuple[RenderableType, ...]:
             used, share = f"{used} of {formatting.size(limit)}", 100 * sample.worker_memory_bytes / limit
     own = formatting.size(sample.memory_bytes) if sample.HasField("memory_bytes") else "-"
     return "RAM", "", used, coloured(share), own, "", ""
-
-
-def memory_share(gpu: GpuSample) -> float | None:
-    if not (gpu.HasField("memory_used_bytes") and gpu.memory_total_bytes):
-        return None
-    return 100 * gpu.memory_used_bytes / gpu.memory_total_bytes
 
 
 def mean(shares: Sequence[float]) -> Text:

@@ -3,17 +3,20 @@
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from typing import TYPE_CHECKING, Annotated
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import typer
+from rich.console import RenderableType
 from rich.live import Live
 
-from adjourn.cli import arguments, formatting, output, phrases
+from adjourn.cli import arguments, formatting, live_view, output, phrases
 from adjourn.cli.connection import connect
 from adjourn.cli.exit_status import Status
 from adjourn.cli.output import Format, Output
-from adjourn.cli.selection import ENDED, Label
-from adjourn.cli.tables import job_table
+from adjourn.cli.pace import Paces
+from adjourn.cli.selection import ENDED, JobNames, Label
+from adjourn.cli.usage import Usage
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import WatchJobsResponse
 
@@ -23,9 +26,7 @@ if TYPE_CHECKING:
 
 def watch(
     ctx: typer.Context,
-    jobs: Annotated[
-        list[str] | None, typer.Argument(metavar="JOB", help="Which jobs; none: all.", show_default=False)
-    ] = None,
+    jobs: JobNames = None,
     label: Label = None,
     *,
     form: Output = Format.TABLE,
@@ -67,10 +68,7 @@ def follow(
     """Shows changes until every named job has ended or is gone; returns the newest of each."""
     jobs: dict[str, Job] = {}
     if live:
-        with Live(job_table([]), console=output.console(), auto_refresh=False) as screen:
-            for change in until_ended(client, names, labels or {}):
-                keep(jobs, change)
-                screen.update(job_table(jobs[name] for name in sorted(jobs)), refresh=True)
+        show_live(jobs, client, until_ended(client, names, labels or {}))
         return jobs
     printed: dict[str, tuple[object, ...]] = {}
     for change in until_ended(client, names, labels or {}):
@@ -83,6 +81,24 @@ def follow(
             printed[job.name] = shown
             output.say(phrases.line(job))
     return jobs
+
+
+def show_live(jobs: dict[str, Job], client: "Client", changes: Iterable[WatchJobsResponse]) -> None:
+    """Shows the newest of each job on the terminal until the changes end. Drawn by the clock: changes may be many."""
+    paces, screen = Paces(), output.console()
+
+    def view() -> RenderableType:
+        found, now = list(jobs.values()), datetime.now(UTC)
+        return live_view.watched(found, paces, usage.samples, now=now, height=screen.height - 1)
+
+    with (
+        Usage(client, lambda: list(jobs.values())) as usage,
+        Live(get_renderable=view, console=screen, refresh_per_second=4, vertical_overflow="crop"),
+    ):
+        for change in changes:
+            keep(jobs, change)
+            if not change.deleted:
+                paces.note(change.job)
 
 
 def keep(jobs: dict[str, Job], change: WatchJobsResponse) -> None:

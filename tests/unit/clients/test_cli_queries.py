@@ -1,6 +1,7 @@
 """`adjourn list`, `get`, `watch` and the like against a scripted control plane."""
 
 import json
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -13,9 +14,9 @@ from adjourn import cli, errors
 from adjourn.cli import formatting
 from adjourn.cli.exit_status import Status
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.job_pb2 import Condition, Failure, Job, Progress
+from adjourn.v1.job_pb2 import Condition, Failure, Hold, Job, Progress
 from adjourn.v1.job_service_pb2 import JobEvent, WatchJobsResponse
-from adjourn.v1.usage_pb2 import EpochMetrics
+from adjourn.v1.usage_pb2 import EpochMetrics, ResourceSample
 from adjourn.v1.worker_pb2 import Worker
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def test_an_empty_list_says_so(adjourn: Adjourn, plane: "Plane") -> None:
     assert adjourn("list", "-o", "json").stdout == ""
     plane.add("x")
     assert "no epoch has ended" in adjourn("metrics", "x").stdout
-    assert "no checkpoint" in adjourn("checkpoint", "list", "x").stdout
+    assert "no checkpoint" in adjourn("checkpoints", "x").stdout
     assert "no worker" in adjourn("workers").stdout
 
 
@@ -90,12 +91,12 @@ def test_series_are_shown_to_people_and_to_programs(adjourn: Adjourn, plane: "Pl
         2,
         3,
     ]
-    assert "1-ab" in adjourn("checkpoint", "list", "x").stdout
-    assert "damaged" not in adjourn("checkpoint", "list", "x").stdout
+    assert "1-ab" in adjourn("checkpoints", "x").stdout
+    assert "damaged" not in adjourn("checkpoints", "x").stdout
     plane.checkpoints[0].damage = "a part is missing"
-    assert "damaged" in adjourn("checkpoint", "list", "x").stdout
+    assert "damaged" in adjourn("checkpoints", "x").stdout
     plane.checkpoints[0].damage = ""
-    assert json.loads(adjourn("checkpoint", "list", "x", "-o", "json").stdout)["name"] == "jobs/x/checkpoints/1-ab"
+    assert json.loads(adjourn("checkpoints", "x", "-o", "json").stdout)["name"] == "jobs/x/checkpoints/1-ab"
     assert "ACTIVE" in adjourn("workers").stdout
     assert json.loads(adjourn("workers", "-o", "json").stdout)["name"] == "workers/w"
 
@@ -163,6 +164,34 @@ def test_events_are_shown_to_people_and_to_programs(adjourn: Adjourn, plane: "Pl
     assert sequences == [1, 2, 3]
 
 
+def test_paused_jobs_are_listed_with_since_when_and_why(adjourn: Adjourn, plane: "Plane") -> None:
+    assert adjourn("paused").stdout == "no job is paused\n"
+    job = plane.add("x", Job.PAUSED, holds=[Hold(kind=Hold.USER, actor="eva@lab", reason="lunch")])
+    job.spec.gpu_count = 2
+    job.pause.pause_time.FromSeconds(int(time.time()) - 3600)
+    job.pause.release_time.FromSeconds(int(time.time()) - 3600)
+    job.pause.usage.memory_bytes = 3 << 30
+    job.pause.from_worker = "workers/w"
+    job.progress.metrics["val_loss"] = 0.5
+    plane.add("y", Job.RUNNING)
+    shown = adjourn("paused").stdout
+    for fact in ("1h00m", "2h00m", "val_loss 0.5", "3.0 GiB", "held by user eva@lab: lunch"):
+        assert fact in shown
+    assert adjourn("paused", "-o", "name").stdout == "jobs/x\n"
+    assert plane.asked[-1][1].states == [Job.PAUSING, Job.PAUSED]
+
+
+def test_top_prints_once_without_a_terminal(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.add("x", Job.RUNNING, worker="workers/w")
+    plane.add("y", Job.SUCCEEDED)
+    plane.workers = [Worker(name="workers/w", state=Worker.ACTIVE, jobs=["jobs/x"], cpu_slots=1)]
+    plane.samples = [ResourceSample(worker_cpu_percent=10), ResourceSample(worker_cpu_percent=95)]
+    shown = adjourn("top").stdout
+    for fact in ("1 worker: 1 ACTIVE", "1/1 slots", "95 %", "1 job: 1 RUNNING"):
+        assert fact in shown
+    assert "y" not in shown.split()
+
+
 def test_conditions_say_why_a_job_does_not_go_on(adjourn: Adjourn, plane: "Plane") -> None:
     why = Condition(type=Condition.UNPLACED, reason="NO_CAPACITY", message="every worker is full")
     plane.add("x", Job.QUEUED, conditions=[why])
@@ -176,7 +205,7 @@ def test_conditions_say_why_a_job_does_not_go_on(adjourn: Adjourn, plane: "Plane
 
 def test_the_environment_of_the_newest_checkpoint_is_shown(adjourn: Adjourn, plane: "Plane") -> None:
     plane.checkpoints = [Checkpoint(name="jobs/x/checkpoints/2", environment={"torch": "2.13", "python": "3.11"})]
-    assert "python=3.11, torch=2.13" in adjourn("checkpoint", "list", "x").stdout
+    assert "python=3.11, torch=2.13" in adjourn("checkpoints", "x").stdout
 
 
 def test_a_checkpoint_is_pinned_shown_and_unpinned(adjourn: Adjourn, plane: "Plane") -> None:
