@@ -81,8 +81,8 @@ class Server:
         self.health = health_aio.HealthServicer()
         self.server = grpc.aio.server(interceptors=[Errors()], options=SERVER_OPTIONS)
         boundaries = Boundaries(store, notifier, patience)
-        logs = Logs(store, objects, notifier)
-        jobs = JobService(store, updater, objects, Watch(store, notifier), boundaries, logs)
+        watch, logs, price = Watch(store, notifier), Logs(store, objects, notifier), settings.gpu_hour_price
+        jobs = JobService(store, updater, objects, watch, boundaries, logs, gpu_hour_price=price)
         job_service_pb2_grpc.add_JobServiceServicer_to_server(jobs, self.server)
         checkpoints = CheckpointService(store, updater, Reads(objects))
         checkpoint_service_pb2_grpc.add_CheckpointServiceServicer_to_server(checkpoints, self.server)

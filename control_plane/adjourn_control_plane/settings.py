@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from adjourn.channel import DEFAULT_ADDRESS
 from adjourn.objects import S3Settings
 from adjourn.settings_reader import SettingsReader, address
+from adjourn.v1.job_pb2 import Money
 
 LEASE_RULE: Final = "must outlast two sync intervals, or one late message loses a worker"
 
@@ -33,6 +34,8 @@ class Settings:
     """Time after which a lost worker that holds no job is forgotten."""
     bundle_retention: timedelta = timedelta(days=7)
     """Time since its upload after which a bundle that no job needs is removed."""
+    gpu_hour_price: Money = field(default_factory=Money)
+    """Price of one GPU for an hour, kept in jobs as they are made; an amount of 0: none is set."""
     log_format: str = "json"
     """`json` or `console`."""
 
@@ -57,6 +60,7 @@ class Settings:
             "lease_duration": lease,
             "worker_retention": reader.take("ADJOURN_WORKER_RETENTION", seconds(1, 365 * 86400), timedelta(days=1)),
             "bundle_retention": reader.take("ADJOURN_BUNDLE_RETENTION", seconds(60, 3650 * 86400), timedelta(days=7)),
+            "gpu_hour_price": reader.take("ADJOURN_GPU_HOUR_PRICE", money, Money()),
             "log_format": reader.take("ADJOURN_LOG_FORMAT", log_format, "json"),
         }
         reader.check()
@@ -78,6 +82,13 @@ def namespace(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_-]+", text):
         raise ValueError("must be letters, digits, '-' and '_'")
     return text
+
+
+def money(text: str) -> Money:
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?) ([A-Z]{3})", text, re.ASCII)
+    if not found:
+        raise ValueError("must be an amount and a currency, as in '2.50 EUR'")
+    return Money(amount=float(found[1]), currency=found[2])
 
 
 def log_format(text: str) -> str:

@@ -63,7 +63,8 @@ def written(directory: Path, tensors: Mapping[str, bytes], *, sequence: int, rem
     (directory / snapshots.STATE).write_text(json.dumps({**state, "remarks": [remark] if remark else []}))
     progress = Progress(epoch=sequence, step=sequence * 10)
     progress.active_duration.FromSeconds(7)
-    return Snapshot(directory=str(directory), sequence=sequence, progress=progress, metrics={"val_loss": 0.5})
+    metrics = {"val_loss": 0.5}
+    return Snapshot(directory=str(directory), sequence=sequence, progress=progress, metrics=metrics, stall_seconds=3)
 
 
 async def kept(
@@ -114,6 +115,7 @@ async def test_a_snapshot_comes_back_bit_for_bit(store: ObjectStore, assignment:
         environment=ENVIRONMENT,
     )
     expected.active_duration.FromSeconds(7)
+    expected.snapshot_duration.FromSeconds(3)
     assert checkpoint == expected
     assert (manifest.job, manifest.job_uid, manifest.spec) == (assignment.job, uid, assignment.spec)
     assert (manifest.progress, dict(manifest.environment)) == (taken.progress, ENVIRONMENT)

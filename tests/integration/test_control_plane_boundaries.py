@@ -14,6 +14,7 @@ from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2_grpc import JobServiceStub
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
+from adjourn_control_plane.store.interface import JobName
 from adjourn_control_plane.store.redis import RedisStore
 from tests.harness.control_planes import PATIENCE, Agent, Replica, checkpoint_of_epoch, replica, status_of
 
@@ -82,8 +83,10 @@ async def test_the_answer_predicts_when_the_epoch_that_it_names_will_end(job_sto
         await agent.say(status_of(order, epoch=1), reports=(agent.report(JOB, order.token, epoch=first),))
         await until(plane, lambda job: job.progress.epoch == 1)
         job, _ = await asyncio.gather(answered(plane.jobs.PauseJob(PAUSE)), tells(agent, 3, at=1))
-        left = job.pause.predicted_boundary_time.ToDatetime() - job.pause.request_time.ToDatetime()
-        assert 200 <= left.total_seconds() < 200 + PATIENCE, "two epochs"
+        stored = await plane.store.get(JobName(JOB))
+        assert stored is not None
+        left = job.pause.predicted_boundary_time.ToDatetime() - stored.record.progress_time.ToDatetime()
+        assert left.total_seconds() == 200, "two epochs, from when it was told of the first"
         assert (await plane.get()).pause.predicted_boundary_time == job.pause.predicted_boundary_time
 
 

@@ -153,7 +153,7 @@ def progress_rows(job: Job, now: datetime) -> Iterator[Row]:
         end = job.end_time.ToDatetime(tzinfo=UTC) if job.HasField("end_time") else now
         yield "wall clock", formatting.duration(end - job.start_time.ToDatetime(tzinfo=UTC)) + " since the start"
     if progress.HasField("remaining_duration"):
-        yield "remaining", f"about {formatting.duration(progress.remaining_duration.ToTimedelta())} of training"
+        yield "remaining", remaining(progress)
     if job.latest_checkpoint:
         yield "checkpoint", job.latest_checkpoint
     yield "attempts", f"{job.attempt}, of which {job.restart_count} after a failure"
@@ -166,6 +166,14 @@ def epoch_bar(job: Job) -> RenderableType:
         f"{done} of {total}", ProgressBar(total=total, completed=done, width=24), formatting.percent(100 * done / total)
     )
     return bar
+
+
+def remaining(progress: Progress) -> str:
+    about = f"about {formatting.duration(progress.remaining_duration.ToTimedelta())} of training"
+    if not progress.HasField("most_remaining_duration"):
+        return about
+    least, most = progress.least_remaining_duration.ToTimedelta(), progress.most_remaining_duration.ToTimedelta()
+    return f"{about}, likely {formatting.duration(least)} to {formatting.duration(most)}"
 
 
 def steps(progress: Progress) -> str:
@@ -201,14 +209,14 @@ def pause_rows(pause: Pause) -> Iterator[Row]:
     if pause.HasField("pause_time"):
         yield "paused", f"{formatting.moment(pause.pause_time)}, at epoch {pause.epoch}, step {pause.step}"
     if pause.checkpoint:
-        yield "rests on", pause.checkpoint
+        yield from checkpoint_rows(pause)
     if pause.HasField("lost_duration"):
         steps = f"{pause.lost_steps} steps, " if pause.lost_steps else ""
         yield "work given up", steps + formatting.duration(pause.lost_duration.ToTimedelta())
     if pause.HasField("released_gpu_memory_bytes"):
         yield "GPU memory freed", formatting.size(pause.released_gpu_memory_bytes)
     if pause.saved_gpu_seconds:
-        yield "GPU time saved", formatting.duration(pause.saved_gpu_seconds)
+        yield "GPU time saved", savings(pause)
     if pause.HasField("resume_time"):
         yield "resumed", formatting.moment(pause.resume_time)
     if pause.from_worker or pause.to_worker:
@@ -219,6 +227,18 @@ def pause_rows(pause: Pause) -> Iterator[Row]:
         yield from (("", reason) for reason in pause.verdict_reasons)
     if pause.note:
         yield "note", pause.note
+
+
+def savings(pause: Pause) -> str:
+    cost = f", {pause.saved_cost.amount:.2f} {pause.saved_cost.currency}" if pause.HasField("saved_cost") else ""
+    return formatting.duration(pause.saved_gpu_seconds) + cost
+
+
+def checkpoint_rows(pause: Pause) -> Iterator[Row]:
+    whole, uploaded = map(formatting.size, (pause.checkpoint_size_bytes, pause.checkpoint_uploaded_bytes))
+    yield "rests on", pause.checkpoint
+    if pause.checkpoint_size_bytes:
+        yield "", f"{whole}, {uploaded} uploaded{', verified' if pause.checkpoint_verified else ''}"
 
 
 def phase_table(pauses: Sequence[Pause], *, first: int = 1) -> Table:

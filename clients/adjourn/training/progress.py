@@ -43,6 +43,8 @@ class ProgressTracker:
         self._active_before = before.active_duration.ToTimedelta().total_seconds()
         self._start: float | None = None
         self._epoch_start = 0.0
+        self.stepped = 0.0
+        """When the newest step was made, by the monotonic clock."""
         self._put_newest()
         if "running" in data:
             self.put_back(self.step, data["running"])
@@ -60,6 +62,11 @@ class ProgressTracker:
     @property
     def epoch_seconds(self) -> float:
         return time.monotonic() - self._epoch_start
+
+    @property
+    def end_seconds(self) -> float:
+        """Time since the newest step of the epoch, in this process."""
+        return time.monotonic() - max(self.stepped, self._epoch_start)
 
     def start(self) -> None:
         """Starts the clock."""

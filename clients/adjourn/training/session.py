@@ -299,8 +299,9 @@ class Session:
             tracker.losses.append(copied(loss))
         self._stepped = True
         self._pulse.step(self._phase())
+        tracker.stepped = time.monotonic()
         if (
-            time.monotonic() >= self._publish_time
+            tracker.stepped >= self._publish_time
             or self._control.word != self._desired
             or tracker.step >= self._schedule.step
         ):
@@ -556,6 +557,8 @@ class Session:
             best=best is not None and best.epoch == self.tracker.epoch,
         )
         metrics.active_duration.FromTimedelta(timedelta(seconds=self.tracker.epoch_seconds))
+        metrics.end_duration.FromTimedelta(timedelta(seconds=self.tracker.end_seconds))
+        metrics.total_active_duration.FromTimedelta(timedelta(seconds=self.tracker.active_seconds))
         metrics.time.GetCurrentTime()
         self.append(TrainingEvent(epoch=metrics))
 

@@ -147,6 +147,7 @@ class Checkpoint(_message.Message):
     DAMAGE_FIELD_NUMBER: _builtins.int
     PART_COUNT_FIELD_NUMBER: _builtins.int
     EPOCH_STEP_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_DURATION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `jobs/{job}/checkpoints/{checkpoint}`."""
     attempt: _builtins.int
@@ -199,6 +200,10 @@ class Checkpoint(_message.Message):
     def environment(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """What its bits depend on beside the state, by name (`torch`, `cpu`...). It goes on where all of it is equal."""
 
+    @_builtins.property
+    def snapshot_duration(self) -> _duration_pb2.Duration:
+        """How long training stood still for its snapshot."""
+
     def __init__(
         self,
         *,
@@ -221,10 +226,11 @@ class Checkpoint(_message.Message):
         damage: _builtins.str = ...,
         part_count: _builtins.int = ...,
         epoch_step: _builtins.int = ...,
+        snapshot_duration: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["active_duration", b"active_duration", "create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["active_duration", b"active_duration", "create_time", b"create_time", "snapshot_duration", b"snapshot_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_duration", b"active_duration", "attempt", b"attempt", "component_digests", b"component_digests", "create_time", b"create_time", "damage", b"damage", "environment", b"environment", "epoch", b"epoch", "epoch_step", b"epoch_step", "job_uid", b"job_uid", "manifest_digest", b"manifest_digest", "metrics", b"metrics", "name", b"name", "part_count", b"part_count", "retained_for", b"retained_for", "size_bytes", b"size_bytes", "state_digest", b"state_digest", "step", b"step", "uploaded_bytes", b"uploaded_bytes", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_duration", b"active_duration", "attempt", b"attempt", "component_digests", b"component_digests", "create_time", b"create_time", "damage", b"damage", "environment", b"environment", "epoch", b"epoch", "epoch_step", b"epoch_step", "job_uid", b"job_uid", "manifest_digest", b"manifest_digest", "metrics", b"metrics", "name", b"name", "part_count", b"part_count", "retained_for", b"retained_for", "size_bytes", b"size_bytes", "snapshot_duration", b"snapshot_duration", "state_digest", b"state_digest", "step", b"step", "uploaded_bytes", b"uploaded_bytes", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -166,6 +166,7 @@ class Job(_message.Message):
     RESTART_COUNT_FIELD_NUMBER: _builtins.int
     UID_FIELD_NUMBER: _builtins.int
     CONDITIONS_FIELD_NUMBER: _builtins.int
+    GPU_HOUR_PRICE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `jobs/{job}`."""
     state: Global___Job.State.ValueType
@@ -232,6 +233,10 @@ class Job(_message.Message):
     def conditions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Condition]:
         """What is to be known about the job beyond its state, one of each type at most."""
 
+    @_builtins.property
+    def gpu_hour_price(self) -> Global___Money:
+        """Price of one GPU for an hour, as it was set at the control plane (ADJOURN_GPU_HOUR_PRICE) when the job was made."""
+
     def __init__(
         self,
         *,
@@ -255,14 +260,41 @@ class Job(_message.Message):
         restart_count: _builtins.int = ...,
         uid: _builtins.str = ...,
         conditions: _abc.Iterable[Global___Condition] | None = ...,
+        gpu_hour_price: Global___Money | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "failure", b"failure", "pause", b"pause", "progress", b"progress", "spec", b"spec", "start_time", b"start_time", "state_time", b"state_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "failure", b"failure", "gpu_hour_price", b"gpu_hour_price", "pause", b"pause", "progress", b"progress", "spec", b"spec", "start_time", b"start_time", "state_time", b"state_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "conditions", b"conditions", "create_time", b"create_time", "end_time", b"end_time", "etag", b"etag", "failure", b"failure", "holds", b"holds", "labels", b"labels", "latest_checkpoint", b"latest_checkpoint", "name", b"name", "past_pauses", b"past_pauses", "pause", b"pause", "progress", b"progress", "restart_count", b"restart_count", "spec", b"spec", "start_time", b"start_time", "state", b"state", "state_time", b"state_time", "uid", b"uid", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "conditions", b"conditions", "create_time", b"create_time", "end_time", b"end_time", "etag", b"etag", "failure", b"failure", "gpu_hour_price", b"gpu_hour_price", "holds", b"holds", "labels", b"labels", "latest_checkpoint", b"latest_checkpoint", "name", b"name", "past_pauses", b"past_pauses", "pause", b"pause", "progress", b"progress", "restart_count", b"restart_count", "spec", b"spec", "start_time", b"start_time", "state", b"state", "state_time", b"state_time", "uid", b"uid", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Job: _TypeAlias = Job  # noqa: Y015
+
+@_typing.final
+class Money(_message.Message):
+    """An amount of money."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    currency: _builtins.str
+    """ISO 4217, e.g. `EUR`."""
+    amount: _builtins.float
+    """In units of the currency."""
+    def __init__(
+        self,
+        *,
+        currency: _builtins.str = ...,
+        amount: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "currency", b"currency"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Money: _TypeAlias = Money  # noqa: Y015
 
 @_typing.final
 class JobSpec(_message.Message):
@@ -545,6 +577,9 @@ class Progress(_message.Message):
     ACTIVE_DURATION_FIELD_NUMBER: _builtins.int
     REMAINING_DURATION_FIELD_NUMBER: _builtins.int
     REPORT_TIME_FIELD_NUMBER: _builtins.int
+    LEAST_REMAINING_DURATION_FIELD_NUMBER: _builtins.int
+    MOST_REMAINING_DURATION_FIELD_NUMBER: _builtins.int
+    ESTIMATE_ERROR_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Epochs completed."""
     step: _builtins.int
@@ -555,6 +590,10 @@ class Progress(_message.Message):
     """Steps in an epoch, if known."""
     loss: _builtins.float
     """Newest training loss, if any was reported."""
+    estimate_error: _builtins.float
+    """By how much the durations of past epochs differed from what was expected of each before it: the mean, as a share of the
+    duration. Unset before the second epoch.
+    """
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Newest value of every metric that was reported."""
@@ -575,6 +614,14 @@ class Progress(_message.Message):
     def report_time(self) -> _timestamp_pb2.Timestamp:
         """When this was true on the worker."""
 
+    @_builtins.property
+    def least_remaining_duration(self) -> _duration_pb2.Duration:
+        """By how much the epochs of this job vary, `remaining_duration` is likely, in four of five cases, to be from this..."""
+
+    @_builtins.property
+    def most_remaining_duration(self) -> _duration_pb2.Duration:
+        """... to this. Unset, both, with fewer than two epochs to judge by."""
+
     def __init__(
         self,
         *,
@@ -588,15 +635,22 @@ class Progress(_message.Message):
         active_duration: _duration_pb2.Duration | None = ...,
         remaining_duration: _duration_pb2.Duration | None = ...,
         report_time: _timestamp_pb2.Timestamp | None = ...,
+        least_remaining_duration: _duration_pb2.Duration | None = ...,
+        most_remaining_duration: _duration_pb2.Duration | None = ...,
+        estimate_error: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "_steps_per_epoch", b"_steps_per_epoch", "active_duration", b"active_duration", "best", b"best", "loss", b"loss", "remaining_duration", b"remaining_duration", "report_time", b"report_time", "steps_per_epoch", b"steps_per_epoch"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_estimate_error", b"_estimate_error", "_loss", b"_loss", "_steps_per_epoch", b"_steps_per_epoch", "active_duration", b"active_duration", "best", b"best", "estimate_error", b"estimate_error", "least_remaining_duration", b"least_remaining_duration", "loss", b"loss", "most_remaining_duration", b"most_remaining_duration", "remaining_duration", b"remaining_duration", "report_time", b"report_time", "steps_per_epoch", b"steps_per_epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_loss", b"_loss", "_steps_per_epoch", b"_steps_per_epoch", "active_duration", b"active_duration", "best", b"best", "epoch", b"epoch", "epoch_step", b"epoch_step", "loss", b"loss", "metrics", b"metrics", "remaining_duration", b"remaining_duration", "report_time", b"report_time", "step", b"step", "steps_per_epoch", b"steps_per_epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimate_error", b"_estimate_error", "_loss", b"_loss", "_steps_per_epoch", b"_steps_per_epoch", "active_duration", b"active_duration", "best", b"best", "epoch", b"epoch", "epoch_step", b"epoch_step", "estimate_error", b"estimate_error", "least_remaining_duration", b"least_remaining_duration", "loss", b"loss", "metrics", b"metrics", "most_remaining_duration", b"most_remaining_duration", "remaining_duration", b"remaining_duration", "report_time", b"report_time", "step", b"step", "steps_per_epoch", b"steps_per_epoch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__estimate_error: _TypeAlias = _typing.Literal["estimate_error"]  # noqa: Y015
+    _WhichOneofArgType__estimate_error: _TypeAlias = _typing.Literal["_estimate_error", b"_estimate_error"]  # noqa: Y015
     _WhichOneofReturnType__loss: _TypeAlias = _typing.Literal["loss"]  # noqa: Y015
     _WhichOneofArgType__loss: _TypeAlias = _typing.Literal["_loss", b"_loss"]  # noqa: Y015
     _WhichOneofReturnType__steps_per_epoch: _TypeAlias = _typing.Literal["steps_per_epoch"]  # noqa: Y015
     _WhichOneofArgType__steps_per_epoch: _TypeAlias = _typing.Literal["_steps_per_epoch", b"_steps_per_epoch"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__estimate_error) -> _WhichOneofReturnType__estimate_error | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__loss) -> _WhichOneofReturnType__loss | None: ...
     @_typing.overload
@@ -799,6 +853,12 @@ class Pause(_message.Message):
     FROM_INSTANCE_FIELD_NUMBER: _builtins.int
     BOUNDARY_EPOCH_FIELD_NUMBER: _builtins.int
     LOST_STEPS_FIELD_NUMBER: _builtins.int
+    BOUNDARY_ERROR_FIELD_NUMBER: _builtins.int
+    RELEASE_ERROR_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_UPLOADED_BYTES_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_VERIFIED_FIELD_NUMBER: _builtins.int
+    SAVED_COST_FIELD_NUMBER: _builtins.int
     cause: Global___Pause.Cause.ValueType
     """Why the job left its worker."""
     mode: Global___PauseMode.ValueType
@@ -822,8 +882,9 @@ class Pause(_message.Message):
     verdict: Global___Pause.Verdict.ValueType
     """Outcome of comparing the restored state with the checkpoint's digests; unset if there was nothing to restore."""
     saved_gpu_seconds: _builtins.float
-    """GPU time not used while paused: seconds from release to the first step afterwards, times the GPUs. Counted on the
-    control plane's clock, from when it learned of the release; 0 for a job that was paused in the queue.
+    """GPU time not used while paused: seconds from release to the first step afterwards, or until now, or until the job
+    ended, times the GPUs. Counted on the control plane's clock, from when it learned of the release; 0 for a job that was
+    paused in the queue.
     """
     note: _builtins.str
     """What became of it, if it never came to rest: "the run finished first", "resumed before the boundary"... Or that its
@@ -840,6 +901,12 @@ class Pause(_message.Message):
     """
     lost_steps: _builtins.int
     """Optimizer steps given up, with `lost_duration`."""
+    checkpoint_size_bytes: _builtins.int
+    """Size of the state in the checkpoint that the pause rests on, in bytes."""
+    checkpoint_uploaded_bytes: _builtins.int
+    """Bytes that had to be uploaded for it; the rest was in object storage already."""
+    checkpoint_verified: _builtins.bool
+    """Each part of it was verified by content when it became durable, and no restore has found it damaged since."""
     @_builtins.property
     def request_time(self) -> _timestamp_pb2.Timestamp:
         """When it was asked for."""
@@ -893,6 +960,18 @@ class Pause(_message.Message):
     def verdict_reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Why `verdict` is not EXACT, a sentence each."""
 
+    @_builtins.property
+    def boundary_error(self) -> _duration_pb2.Duration:
+        """How much later than predicted the boundary was reached; negative: earlier. As good as the clocks agree."""
+
+    @_builtins.property
+    def release_error(self) -> _duration_pb2.Duration:
+        """How much later than predicted GPUs were free; negative: earlier. As good as the clocks agree."""
+
+    @_builtins.property
+    def saved_cost(self) -> Global___Money:
+        """Price of `saved_gpu_seconds` at `Job.gpu_hour_price`. Unset without a price, or while nothing is saved."""
+
     def __init__(
         self,
         *,
@@ -925,10 +1004,16 @@ class Pause(_message.Message):
         from_instance: _builtins.str = ...,
         boundary_epoch: _builtins.int = ...,
         lost_steps: _builtins.int = ...,
+        boundary_error: _duration_pb2.Duration | None = ...,
+        release_error: _duration_pb2.Duration | None = ...,
+        checkpoint_size_bytes: _builtins.int = ...,
+        checkpoint_uploaded_bytes: _builtins.int = ...,
+        checkpoint_verified: _builtins.bool = ...,
+        saved_cost: Global___Money | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_persisted_fraction", b"_persisted_fraction", "_released_gpu_memory_bytes", b"_released_gpu_memory_bytes", "boundary_time", b"boundary_time", "lost_duration", b"lost_duration", "pause_time", b"pause_time", "persisted_fraction", b"persisted_fraction", "predicted_boundary_time", b"predicted_boundary_time", "predicted_release_time", b"predicted_release_time", "release_time", b"release_time", "released_gpu_memory_bytes", b"released_gpu_memory_bytes", "request_time", b"request_time", "resume_request_time", b"resume_request_time", "resume_time", b"resume_time", "snapshot_time", b"snapshot_time", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_persisted_fraction", b"_persisted_fraction", "_released_gpu_memory_bytes", b"_released_gpu_memory_bytes", "boundary_error", b"boundary_error", "boundary_time", b"boundary_time", "lost_duration", b"lost_duration", "pause_time", b"pause_time", "persisted_fraction", b"persisted_fraction", "predicted_boundary_time", b"predicted_boundary_time", "predicted_release_time", b"predicted_release_time", "release_error", b"release_error", "release_time", b"release_time", "released_gpu_memory_bytes", b"released_gpu_memory_bytes", "request_time", b"request_time", "resume_request_time", b"resume_request_time", "resume_time", b"resume_time", "saved_cost", b"saved_cost", "snapshot_time", b"snapshot_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_persisted_fraction", b"_persisted_fraction", "_released_gpu_memory_bytes", b"_released_gpu_memory_bytes", "actor", b"actor", "boundary_epoch", b"boundary_epoch", "boundary_time", b"boundary_time", "cause", b"cause", "checkpoint", b"checkpoint", "epoch", b"epoch", "from_instance", b"from_instance", "from_worker", b"from_worker", "lost_duration", b"lost_duration", "lost_steps", b"lost_steps", "mode", b"mode", "note", b"note", "pause_time", b"pause_time", "persisted_fraction", b"persisted_fraction", "predicted_boundary_time", b"predicted_boundary_time", "predicted_release_time", b"predicted_release_time", "reason", b"reason", "release_time", b"release_time", "released_gpu_memory_bytes", b"released_gpu_memory_bytes", "request_time", b"request_time", "resume_request_time", b"resume_request_time", "resume_time", b"resume_time", "saved_gpu_seconds", b"saved_gpu_seconds", "snapshot_time", b"snapshot_time", "step", b"step", "to_worker", b"to_worker", "usage", b"usage", "verdict", b"verdict", "verdict_reasons", b"verdict_reasons"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_persisted_fraction", b"_persisted_fraction", "_released_gpu_memory_bytes", b"_released_gpu_memory_bytes", "actor", b"actor", "boundary_epoch", b"boundary_epoch", "boundary_error", b"boundary_error", "boundary_time", b"boundary_time", "cause", b"cause", "checkpoint", b"checkpoint", "checkpoint_size_bytes", b"checkpoint_size_bytes", "checkpoint_uploaded_bytes", b"checkpoint_uploaded_bytes", "checkpoint_verified", b"checkpoint_verified", "epoch", b"epoch", "from_instance", b"from_instance", "from_worker", b"from_worker", "lost_duration", b"lost_duration", "lost_steps", b"lost_steps", "mode", b"mode", "note", b"note", "pause_time", b"pause_time", "persisted_fraction", b"persisted_fraction", "predicted_boundary_time", b"predicted_boundary_time", "predicted_release_time", b"predicted_release_time", "reason", b"reason", "release_error", b"release_error", "release_time", b"release_time", "released_gpu_memory_bytes", b"released_gpu_memory_bytes", "request_time", b"request_time", "resume_request_time", b"resume_request_time", "resume_time", b"resume_time", "saved_cost", b"saved_cost", "saved_gpu_seconds", b"saved_gpu_seconds", "snapshot_time", b"snapshot_time", "step", b"step", "to_worker", b"to_worker", "usage", b"usage", "verdict", b"verdict", "verdict_reasons", b"verdict_reasons"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__persisted_fraction: _TypeAlias = _typing.Literal["persisted_fraction"]  # noqa: Y015
     _WhichOneofArgType__persisted_fraction: _TypeAlias = _typing.Literal["_persisted_fraction", b"_persisted_fraction"]  # noqa: Y015

@@ -295,6 +295,8 @@ class EpochMetrics(_message.Message):
     VALUES_FIELD_NUMBER: _builtins.int
     BEST_FIELD_NUMBER: _builtins.int
     ACTIVE_DURATION_FIELD_NUMBER: _builtins.int
+    END_DURATION_FIELD_NUMBER: _builtins.int
+    TOTAL_ACTIVE_DURATION_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """The epoch, counted from 1."""
     attempt: _builtins.int
@@ -313,7 +315,17 @@ class EpochMetrics(_message.Message):
 
     @_builtins.property
     def active_duration(self) -> _duration_pb2.Duration:
-        """Training and validation time; pauses left out."""
+        """Training and validation time; pauses left out, and what an earlier attempt did of it."""
+
+    @_builtins.property
+    def end_duration(self) -> _duration_pb2.Duration:
+        """Of that, what came after its last step: validation, for the most part."""
+
+    @_builtins.property
+    def total_active_duration(self) -> _duration_pb2.Duration:
+        """Training time of the job up to its end, as Progress.active_duration. From one epoch to the next it grows by all that
+        the epoch took, checkpoints included.
+        """
 
     def __init__(
         self,
@@ -325,10 +337,12 @@ class EpochMetrics(_message.Message):
         values: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         best: _builtins.bool = ...,
         active_duration: _duration_pb2.Duration | None = ...,
+        end_duration: _duration_pb2.Duration | None = ...,
+        total_active_duration: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["active_duration", b"active_duration", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["active_duration", b"active_duration", "end_duration", b"end_duration", "time", b"time", "total_active_duration", b"total_active_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_duration", b"active_duration", "attempt", b"attempt", "best", b"best", "epoch", b"epoch", "step", b"step", "time", b"time", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_duration", b"active_duration", "attempt", b"attempt", "best", b"best", "end_duration", b"end_duration", "epoch", b"epoch", "step", b"step", "time", b"time", "total_active_duration", b"total_active_duration", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

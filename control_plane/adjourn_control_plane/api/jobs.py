@@ -17,7 +17,7 @@ from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.objects import ObjectStore
 from adjourn.v1 import job_service_pb2 as pb
 from adjourn.v1 import job_service_pb2_grpc
-from adjourn.v1.job_pb2 import EPOCH, Hold, Job
+from adjourn.v1.job_pb2 import EPOCH, Hold, Job, Money
 from adjourn_control_plane.api import pages, validation
 from adjourn_control_plane.api.boundaries import Boundaries
 from adjourn_control_plane.api.holds import Holds
@@ -55,6 +55,7 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         logs: Logs,
         *,
         silence: float = SILENCE_SECONDS,
+        gpu_hour_price: Money = Money(),  # noqa: B008
     ) -> None:
         """`silence`: seconds that a reader of a log may leave a message untaken."""
         self.store = store
@@ -66,6 +67,7 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         self.boundaries = boundaries
         self.logs = logs
         self.silence = silence
+        self.gpu_hour_price = gpu_hour_price
 
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> Job:
         check(validation.create_job(request))
@@ -77,6 +79,8 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         job = Job(name=f"jobs/{request.job_id or uuid4().hex[:12]}", spec=spec, labels=request.job.labels)
         if not spec.HasField("seed"):
             job.spec.seed = secrets.randbits(53)  # what JSON numbers carry without loss
+        if self.gpu_hour_price.amount:
+            job.gpu_hour_price.CopyFrom(self.gpu_hour_price)
         return await self.create(machine.create(job, uid=str(uuid4()), actor=actor(context), now=now()), call)
 
     async def create(self, decision: Decision, call: Call) -> Job:

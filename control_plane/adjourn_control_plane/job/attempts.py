@@ -31,7 +31,8 @@ def placed(transition: Transition, event: Placed) -> None:
     record, job = transition.record, transition.job
     token = FencingToken(attempt=record.token.attempt + 1, nonce=event.nonce, job_uid=job.uid)
     transition.assign(token, event.worker, event.device_uuids, event.instance)
-    record.ClearField("lost_attempt")
+    for field in ("lost_attempt", "progress_time"):
+        record.ClearField(field)
     record.generation, record.observed_generation, record.applied_report = 0, 0, 0
     record.restored_checkpoint = record.checkpoint.name
     pauses.begin_resumption(record)
@@ -55,6 +56,7 @@ def observed(transition: Transition, event: Observed) -> None:
     record.observed_generation = max(record.observed_generation, event.generation)
     if event.progress is not None:
         job.progress.CopyFrom(event.progress)
+        record.progress_time.FromDatetime(transition.now)
         estimates.update_remaining(transition.record)
         if job.state == Job.PAUSING:
             pauses.forecast(record)
@@ -203,7 +205,7 @@ def finished(transition: Transition, event: Finished) -> None:
     del job.holds[:]
     transition.unassign()
     job.ClearField("failure")
-    job.progress.ClearField("remaining_duration")
+    estimates.forget_remaining(job)
     ends.retain(transition, record.checkpoint, Checkpoint.FINAL)
     transition.set_state(
         Job.SUCCEEDED, JobEvent.SUCCEEDED, "before what was asked could take effect" if overtaken else ""

@@ -76,6 +76,7 @@ def rewind_to_checkpoint(transition: Transition) -> None:
     progress, checkpoint = transition.job.progress, transition.record.checkpoint
     progress.epoch, progress.step, progress.epoch_step = checkpoint.epoch, checkpoint.step, checkpoint.epoch_step
     progress.active_duration.CopyFrom(checkpoint.active_duration)
+    transition.record.ClearField("progress_time")
     estimates.update_remaining(transition.record)
 
 

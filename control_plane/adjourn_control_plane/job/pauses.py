@@ -30,28 +30,28 @@ KEPT: Final = 100
 def request(record: JobRecord, *, mode: PauseMode.ValueType, actor: str, reason: str, now: datetime) -> None:
     """Opens the record of a new pause. The one before it moves to the past."""
     job = record.job
-    past = archive(job)
+    archive(job)
     pause = Pause(cause=Pause.HELD, mode=mode or PauseMode.EPOCH, actor=actor, reason=reason, from_worker=job.worker)
     pause.request_time.FromDatetime(now)
     job.pause.CopyFrom(pause)
     record.ClearField("pause_release_time")
     if job.worker:
-        predict(record, past, now)
+        predict(record, now)
 
 
-def predict(record: JobRecord, past: Pause, now: datetime) -> None:
-    """Says when the pause will be or, in mode LATEST, what it will cost. `past`: the pause before it."""
+def predict(record: JobRecord, now: datetime) -> None:
+    """Says when the pause will be or, in mode LATEST, what it will cost."""
     pause = record.job.pause
     for field in ("predicted_boundary_time", "predicted_release_time", "boundary_epoch"):
         pause.ClearField(field)
     if pause.mode == PauseMode.LATEST:
         forecast(record)
         return
-    boundary = estimates.to_step(record) if pause.mode == PauseMode.STEP else estimates.to_boundary(record)
+    boundary = estimates.to_step(record) if pause.mode == PauseMode.STEP else estimates.to_boundary(record, now=now)
     if boundary is None:
         return
     pause.predicted_boundary_time.FromDatetime(now + boundary)
-    release = estimates.release_after_boundary(past)
+    release = estimates.to_release(record)
     if release is not None:
         pause.predicted_release_time.FromDatetime(now + boundary + release)
 
@@ -68,7 +68,7 @@ def hasten(transition: Transition, mode: PauseMode.ValueType) -> bool:
     if job.worker:  # else it waits for a worker, and is told there
         record.pause_mode = mode
         transition.set_target(Assignment.PAUSE)
-        predict(record, job.past_pauses[-1] if job.past_pauses else Pause(), transition.now)
+        predict(record, transition.now)
     return True
 
 
@@ -131,7 +131,7 @@ def named(record: JobRecord, epoch: int, now: datetime) -> None:
     """
     pause = record.job.pause
     pause.boundary_epoch = epoch
-    boundary = estimates.to_boundary(record, epoch) if epoch else None
+    boundary = estimates.to_boundary(record, epoch, now) if epoch else None
     if boundary is None:
         return
     if pause.HasField("predicted_release_time"):
@@ -140,15 +140,12 @@ def named(record: JobRecord, epoch: int, now: datetime) -> None:
     pause.predicted_boundary_time.FromDatetime(now + boundary)
 
 
-def archive(job: Job) -> Pause:
-    """Moves the last pause, if there was one, to the past and returns it."""
-    past = Pause()
+def archive(job: Job) -> None:
+    """Moves the last pause, if there was one, to the past."""
     if job.HasField("pause"):
-        past.CopyFrom(job.pause)
-        job.past_pauses.append(past)
+        job.past_pauses.append(job.pause)
         del job.past_pauses[:-KEPT]
         job.ClearField("pause")
-    return past
 
 
 def phase_reached(record: JobRecord, phase: Pause, worker: str, now: datetime) -> None:
@@ -161,6 +158,7 @@ def phase_reached(record: JobRecord, phase: Pause, worker: str, now: datetime) -
     if pause.HasField("resume_time"):
         return  # the worker has paused by itself, and the pause is an earlier one, which has ended
     pause.MergeFrom(phase)
+    estimates.note_errors(pause)
     if phase.HasField("boundary_time") and pause.mode == PauseMode.LATEST:
         nothing_lost(pause)  # it had come there before it was to be killed
     if phase.HasField("release_time") and not record.HasField("pause_release_time"):
@@ -203,6 +201,9 @@ def left_behind_is_gone(record: JobRecord, worker: str, now: datetime) -> None:
 def rest_on(pause: Pause, checkpoint: Checkpoint) -> None:
     """Notes the checkpoint that the pause rests on."""
     pause.checkpoint, pause.epoch, pause.step = checkpoint.name, checkpoint.epoch, checkpoint.step
+    pause.checkpoint_size_bytes = checkpoint.size_bytes
+    pause.checkpoint_uploaded_bytes = checkpoint.uploaded_bytes
+    pause.checkpoint_verified = bool(checkpoint.name) and not checkpoint.damage
 
 
 def reopen(record: JobRecord, worker: str) -> None:
@@ -213,7 +214,8 @@ def reopen(record: JobRecord, worker: str) -> None:
         pause.ClearField("release_time")
         record.ClearField("pause_release_time")
     nothing_lost(pause)
-    for field in ("pause_time", "checkpoint", "epoch", "step", "note", "from_instance"):
+    rest_on(pause, Checkpoint())
+    for field in ("pause_time", "note", "from_instance", "boundary_error", "release_error"):
         pause.ClearField(field)
     pause.ClearField("boundary_epoch")  # of a job that was pausing by another attempt
     pause.cause, pause.from_worker = Pause.HELD, worker
@@ -235,7 +237,7 @@ def drained(record: JobRecord, now: datetime) -> None:
 def handed_on(record: JobRecord, worker: str) -> None:
     """Notes that another attempt, at `worker`, is to bring about the pause: the one before was lost on its way."""
     record.job.pause.from_worker = worker
-    for field in ("boundary_time", "snapshot_time", "release_time", "from_instance"):
+    for field in ("boundary_time", "snapshot_time", "release_time", "from_instance", "boundary_error", "release_error"):
         record.job.pause.ClearField(field)
     record.ClearField("pause_release_time")
 
@@ -274,8 +276,23 @@ def first_step(record: JobRecord, now: datetime) -> None:
         return
     pause.resume_time.FromDatetime(now)
     if record.resumption.HasField("release_time"):
-        idle = now - record.resumption.release_time.ToDatetime(now.tzinfo)
-        pause.saved_gpu_seconds = max(idle, timedelta()).total_seconds() * record.job.spec.gpu_count
+        save(record.job, pause, record.resumption.release_time, now)
+
+
+def count_savings(record: JobRecord, job: Job, now: datetime) -> None:
+    """Says on the last pause of `job`, which is shown, what it has saved so far; of one that is over that is known."""
+    if record.HasField("pause_release_time") and not job.pause.HasField("resume_time"):
+        ended = job.end_time.ToDatetime(now.tzinfo) if job.HasField("end_time") else now
+        save(job, job.pause, record.pause_release_time, ended)
+
+
+def save(job: Job, pause: Pause, since: Timestamp, until: datetime) -> None:
+    """Says what a pause saved whose GPUs were free from `since` to `until`."""
+    idle = until - since.ToDatetime(until.tzinfo)
+    pause.saved_gpu_seconds = max(idle, timedelta()).total_seconds() * job.spec.gpu_count
+    if job.HasField("gpu_hour_price") and pause.saved_gpu_seconds:
+        pause.saved_cost.currency = job.gpu_hour_price.currency
+        pause.saved_cost.amount = job.gpu_hour_price.amount * pause.saved_gpu_seconds / 3600
 
 
 def verdict(record: JobRecord, resumed: Pause) -> None:

@@ -15,7 +15,7 @@ from adjourn.v1.agent_service_pb2 import FencingToken, Report
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent
-from adjourn_control_plane.job import machine, releases, reports, retention
+from adjourn_control_plane.job import machine, pauses, releases, reports, retention
 from adjourn_control_plane.job.events import CheckpointDamaged, Event
 from adjourn_control_plane.job.transition import Decision
 from adjourn_control_plane.store.interface import (
@@ -51,6 +51,7 @@ def to_public(record: JobRecord) -> Job:
     job = Job()
     job.CopyFrom(record.job)
     job.etag = str(record.revision)
+    pauses.count_savings(record, job, now())
     return job
 
 

@@ -86,6 +86,11 @@ def paused() -> Job:
     sample.worker_cpu_percent, sample.cpu_percent = 72, 150
     sample.worker_memory_bytes, sample.worker_memory_limit_bytes, sample.memory_bytes = 8 << 30, 64 << 30, 2 << 30
     job.pause.released_gpu_memory_bytes = 24 << 30
+    job.pause.checkpoint_size_bytes, job.pause.checkpoint_uploaded_bytes = 3 << 30, 1 << 20
+    job.pause.checkpoint_verified, job.pause.saved_gpu_seconds = True, 7200
+    job.pause.saved_cost.currency, job.pause.saved_cost.amount = "EUR", 5
+    progress.least_remaining_duration.FromSeconds(180)
+    progress.most_remaining_duration.FromSeconds(240)
     job.holds.add(kind=Hold.USER, actor="eva@lab", reason="lunch")
     job.past_pauses.append(pause(epoch=2, step=200))
     return job
@@ -98,7 +103,9 @@ def test_a_paused_run_tells_everything() -> None:
         "digits:main", "small-cnn", "s3://data/digits", "lr=0.001", "42", "team=vision",
         "2026-03-01 12:59:55 CET", "2026-03-01 13:00:00 CET",
         "5 of 20", "25 %", "500", "0.12346", "val_loss 0.25", "val_loss 0.2 in epoch 3, 2 epochs without improvement",
-        "1 min 04 s, pauses left out", "10 min 00 s since the start", "about 3 min 12 s of training",
+        "1 min 04 s, pauses left out", "10 min 00 s since the start",
+        "about 3 min 12 s of training, likely 3 min 00 s to 4 min 00 s",
+        "3.0 GiB, 1.0 MiB uploaded, verified", "5.00 EUR",
         "jobs/digits/checkpoints/7", "eva@lab", "lunch", "held, epoch", "at epoch 5, step 500", "24.0 GiB",
         "95 %", "75 %", "18.0 GiB of 24.0 GiB", "GPU average", "70 %", "50 %", "1.5 cores", "8.0 GiB of 64.0 GiB",
         "4.2 s", "50 ms", "750 ms", "2.0 s", "1 min 00 s", "2.5 s", "a → b", "EXACT", "Earlier pauses",

@@ -1,19 +1,23 @@
 """Pauses and resumes: when PAUSED is reached, what a resume goes on from, what the record of a pause says."""
 
 from collections.abc import Callable
-from datetime import UTC, timedelta
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+from hypothesis import given
+from hypothesis import strategies as st
 
 from adjourn import errors, reasons
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.agent_service_pb2 import Assignment, FencingToken
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.job_pb2 import EPOCH, PAUSE_MODE_UNSPECIFIED, Failure, Hold, Job, Pause
+from adjourn.v1.job_pb2 import EPOCH, PAUSE_MODE_UNSPECIFIED, Failure, Hold, Job, JobSpec, Money, Pause
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn_control_plane.job import pauses
 from adjourn_control_plane.job.events import Adopted, Observed, PausePhase, Registered
-from tests.harness.job_life import ALONE, START, UID, A, B, Life, checkpoint_name, paused
+from tests.harness.job_life import ALONE, START, UID, A, B, Life, checkpoint, checkpoint_name, paused
 
 
 def test_asking_for_a_pause_is_not_being_paused() -> None:
@@ -29,7 +33,8 @@ def test_asking_for_a_pause_is_not_being_paused() -> None:
 def test_the_answer_predicts_the_boundary() -> None:
     life = Life().running(2).at(230).pause()
     pause = life.job.pause
-    assert pause.predicted_boundary_time.ToDatetime() - pause.request_time.ToDatetime() == timedelta(seconds=7)
+    left = pause.predicted_boundary_time.ToDatetime() - pause.request_time.ToDatetime()
+    assert left == timedelta(seconds=6), "it was told a second before that 70 steps were left"
     assert not pause.HasField("predicted_release_time"), "nothing to judge by"
 
 
@@ -58,8 +63,10 @@ def test_with_the_epoch_it_is_predicted_anew_when_that_will_be() -> None:
     before.release_time.FromDatetime(life.now + timedelta(seconds=3))
     life.tell(PausePhase(actor=A, pause=before)).rests().resume().running().at(299).pause().told(4)
     pause = life.job.pause
-    assert pause.predicted_boundary_time.ToDatetime(UTC) == life.now + timedelta(seconds=10.1), "an epoch, and a step"
-    assert pause.predicted_release_time.ToDatetime(UTC) == life.now + timedelta(seconds=13.1)
+    assert pause.predicted_boundary_time.ToDatetime(UTC) == life.now + timedelta(seconds=8.1), (
+        "an epoch, and a step, as was told 2 s before"
+    )
+    assert pause.predicted_release_time.ToDatetime(UTC) == life.now + timedelta(seconds=11.1)
 
 
 def test_without_an_epoch_behind_it_nothing_is_predicted() -> None:
@@ -443,6 +450,77 @@ def test_the_record_of_a_pause_ends_with_the_first_step_after_it() -> None:
     assert pause.saved_gpu_seconds == 2 * idle.total_seconds() > 0
     assert pause.request_time.seconds < pause.release_time.seconds <= pause.pause_time.seconds
     assert pause.pause_time.seconds < pause.resume_request_time.seconds < pause.resume_time.seconds
+
+
+EURO_AN_HOUR = Money(currency="EUR", amount=3600)
+"""One Euro a second, for one GPU."""
+
+
+def test_a_pause_says_what_it_has_saved_so_far_and_what_that_costs() -> None:
+    life = Life(gpu_count=2).placed(A, "1", "2").acknowledged().began().pause().trained(1)
+    life.record.job.gpu_hour_price.CopyFrom(EURO_AN_HOUR)
+
+    def shown(seconds: int) -> Pause:
+        job = Job()
+        job.CopyFrom(life.job)
+        pauses.count_savings(life.record, job, life.now + timedelta(seconds=seconds))
+        return job.pause
+
+    assert shown(50).saved_gpu_seconds == 0, "nothing is free yet"
+    assert not shown(50).HasField("saved_cost")
+    life.released()
+    assert shown(50).saved_gpu_seconds == 100
+    assert shown(50).saved_cost == Money(currency="EUR", amount=100)
+    life.rests().resume().placed(B, "3", "4").began()
+    final = life.job.pause.saved_gpu_seconds
+    assert shown(500) == life.job.pause, "it is over"
+    assert life.job.pause.saved_cost == Money(currency="EUR", amount=final)
+
+
+def test_without_a_price_nothing_is_said_of_money() -> None:
+    life = Life(gpu_count=1).placed(A, "1").acknowledged().began().pause().trained(1).released().rests()
+    assert not life.resume().placed(B, "2").began().job.pause.HasField("saved_cost")
+
+
+def test_a_job_that_is_cancelled_while_it_rests_saves_no_more() -> None:
+    life = Life(gpu_count=1).placed(A, "1").acknowledged().began().pause().trained(1).released().rests()
+    freed = life.record.pause_release_time.ToDatetime(UTC)
+    life.cancel()
+    ended = life.job.end_time.ToDatetime(UTC)
+    pauses.count_savings(life.record, life.job, life.now + timedelta(days=1))
+    assert life.job.pause.saved_gpu_seconds == (ended - freed).total_seconds()
+
+
+@given(
+    trained=st.integers(600, 5000),
+    paused_for=st.integers(3600, 50_000),
+    gpus=st.integers(1, 8),
+    offset=st.integers(0, 4),
+)
+def test_what_is_saved_is_the_integral_of_the_samples_within_one_percent(
+    trained: int, paused_for: int, gpus: int, offset: int
+) -> None:
+    """A sample every 5 s while the GPUs are held. Between two that are further apart, nobody held them."""
+    resumed = trained + paused_for
+    held = [*range(offset, trained, 5), *range(resumed + offset, resumed + 600, 5)]
+    idle = sum(later - earlier - 5 for earlier, later in pairwise(held) if later - earlier > 5) * gpus
+    pause, since = Pause(), Timestamp(seconds=trained)
+    job = Job(spec=JobSpec(gpu_count=gpus))
+    pauses.save(job, pause, since, datetime.fromtimestamp(resumed, UTC))
+    assert pause.saved_gpu_seconds == pytest.approx(idle, rel=0.01)
+
+
+def test_a_pause_tells_of_the_checkpoint_that_it_rests_on() -> None:
+    life = Life().running().pause()
+    made = checkpoint(1)
+    made.size_bytes, made.uploaded_bytes = 1000, 300
+    life.at(100).tell(Registered(actor=A, checkpoint=made))
+    assert life.released().rests().state == "PAUSED"
+    pause = life.job.pause
+    assert (pause.checkpoint_size_bytes, pause.checkpoint_uploaded_bytes) == (1000, 300)
+    assert pause.checkpoint_verified
+    pauses.rest_on(pause, Checkpoint())
+    assert not pause.checkpoint_verified, "there is none"
 
 
 def test_a_restart_after_a_failure_does_not_touch_the_record_of_an_old_pause() -> None:

@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 
 from adjourn.settings_reader import InvalidSettings
+from adjourn.v1.job_pb2 import Money
 from adjourn_control_plane.settings import Settings
 
 ENVIRONMENT = {
@@ -39,8 +40,10 @@ def test_what_is_given_is_taken() -> None:
             "ADJOURN_LOG_FORMAT": "console",
             "ADJOURN_WORKER_RETENTION": "3600",
             "ADJOURN_BUNDLE_RETENTION": "86400",
+            "ADJOURN_GPU_HOUR_PRICE": "2.50 EUR",
         }
     )
+    assert settings.gpu_hour_price == Money(amount=2.5, currency="EUR")
     assert settings.bundle_retention == timedelta(days=1)
     assert settings.worker_retention == timedelta(hours=1)
     assert (settings.listen, settings.namespace, settings.log_format) == ("0.0.0.0:80", "team-a_1", "console")
@@ -68,6 +71,9 @@ def test_what_is_given_is_taken() -> None:
         ("ADJOURN_LOG_FORMAT", "xml"),
         ("ADJOURN_WORKER_RETENTION", "0"),
         ("ADJOURN_BUNDLE_RETENTION", "59"),
+        ("ADJOURN_GPU_HOUR_PRICE", "2.50"),
+        ("ADJOURN_GPU_HOUR_PRICE", "-1 EUR"),
+        ("ADJOURN_GPU_HOUR_PRICE", "1e3 EUR"),
         ("ADJOURN_S3_ENDPOINT", "ftp://127.0.0.1"),
     ],
 )

@@ -66,7 +66,8 @@ def test_training_is_told_step_by_step(trainings: TrainingProcesses) -> None:
     assert set(metrics.values) == {"train_loss", "val_loss", "learning_rate"}
     assert metrics.values["learning_rate"] == 0.1
     assert metrics.best
-    assert metrics.active_duration.ToTimedelta() > timedelta()
+    assert metrics.active_duration.ToTimedelta() > metrics.end_duration.ToTimedelta() > timedelta()
+    assert metrics.total_active_duration.ToTimedelta() >= metrics.active_duration.ToTimedelta()
     assert (epoch.progress.epoch, epoch.progress.step, epoch.progress.epoch_step) == (1, 5, 0)
     assert epoch.progress.best.metric == "val_loss"
     assert epoch.progress.best.value == metrics.values["val_loss"]

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import accumulate
 from pathlib import Path
 from typing import Final
@@ -112,7 +113,9 @@ async def persist(
         state_digest=snapshots.state_digest(components),
         environment=environment,
     )
-    return await conclude(store, manifest, sent)
+    checkpoint = await conclude(store, manifest, sent)
+    checkpoint.snapshot_duration.FromTimedelta(timedelta(seconds=snapshot.stall_seconds))
+    return checkpoint
 
 
 async def conclude(store: PartStore, manifest: Manifest, sent: dict[str, int]) -> Checkpoint:

@@ -6,9 +6,9 @@ isort:skip_file
 from adjourn.v1 import agent_service_pb2 as _agent_service_pb2
 from adjourn.v1 import checkpoint_pb2 as _checkpoint_pb2
 from adjourn.v1 import job_pb2 as _job_pb2
+from adjourn.v1 import usage_pb2 as _usage_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
-from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -46,8 +46,6 @@ class JobRecord(_message.Message):
     ALLOW_INEXACT_FIELD_NUMBER: _builtins.int
     EVENT_SEQUENCE_FIELD_NUMBER: _builtins.int
     PAST_FAILURE_FIELD_NUMBER: _builtins.int
-    EPOCH_DURATION_FIELD_NUMBER: _builtins.int
-    TIMED_EPOCHS_FIELD_NUMBER: _builtins.int
     BEGAN_FIELD_NUMBER: _builtins.int
     RESTORED_CHECKPOINT_FIELD_NUMBER: _builtins.int
     EPOCHS_SINCE_RESTART_FIELD_NUMBER: _builtins.int
@@ -60,6 +58,10 @@ class JobRecord(_message.Message):
     BEST_CHECKPOINT_FIELD_NUMBER: _builtins.int
     LAST_WORKER_FIELD_NUMBER: _builtins.int
     LAST_INSTANCE_FIELD_NUMBER: _builtins.int
+    EPOCH_TIMES_FIELD_NUMBER: _builtins.int
+    TIMED_EPOCH_FIELD_NUMBER: _builtins.int
+    PROGRESS_TIME_FIELD_NUMBER: _builtins.int
+    EPOCH_ERROR_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Order of creation, from 1, over all jobs; the queue's order."""
     revision: _builtins.int
@@ -80,8 +82,6 @@ class JobRecord(_message.Message):
     """ResumeJob allowed an environment that differs."""
     event_sequence: _builtins.int
     """Sequence of the newest event."""
-    timed_epochs: _builtins.int
-    """Epochs counted in `epoch_duration`."""
     began: _builtins.bool
     """The running attempt has taken its first step."""
     restored_checkpoint: _builtins.str
@@ -96,6 +96,8 @@ class JobRecord(_message.Message):
     """Worker of the attempt of `token`, `workers/{worker}`, also after the attempt has left it."""
     last_instance: _builtins.str
     """`Worker.instance` of that worker; empty: not known."""
+    epoch_error: _builtins.float
+    """Mean error of what was expected of an epoch's duration, as a share of the duration, over the newest ones."""
     @_builtins.property
     def job(self) -> _job_pb2.Job:
         """What callers see. `etag` is filled in when shown."""
@@ -115,10 +117,6 @@ class JobRecord(_message.Message):
     @_builtins.property
     def past_failure(self) -> Global___PastFailure:
         """The failure before the running attempt and the step it happened at: the same again is not retried."""
-
-    @_builtins.property
-    def epoch_duration(self) -> _duration_pb2.Duration:
-        """Mean training time of an epoch so far; unset before the first."""
 
     @_builtins.property
     def pause_release_time(self) -> _timestamp_pb2.Timestamp:
@@ -146,6 +144,18 @@ class JobRecord(_message.Message):
     def best_checkpoint(self) -> _checkpoint_pb2.Checkpoint:
         """Best checkpoint so far: name, epoch, step and metrics of it."""
 
+    @_builtins.property
+    def epoch_times(self) -> _containers.RepeatedCompositeFieldContainer[Global___EpochTime]:
+        """What the newest epochs took, oldest first."""
+
+    @_builtins.property
+    def timed_epoch(self) -> _usage_pb2.EpochMetrics:
+        """The newest epoch that was timed."""
+
+    @_builtins.property
+    def progress_time(self) -> _timestamp_pb2.Timestamp:
+        """When `job.progress` was learned, by the control plane's clock."""
+
     def __init__(
         self,
         *,
@@ -164,8 +174,6 @@ class JobRecord(_message.Message):
         allow_inexact: _builtins.bool = ...,
         event_sequence: _builtins.int = ...,
         past_failure: Global___PastFailure | None = ...,
-        epoch_duration: _duration_pb2.Duration | None = ...,
-        timed_epochs: _builtins.int = ...,
         began: _builtins.bool = ...,
         restored_checkpoint: _builtins.str = ...,
         epochs_since_restart: _builtins.int = ...,
@@ -178,14 +186,50 @@ class JobRecord(_message.Message):
         best_checkpoint: _checkpoint_pb2.Checkpoint | None = ...,
         last_worker: _builtins.str = ...,
         last_instance: _builtins.str = ...,
+        epoch_times: _abc.Iterable[Global___EpochTime] | None = ...,
+        timed_epoch: _usage_pb2.EpochMetrics | None = ...,
+        progress_time: _timestamp_pb2.Timestamp | None = ...,
+        epoch_error: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["best_checkpoint", b"best_checkpoint", "checkpoint", b"checkpoint", "epoch_duration", b"epoch_duration", "job", b"job", "lost_attempt", b"lost_attempt", "past_failure", b"past_failure", "pause_release_time", b"pause_release_time", "resumption", b"resumption", "token", b"token"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_epoch_error", b"_epoch_error", "best_checkpoint", b"best_checkpoint", "checkpoint", b"checkpoint", "epoch_error", b"epoch_error", "job", b"job", "lost_attempt", b"lost_attempt", "past_failure", b"past_failure", "pause_release_time", b"pause_release_time", "progress_time", b"progress_time", "resumption", b"resumption", "timed_epoch", b"timed_epoch", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_inexact", b"allow_inexact", "applied_report", b"applied_report", "began", b"began", "best_checkpoint", b"best_checkpoint", "checkpoint", b"checkpoint", "device_uuids", b"device_uuids", "epoch_duration", b"epoch_duration", "epochs_since_restart", b"epochs_since_restart", "event_sequence", b"event_sequence", "furthest_epoch", b"furthest_epoch", "generation", b"generation", "job", b"job", "last_instance", b"last_instance", "last_worker", b"last_worker", "lost_attempt", b"lost_attempt", "number", b"number", "observed_generation", b"observed_generation", "past_failure", b"past_failure", "pause_mode", b"pause_mode", "pause_release_time", b"pause_release_time", "pinned_checkpoints", b"pinned_checkpoints", "released", b"released", "restored_checkpoint", b"restored_checkpoint", "resumption", b"resumption", "revision", b"revision", "target", b"target", "timed_epochs", b"timed_epochs", "token", b"token", "unconfirmed_releases", b"unconfirmed_releases"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epoch_error", b"_epoch_error", "allow_inexact", b"allow_inexact", "applied_report", b"applied_report", "began", b"began", "best_checkpoint", b"best_checkpoint", "checkpoint", b"checkpoint", "device_uuids", b"device_uuids", "epoch_error", b"epoch_error", "epoch_times", b"epoch_times", "epochs_since_restart", b"epochs_since_restart", "event_sequence", b"event_sequence", "furthest_epoch", b"furthest_epoch", "generation", b"generation", "job", b"job", "last_instance", b"last_instance", "last_worker", b"last_worker", "lost_attempt", b"lost_attempt", "number", b"number", "observed_generation", b"observed_generation", "past_failure", b"past_failure", "pause_mode", b"pause_mode", "pause_release_time", b"pause_release_time", "pinned_checkpoints", b"pinned_checkpoints", "progress_time", b"progress_time", "released", b"released", "restored_checkpoint", b"restored_checkpoint", "resumption", b"resumption", "revision", b"revision", "target", b"target", "timed_epoch", b"timed_epoch", "token", b"token", "unconfirmed_releases", b"unconfirmed_releases"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__epoch_error: _TypeAlias = _typing.Literal["epoch_error"]  # noqa: Y015
+    _WhichOneofArgType__epoch_error: _TypeAlias = _typing.Literal["_epoch_error", b"_epoch_error"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__epoch_error) -> _WhichOneofReturnType__epoch_error | None: ...
+
+Global___JobRecord: _TypeAlias = JobRecord  # noqa: Y015
+
+@_typing.final
+class EpochTime(_message.Message):
+    """What one epoch took."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECONDS_FIELD_NUMBER: _builtins.int
+    END_SECONDS_FIELD_NUMBER: _builtins.int
+    FIRST_OF_ATTEMPT_FIELD_NUMBER: _builtins.int
+    seconds: _builtins.float
+    """All of it, checkpoints included, in seconds of training time."""
+    end_seconds: _builtins.float
+    """Of that, what comes after its last step."""
+    first_of_attempt: _builtins.bool
+    """The first that its attempt ended: it may have warmed up."""
+    def __init__(
+        self,
+        *,
+        seconds: _builtins.float = ...,
+        end_seconds: _builtins.float = ...,
+        first_of_attempt: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_seconds", b"end_seconds", "first_of_attempt", b"first_of_attempt", "seconds", b"seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___JobRecord: _TypeAlias = JobRecord  # noqa: Y015
+Global___EpochTime: _TypeAlias = EpochTime  # noqa: Y015
 
 @_typing.final
 class UnconfirmedRelease(_message.Message):
