@@ -13,11 +13,13 @@ demo: $(STAMP)
 test: check
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# Whatever may happen to control plane and workers, in other orders each time: tests/harness/README.md.
+# Whatever may happen to control plane and workers, in other orders each time, and 200 other trainings:
+# tests/harness/README.md.
 SEED ?= $(shell date +%j%H%M)
 nightly: $(STAMP)
 	@echo "again: make nightly SEED=$(SEED)"
-	HYPOTHESIS_PROFILE=nightly $(BIN)/pytest --hypothesis-seed=$(SEED) tests/properties/test_joined_machine.py
+	HYPOTHESIS_PROFILE=nightly $(BIN)/pytest --hypothesis-seed=$(SEED) \
+		tests/properties/test_joined_machine.py tests/properties/test_random_trainings.py
 
 # Every training of tests/trainings/zoo on two workers, cut at five random steps; two minutes. `make test` cuts a few.
 zoo: $(STAMP)

@@ -1,5 +1,6 @@
 """Whatever a training of a small family is made of, and wherever it is cut: it ends in the same bits."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from tests.harness.training_processes import Attempt, TrainingProcesses
 from tests.trainings import family
 
 EPOCHS = 3
+NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +32,16 @@ FAMILY = st.fixed_dictionaries(
         "scheduler": st.sampled_from(sorted(family.SCHEDULERS)),
         "batch_size": st.integers(2, 7),
         "accumulate": st.integers(1, 3),
-        "weighted": st.booleans(),
+        "data": st.sampled_from(sorted(family.DATA)),
+        "change": st.sampled_from(family.CHANGES),
     }
 )
 CUTS = st.lists(st.tuples(st.integers(1, 10), st.sampled_from(["STEP", "EPOCH"])), min_size=1, max_size=3)
 """Steps after which a pause is asked for, counted from the start of each attempt, and its mode."""
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@pytest.mark.timeout(3600 if NIGHTLY else 300)
+@settings(max_examples=200 if NIGHTLY else 20, deadline=None, derandomize=not NIGHTLY)
 @given(made_of=FAMILY, cuts=CUTS, workers=st.lists(st.sampled_from([0, 2]), min_size=4, max_size=4))
 def test_a_training_of_any_make_is_exact(
     trainings: TrainingProcesses, made_of: dict[str, Any], cuts: list[tuple[int, str]], workers: list[int]

@@ -2,7 +2,7 @@
 
 import copy
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import Dataset, WeightedRandomSampler
+from torch.utils.data import Dataset, IterableDataset, WeightedRandomSampler
 
 from adjourn import training
 from adjourn.desired_state import DesiredState
@@ -19,7 +19,9 @@ from adjourn.shared_files import Control
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.job_pb2 import PauseMode
 
-SAMPLES = 26
+CHANGE = 1
+"""Epochs after which something changes, if it does."""
+SAMPLES = 24
 FEATURES = 5
 CLASSES = 3
 
@@ -44,15 +46,67 @@ SCHEDULERS: dict[str, Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler
 }
 
 
-class Augmented(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Samples with noise of all three global generators."""
+Sample = tuple[torch.Tensor, torch.Tensor]
 
+
+def sample(index: int) -> Sample:
+    """Returns a sample with noise of all three global generators."""
+    noise = random.gauss(0, 0.1) + float(np.random.normal(0, 0.1)) + 0.1 * torch.randn(FEATURES)
+    return torch.arange(FEATURES) * index / SAMPLES + noise, torch.tensor(index % CLASSES)
+
+
+class Augmented(Dataset[Sample]):
     def __len__(self) -> int:
         return SAMPLES
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        noise = random.gauss(0, 0.1) + float(np.random.normal(0, 0.1)) + 0.1 * torch.randn(FEATURES)
-        return torch.arange(FEATURES) * index / SAMPLES + noise, torch.tensor(index % CLASSES)
+    def __getitem__(self, index: int) -> Sample:
+        return sample(index)
+
+
+class Stream(IterableDataset[Sample]):
+    """A stream that begins anew with each pass, and does not tell its place."""
+
+    def __iter__(self) -> Iterator[Sample]:
+        return map(sample, range(SAMPLES))
+
+
+class EndlessStream(IterableDataset[Sample]):
+    """A stream that goes on with each pass, through a shuffle buffer, and tells its place."""
+
+    def __init__(self) -> None:
+        self.rng = random.Random(3)
+        self.buffer: list[int] = []
+        self.read = self.given = 0
+
+    def __iter__(self) -> Iterator[Sample]:
+        while self.given < SAMPLES:
+            while len(self.buffer) < 5:
+                self.buffer.append(self.read)
+                self.read += 1
+            self.given += 1
+            yield sample(self.buffer.pop(self.rng.randrange(len(self.buffer))))
+        self.given = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"buffer": [*self.buffer], "read": self.read, "given": self.given, "rng": self.rng.getstate()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.buffer, self.read, self.given = [*state["buffer"]], state["read"], state["given"]
+        self.rng.setstate(state["rng"])
+
+
+DATA: dict[str, Callable[[], tuple[Dataset[Sample], dict[str, Any]]]] = {
+    "shuffled": lambda: (Augmented(), {"shuffle": True}),
+    "weighted": lambda: (
+        Augmented(),
+        {"sampler": WeightedRandomSampler([1.0 + index for index in range(SAMPLES)], SAMPLES)},
+    ),
+    "stream": lambda: (Stream(), {}),
+    "endless stream": lambda: (EndlessStream(), {}),
+}
+"""What is trained on: a dataset, and how its loader goes through it."""
+CHANGES = ("nothing", "stage", "replaced", "thawed")
+"""What becomes of the optimizer: a new one in a stage of its own, or within an epoch, or one with more parameters."""
 
 
 def ask_for_pause(mode: str) -> None:
@@ -61,42 +115,74 @@ def ask_for_pause(mode: str) -> None:
         control.write(DesiredState(generation=1, target=Assignment.PAUSE, mode=PauseMode.Value(mode)))
 
 
-def main(run: training.Run) -> None:
-    args = run.args
-    width = args["width"]
-    layers: list[nn.Module] = [nn.Linear(FEATURES, width)]
-    for _ in range(args["depth"]):
-        layers += [NORMS[args["norm"]](width), nn.GELU(), nn.Dropout(args["dropout"]), nn.Linear(width, width)]
-    model = nn.Sequential(*layers, nn.Linear(width, CLASSES))
-    optimizer = OPTIMIZERS[args["optimizer"]](model.parameters())
-    scheduler = SCHEDULERS[args["scheduler"]](optimizer)
-    average = copy.deepcopy(model)
-    counts = {"batches": 0}
-    run.track(model=model, optimizer=optimizer, scheduler=scheduler, average=average, counts=counts)
-    data = Augmented()
-    sampler = WeightedRandomSampler([1.0 + index for index in range(SAMPLES)], SAMPLES) if args["weighted"] else None
-    loader = run.loader(
-        data, batch_size=args["batch_size"], shuffle=sampler is None, sampler=sampler, num_workers=args["workers"]
-    )
-    validation = run.loader(data, batch_size=SAMPLES)
-    for _ in run.epochs():
-        model.train()
-        for inputs, targets in loader:
-            counts["batches"] += 1
-            loss = functional.cross_entropy(model(inputs), targets) * (1 + 0.01 * random.random())
-            (loss / args["accumulate"]).backward()
-            if counts["batches"] % args["accumulate"] == 0:
-                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+class Course:
+    """What is trained, and one epoch of it."""
+
+    def __init__(self, run: training.Run) -> None:
+        self.run, args = run, run.args
+        width = args["width"]
+        layers: list[nn.Module] = [nn.Linear(FEATURES, width)]
+        for _ in range(args["depth"]):
+            layers += [NORMS[args["norm"]](width), nn.GELU(), nn.Dropout(args["dropout"]), nn.Linear(width, width)]
+        self.model = nn.Sequential(*layers, nn.Linear(width, CLASSES))
+        self.average = copy.deepcopy(self.model)
+        self.counts = {"batches": 0}
+        run.track(model=self.model, average=self.average, counts=self.counts)
+        run.state.mean, run.state.hidden = 1.0, torch.zeros(FEATURES)
+        data, passes = DATA[args["data"]]()
+        self.loader = run.loader(data, batch_size=args["batch_size"], num_workers=args["workers"], **passes)
+        self.validation = run.loader(Augmented(), batch_size=SAMPLES)
+
+    def built(self, kind: str, layers: nn.Module) -> dict[str, Any]:
+        """Builds an optimizer and, unless it is to get other parameters, its scheduler."""
+        optimizer = OPTIMIZERS[kind](layers.parameters())
+        if self.run.args["change"] == "thawed":
+            return {"optimizer": optimizer}
+        return {"optimizer": optimizer, "scheduler": SCHEDULERS[self.run.args["scheduler"]](optimizer)}
+
+    def epoch(self, optimizer: torch.optim.Optimizer, scheduler: Any = None) -> None:
+        run, accumulate = self.run, self.run.args["accumulate"]
+        self.model.train()
+        for inputs, targets in self.loader:
+            self.counts["batches"] += 1
+            outputs = self.model(inputs + run.state.hidden)
+            loss = functional.cross_entropy(outputs, targets) * (1 + 0.01 * random.random()) / run.state.mean
+            (loss / accumulate).backward()
+            run.state.mean = 0.9 * run.state.mean + 0.1 * loss.item()
+            run.state.hidden = torch.tanh(run.state.hidden + 0.1 * inputs.mean(0))
+            if self.counts["batches"] % accumulate == 0:
+                nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
                 optimizer.step()
                 optimizer.zero_grad()
-                scheduler.step()
+                if scheduler:
+                    scheduler.step()
                 with torch.no_grad():
-                    for mean, value in zip(average.parameters(), model.parameters(), strict=True):
+                    for mean, value in zip(self.average.parameters(), self.model.parameters(), strict=True):
                         mean.lerp_(value, 0.1)
                 run.step(loss=loss)
-                if run.steps == args.get("pause_after"):
-                    ask_for_pause(args["mode"])
-        model.eval()
+                if run.steps == run.args.get("pause_after"):
+                    ask_for_pause(run.args["mode"])
+        self.model.eval()
         with torch.no_grad():
-            losses = [functional.cross_entropy(average(inputs), targets) for inputs, targets in validation]
-        run.log(val_loss=torch.stack(losses).mean())
+            losses = [functional.cross_entropy(self.average(inputs), targets) for inputs, targets in self.validation]
+        run.log(val_loss=torch.stack(losses).mean(), mean=run.state.mean)
+
+
+def main(run: training.Run) -> None:
+    course, change, kind = Course(run), run.args["change"], run.args["optimizer"]
+    built = course.built(kind, course.model[-1] if change == "thawed" else course.model)
+    if change == "replaced" and run.epoch > CHANGE:
+        built = course.built("momentum", course.model)
+    run.track(**built)
+    for _ in run.epochs(CHANGE if change == "stage" else None):
+        if change == "replaced" and run.epoch == CHANGE:
+            built = course.built("momentum", course.model)
+            run.replace(**built)
+        if change == "thawed" and run.epoch == CHANGE:
+            built["optimizer"].add_param_group({"params": course.model[:-1].parameters()})
+        course.epoch(**built)
+    if change == "stage":
+        built = course.built("momentum", course.model)
+        run.track(**built)
+        for _ in run.epochs():
+            course.epoch(**built)

@@ -182,6 +182,48 @@ def thaws(run: training.Run) -> None:
             run.step()
 
 
+def strays(run: training.Run) -> None:
+    """Clips by gradients of parameters that no optimizer has before its third epoch, and that add up until then."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    optimizer = torch.optim.Adam(model[1].parameters(), lr=0.01)
+    run.track(model=model, optimizer=optimizer)
+    loader = run.loader(data(), batch_size=4)
+    for epoch in run.epochs():
+        if epoch == 3:
+            optimizer.add_param_group({"params": model[0].parameters(), "lr": 0.1})
+        for (inputs,) in loader:
+            model(inputs).square().mean().backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            run.step()
+
+
+def rebuilt(run: training.Run) -> None:
+    """Has its optimizer and schedule in a dict, and others in another dict from the second epoch."""
+
+    def built() -> dict[str, Any]:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        return {"optimizer": optimizer, "scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1)}
+
+    model = Net()
+    parts = built()
+    if run.epoch >= 2:
+        parts = built()
+    run.track(model=model, **parts)
+    loader = run.loader(data(), batch_size=4)
+    for epoch in run.epochs():
+        if epoch == 2:
+            parts = built()
+            run.replace(**parts)
+        for (inputs,) in loader:
+            parts["optimizer"].zero_grad()
+            model(inputs).square().mean().backward()
+            parts["optimizer"].step()
+            run.step()
+        parts["scheduler"].step()
+
+
 def parameters(run: training.Run) -> None:
     """Trains parameters that no module has, but a dict."""
     course = Course(run)

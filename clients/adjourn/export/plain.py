@@ -20,8 +20,8 @@ EXTRA: Final = "adjourn.checkpoint"
 MODULE: Final = frozenset(
     ("state_dict", "buffers", "empty_buffers", "frozen", "evaluating", "structure", "attributes", "generators")
 )
-OPTIMIZER: Final = frozenset(("kind", "state_dict", "gradients", "groups"))
-"""What is saved of a module and of an optimizer, by `adjourn.training.state`."""
+OPTIMIZER: Final = frozenset(("kind", "state_dict", "groups"))
+"""What is saved of a module and of an optimizer, by `adjourn.training.state`, beside gradients."""
 
 
 def read(directory: Path, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def read(directory: Path, checkpoint: Checkpoint) -> dict[str, Any]:
         value = plain(reader.value(name))
         if not name.isidentifier() or name in ("data", "numerics"):
             beside[name] = value
-        elif isinstance(value, dict) and value.keys() in (MODULE, OPTIMIZER):
+        elif isinstance(value, dict) and value.keys() - {"gradients"} in (MODULE, OPTIMIZER):
             found[name] = value.pop("state_dict")
             beside[name] = value
         else:

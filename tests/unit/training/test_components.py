@@ -12,7 +12,7 @@ from torch import nn
 from adjourn import training
 from adjourn.training.state.codec import Decoder, Encoder
 from adjourn.training.state.components import component
-from adjourn.training.state.gradients import OptimizerState
+from adjourn.training.state.gradients import OptimizerState, is_used, mark_used
 from adjourn.training.state.numerics import numerics, restore_numerics
 from adjourn.training.state.registry import State
 
@@ -222,6 +222,33 @@ def test_gradients_are_given_back() -> None:
     assert two.weight.grad is not None
     assert torch.equal(two.weight.grad, one.weight.grad)
     assert two.bias.grad is None
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_gradients_that_no_optimizer_has_are_given_back(used: bool) -> None:
+    state, net, _ = tracked()
+    backward(net[1])  # type: ignore[index]
+    if used:
+        for parameter in net[1].parameters():  # type: ignore[index]
+            mark_used(parameter.grad)
+    resumed, again, optimizer = tracked(Saved(state))
+    resumed.compare(state.digests())
+    for before, after in zip(net[1].parameters(), again[1].parameters(), strict=True):  # type: ignore[index]
+        assert torch.equal(after.grad, before.grad)
+        assert is_used(after.grad) is used
+    optimizer.add_param_group({"params": again[1].parameters()})  # type: ignore[index]
+    assert "gradients" not in component("net", again, owned=resumed._owned).state()
+
+
+def test_gradients_that_were_not_there_are_taken_away() -> None:
+    state, _, _ = tracked()
+    saved = Saved(state)
+    resumed, again, _ = tracked(saved)
+    backward(again[1])  # type: ignore[index]
+    with pytest.raises(training.RestoreDiverged, match="net"):
+        resumed.compare(state.digests(), lambda name: name == "net")
+    resumed.put_back()
+    resumed.compare(state.digests(), lambda name: name == "net")
 
 
 def test_master_copies_are_not_cast() -> None:

@@ -19,6 +19,7 @@ def verdict(attempt: Attempt) -> tuple[int, list[str]]:
     "training",
     [
         *("attributes", "values", "spawned", "switches", "layouts", "sparse", "masters", "thaws", "constants"),
+        *("strays", "rebuilt"),
         *("average_saves_model", "parameters", "functional_only", "innocent", "kept_iterator", "streams_and_samplers"),
     ],
 )

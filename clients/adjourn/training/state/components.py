@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from adjourn.training.errors import StateMismatch
 from adjourn.training.state.generators import GENERATORS, access
-from adjourn.training.state.gradients import OptimizerState
+from adjourn.training.state.gradients import OptimizerState, StrayGradients
 from adjourn.training.state.modules import ModuleState
 
 
@@ -43,19 +43,22 @@ def component(
     subject: Any,
     parameters: Callable[[], Mapping[str, torch.Tensor]] = dict,
     before: Mapping[str, str] | None = None,
+    owned: Callable[[], set[int]] | None = None,
 ) -> Component:
     """Returns how `subject` is saved and loaded; raises TypeError if it cannot be, StateNotEncodable.
 
     `parameters` returns those of the tracked modules, by name: an optimizer's groups are told by them. `before`: of the
-    component that `subject` is a copy for.
+    component that `subject` is a copy for. `owned` returns the ids of parameters of tracked optimizers; without it a
+    module's gradients are no state.
     """
     match subject:
         case nn.Module() | nn.Parameter():
             whole = subject if isinstance(subject, nn.Module) else nn.ParameterList([subject])
             module = ModuleState(name, whole, before)
-            return Component(
+            found = Component(
                 subject=subject, state=module.state, load=module.load, remarks=module.remarks, before=module.before
             )
+            return found if owned is None else with_gradients(found, StrayGradients(whole, owned))
         case Optimizer():
             optimizer = OptimizerState(subject, parameters)
             return Component(subject=subject, state=optimizer.state, load=optimizer.load, rank=2, optimizer=optimizer)
@@ -73,6 +76,14 @@ def component(
         f"{name}: a {type(subject).__qualname__} has no state_dict() and load_state_dict(), and is no value that can be"
         f" changed in place: keep it as run.state.{name}"
     )
+
+
+def with_gradients(module: Component, gradients: StrayGradients) -> Component:
+    def load(state: Any) -> None:
+        module.load(state)
+        gradients.load(state)
+
+    return dataclasses.replace(module, state=lambda: {**module.state(), **gradients.state()}, load=load)
 
 
 # Values that are changed in place.

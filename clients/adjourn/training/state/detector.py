@@ -168,6 +168,7 @@ class Detector:
         """Returns what is found at the end of an epoch, or `amid` one, certain ones first; `begin` came before."""
         found = self._findings(tracked, loaders, frame, amid=amid)
         if any(finding.certain for finding in found):
+            self._let_go(self._newest)
             self._newest = Look.empty()
             gc.collect()  # something may be garbage that refers to itself
             found = self._findings(tracked, loaders, frame, amid=amid)
@@ -224,6 +225,14 @@ class Detector:
             if not isinstance(holder, FrameType | Seen) and id(holder) not in known:
                 return False
         return True
+
+    def _let_go(self, look: "Look") -> None:
+        """Forgets containers of variables that have others by now: what only this refers to is no state."""
+        for place, (earlier, text) in self._variables.items():
+            if isinstance(earlier, dict | list | tuple):  # there are no weak references to them
+                variable = look.variables.get(place)
+                if variable is None or variable[0].value is not earlier:
+                    self._variables[place] = (None, text)
 
     def _replaced(self, variable: Variable) -> bool:
         """Tells whether nothing of an earlier value matters: the variable has another object now and is assigned before

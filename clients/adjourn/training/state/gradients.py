@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from adjourn.training.errors import StateMismatch
@@ -32,10 +33,7 @@ class OptimizerState:
         optimizer.register_step_post_hook(stepped)
 
     def state(self) -> dict[str, Any]:
-        waiting = any(
-            gradient is not None and vars(gradient).get(USED) != gradient._version  # noqa: SLF001
-            for gradient in self._gradients()
-        )
+        waiting = any(gradient is not None and not is_used(gradient) for gradient in self._gradients())
         return {
             "kind": qualified(type(self._optimizer)),
             "state_dict": self._optimizer.state_dict(),
@@ -103,6 +101,41 @@ class OptimizerState:
             yield parameter.grad
 
 
+class StrayGradients:
+    """Gradients of a module's parameters that no tracked optimizer has.
+
+    Nobody sets them to zero, so that they add up: a clipped norm sees them, and an optimizer that gets the parameters.
+    """
+
+    def __init__(self, module: nn.Module, owned: Callable[[], set[int]]) -> None:
+        """`owned` returns the ids of the parameters of tracked optimizers."""
+        self._module = module
+        self._owned = owned
+
+    def state(self) -> dict[str, Any]:
+        """Returns by name each gradient, and whether an optimizer used it; nothing if there is none."""
+        found = {
+            name: [parameter.grad, is_used(parameter.grad)]
+            for name, parameter in self._stray()
+            if parameter.grad is not None
+        }
+        return {"gradients": found} if found else {}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        for _, parameter in self._stray():
+            parameter.grad = None
+        saved = state.get("gradients", {})
+        for name, parameter in self._module.named_parameters():
+            if name in saved:
+                parameter.grad, used = saved[name]
+                if used:
+                    mark_used(parameter.grad)
+
+    def _stray(self) -> Iterator[tuple[str, torch.Tensor]]:
+        owned = self._owned()
+        return (each for each in self._module.named_parameters() if id(each[1]) not in owned)
+
+
 def parameters_of(optimizer: Optimizer) -> Iterator[torch.Tensor]:
     for group in optimizer.param_groups:
         yield from group["params"]
@@ -111,8 +144,16 @@ def parameters_of(optimizer: Optimizer) -> Iterator[torch.Tensor]:
 def stepped(optimizer: Optimizer, *_: object) -> None:
     """Marks the gradients that a step has used. As a hook it refers to nothing: an optimizer ends with its users."""
     for parameter in parameters_of(optimizer):
-        if (gradient := parameter.grad) is not None:
-            vars(gradient)[USED] = gradient._version  # noqa: SLF001
+        if parameter.grad is not None:
+            mark_used(parameter.grad)
+
+
+def mark_used(gradient: torch.Tensor) -> None:
+    vars(gradient)[USED] = gradient._version  # noqa: SLF001
+
+
+def is_used(gradient: torch.Tensor) -> bool:
+    return bool(vars(gradient).get(USED) == gradient._version)  # noqa: SLF001
 
 
 def cast(found: torch.Tensor, saved: torch.Tensor) -> bool:

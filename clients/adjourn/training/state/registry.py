@@ -15,7 +15,7 @@ from adjourn.training.snapshot.reader import SnapshotReader
 from adjourn.training.state.codec import Blob, Encoder
 from adjourn.training.state.components import Component, component
 from adjourn.training.state.generators import generator_states, restore_generator
-from adjourn.training.state.gradients import Groups
+from adjourn.training.state.gradients import Groups, parameters_of
 from adjourn.training.state.numerics import NUMERICS, numerics, restore_numerics
 
 HASHING = 2
@@ -75,7 +75,7 @@ class State:
         """
         there = {name for name, subject in subjects.items() if replacing and self._has(name, subject)}
         added = {
-            name: component(name, subject, self._parameters, self._before.get(name))
+            name: component(name, subject, self._parameters, self._before.get(name), self._owned)
             for name, subject in subjects.items()
             if name not in there
         }
@@ -95,6 +95,11 @@ class State:
     def _parameters(self) -> dict[str, torch.Tensor]:
         items = self.tracked.items()
         return parameters({name: item.subject for name, item in items if isinstance(item.subject, nn.Module)})
+
+    def _owned(self) -> set[int]:
+        """Returns the ids of the parameters that tracked optimizers have."""
+        optimizers = [item.subject for item in self.tracked.values() if item.optimizer]
+        return {id(parameter) for optimizer in optimizers for parameter in parameters_of(optimizer)}
 
     def encode(self) -> tuple[dict[str, Tree], dict[str, Blob]]:
         """Returns the trees by component, and the raw data beside them, by reference; raises StateNotEncodable."""
