@@ -74,7 +74,7 @@ PROCESS_SUSPENDED: Final = "PROCESS_SUSPENDED"
 """Condition HANGING: the training process is stopped by a signal that is not Adjourn's."""
 
 WHOLE_LOG: Final = "\nThe whole log: "
-"""What comes before the place of the log, at the end of a failure's message. The place differs between attempts."""
+"""What comes before the command that prints the log, at the end of a failure's message. It differs between attempts."""
 
 DETERMINISTIC: Final = frozenset(
     {

@@ -33,7 +33,6 @@ from adjourn_worker.attempt.events import (
 NOW: Final = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 JOB: Final = "jobs/a"
 TOKEN: Final = FencingToken(attempt=3, nonce="f" * 32)
-LOG: Final = "/data/logs/a/3.log on workers/w"
 PROCESS: Final = TrainingProcess(directory="/data/attempts/a", pid=4711, nonce=TOKEN.nonce)
 RUN, PAUSE, STOP = Assignment.RUN, Assignment.PAUSE, Assignment.STOP
 
@@ -42,7 +41,7 @@ class AttemptDriver:
     """One attempt; call it with an event, get the effects."""
 
     def __init__(self, given: Assignment | None = None) -> None:
-        outcome = machine.take_on(given or assigned(), "/data/attempts/a", LOG, NOW)
+        outcome = machine.take_on(given or assigned(), "/data/attempts/a", NOW)
         self.held = outcome.held
         self.reports: list[Report] = list(outcome.reports)
         self.offset = 0

@@ -395,7 +395,7 @@ async def test_with_torch_and_real_training(
     await harness.until_forgotten(failing)
     why = harness.plane.exit(failing).failure
     assert why.reason == "TRAINING_RAISED"
-    assert f"ConnectionError: the data went away\nThe whole log: {harness.log(failing)} on workers/w" in why.message
+    assert "ConnectionError: the data went away\nThe whole log: adjourn logs mlp --attempt 2" in why.message
     assert "Traceback (most recent call last):" in harness.log(failing).read_text()
     last = harness.job("mlp", attempt=3, spec=spec, restore=checkpoint, base=checkpoint)
     await harness.until_forgotten(last)

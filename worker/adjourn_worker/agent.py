@@ -366,10 +366,9 @@ class Agent:
             log.info("assignment_without_spec", job=assignment.job, attempt=assignment.token.attempt)
             return
         directory = self.paths.attempt(assignment.job, assignment.token)
-        log_file = self.paths.log(assignment.job, assignment.token)
         runner = self.runner(HeldAssignment(assignment=assignment, directory=str(directory)))
         self.taking_on = True
-        await runner.begin(assignment, f"{log_file} on {self.worker.name}")
+        await runner.begin(assignment)
         if self.draining:  # it was placed before that was known: told of at once, its job goes on elsewhere
             await runner.handle(WorkerStopping())
         self.start(runner)

@@ -18,6 +18,7 @@ from adjourn.cli import (
     error_messages,
     fleet_verbs,
     help_texts,
+    logs,
     queries,
     servers,
     submit,
@@ -43,6 +44,7 @@ app.command("submit", cls=submit.Submit)(submit.submit)
 app.command("list")(queries.list_jobs)
 app.command("get")(queries.get)
 app.command("watch")(watch.watch)
+app.command("logs")(logs.logs)
 app.command("top")(top.top)
 app.command("paused")(queries.paused)
 app.command("pause")(verbs.pause)

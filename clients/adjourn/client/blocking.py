@@ -13,12 +13,12 @@ import grpc
 
 from adjourn.channel import CLIENT_OPTIONS
 from adjourn.client import calls, requests
-from adjourn.client.watching import ENDED, Read, Until, Wait, Watch
+from adjourn.client.watching import ENDED, Logs, Read, Until, Wait, Watch
 from adjourn.errors import AdjournError, DeadlineError
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.checkpoint_service_pb2_grpc import CheckpointServiceStub
 from adjourn.v1.job_pb2 import Job, JobSpec, PauseMode
-from adjourn.v1.job_service_pb2 import HoldOutcome, JobEvent, WatchJobsResponse
+from adjourn.v1.job_service_pb2 import HoldOutcome, JobEvent, StreamLogsResponse, WatchJobsResponse
 from adjourn.v1.job_service_pb2_grpc import JobServiceStub
 from adjourn.v1.usage_pb2 import EpochMetrics, ResourceSample, StepMetrics
 from adjourn.v1.worker_pb2 import Worker
@@ -227,6 +227,39 @@ class Client:
                     if wait.changed(change):
                         return change.job
         raise wait.expired()
+
+    def stream_logs(
+        self,
+        name: str,
+        *,
+        attempt: int = 0,
+        offset: int = 0,
+        tail_lines: int | None = None,
+        follow: bool = False,
+        patience: float = calls.PATIENCE_SECONDS,
+    ) -> Generator[StreamLogsResponse, None, None]:
+        """Yields what an attempt of a job has printed, piece by piece; 0: the newest attempt.
+
+        Begins at byte `offset`, or `tail_lines` before the end. With `follow` it goes on with what is printed from then
+        on, and with the attempts that follow, until the job has ended. `data` is bytes: a character may go on in the
+        next piece. Reconnects, misses nothing and repeats nothing; raises when the control plane is away for `patience`
+        seconds.
+        """
+        request = requests.stream_logs(name, attempt=attempt, offset=offset, tail_lines=tail_lines, follow=follow)
+        logs = Logs(request, patience=patience)
+        while not logs.complete:
+            stream = self._jobs.StreamLogs(logs.request, metadata=self._caller)
+            try:
+                for message in stream:
+                    logs.accept(message)
+                    yield message
+            except grpc.RpcError as error:
+                failure = calls.typed(error, self.address)
+            else:
+                return
+            finally:
+                stream.cancel()
+            time.sleep(logs.broken(failure, random.random()))  # noqa: S311 - spreads reconnects
 
     def list_job_events(self, job: str) -> Iterator[JobEvent]:
         """Yields what happened to a job, oldest first."""

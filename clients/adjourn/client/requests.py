@@ -35,6 +35,7 @@ from adjourn.v1.job_service_pb2 import (
     PauseJobRequest,
     ReleaseJobsRequest,
     ResumeJobRequest,
+    StreamLogsRequest,
     UpdateJobRequest,
     UploadBundleRequest,
     WatchJobsRequest,
@@ -162,6 +163,10 @@ def update_job(
 def watch_jobs(names: Iterable[str], labels: Mapping[str, str] | None, resume_token: str) -> WatchJobsRequest:
     given = [names] if isinstance(names, str) else names  # a string is an iterable of names too: of its letters
     return WatchJobsRequest(names=[job_name(name) for name in given], labels=labels or {}, resume_token=resume_token)
+
+
+def stream_logs(name: str, *, attempt: int, offset: int, tail_lines: int | None, follow: bool) -> StreamLogsRequest:
+    return StreamLogsRequest(name=job_name(name), attempt=attempt, offset=offset, tail_lines=tail_lines, follow=follow)
 
 
 def list_job_events(job: str) -> ListJobEventsRequest:

@@ -1,7 +1,7 @@
-"""State of a watch or a read across broken streams, and the end of a wait for a job; for both clients, without IO.
+"""State of watches, reads and logs across broken streams, and the end of a wait for a job; for both clients, no IO.
 
 A watch keeps the token of the last message and begins each new stream there: no change is missed, none comes twice. A
-read does so with the offset of the next byte.
+read does so with the offset of the next byte, and so does the reader of a log, with the attempt beside it.
 """
 
 from collections.abc import Callable, Collection
@@ -22,7 +22,12 @@ from adjourn.errors import (
 )
 from adjourn.v1.checkpoint_service_pb2 import ReadCheckpointRequest, ReadCheckpointResponse
 from adjourn.v1.job_pb2 import Job
-from adjourn.v1.job_service_pb2 import WatchJobsRequest, WatchJobsResponse
+from adjourn.v1.job_service_pb2 import (
+    StreamLogsRequest,
+    StreamLogsResponse,
+    WatchJobsRequest,
+    WatchJobsResponse,
+)
 
 Until = Callable[[Job], bool] | Collection[Job.State.ValueType]
 """What to wait for: a predicate of the job, or states."""
@@ -104,6 +109,26 @@ class Read(Reconnects):
         self.works()
         self.request.offset += len(message.data)
         return message.data
+
+
+class Logs(Reconnects):
+    """State of one reading of a job's logs: the request for its next stream."""
+
+    def __init__(self, request: StreamLogsRequest, *, patience: float) -> None:
+        super().__init__(patience=patience)
+        self.request = request
+        self.complete = False
+        """Nothing more comes, however the stream ends."""
+
+    def accept(self, message: StreamLogsResponse) -> None:
+        """Records where the next message begins."""
+        self.works()
+        self.request.ClearField("tail_lines")
+        self.request.attempt, self.request.offset = message.attempt, message.next_offset
+        if message.end and self.request.follow:
+            self.request.attempt, self.request.offset = message.attempt + 1, 0
+        elif message.end:
+            self.complete = True
 
 
 class Wait:

@@ -8,7 +8,7 @@ import pytest
 from adjourn import AsyncClient, errors
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job, JobSpec
-from adjourn.v1.job_service_pb2 import JobEvent
+from adjourn.v1.job_service_pb2 import JobEvent, StreamLogsResponse
 from adjourn.v1.usage_pb2 import EpochMetrics
 from adjourn.v1.worker_pb2 import Worker
 
@@ -65,6 +65,16 @@ async def test_the_asynchronous_watch_goes_on_where_its_stream_broke(plane: "Pla
         assert [(await anext(changes)).job.state, (await anext(changes)).job.state] == [Job.RUNNING, Job.PAUSED]
         await changes.aclose()
     assert plane.tokens == ["", "1"]
+
+
+async def test_the_asynchronous_log_goes_on_where_its_stream_broke(plane: "Plane") -> None:
+    plane.printed = [
+        StreamLogsResponse(attempt=1, data=b"one", next_offset=3),
+        StreamLogsResponse(attempt=1, offset=3, data=b"two", next_offset=6),
+    ]
+    plane.failures["StreamLogs"] = [errors.ShuttingDownError("bye")]
+    async with AsyncClient(plane.address) as client:
+        assert [message.data async for message in client.stream_logs("x")] == [b"one", b"two"]
 
 
 async def test_the_asynchronous_wait(plane: "Plane") -> None:

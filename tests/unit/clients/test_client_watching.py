@@ -1,13 +1,13 @@
 """Watching and waiting, over streams that break."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from adjourn import Client, errors
 from adjourn.client import watching
 from adjourn.v1.job_pb2 import Job
-from adjourn.v1.job_service_pb2 import WatchJobsRequest, WatchJobsResponse
+from adjourn.v1.job_service_pb2 import StreamLogsRequest, StreamLogsResponse, WatchJobsRequest, WatchJobsResponse
 
 if TYPE_CHECKING:
     from tests.unit.clients.conftest import Plane
@@ -134,3 +134,44 @@ def test_waiting_has_a_limit_while_reconnecting(client: Client, plane: "Plane") 
     plane.streams = [[plane.change(Job.RUNNING, token=str(number))] for number in range(200)]
     with pytest.raises(errors.DeadlineError, match="the condition did not come"):
         client.wait_job("x", until=lambda job: job.state == Job.PAUSED, timeout=0.3)
+
+
+def printed(attempt: int, offset: int, data: bytes = b"", **fields: Any) -> StreamLogsResponse:
+    next_offset = offset + len(data)
+    return StreamLogsResponse(attempt=attempt, offset=offset, data=data, next_offset=next_offset, **fields)
+
+
+def test_a_log_has_no_gap_and_no_repetition_over_streams_that_break(client: Client, plane: "Plane") -> None:
+    end = StreamLogsResponse.WHOLE
+    plane.printed = [printed(1, 0, b"one"), printed(1, 9, b"two", left_out_bytes=6), printed(1, 12, end=end)]
+    plane.printed += [printed(2, 0, b"three"), printed(2, 5, end=end)]
+    plane.failures["StreamLogs"] = [errors.ReadStalledError("read on") for _ in range(5)]
+    assert list(client.stream_logs("x", tail_lines=5, follow=True)) == plane.printed
+    assert len(plane.asked) == 6
+    assert all(request.follow and request.name == "jobs/x" for _, request in plane.asked)
+
+
+def test_where_a_log_goes_on() -> None:
+    request = StreamLogsRequest(name="jobs/x", tail_lines=5, follow=True)
+    logs = watching.Logs(request, patience=1)
+    goes_on = []
+    for message in (printed(1, 3, b"one"), printed(1, 6, end=StreamLogsResponse.WHOLE), printed(2, 0, b"two")):
+        logs.accept(message)
+        assert not request.HasField("tail_lines")
+        goes_on.append((request.attempt, request.offset))
+    assert goes_on == [(1, 6), (2, 0), (2, 3)]
+
+
+def test_a_log_that_is_complete_is_not_asked_for_again() -> None:
+    logs = watching.Logs(StreamLogsRequest(attempt=1), patience=1)
+    logs.accept(printed(1, 0, b"one"))
+    assert not logs.complete
+    logs.accept(printed(1, 3, end=StreamLogsResponse.REST_MISSING))
+    assert logs.complete
+
+
+def test_the_log_of_an_unknown_job_is_an_error_at_once(client: Client, plane: "Plane") -> None:
+    plane.printed = [printed(1, 0, b"one")]
+    plane.failures["StreamLogs"] = [errors.NotFoundError("there is no jobs/x")]
+    with pytest.raises(errors.NotFoundError):
+        list(client.stream_logs("x"))

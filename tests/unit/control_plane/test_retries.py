@@ -39,7 +39,7 @@ def test_what_fails_three_times_at_one_step_fails_for_ever_wherever_its_logs_are
 ) -> None:
     life = Life()
     for attempt, message in enumerate(("no", "no", third), start=1):
-        where = f"{reasons.WHOLE_LOG}/logs/{attempt}.log"
+        where = f"{reasons.WHOLE_LOG}adjourn logs a --attempt {attempt}"
         life.running().at(7).fails(Failure(reason=reasons.TRAINING_RAISED, message=f"{message}{where}"))
     assert life.job.state == state
 

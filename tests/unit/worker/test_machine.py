@@ -367,7 +367,7 @@ def test_a_failure_ends_with_the_place_of_the_log() -> None:
     machine.end(1)
     why = machine.exit.failure
     assert (machine.exit.phase, machine.exit.code, why.reason) == (FAILED, 1, "TRAINING_RAISED")
-    assert why.message == "ValueError: no\nThe whole log: /data/logs/a/3.log on workers/w"
+    assert why.message == "ValueError: no\nThe whole log: adjourn logs a --attempt 3"
 
 
 @pytest.mark.parametrize(

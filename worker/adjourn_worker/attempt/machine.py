@@ -85,12 +85,9 @@ from adjourn_worker.attempt.events import (
 from adjourn_worker.attempt.transition import OVER, Outcome, Transition, desired_state
 
 
-def take_on(assignment: Assignment, directory: str, log: str, now: datetime) -> Outcome:
-    """Returns the first state of a new assignment; `recover` returns what to do for it.
-
-    `log` tells people where to find the log.
-    """
-    held = HeldAssignment(assignment=assignment, directory=directory, log=log)
+def take_on(assignment: Assignment, directory: str, now: datetime) -> Outcome:
+    """Returns the first state of a new assignment; `recover` returns what to do for it."""
+    held = HeldAssignment(assignment=assignment, directory=directory)
     held.status.job = assignment.job
     held.status.token.CopyFrom(assignment.token)
     held.status.observed_generation = assignment.generation

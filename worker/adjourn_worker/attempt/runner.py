@@ -159,9 +159,9 @@ class AttemptRunner:
     def directory(self) -> Path:
         return Path(self.held.directory)
 
-    async def begin(self, given: Assignment, log_place: str) -> None:
+    async def begin(self, given: Assignment) -> None:
         """Journals a new assignment; `run` then does what there is to do, as for one that is found in the journal."""
-        await self.commit(machine.take_on(given, self.held.directory, log_place, datetime.now(UTC)))
+        await self.commit(machine.take_on(given, self.held.directory, datetime.now(UTC)))
 
     def wake(self) -> None:
         """Has the attempt's files read soon: once, however often it is asked for meanwhile."""

@@ -127,7 +127,8 @@ class Transition:
             how.failure.attempt = self.status.token.attempt
             how.failure.time.FromDatetime(self.now)
             if phase == AssignmentStatus.FAILED and self.held.HasField("process"):
-                how.failure.message += f"{reasons.WHOLE_LOG}{self.held.log}"
+                name, attempt = self.status.job.removeprefix("jobs/"), self.status.token.attempt
+                how.failure.message += f"{reasons.WHOLE_LOG}adjourn logs {name} --attempt {attempt}"
         self.report().exit.CopyFrom(how)
 
 

@@ -745,7 +745,6 @@ class HeldAssignment(_message.Message):
     FINAL_EVENT_FIELD_NUMBER: _builtins.int
     SNAPSHOTS_FIELD_NUMBER: _builtins.int
     PERSISTED_FIELD_NUMBER: _builtins.int
-    LOG_FIELD_NUMBER: _builtins.int
     EXIT_FIELD_NUMBER: _builtins.int
     DROPPED_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
@@ -758,8 +757,6 @@ class HeldAssignment(_message.Message):
     """Directory of the attempt."""
     events_offset: _builtins.int
     """Bytes of `events` that have been handled."""
-    log: _builtins.str
-    """Where the log of the training process is kept after its end, for people."""
     gpu_memory_bytes: _builtins.int
     """Memory in use on the job's GPUs before the process left, in bytes."""
     given_up: _builtins.bool
@@ -825,7 +822,6 @@ class HeldAssignment(_message.Message):
         final_event: Global___TrainingEvent | None = ...,
         snapshots: _abc.Iterable[Global___Snapshot] | None = ...,
         persisted: _checkpoint_pb2.Checkpoint | None = ...,
-        log: _builtins.str = ...,
         exit: Global___ProcessExit | None = ...,
         dropped: _abc.Iterable[Global___Snapshot] | None = ...,
         usage: _usage_pb2.ResourceSample | None = ...,
@@ -837,7 +833,7 @@ class HeldAssignment(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "assignment", b"assignment", "exit", b"exit", "final_event", b"final_event", "gpu_memory_bytes", b"gpu_memory_bytes", "pausing_by_itself", b"pausing_by_itself", "persisted", b"persisted", "process", b"process", "status", b"status", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "assignment", b"assignment", "conditions", b"conditions", "directory", b"directory", "dropped", b"dropped", "events_offset", b"events_offset", "exit", b"exit", "final_event", b"final_event", "given_up", b"given_up", "gpu_memory_bytes", b"gpu_memory_bytes", "gpus_before", b"gpus_before", "log", b"log", "pausing_by_itself", b"pausing_by_itself", "persisted", b"persisted", "process", b"process", "snapshots", b"snapshots", "status", b"status", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "assignment", b"assignment", "conditions", b"conditions", "directory", b"directory", "dropped", b"dropped", "events_offset", b"events_offset", "exit", b"exit", "final_event", b"final_event", "given_up", b"given_up", "gpu_memory_bytes", b"gpu_memory_bytes", "gpus_before", b"gpus_before", "pausing_by_itself", b"pausing_by_itself", "persisted", b"persisted", "process", b"process", "snapshots", b"snapshots", "status", b"status", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__gpu_memory_bytes: _TypeAlias = _typing.Literal["gpu_memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__gpu_memory_bytes: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes"]  # noqa: Y015
