@@ -119,6 +119,8 @@ async def test_a_script_of_their_own_from_its_submission_to_its_deletion(
     epochs = objects(await said("metrics", "theirs", "-o", "json"))
     assert {epoch["epoch"]: epoch["values"] for epoch in epochs} == uninterrupted.metrics
     assert len((await said("metrics", "theirs")).splitlines()) == 1 + EPOCHS
+    assert (await said("logs", "theirs", "--tail", "1")).startswith(f"epoch {EPOCHS}: ")
+    assert "epoch 2: " in await said("logs", "theirs", "--attempt", "1")
     newest = objects(await said("checkpoints", "theirs", "-o", "json"))[0]
     assert newest["componentDigests"] == uninterrupted.digests
     assert "latest, final" in await said("checkpoints", "theirs")

@@ -7,13 +7,12 @@ import pytest
 
 from adjourn import errors
 from adjourn.client import AsyncClient
-from adjourn.local.stack import Stack
 from adjourn.v1.job_pb2 import Job, JobSpec
+from adjourn.v1.job_service_pb2 import StreamLogsResponse
 from tests.harness.jobs import GatedJob, GatedJobs, Outcome
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-Eventually = Callable[..., Awaitable[None]]
 Submit = Callable[..., Awaitable[GatedJob]]
 
 RAISES = """
@@ -45,14 +44,13 @@ def submit(gated_jobs: GatedJobs, tmp_path: Path) -> Submit:
 
 
 @pytest.fixture
-def log(stack: Stack, eventually: Eventually) -> Callable[[Job], Awaitable[str]]:
-    """Returns what a job's last attempt printed, once that is put away."""
+def log(client: AsyncClient) -> Callable[[Job], Awaitable[str]]:
+    """Returns what a job's last attempt printed."""
 
     async def read(job: Job) -> str:
-        name = f"workers/*/logs/{job.name.removeprefix('jobs/')}-*-{job.attempt}-*.log"
-        await eventually(lambda: list(stack.directory.path.glob(name)))
-        (found,) = stack.directory.path.glob(name)
-        return found.read_text()
+        messages = [message async for message in client.stream_logs(job.name)]
+        assert (messages[-1].attempt, messages[-1].end) == (job.attempt, StreamLogsResponse.WHOLE)
+        return b"".join(message.data for message in messages).decode()
 
     return read
 

@@ -17,7 +17,7 @@ from adjourn.client import AsyncClient
 from adjourn.manifests import decode
 from adjourn.objects import S3Objects
 from adjourn.v1.job_pb2 import Job, JobSpec, Pause
-from adjourn.v1.job_service_pb2 import JobEvent
+from adjourn.v1.job_service_pb2 import JobEvent, StreamLogsResponse
 from adjourn.v1.manifest_pb2 import Manifest
 from adjourn.v1.worker_pb2 import Worker
 from tests.harness.checkpoint_objects import damage, keep_no_longer
@@ -412,6 +412,53 @@ async def test_storage_that_answers_with_errors_costs_a_pause_only_time(
     job = await gated.finish()
     assert (job.state, job.attempt, job.restart_count) == (Job.SUCCEEDED, 2, 0)
     assert await gated.outcome() == uninterrupted
+
+
+async def test_a_log_is_followed_whatever_happens(
+    cluster: Cluster, third_epoch: ThirdEpoch, client: AsyncClient, eventually: Eventually
+) -> None:
+    """Over storage that is away, an agent and control planes that die, a pause, and a resume on another worker."""
+    gated, first = await third_epoch("followed")
+    printed: dict[int, bytes] = {}
+    ends: list[tuple[int, int]] = []
+
+    async def follow() -> None:
+        async for message in client.stream_logs(gated.name, follow=True):
+            assert message.offset == len(printed.get(message.attempt, b"")), "no gap, no repetition"
+            printed[message.attempt] = printed.get(message.attempt, b"") + message.data
+            ends.extend([(message.attempt, message.end)] if message.end else [])
+
+    async with asyncio.TaskGroup() as tasks:
+        following = tasks.create_task(follow())
+        await eventually(lambda: b"epoch 2: " in printed.get(1, b""))
+        cluster.link(f"{first}/s3").befall("answer", status=503)
+        gated.gate.open(3)
+        await gated.inside(4)  # training waits for no log
+        assert b"epoch 3: " not in printed[1]
+        cluster.proxies.heal()
+        await eventually(lambda: b"epoch 3: " in printed[1])
+        for process in (first, "control-plane-1", "control-plane-2"):
+            cluster.kill(process)
+        await cluster.ready()
+        gated.gate.open(4)
+        await eventually(lambda: b"epoch 4: " in printed[1])
+        await gated.pause(5)
+        await eventually(lambda: ends == [(1, StreamLogsResponse.WHOLE)])
+        await client.drain_worker(first)
+        await client.resume_job(gated.name)
+        await gated.inside(6)
+        await client.undrain_worker(first)
+        await gated.finish()
+        await following
+    job = await gated.get()
+    assert (job.attempt, job.worker != f"workers/{first}") == (2, True)
+    assert ends == [(attempt, StreamLogsResponse.WHOLE) for attempt in (1, 2)]
+    (log,) = (cluster.worker_directory(first) / "logs").glob("followed-*-1-*.log")
+    assert printed[1] == log.read_bytes()
+    epochs = [[f"epoch {epoch}: ".encode() in text for epoch in range(1, EPOCHS + 1)] for text in printed.values()]
+    assert epochs == [[True] * 5 + [False] * 3, [False] * 5 + [True] * 3]
+    tail = [message.data async for message in client.stream_logs(gated.name, tail_lines=1)]
+    assert tail[0].startswith(b"epoch 8: ")
 
 
 async def test_an_agent_that_gets_sigterm_lets_its_job_go_on_elsewhere(

@@ -1,5 +1,6 @@
 """The contract as other programs see it: with the real grpcurl, over reflection and with the published descriptors."""
 
+import base64
 import json
 import shlex
 from collections.abc import Awaitable, Callable
@@ -167,3 +168,14 @@ async def test_the_descriptors_have_the_comments(run: Run) -> None:
     assert "// Adds the USER hold." in described.out
     listed = await run("grpcurl", "-protoset", PROTOSET, "list")
     assert JOBS in listed.out.split()
+
+
+async def test_what_a_job_has_printed(grpcurl: Grpcurl, uninterrupted: Outcome) -> None:
+    whole = await grpcurl("StreamLogs", {"name": "jobs/uninterrupted", "follow": True})
+    found = messages(whole.out)
+    text = b"".join(base64.b64decode(message.get("data", "")) for message in found)
+    assert [f"epoch {epoch}: ".encode() in text for epoch in range(1, EPOCHS + 1)] == [True] * EPOCHS
+    last = {"attempt": 1, "offset": str(len(text)), "next_offset": str(len(text)), "end": "WHOLE"}
+    assert found[-1] == last
+    wrong = await grpcurl("StreamLogs", {"name": "jobs/uninterrupted", "attempt": 2})
+    assert (wrong.status, "attempt" in wrong.err) == (INVALID_ARGUMENT, True)

@@ -25,6 +25,7 @@ COMMANDS: Final[Mapping[str, Help]] = {
     "list": Help("List jobs, newest first.", ("adjourn list --state running", "adjourn list --label sweep=7 -o name")),
     "get": Help("Show all that is known of a job.", ("adjourn get JOB", "adjourn get JOB -o json | jq .progress")),
     "watch": Help("Watch jobs change, live.", ("adjourn watch", "adjourn watch JOB", "adjourn watch --label sweep=7")),
+    "logs": Help("Print what a job has printed, or follow it.", ("adjourn logs JOB -f", "adjourn logs JOB --tail 20")),
     "top": Help("Show what workers and jobs use, live.", ("adjourn top", "adjourn top --once")),
     "paused": Help("List paused jobs, since when and why.", ("adjourn paused", "adjourn paused -o name")),
     "pause": Help(
