@@ -46,6 +46,7 @@ client: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python docs/state_diagram.py
+	$(BIN)/python docs/included_code.py
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.scheduler

@@ -1,0 +1,93 @@
+"""The programs that docs/integrating.md is made of do what they say: each takes a job through a pause and a resume."""
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from adjourn import bundles
+from adjourn.client import AsyncClient
+from adjourn.local.stack import Stack
+from adjourn.v1.job_pb2 import Job, Pause
+from tests.harness import node
+from tests.harness.jobs import Gate
+
+if TYPE_CHECKING:
+    from tests.system.conftest import Ran
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+Run = Callable[..., Awaitable["Ran"]]
+
+ROOT = Path(__file__).parents[2]
+CLIENTS = ROOT / "clients"
+TRAINING = ROOT / "tests" / "trainings" / "paced.py"
+EPOCHS = 3
+
+
+async def let_go_on(client: AsyncClient, gate: Gate, language: str) -> None:
+    """Opens the gate once the tour has asked for its pause: whoever is slow meets a training that is not over yet."""
+    async for change in client.watch_jobs(labels={"by": language}):
+        if change.job.state == Job.PAUSING:
+            gate.open(1000)
+            return
+
+
+async def command(language: str) -> list[str]:
+    """Returns the words that run the tour."""
+    environment = [f"PATH={Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"]
+    if language == "node":
+        environment.append(f"NODE_PATH={await asyncio.to_thread(node.packages)}")
+        program = [str(node.node()), str(CLIENTS / "node" / "tour.js")]
+    elif language == "python":
+        program = [sys.executable, str(CLIENTS / "python" / "tour.py")]
+    else:
+        program = ["bash", str(CLIENTS / "shell" / "tour.sh")]
+    return ["/usr/bin/env", *environment, *program]
+
+
+@pytest.mark.parametrize("language", ["node", "python", "shell"])
+async def test_a_tour_pauses_and_resumes_a_job(
+    run: Run, stack: Stack, client: AsyncClient, tmp_path: Path, language: str
+) -> None:
+    gate = Gate(tmp_path / "gate", 3)  # steps, half an epoch
+    spec = {
+        "entry_point": "paced:main",
+        "bundle": await client.upload_bundle(bundles.pack(TRAINING)),
+        "total_epochs": EPOCHS,
+        "seed": 7,
+        "args": {"gate": str(gate.directory)},
+    }
+    opener = asyncio.create_task(let_go_on(client, gate, language))
+    try:
+        ran = await run(*await command(language), stack.address, json.dumps(spec))
+    finally:
+        gate.open(1000)
+        opener.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await opener
+    assert ran.status == 0, ran.out + ran.err
+    lines = ran.out.splitlines()
+    name = lines[0].removeprefix("created ")
+    job = await client.get_job(name)
+    assert (job.state, job.labels["by"], job.attempt) == (Job.SUCCEEDED, language, 2)
+    assert (job.pause.epoch, job.progress.epoch) == (1, EPOCHS)
+    assert job.pause.verdict == Pause.EXACT
+    assert any(line.endswith(job.pause.checkpoint) for line in lines)
+    happened = [line.split()[-1] for line in lines if len(line.split()) <= 2]
+    kinds = ["CREATED", "PLACED", "BEGAN", "PAUSE_REQUESTED", "PAUSED", "RESUME_REQUESTED", "SUCCEEDED"]
+    assert [kind for kind in happened if kind in kinds] == [*kinds[:6], "PLACED", "BEGAN", "SUCCEEDED"]
+    assert lines[-1] == "a pause is refused now: JOB_FINISHED"
+
+
+@pytest.mark.parametrize("language", ["node", "python", "shell"])
+async def test_a_tour_without_a_control_plane_says_so(run: Run, language: str) -> None:
+    ran = await run(*await command(language), "127.0.0.1:1")
+    assert ran.status != 0
+    assert "127.0.0.1:1" in ran.err
