@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 Run = Callable[..., Awaitable["Ran"]]
+Eventually = Callable[..., Awaitable[None]]
 
 ROOT = Path(__file__).parents[2]
 CLIENTS = ROOT / "clients"
@@ -31,12 +32,10 @@ TRAINING = ROOT / "tests" / "trainings" / "paced.py"
 EPOCHS = 3
 
 
-async def let_go_on(client: AsyncClient, gate: Gate, language: str) -> None:
-    """Opens the gate once the tour has asked for its pause: whoever is slow meets a training that is not over yet."""
-    async for change in client.watch_jobs(labels={"by": language}):
-        if change.job.state == Job.PAUSING:
-            gate.open(1000)
-            return
+async def let_go_on(gate: Gate, eventually: Eventually) -> None:
+    """Opens the gate once training knows that it is to pause: whoever is slow does not meet one that is over."""
+    await eventually(lambda: (training := gate.inside(4)) and training.is_to_pause())
+    gate.open(1000)
 
 
 async def command(language: str) -> list[str]:
@@ -54,7 +53,7 @@ async def command(language: str) -> list[str]:
 
 @pytest.mark.parametrize("language", ["node", "python", "shell"])
 async def test_a_tour_pauses_and_resumes_a_job(
-    run: Run, stack: Stack, client: AsyncClient, tmp_path: Path, language: str
+    run: Run, stack: Stack, client: AsyncClient, tmp_path: Path, eventually: Eventually, language: str
 ) -> None:
     gate = Gate(tmp_path / "gate", 3)  # steps, half an epoch
     spec = {
@@ -64,7 +63,7 @@ async def test_a_tour_pauses_and_resumes_a_job(
         "seed": 7,
         "args": {"gate": str(gate.directory)},
     }
-    opener = asyncio.create_task(let_go_on(client, gate, language))
+    opener = asyncio.create_task(let_go_on(gate, eventually))
     try:
         ran = await run(*await command(language), stack.address, json.dumps(spec))
     finally:
