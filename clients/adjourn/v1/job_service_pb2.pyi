@@ -703,6 +703,18 @@ class JobEvent(_message.Message):
         """UnpinCheckpoint took the pin back."""
         CHECKPOINTS_RETIRED: JobEvent._Type.ValueType  # 24
         """Checkpoints were retired: nothing keeps them, and their objects are removed."""
+        MILESTONE_REACHED: JobEvent._Type.ValueType  # 25
+        """A quarter, half, three quarters or all of its epochs are trained, for the first time. Details: `percent`, `epoch`."""
+        LOSS_NOT_FINITE: JobEvent._Type.ValueType  # 26
+        """A loss was NaN or infinite at the end of an epoch, and was not at the end of the one before. Details: `metric`,
+        `value`, `epoch`, and `action`, what may help.
+        """
+        LOSS_JUMPED: JobEvent._Type.ValueType  # 27
+        """A loss is far above what it was at the ends of the epochs before. Details as of LOSS_NOT_FINITE, and `usual`."""
+        GRADIENTS_EXPLODED: JobEvent._Type.ValueType  # 28
+        """The norm of the gradients that the run logs (`gradient_norm`, `grad_norm`) is many times what it was, or is not
+        finite. Details as of LOSS_JUMPED.
+        """
 
     class Type(_Type, metaclass=_TypeEnumTypeWrapper):
         """What can happen. New values may be added."""
@@ -757,6 +769,18 @@ class JobEvent(_message.Message):
     """UnpinCheckpoint took the pin back."""
     CHECKPOINTS_RETIRED: JobEvent.Type.ValueType  # 24
     """Checkpoints were retired: nothing keeps them, and their objects are removed."""
+    MILESTONE_REACHED: JobEvent.Type.ValueType  # 25
+    """A quarter, half, three quarters or all of its epochs are trained, for the first time. Details: `percent`, `epoch`."""
+    LOSS_NOT_FINITE: JobEvent.Type.ValueType  # 26
+    """A loss was NaN or infinite at the end of an epoch, and was not at the end of the one before. Details: `metric`,
+    `value`, `epoch`, and `action`, what may help.
+    """
+    LOSS_JUMPED: JobEvent.Type.ValueType  # 27
+    """A loss is far above what it was at the ends of the epochs before. Details as of LOSS_NOT_FINITE, and `usual`."""
+    GRADIENTS_EXPLODED: JobEvent.Type.ValueType  # 28
+    """The norm of the gradients that the run logs (`gradient_norm`, `grad_norm`) is many times what it was, or is not
+    finite. Details as of LOSS_JUMPED.
+    """
 
     @_typing.final
     class DetailsEntry(_message.Message):

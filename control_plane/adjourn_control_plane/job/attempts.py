@@ -9,7 +9,18 @@ from adjourn.v1.agent_service_pb2 import Assignment, FencingToken
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Condition, Job, PauseMode
 from adjourn.v1.job_service_pb2 import JobEvent
-from adjourn_control_plane.job import drains, ends, estimates, lost_attempts, pauses, releases, retention, retries
+from adjourn_control_plane.job import (
+    anomalies,
+    drains,
+    ends,
+    estimates,
+    lost_attempts,
+    milestones,
+    pauses,
+    releases,
+    retention,
+    retries,
+)
 from adjourn_control_plane.job.events import (
     Began,
     ConditionChanged,
@@ -90,9 +101,15 @@ def restored(transition: Transition) -> None:
 def epoch_ended(transition: Transition, event: EpochEnded) -> None:
     if lost_attempts.is_unknown(transition):
         return
-    transition.epochs.append(event.metrics)
-    estimates.count_epoch(transition.record, event.metrics)
-    estimates.update_remaining(transition.record)
+    record, metrics = transition.record, event.metrics
+    transition.epochs.append(metrics)
+    estimates.count_epoch(record, metrics)
+    estimates.update_remaining(record)
+    if percent := milestones.reached(record, metrics.epoch):
+        message = f"{percent} % of its epochs are trained"
+        transition.record_event(JobEvent.MILESTONE_REACHED, message, percent=str(percent), epoch=str(metrics.epoch))
+    for found in anomalies.look(record, metrics):
+        transition.record_event(found.kind, found.message, **found.details)
 
 
 def registered(transition: Transition, event: Registered) -> None:

@@ -25,7 +25,8 @@ def test_a_run_to_its_end() -> None:
     assert not life.job.progress.HasField("remaining_duration")
     assert Checkpoint.FINAL in life.decisions[-1].checkpoints[-1].retained_for
     assert life.history == [
-        "CREATED", "PLACED", "BEGAN", "CHECKPOINT_REGISTERED", "CHECKPOINT_REGISTERED", "SUCCEEDED",
+        "CREATED", "PLACED", "BEGAN", "MILESTONE_REACHED", "CHECKPOINT_REGISTERED",
+        "MILESTONE_REACHED", "CHECKPOINT_REGISTERED", "SUCCEEDED",
     ]  # fmt: skip
 
 

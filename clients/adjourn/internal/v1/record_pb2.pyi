@@ -31,6 +31,27 @@ class JobRecord(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class MetricHistoriesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___MetricHistory: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___MetricHistory | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     JOB_FIELD_NUMBER: _builtins.int
     NUMBER_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
@@ -62,6 +83,8 @@ class JobRecord(_message.Message):
     TIMED_EPOCH_FIELD_NUMBER: _builtins.int
     PROGRESS_TIME_FIELD_NUMBER: _builtins.int
     EPOCH_ERROR_FIELD_NUMBER: _builtins.int
+    FURTHEST_ENDED_EPOCH_FIELD_NUMBER: _builtins.int
+    METRIC_HISTORIES_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Order of creation, from 1, over all jobs; the queue's order."""
     revision: _builtins.int
@@ -98,6 +121,8 @@ class JobRecord(_message.Message):
     """`Worker.instance` of that worker; empty: not known."""
     epoch_error: _builtins.float
     """Mean error of what was expected of an epoch's duration, as a share of the duration, over the newest ones."""
+    furthest_ended_epoch: _builtins.int
+    """The furthest epoch that has ended, durable or not: what is trained again reaches no milestone again."""
     @_builtins.property
     def job(self) -> _job_pb2.Job:
         """What callers see. `etag` is filled in when shown."""
@@ -156,6 +181,10 @@ class JobRecord(_message.Message):
     def progress_time(self) -> _timestamp_pb2.Timestamp:
         """When `job.progress` was learned, by the control plane's clock."""
 
+    @_builtins.property
+    def metric_histories(self) -> _containers.MessageMap[_builtins.str, Global___MetricHistory]:
+        """What losses and norms of gradients were at the ends of epochs, by metric."""
+
     def __init__(
         self,
         *,
@@ -190,10 +219,12 @@ class JobRecord(_message.Message):
         timed_epoch: _usage_pb2.EpochMetrics | None = ...,
         progress_time: _timestamp_pb2.Timestamp | None = ...,
         epoch_error: _builtins.float | None = ...,
+        furthest_ended_epoch: _builtins.int = ...,
+        metric_histories: _abc.Mapping[_builtins.str, Global___MetricHistory] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_epoch_error", b"_epoch_error", "best_checkpoint", b"best_checkpoint", "checkpoint", b"checkpoint", "epoch_error", b"epoch_error", "job", b"job", "lost_attempt", b"lost_attempt", "past_failure", b"past_failure", "pause_release_time", b"pause_release_time", "progress_time", b"progress_time", "resumption", b"resumption", "timed_epoch", b"timed_epoch", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epoch_error", b"_epoch_error", "allow_inexact", b"allow_inexact", "applied_report", b"applied_report", "began", b"began", "best_checkpoint", b"best_checkpoint", "checkpoint", b"checkpoint", "device_uuids", b"device_uuids", "epoch_error", b"epoch_error", "epoch_times", b"epoch_times", "epochs_since_restart", b"epochs_since_restart", "event_sequence", b"event_sequence", "furthest_epoch", b"furthest_epoch", "generation", b"generation", "job", b"job", "last_instance", b"last_instance", "last_worker", b"last_worker", "lost_attempt", b"lost_attempt", "number", b"number", "observed_generation", b"observed_generation", "past_failure", b"past_failure", "pause_mode", b"pause_mode", "pause_release_time", b"pause_release_time", "pinned_checkpoints", b"pinned_checkpoints", "progress_time", b"progress_time", "released", b"released", "restored_checkpoint", b"restored_checkpoint", "resumption", b"resumption", "revision", b"revision", "target", b"target", "timed_epoch", b"timed_epoch", "token", b"token", "unconfirmed_releases", b"unconfirmed_releases"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epoch_error", b"_epoch_error", "allow_inexact", b"allow_inexact", "applied_report", b"applied_report", "began", b"began", "best_checkpoint", b"best_checkpoint", "checkpoint", b"checkpoint", "device_uuids", b"device_uuids", "epoch_error", b"epoch_error", "epoch_times", b"epoch_times", "epochs_since_restart", b"epochs_since_restart", "event_sequence", b"event_sequence", "furthest_ended_epoch", b"furthest_ended_epoch", "furthest_epoch", b"furthest_epoch", "generation", b"generation", "job", b"job", "last_instance", b"last_instance", "last_worker", b"last_worker", "lost_attempt", b"lost_attempt", "metric_histories", b"metric_histories", "number", b"number", "observed_generation", b"observed_generation", "past_failure", b"past_failure", "pause_mode", b"pause_mode", "pause_release_time", b"pause_release_time", "pinned_checkpoints", b"pinned_checkpoints", "progress_time", b"progress_time", "released", b"released", "restored_checkpoint", b"restored_checkpoint", "resumption", b"resumption", "revision", b"revision", "target", b"target", "timed_epoch", b"timed_epoch", "token", b"token", "unconfirmed_releases", b"unconfirmed_releases"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__epoch_error: _TypeAlias = _typing.Literal["epoch_error"]  # noqa: Y015
     _WhichOneofArgType__epoch_error: _TypeAlias = _typing.Literal["_epoch_error", b"_epoch_error"]  # noqa: Y015
@@ -230,6 +261,40 @@ class EpochTime(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EpochTime: _TypeAlias = EpochTime  # noqa: Y015
+
+@_typing.final
+class MetricHistory(_message.Message):
+    """What a metric was at the ends of the last epochs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_FIELD_NUMBER: _builtins.int
+    RECENT_FIELD_NUMBER: _builtins.int
+    NOT_FINITE_FIELD_NUMBER: _builtins.int
+    first: _builtins.float
+    """The first finite value."""
+    not_finite: _builtins.bool
+    """The newest value of all was NaN or infinite."""
+    @_builtins.property
+    def recent(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The newest finite values, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        first: _builtins.float | None = ...,
+        recent: _abc.Iterable[_builtins.float] | None = ...,
+        not_finite: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_first", b"_first", "first", b"first"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first", b"_first", "first", b"first", "not_finite", b"not_finite", "recent", b"recent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__first: _TypeAlias = _typing.Literal["first"]  # noqa: Y015
+    _WhichOneofArgType__first: _TypeAlias = _typing.Literal["_first", b"_first"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__first) -> _WhichOneofReturnType__first | None: ...
+
+Global___MetricHistory: _TypeAlias = MetricHistory  # noqa: Y015
 
 @_typing.final
 class UnconfirmedRelease(_message.Message):
