@@ -2,8 +2,9 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -47,6 +48,14 @@ def entry_point(target: str, folder: Path = Path()) -> tuple[Path | None, str]:
         wrong("TARGET", error.reason)
 
 
+def with_value(args: Iterable[str], option: str, value: str, belongs: Callable[[str], bool]) -> Iterator[str]:
+    """Yields the arguments, with a value behind each `option` that has none: where the next word does not belong."""
+    for word, following in pairwise([*args, ""]):
+        yield word
+        if word == option and not belongs(following):
+            yield value
+
+
 def pairs(option: str, values: Iterable[str]) -> dict[str, str]:
     """Reads repeated `key=value`."""
     found: dict[str, str] = {}
@@ -74,7 +83,9 @@ def training_arguments(single: Iterable[str], together: str) -> dict[str, object
     for key, text in pairs("--arg", single).items():
         try:
             found[key] = strict_json(text)
-        except ValueError:
+        except ValueError as error:
+            if text[:1] in ("{", "[", '"') or text.lstrip("-") in ("NaN", "Infinity"):
+                wrong("--arg", f"{text} looks like JSON and is none ({error}); as text: '{key}={json.dumps(text)}'")
             found[key] = text
     refuse_inexact(found)
     return found

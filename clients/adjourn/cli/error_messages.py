@@ -42,6 +42,13 @@ ADVICE: Final[Mapping[type[errors.AdjournError], str]] = {  # where the answer i
 }
 
 
+ADVICE_ON_WORKERS: Final = "`adjourn workers` shows what there is"
+
+
+WAITING: Final = frozenset({"watch", "submit", "pause", "resume", "drain"})
+"""Commands that may have waited for something when Ctrl-C came."""
+
+
 class Commands(TyperGroup):
     """Commands whose errors are one line on standard error, without a traceback."""
 
@@ -49,10 +56,10 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            raise interrupted() from None
+            raise interrupted(ctx) from None
         except typer.Abort as abort:  # what an inner command makes of Ctrl-C
             if isinstance(abort.__cause__, KeyboardInterrupt):
-                raise interrupted() from None
+                raise interrupted(ctx) from None
             print_error("nothing was changed")
             status = Status.REFUSED
         except UsageError as error:
@@ -76,10 +83,12 @@ def usage(error: Any) -> str:
     return f"{said}; `{error.ctx.command_path} --help` tells more" if error.ctx else said
 
 
-def interrupted() -> typer.Exit:
+def interrupted(ctx: Any) -> typer.Exit:
     """Returns the end of a command after Ctrl-C; on a terminal the prompt begins on a line of its own."""
     if sys.stderr.isatty():
         typer.echo(err=True)
+        if ctx.invoked_subcommand in WAITING:
+            print_error("stopped looking; jobs, and what was asked for, go on")
     return typer.Exit(Status.INTERRUPTED)
 
 
@@ -88,7 +97,12 @@ def sentence(error: errors.AdjournError) -> str:
     if isinstance(error, errors.InternalError) and "error_id" in error.metadata:
         advice = f"the control plane's log has the traceback under error_id {error.metadata['error_id']}"
     else:
-        advice = next((ADVICE[kind] for kind in type(error).__mro__ if kind in ADVICE), "")
+        advice = (
+            ADVICE_ON_WORKERS
+            if error.resource[0].endswith("/Worker") and isinstance(error, errors.NotFoundError)
+            else ""
+        )
+        advice = advice or next((ADVICE[kind] for kind in type(error).__mro__ if kind in ADVICE), "")
     message = " ".join(error.message.split()) or error.reason
     return f"{message}; {advice}" if advice and advice not in message else message
 

@@ -50,7 +50,10 @@ COMMANDS: Final[Mapping[str, Help]] = {
     ),
     "delete": Help("Delete jobs that have ended.", ("adjourn delete JOB", "adjourn delete --label sweep=7 --yes")),
     "events": Help("List what happened to a job.", ("adjourn events JOB", "adjourn events JOB -o json | jq -r .type")),
-    "metrics": Help("Show the metrics of each epoch.", ("adjourn metrics JOB", "adjourn metrics JOB -o json")),
+    "metrics": Help(
+        "Show the metrics of each epoch.",
+        ("adjourn metrics JOB --plot", "adjourn metrics JOB --plot curves.png", "adjourn metrics JOB -o json"),
+    ),
     "workers": Help("List workers.", ("adjourn workers", "adjourn workers -o json")),
     "hold": Help(
         "Hold many jobs until they are released.",

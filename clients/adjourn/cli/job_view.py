@@ -43,12 +43,13 @@ def paused_run(job: Job, *, now: datetime | None = None) -> RenderableType:
     if job.failure.reason:
         parts += section("Failure", failure_rows(job))
     if job.HasField("pause"):
-        parts += section("Pause", pause_rows(job.pause))
+        parts += section("Pause", pause_rows(job, now))
         if job.pause.HasField("usage"):
             parts += [heading("Resources at the pause"), usage_table(job.pause.usage)]
         parts += [heading("Phases"), phase_table([job.pause], first=len(job.past_pauses) + 1)]
     if job.past_pauses:
         parts += [heading("Earlier pauses"), phase_table(job.past_pauses)]
+        parts += [Text(f"  {number}: {asked(pause)}") for number, pause in enumerate(job.past_pauses, start=1)]
     return Group(*parts)
 
 
@@ -199,7 +200,14 @@ def failure_rows(job: Job) -> Iterator[Row]:
         yield "at", formatting.moment(job.failure.time)
 
 
-def pause_rows(pause: Pause) -> Iterator[Row]:
+def asked(pause: Pause) -> str:
+    """Says when a pause was asked for, by whom and why."""
+    words = formatting.moment(pause.request_time) + (f" by {pause.actor}" if pause.actor else "")
+    return formatting.printable(words + (f": {pause.reason}" if pause.reason else ""))
+
+
+def pause_rows(job: Job, now: datetime) -> Iterator[Row]:
+    pause = job.pause
     yield "asked for", formatting.moment(pause.request_time) + (f" by {pause.actor}" if pause.actor else "")
     yield "reason", pause.reason or "none given"
     yield (
@@ -207,7 +215,8 @@ def pause_rows(pause: Pause) -> Iterator[Row]:
         f"{formatting.name_of(Pause.Cause.Name, pause.cause)}, {formatting.name_of(PauseMode.Name, pause.mode)}",
     )
     if pause.HasField("pause_time"):
-        yield "paused", f"{formatting.moment(pause.pause_time)}, at epoch {pause.epoch}, step {pause.step}"
+        rested = f", for {formatting.since(pause.pause_time, now)} now" if job.state == Job.PAUSED else ""
+        yield "paused", f"{formatting.moment(pause.pause_time)}{rested}, at epoch {pause.epoch}, step {pause.step}"
     if pause.checkpoint:
         yield from checkpoint_rows(pause)
     if pause.HasField("lost_duration"):

@@ -1,15 +1,22 @@
 """`adjourn list`, `get`, `events`, `metrics`, `workers`."""
 
 from itertools import islice
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperCommand
 
-from adjourn.cli import arguments, job_view, output, tables
+from adjourn import extras
+from adjourn.cli import arguments, chart, curves, figure, formatting, job_view, output, phrases, tables
 from adjourn.cli.connection import connect
 from adjourn.cli.output import Format, Output
 from adjourn.cli.selection import JobName
 from adjourn.v1.job_pb2 import Job
+
+PLOT: Final = "--plot"
+HERE: Final = "-"
+"""Instead of a file: on the terminal."""
 
 
 def list_jobs(
@@ -61,13 +68,66 @@ def events(ctx: typer.Context, job: JobName, *, form: Output = Format.TABLE) -> 
     output.write(found, form, lambda: tables.event_table(found))
 
 
-def metrics(ctx: typer.Context, job: JobName, *, form: Output = Format.TABLE) -> None:
-    """Show the metrics of each epoch of a job."""
+class Metrics(TyperCommand):
+    """The command, with an option whose file may be left out."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, list(arguments.with_value(args, PLOT, HERE, is_file)))
+
+
+def is_file(word: str) -> bool:
+    """Returns whether a word is a file rather than the name of a job, which has no point."""
+    return "." in word
+
+
+def metrics(
+    ctx: typer.Context,
+    job: JobName,
+    *,
+    plot: Annotated[
+        str,
+        typer.Option(
+            PLOT,
+            metavar="[FILE]",
+            help="Draw curves, with pauses and new attempts marked: into FILE.png or FILE.svg, else here.",
+            show_default=False,
+        ),
+    ] = "",
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it is there.")] = False,
+    form: Output = Format.TABLE,
+) -> None:
+    """Show the metrics of each epoch of a job, as a table or as curves."""
+    file = picture(plot, force=force)
     with connect(ctx) as client:
-        epochs = list(client.list_epoch_metrics(job))
-    output.write(
-        epochs, form, lambda: tables.epoch_tables(epochs, output.width()) if epochs else "no epoch has ended yet"
-    )
+        found = list(client.list_epoch_metrics(job))
+        drawn = client.get_job(job) if plot and found else Job()
+    if not (plot and found):
+        output.write(
+            found, form, lambda: tables.epoch_tables(found, output.width()) if found else "no epoch has ended yet"
+        )
+        return
+    panels, marks = curves.panels(found), curves.marks(drawn, found)
+    if file is None:
+        output.show(chart.drawn(panels, marks, min(output.width(), chart.WIDEST)))
+        return
+    figure.save(file, f"{formatting.short(drawn.name)}: {phrases.epochs(drawn)}", panels, marks)
+    output.say(f"{file} has {formatting.counted(len(panels), 'panel')} of {formatting.counted(len(found), 'epoch')}")
+
+
+def picture(plot: str, *, force: bool) -> Path | None:
+    """Returns the file to draw into, None to draw here; a usage error if that cannot be."""
+    if plot in ("", HERE):
+        return None
+    file = Path(plot)
+    if not plot.lower().endswith(figure.SUFFIXES):
+        arguments.wrong(PLOT, f"{plot} should end in .png or .svg")
+    if file.exists() and not force:
+        arguments.wrong(PLOT, f"{file} is there; --force replaces it")
+    if not file.resolve().parent.is_dir():
+        arguments.wrong(PLOT, f"there is no directory {file.resolve().parent}")
+    if why := extras.missing("adjourn metrics --plot FILE"):
+        arguments.wrong(PLOT, why)
+    return file
 
 
 def workers(ctx: typer.Context, *, form: Output = Format.TABLE) -> None:

@@ -1,8 +1,7 @@
 """`adjourn submit`: packs a user's code, uploads it and queues a job."""
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import pairwise
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -34,15 +33,11 @@ class Submit(TyperCommand):
     """The command, with an option whose number may be left out."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, list(with_drill_steps(args)))
+        return super().parse_args(ctx, list(arguments.with_value(args, DRILL, DRILL_STEPS, is_number)))
 
 
-def with_drill_steps(args: Iterable[str]) -> Iterator[str]:
-    """Yields the arguments, with the number of steps behind each `--drill` that has none."""
-    for word, following in pairwise([*args, ""]):
-        yield word
-        if word == DRILL and not following.lstrip("-").isdecimal():
-            yield DRILL_STEPS
+def is_number(word: str) -> bool:
+    return word.lstrip("-").isdecimal()
 
 
 def submit(

@@ -26,7 +26,9 @@ class Printer:
 
     def step(self, text: str) -> None:
         elapsed = f"{time.monotonic() - self._begun:6.1f} s"
-        self.console.print(Text.assemble((elapsed, "dim"), "  ", text), soft_wrap=True)
+        line = Table.grid(padding=(0, 2, 0, 0))
+        line.add_row(Text(elapsed, "dim"), Text(text, overflow="fold"))
+        self.console.print(line)
 
     def chapter(self, title: str) -> None:
         self.console.print(f"\n{title}", style="bold", soft_wrap=True)
@@ -64,7 +66,7 @@ class Printer:
         self.console.print(table)
 
     def verdict(self, comparison: Comparison) -> None:
-        self.console.print(str(comparison), style="bold green" if comparison.exact else "bold red", soft_wrap=True)
+        self.console.print(str(comparison), style="bold green" if comparison.exact else "bold red")
 
     def failure(self, error: Exception, logs: Iterable[Path]) -> None:
         """Prints the error and the last lines of each log."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -31,9 +32,18 @@ class ProgramError(Exception):
 
     def __init__(self, name: str, what: str, log: Path, *, after: int = 0) -> None:
         lines = tail(log, after=after)
-        text = "\n".join(f"  | {line}" for line in lines) or "  (it wrote nothing)"
+        text = "\n".join(f"  | {readable(line)}" for line in lines) or "  (it wrote nothing)"
         super().__init__(f"{name} {what}; the end of {log}:\n{text}")
         self.name = name
+
+
+def readable(line: str) -> str:
+    """Returns a line of a log for people: of one in JSON that has errors, these."""
+    try:
+        found = json.loads(line)
+        return f"{found['event']}: {'; '.join(found['errors'])}"
+    except (ValueError, KeyError, TypeError):
+        return line
 
 
 def tail(log: Path, lines: int = TAIL_LINES, *, after: int = 0) -> list[str]:

@@ -185,7 +185,11 @@ class Stack:
             if not is_free(self.options.port):
                 raise PortTakenError(self.options.port)
             return self.options.port
-        return DEFAULT_PORT if is_free(DEFAULT_PORT) else free_ports(1)[0]
+        if is_free(DEFAULT_PORT):
+            return DEFAULT_PORT
+        (port,) = free_ports(1)
+        self.report(f"port {DEFAULT_PORT} is taken, perhaps by another stack, so this one is at {port}")
+        return port
 
     def _threads(self) -> int:
         # Not os.cpu_count(): a container may have fewer.

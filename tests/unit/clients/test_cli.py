@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,7 @@ from typer.testing import CliRunner, Result
 from adjourn import __version__, cli, errors
 from adjourn.cli import error_messages, exit_status
 from adjourn.cli.exit_status import Status
+from adjourn.local.managed_process import readable
 
 if TYPE_CHECKING:
     from tests.unit.clients.conftest import Plane
@@ -138,3 +140,27 @@ def test_options_of_the_embedded_stack_are_passed_on(command: str) -> None:
     assert result.exit_code == 0
     assert f"adjourn {command}" in result.stdout
     assert CliRunner().invoke(cli.app, [command, "--no-such-option"]).exit_code == 2
+
+
+@pytest.mark.parametrize(("words", "told"), [(("drain", "w"), "`adjourn workers`"), (("get", "x"), "`adjourn list`")])
+def test_what_is_not_there_is_to_be_looked_for_in_its_own_list(
+    adjourn: Adjourn, plane: "Plane", words: tuple[str, ...], told: str
+) -> None:
+    plane.failures["DrainWorker"] = [errors.NotFoundError("there is no workers/w", worker="workers/w")]
+    assert f"; {told} shows what there is\n" in adjourn(*words).stderr
+
+
+def test_ctrl_c_on_a_terminal_says_that_jobs_go_on(
+    adjourn: Adjourn, plane: "Plane", monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    context = SimpleNamespace(invoked_subcommand="watch")
+    assert error_messages.interrupted(context).exit_code == Status.INTERRUPTED
+    assert capsys.readouterr().err == "\nadjourn: stopped looking; jobs, and what was asked for, go on\n"
+
+
+def test_a_log_of_our_processes_is_shown_in_words() -> None:
+    line = '{"errors": ["The store is unavailable", "so is S3"], "event": "cannot_serve", "level": "critical"}'
+    assert readable(line) == "cannot_serve: The store is unavailable; so is S3"
+    for other in ("a word", "7", '{"event": "began"}', "[]"):
+        assert readable(other) == other

@@ -106,6 +106,8 @@ def test_installed_code_needs_no_bundle(adjourn: Adjourn, plane: "Plane") -> Non
         (("m:f", "--args", '{"a": NaN}'), "NaN is not in JSON"),
         (("m:f", "--arg", "a=9007199254740993"), "does not fit a JSON number"),
         (("m:f", "--arg", "a=[[1e999]]"), "too large"),
+        (("m:f", "--arg", "lr=NaN"), "NaN looks like JSON and is none (NaN is not in JSON)"),
+        (("m:f", "--arg", 'x={"a":[1,2'), """as text: 'x="{\\"a\\":[1,2"'"""),
         (("m:f", "--label", "=x"), "key=value"),
         (("m:f", "--seed", "99999999999999999999"), "--seed: 99999999999999999999 is out of range; the field has 64"),
         (("m:f", "--gpus", "2147483648"), "2147483648 is out of range; the field has 32 bits"),

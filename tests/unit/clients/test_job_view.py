@@ -109,6 +109,7 @@ def test_a_paused_run_tells_everything() -> None:
         "jobs/digits/checkpoints/7", "eva@lab", "lunch", "held, epoch", "at epoch 5, step 500", "24.0 GiB",
         "95 %", "75 %", "18.0 GiB of 24.0 GiB", "GPU average", "70 %", "50 %", "1.5 cores", "8.0 GiB of 64.0 GiB",
         "4.2 s", "50 ms", "750 ms", "2.0 s", "1 min 00 s", "2.5 s", "a → b", "EXACT", "Earlier pauses",
+        "for 8m53s now", "1: 2026-03-01 13:01:00 CET by eva@lab: lunch",
     ):  # fmt: skip
         assert fact in shown, fact
 
