@@ -28,6 +28,7 @@ from adjourn_control_plane.api.agents import AgentService
 from adjourn_control_plane.api.boundaries import PATIENCE, Boundaries
 from adjourn_control_plane.api.checkpoints import CheckpointService
 from adjourn_control_plane.api.errors import Errors
+from adjourn_control_plane.api.event_watch import EventWatch
 from adjourn_control_plane.api.jobs import JobService
 from adjourn_control_plane.api.logs import Logs
 from adjourn_control_plane.api.reads import Reads
@@ -82,7 +83,8 @@ class Server:
         self.server = grpc.aio.server(interceptors=[Errors()], options=SERVER_OPTIONS)
         boundaries = Boundaries(store, notifier, patience)
         watch, logs, price = Watch(store, notifier), Logs(store, objects, notifier), settings.gpu_hour_price
-        jobs = JobService(store, updater, objects, watch, boundaries, logs, gpu_hour_price=price)
+        events = EventWatch(store, notifier)
+        jobs = JobService(store, updater, objects, watch, events, boundaries, logs, gpu_hour_price=price)
         job_service_pb2_grpc.add_JobServiceServicer_to_server(jobs, self.server)
         checkpoints = CheckpointService(store, updater, Reads(objects))
         checkpoint_service_pb2_grpc.add_CheckpointServiceServicer_to_server(checkpoints, self.server)

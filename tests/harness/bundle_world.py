@@ -166,7 +166,9 @@ class BundleWorld:
         self.objects.now = lambda: datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.seconds)
         updater = JobUpdater(self.store)
         nobody: Any = None
-        self.service = JobService(self.store, updater, self.objects, watch=nobody, boundaries=nobody, logs=nobody)
+        self.service = JobService(
+            self.store, updater, self.objects, watch=nobody, event_watch=nobody, boundaries=nobody, logs=nobody
+        )
         self.collectors = [self.collector(), self.collector()]
 
     def collector(self) -> BundleCollector:

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
+from typing import TypeVar
 
 from adjourn.errors import StoreUnavailableError
 from adjourn.series import thinned
@@ -33,6 +34,7 @@ from adjourn_control_plane.store.interface import (
     Conflict,
     Fence,
     Fenced,
+    Happened,
     JobName,
     JobUid,
     RequestSeen,
@@ -46,6 +48,7 @@ from adjourn_control_plane.store.interface import (
 )
 
 Notification = tuple[JobName, WorkerName]
+Kept = TypeVar("Kept")
 PAGE = 200
 """Jobs that `queued` yields at a time."""
 
@@ -84,6 +87,18 @@ def within(series: Mapping[int, bytes], low: int | None, high: int | None) -> li
     return [row for at, row in series.items() if (low is None or at >= low) and (high is None or at <= high)]
 
 
+def entries_after(stream: deque[Kept], newest: int, token: str, size: int) -> list[Kept]:
+    """Returns what comes after a token in a stream whose newest entry has the number `newest`."""
+    if not values.is_token(token):
+        raise ValueError(f"{token!r} is no token of this store")
+    position = int(token.split("-", maxsplit=1)[0])
+    kept_from = newest - len(stream) + 1
+    if not kept_from - 1 <= position <= newest:
+        raise TokenTooOld(token)
+    start = position - kept_from + 1
+    return list(islice(stream, start, start + size))
+
+
 def nanoseconds(duration: timedelta) -> int:
     return int(duration.total_seconds() * 1e9)
 
@@ -113,6 +128,9 @@ class MemoryStore:
         self._settled: set[str] = set()
         self._occupancy: dict[str, int] = {}
         self._changes: deque[Changed] = deque(maxlen=changes_kept)
+        self._happened: deque[Happened] = deque(maxlen=changes_kept)
+        self._events = 0
+        """How many events there were."""
         self._queued: dict[int, JobName] = {}
         self._queue: list[int] = []
         """Numbers of the queued jobs, in order."""
@@ -166,6 +184,7 @@ class MemoryStore:
             while len(self._requests) > REQUESTS_KEPT:
                 del self._requests[next(iter(self._requests))]
         self._done[change.id] = new.version if new else 0
+        self._note_events(change)
         self._position += 1
         self._changes.append(
             Changed(
@@ -180,6 +199,22 @@ class MemoryStore:
         for worker in sorted(workers) or [""]:
             self._tell(change.job, WorkerName(worker))
         return self._done[change.id]
+
+    def _note_events(self, change: Change) -> None:
+        if change.record is None:
+            return
+        job = change.record.job
+        for event in change.events:
+            self._events += 1
+            self._happened.append(
+                Happened(
+                    token=f"{self._events}-0",
+                    job=change.job,
+                    uid=JobUid(job.uid),
+                    labels=dict(job.labels),
+                    event=JobEvent.FromString(values.encoded(event)),
+                )
+            )
 
     def _check(self, change: Change, old: Entry | None) -> None:
         if change.request and change.request.id in self._requests:
@@ -399,14 +434,16 @@ class MemoryStore:
 
     async def changes(self, after: str, *, size: int) -> list[Changed]:
         await self._reach()
-        if not values.is_token(after):
-            raise ValueError(f"{after!r} is no token of this store")
-        position = int(after.split("-", maxsplit=1)[0])
-        kept_from = self._position - len(self._changes) + 1
-        if not kept_from - 1 <= position <= self._position:
-            raise TokenTooOld(after)
-        start = position - kept_from + 1
-        return list(islice(self._changes, start, start + size))
+        return entries_after(self._changes, self._position, after, size)
+
+    async def latest_event_token(self) -> str:
+        await self._reach()
+        return f"{self._events}-0"
+
+    async def happened(self, after: str, *, size: int) -> list[Happened]:
+        await self._reach()
+        oldest = f"{self._events - len(self._happened)}-0"
+        return entries_after(self._happened, self._events, after or oldest, size)
 
     async def notifications(self) -> AsyncGenerator[Notification, None]:
         listener: asyncio.Queue[Notification | None] = asyncio.Queue()

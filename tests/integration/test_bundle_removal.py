@@ -35,7 +35,9 @@ async def objects(s3_environment: dict[str, str]) -> AsyncIterator[S3Objects]:
 
 async def test_old_code_is_removed_and_uploaded_again(job_store: RedisStore, objects: S3Objects) -> None:
     nobody: Any = None
-    service = JobService(job_store, JobUpdater(job_store), objects, watch=nobody, boundaries=nobody, logs=nobody)
+    service = JobService(
+        job_store, JobUpdater(job_store), objects, watch=nobody, event_watch=nobody, boundaries=nobody, logs=nobody
+    )
     seconds = 0.0
     eager = replace(SETTINGS, bundle_retention=timedelta(seconds=-60))  # all is old
     collector = BundleCollector(job_store, objects, eager, monotonic=lambda: seconds)

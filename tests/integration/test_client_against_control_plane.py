@@ -1,6 +1,7 @@
 """Both clients and the command line against the real control plane, with its real store and object storage."""
 
 import asyncio
+import contextlib
 import io
 import json
 import os
@@ -19,6 +20,7 @@ from adjourn import AsyncClient, Client, bundles, cli, errors
 from adjourn.local import process_cleanup
 from adjourn.local.ports import HOST, free_ports
 from adjourn.v1.job_pb2 import Job, JobSpec
+from adjourn.v1.job_service_pb2 import JobEvent
 
 
 class ControlPlane:
@@ -68,6 +70,8 @@ def name() -> str:
 
 
 SPEC = JobSpec(entry_point="nowhere:main", total_epochs=3)
+BEGINNING = "0-0"
+"""Token before the first event of a store."""
 
 
 def test_a_job_that_no_worker_takes_lives_through_every_verb(client: Client, name: str) -> None:
@@ -93,6 +97,25 @@ def test_a_job_that_no_worker_takes_lives_through_every_verb(client: Client, nam
     client.delete_job(name)
     with pytest.raises(errors.NotFoundError):
         client.get_job(name)
+
+
+def test_events_are_watched_once_each_and_from_a_token(client: Client, name: str) -> None:
+    names = [f"jobs/{name}", client.create_job(SPEC, labels={"kind": name}).name]
+    client.create_job(SPEC, job_id=name, labels={"kind": name})
+    for each in names:
+        client.pause_job(each)
+    histories = {each: list(client.list_job_events(each)) for each in names}
+    count = sum(map(len, histories.values()))
+    with contextlib.closing(client.watch_events(labels={"kind": name}, resume_token=BEGINNING)) as told:
+        seen = [next(told) for _ in range(count)]
+    for each in names:
+        assert [message.event for message in seen if message.job == each] == histories[each]
+        assert {message.job_uid for message in seen if message.job == each} == {client.get_job(each).uid}
+    with contextlib.closing(client.watch_events(labels={"kind": name}, resume_token=seen[2].resume_token)) as told:
+        assert [next(told) for _ in seen[3:]] == seen[3:]
+    paused = client.watch_events(names=[name], types=[JobEvent.PAUSED], resume_token=seen[0].resume_token)
+    with contextlib.closing(paused) as told:
+        assert next(told).event.type == JobEvent.PAUSED
 
 
 def test_a_repeated_request_id_has_one_effect(client: Client, name: str) -> None:

@@ -13,12 +13,18 @@ import grpc.aio
 
 from adjourn.channel import CLIENT_OPTIONS
 from adjourn.client import calls, requests
-from adjourn.client.watching import ENDED, Logs, Read, Until, Wait, Watch
+from adjourn.client.watching import ENDED, EventWatch, Logs, Read, Until, Wait, Watch
 from adjourn.errors import AdjournError, DeadlineError
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.checkpoint_service_pb2_grpc import CheckpointServiceStub
 from adjourn.v1.job_pb2 import Job, JobSpec, PauseMode
-from adjourn.v1.job_service_pb2 import HoldOutcome, JobEvent, StreamLogsResponse, WatchJobsResponse
+from adjourn.v1.job_service_pb2 import (
+    HoldOutcome,
+    JobEvent,
+    StreamLogsResponse,
+    WatchEventsResponse,
+    WatchJobsResponse,
+)
 from adjourn.v1.job_service_pb2_grpc import JobServiceStub
 from adjourn.v1.usage_pb2 import EpochMetrics, ResourceSample, StepMetrics
 from adjourn.v1.worker_pb2 import Worker
@@ -257,6 +263,34 @@ class AsyncClient:
             finally:
                 stream.cancel()
             await asyncio.sleep(logs.broken(failure, random.random()))  # noqa: S311 - spreads reconnects
+
+    async def watch_events(
+        self,
+        *,
+        names: Iterable[str] = (),
+        labels: Mapping[str, str] | None = None,
+        types: Iterable[JobEvent.Type.ValueType] = (),
+        resume_token: str = "",
+        patience: float = calls.PATIENCE_SECONDS,
+    ) -> AsyncGenerator[WatchEventsResponse, None]:
+        """Yields what happens to matching jobs, each event once: from now on, or from a token.
+
+        Never ends by itself. Reconnects and misses nothing, unless `gap` says so; raises when the control plane is away
+        for `patience` seconds.
+        """
+        watch = EventWatch(requests.watch_events(names, labels, types, resume_token), patience=patience)
+        while True:
+            failure: AdjournError | None = None
+            stream = self._jobs.WatchEvents(watch.request, timeout=watch.remaining, metadata=self._caller)
+            try:
+                async for message in stream:
+                    if watch.accept(message):
+                        yield message
+            except grpc.RpcError as error:
+                failure = calls.typed(error, self.address)
+            finally:
+                stream.cancel()
+            await asyncio.sleep(watch.broken(failure, random.random()))  # noqa: S311 - spreads reconnects, guards nothing
 
     async def list_job_events(self, job: str) -> AsyncIterator[JobEvent]:
         """Yields what happened to a job, oldest first."""

@@ -27,6 +27,7 @@ from adjourn.v1.job_service_pb2 import (
     DeleteJobRequest,
     GetJobRequest,
     HoldJobsRequest,
+    JobEvent,
     ListEpochMetricsRequest,
     ListJobEventsRequest,
     ListJobsRequest,
@@ -38,6 +39,7 @@ from adjourn.v1.job_service_pb2 import (
     StreamLogsRequest,
     UpdateJobRequest,
     UploadBundleRequest,
+    WatchEventsRequest,
     WatchJobsRequest,
 )
 from adjourn.v1.worker_service_pb2 import (
@@ -167,6 +169,17 @@ def watch_jobs(names: Iterable[str], labels: Mapping[str, str] | None, resume_to
 
 def stream_logs(name: str, *, attempt: int, offset: int, tail_lines: int | None, follow: bool) -> StreamLogsRequest:
     return StreamLogsRequest(name=job_name(name), attempt=attempt, offset=offset, tail_lines=tail_lines, follow=follow)
+
+
+def watch_events(
+    names: Iterable[str],
+    labels: Mapping[str, str] | None,
+    types: Iterable[JobEvent.Type.ValueType],
+    resume_token: str,
+) -> WatchEventsRequest:
+    given = [names] if isinstance(names, str) else names
+    jobs = [job_name(name) for name in given]
+    return WatchEventsRequest(names=jobs, labels=labels or {}, types=types, resume_token=resume_token)
 
 
 def list_job_events(job: str) -> ListJobEventsRequest:

@@ -25,6 +25,8 @@ from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import (
     StreamLogsRequest,
     StreamLogsResponse,
+    WatchEventsRequest,
+    WatchEventsResponse,
     WatchJobsRequest,
     WatchJobsResponse,
 )
@@ -95,6 +97,20 @@ class Watch(Reconnects):
         if message.resume_token:
             self.request.resume_token = message.resume_token
         return message.HasField("job") or bool(message.deleted)
+
+
+class EventWatch(Reconnects):
+    """State of one watch of events: the request for its next stream."""
+
+    def __init__(self, request: WatchEventsRequest, *, patience: float) -> None:
+        super().__init__(patience=patience)
+        self.request = request
+
+    def accept(self, message: WatchEventsResponse) -> bool:
+        """Records the token of a message; returns whether it tells something (a keep-alive does not)."""
+        self.works()
+        self.request.resume_token = message.resume_token
+        return message.HasField("event") or message.gap
 
 
 class Read(Reconnects):

@@ -104,6 +104,11 @@ class JobServiceStub:
                 request_serializer=adjourn_dot_v1_dot_job__service__pb2.WatchJobsRequest.SerializeToString,
                 response_deserializer=adjourn_dot_v1_dot_job__service__pb2.WatchJobsResponse.FromString,
                 _registered_method=True)
+        self.WatchEvents = channel.unary_stream(
+                '/adjourn.v1.JobService/WatchEvents',
+                request_serializer=adjourn_dot_v1_dot_job__service__pb2.WatchEventsRequest.SerializeToString,
+                response_deserializer=adjourn_dot_v1_dot_job__service__pb2.WatchEventsResponse.FromString,
+                _registered_method=True)
         self.ListJobEvents = channel.unary_unary(
                 '/adjourn.v1.JobService/ListJobEvents',
                 request_serializer=adjourn_dot_v1_dot_job__service__pb2.ListJobEventsRequest.SerializeToString,
@@ -247,6 +252,14 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchEvents(self, request, context):
+        """Streams what happens to jobs, each event once and in the order in which it was recorded. It begins with a message
+        that has a token alone: from there on nothing is left out.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListJobEvents(self, request, context):
         """Lists what happened to a job, oldest first.
         """
@@ -352,6 +365,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.WatchJobs,
                     request_deserializer=adjourn_dot_v1_dot_job__service__pb2.WatchJobsRequest.FromString,
                     response_serializer=adjourn_dot_v1_dot_job__service__pb2.WatchJobsResponse.SerializeToString,
+            ),
+            'WatchEvents': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchEvents,
+                    request_deserializer=adjourn_dot_v1_dot_job__service__pb2.WatchEventsRequest.FromString,
+                    response_serializer=adjourn_dot_v1_dot_job__service__pb2.WatchEventsResponse.SerializeToString,
             ),
             'ListJobEvents': grpc.unary_unary_rpc_method_handler(
                     servicer.ListJobEvents,
@@ -694,6 +712,33 @@ class JobService:
             '/adjourn.v1.JobService/WatchJobs',
             adjourn_dot_v1_dot_job__service__pb2.WatchJobsRequest.SerializeToString,
             adjourn_dot_v1_dot_job__service__pb2.WatchJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/adjourn.v1.JobService/WatchEvents',
+            adjourn_dot_v1_dot_job__service__pb2.WatchEventsRequest.SerializeToString,
+            adjourn_dot_v1_dot_job__service__pb2.WatchEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -94,6 +94,10 @@ class JobServiceStub:
     """Streams matching jobs: each once at the start, then after every change, conflated to the newest state. A job that
     gets other labels and matches no more is sent with them, once.
     """
+    WatchEvents: _grpc.UnaryStreamMultiCallable[_job_service_pb2.WatchEventsRequest, _job_service_pb2.WatchEventsResponse]
+    """Streams what happens to jobs, each event once and in the order in which it was recorded. It begins with a message
+    that has a token alone: from there on nothing is left out.
+    """
     ListJobEvents: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListJobEventsRequest, _job_service_pb2.ListJobEventsResponse]
     """Lists what happened to a job, oldest first."""
     ListEpochMetrics: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListEpochMetricsRequest, _job_service_pb2.ListEpochMetricsResponse]
@@ -180,6 +184,10 @@ class JobServiceAsyncStub(JobServiceStub):
     WatchJobs: _aio.UnaryStreamMultiCallable[_job_service_pb2.WatchJobsRequest, _job_service_pb2.WatchJobsResponse]  # type: ignore[assignment]
     """Streams matching jobs: each once at the start, then after every change, conflated to the newest state. A job that
     gets other labels and matches no more is sent with them, once.
+    """
+    WatchEvents: _aio.UnaryStreamMultiCallable[_job_service_pb2.WatchEventsRequest, _job_service_pb2.WatchEventsResponse]  # type: ignore[assignment]
+    """Streams what happens to jobs, each event once and in the order in which it was recorded. It begins with a message
+    that has a token alone: from there on nothing is left out.
     """
     ListJobEvents: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListJobEventsRequest, _job_service_pb2.ListJobEventsResponse]  # type: ignore[assignment]
     """Lists what happened to a job, oldest first."""
@@ -330,6 +338,16 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_job_service_pb2.WatchJobsResponse], _abc.AsyncIterator[_job_service_pb2.WatchJobsResponse]]:
         """Streams matching jobs: each once at the start, then after every change, conflated to the newest state. A job that
         gets other labels and matches no more is sent with them, once.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchEvents(
+        self,
+        request: _job_service_pb2.WatchEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_job_service_pb2.WatchEventsResponse], _abc.AsyncIterator[_job_service_pb2.WatchEventsResponse]]:
+        """Streams what happens to jobs, each event once and in the order in which it was recorded. It begins with a message
+        that has a token alone: from there on nothing is left out.
         """
 
     @_abc_1.abstractmethod

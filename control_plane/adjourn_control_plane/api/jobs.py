@@ -20,6 +20,7 @@ from adjourn.v1 import job_service_pb2_grpc
 from adjourn.v1.job_pb2 import EPOCH, Hold, Job, Money
 from adjourn_control_plane.api import pages, validation
 from adjourn_control_plane.api.boundaries import Boundaries
+from adjourn_control_plane.api.event_watch import EventWatch
 from adjourn_control_plane.api.holds import Holds
 from adjourn_control_plane.api.identity import actor
 from adjourn_control_plane.api.logs import Logs
@@ -51,6 +52,7 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         updater: JobUpdater,
         objects: ObjectStore,
         watch: Watch,
+        event_watch: EventWatch,
         boundaries: Boundaries,
         logs: Logs,
         *,
@@ -64,6 +66,7 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         self.uploads = Uploads(store, objects)
         self.holds = Holds(store, updater)
         self.watch = watch
+        self.event_watch = event_watch
         self.boundaries = boundaries
         self.logs = logs
         self.silence = silence
@@ -189,9 +192,16 @@ class JobService(job_service_pb2_grpc.JobServiceServicer):
         return empty_pb2.Empty()
 
     async def WatchJobs(self, request: pb.WatchJobsRequest, context: Context) -> AsyncIterator[pb.WatchJobsResponse]:
-        bad = {f"names[{i}]": why for i, name in enumerate(request.names) for why in validation.name("", name).values()}
-        check(bad)
+        check(validation.names(request.names))
         async with aclosing(self.watch.follow(request)) as responses:
+            async for response in responses:
+                yield response
+
+    async def WatchEvents(
+        self, request: pb.WatchEventsRequest, context: Context
+    ) -> AsyncIterator[pb.WatchEventsResponse]:
+        check(validation.names(request.names))
+        async with aclosing(self.event_watch.follow(request)) as responses:
             async for response in responses:
                 yield response
 

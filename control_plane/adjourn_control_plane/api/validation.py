@@ -224,6 +224,11 @@ def name(field: str, value: str, collection: str = "jobs") -> Violations:
     return {field: f"must be '{collection}/{{id}}', the id {ID_RULE}; is {quoted(value)}"}
 
 
+def names(given: Collection[str]) -> Violations:
+    """Checks the `names` of jobs that a request is about."""
+    return {f"names[{i}]": why for i, value in enumerate(given) for why in name("", value).values()}
+
+
 def checkpoint_name(field: str, value: str) -> Violations:
     if re.fullmatch(rf"jobs/{ID.pattern}/checkpoints/[0-9a-z-]{{1,100}}", value):
         return {}

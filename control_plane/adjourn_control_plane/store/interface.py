@@ -218,6 +218,19 @@ class Changed:
     """Those that the job had until then, if it was deleted or got others."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Happened:
+    """An entry of the stream of all events."""
+
+    token: str
+    """Position in the stream; read on after it."""
+    job: JobName
+    uid: JobUid
+    labels: Mapping[str, str]
+    """Those that the job carries with that event."""
+    event: JobEvent
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Tombstone:
     """A deleted job whose objects may not be gone yet."""
@@ -340,6 +353,18 @@ class JobStore(Protocol):
         """Returns up to `size` changes after a token, oldest first. Does not wait.
 
         Raises TokenTooOld, and ValueError for what never was a token.
+        """
+        ...
+
+    async def latest_event_token(self) -> str:
+        """Returns the token of the newest event of all."""
+        ...
+
+    async def happened(self, after: str, *, size: int) -> list[Happened]:
+        """Returns up to `size` events of all jobs after a token, in the order of their commits. Does not wait.
+
+        "": from the oldest that is kept. As many are kept as changes. Raises TokenTooOld, and ValueError for what never
+        was a token.
         """
         ...
 

@@ -17,6 +17,7 @@ an attachment are remembered by id for a while, the rest is idempotent. Reads th
     {ns}:workers/y:jobs             set;  :allocation  version of its newest change
     {ns}:workers/y:unconfirmed_releases  hash by job: attempts on it that are unconfirmed
     {ns}:changes  {ns}:notifications  stream of all changes; channel that tells of them
+    {ns}:events  {ns}:events:number  stream of all events; counter of them
     {ns}:tombstones                 set of the uids of deleted jobs whose objects may not be gone yet
     {ns}:tombstones:later           sorted set of `{looks} {uid}` that are to be looked at again, by ms since 1970
     {ns}:deleted                    sorted set of the uids of deleted jobs, in order
@@ -68,6 +69,7 @@ from adjourn_control_plane.store.interface import (
     Conflict,
     Fence,
     Fenced,
+    Happened,
     JobName,
     JobUid,
     RequestSeen,
@@ -109,6 +111,8 @@ LATER_CODES = ("BUSY", "MISCONF", "NOREPLICAS")  # have no class
 NAMESPACE = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)
 
 T = TypeVar("T")
+Entry = tuple[bytes, dict[bytes, bytes]]
+"""Of a stream: its id, its fields."""
 
 
 class RedisStore:
@@ -289,21 +293,42 @@ class RedisStore:
         await self._run("reviewed", job, version)
 
     async def latest_token(self) -> str:
-        newest = await self._ask("XREVRANGE", "changes", "+", "-", "COUNT", 1)
-        return newest[0][0].decode() if newest else values.START
+        return await self._newest_entry("changes")
 
     async def changes(self, after: str, *, size: int) -> list[Changed]:
+        # The first change of all had version 1.
+        return [values.changed(*entry) for entry in await self._entries_after("changes", after, size, b"version")]
+
+    async def latest_event_token(self) -> str:
+        return await self._newest_entry("events")
+
+    async def happened(self, after: str, *, size: int) -> list[Happened]:
+        if after:
+            entries = await self._entries_after("events", after, size, b"number")
+        else:
+            entries = await self._ask("XRANGE", "events", "-", "+", "COUNT", size)
+        return [values.happened(*entry) for entry in entries]
+
+    async def _newest_entry(self, stream: str) -> str:
+        newest = await self._ask("XREVRANGE", stream, "+", "-", "COUNT", 1)
+        return newest[0][0].decode() if newest else values.START
+
+    async def _entries_after(self, stream: str, after: str, size: int, numbered: bytes) -> list[Entry]:
+        """Returns up to `size` entries of a stream after one of them.
+
+        `numbered`: the field that is 1 in the first entry of all. Raises TokenTooOld, and ValueError.
+        """
         if not values.is_token(after):
             raise ValueError(f"{after!r} is no token of this store")
         # The token's own entry is read along: while it is there, nothing after it can have been trimmed.
-        entries = await self._ask("XRANGE", "changes", after, "+", "COUNT", size + 1)
+        entries: list[Entry] = await self._ask("XRANGE", stream, after, "+", "COUNT", size + 1)
         if after != values.START:
             if not entries or entries[0][0].decode() != after:
                 raise TokenTooOld(after)
             entries = entries[1:]
-        elif entries and entries[0][1][b"version"] != b"1":  # the first change of all had version 1
+        elif entries and entries[0][1][numbered] != b"1":
             raise TokenTooOld(after)
-        return [values.changed(token, fields) for token, fields in entries[:size]]
+        return entries[:size]
 
     async def notifications(self) -> AsyncGenerator[tuple[JobName, WorkerName], None]:
         backoff = ExponentialWithJitterBackoff(base=0.05, cap=1)

@@ -19,6 +19,7 @@ from adjourn_control_plane.store.interface import (
     Change,
     Changed,
     Fence,
+    Happened,
     JobName,
     JobUid,
     SeriesLimits,
@@ -94,6 +95,17 @@ def changed(token: bytes, fields: Mapping[bytes, bytes]) -> Changed:
         state=Job.State.Value(state) if state else None,
         workers=tuple(WorkerName(worker) for worker in fields[b"workers"].decode().split()),
         labels=dict(Job.FromString(fields[b"labels"]).labels),
+    )
+
+
+def happened(token: bytes, fields: Mapping[bytes, bytes]) -> Happened:
+    """Returns the event that an entry of the stream stands for."""
+    return Happened(
+        token=token.decode(),
+        job=JobName(fields[b"job"].decode()),
+        uid=JobUid(fields[b"uid"].decode()),
+        labels=dict(Job.FromString(fields[b"labels"]).labels),
+        event=JobEvent.FromString(fields[b"event"]),
     )
 
 

@@ -54,6 +54,8 @@ class Plane(JobServiceServicer, CheckpointServiceServicer, WorkerServiceServicer
         self.streams: list[Sequence[jobs_pb.WatchJobsResponse | errors.AdjournError]] = []
         """What each WatchJobs sends; the stream ends in order after its last message. When all are used up, a stream
         stays open and silent."""
+        self.event_streams: list[Sequence[jobs_pb.WatchEventsResponse | errors.AdjournError]] = []
+        """The same of WatchEvents."""
         self.silent = False
         """Do not answer GetJob at all."""
         self.asked: list[tuple[str, Any]] = []
@@ -140,11 +142,13 @@ class Plane(JobServiceServicer, CheckpointServiceServicer, WorkerServiceServicer
             context.send_initial_metadata(())
             self.closing.wait()
             return
-        for message in self.streams.pop(0):
-            if isinstance(message, errors.AdjournError):
-                fail(context, message)
-            else:
-                yield message
+        yield from played(self.streams.pop(0), context)
+
+    def WatchEvents(
+        self, request: jobs_pb.WatchEventsRequest, context: Context
+    ) -> Iterator[jobs_pb.WatchEventsResponse]:
+        self.note("WatchEvents", request, context)
+        yield from played(self.event_streams.pop(0), context)
 
     def ListJobEvents(self, request: jobs_pb.ListJobEventsRequest, context: Context) -> jobs_pb.ListJobEventsResponse:
         self.note("ListJobEvents", request, context)
@@ -265,6 +269,14 @@ def paged(items: Sequence[Any], token: str) -> tuple[Sequence[Any], str]:
     start = int(token or 0)
     rest = start + PAGE < len(items)
     return items[start : start + PAGE], str(start + PAGE) if rest else ""
+
+
+def played(script: Sequence[Any], context: Context) -> Iterator[Any]:
+    """Yields the messages of a script; an error ends it."""
+    for message in script:
+        if isinstance(message, errors.AdjournError):
+            fail(context, message)
+        yield message
 
 
 def fail(context: Context, error: errors.AdjournError) -> None:

@@ -7,7 +7,14 @@ import pytest
 from adjourn import Client, errors
 from adjourn.client import watching
 from adjourn.v1.job_pb2 import Job
-from adjourn.v1.job_service_pb2 import StreamLogsRequest, StreamLogsResponse, WatchJobsRequest, WatchJobsResponse
+from adjourn.v1.job_service_pb2 import (
+    JobEvent,
+    StreamLogsRequest,
+    StreamLogsResponse,
+    WatchEventsResponse,
+    WatchJobsRequest,
+    WatchJobsResponse,
+)
 
 if TYPE_CHECKING:
     from tests.unit.clients.conftest import Plane
@@ -38,6 +45,26 @@ def test_a_watch_begins_at_a_given_token(client: Client, plane: "Plane") -> None
     assert next(changes).resume_token == "8"
     changes.close()
     assert plane.tokens == ["7"]
+
+
+def test_a_watch_of_events_goes_on_where_its_stream_broke(client: Client, plane: "Plane") -> None:
+    begun, paused = JobEvent(sequence=3, type=JobEvent.BEGAN), JobEvent(sequence=4, type=JobEvent.PAUSED)
+    plane.event_streams = [
+        [WatchEventsResponse(resume_token="1"), errors.ShuttingDownError("bye")],
+        [WatchEventsResponse(event=begun, job="jobs/x", resume_token="2")],
+        [WatchEventsResponse(gap=True, resume_token="2"), WatchEventsResponse(event=paused, resume_token="9")],
+        [errors.InvalidRequestError({"names": "too many"})],
+    ]
+    told = client.watch_events(names="x", labels={"a": "b"}, types=[JobEvent.BEGAN, JobEvent.PAUSED])
+    assert next(told).event == begun
+    assert next(told).gap
+    assert next(told).event == paused
+    with pytest.raises(errors.InvalidRequestError):
+        next(told)
+    asked = [request for method, request in plane.asked if method == "WatchEvents"]
+    assert [request.resume_token for request in asked] == ["", "1", "2", "9"]
+    assert asked[0].names == ["jobs/x"]
+    assert (asked[0].labels, list(asked[0].types)) == ({"a": "b"}, [JobEvent.BEGAN, JobEvent.PAUSED])
 
 
 def test_a_watch_ends_with_an_error_that_does_not_pass(client: Client, plane: "Plane") -> None:

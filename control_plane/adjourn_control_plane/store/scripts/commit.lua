@@ -122,7 +122,10 @@ else
     'worker', worker, 'released', released, 'uid', uid, 'labels', labels, 'unconfirmed', unconfirmed)
   redis.call('ZADD', key('jobs'), number, job)
   for _ = 1, events do
-    redis.call('RPUSH', key(job .. ':events'), item())
+    local event = item()
+    redis.call('RPUSH', key(job .. ':events'), event)
+    redis.call('XADD', key('events'), 'MAXLEN', '~', changes_kept, '*', 'number', redis.call('INCR', key('events:number')),
+      'job', job, 'uid', uid, 'labels', labels, 'event', event)
   end
   if events > 0 then
     local excess = redis.call('LLEN', key(job .. ':events')) - events_kept
