@@ -39,6 +39,11 @@ def stepless(run: training.Run) -> None:
             model.weight.mul_(0.5 + 0.1 * epoch)
 
 
+def drills_late(run: training.Run) -> None:
+    for _ in run.epochs():
+        run.drill()
+
+
 def fails(run: training.Run) -> None:
     """Raises once its drill runs."""
 
@@ -61,6 +66,8 @@ def train(run: training.Run, factor: Callable[[], float]) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     run.track(model=model, optimizer=optimizer)
     data = [torch.tensor([0.1 * index, 1.0]) for index in range(12)]
+    if "drill" in run.args:
+        run.drill(run.args["drill"])
     loader = run.loader(data, batch_size=4, shuffle=True)  # type: ignore[arg-type]
     if in_drill() and run.args.get("changes"):
         with torch.no_grad():

@@ -67,7 +67,9 @@ class Drill:
         """
         self.step = start.drill_step or NOWHERE
         """Steps in all at which this process is to be compared."""
-        self.due = start.spec.drill_steps > 0 and not known
+        self._steps = start.spec.drill_steps
+        self._known = known
+        self.due = self._steps > 0 and not known
         """Whether a second process is to go on from the next snapshot."""
         self._start = start
         self._directory = directory
@@ -79,6 +81,11 @@ class Drill:
         self._here: Drilled | None = None
         self.patience = END_SECONDS
         """Seconds for which the end of the run waits for the second process."""
+
+    def ask(self, steps: int) -> None:
+        """Makes a drill due, for user code; not in the second process, and not if there is one or its outcome known."""
+        if not (self._steps or self._known or self.wanted):
+            self._steps, self.due = steps, True
 
     @property
     def wanted(self) -> bool:
@@ -101,7 +108,7 @@ class Drill:
         Where that cannot be, there is no drill.
         """
         self.due = False
-        step = snapshot.progress.step + self._start.spec.drill_steps
+        step = snapshot.progress.step + self._steps
         try:
             self._copy(snapshot)
             self._write_start(snapshot, step)

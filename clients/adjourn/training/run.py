@@ -136,6 +136,14 @@ class Run:
         """
         self._session.ignore(subject, reason)
 
+    def drill(self, steps: int = 20) -> None:
+        """Asks for a drill, as `adjourn submit --drill` does, unless the job has one.
+
+        Once in the job, a second process goes on from a snapshot for so many steps, and has to come to the bits of this
+        one: see `epochs`. User code runs twice meanwhile. Raises RuntimeError once the first epoch has begun.
+        """
+        self._session.ask_for_drill(steps)
+
     def epochs(self, count: int | None = None, *, strict: bool = True) -> Iterator[int]:
         """Yields the number, from 1, of each epoch that is left to train; at most `count` of them.
 
@@ -154,7 +162,7 @@ class Run:
         verdicts of later resumes are UNPROVEN, with what was found. A variable that changed, and that a later epoch
         may read, never ends the training, and makes the verdicts UNPROVEN too.
 
-        In a job that asks for a drill it raises DrillDiffers, or lowers the verdicts if `strict` is False, once a
+        Where a drill was asked for it raises DrillDiffers, or lowers the verdicts if `strict` is False, once a
         second process that went on from a snapshot has not come to the same bits.
         """
         return self._session.epochs(count, strict=strict)

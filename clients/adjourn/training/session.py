@@ -73,6 +73,8 @@ END_LOOK_SECONDS = 0.1
 REFUSING_LOOKS = 2
 """Boundaries of an attempt at which untracked state ends the training: the second shows what the first epoch made. So
 do as many cuts amid epochs."""
+DRILL_STEPS_LIMIT = 1_000_000
+"""As of `JobSpec.drill_steps`."""
 ABANDONED = 75
 """Exit code of a process whose launcher is gone; EX_TEMPFAIL."""
 
@@ -265,6 +267,13 @@ class Session:
         if isinstance(subject, Loader):
             subject.may_be_kept = True
         self._detector.ignore(subject, reason)
+
+    def ask_for_drill(self, steps: int) -> None:
+        if not 1 <= steps <= DRILL_STEPS_LIMIT:
+            raise ValueError(f"a drill of {steps} steps; it has 1 to {DRILL_STEPS_LIMIT:,}")
+        if self._stages.number or self.start.spec.total_epochs == 0:
+            raise RuntimeError("run.drill() is for a training with epochs, and is called before the first of them")
+        self._drill.ask(steps)
 
     def epochs(self, count: int | None = None, *, strict: bool = True) -> Epochs:
         if count is not None and count < 0:

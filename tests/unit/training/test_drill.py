@@ -93,6 +93,43 @@ def test_a_drill_changes_nothing_of_a_run_and_is_waited_for_at_its_end(
     assert f"the drill from epoch 1, step 3 {SAME} at step {min(3 + steps, 9)}" in attempt.log
 
 
+def test_the_training_itself_asks_for_a_drill(trainings: TrainingProcesses) -> None:
+    attempt = trainings.run("drilled:main", args={"drill": 4})
+    assert attempt.last.HasField("finished"), attempt.log
+    assert attempt.log.count(BEGUN) == 1
+    assert f"the drill from epoch 1, step 3 {SAME} at step 7" in attempt.log
+
+
+def test_a_drill_that_the_training_asks_for_finds_what_differs_and_is_not_repeated(
+    trainings: TrainingProcesses,
+) -> None:
+    args = {"place": "environment", "seconds": 0.1, "drill": 5}
+    attempt = trainings.run("drilled:hides", epochs=LONG, args=args)
+    failed(attempt, "DRILL_DIFFERS")
+    again = trainings.run("drilled:hides", epochs=LONG, args=args, restore=attempt, order=PAUSE)
+    assert verdict(again)[0] == Pause.Verdict.UNPROVEN
+    assert BEGUN not in again.log
+
+
+def test_the_drill_of_the_job_takes_precedence(trainings: TrainingProcesses) -> None:
+    attempt = trainings.run("drilled:main", args={"drill": 4}, spec=drilled(2))
+    assert f"the drill from epoch 1, step 3 {SAME} at step 5" in attempt.log
+    assert attempt.log.count(BEGUN) == 1
+
+
+@pytest.mark.parametrize(
+    ("entry_point", "args", "error"),
+    [
+        ("drilled:main", {"drill": 0}, "ValueError: a drill of 0 steps; it has 1 to 1,000,000"),
+        ("drilled:drills_late", {}, "RuntimeError: run.drill() is for a training with epochs, and is called before"),
+    ],
+)
+def test_a_drill_that_cannot_be_asked_for(
+    trainings: TrainingProcesses, entry_point: str, args: dict[str, Any], error: str
+) -> None:
+    assert error in failed(trainings.run(entry_point, args=args), "TRAINING_RAISED")
+
+
 @pytest.mark.parametrize(
     ("entry_point", "args"),
     [
