@@ -224,6 +224,21 @@ def rebuilt(run: training.Run) -> None:
         parts["scheduler"].step()
 
 
+def compiled(run: training.Run) -> None:
+    """Trains code that torch has compiled, and compiles anew for batches of another size."""
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    run.track(model=model, optimizer=optimizer)
+    loader = run.loader(data(), batch_size=3)
+    forward = torch.compile(model, backend="eager")
+    for _ in run.epochs():
+        for (inputs,) in loader:
+            optimizer.zero_grad()
+            forward(inputs).square().mean().backward()
+            optimizer.step()
+            run.step()
+
+
 def parameters(run: training.Run) -> None:
     """Trains parameters that no module has, but a dict."""
     course = Course(run)

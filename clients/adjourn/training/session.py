@@ -57,7 +57,7 @@ from adjourn.training.snapshot.round_trip import RoundTrip
 from adjourn.training.snapshot.writer import LACK_OF_SPACE, SnapshotWriter
 from adjourn.training.stages import Epochs, Stages
 from adjourn.training.state.detector import Detector, go_on_counting, lost
-from adjourn.training.state.numerics import NondeterminismFilter
+from adjourn.training.state.numerics import NondeterminismFilter, compiled
 from adjourn.training.state.registry import DATA, State
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.job_pb2 import Best, Pause, PauseMode, Progress
@@ -744,6 +744,7 @@ class Session:
                     *self._state.unproven,
                     *self._detector.accepted,
                     *(f"{name} is not deterministic" for name in self._nondeterminism.heard()),
+                    *compiled(),
                 ]
             )
         )

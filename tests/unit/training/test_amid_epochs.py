@@ -120,6 +120,14 @@ def test_an_epoch_is_not_cut_where_an_earlier_loop_would_get_no_batches(training
     assert attempt.kinds == ["began", "epoch", "snapshot", "paused"]
 
 
+def test_a_validation_is_not_cut(trainings: TrainingProcesses) -> None:
+    whole = run(trainings, "validating")
+    paused = run(trainings, "validating", pause_at=steps_of_an_epoch(whole))
+    assert paused.kinds == ["began", "epoch", "snapshot", "paused"]
+    resumed = run(trainings, "validating", restore=paused)
+    assert (resumed.digests, values(paused, resumed)) == (whole.digests, whole.values)
+
+
 def test_without_a_loader_of_ours_training_pauses_at_the_end_of_its_epoch(trainings: TrainingProcesses) -> None:
     attempt = trainings.run("unusual:stops_early", epochs=5, args={"stop": 3}, order=PAUSE_AT_STEP)
     assert attempt.kinds == ["began", "epoch", "snapshot", "paused"]

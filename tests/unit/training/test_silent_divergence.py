@@ -106,6 +106,7 @@ def test_parallel_modules_are_refused_when_they_are_tracked(trainings: TrainingP
         ("shrunken_set", {}, "the order of this set comes from how it grew and shrank"),
         ("child_process", {}, "the process ForkPoolWorker-1: outlives the epoch"),
         ("nondeterministic", {}, "scatter_add_cuda_kernel is not deterministic"),
+        ("compiled", {}, "torch.compile was used"),
         ("lazy_generator", {}, "a numpy.random._generator.Generator"),
         ("lazy_iterator", {}, "an iterator over loader 0: has batches left"),
         ("lazy_iterator", {"ignored": True}, "Loader is ignored: which batch comes next does not matter"),

@@ -74,6 +74,15 @@ def restore_numerics(state: Mapping[str, Any]) -> None:
             setattr(operator.attrgetter(place)(torch), switch, value)
 
 
+def compiled() -> list[str]:
+    """Returns, in a sentence, that torch.compile has made code in this process; nothing if it has not."""
+    from torch._dynamo.utils import counters  # there is no public way to ask
+
+    if not counters["stats"]["unique_graphs"]:
+        return []
+    return ["torch.compile was used: a resumed run compiles anew, and may come to kernels that give other bits"]
+
+
 class NondeterminismFilter:
     """A filter of Python's warnings that lets all of them pass, and remembers what torch says of nondeterminism.
 
