@@ -194,7 +194,8 @@ def stalls(size: Size, training: Training, directory: Path) -> Costs:
     """Takes snapshots, the first and later ones of attempts; in between, plain copies and a peer's files."""
     costs = Costs()
     source, target = flat(training), warm(directory / "copy", flat(training).nbytes)
-    later = Unproven([directory / "later"], CPU, training.round_trip)
+    later = SnapshotWriter([directory / "later"], CPU, training.round_trip)
+    later.release(costs.add("proven", lambda: saved(later, training)))
     for _ in range(2):  # both slots are warm afterwards
         taken = [saved(later, training) for _ in range(2)]
         for snapshot in taken:
@@ -217,10 +218,6 @@ def stalls(size: Size, training: Training, directory: Path) -> Costs:
                 costs.add(name, functools.partial(saved, writer, training))
                 writer.stop_preparing()
                 shutil.rmtree(directory / name)
-    proving = SnapshotWriter([directory / "proven"], CPU, training.round_trip)
-    costs.add("proven", lambda: saved(proving, training))
-    proving.stop_preparing()
-    shutil.rmtree(directory / "proven")
     (directory / "peer.pt").unlink()
     (directory / "copy").unlink()
     return costs

@@ -18,7 +18,7 @@ from adjourn.errors import ObjectStoreUnavailableError
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.internal.v1.trainer_pb2 import Snapshot
 from adjourn.objects import Deletion
-from adjourn.training.snapshot.writer import Slot
+from adjourn.training.snapshot.writer import Slot, dumped
 from adjourn.training.state.codec import Encoder
 from adjourn.v1.agent_service_pb2 import Assignment, FencingToken
 from adjourn.v1.checkpoint_pb2 import Checkpoint
@@ -75,7 +75,7 @@ class Training:
         encoder = Encoder()
         trees = {"model": encoder.encode({"content": content}, ("model",))}
         document = {"format": snapshots.FORMAT, "components": trees, "environment": {}, "progress": {}}
-        Slot(place).write(document, encoder.blobs)
+        Slot(place).write(dumped(document).encode(), encoder.blobs)
         progress = Progress(epoch=self.sequence, step=self.sequence)
         taken = Snapshot(directory=str(place), sequence=self.sequence, progress=progress, metrics={"loss": loss})
         base = await read_manifest(self.parts, self.base) if self.base else None

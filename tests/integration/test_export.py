@@ -28,7 +28,7 @@ from adjourn.export.download import download
 from adjourn.export.file import export
 from adjourn.internal.v1.trainer_pb2 import Snapshot
 from adjourn.manifests import PART_BYTES
-from adjourn.training.snapshot.writer import Slot
+from adjourn.training.snapshot.writer import Slot, dumped
 from adjourn.training.state.registry import State
 from adjourn.v1.agent_service_pb2 import Assignment, FencingToken
 from adjourn.v1.checkpoint_pb2 import Checkpoint
@@ -82,7 +82,7 @@ async def registered(store: MemoryStore, objects: MemoryObjects, directory: Path
     state.add(subjects)
     trees, blobs = state.encode()
     document = {"format": snapshots.FORMAT, "components": trees, "environment": {"torch": "2"}, "progress": {}}
-    Slot(directory).write(document, blobs)
+    Slot(directory).write(dumped(document).encode(), blobs)
     stored = await store.get(JOB) or await created(store, JOB)
     token = FencingToken(attempt=1, nonce=secrets.token_hex(16), job_uid=stored.record.job.uid)
     assignment = Assignment(job=JOB, token=token, spec=JobSpec(entry_point="a:b", total_epochs=5))
@@ -470,7 +470,8 @@ async def test_a_file_whose_bytes_lie_in_parts_of_several_checkpoints_is_read_in
         state.add({"values": {"big": big}})
         trees, blobs = state.encode()
         slot = Slot(tmp_path / "slot")
-        slot.write({"format": snapshots.FORMAT, "components": trees, "environment": {}, "progress": {}}, blobs)
+        document = {"format": snapshots.FORMAT, "components": trees, "environment": {}, "progress": {}}
+        slot.write(dumped(document).encode(), blobs)
         taken = Snapshot(directory=str(slot.directory), sequence=sequence)
         checkpoint = await persist(parts, assignment, taken, base, {}, lambda _: None)
         base = await read_manifest(parts, checkpoint)

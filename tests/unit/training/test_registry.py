@@ -1,6 +1,5 @@
 """The tracked state of a run, put back from a snapshot."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -9,14 +8,14 @@ import torch
 from adjourn import snapshots
 from adjourn.training.errors import RestoreDiverged
 from adjourn.training.snapshot.reader import SnapshotReader
-from adjourn.training.snapshot.writer import Slot
+from adjourn.training.snapshot.writer import Slot, dumped
 from adjourn.training.state.registry import State
 
 
 def saved(directory: Path, state: State) -> SnapshotReader:
     trees, blobs = state.encode()
     document = {"format": snapshots.FORMAT, "components": trees, "environment": {}, "remarks": [], "progress": {}}
-    Slot(directory).write(json.loads(json.dumps(document)), blobs)
+    Slot(directory).write(dumped(document).encode(), blobs)
     return SnapshotReader(directory, torch.device("cpu"))
 
 

@@ -8,7 +8,7 @@ import torch
 
 from adjourn import snapshots
 from adjourn.snapshots import STATE, TENSORS, SnapshotInvalid
-from adjourn.training.snapshot.writer import Slot
+from adjourn.training.snapshot.writer import Slot, dumped
 from adjourn.training.state.codec import Encoder
 
 
@@ -17,7 +17,7 @@ def write(directory: Path, **components: Any) -> dict[str, str]:
     encoder = Encoder()
     trees = {name: encoder.encode(value, (name,)) for name, value in components.items()}
     document = {"format": snapshots.FORMAT, "components": trees, "environment": {}, "progress": {}}
-    Slot(directory).write(document, encoder.blobs)
+    Slot(directory).write(dumped(document).encode(), encoder.blobs)
     return {
         name: snapshots.component_digest(tree, lambda blob: encoder.blobs[blob].chunks())
         for name, tree in trees.items()

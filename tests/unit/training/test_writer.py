@@ -37,7 +37,7 @@ def content(slot: Slot) -> list[float]:
 
 def test_snapshot_is_written_and_the_slot_is_in_use(tmp_path: Path) -> None:
     slot = Slot(tmp_path / "slot")
-    size = slot.write({"format": 1}, blobs(1.5))
+    size = slot.write(b'{"format":1}', blobs(1.5))
     assert not slot.free
     assert content(slot) == [1.5] * 1000
     assert json.loads((slot.directory / STATE).read_text()) == {"format": 1}
@@ -46,17 +46,17 @@ def test_snapshot_is_written_and_the_slot_is_in_use(tmp_path: Path) -> None:
 
 def test_same_file_is_written_again(tmp_path: Path) -> None:
     slot = Slot(tmp_path)
-    slot.write({}, blobs(1))
+    slot.write(b"{}", blobs(1))
     file = (slot.directory / TENSORS).stat().st_ino
     for value, size in ((2, 1000), (3, 50_000), (4, 10), (5, 0)):
         (slot.directory / IN_USE).unlink()
-        slot.write({}, blobs(value, size))
+        slot.write(b"{}", blobs(value, size))
         assert content(slot) == [value] * size
     assert (slot.directory / TENSORS).stat().st_ino == file
 
 
 def test_snapshot_without_tensors(tmp_path: Path) -> None:
-    Slot(tmp_path).write({}, {})
+    Slot(tmp_path).write(b"{}", {})
     assert snapshots.read_layout(tmp_path / TENSORS) == {}
 
 
@@ -66,7 +66,7 @@ def test_slots_take_turns_and_the_last_snapshot_finds_a_place(tmp_path: Path) ->
     for _ in range(2):
         slot = area.free_slot(last=False)
         assert slot
-        slot.write({}, blobs(1))
+        slot.write(b"{}", blobs(1))
         used.append(slot.directory)
     assert len(set(used)) == 2
     assert area.free_slot(last=False) is None
@@ -81,7 +81,7 @@ def test_slots_take_turns_and_the_last_snapshot_finds_a_place(tmp_path: Path) ->
 
 def test_lack_of_space_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slot = Slot(tmp_path / "slot")
-    slot.write({}, blobs(1))
+    slot.write(b"{}", blobs(1))
     (slot.directory / IN_USE).unlink()
 
     def full(*_: object) -> None:
@@ -90,25 +90,25 @@ def test_lack_of_space_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", full)
         with pytest.raises(NoSpace, match="No space left"):
-            slot.write({}, blobs(2, 2000))
+            slot.write(b"{}", blobs(2, 2000))
     assert not slot.directory.exists()
     assert slot.free
-    slot.write({}, blobs(3))
+    slot.write(b"{}", blobs(3))
     assert content(slot) == [3] * 1000
 
 
 def test_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SnapshotFailed, match="file"):
-        Slot(tmp_path / "file" / "slot").write({}, blobs(1))
+        Slot(tmp_path / "file" / "slot").write(b"{}", blobs(1))
 
 
 def test_file_that_was_removed_is_made_anew(tmp_path: Path) -> None:
     slot = Slot(tmp_path / "slot")
-    slot.write({}, blobs(1))
+    slot.write(b"{}", blobs(1))
     for name in (TENSORS, IN_USE):
         (slot.directory / name).unlink()
-    slot.write({}, blobs(2))
+    slot.write(b"{}", blobs(2))
     assert content(slot) == [2] * 1000
 
 
@@ -116,15 +116,16 @@ def test_file_that_is_removed_while_it_is_written_is_no_snapshot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slot = Slot(tmp_path / "slot")
-    write_bytes = Path.write_bytes
 
-    def remove_and_write(path: Path, data: bytes) -> int:
+    write_over = module.write_over
+
+    def remove_and_write(file: int, text: bytes) -> None:
         (slot.directory / TENSORS).unlink()
-        return write_bytes(path, data)
+        write_over(file, text)
 
-    monkeypatch.setattr(Path, "write_bytes", remove_and_write)
+    monkeypatch.setattr(module, "write_over", remove_and_write)
     with pytest.raises(SnapshotFailed, match="removed while it was written"):
-        slot.write({}, blobs(1))
+        slot.write(b"{}", blobs(1))
     assert slot.free
 
 
@@ -252,17 +253,17 @@ def test_copy_that_differs_from_the_live_state_is_no_snapshot(tmp_path: Path, mo
 def test_a_state_that_grows_and_shrinks_is_always_the_whole_file(tmp_path: Path, sizes: tuple[int, ...]) -> None:
     slot = Slot(tmp_path / "slot")
     for value, size in enumerate(sizes):
-        slot.write({}, blobs(value, size))
+        slot.write(b"{}", blobs(value, size))
         assert content(slot) == [value] * size
 
 
 def test_a_file_that_grows_a_little_is_not_mapped_anew(tmp_path: Path) -> None:
     slot = Slot(tmp_path / "slot")
-    slot.write({}, blobs(1, 1_000_000))
+    slot.write(b"{}", blobs(1, 1_000_000))
     buffer = slot._buffer
-    slot.write({}, blobs(2, 1_050_000))
+    slot.write(b"{}", blobs(2, 1_050_000))
     assert slot._buffer is buffer
-    slot.write({}, blobs(3, 1_100_000))
+    slot.write(b"{}", blobs(3, 1_100_000))
     assert slot._buffer is not buffer
 
 
@@ -417,7 +418,7 @@ def test_what_a_process_left_that_was_killed_while_it_made_a_slot_ready_is_no_sn
     assert slot.free
     with pytest.raises(snapshots.SnapshotInvalid):
         snapshots.component_digests(slot.directory)
-    slot.write({}, blobs(1))
+    slot.write(b"{}", blobs(1))
     assert content(slot) == [1] * 1000
 
 

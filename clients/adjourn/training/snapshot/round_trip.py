@@ -333,29 +333,62 @@ def digests(trees: Mapping[str, Tree], blobs: Mapping[str, Blob]) -> dict[str, s
     return {name: component_digest(tree, lambda blob: blobs[blob].chunks()) for name, tree in trees.items()}
 
 
-def structure(trees: Mapping[str, Tree]) -> str:
-    """Returns a digest of what must change in a state before its round trip has to be repeated.
+class Structures:
+    """Tells by a digest what must change in a state before its round trip has to be repeated.
 
     That is the place, type and shape of each tensor, and the optimizers' groups of parameters. Plain values are not in
-    it: a list of losses may grow with each epoch.
+    it: a list of losses may grow with each epoch. A part of a tree that is the same object is not looked at again.
     """
-    found: list[str] = []
 
-    def walk(node: Tree, path: str) -> None:
-        if isinstance(node, list):
-            for index, item in enumerate(node):
-                walk(item, f"{path}/{index}")
-        elif isinstance(node, dict):
-            if node.get("$") in ("tensor", "array"):
-                found.append(f"{path} {node['dtype']} {node['shape']}")
-                return
+    DEPTH = 3
+    """Of the parts that are remembered: an optimizer's tensors and its groups are two."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, tuple[Tree, list[str]]] = {}
+        """Parts of the last trees by path, and what is told of each."""
+        self._digest = ""
+
+    def digest(self, trees: Mapping[str, Tree]) -> str:
+        before, self._parts = self._parts, {}
+        changed = False
+        for path, node in parts(dict(trees), "", self.DEPTH):
+            known = before.get(path)
+            if known is None or known[0] is not node:
+                known = (node, list(outline(node, path)))
+                changed = changed or path not in before or before[path][1] != known[1]
+            self._parts[path] = known
+        if changed or not self._digest or len(before) != len(self._parts):
+            found = sorted(line for _, lines in self._parts.values() for line in lines)
+            self._digest = hashlib.sha256("\n".join(found).encode()).hexdigest()
+        return self._digest
+
+
+def parts(node: Tree, path: str, depth: int) -> Iterator[tuple[str, Tree]]:
+    """Yields the lists and mappings that lie so deep in a tree, and tensors above them, with their paths."""
+    if depth and isinstance(node, dict) and not is_data(node):
+        for key, item in node.items():
+            yield from parts(item, f"{path}/{key}", depth - 1)
+    elif isinstance(node, dict | list):
+        yield path, node
+
+
+def outline(node: Tree, path: str) -> Iterator[str]:
+    """Yields what a structure is, of a part of a tree."""
+    if isinstance(node, list):
+        if path.endswith("/param_groups"):
+            yield f"{path} {[len(group['params']) for group in node]}"
+        for index, item in enumerate(node):
+            yield from outline(item, f"{path}/{index}")
+    elif isinstance(node, dict):
+        if is_data(node):
+            yield f"{path} {node['dtype']} {node['shape']}"
+        else:
             for key, item in node.items():
-                if key == "param_groups" and isinstance(item, list):
-                    found.append(f"{path}/{key} {[len(group['params']) for group in item]}")
-                walk(item, f"{path}/{key}")
+                yield from outline(item, f"{path}/{key}")
 
-    walk(dict(trees), "")
-    return hashlib.sha256("\n".join(sorted(found)).encode()).hexdigest()
+
+def is_data(node: Mapping[str, Tree]) -> bool:
+    return node.get("$") in ("tensor", "array")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

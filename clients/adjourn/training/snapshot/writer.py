@@ -26,7 +26,7 @@ from adjourn.internal.v1.trainer_pb2 import Snapshot
 from adjourn.snapshots import Entry, SnapshotInvalid, Tree
 from adjourn.training.errors import NoSpace, SnapshotDiffers, SnapshotFailed, StateNotEncodable
 from adjourn.training.events import log_line
-from adjourn.training.snapshot.round_trip import RoundTrip, digests, structure
+from adjourn.training.snapshot.round_trip import RoundTrip, Structures, digests
 from adjourn.training.state.codec import Blob
 from adjourn.training.state.environment import fingerprint
 from adjourn.v1.job_pb2 import Progress
@@ -128,6 +128,10 @@ class Slot:
         """Tells whether a file of `size` bytes is mapped, and was written to before."""
         return self._buffer is not None and size <= min(self._touched, len(self._buffer))
 
+    def holds(self, size: int) -> bool:
+        """Tells whether the slot's file is there and has this size, and the file system the room for all of it."""
+        return self._allocated == size and self._linked()
+
     def prepare(self, size: int, stopped: Callable[[], bool]) -> None:
         """Makes the slot ready, step by step, until `stopped`; raises OSError, and then leaves nothing.
 
@@ -153,20 +157,22 @@ class Slot:
             self._remove()
             raise
 
-    def write(self, document: Mapping[str, Any], blobs: Mapping[str, Blob], layout: Layout | None = None) -> int:
-        """Writes a snapshot and marks the slot as in use; returns the bytes of its files.
+    def write(self, text: bytes, blobs: Mapping[str, Blob], layout: Layout | None = None) -> int:
+        """Writes a snapshot and marks the slot as in use; returns the bytes of its files. `text`: of `state.json`.
 
         Raises SnapshotFailed, or NoSpace, and then leaves nothing.
         """
         layout = layout or Layout.of(blobs)
         try:
-            with suppress(FileNotFoundError):
-                os.unlink(self._state)  # noqa: PTH108
             self._fit(layout)
-            for target, blob in zip(self._targets, blobs.values(), strict=True):
-                target.copy_(blob.data)
-            text = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
-            (self.directory / snapshots.STATE).write_bytes(text)
+            file = os.open(self._state, os.O_CREAT | os.O_WRONLY, 0o666)
+            try:
+                os.pwrite(file, b"\0", 0)  # until all is written, this is no JSON
+                if blobs:
+                    torch._foreach_copy_(self._targets, [blob.data for blob in blobs.values()])
+                write_over(file, text)
+            finally:
+                os.close(file)
             if not self._linked():
                 raise FileNotFoundError(errno.ENOENT, "the file was removed while it was written")
             os.close(os.open(self._in_use, os.O_CREAT | os.O_WRONLY, 0o666))
@@ -219,6 +225,15 @@ class Slot:
         except OSError:
             return False
         return self._file == (status.st_dev, status.st_ino)
+
+
+def write_over(file: int, text: bytes) -> None:
+    """Writes a file whose first byte makes it invalid; that one is put right last. Its pages are used again."""
+    written = 1
+    while written < len(text):
+        written += os.pwrite(file, memoryview(text)[written:], written)
+    os.ftruncate(file, len(text))
+    os.pwrite(file, text[:1], 0)
 
 
 class Preparation:
@@ -274,9 +289,34 @@ class Area:
         """Returns a free slot; the third is kept for the last snapshot of the attempt."""
         return next((slot for slot in self.slots[: SLOTS if last else REGULAR_SLOTS] if slot.free), None)
 
+    def holds(self, size: int) -> bool:
+        """Tells whether the slot that a snapshot goes to has a file of that size: room is not asked for then."""
+        slot = self.free_slot(last=False)
+        return slot is not None and slot.holds(size)
+
     def in_use(self) -> int:
         """Returns how many slots hold snapshots that are not yet durable."""
         return sum(not slot.free for slot in self.slots)
+
+
+class Written:
+    """`state.json` as text. The texts of components whose trees are still the same objects are used again."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, tuple[Tree, str]] = {}
+
+    def text(self, trees: Mapping[str, Tree], **others: Any) -> bytes:
+        """Returns the file's content; the components come first, and keep their place."""
+        for name, tree in trees.items():
+            known = self._texts.get(name)
+            if known is None or known[0] is not tree or not isinstance(tree, dict | list):
+                self._texts[name] = (tree, f"{dumped(name)}:{dumped(tree)}")
+        components = ",".join(self._texts[name][1] for name in trees)
+        return f'{{"components":{{{components}}},{dumped(others)[1:]}'.encode()
+
+
+def dumped(tree: Tree) -> str:
+    return json.dumps(tree, separators=(",", ":"), allow_nan=False)
 
 
 class SnapshotWriter:
@@ -294,6 +334,8 @@ class SnapshotWriter:
         self._sequence = 0
         self._layout: Layout | None = None
         """Of the last state."""
+        self._written = Written()
+        self._structures = Structures()
         self._preparation: Preparation | None = None
 
     @property
@@ -307,7 +349,7 @@ class SnapshotWriter:
             trees, _ = state.encode()
         except StateNotEncodable:
             return False
-        return structure(trees) in self._proven
+        return self._structures.digest(trees) in self._proven
 
     def renew(self) -> None:
         """Has a resume rehearsed with the next snapshot again: other objects are tracked."""
@@ -332,9 +374,9 @@ class SnapshotWriter:
         if self._area is None or self._layout is None or self._layout.size < LEAST_BYTES:
             return
         size = self._layout.size
-        slots = self._area.slots[: min(REGULAR_SLOTS, self._area.room() // size)]
-        if unready := [slot for slot in slots if not slot.ready(size) and slot.free]:
-            self._preparation = Preparation(unready, size)
+        unready = [slot for slot in self._area.slots[:REGULAR_SLOTS] if not slot.ready(size) and slot.free]
+        if unready and (fitting := self._area.slots[: min(REGULAR_SLOTS, self._area.room() // size)]):
+            self._preparation = Preparation([slot for slot in unready if slot in fitting], size)
 
     @property
     def preparing(self) -> bool:
@@ -360,16 +402,16 @@ class SnapshotWriter:
         self.stop_preparing()
         trees, blobs = state.encode()
         self._layout = Layout.of(blobs, self._layout)
-        document = {
-            "format": snapshots.FORMAT,
-            "components": trees,
-            "environment": fingerprint(self._device),
-            "remarks": list(state.remarks),
-            "drilled": state.drilled,
-            "standing": dict(state.standing),
-            "progress": json_format.MessageToDict(progress, preserving_proto_field_name=True),
-        }
-        found = self._write(document, blobs, self._layout, last=last)
+        text = self._written.text(
+            trees,
+            format=snapshots.FORMAT,
+            environment=fingerprint(self._device),
+            remarks=list(state.remarks),
+            drilled=state.drilled,
+            standing=dict(state.standing),
+            progress=json_format.MessageToDict(progress, preserving_proto_field_name=True),
+        )
+        found = self._write(text, blobs, self._layout, last=last)
         failpoints.hit("training.snapshot-written")
         if found is None:
             return None
@@ -397,9 +439,7 @@ class SnapshotWriter:
         """Gives a slot back that nobody was told of."""
         Slot(Path(snapshot.directory)).release()
 
-    def _write(
-        self, document: Mapping[str, Any], blobs: Mapping[str, Blob], layout: Layout, *, last: bool
-    ) -> tuple[Slot, int] | None:
+    def _write(self, text: bytes, blobs: Mapping[str, Blob], layout: Layout, *, last: bool) -> tuple[Slot, int] | None:
         """Writes into the first area that takes it; returns the slot and its bytes, None if no slot is free.
 
         Raises SnapshotFailed.
@@ -413,7 +453,7 @@ class SnapshotWriter:
             try:
                 if slot is None:
                     raise NoSpace(f"every slot of {area.directory} holds a snapshot that is not yet durable")
-                size = slot.write(document, blobs, layout)
+                size = slot.write(text, blobs, layout)
             except SnapshotFailed as error:
                 failure = failure or error
                 continue
@@ -429,7 +469,7 @@ class SnapshotWriter:
         Raises NoSpace if no area has room for a single snapshot of `size` bytes.
         """
         current = self._area
-        if current and current.room() >= min(current.in_use() + 1, SLOTS) * size:
+        if current and (current.holds(size) or current.room() >= min(current.in_use() + 1, SLOTS) * size):
             return
         for area in self._areas:
             area.make_room(SLOTS * size)
@@ -451,7 +491,7 @@ class SnapshotWriter:
         self, slot: Slot, trees: Mapping[str, Tree], blobs: Mapping[str, Blob], *, last: bool, rehearse: bool
     ) -> dict[str, str]:
         """Returns the digests of the live state, after comparing the copy with them; empty if that was not due."""
-        shape = structure(trees)
+        shape = self._structures.digest(trees)
         if not last and shape in self._proven:
             return {}
         live = compared(slot.directory, trees, blobs)

@@ -157,6 +157,8 @@ class Encoder:
         self.blobs: dict[str, Blob] = {}
         self.remarks: list[str] = []
         """What may not come back as it was, in sentences."""
+        self.met: list[str] = []
+        """The names of tensors and arrays, in order; of one that is met twice, twice."""
         self._names: dict[Hashable, str] = {}
         self._component: Hashable = None
         self._seen: dict[int, tuple[Any, Path | None]] = {}
@@ -270,6 +272,7 @@ class Encoder:
         if name is None:  # tied weights are stored once
             data = value.resolve_conj().resolve_neg() if kind.lazy else value
             name = self._names[same] = self._add(path, Blob(dtype=kind.dtype, shape=kind.shape, data=data))
+        self.met.append(name)
         tree = {**kind.tree, "name": name}
         if kind.extent:
             storage = (value.untyped_storage().data_ptr(), kind.device)
@@ -292,6 +295,7 @@ class Encoder:
     def _array(self, value: np.ndarray[Any, Any], path: Path) -> Tree:
         data = torch.tensor(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
         name = self._add(path, Blob(dtype=ARRAY_DTYPES[value.dtype.str], shape=value.shape, data=data))
+        self.met.append(name)
         tree: dict[str, Tree] = {"$": "array", "dtype": value.dtype.str, "shape": list(value.shape), "name": name}
         strides = [stride // value.itemsize for stride in value.strides]
         if not regular(value.shape, strides):

@@ -5,7 +5,6 @@ Operations that have no deterministic implementation only warn, so that most tra
 Only a switch that differs is set: since torch 2.9 the old and the new names of TF32 switches must not be mixed.
 """
 
-import contextlib
 import functools
 import operator
 import re
@@ -29,6 +28,7 @@ ATTRIBUTES: Final = (
     "backends.cuda.matmul.allow_bf16_reduced_precision_reduction",
 )
 """Switches that are attributes below `torch`."""
+READERS: Final = {name: operator.attrgetter(name) for name in ATTRIBUTES}
 
 FUNCTIONS: Final[Mapping[str, tuple[Callable[[], Any], Callable[[Any], object]]]] = {
     "default_dtype": (torch.get_default_dtype, torch.set_default_dtype),
@@ -55,9 +55,11 @@ FUNCTIONS: Final[Mapping[str, tuple[Callable[[], Any], Callable[[Any], object]]]
 def numerics() -> dict[str, Any]:
     """Returns how every switch that this torch has is set."""
     found = {name: read() for name, (read, _) in FUNCTIONS.items()}
-    for name in ATTRIBUTES:
-        with contextlib.suppress(AttributeError, RuntimeError):  # it is of another version, or of another device
-            found[name] = operator.attrgetter(name)(torch)
+    for name, read_attribute in READERS.items():
+        try:
+            found[name] = read_attribute(torch)
+        except (AttributeError, RuntimeError):  # it is of another version, or of another device
+            continue
     return found
 
 

@@ -16,7 +16,9 @@ from adjourn.training.state.codec import Blob, Encoder
 from adjourn.training.state.components import Component, component
 from adjourn.training.state.generators import generator_states, restore_generator
 from adjourn.training.state.gradients import Groups, parameters_of
+from adjourn.training.state.modules import named_modules, named_parameters
 from adjourn.training.state.numerics import NUMERICS, numerics, restore_numerics
+from adjourn.training.state.recall import Recall
 
 HASHING = 2
 """Components that are hashed at a time."""
@@ -54,6 +56,7 @@ class State:
         self._restored = restored
         self._later = later
         self._additions = 0
+        self._recall = Recall()
         self.groups: Mapping[str, Groups] = {}
         """Of optimizers, as the running epoch began: its code, executed anew after a cut, adds what it has added."""
         self.unproven: list[str] = []
@@ -103,13 +106,12 @@ class State:
 
     def encode(self) -> tuple[dict[str, Tree], dict[str, Blob]]:
         """Returns the trees by component, and the raw data beside them, by reference; raises StateNotEncodable."""
-        encoder = Encoder()
         states = {name: item.state() for name, item in self.tracked.items()}
         states |= {DATA: self._data(), NUMERICS: numerics(), **generator_states()}
-        trees = {name: encoder.encode(state, (name,)) for name, state in states.items()}
-        remarks = [*encoder.remarks, *(remark for item in self.tracked.values() for remark in item.remarks())]
+        encoded = self._recall.encode(states)
+        remarks = [*encoded.remarks, *(remark for item in self.tracked.values() for remark in item.remarks())]
         self.remarks = list(dict.fromkeys([*self.unproven, *self.suspected, *remarks]))
-        return trees, encoder.blobs
+        return encoded.trees, encoded.blobs
 
     def digests(self, wanted: Callable[[str], bool] = lambda _: True) -> dict[str, str]:
         """Returns the digest of components as they are now, as `snapshots.component_digests` of a snapshot of them.
@@ -256,5 +258,5 @@ def parameters(modules: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
     return {
         f"{name}.{place}": parameter
         for name, module in modules.items()
-        for place, parameter in module.named_parameters()
+        for place, parameter in named_parameters(named_modules(module))
     }
