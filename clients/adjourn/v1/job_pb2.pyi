@@ -616,7 +616,9 @@ class Progress(_message.Message):
 
     @_builtins.property
     def least_remaining_duration(self) -> _duration_pb2.Duration:
-        """By how much the epochs of this job vary, `remaining_duration` is likely, in four of five cases, to be from this..."""
+        """By how much the epochs of this job vary, `remaining_duration` is likely, in four of five cases, to be from this...
+        What changes for long is not foreseen, such as a machine that others begin to use.
+        """
 
     @_builtins.property
     def most_remaining_duration(self) -> _duration_pb2.Duration:

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import time
+from collections.abc import Collection
 from types import SimpleNamespace
 
 import pytest
@@ -167,6 +168,20 @@ def test_a_process_that_ended_and_was_not_waited_for_has_no_figures() -> None:
         os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
         assert meter.sample(ended.pid) is None
         assert meter.sample(ended.pid) is None
+
+
+def test_a_process_that_ends_while_its_gpus_are_asked_has_no_figures() -> None:
+    """They would say that it had used none of their memory."""
+    with subprocess.Popen(["sleep", "60"]) as training:
+
+        class Leaving(NoGpus):
+            def sample(self, uuids: Collection[str], pids: Collection[int]) -> list[GpuSample]:
+                assert training.pid in pids
+                training.kill()
+                os.waitid(os.P_PID, training.pid, os.WEXITED | os.WNOWAIT)
+                return []
+
+        assert Meter(Leaving()).sample(training.pid) is None
 
 
 def test_the_limits_of_a_container_count(monkeypatch: pytest.MonkeyPatch) -> None:

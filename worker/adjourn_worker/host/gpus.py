@@ -210,6 +210,8 @@ class Meter:
         if pid not in pids:
             return None
         sample.gpus.extend(self._gpus.sample(uuids, pids))
+        if not resident_bytes(pid):
+            return None  # its GPUs may have been asked when it had left them
         self._sample_worker(sample)
         return sample
 
@@ -255,6 +257,15 @@ class Meter:
             sample.host_cpu_percent = host
         if worker is not None:
             sample.worker_cpu_percent = worker
+
+
+def resident_bytes(pid: int) -> int:
+    """Returns the memory of a process; 0 if it is gone, or ending: a zombie, or about to be one."""
+    try:
+        memory: int = psutil.Process(pid).memory_info().rss
+    except psutil.Error:
+        return 0
+    return memory
 
 
 class Load:
