@@ -309,8 +309,9 @@ class Agent:
         """Returns the figures that are to be sent now; they are not sent again."""
         now, found = boot_seconds(), []
         for name, runner in self.runners.items():
-            self.unsent[name].add_progress(runner.status.progress, now)
-            found.append(self.unsent[name].take(now, at_once=not runner.alive))
+            has_left = not runner.alive
+            self.unsent[name].add_progress(runner.status.progress, now, at_once=has_left)
+            found.append(self.unsent[name].take(now, at_once=has_left))
         return [part for part in found if part is not None]
 
     async def on_response(self, response: SynchronizeResponse) -> None:

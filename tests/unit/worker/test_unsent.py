@@ -49,6 +49,10 @@ def test_what_is_left_of_an_attempt_that_has_ended_does_not_wait() -> None:
     unsent.add_progress(progress(9), 2)
     assert unsent.take(2) is None
     assert unsent.take(2, at_once=True)
+    unsent.add_progress(progress(10), 2.1)
+    assert unsent.take(2.1, at_once=True) is None
+    unsent.add_progress(progress(10), 2.1, at_once=True)
+    assert [each.step for each in steps(unsent)] == [10]
 
 
 def test_samples_and_steps_are_taken_now_and_then() -> None:

@@ -43,9 +43,12 @@ class Unsent:
             self._sampled = now
             self._samples = bounded([*self._samples, sample])
 
-    def add_progress(self, progress: Progress, now: float) -> None:
-        """Takes what training shows if it has made a step, unless that was taken of another a short while ago."""
-        if progress.step != self._step and now - self._stepped >= STEP_SECONDS:
+    def add_progress(self, progress: Progress, now: float, *, at_once: bool = False) -> None:
+        """Takes what training shows if it has made a step, unless that was taken of another a short while ago.
+
+        `at_once`: however short.
+        """
+        if progress.step != self._step and (now - self._stepped >= STEP_SECONDS or at_once):
             self._step, self._stepped = progress.step, now
             self._steps = bounded([*self._steps, step_metrics(progress, self._token.attempt)])
 
