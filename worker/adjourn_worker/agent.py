@@ -399,7 +399,7 @@ class Agent:
     async def attend(self, runner: AttemptRunner) -> None:
         """Sees to an attempt until it is over and cleaned up; its log may follow later."""
         await runner.run()
-        self.logs.end(runner.directory.name)
+        self.logs.end(runner.directory.name, launched=runner.held.HasField("process"))
 
     def on_change(self, reports: Sequence[Report]) -> None:
         """Has a change, and the reports that it brought, sent soon."""

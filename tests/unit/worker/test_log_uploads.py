@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment
-from adjourn.stored_logs import Segment, end_key, log_prefix, segment_key, stored_log
+from adjourn.stored_logs import Segment, log_prefix, segment_key, stored_log
 from adjourn.v1.agent_service_pb2 import Assignment, FencingToken
 from adjourn_worker.attempt import training_log
 from adjourn_worker.paths import WorkerPaths
@@ -69,17 +69,19 @@ async def test_what_comes_after_a_log_was_cut_back_is_stored_behind_what_came_be
     assert text(objects) == b"a" * 50 + b"b" * 50 + b"c" * 20 + b"d" * 20
 
 
+@pytest.mark.parametrize("stored", [True, False])
 async def test_a_log_that_is_gone_is_not_called_whole(
-    uploads: LogUploads, objects: MemoryObjects, paths: WorkerPaths
+    uploads: LogUploads, objects: MemoryObjects, paths: WorkerPaths, *, stored: bool
 ) -> None:
     log = paths.attempt("jobs/a", TOKEN) / "log"
     log.write_bytes(b"one\n")
-    await turn(uploads)
+    if stored:
+        await turn(uploads)
     log.unlink()
-    uploads.end(log.parent.name)
+    uploads.end(log.parent.name, launched=True)
     await turn(uploads)
-    assert text(objects) == b"one\n"
-    assert end_key(PREFIX, 4) not in objects.contents
+    assert text(objects) == (b"one\n" if stored else b"")
+    assert stored_log(PREFIX, objects.contents).end is None
     assert (uploads.uploads, list(paths.unstored_logs.iterdir())) == ({}, [])
 
 
@@ -92,7 +94,7 @@ async def test_a_note_that_was_written_halfway_is_removed(paths: WorkerPaths, ob
 
 
 async def test_nobody_waits_for_logs_while_storage_fails(uploads: LogUploads, paths: WorkerPaths) -> None:
-    uploads.end(paths.attempt("jobs/a", TOKEN).name)
+    uploads.end(paths.attempt("jobs/a", TOKEN).name, launched=True)
     uploads.failing = True
     async with asyncio.timeout(1):
         await uploads.settle(3600)

@@ -35,7 +35,7 @@ AGAIN_SECONDS: Final = 2.0
 
 
 class LogGone(Exception):
-    """There is no log, though something of it is stored: the rest will never be."""
+    """There is no log, though there was: the rest of it will never be stored."""
 
 
 class LogCut(Exception):
@@ -54,6 +54,8 @@ class Upload:
     """Where it is on the disk: the first of these that is there."""
     over: bool = False
     """Nothing more is printed."""
+    launched: bool = True
+    """It may have printed something."""
     stored: list[Segment] | None = None
     """None: not known yet."""
     stored_at: float = float("-inf")
@@ -139,10 +141,10 @@ class LogUploads:
                 else:  # it was written halfway, as the machine went down
                     note.unlink(missing_ok=True)
 
-    def end(self, name: str) -> None:
-        """Notes that an attempt is over, and its log in its last place."""
+    def end(self, name: str, *, launched: bool) -> None:
+        """Notes that an attempt is over, and its log in its last place, if it was launched ever."""
         if name in self.uploads:
-            self.uploads[name].over = True
+            self.uploads[name].over, self.uploads[name].launched = True, launched
             self.changed.set()
 
     def follow(self, job_uids: Collection[str]) -> None:
@@ -227,7 +229,7 @@ class LogUploads:
         """
         with upload.opened() as descriptor:
             if descriptor is None:
-                if upload.over and upload.done:
+                if upload.over and upload.launched:
                     raise LogGone
                 return None, b""  # nothing was launched yet, or ever
             upload.follow_cut(descriptor)
