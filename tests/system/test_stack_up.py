@@ -161,6 +161,18 @@ async def test_a_signal_while_it_starts_leaves_nothing_behind(
     assert all(map(is_free, starting.ports()))
 
 
+async def test_who_reads_what_it_prints_may_go_before_it_ends(tmp_path: Path, eventually: Eventually) -> None:
+    data = tmp_path / "data"  # as in `adjourn up | tee log`, where Ctrl-C ends both
+    argv = [str(Path(sys.executable).parent / "adjourn"), "up", "--data", str(data)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:  # noqa: ASYNC220
+        await eventually((data / "logs/valkey.log").exists, seconds=60)
+        assert process.stdout
+        process.stdout.close()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    assert list(process_cleanup.find(data)) == []
+
+
 def test_a_port_that_was_asked_for_and_is_taken_is_refused(up: Callable[..., Up]) -> None:
     import socket
 

@@ -23,6 +23,8 @@ class Paces:
         self._reports: defaultdict[str, deque[Report]] = defaultdict(deque)
 
     def note(self, job: Job) -> None:
+        if not job.progress.HasField("report_time"):
+            return
         reports = self._reports[job.name]
         new = Report(job.attempt, job.progress.report_time.ToNanoseconds() / 1e9, job.progress.step)
         if reports and (reports[-1].attempt != new.attempt or new.step < reports[-1].step):

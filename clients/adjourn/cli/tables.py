@@ -69,9 +69,9 @@ def paused_since(job: Job) -> Timestamp:
 
 
 def metrics(progress: Progress) -> str:
-    return (
-        ", ".join(f"{name} {formatting.figure(progress.metrics[name])}" for name in sorted(progress.metrics)) or ABSENT
-    )
+    """Returns the newest value of each metric, losses first."""
+    names = sorted(progress.metrics, key=lambda name: ("loss" not in name, name))
+    return ", ".join(f"{name} {formatting.figure(progress.metrics[name])}" for name in names) or ABSENT
 
 
 def used(pause: Pause) -> str:

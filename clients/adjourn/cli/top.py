@@ -7,14 +7,17 @@ from time import sleep
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
+from rich.text import Text
 
-from adjourn.cli import live_view, output
+from adjourn.cli import exit_status, formatting, live_view, output
 from adjourn.cli.connection import connect
+from adjourn.cli.exit_status import Status
 from adjourn.cli.pace import Paces
 from adjourn.cli.selection import ENDED
 from adjourn.cli.usage import USING, Usage, newest
+from adjourn.errors import AdjournError
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.worker_pb2 import Worker
 
@@ -50,7 +53,7 @@ def top(
         ):
             while True:
                 sleep(LOOK_SECONDS)
-                state.look()
+                state.look_again()
 
 
 class State:
@@ -59,6 +62,7 @@ class State:
     def __init__(self, client: "Client") -> None:
         self._client = client
         self._paces = Paces()
+        self._trouble = ""
         self.workers: list[Worker] = []
         self.jobs: list[Job] = []
         self.usage = Usage(client, lambda: self.jobs)
@@ -71,7 +75,20 @@ class State:
         for job in self.jobs:
             self._paces.note(job)
 
+    def look_again(self) -> None:
+        """Looks, and keeps what was found last while nobody answers."""
+        try:
+            self.look()
+            self._trouble = ""
+        except AdjournError as error:
+            if exit_status.of(error) != Status.UNAVAILABLE:
+                raise
+            self._trouble = f"{error.message}; what was known last is shown, and it is tried again"
+
     def view(self, height: int) -> RenderableType:
-        return live_view.top(
-            self.workers, self.jobs, self._paces, self.usage.samples, now=datetime.now(UTC), height=height
+        trouble = [Text(formatting.printable(self._trouble), style="red")] if self._trouble else []
+        now, lines = datetime.now(UTC), height - 2 * len(trouble)
+        return Group(
+            *trouble,
+            live_view.top(self.workers, self.jobs, self._paces, self.usage.samples, now=now, height=lines),
         )

@@ -1,5 +1,6 @@
 """`adjourn up`: the embedded stack in the foreground."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -61,13 +62,14 @@ def up(
 async def serve(options: Options) -> None:
     """Runs a stack until cancelled."""
     stack = Stack(options, report=report)
-    report(f"starting in {stack.directory.path}")
+    stack.report(f"starting in {stack.directory.path}")
     try:
         async with stack:
-            output.show(overview(stack))
+            with suppress(OSError, SystemExit):  # who reads it may be gone; it is served all the same
+                output.show(overview(stack))
             await stack.serve()
     finally:
-        report("stopped")
+        stack.report("stopped")
 
 
 def report(text: str) -> None:

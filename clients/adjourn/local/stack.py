@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +17,16 @@ from adjourn.objects import S3Settings
 
 DEFAULT_PORT: Final = 7400
 NAMESPACE: Final = "adjourn"
+
+
+def unfailing(report: Callable[[str], None]) -> Callable[[str], None]:
+    """Returns a report that ends nothing if what it is written to is gone: the processes are still to be ended."""
+
+    def tell(text: str) -> None:
+        with suppress(OSError, SystemExit):  # rich makes the second of a pipe that nobody reads
+            report(text)
+
+    return tell
 
 
 class PortTakenError(Exception):
@@ -61,7 +71,7 @@ class Stack:
 
     def __init__(self, options: Options, *, report: Callable[[str], None]) -> None:
         self.options = options
-        self.report = report
+        self.report = unfailing(report)
         """Called with one line of text for each thing that happens."""
         self.directory = DataDirectory(options.data)
         self.address = ""
@@ -71,7 +81,7 @@ class Stack:
         self.s3 = options.s3
         """The server that keeps checkpoints."""
         self.workers = [f"worker-{number}" for number in range(1, options.workers + 1)]
-        self._supervisor = ProcessSupervisor(report)
+        self._supervisor = ProcessSupervisor(self.report)
         self._watch: asyncio.Task[None] | None = None
         self._held = ExitStack()
 

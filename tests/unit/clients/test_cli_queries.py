@@ -3,15 +3,17 @@
 import json
 import time
 from collections.abc import Callable
+from io import StringIO
 from typing import TYPE_CHECKING
 
 import pytest
 from google.protobuf.json_format import Parse
 from google.protobuf.timestamp_pb2 import Timestamp
+from rich.console import Console, RenderableType
 from typer.testing import CliRunner, Result
 
-from adjourn import cli, errors
-from adjourn.cli import formatting
+from adjourn import Client, cli, errors
+from adjourn.cli import formatting, top
 from adjourn.cli.exit_status import Status
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Condition, Failure, Hold, Job, Progress
@@ -232,3 +234,25 @@ def test_a_checkpoint_is_pinned_shown_and_unpinned(adjourn: Adjourn, plane: "Pla
     done = adjourn("checkpoint", "unpin", "x", "--checkpoint", "1-aa")
     assert done.stdout == "1-aa, after epoch 3, is not pinned\n"
     assert plane.asked[-1][0] == "UnpinCheckpoint"
+
+
+def test_top_goes_on_while_nobody_answers(client: Client, plane: "Plane") -> None:
+    plane.workers = [Worker(name="workers/w", state=Worker.ACTIVE)]
+    state = top.State(client)
+    plane.failures["ListWorkers"] = [errors.StoreUnavailableError("the store is away")] * 9
+    state.look_again()
+    shown = render(state.view(24))
+    assert "the store is away; what was known last is shown" in shown
+    assert "1 worker: 1 ACTIVE" in shown
+    plane.failures.clear()
+    state.look_again()
+    assert "the store is away" not in render(state.view(24))
+    plane.failures["ListWorkers"] = [errors.InternalError("a fault")]
+    with pytest.raises(errors.InternalError):
+        state.look_again()
+
+
+def render(view: RenderableType) -> str:
+    out = StringIO()
+    Console(file=out, width=100).print(view)
+    return out.getvalue()

@@ -159,6 +159,7 @@ def test_gpus_of_all_jobs_of_a_worker_are_its_gpus() -> None:
 
 def test_a_rate_is_of_the_last_half_minute() -> None:
     paces, job = Paces(), training(step=0)
+    paces.note(job)  # it has reported nothing yet
     job.progress.active_duration.FromSeconds(100)
     for seconds, step in ((0, 1000), (20, 1100), (60, 1500), (61, 1510)):
         job.progress.step = step
