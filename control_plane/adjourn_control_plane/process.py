@@ -20,6 +20,7 @@ from adjourn_control_plane.server import AddressTaken, Server
 from adjourn_control_plane.settings import Settings
 from adjourn_control_plane.store.notifier import Notifier
 from adjourn_control_plane.store.redis import RedisStore
+from adjourn_control_plane.webhooks.delivery import deliver
 
 log = structlog.get_logger()
 
@@ -40,6 +41,7 @@ async def serve(settings: Settings) -> None:
             Scheduler(store, updater, notifier, settings).run(),
             LeaseMonitor(store, updater, settings).run(),
             Collector(store, objects, settings).run(),
+            deliver(settings, store, notifier),
         )
         async with asyncio.TaskGroup() as group:
             listener = group.create_task(notifier.run())

@@ -11,6 +11,7 @@ from adjourn.channel import DEFAULT_ADDRESS
 from adjourn.objects import S3Settings
 from adjourn.settings_reader import SettingsReader, address
 from adjourn.v1.job_pb2 import Money
+from adjourn_control_plane.webhooks.message import parse_secret
 
 LEASE_RULE: Final = "must outlast two sync intervals, or one late message loses a worker"
 
@@ -38,6 +39,10 @@ class Settings:
     """Price of one GPU for an hour, kept in jobs as they are made; an amount of 0: none is set."""
     log_format: str = "json"
     """`json` or `console`."""
+    webhook_url: str = field(default="", repr=False)
+    """Where events are sent to; empty: nowhere."""
+    webhook_secret: bytes = field(default=b"", repr=False)
+    """The key that they are signed with."""
 
     def __post_init__(self) -> None:
         if self.lease_duration < 2 * self.sync_interval:
@@ -62,7 +67,11 @@ class Settings:
             "bundle_retention": reader.take("ADJOURN_BUNDLE_RETENTION", seconds(60, 3650 * 86400), timedelta(days=7)),
             "gpu_hour_price": reader.take("ADJOURN_GPU_HOUR_PRICE", money, Money()),
             "log_format": reader.take("ADJOURN_LOG_FORMAT", log_format, "json"),
+            "webhook_url": reader.take("ADJOURN_WEBHOOK_URL", webhook_url, ""),
+            "webhook_secret": reader.take("ADJOURN_WEBHOOK_SECRET", parse_secret, b""),
         }
+        if values["webhook_url"] and not values["webhook_secret"]:
+            reader.problems.setdefault("ADJOURN_WEBHOOK_SECRET", "is needed with ADJOURN_WEBHOOK_URL")
         reader.check()
         return cls(**values)  # type: ignore[arg-type]  # each parser returns its field's type
 
@@ -89,6 +98,18 @@ def money(text: str) -> Money:
     if not found:
         raise ValueError("must be an amount and a currency, as in '2.50 EUR'")
     return Money(amount=float(found[1]), currency=found[2])
+
+
+def webhook_url(text: str) -> str:
+    problem = "must be http://host/path or https://host/path, without a user"
+    try:
+        parts = urlsplit(text)
+        usable = parts.hostname and parts.port != 0
+    except ValueError:
+        raise ValueError(problem) from None
+    if not usable or parts.scheme not in ("http", "https") or parts.username is not None:
+        raise ValueError(problem)
+    return text
 
 
 def log_format(text: str) -> str:

@@ -129,6 +129,9 @@ class MemoryStore:
         self._occupancy: dict[str, int] = {}
         self._changes: deque[Changed] = deque(maxlen=changes_kept)
         self._happened: deque[Happened] = deque(maxlen=changes_kept)
+        self._delivery = ("", 0)
+        """Who has the lease on deliveries of events, and until when, in nanoseconds."""
+        self._delivered = ""
         self._events = 0
         """How many events there were."""
         self._queued: dict[int, JobName] = {}
@@ -444,6 +447,27 @@ class MemoryStore:
         await self._reach()
         oldest = f"{self._events - len(self._happened)}-0"
         return entries_after(self._happened, self._events, after or oldest, size)
+
+    async def hold_delivery(self, holder: str, lease: timedelta) -> str | None:
+        await self._reach()
+        current, until = self._delivery
+        if current not in ("", holder) and until > self._now_ns():
+            return None
+        self._delivery = holder, self._now_ns() + nanoseconds(lease)
+        return self._delivered
+
+    async def note_delivered(self, holder: str, token: str) -> bool:
+        await self._reach()
+        current, until = self._delivery
+        if current != holder or until <= self._now_ns():
+            return False
+        self._delivered = token
+        return True
+
+    async def release_delivery(self, holder: str) -> None:
+        await self._reach()
+        if self._delivery[0] == holder:
+            self._delivery = "", 0
 
     async def notifications(self) -> AsyncGenerator[Notification, None]:
         listener: asyncio.Queue[Notification | None] = asyncio.Queue()

@@ -368,6 +368,21 @@ class JobStore(Protocol):
         """
         ...
 
+    async def hold_delivery(self, holder: str, lease: timedelta) -> str | None:
+        """Takes the lease on deliveries of events, or keeps it, for so long from now.
+
+        Returns the token up to which they are delivered, "" before the first; None if another holder has the lease.
+        """
+        ...
+
+    async def note_delivered(self, holder: str, token: str) -> bool:
+        """Notes up to which token events are delivered; False, with nothing noted, if the holder has no lease."""
+        ...
+
+    async def release_delivery(self, holder: str) -> None:
+        """Gives the lease back, if the holder has it."""
+        ...
+
     def notifications(self) -> AsyncGenerator[tuple[JobName, WorkerName], None]:
         """Yields the job (and its worker, or "") of each change as it happens; may miss some, ends with the store only.
 

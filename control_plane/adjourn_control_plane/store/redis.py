@@ -18,6 +18,7 @@ an attachment are remembered by id for a while, the rest is idempotent. Reads th
     {ns}:workers/y:unconfirmed_releases  hash by job: attempts on it that are unconfirmed
     {ns}:changes  {ns}:notifications  stream of all changes; channel that tells of them
     {ns}:events  {ns}:events:number  stream of all events; counter of them
+    {ns}:delivery:lease  :token     who delivers events to the webhook, expires; up to which event they are delivered
     {ns}:tombstones                 set of the uids of deleted jobs whose objects may not be gone yet
     {ns}:tombstones:later           sorted set of `{looks} {uid}` that are to be looked at again, by ms since 1970
     {ns}:deleted                    sorted set of the uids of deleted jobs, in order
@@ -95,7 +96,7 @@ BATCH = 200
 SCRIPTS = (
     *("commit", "settle", "events", "series", "page", "allocation"),
     *("tombstones", "remove_tombstone", "bundles", "want_bundle", "doom_bundles", "claim_bundle", "bundle_removed"),
-    "reviewed",
+    *("reviewed", "hold_delivery", "note_delivered", "release_delivery"),
     *("attach", "heartbeat", "detach", "mark_lost", "sessions", "lost_holders", "forget", "forget_lost", "drain"),
 )
 LATER = (
@@ -308,6 +309,16 @@ class RedisStore:
         else:
             entries = await self._ask("XRANGE", "events", "-", "+", "COUNT", size)
         return [values.happened(*entry) for entry in entries]
+
+    async def hold_delivery(self, holder: str, lease: timedelta) -> str | None:
+        token = await self._run("hold_delivery", holder, values.milliseconds(lease))
+        return token.decode() if token is not None else None
+
+    async def note_delivered(self, holder: str, token: str) -> bool:
+        return bool(await self._run("note_delivered", holder, token))
+
+    async def release_delivery(self, holder: str) -> None:
+        await self._run("release_delivery", holder)
 
     async def _newest_entry(self, stream: str) -> str:
         newest = await self._ask("XREVRANGE", stream, "+", "-", "COUNT", 1)

@@ -29,6 +29,15 @@ def test_defaults() -> None:
     assert (settings.sync_interval, settings.lease_duration) == (timedelta(seconds=2), timedelta(seconds=15))
 
 
+def test_a_webhook_needs_its_secret_and_shows_neither() -> None:
+    assert Settings.from_environment(ENVIRONMENT).webhook_url == ""
+    url, secret = "https://sink/adjourn?key=hidden", "whsec_aGlkZGVuaGlkZGVuaGlkZGVuaGlkZGVu"
+    assert problems(ADJOURN_WEBHOOK_URL=url) == {"ADJOURN_WEBHOOK_SECRET": "is needed with ADJOURN_WEBHOOK_URL"}
+    settings = Settings.from_environment(ENVIRONMENT | {"ADJOURN_WEBHOOK_URL": url, "ADJOURN_WEBHOOK_SECRET": secret})
+    assert (settings.webhook_url, settings.webhook_secret) == (url, b"hidden" * 4)
+    assert "hidden" not in repr(settings).replace(repr(settings.s3), "")
+
+
 def test_what_is_given_is_taken() -> None:
     settings = Settings.from_environment(
         ENVIRONMENT
@@ -71,6 +80,12 @@ def test_what_is_given_is_taken() -> None:
         ("ADJOURN_LOG_FORMAT", "xml"),
         ("ADJOURN_WORKER_RETENTION", "0"),
         ("ADJOURN_BUNDLE_RETENTION", "59"),
+        ("ADJOURN_WEBHOOK_URL", "ftp://host/"),
+        ("ADJOURN_WEBHOOK_URL", "https://"),
+        ("ADJOURN_WEBHOOK_URL", "https://user:hidden@host/"),
+        ("ADJOURN_WEBHOOK_URL", "https://host:hidden/"),
+        ("ADJOURN_WEBHOOK_SECRET", "hidden"),
+        ("ADJOURN_WEBHOOK_SECRET", "whsec_hidden"),
         ("ADJOURN_GPU_HOUR_PRICE", "2.50"),
         ("ADJOURN_GPU_HOUR_PRICE", "-1 EUR"),
         ("ADJOURN_GPU_HOUR_PRICE", "1e3 EUR"),

@@ -1,0 +1,1 @@
+"""Events as HTTP requests to a sink: what is sent, how, and when again."""
