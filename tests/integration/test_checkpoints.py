@@ -25,6 +25,7 @@ from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import JobSpec, Progress
 from adjourn.v1.manifest_pb2 import Manifest
 from adjourn_worker.storage import chunks
+from adjourn_worker.storage import fetch as fetching
 from adjourn_worker.storage import parts as parts_module
 from adjourn_worker.storage import persist as persisting
 from adjourn_worker.storage.fetch import CheckpointCorrupt, fetch, read_manifest
@@ -731,6 +732,23 @@ async def test_what_a_killed_fetch_left_is_replaced(
     await fetched(memory, checkpoint, tmp_path / "restored")
     assert files(tmp_path / "restored") == files(tmp_path / "slot")
     assert not (tmp_path / ".restored.fetching").exists()
+
+
+async def test_nothing_is_fetched_without_room_for_all(
+    memory: MemoryObjects, assignment: Assignment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = await kept(memory, assignment, snapshot(tmp_path / "slot"))
+    parts = [key for key in memory.contents if "/parts/" in key]
+    for key in parts:
+        del memory.contents[key]
+    monkeypatch.setattr(fetching, "free_bytes", lambda _: checkpoint.size_bytes - 1)
+    with pytest.raises(OSError, match="No space left") as raised:
+        await fetched(memory, checkpoint, tmp_path / "restored")
+    assert raised.value.errno == errno.ENOSPC
+    assert [path.name for path in tmp_path.iterdir()] == ["slot"]
+    monkeypatch.setattr(fetching, "free_bytes", lambda _: checkpoint.size_bytes)
+    with pytest.raises(CheckpointCorrupt, match="is missing"):
+        await fetched(memory, checkpoint, tmp_path / "restored")
 
 
 async def test_an_outage_is_not_damage(

@@ -13,7 +13,7 @@ from adjourn.objects import S3Objects
 from adjourn.settings_reader import InvalidSettings
 from adjourn_worker.agent import Agent
 from adjourn_worker.host.gpus import find_gpus
-from adjourn_worker.host.kernel import hide_memory
+from adjourn_worker.host.kernel import hide_memory, share_heap
 from adjourn_worker.journal import Journal, JournalDamaged, JournalTaken, JournalUnwritable
 from adjourn_worker.launcher.client import LauncherClient, LauncherFailed
 from adjourn_worker.paths import UnsafePath, WorkerPaths
@@ -52,6 +52,7 @@ async def serve(settings: Settings) -> None:
 
 def main() -> int:
     """Returns the exit status: 3 if a newer agent speaks for this worker, 4 if one of another data directory does."""
+    share_heap()
     hide_memory()  # training code runs as the same user, and credentials are in here
     try:
         settings = Settings.from_environment(os.environ)

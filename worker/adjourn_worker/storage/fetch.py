@@ -1,5 +1,6 @@
 """Brings a checkpoint back: whole and verified to the last byte, or not at all."""
 
+import errno
 import os
 import shutil
 import stat
@@ -21,11 +22,13 @@ from adjourn.manifests import (
     key_of,
     part_key,
     places,
+    total_size,
     verified,
 )
 from adjourn.objects import ObjectMissing, ObjectTooLong
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.manifest_pb2 import Manifest
+from adjourn_worker.paths import free_bytes
 from adjourn_worker.storage.parts import PartStore, each
 
 STRETCH_BYTES: Final = 16 << 20
@@ -159,23 +162,29 @@ def explained(checkpoint: Checkpoint, key: str) -> Iterator[None]:
 
 
 def lay_out(directory: Path, manifest: Manifest) -> None:
-    """Makes the files at their full size, so that a full disk is known before anything is fetched."""
+    """Makes the files at their full size; raises OSError if there is no room for them, before anything is fetched.
+
+    The room is taken as parts come in, and not now: to have the kernel find it all takes as long as to fill it.
+    """
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(mode=0o700)
+    if free_bytes(directory) < total_size(manifest):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
     for file in manifest.files:
         with (directory / file.name).open("wb") as output:
-            if size := file_size(file):
-                os.posix_fallocate(output.fileno(), 0, size)
+            output.truncate(file_size(file))
 
 
 def put(directory: Path, wanted: Sequence[Place], data: bytes) -> None:
     """Writes the bytes of a part to where they go."""
     content = memoryview(data)
     for name, found in groupby(wanted, key=lambda place: place.file):
-        with (directory / name).open("r+b") as output:
+        with (directory / name).open("r+b", buffering=0) as output:
             for place in found:
                 output.seek(place.offset)
-                output.write(content[place.begin : place.end])
+                rest = content[place.begin : place.end]
+                while rest:
+                    rest = rest[output.write(rest) or 0 :]
 
 
 def publish(fresh: Path, into: Path) -> None:

@@ -164,7 +164,7 @@ class Slot:
         """
         layout = layout or Layout.of(blobs)
         try:
-            self._fit(layout)
+            self.fit(layout)
             file = os.open(self._state, os.O_CREAT | os.O_WRONLY, 0o666)
             try:
                 os.pwrite(file, b"\0", 0)  # until all is written, this is no JSON
@@ -182,8 +182,8 @@ class Slot:
             raise kind(f"{self.directory}: {error}") from error
         return layout.size + len(text)
 
-    def _fit(self, layout: Layout) -> None:
-        """Lets the mapped file be one of this layout, with the room for it."""
+    def fit(self, layout: Layout) -> None:
+        """Lets the mapped file be one of this layout, with the room for it; raises OSError."""
         if not self._linked():
             self._forget()
         if self._layout is layout and self._allocated == layout.size:
@@ -239,9 +239,9 @@ def write_over(file: int, text: bytes) -> None:
 class Preparation:
     """Makes slots ready beside the training, in a thread."""
 
-    def __init__(self, slots: Sequence[Slot], size: int) -> None:
+    def __init__(self, slots: Sequence[Slot], layout: Layout) -> None:
         self._slots = slots
-        self._size = size
+        self._layout = layout
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="adjourn-slots")
         self._thread.start()
@@ -258,7 +258,9 @@ class Preparation:
     def _run(self) -> None:
         for slot in self._slots:
             with suppress(OSError):  # the snapshot that needs the slot says what is wrong with it
-                slot.prepare(self._size, self._stopped.is_set)
+                slot.prepare(self._layout.size, self._stopped.is_set)
+                if not self._stopped.is_set():
+                    slot.fit(self._layout)
 
 
 class Area:
@@ -376,7 +378,7 @@ class SnapshotWriter:
         size = self._layout.size
         unready = [slot for slot in self._area.slots[:REGULAR_SLOTS] if not slot.ready(size) and slot.free]
         if unready and (fitting := self._area.slots[: min(REGULAR_SLOTS, self._area.room() // size)]):
-            self._preparation = Preparation([slot for slot in unready if slot in fitting], size)
+            self._preparation = Preparation([slot for slot in unready if slot in fitting], self._layout)
 
     @property
     def preparing(self) -> bool:
