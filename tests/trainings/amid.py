@@ -240,6 +240,56 @@ def twice(run: training.Run) -> None:
             run.log(**{phase: loss})
 
 
+class Heads(nn.Module):
+    """Each batch goes through one of two heads; the gradients of the other stay what they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(6, 8)
+        self.heads = nn.ModuleList([nn.Linear(8, 3), nn.Linear(8, 3)])
+        self.uses = 0
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.uses += 1
+        output: torch.Tensor = self.heads[int(self.uses % 3 == 1)](self.body(inputs))
+        return output
+
+
+def leaving_out(run: training.Run) -> None:
+    """Zeroes gradients as `zeroes` says; a step with zeros changes a parameter, one without a gradient does not."""
+    model = Heads()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02, weight_decay=0.1)
+    run.track(model=model, optimizer=optimizer)
+    loader = run.loader(Noisy(), batch_size=4, shuffle=True, num_workers=workers(run))
+    how = run.args.get("zeroes", "before")
+    for _ in run.epochs():
+        if how == "begins":
+            functional.cross_entropy(model(torch.ones(1, 6)), torch.ones(1, dtype=torch.long)).backward()
+        for inputs, targets in loader:
+            if how == "before":
+                optimizer.zero_grad(set_to_none=False)
+            functional.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+            if how in ("behind", "begins"):
+                optimizer.zero_grad(set_to_none=how != "behind")
+            run.step()
+
+
+def clipping(run: training.Run) -> None:
+    """Trains the head alone, and clips by the gradients of all, which grow: nobody zeroes those of the body."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model[2].parameters(), lr=0.1, momentum=0.9)
+    run.track(model=model, optimizer=optimizer)
+    loader = run.loader(Noisy(), batch_size=4, shuffle=True, num_workers=workers(run))
+    for _ in run.epochs():
+        for inputs, targets in loader:
+            optimizer.zero_grad()
+            functional.cross_entropy(model(inputs), targets).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            optimizer.step()
+            run.step()
+
+
 # What keeps it from being cut, and what is made in the very epoch.
 
 

@@ -43,6 +43,7 @@ def values(*attempts: Attempt) -> dict[int, dict[str, float]]:
         ("keeping", [1, 3, 7]),
         ("thawing", [1, 7, 9, 10]),
         ("replacing", [3, 8, 9]),
+        ("clipping", [3, 6]),
     ],
 )
 def test_a_run_that_is_cut_amid_its_epochs_is_the_same(
@@ -64,6 +65,18 @@ def test_a_run_that_is_cut_amid_its_epochs_is_the_same(
     for attempt, cut in zip(attempts[1:], cuts, strict=True):
         began = attempt.events[0].began
         assert (began.verdict, began.restored_step) == (Pause.Verdict.EXACT, cut), began
+
+
+@pytest.mark.parametrize("zeroes", ["before", "behind", "begins", "never"])
+def test_whether_a_parameter_has_a_gradient_is_restored(trainings: TrainingProcesses, zeroes: str) -> None:
+    args = {"zeroes": zeroes}
+    whole = run(trainings, "leaving_out", args=args)
+    paused = None
+    for cut in (2, 6, 8):
+        paused = run(trainings, "leaving_out", pause_at=cut, restore=paused, args=args)
+        assert paused.last.HasField("paused"), paused.log
+    resumed = run(trainings, "leaving_out", restore=paused, args=args)
+    assert (resumed.events[0].began.verdict, resumed.digests) == (Pause.Verdict.EXACT, whole.digests), resumed.log
 
 
 def steps_of_an_epoch(whole: Attempt) -> int:

@@ -12,7 +12,8 @@ from torch import nn
 from adjourn import training
 from adjourn.training.state.codec import Decoder, Encoder
 from adjourn.training.state.components import component
-from adjourn.training.state.gradients import OptimizerState, is_used, mark_used
+from adjourn.training.state.detector import digest
+from adjourn.training.state.gradients import NEW, OLD, OptimizerState, mark_used, standing
 from adjourn.training.state.numerics import numerics, restore_numerics
 from adjourn.training.state.registry import State
 
@@ -195,7 +196,7 @@ def test_gradients_are_kept_only_if_the_next_step_will_use_them() -> None:
     tracked = OptimizerState(optimizer)
 
     def waiting() -> bool:
-        return tracked.state()["gradients"] is not None
+        return bool((tracked.state()["gradients"] or {}).get("values"))
 
     assert not waiting()
     backward(net)
@@ -205,10 +206,39 @@ def test_gradients_are_kept_only_if_the_next_step_will_use_them() -> None:
     backward(net)
     assert waiting()
     optimizer.step()
+    assert waiting()  # a loop that keeps them may add to them
     optimizer.zero_grad()
     assert not waiting()
     backward(net)  # into a new tensor, where the old one was
     assert waiting()
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("course", ["", "b", "bs", "bsb", "bsbs", "bsbsb", "bsz", "bszb"])
+def test_gradients_stand_as_they_stood(course: str, sparse: bool) -> None:
+    """After backward passes, steps, and `zero_grad(set_to_none=False)`, in that order, no later step differs."""
+    nets = [nn.Embedding(3, 2, sparse=sparse), nn.Embedding(3, 2, sparse=sparse)]
+    optimizers = [torch.optim.SGD(net.parameters(), lr=0.1) for net in nets]
+    one, two = (OptimizerState(optimizer) for optimizer in optimizers)
+
+    def go_on(net: nn.Module, optimizer: torch.optim.Optimizer, course: str) -> None:
+        for each in course:
+            match each:
+                case "b":
+                    net(torch.tensor([1])).sum().backward()
+                case "s":
+                    optimizer.step()
+                case "z":
+                    optimizer.zero_grad(set_to_none=sparse)  # torch fails to add to a sparse one that was zeroed
+
+    go_on(nets[0], optimizers[0], course)
+    nets[1](torch.tensor([2])).sum().backward()
+    nets[1].load_state_dict(nets[0].state_dict())
+    two.load(there_and_back(one.state()))
+    for following in ("", "z", "b", "s", "z", "b", "s"):
+        for net, optimizer in zip(nets, optimizers, strict=True):
+            go_on(net, optimizer, following)
+        assert digest(one.state()) == digest(two.state()) is not None
 
 
 def test_gradients_are_given_back() -> None:
@@ -235,7 +265,7 @@ def test_gradients_that_no_optimizer_has_are_given_back(used: bool) -> None:
     resumed.compare(state.digests())
     for before, after in zip(net[1].parameters(), again[1].parameters(), strict=True):  # type: ignore[index]
         assert torch.equal(after.grad, before.grad)
-        assert is_used(after.grad) is used
+        assert standing(after.grad) == (OLD if used else NEW)
     optimizer.add_param_group({"params": again[1].parameters()})  # type: ignore[index]
     assert "gradients" not in component("net", again, owned=resumed._owned).state()
 

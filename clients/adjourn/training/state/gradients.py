@@ -1,6 +1,6 @@
 """What an optimizer computes with: its state and groups, and gradients that wait for its next step."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,12 @@ from adjourn.training.state.modules import qualified
 USED = "_adjourn_used"
 """Attribute of a gradient: its version when an optimizer used it. Another tensor, or another backward pass into this
 one, does not have it."""
+KEPT = "_adjourn_kept"
+"""Attribute of a gradient that is the same tensor in a later step: `zero_grad(set_to_none=False)` keeps it, or nothing
+is zeroed at all."""
+ABSENT, NEW, OLD, AGAIN, ADDED = "-noka"
+"""How a gradient stands: there is none; no step has used it; one has; more than one has; one has, and since then
+something was added to it, or it was zeroed."""
 
 
 Groups = list[list[str | None]]
@@ -20,10 +26,11 @@ Groups = list[list[str | None]]
 
 
 class OptimizerState:
-    """State of an optimizer and, only if they matter, of its parameters' gradients.
+    """State of an optimizer and of its parameters' gradients, as far as they matter.
 
-    Most loops leave gradients behind that the next `zero_grad()` throws away; those would double the size of a
-    snapshot. They matter if they are not the ones that the last step used.
+    Which parameters have one always matters: a step skips those that have none. Values would double the size of a
+    snapshot. Most loops leave gradients behind that the next `zero_grad()` throws away: then they are not saved. They
+    matter if not all of them are ones that the last step used, and that no step before it did.
     """
 
     def __init__(self, optimizer: Optimizer, parameters: Callable[[], Mapping[str, torch.Tensor]] = dict) -> None:
@@ -33,11 +40,10 @@ class OptimizerState:
         optimizer.register_step_post_hook(stepped)
 
     def state(self) -> dict[str, Any]:
-        waiting = any(gradient is not None and not is_used(gradient) for gradient in self._gradients())
         return {
             "kind": qualified(type(self._optimizer)),
             "state_dict": self._optimizer.state_dict(),
-            "gradients": list(self._gradients()) if waiting else None,
+            "gradients": gradients_of(list(self._parameters())),
             "groups": self.groups(),
         }
 
@@ -54,9 +60,7 @@ class OptimizerState:
         self.regroup(state["groups"])
         self._optimizer.load_state_dict(state["state_dict"])
         self._put_uncast(state["state_dict"])
-        if state["gradients"] is not None:
-            for parameter, gradient in zip(self._parameters(), state["gradients"], strict=True):
-                parameter.grad = gradient
+        put_gradients(list(self._parameters()), state["gradients"])
 
     def regroup(self, saved: Groups) -> None:
         """Gives the optimizer the groups that it had; raises StateMismatch if it cannot be told what was in them."""
@@ -96,10 +100,6 @@ class OptimizerState:
     def _parameters(self) -> Iterator[torch.Tensor]:
         return parameters_of(self._optimizer)
 
-    def _gradients(self) -> Iterator[torch.Tensor | None]:
-        for parameter in self._parameters():
-            yield parameter.grad
-
 
 class StrayGradients:
     """Gradients of a module's parameters that no tracked optimizer has.
@@ -113,9 +113,9 @@ class StrayGradients:
         self._owned = owned
 
     def state(self) -> dict[str, Any]:
-        """Returns by name each gradient, and whether an optimizer used it; nothing if there is none."""
+        """Returns by name each gradient, and how it stands; nothing if there is none."""
         found = {
-            name: [parameter.grad, is_used(parameter.grad)]
+            name: [parameter.grad, standing(parameter.grad)]
             for name, parameter in self._stray()
             if parameter.grad is not None
         }
@@ -127,9 +127,8 @@ class StrayGradients:
         saved = state.get("gradients", {})
         for name, parameter in self._module.named_parameters():
             if name in saved:
-                parameter.grad, used = saved[name]
-                if used:
-                    mark_used(parameter.grad)
+                gradient, how = saved[name]
+                parameter.grad = marked(gradient, how)
 
     def _stray(self) -> Iterator[tuple[str, torch.Tensor]]:
         owned = self._owned()
@@ -149,11 +148,56 @@ def stepped(optimizer: Optimizer, *_: object) -> None:
 
 
 def mark_used(gradient: torch.Tensor) -> None:
-    vars(gradient)[USED] = gradient._version  # noqa: SLF001
+    marks = vars(gradient)
+    if USED in marks:
+        marks[KEPT] = True
+    marks[USED] = gradient._version  # noqa: SLF001
 
 
-def is_used(gradient: torch.Tensor) -> bool:
-    return bool(vars(gradient).get(USED) == gradient._version)  # noqa: SLF001
+def standing(gradient: torch.Tensor | None) -> str:
+    """Returns how a gradient stands."""
+    if gradient is None:
+        return ABSENT
+    marks = vars(gradient)
+    if USED not in marks:
+        return NEW
+    if marks[USED] != gradient._version:  # noqa: SLF001
+        return ADDED
+    return AGAIN if KEPT in marks else OLD
+
+
+def marked(gradient: torch.Tensor, how: str) -> torch.Tensor:
+    """Returns a new gradient so that it stands like another."""
+    if how != NEW:
+        vars(gradient)[USED] = -1 if how == ADDED else gradient._version  # noqa: SLF001
+    if how == AGAIN:
+        vars(gradient)[KEPT] = True
+    return gradient
+
+
+def gradients_of(parameters: Sequence[torch.Tensor]) -> dict[str, Any] | None:
+    """Returns how the gradients of parameters stand, and their values if they matter; None: there are none."""
+    gradients = [parameter.grad for parameter in parameters]
+    stand = "".join(map(standing, gradients))
+    if stand == ABSENT * len(gradients):
+        return None
+    # A sparse one is small, and takes more than a shape to be made anew.
+    sparse = any(gradient is not None and gradient.layout is not torch.strided for gradient in gradients)
+    return {"stand": stand, "values": gradients if sparse or not {*stand} <= {ABSENT, OLD} else None}
+
+
+def put_gradients(parameters: Sequence[torch.Tensor], saved: Mapping[str, Any] | None) -> None:
+    """Gives parameters the gradients that they had: zeros, where values did not matter; and none where there was none.
+
+    Until the next step makes others, they stand as they stood.
+    """
+    stand = saved["stand"] if saved else ABSENT * len(parameters)
+    values = (saved and saved["values"]) or [None] * len(parameters)
+    for parameter, how, value in zip(parameters, stand, values, strict=True):
+        if how == ABSENT:
+            parameter.grad = None
+        else:
+            parameter.grad = marked(torch.zeros_like(parameter) if value is None else value, how)
 
 
 def cast(found: torch.Tensor, saved: torch.Tensor) -> bool:
