@@ -23,6 +23,22 @@ def stops_early(run: training.Run) -> None:
     run.log(test_loss=0.25)
 
 
+def changes_its_end(run: training.Run) -> None:
+    """Changes behind its epochs what is saved at the end; leaves them in epoch `stop`, if it has one."""
+    model = nn.Linear(2, 1)
+    stopping = training.EarlyStopping(patience=9)
+    run.track(model=model, stopping=stopping)
+    for epoch in run.epochs():
+        run.step(loss=torch.rand(()))
+        stopping.update(1 / epoch)
+        if epoch == run.args.get("stop"):
+            break
+    with torch.no_grad():
+        model.weight.mul_(0.5)
+    run.log(test_loss=torch.rand(()))
+    print("the end")
+
+
 def catches_everything(run: training.Run) -> None:
     try:
         for _ in run.epochs():

@@ -156,6 +156,8 @@ def set_variables(variables: Mapping[str, str]) -> dict[str, str]:
 
 def trained(session: Session) -> int:
     """Runs user code to its end, or to the boundary where it is paused; returns the exit code."""
+    if session.over:
+        return session.finish_again()
     start = session.start
     entry_point = imported(start.spec.entry_point, start.code_directory)
     if start.spec.total_epochs == 0:

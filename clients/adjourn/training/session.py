@@ -40,6 +40,7 @@ from adjourn.training.early_stopping import EarlyStopping
 from adjourn.training.errors import (
     DrillDiffers,
     NoSpace,
+    RestoreDiverged,
     SnapshotFailed,
     StateMismatch,
     StateNotEncodable,
@@ -117,14 +118,14 @@ class Session:
         self.device = device
         data = restored.value(DATA) if restored else {}
         self.tracker = ProgressTracker(restored.progress if restored else None, data)
-        self._events = events
-        self._control = control
+        self._events, self._control = events, control
         self._progress_page = progress_page
         self._pulse = pulse
         self._boundary_file = boundary
         self._stepped = self._slots_prepared = self._rehearsed = False
-        self._restored = restored
-        self._resumed = restored is not None
+        self._restored, self._resumed = restored, restored is not None
+        self.over = "over" in data
+        """The code of this run has been executed to its end: the snapshot was taken there, or is about to be."""
         self._differences = dict(differences or {})
         self._stages = Stages(data.get("stages"))
         self._state = State(
@@ -361,8 +362,30 @@ class Session:
             self.announce()
             if self._drill.wanted:
                 self._compare_here()
+            self.over = True
+            self._judge_drill()
+            if self._drill.runs:  # if it differs, the job fails, and may be resumed
+                self._state.suspected.append("a drill was not over when the end of the run was saved")
             self._save_end()
             self._await_drill()
+        return self._finished()
+
+    def finish_again(self) -> int:
+        """Ends the attempt if it goes on from the end of the run: all that is missing is that somebody hears of it.
+
+        The code of the run is not executed once more: what stands behind its epochs would change the end. Raises
+        RestoreDiverged; StopTraining as `finish`.
+        """
+        assert self._restored
+        saved, expected = snapshots.component_digests(Path(self.start.restore_directory)), self.start.restore_digests
+        if expected and (different := [name for name, digest in expected.items() if saved.get(name) != digest]):
+            raise RestoreDiverged(different)
+        self._state.unproven = list(self._restored.remarks)
+        self._judge()
+        self.announce()
+        return self._finished()
+
+    def _finished(self) -> int:
         failpoints.hit("training.before-finish")
         self.append(TrainingEvent(finished=TrainingFinished()))
         self._pulse.beat(Phase.ENDING)
@@ -858,7 +881,7 @@ class Session:
             self._state.unproven.append(f"a drill did not come to the same bits: {outcome.difference}")
             if self._strict and not self._nondeterminism.heard():
                 if not saved:
-                    self._save(last=True)
+                    self._save(last=True, end=self.over)
                 with self._errors_kept():
                     raise error
             log_line(str(error))
@@ -921,6 +944,8 @@ class Session:
             "stages": self._stages.state(),
             "late": dict(self._state.late),
         }
+        if self.over:
+            data["over"] = True
         if self.tracker.epoch_step and (self._open or self._going_on is not None):
             data["running"] = self.tracker.running()
             if regrouped := self._state.regrouped(self.tracker.epoch + 1):
@@ -933,6 +958,8 @@ class Session:
 
     def _best(self) -> Best | None:
         stopping = self._of_kind(EarlyStopping)
+        if stopping is None and self.over and self._restored and self._restored.progress.HasField("best"):
+            return self._restored.progress.best
         if stopping is None or stopping.best is None:
             return None
         return Best(metric=stopping.metric, value=stopping.best, epoch=stopping.best_epoch, stale_epochs=stopping.stale)

@@ -190,6 +190,16 @@ def test_a_run_whose_drill_differs_is_saved_and_may_be_resumed_as_unproven(train
     assert again.last.HasField("paused")
 
 
+def test_a_drill_that_differs_at_the_end_of_the_run_is_remembered(trainings: TrainingProcesses) -> None:
+    args = {"place": "environment"}
+    attempt = trainings.run("drilled:hides", args=args, spec=drilled(1000))
+    failed(attempt, "DRILL_DIFFERS")
+    again = trainings.run("drilled:hides", args=args, spec=drilled(1000), restore=attempt)
+    assert again.kinds == ["began", "finished"]
+    expected = ["a drill was not over when the end of the run was saved"]
+    assert verdict(again) == (Pause.Verdict.UNPROVEN, expected)
+
+
 def test_a_drill_in_another_environment_is_made_again(trainings: TrainingProcesses) -> None:
     directory = trainings.prepare("drilled:main", epochs=LONG, args={"seconds": 0.1}, spec=drilled())
     with going_on(trainings, directory) as pause_after:

@@ -145,3 +145,23 @@ def test_snapshot_that_cannot_be_read(trainings: TrainingProcesses, file: str) -
         restore_digests=digests,
     )
     assert file in failed(attempt, "CHECKPOINT_CORRUPT")
+
+
+@pytest.mark.parametrize("args", [{}, {"stop": 2}])
+def test_the_code_behind_the_epochs_is_executed_once(trainings: TrainingProcesses, args: dict[str, int]) -> None:
+    """A run that ended, and of which nobody heard: it goes on from its end."""
+    whole = trainings.run("unusual:changes_its_end", args=args)
+    assert whole.last.HasField("finished"), whole.log
+    again = trainings.run("unusual:changes_its_end", args=args, restore=whole)
+    assert again.kinds == ["began", "finished"], again.log
+    assert again.events[0].began.verdict == Pause.Verdict.EXACT
+    assert "the end" not in again.log
+    for name in ("epoch", "step", "loss", "metrics", "best"):
+        assert getattr(again.last.progress, name) == getattr(whole.last.progress, name), name
+
+
+def test_the_end_of_a_run_that_is_not_what_was_saved_is_no_end(trainings: TrainingProcesses) -> None:
+    whole = trainings.run("unusual:changes_its_end")
+    digests = {**whole.digests, "model": whole.digests["stopping"]}
+    again = trainings.run("unusual:changes_its_end", restore=whole, restore_digests=digests)
+    assert "model" in failed(again, "RESTORE_DIVERGED")
