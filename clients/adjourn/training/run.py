@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from adjourn.training.fetching import Collate
 from adjourn.training.loader import Loader
 from adjourn.training.session import Session
+from adjourn.training.state.values import Namespace
 
 
 class Run:
@@ -59,12 +60,13 @@ class Run:
     def state(self) -> SimpleNamespace:
         """Values of the code's own that are saved: `run.state.total = 0.0`, `run.state.hidden = hidden.detach()`.
 
-        They are what `track` takes, and numbers and strings. Those that are given before the first epoch are defaults:
-        a resumed run then has what was saved. While one of them cannot be stored exactly, nothing is saved: the job
+        They are numbers, strings, tensors, arrays, and lists and dicts of them; what cannot be stored exactly raises
+        StateNotEncodable where it is given. Those that are given before the first epoch are defaults: a resumed run
+        then has what was saved. While one of them has come to hold what cannot be stored, nothing is saved: the job
         says so with its name, and a run that ends so has failed.
         """
         if self._values is None:
-            values = SimpleNamespace()
+            values = Namespace()
             self._session.track({"state": values})
             self._values = values
         return self._values

@@ -10,6 +10,7 @@ from adjourn.v1.job_pb2 import JobSpec, Pause
 from tests.harness.training_processes import (
     PAUSE,
     PAUSE_AT_STEP,
+    TRAININGS,
     Attempt,
     TrainingProcesses,
     failed,
@@ -94,6 +95,15 @@ def test_values_that_were_given_before_the_first_epoch_are_defaults(trainings: T
 def test_a_value_that_cannot_be_stored_is_named(trainings: TrainingProcesses) -> None:
     attempt = trainings.run("amid:keeping_what_cannot_be", epochs=2)
     assert "state['by_name']['course']" in failed(attempt, "STATE_NOT_ENCODABLE")
+
+
+def test_a_value_that_cannot_be_stored_is_refused_where_it_is_given(trainings: TrainingProcesses) -> None:
+    attempt = trainings.run("amid:giving_what_cannot_be", epochs=2)
+    message = failed(attempt, "STATE_NOT_ENCODABLE")
+    assert message.startswith("state['course']['is']: a amid.Course cannot be stored exactly")
+    line = 1 + (TRAININGS / "amid.py").read_text().splitlines().index('        run.state.course = {"is": course}')
+    assert f"It is assigned in amid.py:{line}. Give run.state numbers" in message
+    assert attempt.kinds == ["failed"]
 
 
 def test_a_run_that_never_comes_to_where_it_was_cut_ends(trainings: TrainingProcesses) -> None:

@@ -186,6 +186,49 @@ def test_optimizers_load_last_and_schedulers_before_them() -> None:
     assert ranks == [0, 0, 1, 2]
 
 
+def test_what_a_value_holds_is_restored_in_place() -> None:
+    """Code, or an optimizer, may have another name for it; what is one object in the snapshot is one again."""
+
+    def made() -> dict[str, Any]:
+        inner = [1, 2]
+        return {"one": inner, "same": inner, "weight": nn.Parameter(torch.ones(2)), "pair": ({}, [3]), "grown": []}
+
+    one, two = made(), made()
+    one["one"].append(5)
+    one["pair"][0]["new"] = {6}
+    one["grown"].append([7])
+    with torch.no_grad():
+        one["weight"].mul_(4)
+    before = dict(two)
+    component("two", two).load(there_and_back(component("one", one).state()))
+    assert {name: before[name] for name in ("one", "same", "grown")} == {
+        "one": [1, 2, 5],
+        "same": [1, 2, 5],
+        "grown": [[7]],
+    }
+    assert two["one"] is two["same"] is before["one"]
+    assert two["weight"] is before["weight"]
+    assert two["weight"].tolist() == [4, 4]
+    assert two["pair"][0] is before["pair"][0]
+    assert two["pair"] == ({"new": {6}}, [3])
+
+
+def test_what_is_the_same_in_a_new_run_and_not_in_the_snapshot_is_made_two() -> None:
+    shared = [0]
+    subject = {"a": shared, "b": shared}
+    component("it", subject).load(there_and_back({"a": [1], "b": [2]}))
+    assert subject == {"a": [1], "b": [2]}
+
+
+def test_views_of_what_must_not_change_are_replaced() -> None:
+    net = nn.Linear(2, 2)
+    weight = net.weight.tolist()
+    best = {"weights": net.state_dict()}
+    component("best", best).load(there_and_back({"weights": nn.Linear(2, 2).state_dict()}))
+    assert net.weight.tolist() == weight
+    assert best["weights"]["weight"].tolist() != weight
+
+
 def backward(net: nn.Module) -> None:
     net(torch.ones(2, 2)).sum().backward()
 

@@ -18,7 +18,18 @@ def verdict(attempt: Attempt) -> tuple[int, list[str]]:
 @pytest.mark.parametrize(
     "training",
     [
-        *("attributes", "values", "spawned", "switches", "layouts", "sparse", "masters", "thaws", "constants"),
+        *(
+            "attributes",
+            "values",
+            "spawned",
+            "switches",
+            "layouts",
+            "sparse",
+            "masters",
+            "thaws",
+            "constants",
+            "aliases",
+        ),
         *("strays", "rebuilt"),
         *("average_saves_model", "parameters", "functional_only", "innocent", "kept_iterator", "streams_and_samplers"),
     ],

@@ -25,9 +25,10 @@ from adjourn.training.errors import RestoreDiverged, StateNotRestorable
 from adjourn.training.events import log_line
 from adjourn.training.snapshot.reader import SnapshotReader
 from adjourn.training.state.codec import Blob
-from adjourn.training.state.components import Component, component, is_value
+from adjourn.training.state.components import Component, component
 from adjourn.training.state.generators import generator_states, restore_generator
 from adjourn.training.state.registry import State
+from adjourn.training.state.values import is_value
 
 COPY_LIMIT_BYTES = 1 << 30
 """Of what tracked objects hold beside parameters and buffers. A trainer may hold its data set: that is not copied."""

@@ -1,22 +1,19 @@
 """The tracked objects of a run: what is saved of each, and in which order they are loaded."""
 
 import dataclasses
-from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from adjourn.training.errors import StateMismatch
 from adjourn.training.state.generators import GENERATORS, access
 from adjourn.training.state.gradients import OptimizerState, StrayGradients
 from adjourn.training.state.modules import ModuleState
+from adjourn.training.state.values import content, is_value, put_content
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,52 +81,3 @@ def with_gradients(module: Component, gradients: StrayGradients) -> Component:
         gradients.load(state)
 
     return dataclasses.replace(module, state=lambda: {**module.state(), **gradients.state()}, load=load)
-
-
-# Values that are changed in place.
-
-CONTAINERS = (dict, OrderedDict, defaultdict, Counter, list, deque, set)
-
-
-def is_value(subject: Any) -> bool:
-    if type(subject) in (*CONTAINERS, np.ndarray, torch.Tensor, SimpleNamespace):
-        return True
-    parameters = getattr(type(subject), "__dataclass_params__", None)
-    return parameters is not None and not isinstance(subject, type) and not parameters.frozen
-
-
-def content(subject: Any) -> Any:
-    """Returns what a value holds, by reference."""
-    if isinstance(subject, SimpleNamespace):
-        return vars(subject)
-    if dataclasses.is_dataclass(subject):
-        return {field.name: getattr(subject, field.name) for field in dataclasses.fields(subject)}
-    return subject
-
-
-def put_content(subject: Any, value: Any) -> None:
-    """Makes a value hold what was saved; whoever refers to it sees the change."""
-    match subject:
-        case deque() if subject.maxlen != value.maxlen:
-            raise StateMismatch(f"a deque of at most {value.maxlen} was saved, one of {subject.maxlen} is there")
-        case list() | deque():
-            subject.clear()
-            subject.extend(value)
-        case dict() | set():
-            subject.clear()
-            subject.update(value)
-        case np.ndarray():
-            if (subject.shape, subject.dtype, subject.strides) != (value.shape, value.dtype, value.strides):
-                raise StateMismatch(f"{value.dtype}{value.shape} was saved, {subject.dtype}{subject.shape} is there")
-            subject[...] = value
-        case torch.Tensor():
-            if (subject.shape, subject.dtype) != (value.shape, value.dtype):
-                raise StateMismatch(f"{value.dtype}{value.shape} was saved, {subject.dtype}{subject.shape} is there")
-            with torch.no_grad():
-                subject.copy_(value)
-        case SimpleNamespace():
-            vars(subject).clear()
-            vars(subject).update(value)
-        case _:
-            for name, item in value.items():
-                setattr(subject, name, item)

@@ -39,13 +39,14 @@ from adjourn.training.fetching import Fetcher, Reader, generators_of, state_of
 from adjourn.training.loader import Loader, Pass
 from adjourn.training.probes import Probes
 from adjourn.training.state.codec import Encoder
-from adjourn.training.state.components import Component, is_value
+from adjourn.training.state.components import Component
 from adjourn.training.state.entrusted import Attribute, Entrusted, attributes_of, is_entrusted
 from adjourn.training.state.fields import OPAQUE, SCALARS, parts_of
 from adjourn.training.state.generators import GENERATORS, access
 from adjourn.training.state.liveness import gathers, overwritten
 from adjourn.training.state.modules import PARALLEL, attributes, objects, own_attributes, qualified
 from adjourn.training.state.origins import Origin, made_at
+from adjourn.training.state.values import is_value
 from adjourn.training.state.variables import (
     Comparison,
     Frame,

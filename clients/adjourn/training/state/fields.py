@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from adjourn.training.state.codec import ARRAY_DTYPES, INTEGER_LIMIT
-from adjourn.training.state.components import put_content
 from adjourn.training.state.generators import GENERATORS
+from adjourn.training.state.values import put_content
 
 DEPTH: Final = 3
 """A dataset is looked into: it may be a subset of one that is made of another."""

@@ -136,7 +136,7 @@ class State:
             raise StateMismatch(f"saved, but not tracked now: {', '.join(absent)}")
         self.awaited |= set(missing)
         # What was tracked later may have been built upon what was loaded, and a namespace was given its defaults.
-        named = any(type(item.subject) is SimpleNamespace for item in self.tracked.values())
+        named = any(isinstance(item.subject, SimpleNamespace) for item in self.tracked.values())
         if self._later or self._additions > 1 or named:
             self._load({name: item for name, item in self.tracked.items() if name not in self.awaited})
         self.unproven = list(self._restored.remarks)
