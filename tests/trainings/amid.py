@@ -196,12 +196,13 @@ class Stream(IterableDataset[Any]):
         self.place = 0
 
     def __iter__(self) -> Iterator[Any]:
-        for _ in range(18):
+        while self.place < 18:
             self.place += 1
             yield torch.rand(6) + self.place % 7, torch.tensor(self.place % 3)
+        self.place = 0
 
     def state_dict(self) -> dict[str, int]:
-        return {"place": self.place % 18}
+        return {"place": self.place}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.place = state["place"]
@@ -217,9 +218,19 @@ class Lines(Stream):
             yield torch.rand(6) + place % 7, torch.tensor(place % 3)
 
 
+class Vague(Stream):
+    """Its state has the passes that it has made, and not the place in one."""
+
+    def __iter__(self) -> Iterator[Any]:
+        for place in range(18):
+            yield torch.rand(6) + (place + self.place) % 7, torch.tensor(place % 3)
+        self.place += 1
+
+
 def streaming(run: training.Run) -> None:
     course = Course(run)
-    loader = run.loader(Lines(), batch_size=3, num_workers=workers(run))
+    dataset = {"lines": Lines, "stream": Stream, "vague": Vague}[run.args.get("dataset", "lines")]()
+    loader = run.loader(dataset, batch_size=3, num_workers=workers(run))
     for epoch in run.epochs():
         for batch in loader:
             loss = course.step(batch)
@@ -244,6 +255,16 @@ def twice(run: training.Run) -> None:
             for batch in loader:
                 loss = course.step(batch)
             run.log(**{phase: loss})
+
+
+def streaming_within(run: training.Run) -> None:
+    """Has a loop over a stream, and one over samples in it."""
+    course = Course(run)
+    tasks, samples = run.loader(Stream(), batch_size=6, num_workers=1), run.loader(Noisy(), batch_size=9)
+    for _ in run.epochs():
+        for inputs, _ in tasks:
+            for batch in samples:
+                course.step((batch[0] + inputs.mean(), batch[1]))
 
 
 class Heads(nn.Module):

@@ -34,7 +34,7 @@ from adjourn.training.fetching import (
 from adjourn.training.order import batches as batches_of
 from adjourn.training.order import in_sequence, shuffled
 from adjourn.training.positions import Positions, Record
-from adjourn.training.probes import PROBES, Probe, Probes
+from adjourn.training.probes import PROBES, Probe, Probes, digest_of
 from adjourn.training.state.fields import Fields, Values
 from adjourn.training.state.generators import derived_seed
 
@@ -108,10 +108,11 @@ class Pass:
 
     def _more(self) -> bool:
         length = self._loader.length
-        if length is not None:
+        if length is not None and not self._loader.reads_on:
             return self.record.taken < length
         if not self._ahead:
             self._ahead.extend(itertools.islice(self._batches, 1))
+        self.record.upcoming = digest_of(self._ahead[0]) if self._ahead else None
         return bool(self._ahead)
 
     def _enter_epoch(self) -> None:
@@ -373,7 +374,22 @@ class Loader:
         record.details = details
         record.again = workers > 0 or not has_state(self.dataset)
         made = self._worked(place, reader, Batches(place, first, itertools.repeat(None)), workers)
-        return until_end(made, states, partial(self._say_replayed, first) if first and state is None else None)
+        batches = until_end(made, states, partial(self._say_replayed, first) if first and state is None else None)
+        upcoming = (record.restored or {}).get("upcoming")
+        return batches if upcoming is None else self._compared(batches, upcoming)
+
+    def _compared(self, batches: Iterator[Any], upcoming: str) -> Iterator[Any]:
+        """Raises StateMismatch, unless the first of the batches is the one that was to come where the run was cut."""
+        first = list(itertools.islice(batches, 1))
+        if [digest_of(each) for each in first] != [upcoming]:
+            why = "and has no state_dict(): sort what it reads, or give it one"
+            if has_state(self.dataset):
+                why = "for all its state_dict(): let that tell what is left of the pass"
+            raise StateMismatch(
+                f"loader {self.name} does not go on with the batch that was next when the run was cut amid a pass: its"
+                f" dataset, a {type(self.dataset).__qualname__}, does not come back to that place, {why}"
+            )
+        yield from itertools.chain(first, batches)
 
     def catch_up(self) -> None:
         """Has an iterable dataset know how far it was read by a worker: there it is a copy."""

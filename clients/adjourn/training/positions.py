@@ -66,6 +66,8 @@ class Record:
     """Returns what else it takes to go on behind so many batches."""
     again: bool = True
     """It can go on before its newest batch."""
+    upcoming: str | None = None
+    """Digest of its next batch, if that had to be made at a cut."""
     restored: Mapping[str, Any] | None = None
     """The same, of the snapshot that it goes on from."""
 
@@ -325,6 +327,23 @@ def skips_loops(state: Mapping[str, Any]) -> bool:
     """
     passes = (each for loader in state["loaders"].values() for each in loader["passes"])
     return any(each["taken"] is None and not each["outlives"] for each in passes)
+
+
+def tell_upcoming(state: Mapping[str, Any], asked: Record) -> None:
+    """Adds to such a `state` what the batch is that is asked for."""
+    for each in state["loaders"][asked.loader]["passes"]:
+        if (each["epoch"], each["number"]) == (asked.epoch, asked.number) and asked.upcoming is not None:
+            each["details"]["upcoming"] = asked.upcoming
+
+
+def uncompared(state: Mapping[str, Any]) -> list[str]:
+    """Returns the loaders that go on from a state of their dataset's own, by such a `state`, and are not compared."""
+
+    def blindly(details: Mapping[str, Any]) -> bool:
+        return details.get("state") is not None and "upcoming" not in details
+
+    loaders = state["loaders"].items()
+    return [name for name, loader in loaders if any(blindly(each["details"]) for each in loader["passes"])]
 
 
 def is_again(time: int, loops: list[Record], done: list[Record]) -> bool:

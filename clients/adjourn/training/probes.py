@@ -41,10 +41,15 @@ class Probes(Dataset[Probe]):
                 sample = self._dataset[index]
             except Exception as error:  # noqa: BLE001  (training may never ask for it; if it does, it will say so)
                 return f"raises {type(error).__qualname__}"
-        hasher = hashlib.blake2b(digest_size=16)
-        for piece in pieces(sample, PROBE_DEPTH):
-            hasher.update(piece)
-        return hasher.hexdigest()
+        return digest_of(sample)
+
+
+def digest_of(sample: Any) -> str:
+    """Returns what tells a sample, or a batch, from another."""
+    hasher = hashlib.blake2b(digest_size=16)
+    for piece in pieces(sample, PROBE_DEPTH):
+        hasher.update(piece)
+    return hasher.hexdigest()
 
 
 def pieces(sample: Any, depth: int) -> Iterator[bytes]:

@@ -50,7 +50,7 @@ from adjourn.training.errors import (
 )
 from adjourn.training.events import EventLog, log_line
 from adjourn.training.loader import Loader, Loaders, More
-from adjourn.training.positions import Record, skips_loops
+from adjourn.training.positions import Record, skips_loops, tell_upcoming, uncompared
 from adjourn.training.progress import ProgressTracker, copied
 from adjourn.training.schedule import Schedule
 from adjourn.training.snapshot.reader import SnapshotReader
@@ -668,6 +668,7 @@ class Session:
         place = self._loaders.state(record)
         if skips_loops(place["positions"]) or not more():
             return
+        tell_upcoming(place["positions"], record)
         self._cut_place = place
         try:
             self._cut()
@@ -726,7 +727,14 @@ class Session:
             self._state.compare(self._expected, lambda name: name != DATA)
         self.tracker.put_back(self._going_on["step"], self._going_on["running"])
         go_on_counting(self._state.standing)
-        self._judge(*lost(self._state.standing, self._stands()))
+        self._judge(
+            *lost(self._state.standing, self._stands()),
+            *(
+                f"loader {name} goes on amid a pass from the state_dict() of its dataset, and whether that is the same"
+                " place was not compared: its next batch was not known where the run was cut"
+                for name in uncompared(self._going_on["loaders"]["positions"])
+            ),
+        )
         self._going_on, self._state.standing = None, {}
         self._release()
         self._loaders.positions.back()

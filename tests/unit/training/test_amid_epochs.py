@@ -80,6 +80,33 @@ def test_whether_a_parameter_has_a_gradient_is_restored(trainings: TrainingProce
     assert (resumed.events[0].began.verdict, resumed.digests) == (Pause.Verdict.EXACT, whole.digests), resumed.log
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stream_goes_on_where_its_state_says(trainings: TrainingProcesses, workers: int) -> None:
+    args = {"dataset": "stream", "workers": workers}
+    whole = run(trainings, "streaming", args=args)
+    paused = run(trainings, "streaming", pause_at=8, args=args)
+    resumed = run(trainings, "streaming", restore=paused, args=args)
+    assert (resumed.events[0].began.verdict, resumed.digests) == (Pause.Verdict.EXACT, whole.digests), resumed.log
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stream_whose_state_lacks_the_place_is_refused(trainings: TrainingProcesses, workers: int) -> None:
+    args = {"dataset": "vague", "workers": workers}
+    paused = run(trainings, "streaming", pause_at=8, args=args)
+    resumed = run(trainings, "streaming", restore=paused, args=args)
+    message = failed(resumed, "STATE_MISMATCH")
+    assert "a Vague, does not come back to that place, for all its state_dict(): let that tell what is left" in message
+    assert resumed.kinds == ["failed"]
+
+
+def test_a_stream_whose_next_batch_is_not_known_at_the_cut_is_not_exact(trainings: TrainingProcesses) -> None:
+    paused = run(trainings, "streaming_within", pause_at=4)
+    resumed = run(trainings, "streaming_within", restore=paused)
+    began = resumed.events[0].began
+    assert began.verdict == Pause.Verdict.UNPROVEN
+    assert ["was not compared" in each for each in began.verdict_reasons] == [True], began
+
+
 def steps_of_an_epoch(whole: Attempt) -> int:
     return whole.epochs[0].step
 
