@@ -11,14 +11,6 @@ from adjourn.v1.job_pb2 import Pause
 from tests.harness.training_processes import PAUSE, Attempt, TrainingProcesses, failed
 
 
-def test_nothing_left_to_train(trainings: TrainingProcesses) -> None:
-    before = trainings.run("tiny:main", epochs=2, args={"workers": 0})
-    attempt = trainings.run("tiny:main", epochs=2, args={"workers": 0}, restore=before)
-    assert attempt.kinds == ["began", "snapshot", "finished"]
-    assert attempt.events[0].began.verdict == Pause.Verdict.EXACT
-    assert attempt.digests == before.digests
-
-
 def test_counts_and_times_are_carried_on(trainings: TrainingProcesses) -> None:
     before = trainings.run("tiny:main", args={"workers": 0}, order=PAUSE)
     attempt = trainings.run("tiny:main", args={"workers": 0}, restore=before)
