@@ -224,6 +224,7 @@ async def test_sigterm_can_drain_the_worker(
         harness.plane.checkpoints(job)[-1].name,
         False,
     )
+    assert list(harness.paths.unstored_logs.iterdir()) == [], "the logs of both are stored: the machine may go"
     assert not alive(launcher)
     assert not harness.paths.runtime.exists()
 

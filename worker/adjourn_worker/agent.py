@@ -461,7 +461,7 @@ class Agent:
             if not runner.held.HasField("process"):
                 runner.inbox.put_nowait(WorkerStopping())  # it has nothing to save
         began = boot_seconds()
-        while not (at_once.is_set() or self.is_told() or boot_seconds() - began > self.settings.drain_grace):
+        while not (at_once.is_set() or self.is_saved() or boot_seconds() - began > self.settings.drain_grace):
             if not self.stream.connected or boot_seconds() - began > ASK_SHARE * self.contact.lease:
                 self.pause_by_itself(self.why_it_drains.reason, self.why_it_drains.message, held_still=False)
             with contextlib.suppress(TimeoutError):
@@ -473,12 +473,13 @@ class Agent:
         message = f"{self.worker.name} ends, and paused at the next boundary"
         return Failure(reason=reasons.WORKER_STOPPED, message=message)
 
-    def is_told(self) -> bool:
-        """Tells whether all attempts are over and cleaned up, and the control plane knows how.
+    def is_saved(self) -> bool:
+        """Tells whether all attempts are over and cleaned up, the control plane knows how, and their logs are stored.
 
-        A machine that goes away takes its journal with it: what has not been told by then is lost.
+        A machine that goes away takes its journal and its logs with it: what has not been told by then is lost. Storage
+        that fails holds up nobody for the sake of a log.
         """
-        return self.is_empty() and not self.reports
+        return self.is_empty() and not self.reports and self.logs.settled
 
     def is_empty(self) -> bool:
         """Tells whether all attempts are over and cleaned up, and the control plane, if it is there, knows how."""

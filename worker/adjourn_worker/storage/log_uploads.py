@@ -154,11 +154,16 @@ class LogUploads:
             self.changed.set()
         self.followed = wanted
 
+    @property
+    def settled(self) -> bool:
+        """The logs of all attempts that are over are whole, or storage fails."""
+        return self.failing or not any(upload.over for upload in self.uploads.values())
+
     async def settle(self, seconds: float) -> None:
-        """Waits until the logs of all attempts that are over are whole, unless storage fails."""
+        """Waits until logs are settled."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while not self.failing and any(each.over for each in self.uploads.values()):
+                while not self.settled:
                     self.changed.set()
                     await asyncio.sleep(0.02)  # for a short while, as the agent ends
 
