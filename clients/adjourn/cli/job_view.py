@@ -18,6 +18,7 @@ from adjourn.cli import formatting, phrases
 from adjourn.cli.documents import document
 from adjourn.cli.usage_table import usage_table
 from adjourn.v1.job_pb2 import Condition, Job, JobSpec, Pause, PauseMode, Progress
+from adjourn.v1.usage_pb2 import ResourceSample
 
 COLOURS = {
     Job.QUEUED: "cyan", Job.STARTING: "cyan", Job.RUNNING: "green", Job.PAUSING: "yellow", Job.PAUSED: "magenta",
@@ -30,8 +31,11 @@ VERDICTS = {
 Row = tuple[str, RenderableType]
 
 
-def paused_run(job: Job, *, now: datetime | None = None) -> RenderableType:
-    """Returns state, conditions, progress, the pause with its phases and resources, and earlier pauses of a job."""
+def paused_run(job: Job, *, now: datetime | None = None, uses: ResourceSample | None = None) -> RenderableType:
+    """Returns state, conditions, progress, the pause with its phases and resources, and earlier pauses of a job.
+
+    `uses` is what the job used last, of one that has a worker.
+    """
     now = now or datetime.now(UTC)
     colour = COLOURS.get(job.state, "white")
     banner = Text.assemble(badge(job), "  ", (formatting.short(job.name), "bold"), " ", phrases.situation(job, now))
@@ -42,6 +46,8 @@ def paused_run(job: Job, *, now: datetime | None = None) -> RenderableType:
     parts += section("Progress", progress_rows(job, now))
     if job.failure.reason:
         parts += section("Failure", failure_rows(job))
+    if uses:
+        parts += [heading(f"Resources, {formatting.since(uses.time, now)} ago"), usage_table(uses)]
     if job.HasField("pause"):
         parts += section("Pause", pause_rows(job, now))
         if job.pause.HasField("usage"):

@@ -16,6 +16,11 @@ class Report(NamedTuple):
     step: int
 
 
+def follows(last: Report, new: Report) -> bool:
+    """Returns whether a report goes on where the last one was: the same attempt, soon, and not behind it."""
+    return last.attempt == new.attempt and last.step <= new.step and new.seconds - last.seconds <= WINDOW_SECONDS
+
+
 class Paces:
     """The reports of the last half minute, by job."""
 
@@ -27,7 +32,7 @@ class Paces:
             return
         reports = self._reports[job.name]
         new = Report(job.attempt, job.progress.report_time.ToNanoseconds() / 1e9, job.progress.step)
-        if reports and (reports[-1].attempt != new.attempt or new.step < reports[-1].step):
+        if reports and not follows(reports[-1], new):
             reports.clear()
         if not reports or new.step > reports[-1].step:
             reports.append(new)

@@ -12,6 +12,7 @@ from adjourn.cli import arguments, chart, curves, figure, formatting, job_view, 
 from adjourn.cli.connection import connect
 from adjourn.cli.output import Format, Output
 from adjourn.cli.selection import JobName
+from adjourn.cli.usage import USING, newest
 from adjourn.v1.job_pb2 import Job
 
 PLOT: Final = "--plot"
@@ -55,10 +56,11 @@ def paused(
 
 
 def get(ctx: typer.Context, job: JobName, *, form: Output = Format.TABLE) -> None:
-    """Show a job: state, conditions, progress, its pause with phases and resources, earlier pauses."""
+    """Show a job: state, conditions, progress, what it uses, its pause with phases and resources, earlier pauses."""
     with connect(ctx) as client:
         found = client.get_job(job)
-    output.write([found], form, lambda: job_view.paused_run(found))
+        uses = newest(client, found) if form == Format.TABLE and found.state in USING else None
+    output.write([found], form, lambda: job_view.paused_run(found, uses=uses))
 
 
 def events(ctx: typer.Context, job: JobName, *, form: Output = Format.TABLE) -> None:

@@ -41,7 +41,7 @@ def top(
         state = State(client)
         if once or not sys.stdout.isatty():
             for job in state.jobs:
-                if job.state in USING and (sample := newest(client, job.name)):
+                if job.state in USING and (sample := newest(client, job)):
                     state.usage.samples[job.name] = sample
             output.show(state.view(ALL_LINES))
             return

@@ -2,10 +2,11 @@
 
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-from adjourn.errors import AdjournError
+from adjourn.errors import AdjournError, NotImplementedYetError
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.usage_pb2 import ResourceSample
 
@@ -40,9 +41,9 @@ class Usage:
 
     def _look(self) -> None:
         while not self._over.is_set():
-            using = [job.name for job in self._jobs() if job.state in USING][:MOST_JOBS]
+            using = [job for job in self._jobs() if job.state in USING][:MOST_JOBS]
             try:
-                found = {name: newest(self._client, name) for name in using}
+                found = {job.name: newest(self._client, job) for job in using}
             except AdjournError:  # the view itself says what is wrong, if it is more than that
                 found = {}
             except ValueError:  # what gRPC raises of a client that was closed meanwhile
@@ -53,7 +54,9 @@ class Usage:
             self._over.wait(LOOK_SECONDS)
 
 
-def newest(client: "Client", job: str) -> ResourceSample | None:
-    """Returns what a job used last; None if nothing is known."""
-    samples = client.list_resource_samples(job, max_samples=2)
-    return samples[-1] if samples else None
+def newest(client: "Client", job: Job) -> ResourceSample | None:
+    """Returns what the job's attempt used last; None if nothing is known, as of an older control plane."""
+    with suppress(NotImplementedYetError):
+        samples = client.list_resource_samples(job.name, max_samples=2)
+        return next((sample for sample in reversed(samples) if sample.attempt == job.attempt), None)
+    return None

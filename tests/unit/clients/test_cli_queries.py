@@ -192,6 +192,9 @@ def test_top_prints_once_without_a_terminal(adjourn: Adjourn, plane: "Plane") ->
     for fact in ("1 worker: 1 ACTIVE", "1/1 slots", "95 %", "1 job: 1 RUNNING"):
         assert fact in shown
     assert "y" not in shown.split()
+    assert "95 %" in adjourn("get", "x").stdout
+    plane.jobs["jobs/x"].attempt = 2
+    assert "95 %" not in adjourn("top").stdout + adjourn("get", "x").stdout, "an earlier attempt used that"
 
 
 def test_conditions_say_why_a_job_does_not_go_on(adjourn: Adjourn, plane: "Plane") -> None:

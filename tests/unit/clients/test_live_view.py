@@ -161,11 +161,15 @@ def test_a_rate_is_of_the_last_half_minute() -> None:
     paces, job = Paces(), training(step=0)
     paces.note(job)  # it has reported nothing yet
     job.progress.active_duration.FromSeconds(100)
-    for seconds, step in ((0, 1000), (20, 1100), (60, 1500), (61, 1510)):
+    for seconds, step in ((0, 1000), (20, 1100), (45, 1350), (60, 1500), (61, 1510)):
         job.progress.step = step
         job.progress.report_time.CopyFrom(at(seconds))
         paces.note(job)
     assert paces.of(job) == 10
+    job.progress.report_time.CopyFrom(at(92))
+    job.progress.step = 1600
+    paces.note(job)
+    assert paces.of(job) == 16, "silence is not training: of all its training"
     job.attempt, job.progress.step = 2, 1400
     paces.note(job)
     assert paces.of(job) == 14, "an attempt has just begun: of all its training"
