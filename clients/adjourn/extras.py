@@ -11,6 +11,7 @@ LOCAL: Final = tuple(dict.fromkeys((*CONTROL_PLANE, *WORKER)))
 """The servers are looked for by the stack, because others can be named instead."""
 NEEDED: Final[Mapping[str, Mapping[str, Sequence[str]]]] = {
     "adjourn checkpoint export": {"training": TRAINING},
+    "adjourn cp": {"training": ("blake3",)},
     "adjourn --output yaml": {"yaml": ("yaml",)},
     "adjourn metrics --plot FILE": {"plot": ("matplotlib",)},
     "adjourn submit job.yaml": {"yaml": ("yaml",)},

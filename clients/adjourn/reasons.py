@@ -11,6 +11,8 @@ STATE_MISMATCH: Final = "STATE_MISMATCH"
 SNAPSHOT_FAILED: Final = "SNAPSHOT_FAILED"
 NO_SPACE: Final = "NO_SPACE"
 """There is no room: for a snapshot (training goes on unsaved), or on a worker's disk for an attempt."""
+OUTPUT_TOO_LARGE: Final = "OUTPUT_TOO_LARGE"
+"""What a run wrote to its output directory is more than is kept with a checkpoint."""
 SNAPSHOT_DIFFERS: Final = "SNAPSHOT_DIFFERS"
 """A snapshot is not equal to the state in memory that it was taken of."""
 STATE_NOT_RESTORABLE: Final = "STATE_NOT_RESTORABLE"
@@ -83,6 +85,7 @@ DETERMINISTIC: Final = frozenset(
         TRAINING_WITHOUT_EPOCHS,
         STATE_NOT_ENCODABLE,
         STATE_MISMATCH,
+        OUTPUT_TOO_LARGE,
         STATE_NOT_RESTORABLE,
         RESTORE_DIVERGED,
         UNTRACKED_STATE,

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from adjourn import frames, snapshots
+from adjourn import frames, outputs, snapshots
 from adjourn.desired_state import DesiredState
 from adjourn.internal.v1.trainer_pb2 import Snapshot, TrainingEvent, TrainingStart
 from adjourn.local import process_cleanup
@@ -153,6 +153,7 @@ class TrainingProcesses:
         start.spec.args.update(dict(args or {}))
         if restore:
             start.restore_directory = restore.snapshots[-1].directory
+            outputs.unpack(Path(start.restore_directory), directory / "output")  # as the agent does
             start.restore_digests.update(restore.digests)
         start.MergeFrom(TrainingStart(**fields))
         (directory / "start").write_bytes(start.SerializeToString())

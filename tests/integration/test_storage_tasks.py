@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
@@ -14,7 +15,7 @@ from uuid import uuid4
 
 import pytest
 
-from adjourn import reasons, snapshots
+from adjourn import outputs, reasons, snapshots
 from adjourn.errors import ObjectStoreRefusedError, ObjectStoreUnavailableError
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment, Snapshot
 from adjourn.manifests import PART_BYTES
@@ -158,9 +159,13 @@ class Flaky(MemoryObjects):
         return await super().get(key, limit=limit)
 
 
-async def restorable(storage: StorageTasks, paths: WorkerPaths, slot: Path) -> HeldAssignment:
-    """Returns an assignment that restores a checkpoint, which is stored."""
+async def restorable(
+    storage: StorageTasks, paths: WorkerPaths, slot: Path, output: dict[str, bytes] | None = None
+) -> HeldAssignment:
+    """Returns an assignment that restores a checkpoint, which is stored, with these files of the run."""
     slot.mkdir()
+    for name, content in (output or {}).items():
+        (slot / name).write_bytes(content)
     (slot / snapshots.TENSORS).write_bytes((2).to_bytes(8, "little") + b"{}")
     state = {"format": snapshots.FORMAT, "components": {}, "environment": {}, "progress": {}}
     (slot / snapshots.STATE).write_text(json.dumps(state))
@@ -169,6 +174,54 @@ async def restorable(storage: StorageTasks, paths: WorkerPaths, slot: Path) -> H
     resumed.assignment.restore.CopyFrom(await storage.persist(before, taken, lambda _: None, lambda _: None))
     resumed.assignment.spec.bundle = ""
     return resumed
+
+
+INDEX = b'{"format":1,"files":[{"path":"a/b.txt","size":2},{"path":"empty","size":0}]}'
+
+
+async def test_files_of_a_run_are_there_again_before_it_goes_on(paths: WorkerPaths, tmp_path: Path) -> None:
+    storage = StorageTasks(MemoryObjects(), paths, threads=1, kept=Kept(), output_bytes=77)
+    resumed = await restorable(storage, paths, tmp_path / "slot", {outputs.INDEX: INDEX, outputs.DATA: b"ab"})
+    directory = Path(resumed.directory)
+    (directory / "output").mkdir(parents=True)
+    (directory / "output" / "half-made").touch()  # of an agent that died amid it
+    await storage.prepare(resumed, lambda _: None)
+    found = {str(path.relative_to(directory / "output")) for path in (directory / "output").rglob("*")}
+    assert found == {"a", "a/b.txt", "empty"}
+    assert (directory / "output" / "a" / "b.txt").read_bytes() == b"ab"
+    start = files.read_start(directory)
+    assert start
+    assert start.output_bytes == 77
+
+
+@pytest.mark.parametrize(
+    ("index", "data", "said"),
+    [
+        (b"{}", b"", "output.json: KeyError"),
+        (b'{"format":1,"files":[{"path":"../x","size":1}]}', b"a", "'../x' of 1 bytes is no file of a run"),
+        (b'{"format":1,"files":[{"path":"x","size":2}]}', b"a", "output.data: 1 bytes, and its files have 2"),
+    ],
+)
+async def test_files_of_a_run_that_its_code_has_mixed_up_are_no_snapshot(
+    paths: WorkerPaths, tmp_path: Path, index: bytes, data: bytes, said: str
+) -> None:
+    storage = StorageTasks(MemoryObjects(), paths, threads=1, kept=Kept())
+    with pytest.raises(module.Unusable, match=re.escape(said)) as caught:
+        await restorable(storage, paths, tmp_path / "slot", {outputs.INDEX: index, outputs.DATA: data})
+    assert caught.value.failure.reason == reasons.SNAPSHOT_FAILED
+
+
+async def test_an_index_that_another_version_stored_is_a_damaged_checkpoint(
+    paths: WorkerPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = StorageTasks(MemoryObjects(), paths, threads=1, kept=Kept())
+    monkeypatch.setattr(outputs, "FORMAT", 2)
+    newer = INDEX.replace(b":1,", b":2,", 1)
+    resumed = await restorable(storage, paths, tmp_path / "slot", {outputs.INDEX: newer, outputs.DATA: b"ab"})
+    monkeypatch.undo()
+    with pytest.raises(module.Unusable, match=r"output\.json: format 2; this version reads 1") as caught:
+        await storage.prepare(resumed, lambda _: None)
+    assert caught.value.failure.reason == reasons.CHECKPOINT_CORRUPT
 
 
 async def test_a_manifest_of_somebody_else_under_our_token_fences_the_attempt(

@@ -31,7 +31,10 @@ import mlp
 
 def main(run):
     assert (run.args["width"], run.args["deep"]) == (2, {"a": [1.5, None], "on": True}), run.args
-    mlp.main(run)
+    with (run.output_directory / "log.txt").open("a") as log:
+        print("begun", file=log)
+        mlp.main(run)
+        print("ended", file=log)
 """
 
 
@@ -133,6 +136,9 @@ async def test_a_script_of_their_own_from_its_submission_to_its_deletion(
         "workers/worker-2",
     ]
     assert "ACTIVE" in await said("workers")
+
+    await said("cp", "theirs:log.txt", tmp_path)
+    assert (tmp_path / "log.txt").read_text() == "begun\nended\n"
 
     assert await said("delete", "theirs") == "theirs is deleted\n"
     gated_jobs.made.remove(gated)

@@ -94,7 +94,7 @@ class Agent:
         self.journal = journal
         self.launcher = launcher
         disk = Disk(paths.data, settings.disk_reserve_bytes)
-        self.storage = StorageTasks(objects, paths, settings.threads, settings.kept, disk)
+        self.storage = StorageTasks(objects, paths, settings.threads, settings.kept, disk, settings.output_bytes)
         self.logs = LogUploads(objects=objects, paths=paths, limit=settings.log_bytes)
         self.worker = Worker(
             name=f"workers/{settings.worker}",

@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
+from adjourn import outputs
 from adjourn.channel import DEFAULT_ADDRESS
 from adjourn.objects import S3Settings
 from adjourn.settings_reader import SettingsReader, address, within
@@ -71,6 +72,8 @@ class Settings:
     """Threads of a training process; by default the cores we may use, shared among the slots."""
     log_bytes: int
     """Most bytes that the log of an attempt may have; what is in the middle is left out."""
+    output_bytes: int
+    """Most bytes of a run's output directory."""
     kept: Kept
     """What stays on the disk when its attempt is over."""
     pace: Pace
@@ -101,6 +104,7 @@ class Settings:
             gpus=reader.take("ADJOURN_GPUS", gpu_share, GpuShare()),
             threads=reader.take("ADJOURN_THREADS", within(1, 4096), max(1, share)),
             log_bytes=reader.take("ADJOURN_LOG_BYTES", within(1 << 16, 1 << 40), training_log.LIMIT),
+            output_bytes=reader.take("ADJOURN_OUTPUT_BYTES", within(1, 1 << 50), outputs.LIMIT_BYTES),
             kept=Kept(
                 logs=reader.take("ADJOURN_KEPT_LOGS", within(0, 1_000_000), KEPT.logs),
                 log_bytes=reader.take("ADJOURN_KEPT_LOG_BYTES", within(0, 1 << 50), KEPT.log_bytes),

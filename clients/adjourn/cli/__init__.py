@@ -15,6 +15,7 @@ from adjourn.cli import (
     arguments,
     checkpoint_verbs,
     completion,
+    copying,
     error_messages,
     fleet_verbs,
     help_texts,
@@ -55,6 +56,7 @@ app.command("delete")(verbs.delete)
 app.command("events")(queries.events)
 app.command("metrics", cls=queries.Metrics)(queries.metrics)
 app.command("checkpoints")(checkpoint_verbs.list_checkpoints)
+app.command("cp")(copying.copy)
 app.command("workers")(queries.workers)
 app.command("hold")(fleet_verbs.hold)
 app.command("release")(fleet_verbs.release)

@@ -54,6 +54,7 @@ COMMANDS: Final[Mapping[str, Help]] = {
         "Show the metrics of each epoch.",
         ("adjourn metrics JOB --plot", "adjourn metrics JOB --plot curves.png", "adjourn metrics JOB -o json"),
     ),
+    "cp": Help("Copy a run's files here.", ("adjourn cp JOB:model.pt .", "adjourn cp JOB: results --checkpoint 12")),
     "workers": Help("List workers.", ("adjourn workers", "adjourn workers -o json")),
     "hold": Help(
         "Hold many jobs until they are released.",

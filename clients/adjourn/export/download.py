@@ -6,14 +6,14 @@ manifest against the registered checkpoint, each chunk against the manifest, and
 
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from blake3 import blake3
 
-from adjourn import manifests, snapshots
+from adjourn import manifests, outputs, snapshots
 from adjourn.client import Client
 from adjourn.errors import CheckpointDamagedError
 from adjourn.v1.checkpoint_pb2 import Checkpoint
@@ -24,24 +24,31 @@ LOOKS: Final = 3
 
 
 def download(client: Client, checkpoint: Checkpoint, into: Path, on_bytes: Callable[[int], None]) -> None:
-    """Writes the files of a snapshot into a directory. `on_bytes` hears how many have arrived, each time more do.
+    """Writes the state in a snapshot into a directory. `on_bytes` hears how many have arrived, each time more do.
 
     Raises CheckpointDamagedError, what the client raises, OSError.
     """
-    try:
-        manifest = manifests.verified(b"".join(client.read_checkpoint(checkpoint.name)), checkpoint)
-    except manifests.ManifestInvalid as error:
-        raise damaged(checkpoint, f"its manifest {error}") from error
+    manifest = manifest_of(client, checkpoint)
     done = 0
     for file in manifest.files:
-        fetch(client, checkpoint, file, into / file.name, partial(tell, on_bytes, done))
+        if file.name not in outputs.FILES:
+            fetch(client, checkpoint, file, into / file.name, partial(tell, on_bytes, done))
         done += manifests.file_size(file)
+        on_bytes(done)
     try:
         found = snapshots.component_digests(into)
     except snapshots.SnapshotInvalid as error:
         raise damaged(checkpoint, str(error)) from error
     if different := sorted(name for name, digest in checkpoint.component_digests.items() if found.get(name) != digest):
         raise damaged(checkpoint, f"other digests than were registered: {', '.join(different)}")
+
+
+def manifest_of(client: Client, checkpoint: Checkpoint) -> Manifest:
+    """Returns the manifest of a checkpoint; raises CheckpointDamagedError, what the client raises."""
+    try:
+        return manifests.verified(b"".join(client.read_checkpoint(checkpoint.name)), checkpoint)
+    except manifests.ManifestInvalid as error:
+        raise damaged(checkpoint, f"its manifest {error}") from error
 
 
 def tell(on_bytes: Callable[[int], None], before: int, size: int) -> None:
@@ -56,19 +63,33 @@ def fetch(
     with path.open("wb") as output:
         if size:
             os.posix_fallocate(output.fileno(), 0, size)  # a full disk is known before anything is fetched
-        chunks, offset, looks = deque(manifests.chunks(file)), 0, 0
-        while chunks:
-            arriving = Arriving(client, checkpoint, file.name, offset)
-            while chunks and blake3(data := arriving.take(chunks[0][0])).digest() == chunks[0][1]:
-                output.write(data)
-                offset += len(data)
-                on_bytes(offset)
-                chunks.popleft()
+        for offset, data in chunks(client, checkpoint, file, 0, size):
+            output.write(data)
+            on_bytes(offset + len(data))
+
+
+def chunks(
+    client: Client, checkpoint: Checkpoint, file: Manifest.File, begin: int, end: int
+) -> Iterator[tuple[int, bytes]]:
+    """Yields offset and content of each chunk of a file that has bytes of a stretch of it, verified.
+
+    One that arrives with other content is asked for again. Raises CheckpointDamagedError, what the client raises.
+    """
+    left, offset, looks = deque(manifests.chunks(file)), 0, 0
+    while left and offset + left[0][0] <= begin:
+        offset += left.popleft()[0]
+    while left and offset < end:
+        arriving = Arriving(client, checkpoint, file.name, offset)
+        try:
+            while left and offset < end and blake3(data := arriving.take(left[0][0])).digest() == left[0][1]:
+                yield offset, data
+                offset += left.popleft()[0]
                 looks = 0
+        finally:
             arriving.close()
-            looks += 1
-            if chunks and looks == LOOKS:
-                raise damaged(checkpoint, f"{file.name} arrives with another content at byte {offset}")
+        looks += 1
+        if left and offset < end and looks == LOOKS:
+            raise damaged(checkpoint, f"{file.name} arrives with another content at byte {offset}")
 
 
 class Arriving:

@@ -26,7 +26,7 @@ from typing import Final
 
 from google.protobuf.message import DecodeError
 
-from adjourn import frames, reasons, snapshots
+from adjourn import frames, outputs, reasons, snapshots
 from adjourn.internal.v1.trainer_pb2 import Drilled, Snapshot, TrainingEvent, TrainingStart
 from adjourn.training.events import log_line
 from adjourn.v1.job_pb2 import Failure
@@ -35,6 +35,7 @@ NOWHERE: Final = -1
 """No number of steps."""
 RESTORE: Final = "restore"
 WORK: Final = "work"
+OUTPUT: Final = "output"
 CODE: Final = "code"
 """Directory of the attempt with the code as it went along, which training has not changed."""
 RESERVE_BYTES: Final = 256 << 20
@@ -177,6 +178,10 @@ class Drill:
             (self._directory / WORK).mkdir()
         for name in (snapshots.STATE, snapshots.TENSORS):
             shutil.copyfile(Path(snapshot.directory) / name, self._directory / RESTORE / name)
+        outputs.unpack(Path(snapshot.directory), self._directory / OUTPUT)
+        for name in outputs.FILES:
+            if (Path(snapshot.directory) / name).exists():
+                shutil.copyfile(Path(snapshot.directory) / name, self._directory / RESTORE / name)
 
     def _write_start(self, snapshot: Snapshot, step: int) -> None:
         start = TrainingStart(
@@ -190,6 +195,7 @@ class Drill:
             threads=self._start.threads,
             device_uuids=self._start.device_uuids,
             drill_step=step,
+            output_bytes=self._start.output_bytes,
         )
         start.spec.checkpoint_epochs = 0
         for field in ("drill_steps", "checkpoint_steps", "checkpoint_interval"):

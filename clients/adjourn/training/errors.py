@@ -6,7 +6,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
-from adjourn import reasons
+from adjourn import outputs, reasons
 
 
 class TrainingError(Exception):
@@ -60,6 +60,21 @@ class NoSpace(SnapshotFailed):
     """There is no room for a snapshot, neither in shared memory nor on the disk."""
 
     reason = reasons.NO_SPACE
+
+
+class OutputTooLarge(TrainingError):
+    """The run's output directory holds more than is kept with a checkpoint."""
+
+    reason = reasons.OUTPUT_TOO_LARGE
+
+    def __init__(self, sizes: Mapping[str, int], limit: int) -> None:
+        """`sizes` of its files in bytes, by path."""
+        largest = max(sizes, key=lambda path: sizes[path])
+        super().__init__(
+            f"run.output_directory has {len(sizes):,} files of {sum(sizes.values()) / 1e6:,.1f} MB; with each"
+            f" checkpoint {outputs.FILES_LIMIT:,} of {limit / 1e6:,.1f} MB are kept at most. The largest is {largest}"
+            f" ({sizes[largest] / 1e6:,.1f} MB). Write less to it, or have the worker keep more (ADJOURN_OUTPUT_BYTES)"
+        )
 
 
 class SnapshotDiffers(SnapshotFailed):

@@ -103,5 +103,5 @@ def say_what_is_removed(directory: Path, found: Mapping[Path, tuple[int, int]]) 
         more = f" and {len(sizes) - LISTED} more" if len(sizes) > LISTED else ""
         log_line(
             f"removed with this attempt, since its working directory is: {', '.join(named)}{more}. Track what a resumed"
-            " run needs; write what should stay to a directory of your own"
+            " run needs; write what should stay to run.output_directory"
         )

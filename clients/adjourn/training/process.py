@@ -24,6 +24,7 @@ from adjourn.training.drill import Drill
 from adjourn.training.errors import EntryPointNotFound, EntryPointNotImportable, EnvironmentDiffers, TrainingError
 from adjourn.training.events import EventLog, log_line
 from adjourn.training.interpreter_end import InterpreterEnd, files_in, say_what_is_removed
+from adjourn.training.output_directory import OutputDirectory
 from adjourn.training.run import Run
 from adjourn.training.session import Session, StopTraining
 from adjourn.training.snapshot.reader import SnapshotReader
@@ -41,6 +42,8 @@ NO_FILE = (
     "The working directory has what went along with the script (`adjourn submit --include PATH` takes a file along),"
     " and nothing that an earlier attempt wrote."
 )
+OUTPUT = "output"
+"""Directory, below the attempt's, of files that the run keeps with its checkpoints."""
 DRILL = "drill"
 """Directory of the second process of a drill, below the attempt's."""
 FAILED = 1
@@ -137,6 +140,7 @@ def prepared(
             inherited,
             known=restored is not None and restored.drilled is not None and not different,
         ),
+        output=OutputDirectory(directory / OUTPUT, start.output_bytes),
         restored=restored,
         differences=different,
     )

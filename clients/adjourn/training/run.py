@@ -1,6 +1,7 @@
 """What user code sees of its training: the one argument of an entry point."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, SupportsFloat
 
@@ -17,8 +18,8 @@ class Run:
     """A training that can be paused at the end of each epoch and resumed to the same bits.
 
     A resumed run begins in a new process, which calls the entry point again. What it has is what was tracked. The
-    working directory is new and empty each time, and is removed at each pause and at the end: write files that should
-    stay to a directory of your own.
+    working directory is new each time, with what went along with the script, and is removed at each pause and at the
+    end: write files that should stay to `output_directory`.
     """
 
     def __init__(self, session: Session, args: Mapping[str, Any]) -> None:
@@ -36,6 +37,20 @@ class Run:
     def device(self) -> torch.device:
         """Where to train: the GPU the job was given, or the CPU."""
         return self._session.device
+
+    @property
+    def output_directory(self) -> Path:
+        """A directory for files that the run makes, such as its final model, pictures and logs of its own.
+
+        What lies there is kept with each checkpoint, as it is at that moment, and is there again when the run goes on
+        from it: what was written after the checkpoint is gone then, as the training is that wrote it. `adjourn cp
+        JOB:path .` brings it here. Where the run goes on, what its code has written to files of the checkpoint up to
+        there is undone: it ran again. Regular files only, 1 GiB in all unless the workers are told otherwise: with more
+        the run fails with OUTPUT_TOO_LARGE. Raises RuntimeError in a task, which has no checkpoints.
+        """
+        if self.total_epochs == 0:
+            raise RuntimeError("a task has no checkpoint that could keep an output directory: that takes epochs")
+        return self._session.output.made()
 
     @property
     def total_epochs(self) -> int:

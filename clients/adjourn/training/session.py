@@ -50,6 +50,7 @@ from adjourn.training.errors import (
 )
 from adjourn.training.events import EventLog, log_line
 from adjourn.training.loader import Loader, Loaders, More
+from adjourn.training.output_directory import OutputDirectory
 from adjourn.training.positions import Record, skips_loops, tell_upcoming, uncompared
 from adjourn.training.progress import ProgressTracker, copied
 from adjourn.training.schedule import Schedule
@@ -110,12 +111,13 @@ class Session:
         boundary: BoundaryFile,
         device: torch.device,
         drill: Drill,
+        output: OutputDirectory,
         restored: SnapshotReader | None = None,
         differences: Mapping[str, tuple[str, str]] | None = None,
     ) -> None:
         """`differences`: (there, here) of what differs from the snapshot's environment, by name, and was allowed."""
         self.start = start
-        self.device = device
+        self.device, self.output = device, output
         data = restored.value(DATA) if restored else {}
         self.tracker = ProgressTracker(restored.progress if restored else None, data)
         self._events, self._control = events, control
@@ -137,7 +139,7 @@ class Session:
         )
         self._round_trip = RoundTrip(self._data)
         directories = [start.snapshot_directory, start.fallback_snapshot_directory]
-        self._writer = SnapshotWriter([Path(each) for each in directories if each], device, self._round_trip)
+        self._writer = SnapshotWriter([Path(each) for each in directories if each], device, self._round_trip, output)
         self._detector = Detector(own=(self._round_trip,), code_directory=start.code_directory)
         self._nondeterminism = NondeterminismFilter()
         self._drill = drill
@@ -477,6 +479,7 @@ class Session:
 
     def _restore(self, restored: SnapshotReader) -> None:
         saved = restored.value(DATA)
+        self.output.put_back(Path(self.start.restore_directory))
         if self._stages.later:
             self._renew_copies()  # as they are built, before they are loaded
             self._loaders.put_back(saved["loaders"])
@@ -723,6 +726,7 @@ class Session:
             return
         with self._errors_kept():
             self._state.put_back()
+            self.output.put_back(Path(self.start.restore_directory))
             self._loaders.put_fields_back(self._going_on["loaders"])
             self._state.compare(self._expected, lambda name: name != DATA)
         self.tracker.put_back(self._going_on["step"], self._going_on["running"])

@@ -234,8 +234,8 @@ def test_copy_that_differs_from_the_live_state_is_no_snapshot(tmp_path: Path, mo
     writer = SnapshotWriter([tmp_path], torch.device("cpu"), RoundTrip(dict))
     write = Slot.write
 
-    def write_and_change(slot: Slot, document: Any, blobs: Any, layout: Any) -> int:
-        size = write(slot, document, blobs, layout)
+    def write_and_change(slot: Slot, *what: Any) -> int:
+        size = write(slot, *what)
         live.value[999] += 1
         return size
 

@@ -14,6 +14,8 @@ from adjourn.internal.v1.trainer_pb2 import ProcessExit, TrainingEvent, Training
 M = TypeVar("M", bound=Message)
 
 START, PROCESS, EXIT, EVENTS, LOG, WORK = "start", "process", "exit", "events", "log", "work"
+OUTPUT = "output"
+"""Files that the run keeps with its checkpoints."""
 CODE = "code"
 """The code once more, for a drill."""
 DRILL_LOG = "drill/log"

@@ -16,9 +16,11 @@ from typing import Final
 
 from blake3 import blake3
 
-from adjourn import failpoints, manifests, snapshots
+from adjourn import failpoints, manifests, outputs, snapshots
 from adjourn.internal.v1.trainer_pb2 import Snapshot
 from adjourn.manifests import FORMAT, PART_BYTES, ManifestInvalid, encode, manifest_key, part_key, total_size
+from adjourn.outputs import OutputsInvalid
+from adjourn.snapshots import SnapshotInvalid
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.manifest_pb2 import Manifest
@@ -27,6 +29,7 @@ from adjourn_worker.storage.chunks import Place
 from adjourn_worker.storage.parts import KeyTaken, PartStore, each
 
 FILES: Final = (snapshots.TENSORS, snapshots.STATE)
+"""Of every snapshot; those of `adjourn.outputs` may be there beside them."""
 
 
 class SnapshotLost(Exception):
@@ -74,7 +77,8 @@ async def persist(
     live = snapshot.live_digests
     if different := sorted(name for name in live if components.get(name) != live[name]):
         raise SnapshotDiffers(different)
-    pieces = [await store.run(split, directory / name) for name in FILES]
+    files = [*FILES, *(outputs.FILES if (directory / outputs.INDEX).exists() else ())]
+    pieces = [await store.run(split, directory / name) for name in files]
     digests = [await hashed(store, each_file) for each_file in pieces]
     wanted = {
         digest: piece
@@ -107,7 +111,7 @@ async def persist(
                 chunk_sizes=[piece.size for piece in pieces[index]],
                 chunk_digests=b"".join(digests[index]),
             )
-            for index, name in enumerate(FILES)
+            for index, name in enumerate(files)
         ],
         component_digests=components,
         state_digest=snapshots.state_digest(components),
@@ -378,10 +382,23 @@ def split(path: Path) -> list[Piece]:
     with lost_if_gone(path), passing():
         if path.name == snapshots.TENSORS:
             sizes = chunks.cut(tensor_sizes(path))
+        elif path.name == outputs.DATA:
+            sizes = chunks.cut(output_sizes(path))
         else:
             sizes = chunks.cut([path.stat().st_size], chunks.STATE_CHUNK)
     offsets = accumulate(sizes, initial=0)
     return [Piece(path=path, offset=offset, size=size) for offset, size in zip(offsets, sizes, strict=False)]
+
+
+def output_sizes(path: Path) -> list[int]:
+    """Returns the bytes of each file that a run keeps, in order; raises SnapshotInvalid."""
+    try:
+        files = outputs.decode((path.parent / outputs.INDEX).read_bytes())
+    except OutputsInvalid as error:
+        raise SnapshotInvalid(str(error)) from error
+    if (found := path.stat().st_size) != outputs.total_size(files):
+        raise SnapshotInvalid(f"{path.name}: {found} bytes, and its files have {outputs.total_size(files)}")
+    return [file.size for file in files]
 
 
 def tensor_sizes(path: Path) -> list[int]:

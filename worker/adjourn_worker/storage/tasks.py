@@ -14,17 +14,18 @@ from typing import Final, TypeVar
 
 import structlog
 
-from adjourn import reasons
+from adjourn import outputs, reasons
 from adjourn.errors import ObjectStoreRefusedError, ObjectStoreUnavailableError
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment, Snapshot, TrainingStart
 from adjourn.kept_snapshots import KEPT, make_room
 from adjourn.objects import STORAGE_ERRORS, ObjectStore
+from adjourn.outputs import OutputsInvalid
 from adjourn.snapshots import SnapshotInvalid
 from adjourn.v1.agent_service_pb2 import ConditionChange
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Condition, Failure, JobSpec
 from adjourn.v1.manifest_pb2 import Manifest
-from adjourn_worker.attempt.files import CODE, WORK, write_start
+from adjourn_worker.attempt.files import CODE, OUTPUT, WORK, write_start
 from adjourn_worker.host.disk import FULL, Disk
 from adjourn_worker.paths import Kept, WorkerPaths, free_bytes, remove, used_bytes
 from adjourn_worker.storage.bundles import BundleCorrupt, fetch_bundle
@@ -64,13 +65,21 @@ class StorageTasks:
     """Does the long work for all assignments of a worker."""
 
     def __init__(
-        self, objects: ObjectStore, paths: WorkerPaths, threads: int, kept: Kept, disk: Disk | None = None
+        self,
+        objects: ObjectStore,
+        paths: WorkerPaths,
+        threads: int,
+        kept: Kept,
+        disk: Disk | None = None,
+        output_bytes: int = 0,
     ) -> None:
         self.store = PartStore(objects, again_seconds=DAMAGE_AGAIN_SECONDS)
         self.paths = paths
         self.threads = threads
         """Of a training process that begins from scratch."""
         self.kept = kept
+        self.output_bytes = output_bytes
+        """Most bytes that a run may keep with a checkpoint; 0: outputs.LIMIT_BYTES."""
         self.disk = disk or Disk(paths.data)
         self.promised: dict[Path, int] = {}
         """Bytes of memory that the snapshots of each attempt may come to take, by their directory."""
@@ -91,6 +100,7 @@ class StorageTasks:
             threads=self.threads,
             device_uuids=assignment.device_uuids,
             allow_inexact=assignment.allow_inexact,
+            output_bytes=self.output_bytes,
         )
         try:
             here = await self.store.run(claim, self.paths, assignment.restore, directory)
@@ -108,12 +118,15 @@ class StorageTasks:
             if assignment.HasField("restore"):
                 restored = await self.restore(assignment.restore, directory / RESTORE, patience, here)
                 start.restore_directory = str(restored)
+                await self.store.run(outputs.unpack, restored, directory / OUTPUT)
                 start.restore_digests.update(assignment.restore.component_digests)
             await self.store.run(write_start, directory, start)
         except BundleCorrupt as error:
             raise Unusable(reasons.BUNDLE_UNUSABLE, str(error)) from error
         except CheckpointCorrupt as error:
             raise Unusable(reasons.CHECKPOINT_CORRUPT, str(error)) from error
+        except OutputsInvalid as error:
+            raise Unusable(reasons.CHECKPOINT_CORRUPT, f"{assignment.restore.name}: {error}") from error
         except OSError as error:
             if error.errno in FULL:
                 self.disk.refused()

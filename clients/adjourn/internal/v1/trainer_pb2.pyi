@@ -334,6 +334,7 @@ class TrainingStart(_message.Message):
     JOB_UID_FIELD_NUMBER: _builtins.int
     FALLBACK_SNAPSHOT_DIRECTORY_FIELD_NUMBER: _builtins.int
     DRILL_STEP_FIELD_NUMBER: _builtins.int
+    OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     """`jobs/{job}`."""
     attempt: _builtins.int
@@ -358,6 +359,8 @@ class TrainingStart(_message.Message):
     """Of the second process of a drill: the number of steps, over all epochs, at which it tells how its state stands, and
     leaves. 0: an ordinary attempt.
     """
+    output_bytes: _builtins.int
+    """Most bytes of the files in the run's output directory; 0: the default."""
     @_builtins.property
     def spec(self) -> _job_pb2.JobSpec:
         """What to train. `seed` is set."""
@@ -387,10 +390,11 @@ class TrainingStart(_message.Message):
         job_uid: _builtins.str = ...,
         fallback_snapshot_directory: _builtins.str = ...,
         drill_step: _builtins.int = ...,
+        output_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_inexact", b"allow_inexact", "attempt", b"attempt", "code_directory", b"code_directory", "device_uuids", b"device_uuids", "drill_step", b"drill_step", "fallback_snapshot_directory", b"fallback_snapshot_directory", "job", b"job", "job_uid", b"job_uid", "notify_socket", b"notify_socket", "restore_digests", b"restore_digests", "restore_directory", b"restore_directory", "snapshot_directory", b"snapshot_directory", "spec", b"spec", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_inexact", b"allow_inexact", "attempt", b"attempt", "code_directory", b"code_directory", "device_uuids", b"device_uuids", "drill_step", b"drill_step", "fallback_snapshot_directory", b"fallback_snapshot_directory", "job", b"job", "job_uid", b"job_uid", "notify_socket", b"notify_socket", "output_bytes", b"output_bytes", "restore_digests", b"restore_digests", "restore_directory", b"restore_directory", "snapshot_directory", b"snapshot_directory", "spec", b"spec", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -21,11 +21,13 @@ from typing import Any, BinaryIO, Protocol
 import torch
 from google.protobuf import json_format
 
-from adjourn import failpoints, kept_snapshots, snapshots
+from adjourn import failpoints, kept_snapshots, outputs, snapshots
 from adjourn.internal.v1.trainer_pb2 import Snapshot
+from adjourn.outputs import OutputFile
 from adjourn.snapshots import Entry, SnapshotInvalid, Tree
 from adjourn.training.errors import NoSpace, SnapshotDiffers, SnapshotFailed, StateNotEncodable
 from adjourn.training.events import log_line
+from adjourn.training.output_directory import OutputDirectory
 from adjourn.training.snapshot.round_trip import RoundTrip, Structures, digests
 from adjourn.training.state.codec import Blob
 from adjourn.training.state.environment import fingerprint
@@ -40,6 +42,9 @@ STEP_BYTES = 4 << 20
 """Of a file, made ready at a time: for so long, two milliseconds, a snapshot may wait for it."""
 GROWTH = 16
 """A file may grow by this fraction before it is mapped anew."""
+Output = tuple[Path, Sequence[OutputFile]]
+"""A directory, and the files of it that a snapshot is to have."""
+NO_OUTPUT: Output = (Path(), ())
 LACK_OF_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM})
 """Errors that say so: no space, a quota, a limit on the size of files, no memory."""
 
@@ -92,9 +97,9 @@ class Slot:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._tensors, self._state, self._in_use = (
+        self._tensors, self._state, self._in_use, self._output = (
             os.path.join(directory, name)  # noqa: PTH118  (a Path takes longer than the call it is made for)
-            for name in (snapshots.TENSORS, snapshots.STATE, snapshots.IN_USE)
+            for name in (snapshots.TENSORS, snapshots.STATE, snapshots.IN_USE, outputs.DATA)
         )
         self._buffer: torch.Tensor | None = None
         """The mapped file, and some room for it to grow: mapping it anew would have the kernel find each page anew."""
@@ -106,6 +111,8 @@ class Slot:
         """Bytes from the first on that were written to since the file is mapped."""
         self._layout: Layout | None = None
         """Of what is in the file."""
+        self._has_output = True
+        """Whether files of the run may lie here."""
         self._targets: list[torch.Tensor] = []
 
     @property
@@ -119,10 +126,11 @@ class Slot:
 
     def allocated(self) -> int:
         """Returns the bytes that the slot's files hold on their file system."""
-        try:
-            return os.stat(self._tensors).st_blocks * 512  # noqa: PTH116
-        except OSError:
-            return 0
+        total = 0
+        for path in (self._tensors, self._output):
+            with suppress(OSError):
+                total += os.stat(path).st_blocks * 512  # noqa: PTH116
+        return total
 
     def ready(self, size: int) -> bool:
         """Tells whether a file of `size` bytes is mapped, and was written to before."""
@@ -157,12 +165,14 @@ class Slot:
             self._remove()
             raise
 
-    def write(self, text: bytes, blobs: Mapping[str, Blob], layout: Layout | None = None) -> int:
+    def write(
+        self, text: bytes, blobs: Mapping[str, Blob], layout: Layout | None = None, output: Output = NO_OUTPUT
+    ) -> int:
         """Writes a snapshot and marks the slot as in use; returns the bytes of its files. `text`: of `state.json`.
 
         Raises SnapshotFailed, or NoSpace, and then leaves nothing.
         """
-        layout = layout or Layout.of(blobs)
+        layout, beside = layout or Layout.of(blobs), 0
         try:
             self.fit(layout)
             file = os.open(self._state, os.O_CREAT | os.O_WRONLY, 0o666)
@@ -170,6 +180,9 @@ class Slot:
                 os.pwrite(file, b"\0", 0)  # until all is written, this is no JSON
                 if blobs:
                     torch._foreach_copy_(self._targets, [blob.data for blob in blobs.values()])
+                if output[1] or self._has_output:
+                    beside = outputs.pack(*output, self.directory)
+                    self._has_output = beside > 0
                 write_over(file, text)
             finally:
                 os.close(file)
@@ -180,7 +193,7 @@ class Slot:
             self._remove()
             kind = NoSpace if error.errno in LACK_OF_SPACE else SnapshotFailed
             raise kind(f"{self.directory}: {error}") from error
-        return layout.size + len(text)
+        return layout.size + len(text) + beside
 
     def fit(self, layout: Layout) -> None:
         """Lets the mapped file be one of this layout, with the room for it; raises OSError."""
@@ -324,13 +337,20 @@ def dumped(tree: Tree) -> str:
 class SnapshotWriter:
     """Writes snapshots into the slots of an attempt, numbers them, and proves that they can be restored."""
 
-    def __init__(self, directories: Sequence[Path], device: torch.device, round_trip: RoundTrip) -> None:
-        """`directories`: the preferred one first; the others, where it has no room."""
+    def __init__(
+        self,
+        directories: Sequence[Path],
+        device: torch.device,
+        round_trip: RoundTrip,
+        output: OutputDirectory | None = None,
+    ) -> None:
+        """`directories`: the preferred one first; the others, where it has no room. `output`: what is kept beside."""
         self._areas = [Area(directory) for directory in directories]
         self._area: Area | None = None
         """Where the last snapshot went."""
         self._device = device
         self._round_trip = round_trip
+        self._output = output
         self._proven: set[str] = set()
         """Structures of states that a rehearsed resume took."""
         self._sequence = 0
@@ -398,7 +418,7 @@ class SnapshotWriter:
 
         The copy is compared with the live state if it is the last, or the first whose state has that structure. For
         the latter, a resume is rehearsed too, unless `rehearse` is False. Raises SnapshotFailed, StateNotEncodable,
-        StateNotRestorable.
+        StateNotRestorable, OutputTooLarge.
         """
         begin = time.monotonic()
         self.stop_preparing()
@@ -413,7 +433,8 @@ class SnapshotWriter:
             standing=dict(state.standing),
             progress=json_format.MessageToDict(progress, preserving_proto_field_name=True),
         )
-        found = self._write(text, blobs, self._layout, last=last)
+        output = (self._output.path, self._output.files()) if self._output else NO_OUTPUT
+        found = self._write(text, blobs, self._layout, output, last=last)
         failpoints.hit("training.snapshot-written")
         if found is None:
             return None
@@ -441,12 +462,14 @@ class SnapshotWriter:
         """Gives a slot back that nobody was told of."""
         Slot(Path(snapshot.directory)).release()
 
-    def _write(self, text: bytes, blobs: Mapping[str, Blob], layout: Layout, *, last: bool) -> tuple[Slot, int] | None:
+    def _write(
+        self, text: bytes, blobs: Mapping[str, Blob], layout: Layout, output: Output, *, last: bool
+    ) -> tuple[Slot, int] | None:
         """Writes into the first area that takes it; returns the slot and its bytes, None if no slot is free.
 
         Raises SnapshotFailed.
         """
-        self._choose(layout.size)
+        self._choose(layout.size + outputs.total_size(output[1]))
         failure: SnapshotFailed | None = None
         for area in sorted(self._areas, key=lambda area: area is not self._area):
             slot = area.free_slot(last=last)
@@ -455,7 +478,7 @@ class SnapshotWriter:
             try:
                 if slot is None:
                     raise NoSpace(f"every slot of {area.directory} holds a snapshot that is not yet durable")
-                size = slot.write(text, blobs, layout)
+                size = slot.write(text, blobs, layout, output)
             except SnapshotFailed as error:
                 failure = failure or error
                 continue
