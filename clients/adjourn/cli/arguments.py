@@ -173,6 +173,20 @@ def duration(option: str, given: str) -> Duration | None:
     return read
 
 
+def requirements(path: Path | None) -> list[str]:
+    """Reads the file of `--requirements`."""
+    if path is None:
+        return []
+    from adjourn.requirements import RequirementsInvalid, read
+
+    try:
+        return read(path.read_text(encoding="utf-8"))
+    except RequirementsInvalid as error:
+        wrong("--requirements", f"{path}, {error}")
+    except (OSError, UnicodeDecodeError) as error:
+        wrong("--requirements", f"{path}: {getattr(error, 'strerror', None) or 'no text in UTF-8'}")
+
+
 def address(given: str) -> str:
     """Checks `host:port`."""
     if not re.fullmatch(r"(?!https?:)\S+:\S+", given):

@@ -101,6 +101,7 @@ def spec_rows(job: Job) -> Iterator[Row]:
         ("model", spec.model_name),
         ("data", spec.dataset_uri),
         ("arguments", formatting.pairs(document(spec)["args"] if spec.HasField("args") else {})),
+        ("requires", ", ".join(spec.requirements)),
         ("environment", formatting.pairs(spec.environment)),
         ("seed", str(spec.seed) if spec.HasField("seed") else ""),
         ("needs", needs(spec)),

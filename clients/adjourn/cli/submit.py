@@ -68,6 +68,9 @@ def submit(
             metavar="NAME=VALUE", help="Environment variable of the run. Shown to all: no secrets. Repeat it."
         ),
     ] = None,
+    requirements: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A requirements.txt; a worker without it ends the run at once.")
+    ] = None,
     gpus: Annotated[int | None, typer.Option(help="GPUs on one worker; 0, or left out, takes a CPU slot.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of every random stream; left out: chosen and kept.")] = None,
     checkpoint_epochs: Annotated[
@@ -145,6 +148,7 @@ def submit(
         hang_policy=arguments.hang_policy(hang_policy),
         hang_timeout=arguments.duration("--hang-timeout", hang_timeout),
         environment=arguments.pairs("--env", env or ()),
+        requirements=arguments.requirements(requirements),
         model_name=model_name,
         dataset_uri=dataset_uri,
     )

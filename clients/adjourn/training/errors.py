@@ -27,6 +27,16 @@ class EntryPointNotFound(TrainingError):
     reason = reasons.ENTRY_POINT_NOT_FOUND
 
 
+class RequirementsUnmet(TrainingError):
+    """A distribution that the job requires is not installed here, or in another version."""
+
+    reason = reasons.REQUIREMENTS_UNMET
+
+    def __init__(self, unmet: Sequence[str]) -> None:
+        """`unmet`: a sentence on each."""
+        super().__init__(f"this worker's Python does not have what the job requires: {'; '.join(unmet)}")
+
+
 class StateNotEncodable(TrainingError):
     """A tracked state holds something that cannot be stored exactly; `path` says where."""
 

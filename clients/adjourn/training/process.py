@@ -19,9 +19,16 @@ from adjourn.bundles import PRELOADED
 from adjourn.environments import differences
 from adjourn.internal.v1.trainer_pb2 import TrainingEvent, TrainingStart
 from adjourn.pulse import STACKS_SIGNAL, Phase
+from adjourn.requirements import unmet
 from adjourn.shared_files import BoundaryFile, Control, ProgressPage, PulseFile
 from adjourn.training.drill import Drill
-from adjourn.training.errors import EntryPointNotFound, EntryPointNotImportable, EnvironmentDiffers, TrainingError
+from adjourn.training.errors import (
+    EntryPointNotFound,
+    EntryPointNotImportable,
+    EnvironmentDiffers,
+    RequirementsUnmet,
+    TrainingError,
+)
 from adjourn.training.events import EventLog, log_line
 from adjourn.training.interpreter_end import InterpreterEnd, files_in, say_what_is_removed
 from adjourn.training.output_directory import OutputDirectory
@@ -163,6 +170,8 @@ def trained(session: Session) -> int:
     if session.over:
         return session.finish_again()
     start = session.start
+    if missing := list(unmet(start.spec.requirements)):
+        raise RequirementsUnmet(missing)
     entry_point = imported(start.spec.entry_point, start.code_directory)
     if start.spec.total_epochs == 0:
         session.begin_task()

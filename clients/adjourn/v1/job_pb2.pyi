@@ -440,6 +440,7 @@ class JobSpec(_message.Message):
     CHECKPOINT_INTERVAL_FIELD_NUMBER: _builtins.int
     DRILL_STEPS_FIELD_NUMBER: _builtins.int
     ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    REQUIREMENTS_FIELD_NUMBER: _builtins.int
     entry_point: _builtins.str
     """`package.module:function`, in the bundle or installed on the workers."""
     bundle: _builtins.str
@@ -492,6 +493,12 @@ class JobSpec(_message.Message):
         job: everybody who can read it sees them, and its checkpoints have them. So they are no place for a secret.
         """
 
+    @_builtins.property
+    def requirements(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Distributions that must be installed on the worker, such as `einops>=0.7` (PEP 508, without a URL). They are looked
+        for before the entry point's code is imported; an attempt that misses one ends with REQUIREMENTS_UNMET.
+        """
+
     def __init__(
         self,
         *,
@@ -513,10 +520,11 @@ class JobSpec(_message.Message):
         checkpoint_interval: _duration_pb2.Duration | None = ...,
         drill_steps: _builtins.int | None = ...,
         environment: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        requirements: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_epochs", b"_checkpoint_epochs", "_checkpoint_steps", b"_checkpoint_steps", "_drill_steps", b"_drill_steps", "_max_restarts", b"_max_restarts", "_seed", b"_seed", "args", b"args", "checkpoint_epochs", b"checkpoint_epochs", "checkpoint_interval", b"checkpoint_interval", "checkpoint_steps", b"checkpoint_steps", "drill_steps", b"drill_steps", "hang_timeout", b"hang_timeout", "max_restarts", b"max_restarts", "retention", b"retention", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_epochs", b"_checkpoint_epochs", "_checkpoint_steps", b"_checkpoint_steps", "_drill_steps", b"_drill_steps", "_max_restarts", b"_max_restarts", "_seed", b"_seed", "args", b"args", "bundle", b"bundle", "checkpoint_epochs", b"checkpoint_epochs", "checkpoint_interval", b"checkpoint_interval", "checkpoint_steps", b"checkpoint_steps", "dataset_uri", b"dataset_uri", "drill_steps", b"drill_steps", "entry_point", b"entry_point", "environment", b"environment", "gpu_count", b"gpu_count", "hang_policy", b"hang_policy", "hang_timeout", b"hang_timeout", "max_restarts", b"max_restarts", "model_name", b"model_name", "retention", b"retention", "seed", b"seed", "total_epochs", b"total_epochs", "worker_selector", b"worker_selector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_epochs", b"_checkpoint_epochs", "_checkpoint_steps", b"_checkpoint_steps", "_drill_steps", b"_drill_steps", "_max_restarts", b"_max_restarts", "_seed", b"_seed", "args", b"args", "bundle", b"bundle", "checkpoint_epochs", b"checkpoint_epochs", "checkpoint_interval", b"checkpoint_interval", "checkpoint_steps", b"checkpoint_steps", "dataset_uri", b"dataset_uri", "drill_steps", b"drill_steps", "entry_point", b"entry_point", "environment", b"environment", "gpu_count", b"gpu_count", "hang_policy", b"hang_policy", "hang_timeout", b"hang_timeout", "max_restarts", b"max_restarts", "model_name", b"model_name", "requirements", b"requirements", "retention", b"retention", "seed", b"seed", "total_epochs", b"total_epochs", "worker_selector", b"worker_selector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__checkpoint_epochs: _TypeAlias = _typing.Literal["checkpoint_epochs"]  # noqa: Y015
     _WhichOneofArgType__checkpoint_epochs: _TypeAlias = _typing.Literal["_checkpoint_epochs", b"_checkpoint_epochs"]  # noqa: Y015

@@ -1,11 +1,12 @@
 """PURE. Checks requests field by field. Each function returns what is wrong; empty if nothing is."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC
 from typing import Final, Literal
 
 from google.protobuf.timestamp_pb2 import Timestamp
+from packaging.requirements import InvalidRequirement, Requirement
 
 from adjourn.environments import CPU_VARIABLES
 from adjourn.v1.job_pb2 import Job, JobSpec, PauseMode
@@ -33,6 +34,7 @@ MAX_TEXT: Final = 1024
 MIN_SECONDS: Final = 1
 """Of a duration: an agent looks at its trainings twice a second, and a checkpoint takes longer than that."""
 MAX_SECONDS: Final = 30 * 24 * 3600
+MAX_REQUIREMENTS: Final = 1000
 MAX_VARIABLES: Final = 256
 MAX_VARIABLES_BYTES: Final = 64 << 10
 VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
@@ -133,7 +135,26 @@ def spec(spec: JobSpec) -> Violations:
         found.setdefault("job.spec.drill_steps", "needs epochs: a task has no checkpoint to go on from")
     found.update(labels("job.spec.worker_selector", spec.worker_selector))
     found.update(environment(spec.environment))
+    found.update(requirements(spec.requirements))
     return found
+
+
+def requirements(given: Sequence[str]) -> Violations:
+    """Checks what a job requires to be installed."""
+    if len(given) > MAX_REQUIREMENTS or sum(map(len, given)) > MAX_ARGS_BYTES:
+        return {"job.spec.requirements": f"must be {MAX_REQUIREMENTS} at most, of {MAX_ARGS_BYTES} characters in all"}
+    return {
+        f"job.spec.requirements[{number}]": f"must be a requirement of PEP 508 without a URL; is {quoted(text)}"
+        for number, text in enumerate(given)
+        if not is_requirement(text)
+    }
+
+
+def is_requirement(text: str) -> bool:
+    try:
+        return Requirement(text).url is None
+    except InvalidRequirement:
+        return False
 
 
 def environment(variables: Mapping[str, str]) -> Violations:

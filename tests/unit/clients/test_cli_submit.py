@@ -206,3 +206,32 @@ def test_a_best_that_says_nothing_is_refused(adjourn: Adjourn, best: str) -> Non
     done = adjourn("submit", "a.b:main", "--epochs", "3", "--best", best)
     assert done.exit_code == 2
     assert "should be METRIC, min:METRIC or max:METRIC" in " ".join(done.stderr.split())
+
+
+def test_requirements_are_read_from_a_file(adjourn: Adjourn, plane: "Plane", tmp_path: Path) -> None:
+    path = tmp_path / "requirements.txt"
+    path.write_text("# what it needs\ntorch >= 2  # a comment\n\neinops==0.8; python_version > '3'\n")
+    assert adjourn("submit", "a.b:main", "--epochs", "3", "--requirements", str(path)).exit_code == 0
+    (job,) = plane.jobs.values()
+    assert list(job.spec.requirements) == ["torch>=2", 'einops==0.8; python_version > "3"']
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("torch\n-r other.txt\n", "line 2, '-r other.txt': an option of pip"),
+        ("a @ https://a.b/c.whl\n", "a place to install from"),
+        ("torch >> 2\n", "line 1, 'torch >> 2'"),
+        (None, "No such file"),
+    ],
+)
+def test_what_is_no_file_of_requirements_is_told(
+    adjourn: Adjourn, plane: "Plane", tmp_path: Path, text: str | None, said: str
+) -> None:
+    path = tmp_path / "requirements.txt"
+    if text is not None:
+        path.write_text(text)
+    result = adjourn("submit", "a.b:main", "--epochs", "3", "--requirements", str(path))
+    assert result.exit_code == 2
+    assert said in " ".join(result.stderr.replace("│", " ").split())
+    assert plane.asked == []

@@ -177,6 +177,13 @@ def test_variables_that_cannot_be_set(name: str, value: str) -> None:
     assert field == f"job.spec.environment[{name!r}]"
 
 
+@pytest.mark.parametrize("text", ["", "-r other.txt", "a b", "a @ https://a.b/c.whl", "a==", "a\0"])
+def test_what_is_no_requirement(text: str) -> None:
+    wrong = validation.create_job(request(requirements=["torch>=2; python_version>'3'", text]))
+    assert list(wrong) == ["job.spec.requirements[1]"]
+    assert list(validation.create_job(request(requirements=["a"] * 1001))) == ["job.spec.requirements"]
+
+
 @pytest.mark.parametrize("variables", [{f"A{i}": "" for i in range(257)}, {"A": "ä" * (32 << 10)}])
 def test_too_many_or_too_long_variables(variables: dict[str, str]) -> None:
     assert list(validation.create_job(request(environment=variables))) == ["job.spec.environment"]

@@ -154,6 +154,22 @@ def test_a_job_has_its_own_variables_and_they_make_no_other_environment(
     assert second.events[0].began.verdict == Pause.EXACT
 
 
+def test_what_is_not_installed_is_told_before_the_code_is_imported(
+    trainings: TrainingProcesses, tmp_path: Path
+) -> None:
+    (tmp_path / "entry.py").write_text("print('imported')\ndef main(run):\n    for _ in run.epochs(): pass\n")
+    for requirement, told in (
+        ("no-such-thing>=1", "no-such-thing>=1 is not installed"),
+        ("torch<2; python_version>'3'", "is installed in version 2."),
+        ("no-such-thing; python_version<'3'", ""),
+        ("torch[opt-einsum]>=2", ""),
+    ):
+        spec = JobSpec(requirements=["numpy", requirement])
+        attempt = trainings.run("entry:main", epochs=1, code_directory=str(tmp_path), spec=spec)
+        assert not told or told in failed(attempt, "REQUIREMENTS_UNMET")
+        assert ("imported" in attempt.log.splitlines()) == (not told)
+
+
 def test_a_file_that_did_not_go_along_is_told_with_what_takes_it(trainings: TrainingProcesses, tmp_path: Path) -> None:
     (tmp_path / "entry.py").write_text("def main(run):\n    open(run.args['name'])\n")
     advice = "`adjourn submit --include PATH` takes a file along"
