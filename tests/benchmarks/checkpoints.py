@@ -79,7 +79,7 @@ class Size:
 SIZES = (
     Size(name="5 MB", blocks=7, width=240, times=25, rounds=3, steps=200),
     Size(name="50 MB", blocks=16, width=505, times=9, rounds=3, steps=60),
-    Size(name="500 MB", blocks=24, width=1310, times=4, rounds=2, steps=16),
+    Size(name="500 MB", blocks=24, width=1310, times=4, rounds=1, steps=16),
 )
 
 
