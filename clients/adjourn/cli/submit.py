@@ -166,6 +166,8 @@ def submit(
     if dry_run:
         job = Job(name=f"jobs/{job_id}" if job_id else "", spec=spec, labels=labels)
         output.write([job], form, lambda: job_view.draft(job, code))
+        if taken.left_out and form == Format.TABLE:
+            output.say(phrases.left_out(taken.left_out))
         return
     with connect(ctx) as client:
         job = queue(client, spec, packed, job_id, labels)

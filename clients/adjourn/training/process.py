@@ -243,7 +243,7 @@ def failure(start: TrainingStart, error: BaseException) -> Failure:
         # Each attempt has a copy of the code: the same failure has the same words, whichever copy it comes from.
         message = message.replace(f"{start.code_directory}/", "")
     if isinstance(error, FileNotFoundError) and error.filename and not Path(os.fsdecode(error.filename)).is_absolute():
-        message += f"\n{NO_FILE}"
+        message += f". {NO_FILE}"
     told = Failure(reason=reason, message=message, attempt=start.attempt)
     told.time.GetCurrentTime()
     return told

@@ -210,6 +210,8 @@ def test_submit_says_what_it_took_and_what_not(adjourn: Callable[..., Result], t
     first, second, _ = result.stdout.splitlines()
     assert first.startswith("jobs/x is queued: train:main, 3 epochs, with train.py, helpers.py and nets/ (4 files, ")
     assert second == "not taken: rows.csv (named in train.py); --include PATH takes one along"
+    result = adjourn("submit", f"{tmp_path / 'train.py'}:main", "--epochs", "3", "--dry-run")
+    assert result.stdout.splitlines()[-1] == second
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,8 @@ def test_a_file_that_did_not_go_along_is_told_with_what_takes_it(trainings: Trai
     advice = "`adjourn submit --include PATH` takes a file along"
     for name, told in (("rows.csv", True), ("/no/such/rows.csv", False)):
         attempt = trainings.run("entry:main", code_directory=str(tmp_path), args={"name": name})
-        assert (advice in failed(attempt, "TRAINING_RAISED")) == told
+        *_, last = failed(attempt, "TRAINING_RAISED").splitlines()
+        assert (f"No such file or directory: {name!r}" in last, advice in last) == (True, told)
 
 
 def test_early_stop_ends_the_training_after_its_epoch(trainings: TrainingProcesses) -> None:
