@@ -8,8 +8,10 @@ import torch
 from adjourn import snapshots
 from adjourn.training.errors import RestoreDiverged
 from adjourn.training.snapshot.reader import SnapshotReader
-from adjourn.training.snapshot.writer import Slot, dumped
+from adjourn.training.snapshot.round_trip import RoundTrip
+from adjourn.training.snapshot.writer import Slot, SnapshotWriter, dumped
 from adjourn.training.state.registry import State
+from adjourn.v1.job_pb2 import Progress
 
 
 def saved(directory: Path, state: State) -> SnapshotReader:
@@ -44,3 +46,17 @@ def test_what_was_changed_since_the_restore_is_put_back_and_compared(tmp_path: P
     after.restored()
     after.put_back()
     assert later == [1, 2]
+
+
+def test_what_is_remembered_of_earlier_snapshots_has_no_part_in_the_last(tmp_path: Path) -> None:
+    values = {"a": torch.arange(3.0), "count": 1}
+    state = State(dict, None)
+    state.add({"values": values})
+    right, _ = state.encode()
+    remembered = dict(right["values"])
+    right["values"]["count"] = 2  # as a defect of ours might leave it
+    assert state.encode()[0]["values"] == right["values"]
+    writer = SnapshotWriter([tmp_path], torch.device("cpu"), RoundTrip(dict))
+    snapshot = writer.save(state, Progress(), {}, last=True, rehearse=False)
+    assert snapshot
+    assert snapshots.read_state(Path(snapshot.directory)).components["values"] == remembered

@@ -139,7 +139,7 @@ class Live:
         self.drilled: bool | None = None
         self.value = torch.ones(size)
 
-    def encode(self) -> tuple[dict[str, Any], dict[str, Blob]]:
+    def encode(self, *, anew: bool = False) -> tuple[dict[str, Any], dict[str, Blob]]:
         encoder = Encoder()
         return {"it": encoder.encode(self.value, ("it",))}, encoder.blobs
 
@@ -382,9 +382,11 @@ def test_what_keeps_a_slot_from_being_made_ready_is_said_by_the_snapshot(
     assert save(writer, live) is slots(writer)[0]
 
 
-def test_a_state_that_cannot_be_encoded_is_said_by_the_snapshot(writer: SnapshotWriter) -> None:
+def test_a_state_that_cannot_be_encoded_is_said_by_the_snapshot(
+    writer: SnapshotWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     live = Live(LARGE)
-    live.encode = lambda: Encoder().encode(object(), ("it",))  # type: ignore[method-assign]
+    monkeypatch.setattr(live, "encode", lambda **_: Encoder().encode(object(), ("it",)))
     writer.prepare(live)
     assert not writer.preparing
     with pytest.raises(StateNotEncodable):

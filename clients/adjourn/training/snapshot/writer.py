@@ -61,7 +61,7 @@ class Encodable(Protocol):
     @property
     def drilled(self) -> bool | None: ...
 
-    def encode(self) -> tuple[dict[str, Tree], dict[str, Blob]]: ...
+    def encode(self, *, anew: bool = False) -> tuple[dict[str, Tree], dict[str, Blob]]: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -416,13 +416,13 @@ class SnapshotWriter:
     ) -> Snapshot | None:
         """Returns the snapshot taken; None: both slots are still being made durable, and another will follow.
 
-        The copy is compared with the live state if it is the last, or the first whose state has that structure. For
-        the latter, a resume is rehearsed too, unless `rehearse` is False. Raises SnapshotFailed, StateNotEncodable,
-        StateNotRestorable, OutputTooLarge.
+        The last is encoded anew: what a pause rests on trusts nothing that is remembered. The copy is compared with the
+        live state if it is the last, or the first whose state has that structure. For the latter, a resume is rehearsed
+        too, unless `rehearse` is False. Raises SnapshotFailed, StateNotEncodable, StateNotRestorable, OutputTooLarge.
         """
         begin = time.monotonic()
         self.stop_preparing()
-        trees, blobs = state.encode()
+        trees, blobs = state.encode(anew=last)
         self._layout = Layout.of(blobs, self._layout)
         text = self._written.text(
             trees,

@@ -104,11 +104,14 @@ class State:
         optimizers = [item.subject for item in self.tracked.values() if item.optimizer]
         return {id(parameter) for optimizer in optimizers for parameter in parameters_of(optimizer)}
 
-    def encode(self) -> tuple[dict[str, Tree], dict[str, Blob]]:
-        """Returns the trees by component, and the raw data beside them, by reference; raises StateNotEncodable."""
+    def encode(self, *, anew: bool = False) -> tuple[dict[str, Tree], dict[str, Blob]]:
+        """Returns the trees by component, and the raw data beside them, by reference; raises StateNotEncodable.
+
+        `anew`: without regard to what was encoded before.
+        """
         states = {name: item.state() for name, item in self.tracked.items()}
         states |= {DATA: self._data(), NUMERICS: numerics(), **generator_states()}
-        encoded = self._recall.encode(states)
+        encoded = (Recall() if anew else self._recall).encode(states)
         remarks = [*encoded.remarks, *(remark for item in self.tracked.values() for remark in item.remarks())]
         self.remarks = list(dict.fromkeys([*self.unproven, *self.suspected, *remarks]))
         return encoded.trees, encoded.blobs
