@@ -439,6 +439,25 @@ async def test_a_fault_of_ours_ends_the_stream_without_its_text() -> None:
     ]
 
 
+async def test_memory_of_a_gpu_that_is_nearly_full_is_told_once_in_an_attempt(plane: Replica) -> None:
+    await plane.create()
+    async with Agent(plane.address) as agent:
+        await agent.say()
+        order = await agent.given(JOB)
+        for epoch, used in enumerate((50, 96, 99), 1):
+            sample = ResourceSample(time=Timestamp(seconds=int(time.time())))
+            sample.gpus.add(index=1, memory_used_bytes=used, memory_total_bytes=100)
+            part = SeriesPart(job=JOB, token=order.token, samples=[sample])
+            await agent.say(status_of(order, epoch=epoch), series=(part,))
+        await agent.say(status_of(order, epoch=4))
+        async with asyncio.timeout(PATIENCE):
+            while (await plane.get()).progress.epoch < 4:  # noqa: ASYNC110  # it is the server's
+                await asyncio.sleep(0.02)
+    listed = await plane.jobs.ListJobEvents(pb.ListJobEventsRequest(parent=JOB, page_size=100))
+    messages = [event.message for event in listed.events if event.type == pb.JobEvent.GPU_MEMORY_NEARLY_FULL]
+    assert messages == ["96 % of the memory of GPU 1 are in use"]
+
+
 async def test_figures_of_a_job_are_listed_thinned_and_by_range(plane: Replica) -> None:
     await plane.create()
     async with Agent(plane.address) as agent:

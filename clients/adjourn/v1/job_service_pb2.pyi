@@ -817,6 +817,10 @@ class JobEvent(_message.Message):
         """The norm of the gradients that the run logs (`gradient_norm`, `grad_norm`) is many times what it was, or is not
         finite. Details as of LOSS_JUMPED.
         """
+        GPU_MEMORY_NEARLY_FULL: JobEvent._Type.ValueType  # 29
+        """The memory of one of its GPUs is nearly full, by whoever uses it; told once in an attempt. Details: `gpu`, `used_bytes`,
+        `total_bytes`, `action`.
+        """
 
     class Type(_Type, metaclass=_TypeEnumTypeWrapper):
         """What can happen. New values may be added."""
@@ -882,6 +886,10 @@ class JobEvent(_message.Message):
     GRADIENTS_EXPLODED: JobEvent.Type.ValueType  # 28
     """The norm of the gradients that the run logs (`gradient_norm`, `grad_norm`) is many times what it was, or is not
     finite. Details as of LOSS_JUMPED.
+    """
+    GPU_MEMORY_NEARLY_FULL: JobEvent.Type.ValueType  # 29
+    """The memory of one of its GPUs is nearly full, by whoever uses it; told once in an attempt. Details: `gpu`, `used_bytes`,
+    `total_bytes`, `action`.
     """
 
     @_typing.final

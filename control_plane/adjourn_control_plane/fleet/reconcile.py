@@ -5,7 +5,7 @@ attempt finds its last progress: `reconcile` (what is so by now), the reports (w
 `lost_attempts` (what the worker no longer has). `desired_assignments` is the answer: what the worker should have.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime, timedelta
 from typing import Final, TypeAlias
@@ -15,7 +15,7 @@ from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, FencingToken, SeriesPart
 from adjourn.v1.job_pb2 import Failure, Job, PauseMode, Progress
 from adjourn.v1.worker_pb2 import Drain
-from adjourn_control_plane.job import drains, releases
+from adjourn_control_plane.job import anomalies, drains, releases
 from adjourn_control_plane.job.events import (
     Adopted,
     Began,
@@ -23,6 +23,7 @@ from adjourn_control_plane.job.events import (
     DrainWithdrawn,
     Event,
     Lost,
+    MemoryNearlyFull,
     Observed,
     ReleaseConfirmed,
 )
@@ -220,6 +221,14 @@ def own_series(records: Iterable[JobRecord], parts: Iterable[SeriesPart], now: d
         samples = [sample for sample in part.samples if sample.time.seconds in between]
         found.append(SeriesPart(job=part.job, token=part.token, samples=samples, steps=part.steps))
     return found
+
+
+def memory_events(worker: str, held: Iterable[JobRecord], parts: Iterable[SeriesPart]) -> Iterator[tuple[str, Event]]:
+    """Yields each job of the worker that has a GPU whose memory is nearly full, if it was not told in this attempt."""
+    untold = {record.job.name for record in held if record.memory_told_attempt != record.token.attempt}
+    for part in parts:
+        if part.job in untold and (gpu := anomalies.nearly_full(part.samples)) is not None:
+            yield part.job, MemoryNearlyFull(actor=worker, gpu=gpu)
 
 
 def persisted_fraction(record: JobRecord, status: AssignmentStatus) -> float | None:

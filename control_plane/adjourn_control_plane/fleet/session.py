@@ -178,8 +178,10 @@ class AgentSession:
         for report in request.reports:
             await self.updater.report(report, self.worker, instance=self.instance, fence=self.fence)
             self.acknowledged = max(self.acknowledged, report.sequence)
-        for part in reconcile.own_series((*held, *others.values()), request.series, now()):
+        series = reconcile.own_series((*held, *others.values()), request.series, now())
+        for part in series:
             await self.store.add_series(part, self.fence)
+        await self.apply(reconcile.memory_events(self.worker, held, series), tokens)
         pending = bool(request.reports)
         lost = reconcile.lost_attempts(self.worker, held, self.reported, reports_pending=pending)
         await self.apply(lost if is_current else (), tokens)

@@ -1,19 +1,20 @@
 """PURE. What looks wrong in the metrics of an epoch, and what may help: told when it begins, not while it lasts.
 
 Judged is what the control plane is told, at the end of an epoch: losses (`loss`, or a name that ends in `_loss`) and
-norms of gradients (`gradient_norm`, `grad_norm`), where the run logs them. Nothing is stopped: what is wrong for one
+norms of gradients (`gradient_norm`, `grad_norm`), where the run logs them; and, as samples come, the memory of GPUs,
+where NVML tells it. Nothing is stopped: what is wrong for one
 training is in order for another.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
 from adjourn.internal.v1.record_pb2 import JobRecord, MetricHistory
 from adjourn.v1.job_service_pb2 import JobEvent
-from adjourn.v1.usage_pb2 import EpochMetrics
+from adjourn.v1.usage_pb2 import EpochMetrics, GpuSample, ResourceSample
 
 RECENT: Final = 5
 """Epochs that a new value is compared with."""
@@ -38,6 +39,13 @@ JUMP_HELPS: Final = (
 )
 EXPLOSION_HELPS: Final = "Clip the gradients (torch.nn.utils.clip_grad_norm_), or lower the learning rate."
 
+NEARLY_FULL: Final = 0.95
+"""Share of a GPU's memory in use from which it is told: what comes in a peak has no room."""
+MEMORY_HELPS: Final = (
+    "It trains on; a larger batch or sample may end it with OUT_OF_MEMORY. Lower the batch size, or look for what else"
+    " uses the GPU."
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Anomaly:
@@ -61,6 +69,12 @@ def look(record: JobRecord, metrics: EpochMetrics) -> list[Anomaly]:
             found.append(anomaly)
         note(history, value)
     return found
+
+
+def nearly_full(samples: Iterable[ResourceSample]) -> GpuSample | None:
+    """Returns the first GPU of these samples whose memory is nearly full; None, too, where nobody can tell."""
+    gpus = (gpu for sample in samples for gpu in sample.gpus if gpu.memory_total_bytes)
+    return next((gpu for gpu in gpus if gpu.memory_used_bytes >= NEARLY_FULL * gpu.memory_total_bytes), None)
 
 
 def is_loss(name: str) -> bool:

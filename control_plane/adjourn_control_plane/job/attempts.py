@@ -27,6 +27,7 @@ from adjourn_control_plane.job.events import (
     EpochEnded,
     Failed,
     Finished,
+    MemoryNearlyFull,
     Observed,
     PausePhase,
     Placed,
@@ -110,6 +111,17 @@ def epoch_ended(transition: Transition, event: EpochEnded) -> None:
         transition.record_event(JobEvent.MILESTONE_REACHED, message, percent=str(percent), epoch=str(metrics.epoch))
     for found in anomalies.look(record, metrics):
         transition.record_event(found.kind, found.message, **found.details)
+
+
+def memory_nearly_full(transition: Transition, event: MemoryNearlyFull) -> None:
+    record, gpu = transition.record, event.gpu
+    if record.memory_told_attempt == record.token.attempt:
+        return
+    record.memory_told_attempt = record.token.attempt
+    used, total = gpu.memory_used_bytes, gpu.memory_total_bytes
+    message = f"{100 * used // total} % of the memory of GPU {gpu.index} are in use"
+    details = {"gpu": str(gpu.index), "used_bytes": str(used), "total_bytes": str(total)}
+    transition.record_event(JobEvent.GPU_MEMORY_NEARLY_FULL, message, **details, action=anomalies.MEMORY_HELPS)
 
 
 def registered(transition: Transition, event: Registered) -> None:

@@ -6,7 +6,7 @@ from typing import ClassVar
 from adjourn.v1.agent_service_pb2 import FencingToken
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Condition, Failure, Hold, Job, Pause, PauseMode, Progress
-from adjourn.v1.usage_pb2 import EpochMetrics
+from adjourn.v1.usage_pb2 import EpochMetrics, GpuSample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +116,13 @@ class EpochEnded(Event):
     """An epoch ended, its validation included."""
 
     metrics: EpochMetrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryNearlyFull(Event):
+    """The memory of a GPU of the attempt is nearly full."""
+
+    gpu: GpuSample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,6 +34,7 @@ from adjourn_control_plane.job.events import (
     Failed,
     Finished,
     Lost,
+    MemoryNearlyFull,
     Observed,
     PausePhase,
     PauseRequested,
@@ -127,7 +128,7 @@ TRANSITIONS: Final[Mapping[tuple[State, type[Event]], tuple[State, ...]]] = {
 } | {
     (state, event): (state,)
     for state in HELD
-    for event in (Observed, EpochEnded, Registered, PausePhase, ConditionChanged)
+    for event in (Observed, EpochEnded, MemoryNearlyFull, Registered, PausePhase, ConditionChanged)
 } | {
     # A later attempt than the record knows of is adopted: the store is older than the worker.
     (STARTING, Adopted): (STARTING,),
@@ -185,6 +186,7 @@ HANDLERS: Final[Mapping[type[Event], Callable[[Transition, Any], None]]] = {
     Observed: attempts.observed,
     Began: attempts.began,
     EpochEnded: attempts.epoch_ended,
+    MemoryNearlyFull: attempts.memory_nearly_full,
     Registered: attempts.registered,
     PausePhase: attempts.pause_phase,
     ConditionChanged: attempts.condition_changed,

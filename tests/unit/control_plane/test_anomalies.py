@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent
-from adjourn.v1.usage_pb2 import EpochMetrics
+from adjourn.v1.usage_pb2 import EpochMetrics, GpuSample, ResourceSample
 from adjourn_control_plane.job import anomalies
-from adjourn_control_plane.job.events import EpochEnded
+from adjourn_control_plane.job.events import EpochEnded, MemoryNearlyFull
 from tests.harness.job_life import A, Life
 
 NAN, INF = math.nan, math.inf
@@ -83,6 +83,27 @@ def test_only_so_many_metrics_are_looked_at() -> None:
         found = anomalies.look(record, EpochMetrics(epoch=1, values=values))
         assert len(found) == (anomalies.METRICS if not first else 0)
     assert len(record.metric_histories) == anomalies.METRICS
+
+
+def gpu(used: int | None, total: int | None) -> ResourceSample:
+    return ResourceSample(gpus=[GpuSample(index=3, memory_used_bytes=used, memory_total_bytes=total)])
+
+
+def test_memory_of_a_gpu_that_is_nearly_full() -> None:
+    assert anomalies.nearly_full([gpu(94, 100), gpu(None, 100), gpu(5, None), ResourceSample()]) is None
+    assert anomalies.nearly_full([gpu(1, 100), gpu(95, 100)]) == gpu(95, 100).gpus[0]
+
+
+def test_a_job_tells_once_in_an_attempt_that_memory_is_nearly_full() -> None:
+    full = MemoryNearlyFull(actor=A, gpu=gpu(97, 100).gpus[0])
+    life = Life().running(1).tell(full).tell(full)
+    events = [event for decision in life.decisions for event in decision.events]
+    (event,) = [event for event in events if event.type == JobEvent.GPU_MEMORY_NEARLY_FULL]
+    assert event.message == "97 % of the memory of GPU 3 are in use"
+    assert (event.details["gpu"], event.details["used_bytes"], event.details["total_bytes"]) == ("3", "97", "100")
+    assert event.details["action"]
+    life.is_lost().placed().began().tell(full)
+    assert life.history.count("GPU_MEMORY_NEARLY_FULL") == 2
 
 
 def test_a_job_tells_of_it_in_its_history_and_trains_on() -> None:

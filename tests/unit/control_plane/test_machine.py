@@ -10,7 +10,7 @@ from adjourn import errors, reasons
 from adjourn.internal.v1.record_pb2 import JobRecord
 from adjourn.v1.agent_service_pb2 import Assignment, FencingToken
 from adjourn.v1.job_pb2 import LATEST, PAUSE_MODE_UNSPECIFIED, STEP, Condition, Failure, Hold, Job, Pause
-from adjourn.v1.usage_pb2 import EpochMetrics
+from adjourn.v1.usage_pb2 import EpochMetrics, GpuSample
 from adjourn_control_plane.job import machine
 from adjourn_control_plane.job.events import (
     Adopted,
@@ -25,6 +25,7 @@ from adjourn_control_plane.job.events import (
     Failed,
     Finished,
     Lost,
+    MemoryNearlyFull,
     Observed,
     PausePhase,
     PauseRequested,
@@ -69,6 +70,7 @@ def possible(record: JobRecord) -> Iterator[Event]:
     yield Observed(actor=A, generation=record.generation)
     yield Began(actor=A)
     yield EpochEnded(actor=A, metrics=EpochMetrics(epoch=1))
+    yield MemoryNearlyFull(actor=A, gpu=GpuSample(memory_used_bytes=99, memory_total_bytes=100))
     yield Registered(actor=A, checkpoint=checkpoint(1))
     yield PausePhase(actor=A, pause=Pause(release_time=record.job.create_time))
     for on in {record.checkpoint.name, "jobs/j/checkpoints/unknown"}:

@@ -85,6 +85,7 @@ class JobRecord(_message.Message):
     EPOCH_ERROR_FIELD_NUMBER: _builtins.int
     FURTHEST_ENDED_EPOCH_FIELD_NUMBER: _builtins.int
     METRIC_HISTORIES_FIELD_NUMBER: _builtins.int
+    MEMORY_TOLD_ATTEMPT_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Order of creation, from 1, over all jobs; the queue's order."""
     revision: _builtins.int
@@ -123,6 +124,8 @@ class JobRecord(_message.Message):
     """Mean error of what was expected of an epoch's duration, as a share of the duration, over the newest ones."""
     furthest_ended_epoch: _builtins.int
     """The furthest epoch that has ended, durable or not: what is trained again reaches no milestone again."""
+    memory_told_attempt: _builtins.int
+    """The newest attempt of which it was told that the memory of its GPUs is nearly full."""
     @_builtins.property
     def job(self) -> _job_pb2.Job:
         """What callers see. `etag` is filled in when shown."""
@@ -221,10 +224,11 @@ class JobRecord(_message.Message):
         epoch_error: _builtins.float | None = ...,
         furthest_ended_epoch: _builtins.int = ...,
         metric_histories: _abc.Mapping[_builtins.str, Global___MetricHistory] | None = ...,
+        memory_told_attempt: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_epoch_error", b"_epoch_error", "best_checkpoint", b"best_checkpoint", "checkpoint", b"checkpoint", "epoch_error", b"epoch_error", "job", b"job", "lost_attempt", b"lost_attempt", "past_failure", b"past_failure", "pause_release_time", b"pause_release_time", "progress_time", b"progress_time", "resumption", b"resumption", "timed_epoch", b"timed_epoch", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epoch_error", b"_epoch_error", "allow_inexact", b"allow_inexact", "applied_report", b"applied_report", "began", b"began", "best_checkpoint", b"best_checkpoint", "checkpoint", b"checkpoint", "device_uuids", b"device_uuids", "epoch_error", b"epoch_error", "epoch_times", b"epoch_times", "epochs_since_restart", b"epochs_since_restart", "event_sequence", b"event_sequence", "furthest_ended_epoch", b"furthest_ended_epoch", "furthest_epoch", b"furthest_epoch", "generation", b"generation", "job", b"job", "last_instance", b"last_instance", "last_worker", b"last_worker", "lost_attempt", b"lost_attempt", "metric_histories", b"metric_histories", "number", b"number", "observed_generation", b"observed_generation", "past_failure", b"past_failure", "pause_mode", b"pause_mode", "pause_release_time", b"pause_release_time", "pinned_checkpoints", b"pinned_checkpoints", "progress_time", b"progress_time", "released", b"released", "restored_checkpoint", b"restored_checkpoint", "resumption", b"resumption", "revision", b"revision", "target", b"target", "timed_epoch", b"timed_epoch", "token", b"token", "unconfirmed_releases", b"unconfirmed_releases"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epoch_error", b"_epoch_error", "allow_inexact", b"allow_inexact", "applied_report", b"applied_report", "began", b"began", "best_checkpoint", b"best_checkpoint", "checkpoint", b"checkpoint", "device_uuids", b"device_uuids", "epoch_error", b"epoch_error", "epoch_times", b"epoch_times", "epochs_since_restart", b"epochs_since_restart", "event_sequence", b"event_sequence", "furthest_ended_epoch", b"furthest_ended_epoch", "furthest_epoch", b"furthest_epoch", "generation", b"generation", "job", b"job", "last_instance", b"last_instance", "last_worker", b"last_worker", "lost_attempt", b"lost_attempt", "memory_told_attempt", b"memory_told_attempt", "metric_histories", b"metric_histories", "number", b"number", "observed_generation", b"observed_generation", "past_failure", b"past_failure", "pause_mode", b"pause_mode", "pause_release_time", b"pause_release_time", "pinned_checkpoints", b"pinned_checkpoints", "progress_time", b"progress_time", "released", b"released", "restored_checkpoint", b"restored_checkpoint", "resumption", b"resumption", "revision", b"revision", "target", b"target", "timed_epoch", b"timed_epoch", "token", b"token", "unconfirmed_releases", b"unconfirmed_releases"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__epoch_error: _TypeAlias = _typing.Literal["epoch_error"]  # noqa: Y015
     _WhichOneofArgType__epoch_error: _TypeAlias = _typing.Literal["_epoch_error", b"_epoch_error"]  # noqa: Y015
