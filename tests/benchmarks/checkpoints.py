@@ -167,8 +167,7 @@ class Training:
         self.round_trip.prepare(subjects)
         self.state.add(subjects)
         self.round_trip.seal()
-        for parameter in self.model.parameters():
-            parameter.grad = torch.randn_like(parameter)
+        self.gradients = [torch.randn_like(parameter) for parameter in self.model.parameters()]
         self.activations = torch.zeros(CACHES, dtype=torch.uint8)
         self.steps = 0
         self.step()
@@ -178,6 +177,8 @@ class Training:
 
     def step(self) -> None:
         """Changes every tensor of the state, and leaves little of it in the caches, as a forward pass would."""
+        for parameter, gradient in zip(self.model.parameters(), self.gradients, strict=True):
+            parameter.grad = gradient.detach()  # another tensor each time: gradients that a loop keeps are saved
         self.optimizer.step()
         self.steps += 1
         self.activations.add_(1)
