@@ -9,9 +9,9 @@ GENERATED := clients
 demo: $(STAMP)
 	$(BIN)/adjourn demo
 
-# Two files at a time: tests of whole stacks wait more than they compute.
+# Three files at a time on two cores: tests of whole stacks wait more than they compute.
 test: check
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # Whatever may happen to control plane and workers, in other orders each time, and 200 other trainings:
 # tests/harness/README.md.
