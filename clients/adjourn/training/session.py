@@ -40,7 +40,6 @@ from adjourn.training.early_stopping import EarlyStopping
 from adjourn.training.errors import (
     DrillDiffers,
     NoSpace,
-    RestoreDiverged,
     SnapshotFailed,
     StateMismatch,
     StateNotEncodable,
@@ -375,16 +374,18 @@ class Session:
     def finish_again(self) -> int:
         """Ends the attempt if it goes on from the end of the run: all that is missing is that somebody hears of it.
 
-        The code of the run is not executed once more: what stands behind its epochs would change the end. Raises
-        RestoreDiverged; StopTraining as `finish`.
+        The code of the run is not executed once more: what stands behind its epochs would change the end. What was
+        saved is saved again, as this attempt's. Raises RestoreDiverged; StopTraining as `finish`.
         """
         assert self._restored
-        saved, expected = snapshots.component_digests(Path(self.start.restore_directory)), self.start.restore_digests
-        if expected and (different := [name for name, digest in expected.items() if saved.get(name) != digest]):
-            raise RestoreDiverged(different)
-        self._state.unproven = list(self._restored.remarks)
+        self._state.keep(self._restored)
+        self._state.compare(
+            self.start.restore_digests or snapshots.component_digests(Path(self.start.restore_directory))
+        )
+        self.tracker.values = dict(self.tracker.metrics)
         self._judge()
         self.announce()
+        self._save_end()
         return self._finished()
 
     def _finished(self) -> int:

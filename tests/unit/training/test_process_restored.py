@@ -145,8 +145,9 @@ def test_the_code_behind_the_epochs_is_executed_once(trainings: TrainingProcesse
     whole = trainings.run("unusual:changes_its_end", args=args)
     assert whole.last.HasField("finished"), whole.log
     again = trainings.run("unusual:changes_its_end", args=args, restore=whole)
-    assert again.kinds == ["began", "finished"], again.log
+    assert again.kinds == ["began", "snapshot", "finished"], again.log
     assert again.events[0].began.verdict == Pause.Verdict.EXACT
+    assert again.digests == whole.digests
     assert "the end" not in again.log
     for name in ("epoch", "step", "loss", "metrics", "best"):
         assert getattr(again.last.progress, name) == getattr(whole.last.progress, name), name

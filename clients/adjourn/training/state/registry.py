@@ -69,6 +69,12 @@ class State:
         """Texts of what a cut amid an epoch finds in no snapshot, by place (`Detector.standing`)."""
         self.drilled: bool | None = None
         """Whether a drill of the job came to the same bits; None: it is not known."""
+        self._kept: SnapshotReader | None = None
+        """The snapshot that this state is."""
+
+    def keep(self, restored: SnapshotReader) -> None:
+        """Is what was saved, as it is: nothing of it is loaded, and nothing tracked."""
+        self._kept, self.unproven, self.drilled = restored, list(restored.remarks), restored.drilled
 
     def add(self, subjects: Mapping[str, Any], *, replacing: bool = False, load: bool = True) -> None:
         """Tracks objects, and loads them if something is restored.
@@ -109,8 +115,11 @@ class State:
 
         `anew`: without regard to what was encoded before.
         """
-        states = {name: item.state() for name, item in self.tracked.items()}
-        states |= {DATA: self._data(), NUMERICS: numerics(), **generator_states()}
+        if self._kept is not None:
+            states = {name: self._kept.value(name) for name in self._kept.components}
+        else:
+            states = {name: item.state() for name, item in self.tracked.items()}
+            states |= {DATA: self._data(), NUMERICS: numerics(), **generator_states()}
         encoded = (Recall() if anew else self._recall).encode(states)
         remarks = [*encoded.remarks, *(remark for item in self.tracked.values() for remark in item.remarks())]
         self.remarks = list(dict.fromkeys([*self.unproven, *self.suspected, *remarks]))
