@@ -4,8 +4,9 @@ import asyncio
 import secrets
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -21,19 +22,29 @@ from tests.harness.process_guard import guarded
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-LONGEST_FIRST = ("system", "integration", "properties", "unit/training", "unit/control_plane")
-"""Directories in the order in which their tests begin; the others follow."""
+WAITING = ("system", "integration")
+"""Directories whose tests wait for processes, for the most part."""
+COMPUTING = ("unit/control_plane/test_machine.py", "properties", "unit/training", "unit/control_plane")
+"""Directories, and a file that is to begin early, whose tests need a core."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Has the long tests begin first, so that no process is left alone with them at the end of a run."""
+    """Orders the files of tests so that several processes end together, and use all cores until then.
+
+    Those that wait and those that compute take turns, and the others, which are short, come last.
+    """
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    waiting, computing = (chosen(files, places) for places in (WAITING, COMPUTING))
+    turns = [path for pair in zip_longest(waiting, computing) for path in pair if path is not None]
+    items[:] = [item for path in dict.fromkeys([*turns, *files]) for item in files[path]]
+
+
+def chosen(files: Iterable[Path], places: Iterable[str]) -> list[Path]:
+    """Returns the files that are in one of the places, in the order of the places."""
     here = Path(__file__).parent
-
-    def order(item: pytest.Item) -> int:
-        places = (n for n, name in enumerate(LONGEST_FIRST) if item.path.is_relative_to(here / name))
-        return next(places, len(LONGEST_FIRST))
-
-    items.sort(key=order)
+    return list(dict.fromkeys(path for place in places for path in files if path.is_relative_to(here / place)))
 
 
 @pytest.fixture(scope="session")

@@ -125,8 +125,9 @@ class Session:
         self._boundary_file = boundary
         self._stepped = self._slots_prepared = self._rehearsed = False
         self._restored, self._resumed = restored, restored is not None
-        self.over = "over" in data
-        """The code of this run has been executed to its end: the snapshot was taken there, or is about to be."""
+        self.over = data.get("over") == start.spec.total_epochs
+        """The code of this run has been executed to its end: the snapshot was taken there, or is about to be. With more
+        epochs than it was to have then it is not."""
         self._differences = dict(differences or {})
         self._stages = Stages(data.get("stages"))
         self._state = State(
@@ -958,7 +959,7 @@ class Session:
             "late": dict(self._state.late),
         }
         if self.over:
-            data["over"] = True
+            data["over"] = self.start.spec.total_epochs
         if self.tracker.epoch_step and (self._open or self._going_on is not None):
             data["running"] = self.tracker.running()
             if regrouped := self._state.regrouped(self.tracker.epoch + 1):

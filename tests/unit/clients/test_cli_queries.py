@@ -64,7 +64,7 @@ def test_a_pipe_gets_all_of_it_and_columns_limits_it(plane: "Plane") -> None:
     why = Condition(type=Condition.UNPLACED, reason="NO_CAPACITY", message="busy " * 60)
     plane.add("x", Job.QUEUED, conditions=[why])
     argv = ["--address", plane.address, "list"]
-    whole = CliRunner().invoke(cli.app, argv).stdout
+    whole = CliRunner().invoke(cli.app, argv, env={"COLUMNS": None}).stdout
     assert ("busy " * 60).strip() in whole
     assert not any(line.endswith(" ") for line in whole.splitlines())
     assert max(map(len, CliRunner().invoke(cli.app, argv, env={"COLUMNS": "70"}).stdout.splitlines())) <= 70

@@ -80,7 +80,7 @@ def test_the_template_has_every_field_and_is_a_job() -> None:
     text = job_file.TEMPLATE.read_text()
     assert job_file.read(job_file.TEMPLATE).spec.total_epochs == 12
     lines = [
-        line.replace("# ", "", 1) if line.lstrip().startswith("# ") and ":" in line else line
+        line.replace("# ", "", 1) if line.lstrip().startswith("# ") and (":" in line or "  - " in line) else line
         for line in text.splitlines()
     ]
     start = next(place for place, line in enumerate(lines) if line.startswith("spec:"))

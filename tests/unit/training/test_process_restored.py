@@ -153,6 +153,14 @@ def test_the_code_behind_the_epochs_is_executed_once(trainings: TrainingProcesse
         assert getattr(again.last.progress, name) == getattr(whole.last.progress, name), name
 
 
+def test_a_run_that_is_to_have_more_epochs_than_at_its_end_has_them(trainings: TrainingProcesses) -> None:
+    """UpdateJob can raise them before another attempt tells the end."""
+    whole = trainings.run("unusual:changes_its_end", epochs=2)
+    again = trainings.run("unusual:changes_its_end", epochs=4, restore=whole)
+    assert again.last.HasField("finished"), again.log
+    assert [metrics.epoch for metrics in again.epochs] == [3, 4]
+
+
 def test_the_end_of_a_run_that_is_not_what_was_saved_is_no_end(trainings: TrainingProcesses) -> None:
     whole = trainings.run("unusual:changes_its_end")
     digests = {**whole.digests, "model": whole.digests["stopping"]}
