@@ -125,9 +125,8 @@ class Session:
         self._boundary_file = boundary
         self._stepped = self._slots_prepared = self._rehearsed = False
         self._restored, self._resumed = restored, restored is not None
-        self.over = data.get("over") == start.spec.total_epochs
-        """The code of this run has been executed to its end: the snapshot was taken there, or is about to be. With more
-        epochs than it was to have then it is not."""
+        self._over: int | None = data.get("over")
+        """How many epochs the run was to have when its code had been executed to its end."""
         self._differences = dict(differences or {})
         self._stages = Stages(data.get("stages"))
         self._state = State(
@@ -364,13 +363,21 @@ class Session:
             self.announce()
             if self._drill.wanted:
                 self._compare_here()
-            self.over = True
+            self._over = self.start.spec.total_epochs
             self._judge_drill()
             if self._drill.runs:  # if it differs, the job fails, and may be resumed
                 self._state.suspected.append("a drill was not over when the end of the run was saved")
             self._save_end()
             self._await_drill()
         return self._finished()
+
+    @property
+    def over(self) -> bool:
+        """The code of this run has been executed to its end: the snapshot was taken there, or is about to be.
+
+        If it is to have more epochs since, it is not.
+        """
+        return self._over == self.start.spec.total_epochs
 
     def finish_again(self) -> int:
         """Ends the attempt if it goes on from the end of the run: all that is missing is that somebody hears of it.
@@ -958,8 +965,8 @@ class Session:
             "stages": self._stages.state(),
             "late": dict(self._state.late),
         }
-        if self.over:
-            data["over"] = self.start.spec.total_epochs
+        if self._over is not None:
+            data["over"] = self._over
         if self.tracker.epoch_step and (self._open or self._going_on is not None):
             data["running"] = self.tracker.running()
             if regrouped := self._state.regrouped(self.tracker.epoch + 1):
