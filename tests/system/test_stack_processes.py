@@ -4,11 +4,13 @@ import asyncio
 import os
 import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -107,6 +109,23 @@ async def test_a_child_that_is_never_ready_is_given_up(program: Callable[..., Pr
         await child.until_ready()
     await child.stop()
     assert child.pid is None
+
+
+async def test_another_that_answers_on_the_port_is_not_the_child(program: Callable[..., Program]) -> None:
+    """Two stacks that begin at once take the same port, and one of them took the other's control plane for its own."""
+    (port,) = free_ports(1)
+    code = f"import socket; print('up', flush=True); socket.create_server(('{HOST}', {port}))"
+    child = ManagedProcess(replace(program(code), port=port))
+    with socket.create_server((HOST, port)):
+        child.start()
+        with pytest.raises(ProgramError, match="Address already in use"):
+            await child.until_ready()
+    child = ManagedProcess(replace(program(f"{code}.accept()"), port=port))
+    child.start()
+    await child.until_ready()
+    assert child.listens()
+    await child.stop()
+    assert not child.listens()
 
 
 async def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(program: Callable[..., Program]) -> None:

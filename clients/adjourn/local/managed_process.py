@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import psutil
+
 POLL_SECONDS: Final = 0.05
 TAIL_LINES: Final = 15
 TAIL_BYTES: Final = 16 << 10
@@ -71,6 +73,8 @@ class Program:
     """Longest time until it is ready, in seconds."""
     grace: float
     """From SIGTERM to SIGKILL, in seconds."""
+    port: int | None = None
+    """Where it has to listen itself to be ready; None: it is not looked at. Another program may answer there."""
     sockets: Sequence[Path] = ()
     """Socket files to remove when it has ended."""
 
@@ -110,7 +114,7 @@ class ManagedProcess:
 
     async def until_ready(self) -> None:
         """Waits until it is ready; raises ProgramError if it ends, or takes longer than its patience."""
-        while not await self.program.ready():
+        while not (await self.program.ready() and self.listens()):
             if self.pid is None:
                 raise self.failed(self.ending())
             if time.monotonic() - self.started > self.program.patience:
@@ -118,6 +122,15 @@ class ManagedProcess:
             await asyncio.sleep(POLL_SECONDS)
         if self.pid is None:  # another process has its port, and answered
             raise self.failed(self.ending())
+
+    def listens(self) -> bool:
+        """Returns whether the process itself listens on the program's port; True if it has none."""
+        if self.program.port is None:
+            return True
+        with contextlib.suppress(psutil.Error):
+            found = psutil.Process(self.pid).net_connections("tcp") if self.pid else ()
+            return any((each.status, each.laddr[1:2]) == (psutil.CONN_LISTEN, (self.program.port,)) for each in found)
+        return False
 
     def bound_log(self) -> None:
         """Puts a log that has become too long aside, in place of the one before. What is written meanwhile is lost."""

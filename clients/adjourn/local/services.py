@@ -29,6 +29,7 @@ def control_plane(*, directory: Path, logs: Path, address: str, environment: Map
         directory=directory,
         log=logs / f"{CONTROL_PLANE}.log",
         ready=lambda: serves(address),
+        port=int(address.rpartition(":")[2]),
         patience=60,
         grace=3,
     )
