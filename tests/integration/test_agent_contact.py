@@ -102,7 +102,7 @@ async def test_the_next_agent_knows_the_lease_and_when_the_control_plane_was_hea
     harness: AgentHarness, objects: MemoryObjects
 ) -> None:
     async with harness.agent(objects) as agent:
-        await harness.until(lambda: agent.stream.connected)
+        await harness.until(lambda: agent.stream.acted_upon)
         heard = agent.contact.heard
     with Journal(harness.paths) as journal:
         last = journal.last_contact()

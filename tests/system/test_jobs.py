@@ -39,6 +39,7 @@ async def test_a_paused_job_tells_what_it_used_and_how_it_did(
     async with asyncio.timeout(WAIT_SECONDS):
         while not await client.list_resource_samples(gated.name):  # noqa: ASYNC110  # they are the server's
             await asyncio.sleep(0.05)
+    await gated.durable(2)  # a release is predicted from the newest checkpoint
     await gated.ask_for_pause(training)
     gated.gate.open(EPOCHS)
     paused = await gated.until(Job.PAUSED)
