@@ -13,7 +13,7 @@ import grpc.aio
 
 from adjourn.channel import CLIENT_OPTIONS
 from adjourn.client import calls, requests
-from adjourn.client.watching import ENDED, EventWatch, Logs, Read, Until, Wait, Watch
+from adjourn.client.watching import ENDED, EventWatch, Following, Logs, Read, Until, Wait, Watch
 from adjourn.errors import AdjournError, DeadlineError
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.checkpoint_service_pb2_grpc import CheckpointServiceStub
@@ -31,6 +31,7 @@ from adjourn.v1.worker_pb2 import Worker
 from adjourn.v1.worker_service_pb2_grpc import WorkerServiceStub
 
 RequestT = TypeVar("RequestT")
+MessageT = TypeVar("MessageT")
 ResponseT = TypeVar("ResponseT")
 PageRequestT = TypeVar("PageRequestT", bound=calls.Paged)
 PageT = TypeVar("PageT", bound=calls.Page)
@@ -206,7 +207,9 @@ class AsyncClient:
         Never ends by itself. Reconnects and misses nothing; raises when the control plane is away for `patience`
         seconds.
         """
-        return self._changes(Watch(requests.watch_jobs(names, labels, resume_token), patience=patience))
+        return self._followed(
+            self._jobs.WatchJobs, Watch(requests.watch_jobs(names, labels, resume_token), patience=patience)
+        )
 
     async def wait_job(
         self,
@@ -225,13 +228,13 @@ class AsyncClient:
         if wait.met(job):
             return job
         with suppress(DeadlineError):
-            async with aclosing(self._changes(watch)) as changes:
+            async with aclosing(self._followed(self._jobs.WatchJobs, watch)) as changes:
                 async for change in changes:
                     if wait.changed(change):
                         return change.job
         raise wait.expired()
 
-    async def stream_logs(
+    def stream_logs(
         self,
         name: str,
         *,
@@ -249,22 +252,9 @@ class AsyncClient:
         seconds.
         """
         request = requests.stream_logs(name, attempt=attempt, offset=offset, tail_lines=tail_lines, follow=follow)
-        logs = Logs(request, patience=patience)
-        while not logs.complete:
-            stream = self._jobs.StreamLogs(logs.request, metadata=self._caller)
-            try:
-                async for message in stream:
-                    logs.accept(message)
-                    yield message
-            except grpc.RpcError as error:
-                failure = calls.typed(error, self.address)
-            else:
-                return
-            finally:
-                stream.cancel()
-            await asyncio.sleep(logs.broken(failure, random.random()))  # noqa: S311 - spreads reconnects
+        return self._followed(self._jobs.StreamLogs, Logs(request, patience=patience))
 
-    async def watch_events(
+    def watch_events(
         self,
         *,
         names: Iterable[str] = (),
@@ -279,18 +269,7 @@ class AsyncClient:
         for `patience` seconds.
         """
         watch = EventWatch(requests.watch_events(names, labels, types, resume_token), patience=patience)
-        while True:
-            failure: AdjournError | None = None
-            stream = self._jobs.WatchEvents(watch.request, timeout=watch.remaining, metadata=self._caller)
-            try:
-                async for message in stream:
-                    if watch.accept(message):
-                        yield message
-            except grpc.RpcError as error:
-                failure = calls.typed(error, self.address)
-            finally:
-                stream.cancel()
-            await asyncio.sleep(watch.broken(failure, random.random()))  # noqa: S311 - spreads reconnects, guards nothing
+        return self._followed(self._jobs.WatchEvents, watch)
 
     async def list_job_events(self, job: str) -> AsyncIterator[JobEvent]:
         """Yields what happened to a job, oldest first."""
@@ -363,18 +342,9 @@ class AsyncClient:
         The control plane has verified what it sends; `adjourn.export` verifies what arrives.
         """
         read = Read(requests.read_checkpoint(name, file=file, offset=offset), patience=patience)
-        while True:
-            stream = self._checkpoints.ReadCheckpoint(read.request, metadata=self._caller)
-            try:
-                async for message in stream:
-                    yield read.accept(message)
-            except grpc.RpcError as error:
-                failure = calls.typed(error, self.address)
-            else:
-                return
-            finally:
-                stream.cancel()
-            await asyncio.sleep(read.broken(failure, random.random()))  # noqa: S311 - spreads reconnects
+        async with aclosing(self._followed(self._checkpoints.ReadCheckpoint, read)) as messages:
+            async for message in messages:
+                yield message.data
 
     async def get_worker(self, name: str) -> Worker:
         return await self._call(self._workers.GetWorker, requests.get_worker(name))
@@ -418,16 +388,23 @@ class AsyncClient:
                 return
             request.page_token = page.next_page_token
 
-    async def _changes(self, watch: Watch) -> AsyncGenerator[WatchJobsResponse, None]:
-        while True:
+    async def _followed(
+        self,
+        method: "grpc.aio.UnaryStreamMultiCallable[RequestT, MessageT]",
+        following: Following[RequestT, MessageT],
+    ) -> AsyncGenerator[MessageT, None]:
+        """Yields what messages tell, over as many streams as it takes."""
+        while not following.complete:
             failure: AdjournError | None = None
-            stream = self._jobs.WatchJobs(watch.request, timeout=watch.remaining, metadata=self._caller)
+            stream = method(following.request, timeout=following.remaining, metadata=self._caller)
             try:
                 async for message in stream:
-                    if watch.accept(message):
+                    if following.accept(message):
                         yield message
             except grpc.RpcError as error:
                 failure = calls.typed(error, self.address)
             finally:
                 stream.cancel()
-            await asyncio.sleep(watch.broken(failure, random.random()))  # noqa: S311 - spreads reconnects, guards nothing
+            if following.complete or (following.ends_in_order and failure is None):
+                return
+            await asyncio.sleep(following.broken(failure, random.random()))  # noqa: S311 - spreads reconnects

@@ -6,7 +6,7 @@ read does so with the offset of the next byte, and so does the reader of a log, 
 
 from collections.abc import Callable, Collection
 from time import monotonic
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 from adjourn.errors import (
     AdjournError,
@@ -31,6 +31,9 @@ from adjourn.v1.job_service_pb2 import (
     WatchJobsResponse,
 )
 
+RequestT = TypeVar("RequestT")
+MessageT_contra = TypeVar("MessageT_contra", contravariant=True)
+
 Until = Callable[[Job], bool] | Collection[Job.State.ValueType]
 """What to wait for: a predicate of the job, or states."""
 
@@ -50,8 +53,32 @@ LAST_DELAY: Final = 2.0
 """Between two attempts to reconnect, in seconds; doubled from the first to the last."""
 
 
+class Following(Protocol[RequestT, MessageT_contra]):
+    """What is followed from one stream to the next."""
+
+    request: RequestT
+    """Of the next stream."""
+    complete: bool
+    """Nothing more comes, however the stream ends."""
+
+    @property
+    def ends_in_order(self) -> bool:
+        """A stream that the server ends in order has brought all."""
+
+    @property
+    def remaining(self) -> float | None: ...
+
+    def accept(self, message: MessageT_contra) -> bool:
+        """Notes where the next stream begins; returns whether the message tells something."""
+
+    def broken(self, failure: AdjournError | None, chance: float) -> float: ...
+
+
 class Reconnects:
     """When a stream that broke is opened again, and for how long."""
+
+    ends_in_order = False
+    complete = False
 
     def __init__(self, *, patience: float, timeout: float | None = None) -> None:
         self._patience = patience
@@ -116,28 +143,30 @@ class EventWatch(Reconnects):
 class Read(Reconnects):
     """State of one read of a checkpoint's file: the request for its next stream."""
 
+    ends_in_order = True
+
     def __init__(self, request: ReadCheckpointRequest, *, patience: float) -> None:
         super().__init__(patience=patience)
         self.request = request
 
-    def accept(self, message: ReadCheckpointResponse) -> bytes:
-        """Returns the bytes of a message, and records where the next ones begin."""
+    def accept(self, message: ReadCheckpointResponse) -> bool:
+        """Records where the bytes after those of a message begin; returns True."""
         self.works()
         self.request.offset += len(message.data)
-        return message.data
+        return True
 
 
 class Logs(Reconnects):
     """State of one reading of a job's logs: the request for its next stream."""
 
+    ends_in_order = True
+
     def __init__(self, request: StreamLogsRequest, *, patience: float) -> None:
         super().__init__(patience=patience)
         self.request = request
-        self.complete = False
-        """Nothing more comes, however the stream ends."""
 
-    def accept(self, message: StreamLogsResponse) -> None:
-        """Records where the next message begins."""
+    def accept(self, message: StreamLogsResponse) -> bool:
+        """Records where the next message begins; returns True."""
         self.works()
         self.request.ClearField("tail_lines")
         self.request.attempt, self.request.offset = message.attempt, message.next_offset
@@ -145,6 +174,7 @@ class Logs(Reconnects):
             self.request.attempt, self.request.offset = message.attempt + 1, 0
         elif message.end:
             self.complete = True
+        return True
 
 
 class Wait:

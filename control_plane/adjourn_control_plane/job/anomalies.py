@@ -2,8 +2,7 @@
 
 Judged is what the control plane is told, at the end of an epoch: losses (`loss`, or a name that ends in `_loss`) and
 norms of gradients (`gradient_norm`, `grad_norm`), where the run logs them; and, as samples come, the memory of GPUs,
-where NVML tells it. Nothing is stopped: what is wrong for one
-training is in order for another.
+where NVML tells it. Nothing is stopped: what is wrong for one training is in order for another.
 """
 
 import math
