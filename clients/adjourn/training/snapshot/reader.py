@@ -11,6 +11,7 @@ from google.protobuf import json_format
 from adjourn import snapshots
 from adjourn.snapshots import SnapshotInvalid, Tree
 from adjourn.training.errors import SnapshotUnreadable
+from adjourn.training.snapshot.pinned import Cuda, Gpus, Pinned
 from adjourn.training.state.codec import Decoder
 from adjourn.v1.job_pb2 import Progress
 
@@ -18,17 +19,24 @@ from adjourn.v1.job_pb2 import Progress
 class SnapshotReader:
     """Reads the components of a snapshot, each when it is wanted."""
 
-    def __init__(self, directory: Path, device: torch.device) -> None:
-        """Reads and checks headers; raises SnapshotUnreadable."""
+    def __init__(self, directory: Path, device: torch.device, gpus: Gpus | None = None) -> None:
+        """Reads and checks headers; raises SnapshotUnreadable. `gpus`: as they are called if `device` is one."""
         try:
             self._state = snapshots.read_state(directory)
             self._entries = snapshots.read_layout(directory / snapshots.TENSORS)
             self.progress = json_format.ParseDict(dict(self._state.progress), Progress(), ignore_unknown_fields=True)
-            with (directory / snapshots.TENSORS).open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            on_gpu = device.type != "cpu"
+            with (directory / snapshots.TENSORS).open("r+b" if on_gpu else "rb") as file:
+                # A GPU reads the file's own pages: pinned, a private mapping would be a copy. Nobody writes to either.
+                access = mmap.ACCESS_WRITE if on_gpu else mmap.ACCESS_COPY
+                self._map = mmap.mmap(file.fileno(), 0, access=access)
         except (SnapshotInvalid, json_format.ParseError, OSError) as error:
             raise SnapshotUnreadable(f"{directory}: {error}") from error
         self._decoder = Decoder(self._bytes, device)
+        self._pinned = Pinned(gpus or Cuda()) if on_gpu else None
+        """Held as long as something is read."""
+        if self._pinned is not None:
+            self._pinned.hold(torch.frombuffer(self._map, dtype=torch.uint8))
 
     @property
     def components(self) -> Mapping[str, Tree]:

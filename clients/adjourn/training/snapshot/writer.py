@@ -1,7 +1,7 @@
 """Copies a run's state into files that are written again and again. Training stands still for this part only.
 
 A file in memory (`/dev/shm`) that is mapped and was written to before takes a copy at the speed of memory. In a new
-file, the kernel first has to find each page.
+file, the kernel first has to find each page. What GPUs copy is pinned besides (`pinned.py`).
 """
 
 import errno
@@ -28,6 +28,8 @@ from adjourn.snapshots import Entry, SnapshotInvalid, Tree
 from adjourn.training.errors import NoSpace, SnapshotDiffers, SnapshotFailed, StateNotEncodable
 from adjourn.training.events import log_line
 from adjourn.training.output_directory import OutputDirectory
+from adjourn.training.snapshot import pinned
+from adjourn.training.snapshot.pinned import Cuda, Gpus, Pinned
 from adjourn.training.snapshot.round_trip import RoundTrip, Structures, digests
 from adjourn.training.state.codec import Blob
 from adjourn.training.state.environment import fingerprint
@@ -95,8 +97,11 @@ class Layout:
 class Slot:
     """One directory for a snapshot, and its mapped file."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, gpus: Gpus | None = None) -> None:
+        """`gpus`: those that tensors may lie on."""
         self.directory = directory
+        self._gpus = gpus
+        self._pinned = Pinned(gpus) if gpus else None
         self._tensors, self._state, self._in_use, self._output = (
             os.path.join(directory, name)  # noqa: PTH118  (a Path takes longer than the call it is made for)
             for name in (snapshots.TENSORS, snapshots.STATE, snapshots.IN_USE, outputs.DATA)
@@ -152,7 +157,7 @@ class Slot:
             with open(self._tensors, "a+b") as file:  # noqa: PTH123
                 buffer = self._mapped(file, size)
                 self._allocated = 0
-                file.truncate(size)
+                self._resize(file, size)
                 for begin in range(self._touched, size, STEP_BYTES):
                     if stopped():
                         return
@@ -178,8 +183,8 @@ class Slot:
             file = os.open(self._state, os.O_CREAT | os.O_WRONLY, 0o666)
             try:
                 os.pwrite(file, b"\0", 0)  # until all is written, this is no JSON
-                if blobs:
-                    torch._foreach_copy_(self._targets, [blob.data for blob in blobs.values()])
+                sources = [blob.data for blob in blobs.values()]
+                pinned.copy(self._targets, sources, self._gpus, pinned=bool(self._pinned))
                 if output[1] or self._has_output:
                     beside = outputs.pack(*output, self.directory)
                     self._has_output = beside > 0
@@ -205,25 +210,34 @@ class Slot:
         with open(self._tensors, "a+b") as file:  # noqa: PTH123
             buffer = self._mapped(file, layout.size)
             if self._allocated != layout.size:
-                file.truncate(layout.size)
+                self._resize(file, layout.size)
                 # Without this, a lack of space would be found while copying, as a SIGBUS.
                 os.posix_fallocate(file.fileno(), 0, layout.size)
         self._allocated = self._touched = layout.size
         buffer[: len(layout.head)] = torch.frombuffer(bytearray(layout.head), dtype=torch.uint8)
         self._layout, self._targets = layout, layout.targets(buffer)
+        if self._pinned is not None:
+            self._pinned.hold(buffer[: layout.size])
 
     def _mapped(self, file: BinaryIO, size: int) -> torch.Tensor:
         """Returns the bytes of a file that is to have `size` of them; mapping it takes no memory yet."""
         if self._buffer is None or size > len(self._buffer):
             self._forget()
             reach = size + size // GROWTH
-            file.truncate(reach)
+            self._resize(file, reach)
             self._buffer = torch.frombuffer(mmap.mmap(file.fileno(), reach), dtype=torch.uint8)
             status = os.fstat(file.fileno())
             self._file = (status.st_dev, status.st_ino)
         return self._buffer
 
+    def _resize(self, file: BinaryIO, size: int) -> None:
+        if self._pinned is not None:  # pages that a file gives up stay where they are pinned, and are no longer its
+            self._pinned.release()
+        file.truncate(size)
+
     def _forget(self) -> None:
+        if self._pinned is not None:
+            self._pinned.release()
         self._buffer, self._file, self._allocated, self._touched = None, None, 0, 0
         self._layout, self._targets = None, []
 
@@ -279,9 +293,9 @@ class Preparation:
 class Area:
     """A directory with the slots of an attempt, on one file system."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, gpus: Gpus | None = None) -> None:
         self.directory = directory
-        self.slots = [Slot(directory / f"slot-{number}") for number in range(SLOTS)]
+        self.slots = [Slot(directory / f"slot-{number}", gpus) for number in range(SLOTS)]
 
     def room(self) -> int:
         """Returns how many bytes snapshots can take here, those that they take already included; 0 if unknown."""
@@ -345,7 +359,8 @@ class SnapshotWriter:
         output: OutputDirectory | None = None,
     ) -> None:
         """`directories`: the preferred one first; the others, where it has no room. `output`: what is kept beside."""
-        self._areas = [Area(directory) for directory in directories]
+        gpus = Cuda() if device.type == "cuda" else None
+        self._areas = [Area(directory, gpus) for directory in directories]
         self._area: Area | None = None
         """Where the last snapshot went."""
         self._device = device

@@ -514,10 +514,12 @@ class Decoder:
             value = torch.empty(0, dtype=dtype, device=whole.device)
             value.set_(whole.untyped_storage(), start // dtype.itemsize, shape, strides)
         else:
-            value = data.clone().view(dtype).reshape(shape)
+            moved = "device" in tree and self._device.type != "cpu"
+            value = (data if moved else data.clone()).view(dtype).reshape(shape)
             value = value.conj_physical() if "conj" in tree else value
             value = -value if "neg" in tree else value
-            value = value.to(self._device) if "device" in tree else value
+            # What follows on the device's stream comes after the copy; the memory that is read stays as it is.
+            value = value.to(self._device, non_blocking=True) if moved else value
             value = with_strides(value, strides) if "strides" in tree else value
         value = value.conj() if "conj" in tree else value
         value = torch._neg_view(value) if "neg" in tree else value  # noqa: SLF001  (no public way to set the bit)
