@@ -1,6 +1,7 @@
 """A shared library that stands in for libnvidia-ml.so.1, so that the real pynvml runs without a GPU."""
 
 import ctypes
+import mmap
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,14 +47,26 @@ class Table(ctypes.Structure):
 
 
 class NvmlLibrary:
-    """GPUs of a machine that has none. Only one such library is loaded into a process: it stays."""
+    """GPUs of a machine that has none: of this process once it is `loaded`, of others with `environment`."""
 
     def __init__(self, folder: Path) -> None:
-        library = folder / SONAME
-        command = ["cc", "-shared", "-fPIC", f"-Wl,-soname,{SONAME}", "-o", str(library), str(SOURCE)]
+        self._library, self._file = folder / SONAME, folder / "table"
+        command = ["cc", "-shared", "-fPIC", f"-Wl,-soname,{SONAME}", "-o", str(self._library), str(SOURCE)]
         subprocess.run(command, check=True, timeout=60)
+        self._file.write_bytes(bytes(ctypes.sizeof(Table)))
+        with self._file.open("r+b") as file:
+            self._table = Table.from_buffer(mmap.mmap(file.fileno(), 0))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables with which another process finds these GPUs."""
+        return {"LD_LIBRARY_PATH": str(self._library.parent), "NVML_TABLE": str(self._file)}
+
+    def loaded(self) -> Self:
+        """Loads it into this process. Only one such library is: it stays."""
         # Whoever asks for the name of a library that is loaded gets that one.
-        self._table = Table.in_dll(ctypes.CDLL(str(library)), "table")
+        assert ctypes.CDLL(str(self._library)).use_table(str(self._file).encode()) == 0
+        return self
 
     def has(self, count: int) -> Self:
         """Puts so many GPUs into the machine, with nothing on them; 0: it has no driver either."""

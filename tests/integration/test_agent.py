@@ -13,9 +13,11 @@ from adjourn.channel import MAX_MESSAGE_BYTES
 from adjourn.errors import ObjectStoreUnavailableError
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, SeriesPart, SynchronizeRequest
 from adjourn.v1.job_pb2 import Condition, Pause
+from adjourn.v1.usage_pb2 import ResourceSample
 from adjourn_worker import agent as agent_module
 from adjourn_worker.agent import Agent
 from adjourn_worker.attempt import runner as runner_module
+from adjourn_worker.attempt.runner import AttemptRunner
 from adjourn_worker.host.gpus import find_gpus
 from adjourn_worker.settings import GpuShare
 from adjourn_worker.storage import tasks
@@ -302,13 +304,17 @@ async def test_object_storage_is_away_during_a_pause(harness: AgentHarness, monk
 GIB = 1 << 30
 
 
+def newest_usage(runner: AttemptRunner) -> ResourceSample:
+    return runner.held.usages[-1] if runner.held.usages else ResourceSample()
+
+
 async def trained_on_gpu(harness: AgentHarness, agent: Agent, nvml: FakeNvml) -> Job:
     """Returns a job that has paused, while 5 GiB that its process had used are in use still."""
     job = harness.job(device_uuids=["GPU-0"])
     await harness.until_phase(job, RUNNING)
     nvml.used[0] += 5 * GIB
     (runner,) = agent.runners.values()
-    await harness.until(lambda: [gpu.memory_used_bytes for gpu in runner.held.usage.gpus] == [nvml.used[0]])
+    await harness.until(lambda: [gpu.memory_used_bytes for gpu in newest_usage(runner).gpus] == [nvml.used[0]])
     pid = harness.training(job)
     harness.plane.set_target(job, Assignment.PAUSE)
     await harness.until_phase(job, PAUSING)

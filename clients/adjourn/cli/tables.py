@@ -57,7 +57,7 @@ def paused_table(jobs: Iterable[Job], now: datetime | None = None) -> Renderable
             column("best", [best(job.progress) for job in jobs], rank=6),
             column("used", [used(job.pause) for job in jobs], rank=5),
             column("left worker", [formatting.short(job.pause.from_worker) or ABSENT for job in jobs], rank=7),
-            column(">GPU time saved", [saved(job, now) for job in jobs], rank=1),
+            column(">GPU time saved", [saved(job) for job in jobs], rank=1),
             column("why", [phrases.why(job) or ABSENT for job in jobs], least=24),
         ]
     )
@@ -83,11 +83,9 @@ def used(pause: Pause) -> str:
     return ", ".join(parts) or ABSENT
 
 
-def saved(job: Job, now: datetime) -> str:
-    """Returns the GPU time that others could have used since the job let go of its GPUs, by the clock here."""
-    if not (job.spec.gpu_count and job.pause.HasField("release_time")):
-        return ABSENT
-    return formatting.brief((now - job.pause.release_time.ToDatetime(tzinfo=UTC)) * job.spec.gpu_count)
+def saved(job: Job) -> str:
+    """Returns the GPU time that others could have used since the job let go of its GPUs."""
+    return formatting.brief(job.pause.saved_gpu_seconds) if job.pause.saved_gpu_seconds else ABSENT
 
 
 def epochs(job: Job) -> str:

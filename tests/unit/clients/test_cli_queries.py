@@ -169,9 +169,8 @@ def test_events_are_shown_to_people_and_to_programs(adjourn: Adjourn, plane: "Pl
 def test_paused_jobs_are_listed_with_since_when_and_why(adjourn: Adjourn, plane: "Plane") -> None:
     assert adjourn("paused").stdout == "no job is paused\n"
     job = plane.add("x", Job.PAUSED, holds=[Hold(kind=Hold.USER, actor="eva@lab", reason="lunch")])
-    job.spec.gpu_count = 2
     job.pause.pause_time.FromSeconds(int(time.time()) - 3600)
-    job.pause.release_time.FromSeconds(int(time.time()) - 3600)
+    job.pause.saved_gpu_seconds = 7200
     job.pause.usage.memory_bytes = 3 << 30
     job.pause.from_worker = "workers/w"
     job.progress.metrics["val_loss"] = 0.5

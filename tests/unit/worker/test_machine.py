@@ -118,6 +118,31 @@ def test_a_resumed_run_tells_when_and_how_it_went_on() -> None:
     assert (pause.verdict, pause.resume_time.ToDatetime(NOW.tzinfo)) == (EXACT, NOW + timedelta(seconds=10))
 
 
+def used(second: int) -> Measured:
+    sample = ResourceSample(memory_bytes=second)
+    sample.time.FromDatetime(NOW + timedelta(seconds=second))
+    return Measured(progress=None, usage=sample)
+
+
+@pytest.mark.parametrize(
+    ("samples", "told"),
+    [(range(1, 5), 4), (range(1, 100), 1), (range(1, 8), 5), (range(6, 8), None)],
+    ids=["all before", "many while the snapshot was taken", "some after", "none before"],
+)
+def test_a_pause_tells_what_was_used_last_before_its_boundary(samples: range, told: int | None) -> None:
+    """The boundary is at second 5, and known only when the snapshot is there."""
+    machine = running()
+    machine.order(PAUSE, 2)
+    for second in samples:
+        machine(used(second))
+    machine.tell((1, 10), epoch=epoch(1))
+    machine.tell((1, 10), snapshot=snapshot(1, last=True))
+    machine.tell((1, 10), paused=paused())
+    machine.end()
+    usage = machine.reports[1].pause.usage
+    assert (usage.memory_bytes if usage.HasField("memory_bytes") else None) == told
+
+
 def test_a_pause() -> None:
     machine = running()
     machine(Measured(progress=None, usage=ResourceSample(memory_bytes=7)))

@@ -14,7 +14,7 @@ GIB = 1 << 30
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> NvmlLibrary:
-    return NvmlLibrary(tmp_path_factory.mktemp("nvml"))
+    return NvmlLibrary(tmp_path_factory.mktemp("nvml")).loaded()
 
 
 @pytest.fixture

@@ -50,6 +50,7 @@ from adjourn import reasons
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment, ProcessExit, Snapshot
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
 from adjourn.v1.job_pb2 import Condition, Failure, JobSpec, Pause, PauseMode
+from adjourn.v1.usage_pb2 import ResourceSample
 from adjourn_worker.attempt.events import (
     Advanced,
     AssignmentChanged,
@@ -83,6 +84,9 @@ from adjourn_worker.attempt.events import (
     WriteStacks,
 )
 from adjourn_worker.attempt.transition import OVER, Outcome, Transition, desired_state
+
+KEPT_SAMPLES: Final = 8
+"""Samples of what an attempt uses that are kept until it is known which one was the last before the boundary."""
 
 
 def take_on(assignment: Assignment, directory: str, now: datetime) -> Outcome:
@@ -276,7 +280,11 @@ def measured(transition: Transition, event: Measured) -> None:
     if event.progress is not None:
         transition.update_progress(event.progress)
     if event.usage is not None:
-        transition.held.usage.CopyFrom(event.usage)
+        samples = [*transition.held.usages, event.usage]
+        if len(samples) > KEPT_SAMPLES:
+            samples = samples[::-2][::-1]  # the newest stays, and of those before it every second one
+        del transition.held.usages[:]
+        transition.held.usages.extend(samples)
 
 
 def ended(transition: Transition, event: Ended) -> None:
@@ -294,9 +302,9 @@ def release_gpus(transition: Transition, time: datetime) -> None:
     held = transition.held
     if held.final_event.HasField("failed"):
         transition.status.ClearField("pause_epoch")  # it did not come there
-    known = held.usage.gpus and all(gpu.HasField("memory_used_bytes") for gpu in held.usage.gpus)
-    if known:
-        held.gpu_memory_bytes = sum(gpu.memory_used_bytes for gpu in held.usage.gpus)
+    gpus = held.usages[-1].gpus if held.usages else ()
+    if gpus and all(gpu.HasField("memory_used_bytes") for gpu in gpus):
+        held.gpu_memory_bytes = sum(gpu.memory_used_bytes for gpu in gpus)
     if transition.holds_gpus:
         transition.do(ConfirmRelease(before=tuple(held.gpus_before)))
     else:
@@ -322,8 +330,8 @@ def released(transition: Transition, time: datetime, gpu_memory_bytes: int | Non
         if final is not None:
             pause.boundary_time.CopyFrom(held.final_event.paused.boundary_time)
             pause.snapshot_time.CopyFrom(held.final_event.time)
-        if held.HasField("usage"):
-            pause.usage.CopyFrom(held.usage)
+        if (usage := last_usage(held, pause)) is not None:
+            pause.usage.CopyFrom(usage)
         pause.release_time.FromDatetime(time)
         if gpu_memory_bytes is not None and held.HasField("gpu_memory_bytes"):
             pause.released_gpu_memory_bytes = held.gpu_memory_bytes - gpu_memory_bytes
@@ -335,6 +343,15 @@ def released(transition: Transition, time: datetime, gpu_memory_bytes: int | Non
         transition.status.phase = AssignmentStatus.PERSISTING
     else:
         conclude(transition)
+
+
+def last_usage(held: HeldAssignment, pause: Pause) -> ResourceSample | None:
+    """Returns the last sample before the boundary of a pause: after it, what is used is the snapshot's."""
+    samples = list(held.usages)
+    if pause.HasField("boundary_time"):
+        reached = pause.boundary_time.ToNanoseconds()
+        samples = [sample for sample in samples if sample.time.ToNanoseconds() <= reached]
+    return samples[-1] if samples else None
 
 
 def unexplained(how: ProcessExit | None, *, spoke: bool) -> Failure:

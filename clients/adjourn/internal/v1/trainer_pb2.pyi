@@ -751,12 +751,12 @@ class HeldAssignment(_message.Message):
     PERSISTED_FIELD_NUMBER: _builtins.int
     EXIT_FIELD_NUMBER: _builtins.int
     DROPPED_FIELD_NUMBER: _builtins.int
-    USAGE_FIELD_NUMBER: _builtins.int
     CONDITIONS_FIELD_NUMBER: _builtins.int
     GPU_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     GPUS_BEFORE_FIELD_NUMBER: _builtins.int
     PAUSING_BY_ITSELF_FIELD_NUMBER: _builtins.int
     GIVEN_UP_FIELD_NUMBER: _builtins.int
+    USAGES_FIELD_NUMBER: _builtins.int
     directory: _builtins.str
     """Directory of the attempt."""
     events_offset: _builtins.int
@@ -800,10 +800,6 @@ class HeldAssignment(_message.Message):
         """
 
     @_builtins.property
-    def usage(self) -> _usage_pb2.ResourceSample:
-        """Newest sample of what the training process uses."""
-
-    @_builtins.property
     def conditions(self) -> _containers.RepeatedCompositeFieldContainer[_job_pb2.Condition]:
         """Conditions that were reported and have not ended."""
 
@@ -814,6 +810,12 @@ class HeldAssignment(_message.Message):
     @_builtins.property
     def pausing_by_itself(self) -> _job_pb2.Failure:
         """Why training is to pause at its next boundary though the control plane said RUN; kept if it has."""
+
+    @_builtins.property
+    def usages(self) -> _containers.RepeatedCompositeFieldContainer[_usage_pb2.ResourceSample]:
+        """What the training process uses, oldest first: the newest sample, and some before it. When a boundary is known, later
+        ones may have been taken.
+        """
 
     def __init__(
         self,
@@ -828,16 +830,16 @@ class HeldAssignment(_message.Message):
         persisted: _checkpoint_pb2.Checkpoint | None = ...,
         exit: Global___ProcessExit | None = ...,
         dropped: _abc.Iterable[Global___Snapshot] | None = ...,
-        usage: _usage_pb2.ResourceSample | None = ...,
         conditions: _abc.Iterable[_job_pb2.Condition] | None = ...,
         gpu_memory_bytes: _builtins.int | None = ...,
         gpus_before: _abc.Iterable[_usage_pb2.GpuSample] | None = ...,
         pausing_by_itself: _job_pb2.Failure | None = ...,
         given_up: _builtins.bool = ...,
+        usages: _abc.Iterable[_usage_pb2.ResourceSample] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "assignment", b"assignment", "exit", b"exit", "final_event", b"final_event", "gpu_memory_bytes", b"gpu_memory_bytes", "pausing_by_itself", b"pausing_by_itself", "persisted", b"persisted", "process", b"process", "status", b"status", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "assignment", b"assignment", "exit", b"exit", "final_event", b"final_event", "gpu_memory_bytes", b"gpu_memory_bytes", "pausing_by_itself", b"pausing_by_itself", "persisted", b"persisted", "process", b"process", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "assignment", b"assignment", "conditions", b"conditions", "directory", b"directory", "dropped", b"dropped", "events_offset", b"events_offset", "exit", b"exit", "final_event", b"final_event", "given_up", b"given_up", "gpu_memory_bytes", b"gpu_memory_bytes", "gpus_before", b"gpus_before", "pausing_by_itself", b"pausing_by_itself", "persisted", b"persisted", "process", b"process", "snapshots", b"snapshots", "status", b"status", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "assignment", b"assignment", "conditions", b"conditions", "directory", b"directory", "dropped", b"dropped", "events_offset", b"events_offset", "exit", b"exit", "final_event", b"final_event", "given_up", b"given_up", "gpu_memory_bytes", b"gpu_memory_bytes", "gpus_before", b"gpus_before", "pausing_by_itself", b"pausing_by_itself", "persisted", b"persisted", "process", b"process", "snapshots", b"snapshots", "status", b"status", "usages", b"usages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__gpu_memory_bytes: _TypeAlias = _typing.Literal["gpu_memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__gpu_memory_bytes: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes"]  # noqa: Y015
