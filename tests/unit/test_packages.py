@@ -101,7 +101,7 @@ def test_the_wheel_has_three_packages_and_what_they_read(wheel: Path) -> None:
         line.partition(": ")[2] for line in lines if line.startswith("Requires-Dist") and "extra ==" not in line
     }
     assert {Requirement(text).name for text in required} == {
-        *("googleapis-common-protos", "grpcio", "packaging", "pathspec", "protobuf", "rich", "typer"),
+        *("googleapis-common-protos", "grpcio", "packaging", "pathspec", "protobuf", "pyyaml", "rich", "typer"),
     }
 
 

@@ -17,6 +17,7 @@ from adjourn.cli import (
     completion,
     copying,
     error_messages,
+    events,
     fleet_verbs,
     help_texts,
     logs,
@@ -53,7 +54,7 @@ app.command("resume")(verbs.resume)
 app.command("cancel")(verbs.cancel)
 app.command("update")(verbs.update)
 app.command("delete")(verbs.delete)
-app.command("events")(queries.events)
+app.command("events")(events.events)
 app.command("metrics", cls=queries.Metrics)(queries.metrics)
 app.command("checkpoints")(checkpoint_verbs.list_checkpoints)
 app.command("cp")(copying.copy)

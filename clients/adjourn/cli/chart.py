@@ -31,23 +31,27 @@ def drawn(panels: Sequence[Panel], marks: Marks, width: int) -> RenderableType:
 def legend(marks: Marks) -> list[Text]:
     parts = []
     if marks.pauses:
-        parts.append(f"{PAUSE} paused after epoch {', '.join(f'{pause:.4g}' for pause in marks.pauses)}")
+        parts.append(f"{PAUSE} paused after {marks.axis} {listed(marks.pauses)}")
     if marks.restarts:
-        parts.append(f"{RESTART} began anew after epoch {', '.join(f'{at:.4g}' for at in marks.restarts)}")
+        parts.append(f"{RESTART} began anew after {marks.axis} {listed(marks.restarts)}")
     if marks.best is not None:
         parts.append(f"best: epoch {marks.best:.0f}")
     return [Text("; ".join(parts), style="dim")] if parts else []
 
 
+def listed(places: Sequence[float]) -> str:
+    return ", ".join(f"{round(place, 2):.12g}" for place in places)
+
+
 def chart(panel: Panel, marks: Marks, width: int) -> list[Text]:
-    """Returns the lines of one panel: names, curves with the scale beside them, epochs below."""
+    """Returns the lines of one panel: names, curves with the scale beside them, epochs or steps below."""
     every = [point for curve in panel.curves for point in curve.points]
     names = Text("  ").join(
         Text(formatting.printable(curve.name), style=COLOURS[number % len(COLOURS)])
         for number, curve in enumerate(panel.curves)
     )
     if len({value for _, value in every}) < 2:  # a flat line says less
-        always = f"is {formatting.figure(every[0][1])} in every epoch" if every else "has no finite value"
+        always = f"is {formatting.figure(every[0][1])} in every {marks.axis}" if every else "has no finite value"
         return [Text(" " * (LABEL + 2)) + names + Text(f"  {always}", style="dim")]
     canvas = Canvas(max(width - LABEL - 2, 10), ROWS, every)
     for place, sign in (*((at, PAUSE) for at in marks.pauses), *((at, RESTART) for at in marks.restarts)):
@@ -58,7 +62,7 @@ def chart(panel: Panel, marks: Marks, width: int) -> list[Text]:
     labels = [formatting.figure(scale[row]) if row in scale else "" for row in range(ROWS)]
     rows = [Text(f"{label:>{LABEL}} │") + line for label, line in zip(labels, canvas.lines(), strict=True)]
     first, last = f"{canvas.left:.0f}", f"{canvas.right:.0f}"
-    axis = f"{first}{'epoch':^{max(canvas.columns - len(first) - len(last), 0)}}{last}"
+    axis = f"{first}{marks.axis:^{max(canvas.columns - len(first) - len(last), 0)}}{last}"
     return [
         Text(" " * (LABEL + 2)) + names,
         *rows,

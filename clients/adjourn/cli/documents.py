@@ -58,6 +58,6 @@ def settled(value: Any) -> Any:
 
 def yaml(message: Message) -> str:
     """Returns the document as YAML."""
-    from yaml import safe_dump  # an extra
+    from yaml import safe_dump  # not needed for anything else
 
     return str(safe_dump(document(message), sort_keys=False, allow_unicode=True))

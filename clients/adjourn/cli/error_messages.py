@@ -10,8 +10,8 @@ from typer.core import TyperGroup
 
 from adjourn import errors
 from adjourn.bundles import BundleInvalid
-from adjourn.cli import exit_status
-from adjourn.cli.exit_status import Status
+from adjourn.cli import exit_status, fields
+from adjourn.cli.exit_status import Otherwise, Status
 from adjourn.cli.formatting import printable
 from adjourn.scripts.files import ScriptInvalid
 
@@ -68,6 +68,9 @@ class Commands(TyperGroup):
         except errors.AdjournError as error:
             print_error(sentence(error))
             status = exit_status.of(error)
+        except Otherwise as end:
+            print_error(str(end))
+            status = end.status
         except ScriptInvalid as error:
             print_error(error.reason)
             status = Status.USAGE
@@ -103,7 +106,11 @@ def sentence(error: errors.AdjournError) -> str:
             else ""
         )
         advice = advice or next((ADVICE[kind] for kind in type(error).__mro__ if kind in ADVICE), "")
-    message = " ".join(error.message.split()) or error.reason
+    if isinstance(error, errors.InvalidRequestError) and error.violations:
+        said = "; ".join(f"{fields.option(field)}: {why}" for field, why in error.violations.items())
+    else:
+        said = error.message
+    message = " ".join(said.split()) or error.reason
     return f"{message}; {advice}" if advice and advice not in message else message
 
 

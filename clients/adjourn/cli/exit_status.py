@@ -28,6 +28,14 @@ class Status(IntEnum):
     """Ctrl-C."""
 
 
+class Otherwise(Exception):
+    """What was waited for does not come."""
+
+    def __init__(self, status: Status, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 def of(error: errors.AdjournError) -> Status:
     """Returns the status of a command that ends with this error."""
     if isinstance(error, errors.NotFoundError):

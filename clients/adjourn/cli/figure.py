@@ -49,6 +49,6 @@ def draw(ax: Any, panel: Panel, marks: Marks) -> None:
         for number, place in enumerate(places):
             ax.axvline(place, linewidth=1, label="_" * bool(number) + label, **style)
     ax.set_title(panel.title)
-    ax.set_xlabel("epoch")
+    ax.set_xlabel(marks.axis)
     ax.grid(visible=True, alpha=0.3)
     ax.legend(handles=own, frameon=False)

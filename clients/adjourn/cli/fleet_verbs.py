@@ -10,8 +10,9 @@ import typer
 
 from adjourn.cli import arguments, completion, formatting, output, tables
 from adjourn.cli.connection import connect
-from adjourn.cli.exit_status import Status
+from adjourn.cli.exit_status import Otherwise, Status
 from adjourn.cli.output import Format, Output
+from adjourn.cli.patience import Patience, Timeout
 from adjourn.cli.selection import JobNames, Label, Yes, confirm
 from adjourn.cli.verbs import Mode, Reason
 from adjourn.v1.worker_pb2 import Worker
@@ -93,22 +94,26 @@ def drain(
     *,
     reason: Reason = "",
     wait: Annotated[bool, typer.Option("--wait", help="Return when no job is left on it.")] = False,
+    timeout: Timeout = "",
 ) -> None:
     """Empty a worker: it takes no new job, and its jobs pause at their next boundary and go on elsewhere.
 
     A task without epochs runs to its end there. `adjourn undrain` takes it back.
     """
+    patience = Patience(timeout, waits=wait)
     with connect(ctx) as client:
         found = client.drain_worker(worker, reason=reason)
         output.say(emptiness(found))
         if wait and found.jobs:
-            output.say(emptiness(emptied(client, found)))
+            output.say(emptiness(emptied(client, found, patience)))
 
 
-def emptied(client: "Client", worker: Worker) -> Worker:
-    """Returns the worker once it holds no job, or is to be drained no more."""
+def emptied(client: "Client", worker: Worker, patience: Patience) -> Worker:
+    """Returns the worker once it holds no job, or is to be drained no more. Raises Otherwise at the end of patience."""
     while worker.jobs and worker.HasField("drain"):
-        sleep(LOOK_SECONDS)
+        if patience.over:
+            raise Otherwise(Status.TIMEOUT, f"{emptiness(worker)}; `adjourn workers` shows it")
+        sleep(min(LOOK_SECONDS, patience.left or LOOK_SECONDS))
         worker = client.get_worker(worker.name)
     return worker
 

@@ -22,7 +22,10 @@ COMMANDS: Final[Mapping[str, Help]] = {
             "adjourn submit job.yaml --epochs 5 --dry-run",
         ),
     ),
-    "list": Help("List jobs, newest first.", ("adjourn list --state running", "adjourn list --label sweep=7 -o name")),
+    "list": Help(
+        "List jobs, newest first.",
+        ("adjourn list --state running", "adjourn list --sort loss --limit 5", "adjourn list --label sweep=7 -o name"),
+    ),
     "get": Help("Show all that is known of a job.", ("adjourn get JOB", "adjourn get JOB -o json | jq .progress")),
     "watch": Help("Watch jobs change, live.", ("adjourn watch", "adjourn watch JOB", "adjourn watch --label sweep=7")),
     "logs": Help("Print what a job has printed, or follow it.", ("adjourn logs JOB -f", "adjourn logs JOB --tail 20")),
@@ -49,10 +52,13 @@ COMMANDS: Final[Mapping[str, Help]] = {
         ("adjourn update JOB --label team=b", "adjourn update JOB --epochs 40"),
     ),
     "delete": Help("Delete jobs that have ended.", ("adjourn delete JOB", "adjourn delete --label sweep=7 --yes")),
-    "events": Help("List what happened to a job.", ("adjourn events JOB", "adjourn events JOB -o json | jq -r .type")),
+    "events": Help(
+        "List what happened to a job, or follow it.",
+        ("adjourn events JOB", "adjourn events -f", "adjourn events JOB -o json | jq -r .type"),
+    ),
     "metrics": Help(
-        "Show the metrics of each epoch.",
-        ("adjourn metrics JOB --plot", "adjourn metrics JOB --plot curves.png", "adjourn metrics JOB -o json"),
+        "Show the metrics of epochs or steps.",
+        ("adjourn metrics JOB --plot", "adjourn metrics JOB --plot curves.png", "adjourn metrics JOB --steps -o json"),
     ),
     "cp": Help("Copy a run's files here.", ("adjourn cp JOB:model.pt .", "adjourn cp JOB: results --checkpoint 12")),
     "workers": Help("List workers.", ("adjourn workers", "adjourn workers -o json")),

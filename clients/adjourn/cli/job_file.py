@@ -12,7 +12,6 @@ from typing import Any, Final, NoReturn
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import ParseDict, ParseError
 
-from adjourn import extras
 from adjourn.cli import arguments
 from adjourn.v1.job_pb2 import Job, JobSpec
 
@@ -51,9 +50,7 @@ def is_file(target: str) -> bool:
 
 def read(path: Path) -> JobFile:
     """Returns what a file says; a usage error, with the place, if that is no job."""
-    if why := extras.missing("adjourn submit job.yaml"):
-        arguments.wrong("TARGET", why)
-    from yaml import YAMLError, safe_load  # an extra
+    from yaml import YAMLError, safe_load  # not needed for scripts
 
     try:
         found = safe_load(path.read_text(encoding="utf-8"))

@@ -79,13 +79,13 @@ def heading(title: str) -> Text:
 def draft(job: Job, code: str) -> RenderableType:
     """Returns what would be queued, for a dry run; `code` is the end of a sentence on what goes along."""
     name, spec = formatting.short(job.name) or "a job of a chosen name", job.spec
-    said = f"would queue {name}: {spec.entry_point}, {spec.total_epochs} epochs{code}; nothing was sent"
+    said = f"would queue {name}: {spec.entry_point}, {phrases.length(spec)}{code}; nothing was sent"
     return Group(Text(formatting.printable(said)), *section("Run", spec_rows(job)))
 
 
 def run_rows(job: Job) -> Iterator[Row]:
     yield from spec_rows(job)
-    yield "created", formatting.moment(job.create_time)
+    yield "created", formatting.moment(job.create_time) + (f" by {job.creator}" if job.creator else "")
     if job.HasField("start_time"):
         yield "started", formatting.moment(job.start_time)
     if job.HasField("end_time"):

@@ -92,7 +92,7 @@ def in_epoch(progress: Progress) -> str:
 
 
 def sentence(job: Job, now: datetime) -> Text:
-    return Text(f"{formatting.short(job.name)} {phrases.situation(job, now)}", style="dim")
+    return Text(phrases.sentence(job, now), style="dim")
 
 
 def summary(jobs: Sequence[Job]) -> Text:

@@ -10,7 +10,6 @@ import typer
 from google.protobuf.message import Message
 from rich.console import Console, RenderableType
 
-from adjourn import extras
 from adjourn.cli import arguments, documents
 
 UNLIMITED: Final = 10_000
@@ -26,20 +25,12 @@ class Format(StrEnum):
     NAME = "name"
 
 
-def possible(form: Format) -> Format:
-    """Returns the format; a usage error, before anything is done, if it takes what is not installed."""
-    if form == Format.YAML and (why := extras.missing("adjourn --output yaml")):
-        arguments.wrong("--output", why)
-    return form
-
-
 Output = Annotated[
     Format,
     typer.Option(
         "--output",
         "-o",
         help="For people; for programs the protobuf JSON, one object a line, or the same as YAML; or names alone.",
-        callback=possible,
     ),
 ]
 
@@ -54,13 +45,14 @@ def columns() -> int:
     return int(text) if text.isdecimal() else 0
 
 
-def console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else width(), highlight=False, markup=False, emoji=False)
+def console(*, wide: bool = False) -> Console:
+    limit = UNLIMITED if wide else None if sys.stdout.isatty() else width()
+    return Console(width=limit, highlight=False, markup=False, emoji=False)
 
 
-def show(renderable: RenderableType) -> None:
-    """Prints for people. What is read by a program or a file has no blanks at the ends of lines."""
-    screen = console()
+def show(renderable: RenderableType, *, wide: bool = False) -> None:
+    """Prints for people, `wide`: as wide as it is. What is no terminal gets no blanks at the ends of lines."""
+    screen = console(wide=wide)
     if sys.stdout.isatty():
         screen.print(renderable)
         return
@@ -74,10 +66,10 @@ def say(text: str) -> None:
     typer.echo(text)
 
 
-def write(messages: Sequence[Message], form: Format, view: Callable[[], RenderableType]) -> None:
+def write(messages: Sequence[Message], form: Format, view: Callable[[], RenderableType], *, wide: bool = False) -> None:
     """Prints messages in the format that was asked for; `view` makes what people see."""
     if form == Format.TABLE:
-        show(view())
+        show(view(), wide=wide)
     for message in messages if form != Format.TABLE else ():
         emit(message, form)
 

@@ -8,7 +8,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from adjourn.cli import formatting
 from adjourn.reasons import WHOLE_LOG
-from adjourn.v1.job_pb2 import Condition, Hold, Job, Pause, PauseMode, Progress
+from adjourn.v1.job_pb2 import Condition, Hold, Job, JobSpec, Pause, PauseMode, Progress
+from adjourn.v1.job_service_pb2 import JobEvent
 
 VERDICTS: Final = {
     Pause.EXACT: "every digest is equal",
@@ -17,6 +18,12 @@ VERDICTS: Final = {
     Pause.UNPROVEN: "every digest is equal, but not everything is in one",
 }
 """What was found when the restored state was compared."""
+TASK_ENDED: Final = "ran to its end, a task without epochs"
+
+
+def sentence(job: Job, now: datetime | None = None) -> str:
+    """Returns the job's name and situation."""
+    return f"{formatting.short(job.name)} {situation(job, now or datetime.now(UTC))}"
 
 
 def situation(job: Job, now: datetime) -> str:  # noqa: C901 - a case for each state
@@ -48,7 +55,10 @@ def situation(job: Job, now: datetime) -> str:  # noqa: C901 - a case for each s
         case Job.CANCELLED:
             return f"was stopped {position(job.progress)}; {resumable}{troubles(job)}"
         case Job.SUCCEEDED:
-            return f"trained to its end, {epoch} epochs{troubles(job)}"
+            trained = (
+                f"trained to its end, {formatting.counted(epoch, 'epoch')}" if job.spec.total_epochs else TASK_ENDED
+            )
+            return trained + troubles(job)
         case Job.FAILED:
             return f"gave up ({formatting.printable(job.failure.reason)}); {resumable}{troubles(job)}"
         case _:
@@ -164,6 +174,21 @@ def why(job: Job) -> str:
     return "; ".join(parts)
 
 
+def event_line(job: str, event: JobEvent) -> str:
+    """Returns an event on one line, for output that scrolls."""
+    happened = formatting.name_of(JobEvent.Type.Name, event.type)
+    state = formatting.name_of(Job.State.Name, event.state).upper()
+    parts = [formatting.moment(event.time), formatting.short(job), f"{happened:<21}", f"{state:<10}"]
+    parts += [f"by {formatting.printable(event.actor)}"] if event.actor else []
+    return "  ".join(part for part in (*parts, event_details(event)) if part).rstrip()
+
+
+def event_details(event: JobEvent) -> str:
+    """Returns what an event tells beside its type, on one line."""
+    details = formatting.pairs(event.details)
+    return "; ".join(part for part in (told("", event.message), details) if part)
+
+
 def told(reason: str, message: str) -> str:
     """Returns a reason with its message on one line; of a traceback, what was raised."""
     lines = [line.strip() for line in message.partition(WHOLE_LOG)[0].splitlines() if line.strip()]
@@ -172,6 +197,13 @@ def told(reason: str, message: str) -> str:
 
 def state(job: Job) -> str:
     return formatting.name_of(Job.State.Name, job.state).upper()
+
+
+def length(spec: JobSpec) -> str:
+    """Says how long a job is to train."""
+    if not spec.total_epochs:
+        return "a task without epochs, which cannot pause and keeps no checkpoint"
+    return formatting.counted(spec.total_epochs, "epoch")
 
 
 def epochs(job: Job) -> str:

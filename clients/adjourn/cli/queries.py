@@ -1,23 +1,29 @@
-"""`adjourn list`, `get`, `events`, `metrics`, `workers`."""
+"""`adjourn list`, `paused`, `get`, `metrics`, `workers`."""
 
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
+from rich.console import RenderableType
 from typer.core import TyperCommand
 
 from adjourn import extras
-from adjourn.cli import arguments, chart, curves, figure, formatting, job_view, output, phrases, tables
+from adjourn.cli import arguments, chart, curves, figure, formatting, job_view, output, phrases, sorting, tables
 from adjourn.cli.connection import connect
 from adjourn.cli.output import Format, Output
 from adjourn.cli.selection import JobName
 from adjourn.cli.usage import USING, newest
 from adjourn.v1.job_pb2 import Job
 
+if TYPE_CHECKING:
+    from adjourn.client import Client
+
 PLOT: Final = "--plot"
 HERE: Final = "-"
 """Instead of a file: on the terminal."""
+MOST_STEPS: Final = 1000
+"""As many as a control plane answers with."""
 
 
 def list_jobs(
@@ -28,16 +34,25 @@ def list_jobs(
     label: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only jobs that carry it. Repeat it.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="At most this many, newest first.", min=1)] = None,
+    limit: Annotated[int | None, typer.Option(help="At most this many, the first ones.", min=1)] = None,
+    sort: Annotated[
+        str, typer.Option(metavar="COLUMN", help=f"In ascending order of {', '.join(sorting.KEYS)}.")
+    ] = sorting.AGE,
     *,
+    reverse: Annotated[bool, typer.Option("--reverse", "-r", help="In descending order.")] = False,
+    wide: Annotated[bool, typer.Option("--wide", help="Every column, whether there is room or not.")] = False,
     form: Output = Format.TABLE,
 ) -> None:
-    """List jobs, newest first."""
+    """List jobs, newest first unless they are sorted otherwise."""
     states, labels = arguments.states(state or ()), arguments.pairs("--label", label or ())
+    if sort not in sorting.KEYS:
+        arguments.wrong("--sort", f"{sort!r} is none of {', '.join(sorting.KEYS)}")
     with connect(ctx) as client:
-        jobs = list(islice(client.list_jobs(states=states, labels=labels), limit))
+        found = client.list_jobs(states=states, labels=labels)
+        in_order = found if sort == sorting.AGE and not reverse else sorting.ordered(found, sort, reverse=reverse)
+        jobs = list(islice(in_order, limit))
     nothing = "no such jobs" if states or labels else "no jobs yet; `adjourn submit --help` tells how to queue one"
-    output.write(jobs, form, lambda: tables.job_table(jobs) if jobs else nothing)
+    output.write(jobs, form, lambda: tables.job_table(jobs) if jobs else nothing, wide=wide)
 
 
 def paused(
@@ -61,13 +76,6 @@ def get(ctx: typer.Context, job: JobName, *, form: Output = Format.TABLE) -> Non
         found = client.get_job(job)
         uses = newest(client, found) if form == Format.TABLE and found.state in USING else None
     output.write([found], form, lambda: job_view.paused_run(found, uses=uses))
-
-
-def events(ctx: typer.Context, job: JobName, *, form: Output = Format.TABLE) -> None:
-    """List what happened to a job, oldest first, and who caused it."""
-    with connect(ctx) as client:
-        found = list(client.list_job_events(job))
-    output.write(found, form, lambda: tables.event_table(found))
 
 
 class Metrics(TyperCommand):
@@ -96,24 +104,62 @@ def metrics(
         ),
     ] = "",
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it is there.")] = False,
+    steps: Annotated[
+        bool, typer.Option("--steps", help="What it showed as it trained, by step: 1000 at most, evenly spread.")
+    ] = False,
     form: Output = Format.TABLE,
 ) -> None:
-    """Show the metrics of each epoch of a job, as a table or as curves."""
+    """Show the metrics of each epoch of a job, or of its steps, as a table or as curves."""
     file = picture(plot, force=force)
     with connect(ctx) as client:
-        found = list(client.list_epoch_metrics(job))
-        drawn = client.get_job(job) if plot and found else Job()
-    if not (plot and found):
-        output.write(
-            found, form, lambda: tables.epoch_tables(found, output.width()) if found else "no epoch has ended yet"
-        )
+        series = Steps(client, job) if steps else Epochs(client, job)
+        drawn = client.get_job(job) if plot and series.found else Job()
+    if not (plot and series.found):
+        output.write(series.found, form, lambda: series.table(output.width()) if series.found else series.nothing)
         return
-    panels, marks = curves.panels(found), curves.marks(drawn, found)
+    panels, marks = curves.panels(series.values()), series.marks(drawn)
     if file is None:
         output.show(chart.drawn(panels, marks, min(output.width(), chart.WIDEST)))
         return
     figure.save(file, f"{formatting.short(drawn.name)}: {phrases.epochs(drawn)}", panels, marks)
-    output.say(f"{file} has {formatting.counted(len(panels), 'panel')} of {formatting.counted(len(found), 'epoch')}")
+    count = formatting.counted(len(series.found), marks.axis)
+    output.say(f"{file} has {formatting.counted(len(panels), 'panel')} of {count}")
+
+
+class Epochs:
+    """What each epoch of a job came to."""
+
+    nothing = "no epoch has ended yet"
+
+    def __init__(self, client: "Client", job: str) -> None:
+        self.found = list(client.list_epoch_metrics(job))
+
+    def table(self, width: int) -> RenderableType:
+        return tables.epoch_tables(self.found, width)
+
+    def values(self) -> list[curves.Values]:
+        return curves.of_epochs(self.found)
+
+    def marks(self, job: Job) -> curves.Marks:
+        return curves.marks(job, self.found)
+
+
+class Steps:
+    """What a job showed of itself as it trained."""
+
+    nothing = "no step is known yet: they are told every 5 s or so"
+
+    def __init__(self, client: "Client", job: str) -> None:
+        self.found = client.list_step_metrics(job, max_steps=MOST_STEPS)
+
+    def table(self, width: int) -> RenderableType:
+        return tables.step_tables(self.found, width)
+
+    def values(self) -> list[curves.Values]:
+        return curves.of_steps(self.found)
+
+    def marks(self, job: Job) -> curves.Marks:
+        return curves.step_marks(job, self.found)
 
 
 def picture(plot: str, *, force: bool) -> Path | None:

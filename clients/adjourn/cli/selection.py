@@ -8,7 +8,7 @@ import typer
 
 from adjourn import errors
 from adjourn.cli import arguments, completion, error_messages, exit_status, formatting
-from adjourn.cli.exit_status import Status
+from adjourn.cli.exit_status import Otherwise, Status
 from adjourn.v1.job_pb2 import Hold, Job
 
 if TYPE_CHECKING:
@@ -89,14 +89,6 @@ def together(names: Iterable[str]) -> str:
     if len(short) <= NAMED_IN_A_QUESTION:
         return ", ".join(short)
     return f"{len(short)} jobs ({', '.join(short[:NAMED_IN_A_QUESTION])}, ...)"
-
-
-class Otherwise(Exception):
-    """What was waited for does not come."""
-
-    def __init__(self, status: Status, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class Outcomes:

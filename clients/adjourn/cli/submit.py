@@ -1,23 +1,25 @@
 """`adjourn submit`: packs a user's code, uploads it and queues a job."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from google.protobuf.json_format import ParseDict
+from google.protobuf.struct_pb2 import Struct
 from typer.core import TyperCommand
 
 from adjourn import bundles
-from adjourn.cli import arguments, formatting, job_file, job_view, output, phrases
+from adjourn.cli import arguments, fields, formatting, job_file, job_view, output, phrases
 from adjourn.cli.connection import connect
 from adjourn.cli.exit_status import Status
 from adjourn.cli.job_file import JobFile
 from adjourn.cli.output import Format, Output
+from adjourn.cli.patience import Patience, Timeout
 from adjourn.cli.selection import ENDED
 from adjourn.cli.watch import follow, tell_failure
-from adjourn.errors import BundleMissingError
+from adjourn.errors import BundleMissingError, InvalidRequestError
 from adjourn.scripts.files import ScriptFiles, gather
 from adjourn.v1.job_pb2 import Job, JobSpec
 
@@ -51,7 +53,7 @@ def submit(
     *,
     epochs: Annotated[
         int | None,
-        typer.Option(help="Epochs in all; 0 for a task without boundaries, which cannot pause. Needed without a file."),
+        typer.Option(help="Epochs in all; 0 for a task without any, which cannot pause. Needed without a file."),
     ] = None,
     job_id: Annotated[str, typer.Option("--job-id", "--name", help="a-z, 0-9 and '-'; left out: chosen.")] = "",
     arg: Annotated[
@@ -110,6 +112,7 @@ def submit(
     dataset_uri: Annotated[str, typer.Option(help="For people: the data.")] = "",
     wait: Annotated[bool, typer.Option("--wait", help="Return when it has ended; print each epoch.")] = False,
     live: Annotated[bool, typer.Option("--follow", "--watch", help="Like --wait; on a terminal a live view.")] = False,
+    timeout: Timeout = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Pack the code, say what would be sent; do nothing.")] = (
         False
     ),
@@ -128,6 +131,7 @@ def submit(
 
     Options change what the file says. With --wait or --follow the exit status is 0 only if the job SUCCEEDED.
     """
+    patience = Patience(timeout, waits=wait or live, why_not="is for --wait and --follow")
     arguments.refuse_out_of_range("--epochs", epochs)
     arguments.refuse_out_of_range("--gpus", gpus)
     arguments.refuse_out_of_range("--seed", seed, bits=64)
@@ -155,8 +159,13 @@ def submit(
     ParseDict(arguments.training_arguments(arg or (), args), changed.args)
     file = job_file.read(Path(target)) if job_file.is_file(target) else JobFile(spec=JobSpec(entry_point=target))
     if epochs is None and not file.has_epochs:
-        arguments.wrong("--epochs", "is missing: how many epochs in all, or 0 for a task without boundaries")
+        arguments.wrong(
+            "--epochs", "is missing: how many epochs in all, or 0 for a task without any, which cannot pause"
+        )
     spec = combined(file.spec, changed, epochs=epochs, gpus=gpus)
+    options = {f"job.spec.{field.name}" for field, value in changed.ListFields() if value != Struct()}
+    given = {"job_id": job_id, "job.labels": label, "job.spec.total_epochs": epochs, "job.spec.gpu_count": gpus}
+    options |= {field for field, value in given.items() if value not in ("", None)}
     script, spec.entry_point = arguments.entry_point(spec.entry_point, file.folder)
     labels = {**file.labels, **arguments.pairs("--label", label or ())}
     job_id, included = job_id or file.job_id, [*file.include, *(include or ())]
@@ -170,21 +179,24 @@ def submit(
             output.say(phrases.left_out(taken.left_out))
         return
     with connect(ctx) as client:
-        job = queue(client, spec, packed, job_id, labels)
+        try:
+            job = queue(client, spec, packed, job_id, labels)
+        except InvalidRequestError as error:
+            raise (as_written(error, target, options) if job_file.is_file(target) else error) from None
         name = formatting.short(job.name)
         if form != Format.TABLE:
-            end = client.wait_job(job.name, until=ENDED) if wait or live else job
+            end = patience.wait(client, job, lambda now: now.state in ENDED, tell=False) if wait or live else job
             output.emit(end, form)
             if end.state != Job.SUCCEEDED and (wait or live):
                 raise typer.Exit(Status.ENDED_OTHERWISE)
             return
-        output.say(f"{job.name} is queued: {spec.entry_point}, {spec.total_epochs} epochs{code}")
+        output.say(f"{job.name} is queued: {spec.entry_point}, {phrases.length(spec)}{code}")
         if taken.left_out:
             output.say(phrases.left_out(taken.left_out))
         if not (wait or live):
             output.say(f"follow it with `adjourn watch {name}`")
             return
-        ended = follow(client, [name], live=live and sys.stdout.isatty()).get(job.name)
+        ended = follow(client, [name], patience, live=live and sys.stdout.isatty()).get(job.name)
         tell_failure(ended)
         if ended is None or ended.state != Job.SUCCEEDED:  # or somebody deleted it
             raise typer.Exit(Status.ENDED_OTHERWISE)
@@ -198,6 +210,16 @@ def combined(spec: JobSpec, changed: JobSpec, *, epochs: int | None, gpus: int |
     found.total_epochs = spec.total_epochs if epochs is None else epochs  # merging takes no zeros over
     found.gpu_count = spec.gpu_count if gpus is None else gpus
     return found
+
+
+def as_written(error: InvalidRequestError, target: str, options: Collection[str]) -> InvalidRequestError:
+    """Returns the error with what a file says by its keys there. `options`: fields that options beside it say."""
+    return InvalidRequestError(
+        {
+            field if field.startswith(tuple(options)) else f"{target}: {fields.key(field)}": why
+            for field, why in error.violations.items()
+        }
+    )
 
 
 def print_template(*, asked: bool) -> None:

@@ -1,6 +1,6 @@
 """Lists as tables: jobs, epochs, checkpoints, workers. Pure functions to rich tables."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -9,13 +9,14 @@ from rich.table import Table
 from rich.text import Text
 
 from adjourn.cli import formatting, phrases
+from adjourn.cli.curves import step_values
 from adjourn.cli.job_view import badge
 from adjourn.cli.layout import ABSENT, Column, Fitted, column, table, taken
-from adjourn.cli.selection import ENDED
+from adjourn.cli.sorting import has_time_left
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job, Pause, Progress
 from adjourn.v1.job_service_pb2 import HoldOutcome, JobEvent
-from adjourn.v1.usage_pb2 import EpochMetrics
+from adjourn.v1.usage_pb2 import EpochMetrics, StepMetrics
 from adjourn.v1.worker_pb2 import Device, Worker
 
 
@@ -35,8 +36,9 @@ def job_table(jobs: Iterable[Job], now: datetime | None = None) -> RenderableTyp
             column(">trained", [trained(job.progress) for job in jobs], rank=7),
             column("worker", [formatting.short(job.worker) or ABSENT for job in jobs], rank=2),
             column(">age", [formatting.since(job.create_time, now) for job in jobs], rank=5),
-            column("model", [job.spec.model_name or ABSENT for job in jobs], rank=8),
-            column("labels", [formatting.pairs(job.labels) or ABSENT for job in jobs], rank=9),
+            column("owner", [job.creator or ABSENT for job in jobs], rank=8),
+            column("model", [job.spec.model_name or ABSENT for job in jobs], rank=9),
+            column("labels", [formatting.pairs(job.labels) or ABSENT for job in jobs], rank=10),
             *([column("why", why, least=24, wish=60)] if any(each != ABSENT for each in why) else []),
         ]
     )
@@ -93,8 +95,7 @@ def epochs(job: Job) -> str:
 
 
 def left(job: Job) -> str:
-    known = job.progress.HasField("remaining_duration") and job.state not in ENDED
-    return formatting.brief(job.progress.remaining_duration.ToTimedelta()) if known else ABSENT
+    return formatting.brief(job.progress.remaining_duration.ToTimedelta()) if has_time_left(job) else ABSENT
 
 
 def loss(progress: Progress) -> str:
@@ -120,15 +121,9 @@ def event_table(events: Iterable[JobEvent]) -> RenderableType:
             column("state", [formatting.name_of(Job.State.Name, event.state).upper() for event in events]),
             column(">attempt", [str(event.attempt or ABSENT) for event in events], rank=3),
             column("by", [event.actor or ABSENT for event in events], rank=1, least=12),
-            column("what", [told(event) or ABSENT for event in events], least=24),
+            column("what", [phrases.event_details(event) or ABSENT for event in events], least=24),
         ]
     )
-
-
-def told(event: JobEvent) -> str:
-    """Returns what an event tells beside its type, on one line."""
-    details = formatting.pairs(event.details)
-    return "; ".join(part for part in (phrases.told("", event.message), details) if part)
 
 
 def epoch_tables(epochs: Sequence[EpochMetrics], width: int) -> RenderableType:
@@ -143,20 +138,46 @@ def epoch_tables(epochs: Sequence[EpochMetrics], width: int) -> RenderableType:
     ]
     more = [
         column(">time", [formatting.brief(epoch.active_duration.ToTimedelta()) for epoch in epochs]),
-        *(values(epochs, name) for name in sorted({name for epoch in epochs for name in epoch.values})),
+        *figures([epoch.values for epoch in epochs]),
         column(">attempt", [str(epoch.attempt) for epoch in epochs]),
     ]
+    return below_one_another(first, more, width)
+
+
+def step_tables(steps: Sequence[StepMetrics], width: int) -> RenderableType:
+    """Returns a row for each step that is known, laid out as those of epochs."""
+    first = [
+        column(">step", [str(step.step) for step in steps]),
+        column(">epoch", [str(step.epoch) for step in steps]),
+    ]
+    more = [
+        column("time", [formatting.clock(step.time) for step in steps]),
+        *figures([step_values(step) for step in steps]),
+        column(">attempt", [str(step.attempt) for step in steps]),
+    ]
+    return below_one_another(first, more, width)
+
+
+def figures(measured: Sequence[Mapping[str, float]]) -> list[Column]:
+    """Returns a column for each metric."""
+    names = sorted({name for values in measured for name in values}, key=lambda name: ("loss" not in name, name))
+    return [
+        column(
+            f">{formatting.printable(name)}",
+            (formatting.figure(values[name]) if name in values else ABSENT for values in measured),
+        )
+        for name in names
+    ]
+
+
+def below_one_another(first: Sequence[Column], more: Iterable[Column], width: int) -> RenderableType:
+    """Returns tables that begin with the same columns; in each as many of the others as there is room for."""
     rows = [[*first]]
     for each in more:
         if len(rows[-1]) > len(first) and taken([known.width for known in (*rows[-1], each)]) > width:
             rows.append([*first])
         rows[-1].append(each)
     return Group(*[part for row in rows for part in (Text(""), table(row))][1:])
-
-
-def values(epochs: Iterable[EpochMetrics], name: str) -> Column:
-    figures = (formatting.figure(epoch.values[name]) if name in epoch.values else ABSENT for epoch in epochs)
-    return column(f">{formatting.printable(name)}", figures)
 
 
 def checkpoint_list(checkpoints: Sequence[Checkpoint]) -> RenderableType:

@@ -3,10 +3,7 @@
 All of them are asked about on a terminal. Each but `update` takes several jobs, or those that carry a label.
 """
 
-from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
-from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -15,8 +12,9 @@ from adjourn.cli import arguments, formatting, output, phrases, selection
 from adjourn.cli.connection import connect
 from adjourn.cli.exit_status import Status
 from adjourn.cli.output import Format, Output
-from adjourn.cli.selection import ENDED, JobName, JobNames, Label, Otherwise, Outcomes, Yes, confirm, together
-from adjourn.errors import DeadlineError, JobFinishedError, NotFoundError
+from adjourn.cli.patience import Patience, Timeout
+from adjourn.cli.selection import ENDED, JobName, JobNames, Label, Outcomes, Yes, confirm, together
+from adjourn.errors import DeadlineError, JobFinishedError
 from adjourn.v1.job_pb2 import Hold, Job, Pause, PauseMode
 
 if TYPE_CHECKING:
@@ -37,9 +35,6 @@ Mode = Annotated[
     ),
 ]
 Reason = Annotated[str, typer.Option(help="Why, for the record.")]
-Timeout = Annotated[
-    str, typer.Option(metavar="TIME", help="With --wait: at most so long (90s, 10m); then the exit status is 6.")
-]
 
 
 def pause(
@@ -59,7 +54,7 @@ def pause(
     By label: those that train or wait, and are not paused. A pause under way becomes earlier with another --mode, never
     later. With --mode latest nothing takes back what is given up; the answer says how much that is.
     """
-    boundary, patience = arguments.pause_mode(mode), Patience(timeout, wait=wait)
+    boundary, patience = arguments.pause_mode(mode), Patience(timeout, waits=wait)
     with connect(ctx) as client:
         names = selection.chosen(client, jobs, label, selection.can_pause)
         confirm(lambda: f"Pause {together(names)} {BOUNDARIES[boundary]}?", yes=yes)
@@ -70,7 +65,7 @@ def pause(
             waits = wait and found.state != Job.PAUSED
             waiting.extend([found] if waits else [])
             if form == Format.TABLE:
-                output.say(sentence(found) + kept_reason(found, reason))
+                output.say(phrases.sentence(found) + kept_reason(found, reason))
             elif not waits:
                 output.emit(found, form)
             return Status.DONE
@@ -80,7 +75,7 @@ def pause(
             if form != Format.TABLE:
                 output.emit(last, form)
             else:
-                output.say(sentence(last) + (f"\n{phases(last.pause)}" if last.state == Job.PAUSED else ""))
+                output.say(phrases.sentence(last) + (f"\n{phases(last.pause)}" if last.state == Job.PAUSED else ""))
             # It may finish first; nothing is left to pause then.
             return Status.DONE if last.state in (Job.PAUSED, Job.SUCCEEDED) else Status.ENDED_OTHERWISE
 
@@ -103,7 +98,7 @@ def resume(
     form: Output = Format.TABLE,
 ) -> None:
     """Resume paused jobs, on any worker, exactly where they were; or, by name, those that failed or were cancelled."""
-    patience = Patience(timeout, wait=wait)
+    patience = Patience(timeout, waits=wait)
     with connect(ctx) as client:
         names = selection.chosen(client, jobs, label, selection.can_resume)
         confirm(lambda: f"Resume {together(names)}?", yes=yes)
@@ -124,7 +119,7 @@ def resume(
             if form != Format.TABLE:
                 output.emit(last, form)
             else:
-                output.say(sentence(last))
+                output.say(phrases.sentence(last))
             if last.state not in (Job.RUNNING, Job.SUCCEEDED):
                 return Status.ENDED_OTHERWISE
             if form == Format.TABLE and asked.HasField("pause") and not asked.pause.HasField("resume_time"):
@@ -148,6 +143,8 @@ def cancel(
     mode: Annotated[
         str, typer.Option(metavar="MODE", help="With --save: at the end of the running epoch or of the running step.")
     ] = "epoch",
+    wait: Annotated[bool, typer.Option("--wait", help="Return when it is stopped.")] = False,
+    timeout: Timeout = "",
     yes: Yes = False,
     form: Output = Format.TABLE,
 ) -> None:
@@ -160,23 +157,36 @@ def cancel(
     if not save and boundary != PauseMode.EPOCH:
         arguments.wrong("--mode", "is for --save, and without it nothing is saved")
     where = boundary if save else PauseMode.PAUSE_MODE_UNSPECIFIED
+    patience = Patience(timeout, waits=wait)
     with connect(ctx) as client:
-        outcomes = Outcomes()
+        outcomes, waiting = Outcomes(), list[Job]()
         found = outcomes.read(client, selection.chosen(client, jobs, label, selection.can_cancel))
         confirm(lambda: cancelling(found, save=save), yes=yes)
 
         def ask(before: Job) -> Status:
             job = client.cancel_job(before.name, save_checkpoint=save, mode=where, reason=reason)
+            waits = wait and job.state not in ENDED
+            waiting.extend([job] if waits else [])
             # How, an earlier call has said: saving is not added later.
             saving = save and job.state == Job.CANCELLING and before.state != Job.CANCELLING
             when = "after its running step" if boundary == PauseMode.STEP else "at its next boundary"
             if form == Format.TABLE:
-                output.say(sentence(job) + (f", {when} and with a last checkpoint" if saving else ""))
-            else:
+                output.say(phrases.sentence(job) + (f", {when} and with a last checkpoint" if saving else ""))
+            elif not waits:
                 output.emit(job, form)
             return Status.DONE
 
+        def stop(asked: Job) -> Status:
+            last = patience.wait(client, asked, lambda now: now.state in ENDED, tell=form == Format.TABLE)
+            if form == Format.TABLE:
+                output.say(phrases.sentence(last))
+            else:
+                output.emit(last, form)
+            # It may finish first; nothing is left to stop then.
+            return Status.DONE if last.state in (Job.CANCELLED, Job.SUCCEEDED) else Status.ENDED_OTHERWISE
+
         outcomes.each(found, ask)
+        outcomes.each(waiting, stop)
         outcomes.leave()
 
 
@@ -241,52 +251,10 @@ def delete(ctx: typer.Context, jobs: JobNames = None, *, label: Label = None, ye
         outcomes.leave()
 
 
-class Patience:
-    """How long a command waits, for all its jobs together."""
-
-    def __init__(self, timeout: str, *, wait: bool) -> None:
-        if timeout and not wait:
-            arguments.wrong("--timeout", "is for --wait")
-        span = arguments.duration("--timeout", timeout)
-        self._end = None if span is None else monotonic() + span.ToTimedelta().total_seconds()
-
-    def wait(self, client: "Client", job: Job, until: Callable[[Job], bool], *, tell: bool) -> Job:
-        """Returns the job once `until` accepts it. Tells meanwhile what keeps it from that.
-
-        Raises Otherwise at the end of patience, and if the job is deleted.
-        """
-        told = phrases.troubles(job)
-
-        def over(now: Job) -> bool:
-            nonlocal job, told
-            job = now
-            if until(now):
-                return True
-            if tell and phrases.troubles(now) not in ("", told):
-                told = phrases.troubles(now)
-                output.say(sentence(now))
-            return False
-
-        try:
-            seconds = None if self._end is None else max(self._end - monotonic(), 0.001)
-            return client.wait_job(job.name, until=over, timeout=seconds)
-        except DeadlineError:
-            if self._end is None:
-                raise
-            follow = f"`adjourn watch {formatting.short(job.name)}` follows it"
-            raise Otherwise(Status.TIMEOUT, f"{sentence(job)}; {follow}") from None
-        except NotFoundError as error:
-            raise Otherwise(Status.ENDED_OTHERWISE, error.message) from None
-
-
 def kept_reason(job: Job, given: str) -> str:
     """Returns that a reason is not taken over, as the end of a sentence: that of the first pause stays."""
     first = next((hold.reason for hold in job.holds if hold.kind == Hold.USER), given)
     return "" if not given or first == given else f"; it was paused before, and its reason stays: {first or 'none'}"
-
-
-def sentence(job: Job) -> str:
-    return f"{formatting.short(job.name)} {phrases.situation(job, datetime.now(UTC))}"
 
 
 def phases(pause: Pause) -> str:

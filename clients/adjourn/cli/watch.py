@@ -1,7 +1,7 @@
 """`adjourn watch`: a live table on a terminal, a line for each change elsewhere."""
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -12,11 +12,13 @@ from rich.live import Live
 
 from adjourn.cli import arguments, formatting, live_view, output, phrases
 from adjourn.cli.connection import connect
-from adjourn.cli.exit_status import Status
+from adjourn.cli.exit_status import Otherwise, Status
 from adjourn.cli.output import Format, Output
 from adjourn.cli.pace import Paces
-from adjourn.cli.selection import ENDED, JobNames, Label
+from adjourn.cli.patience import Patience, Timeout, unfinished
+from adjourn.cli.selection import ENDED, JobNames, Label, together
 from adjourn.cli.usage import Usage
+from adjourn.errors import DeadlineError
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import WatchJobsResponse
 
@@ -29,6 +31,7 @@ def watch(
     jobs: JobNames = None,
     label: Label = None,
     *,
+    timeout: Timeout = "",
     form: Output = Format.TABLE,
 ) -> None:
     """Watch jobs change, live; ends when every named job has ended, else with Ctrl-C.
@@ -38,17 +41,18 @@ def watch(
     labels = arguments.pairs("--label", label or ())
     if form == Format.NAME:
         arguments.wrong("--output", "name does not say what changed; take table, json or yaml")
+    patience = Patience(timeout, waits=bool(jobs), why_not="is for jobs that are named")
     with connect(ctx) as client:
         names = [client.get_job(name).name for name in jobs or ()]
         if not names:
             next(client.list_jobs(labels=labels), None)  # a control plane that is away is an error now
         if form == Format.TABLE:
-            found = follow(client, names, labels=labels, live=sys.stdout.isatty())
+            found = follow(client, names, patience, labels=labels, live=sys.stdout.isatty())
             for name in names:
                 tell_failure(found.get(name))
         else:
             found = {}
-            for change in until_ended(client, names, labels):
+            for change in until_ended(client, names, labels, patience):
                 keep(found, change)
                 output.emit(change, form)
         if any(name not in found or found[name].state != Job.SUCCEEDED for name in names):
@@ -63,15 +67,21 @@ def tell_failure(job: Job | None) -> None:
 
 
 def follow(
-    client: "Client", names: Iterable[str], *, labels: Mapping[str, str] | None = None, live: bool
+    client: "Client",
+    names: Iterable[str],
+    patience: Patience,
+    *,
+    labels: Mapping[str, str] | None = None,
+    live: bool,
 ) -> dict[str, Job]:
-    """Shows changes until every named job has ended or is gone; returns the newest of each."""
+    """Shows changes until every named job has ended or is gone; returns the newest of each. Raises Otherwise."""
     jobs: dict[str, Job] = {}
+    changes = until_ended(client, names, labels or {}, patience)
     if live:
-        show_live(jobs, client, until_ended(client, names, labels or {}))
+        show_live(jobs, client, changes)
         return jobs
     printed: dict[str, tuple[object, ...]] = {}
-    for change in until_ended(client, names, labels or {}):
+    for change in changes:
         keep(jobs, change)
         job = change.job
         shown = (job.state, job.progress.epoch, job.worker, phrases.why(job))
@@ -108,16 +118,36 @@ def keep(jobs: dict[str, Job], change: WatchJobsResponse) -> None:
         jobs[change.job.name] = change.job
 
 
-def until_ended(client: "Client", names: Iterable[str], labels: Mapping[str, str]) -> Iterator[WatchJobsResponse]:
-    """Yields changes until every named job has ended or is gone; without names it never ends."""
+def until_ended(
+    client: "Client", names: Iterable[str], labels: Mapping[str, str], patience: Patience
+) -> Iterator[WatchJobsResponse]:
+    """Yields changes until every named job has ended or is gone; without names it never ends.
+
+    Raises Otherwise at the end of patience.
+    """
     names = list(names)
     live = {name if "/" in name else f"jobs/{name}" for name in names}
-    with closing(client.watch_jobs(names=names, labels=labels)) as changes:
-        for change in changes:
-            yield change
-            if change.deleted or change.job.state in ENDED:
-                live.discard(change.deleted or change.job.name)
-            else:
-                live.update({change.job.name} if names else ())  # a failed job can be resumed
-            if names and not live:
-                return
+    newest: dict[str, Job] = {}
+    try:
+        with closing(client.watch_jobs(names=names, labels=labels, timeout=patience.left)) as changes:
+            for change in changes:
+                yield change
+                keep(newest, change)
+                if change.deleted or change.job.state in ENDED:
+                    live.discard(change.deleted or change.job.name)
+                else:
+                    live.update({change.job.name} if names else ())  # a failed job can be resumed
+                if names and not live:
+                    return
+    except DeadlineError:
+        if not patience.over:
+            raise
+        raise Otherwise(
+            Status.TIMEOUT, not_ended([newest.get(name, Job(name=name)) for name in sorted(live)])
+        ) from None
+
+
+def not_ended(jobs: Sequence[Job]) -> str:
+    if len(jobs) == 1 and jobs[0].state:
+        return unfinished(jobs[0])
+    return f"{together(job.name for job in jobs)} did not end in time; `adjourn watch` follows them"

@@ -204,15 +204,15 @@ class Client:
         labels: Mapping[str, str] | None = None,
         resume_token: str = "",
         patience: float = calls.PATIENCE_SECONDS,
+        timeout: float | None = None,
     ) -> Generator[WatchJobsResponse, None, None]:
         """Yields each matching job once, then its newest state after every change; `deleted` names a job that is gone.
 
         Never ends by itself. Reconnects and misses nothing; raises when the control plane is away for `patience`
-        seconds.
+        seconds, and DeadlineError after `timeout` seconds.
         """
-        return self._followed(
-            self._jobs.WatchJobs, Watch(requests.watch_jobs(names, labels, resume_token), patience=patience)
-        )
+        request = requests.watch_jobs(names, labels, resume_token)
+        return self._followed(self._jobs.WatchJobs, Watch(request, patience=patience, timeout=timeout))
 
     def wait_job(
         self,
@@ -264,14 +264,17 @@ class Client:
         labels: Mapping[str, str] | None = None,
         types: Iterable[JobEvent.Type.ValueType] = (),
         resume_token: str = "",
+        tokens: bool = False,
         patience: float = calls.PATIENCE_SECONDS,
     ) -> Generator[WatchEventsResponse, None, None]:
         """Yields what happens to matching jobs, each event once: from now on, or from a token.
 
-        Never ends by itself. Reconnects and misses nothing, unless `gap` says so; raises when the control plane is away
-        for `patience` seconds.
+        With `tokens` also the messages that have a token alone: the first says from where on nothing is left out, later
+        ones that nothing matching has happened. Never ends by itself. Reconnects and misses nothing, unless `gap` says
+        so; raises when the control plane is away for `patience` seconds.
         """
-        watch = EventWatch(requests.watch_events(names, labels, types, resume_token), patience=patience)
+        request = requests.watch_events(names, labels, types, resume_token)
+        watch = EventWatch(request, tokens=tokens, patience=patience)
         return self._followed(self._jobs.WatchEvents, watch)
 
     def list_job_events(self, job: str) -> Iterator[JobEvent]:

@@ -129,15 +129,16 @@ class Watch(Reconnects):
 class EventWatch(Reconnects):
     """State of one watch of events: the request for its next stream."""
 
-    def __init__(self, request: WatchEventsRequest, *, patience: float) -> None:
+    def __init__(self, request: WatchEventsRequest, *, tokens: bool, patience: float) -> None:
         super().__init__(patience=patience)
         self.request = request
+        self._tokens = tokens
 
     def accept(self, message: WatchEventsResponse) -> bool:
-        """Records the token of a message; returns whether it tells something (a keep-alive does not)."""
+        """Records the token of a message; returns whether it tells something (a token alone does if `tokens`)."""
         self.works()
         self.request.resume_token = message.resume_token
-        return message.HasField("event") or message.gap
+        return self._tokens or message.HasField("event") or message.gap
 
 
 class Read(Reconnects):

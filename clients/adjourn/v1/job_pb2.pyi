@@ -167,6 +167,7 @@ class Job(_message.Message):
     UID_FIELD_NUMBER: _builtins.int
     CONDITIONS_FIELD_NUMBER: _builtins.int
     GPU_HOUR_PRICE_FIELD_NUMBER: _builtins.int
+    CREATOR_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `jobs/{job}`."""
     state: Global___Job.State.ValueType
@@ -185,6 +186,8 @@ class Job(_message.Message):
     """
     uid: _builtins.str
     """UUID given at creation. A deleted job's name may be used again, a uid never is (AIP-148)."""
+    creator: _builtins.str
+    """Identity of the caller who made it. Empty: it was made before this was kept."""
     @_builtins.property
     def spec(self) -> Global___JobSpec:
         """What to train. UpdateJob may change `max_restarts`, and `total_epochs` upward; the rest is immutable."""
@@ -261,10 +264,11 @@ class Job(_message.Message):
         uid: _builtins.str = ...,
         conditions: _abc.Iterable[Global___Condition] | None = ...,
         gpu_hour_price: Global___Money | None = ...,
+        creator: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "failure", b"failure", "gpu_hour_price", b"gpu_hour_price", "pause", b"pause", "progress", b"progress", "spec", b"spec", "start_time", b"start_time", "state_time", b"state_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "conditions", b"conditions", "create_time", b"create_time", "end_time", b"end_time", "etag", b"etag", "failure", b"failure", "gpu_hour_price", b"gpu_hour_price", "holds", b"holds", "labels", b"labels", "latest_checkpoint", b"latest_checkpoint", "name", b"name", "past_pauses", b"past_pauses", "pause", b"pause", "progress", b"progress", "restart_count", b"restart_count", "spec", b"spec", "start_time", b"start_time", "state", b"state", "state_time", b"state_time", "uid", b"uid", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "conditions", b"conditions", "create_time", b"create_time", "creator", b"creator", "end_time", b"end_time", "etag", b"etag", "failure", b"failure", "gpu_hour_price", b"gpu_hour_price", "holds", b"holds", "labels", b"labels", "latest_checkpoint", b"latest_checkpoint", "name", b"name", "past_pauses", b"past_pauses", "pause", b"pause", "progress", b"progress", "restart_count", b"restart_count", "spec", b"spec", "start_time", b"start_time", "state", b"state", "state_time", b"state_time", "uid", b"uid", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC
 from typing import Final, Literal
 
+from google.protobuf.struct_pb2 import Value
 from google.protobuf.timestamp_pb2 import Timestamp
 from packaging.requirements import InvalidRequirement, Requirement
 
@@ -125,6 +126,8 @@ def spec(spec: JobSpec) -> Violations:
     found.update(ranges(spec, [field.name for field, _ in spec.ListFields()]))
     if spec.args.ByteSize() > MAX_ARGS_BYTES:
         found["job.spec.args"] = f"must take {MAX_ARGS_BYTES} bytes at most; takes {spec.args.ByteSize()}"
+    elif (empty := unset(Value(struct_value=spec.args))) is not None:
+        found[f"job.spec.args{empty}"] = "must have a value; one of none is null_value"
     for text in ("entry_point", "model_name", "dataset_uri"):
         if len(getattr(spec, text)) > MAX_TEXT:
             found[f"job.spec.{text}"] = f"must have {MAX_TEXT} characters at most"
@@ -137,6 +140,20 @@ def spec(spec: JobSpec) -> Violations:
     found.update(environment(spec.environment))
     found.update(requirements(spec.requirements))
     return found
+
+
+def unset(value: Value) -> str | None:
+    """Returns the path to a Value below this one whose kind is unset, which no JSON has; None if there is none."""
+    match value.WhichOneof("kind"):
+        case "struct_value":
+            below = [(f"[{quoted(key)}]", each) for key, each in sorted(value.struct_value.fields.items())]
+        case "list_value":
+            below = [(f"[{number}]", each) for number, each in enumerate(value.list_value.values)]
+        case None:
+            return ""
+        case _:
+            return None
+    return next((place + path for place, each in below if (path := unset(each)) is not None), None)
 
 
 def requirements(given: Sequence[str]) -> Violations:

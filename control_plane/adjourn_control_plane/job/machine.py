@@ -222,6 +222,7 @@ def create(job: Job, *, uid: str, actor: str, now: datetime) -> Decision:
     record = JobRecord(job=job)
     record.job.uid = record.token.job_uid = uid
     record.job.create_time.FromDatetime(now)
+    record.job.creator = actor
     transition = Transition(record, actor, now)
     transition.set_state(QUEUED, JobEvent.CREATED)
     return transition.decision(JobRecord())

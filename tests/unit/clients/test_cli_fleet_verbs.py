@@ -7,6 +7,7 @@ import pytest
 from typer.testing import Result
 
 from adjourn.cli import fleet_verbs
+from adjourn.cli.exit_status import Status
 from adjourn.v1.job_pb2 import LATEST, Condition, Job
 from adjourn.v1.job_service_pb2 import HoldOutcome
 from adjourn.v1.worker_pb2 import Worker
@@ -73,6 +74,14 @@ def test_a_drained_worker_is_waited_for(adjourn: Adjourn, plane: "Plane", monkey
     monkeypatch.setattr(fleet_verbs, "sleep", leaves)
     lines = adjourn("drain", "w", "--wait").stdout.splitlines()
     assert lines[-1] == "w takes no new job, and has none left (DRAINED)"
+
+
+def test_a_drain_is_waited_for_no_longer_than_its_timeout(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.workers = [Worker(name="workers/w", state=Worker.ACTIVE, jobs=["jobs/x"])]
+    result = adjourn("drain", "w", "--wait", "--timeout", "0.1s")
+    assert result.exit_code == Status.TIMEOUT
+    assert "these leave at their next boundary: x (DRAINING); `adjourn workers` shows it" in result.stderr
+    assert adjourn("drain", "w", "--timeout", "1s").exit_code == Status.USAGE
 
 
 def test_a_wait_ends_with_the_order(adjourn: Adjourn, plane: "Plane", monkeypatch: pytest.MonkeyPatch) -> None:

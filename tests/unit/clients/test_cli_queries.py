@@ -7,6 +7,7 @@ from io import StringIO
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 from google.protobuf.json_format import Parse
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console, RenderableType
@@ -17,8 +18,8 @@ from adjourn.cli import formatting, top
 from adjourn.cli.exit_status import Status
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Condition, Failure, Hold, Job, Progress
-from adjourn.v1.job_service_pb2 import JobEvent, WatchJobsResponse
-from adjourn.v1.usage_pb2 import EpochMetrics, ResourceSample
+from adjourn.v1.job_service_pb2 import JobEvent, WatchEventsResponse, WatchJobsResponse
+from adjourn.v1.usage_pb2 import EpochMetrics, ResourceSample, StepMetrics
 from adjourn.v1.worker_pb2 import Worker
 
 if TYPE_CHECKING:
@@ -49,7 +50,6 @@ def test_an_empty_list_says_so(adjourn: Adjourn, plane: "Plane") -> None:
 
 
 def test_lists_come_in_every_format(adjourn: Adjourn, plane: "Plane") -> None:
-    yaml = pytest.importorskip("yaml")
     plane.add("x", Job.RUNNING)
     plane.add("y", Job.PAUSED)
     assert adjourn("list", "-o", "name").stdout == "jobs/x\njobs/y\n"
@@ -164,6 +164,133 @@ def test_events_are_shown_to_people_and_to_programs(adjourn: Adjourn, plane: "Pl
     assert "\x1b" not in adjourn("events", "x").stdout
     sequences = [json.loads(line)["sequence"] for line in adjourn("events", "x", "-o", "json").stdout.splitlines()]
     assert sequences == [1, 2, 3]
+
+
+def event(job: str, sequence: int, kind: JobEvent.Type.ValueType, state: Job.State.ValueType) -> WatchEventsResponse:
+    told = JobEvent(sequence=sequence, type=kind, state=state, actor="eva@lab")
+    return WatchEventsResponse(job=f"jobs/{job}", job_uid=f"u-{job}", event=told, resume_token=f"{sequence}-0")
+
+
+def test_events_of_named_jobs_are_followed_after_their_history_until_they_end(adjourn: Adjourn, plane: "Plane") -> None:
+    for name in ("x", "y"):
+        plane.add(name, Job.RUNNING, uid=f"u-{name}")
+    plane.events = [JobEvent(sequence=1, type=JobEvent.CREATED), JobEvent(sequence=2, type=JobEvent.BEGAN)]
+    for told in plane.events:
+        told.state = Job.RUNNING
+    plane.event_streams = [
+        [WatchEventsResponse(resume_token="0-0"), event("x", 2, JobEvent.BEGAN, Job.RUNNING)],  # in the history already
+        [WatchEventsResponse(gap=True), event("x", 3, JobEvent.PAUSED, Job.PAUSED), WatchEventsResponse()],
+        [event("x", 4, JobEvent.SUCCEEDED, Job.SUCCEEDED), event("y", 3, JobEvent.FAILED, Job.FAILED)],
+    ]
+    result = adjourn("events", "x", "y", "-f")
+    assert result.exit_code == 0
+    found = [line.split()[1:3] for line in result.stdout.replace("-  ", "- ", 1).splitlines()]
+    assert [tuple(words) for words in found] == [
+        *(("x", "created"), ("x", "began"), ("y", "created"), ("y", "began")),
+        *(("x", "paused"), ("x", "succeeded"), ("y", "failed")),
+    ]
+    assert "events are missing here" in result.stderr
+    tokens = [request.resume_token for method, request in plane.asked if method == "WatchEvents"]
+    assert tokens == ["", "2-0", ""]
+
+
+def test_events_of_all_jobs_are_followed_for_programs(adjourn: Adjourn, plane: "Plane") -> None:
+    told = [event("x", 4, JobEvent.PAUSED, Job.PAUSED), event("z", 1, JobEvent.CREATED, Job.QUEUED)]
+    plane.event_streams = [[*told, WatchEventsResponse(resume_token="9"), errors.InternalError("broken")]]
+    result = adjourn("events", "--follow", "--label", "a=b", "--resume-token", "3-0", "-o", "json")
+    assert result.exit_code == 1, "it ends only with an error"
+    assert [Parse(line, WatchEventsResponse()) for line in result.stdout.splitlines()] == told
+    request = plane.asked[-1][1]
+    assert (dict(request.labels), request.resume_token, list(request.names)) == ({"a": "b"}, "3-0", [])
+
+
+def test_a_job_that_has_ended_is_followed_no_further_than_its_history(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.add("x", Job.SUCCEEDED)
+    plane.events = [JobEvent(sequence=1, type=JobEvent.SUCCEEDED, state=Job.SUCCEEDED)]
+    plane.event_streams = [[WatchEventsResponse(resume_token="0-0")]]
+    assert adjourn("events", "x", "--follow").stdout.split()[1:] == ["x", "succeeded", "SUCCEEDED"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "name one job, or give --follow"),
+        (("x", "y"), "name one job, or give --follow"),
+        (("x", "--label", "a=b"), "is for --follow"),
+        (("x", "--resume-token", "1"), "is for --follow"),
+        (("-f", "-o", "name"), "does not say what happened"),
+    ],
+)
+def test_whose_events_are_meant_has_to_be_said(adjourn: Adjourn, words: tuple[str, ...], said: str) -> None:
+    result = adjourn("events", *words)
+    assert result.exit_code == Status.USAGE
+    assert said in result.stderr
+
+
+def test_steps_are_shown_as_a_table_as_curves_and_to_programs(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.add("x")
+    assert "no step is known yet" in adjourn("metrics", "x", "--steps").stdout
+    plane.steps = [
+        StepMetrics(step=10 * number, epoch=number // 2, attempt=1 + (number > 2), loss=1 / number, values={"lr": 0.1})
+        for number in range(1, 5)
+    ]
+    plane.steps[0].ClearField("loss")
+    lines = adjourn("metrics", "x", "--steps").stdout.splitlines()
+    assert lines[0].split() == ["step", "epoch", "time", "loss", "lr", "attempt"]
+    assert [line.split()[3] for line in lines[1:]] == ["-", "0.5", "0.33333", "0.25"]
+    assert plane.asked[-1][1].max_steps == 1000
+    found = [json.loads(line) for line in adjourn("metrics", "x", "--steps", "-o", "json").stdout.splitlines()]
+    assert [each["step"] for each in found] == [10, 20, 30, 40]
+    drawn = adjourn("metrics", "x", "--steps", "--plot").stdout
+    assert "began anew after step 20" in drawn
+    assert "is 0.1 in every step" in drawn
+    paused = plane.jobs["jobs/x"].past_pauses.add(step=25)
+    paused.pause_time.FromSeconds(1)
+    assert "paused after step 25" in adjourn("metrics", "x", "--steps", "--plot").stdout
+
+
+def test_jobs_are_listed_in_the_order_of_a_column(adjourn: Adjourn, plane: "Plane") -> None:
+    for place, (name, loss) in enumerate((("b", 0.5), ("c", None), ("a", 0.1), ("d", float("nan")))):
+        job = plane.add(name, creator=f"{name}@lab")
+        job.create_time.FromSeconds(1000 - place)
+        job.progress.epoch = place
+        if loss is not None:
+            job.progress.loss = loss
+
+    def names(*words: str) -> str:
+        return "".join(line[-1] for line in adjourn("list", "-o", "name", *words).stdout.split())
+
+    assert (names(), names("-r"), names("--sort", "job"), names("--sort", "owner", "-r")) == (
+        *("bcad", "dacb", "abcd", "dcba"),
+    )
+    assert (names("--sort", "loss"), names("--sort", "loss", "-r")) == ("abcd", "bacd"), "what is not known comes last"
+    assert names("--sort", "epoch", "-r", "--limit", "2") == "da"
+    refused = adjourn("list", "--sort", "size")
+    assert refused.exit_code == Status.USAGE
+    assert "'size' is none of age, best, epoch" in refused.stderr
+
+
+def test_a_wide_list_has_owner_and_labels_whatever_the_width(plane: "Plane") -> None:
+    plane.add("x" * 60, Job.QUEUED, creator="eva@lab", labels={"team": "vision"})
+    argv = ["--address", plane.address, "list"]
+    narrow = CliRunner().invoke(cli.app, argv, env={"COLUMNS": "70"}).stdout
+    assert "team=vision" not in narrow
+    wide = CliRunner().invoke(cli.app, [*argv, "--wide"], env={"COLUMNS": "70"}).stdout
+    for fact in ("x" * 60, "eva@lab", "team=vision"):
+        assert fact in wide.splitlines()[1]
+
+
+def test_a_watch_ends_after_its_timeout(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.add("x")
+    plane.streams = [[plane.change(Job.RUNNING, 1)]]
+    result = adjourn("watch", "x", "--timeout", "0.3s")
+    assert result.exit_code == Status.TIMEOUT
+    assert result.stderr == "adjourn: x trains on ; `adjourn watch x` follows it\n"
+    plane.add("y")
+    both = adjourn("watch", "x", "y", "--timeout", "0.1s", "-o", "json")
+    assert both.exit_code == Status.TIMEOUT
+    assert both.stderr == "adjourn: x, y did not end in time; `adjourn watch` follows them\n"
+    assert adjourn("watch", "--timeout", "1s").exit_code == Status.USAGE
 
 
 def test_paused_jobs_are_listed_with_since_when_and_why(adjourn: Adjourn, plane: "Plane") -> None:

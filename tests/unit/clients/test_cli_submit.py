@@ -10,6 +10,7 @@ from google.protobuf.json_format import MessageToDict
 from typer.testing import Result
 
 from adjourn import bundles, errors
+from adjourn.cli.exit_status import Status
 from adjourn.v1.job_pb2 import Failure, Job, JobSpec
 from adjourn.v1.job_service_pb2 import WatchJobsResponse
 
@@ -150,7 +151,61 @@ def test_a_refused_job_is_told_by_field(adjourn: Adjourn, plane: "Plane") -> Non
     plane.failures["CreateJob"] = [errors.InvalidRequestError({"job.spec.total_epochs": "must be 0 to 9; is -1"})]
     result = adjourn("submit", "m:f", "--epochs", "-1")
     assert result.exit_code == 1
-    assert result.stderr == "adjourn: job.spec.total_epochs: must be 0 to 9; is -1; nothing was changed\n"
+    assert result.stderr == "adjourn: --epochs: must be 0 to 9; is -1; nothing was changed\n"
+
+
+def test_what_a_file_says_is_told_by_its_key_and_what_options_say_by_theirs(
+    adjourn: Adjourn, plane: "Plane", tmp_path: Path
+) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("name: a\nspec: {entry_point: 'm:f', total_epochs: -1, seed: -1, environment: {a b: c}}\n")
+    wrong = {
+        "job_id": "taken",
+        "job.labels['k k']": "no",
+        "job.spec.environment['a b']": "no",
+        "job.spec.total_epochs": "no",
+        "job.spec.seed": "no",
+        "job.spec.args['x'][0]['y']": "no",
+        "job.spec.new": "no",
+    }
+    plane.failures["CreateJob"] = [errors.InvalidRequestError(wrong)]
+    result = adjourn("submit", str(file), "--seed", "1", "--label", "k k=v")
+    assert result.stderr.split("; ")[:-1] == [
+        f"adjourn: {file}: name: taken",
+        "--label k k: no",
+        f"{file}: spec.environment['a b']: no",
+        f"{file}: spec.total_epochs: no",
+        "--seed: no",
+        f"{file}: spec.args['x'][0]['y']: no",
+        f"{file}: spec.new: no",
+    ]
+    plane.failures["CreateJob"] = [errors.InvalidRequestError(wrong)]
+    told = adjourn("submit", "m:f", "--epochs", "1").stderr
+    assert (
+        "--job-id: taken; --label k k: no; --env a b: no; --epochs: no; --seed: no; --arg x.y: no; job.spec.new" in told
+    )
+
+
+def test_a_job_without_epochs_is_said_to_be_a_task(adjourn: Adjourn, plane: "Plane") -> None:
+    said = "m:f, a task without epochs, which cannot pause and keeps no checkpoint"
+    assert said in adjourn("submit", "m:f", "--epochs", "0", "--dry-run").stdout
+    plane.streams = [[WatchJobsResponse(job=Job(name="jobs/x", state=Job.SUCCEEDED))]]
+    done = adjourn("submit", "m:f", "--epochs", "0", "--name", "x", "--wait")
+    assert said in done.stdout
+    plane.jobs["jobs/x"].state = Job.SUCCEEDED
+    assert "ran to its end, a task without epochs" in adjourn("get", "x").stdout
+
+
+def test_a_submission_is_waited_for_no_longer_than_its_timeout(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.streams = [[plane.change(Job.RUNNING, 1)]]
+    for words in ((), ("-o", "json")):
+        result = adjourn("submit", "m:f", "--epochs", "3", "--name", "x", "--wait", "--timeout", "0.3s", *words)
+        assert result.exit_code == Status.TIMEOUT, result.output
+        assert result.stderr.startswith("adjourn: x ")
+        assert "`adjourn watch x` follows it" in result.stderr
+    refused = adjourn("submit", "m:f", "--epochs", "3", "--timeout", "3s")
+    assert refused.exit_code == Status.USAGE
+    assert "--timeout: is for --wait and --follow" in refused.stderr
 
 
 @pytest.mark.parametrize(("end", "status"), [(Job.SUCCEEDED, 0), (Job.FAILED, 5), (Job.CANCELLED, 5)])

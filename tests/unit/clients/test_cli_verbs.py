@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import typer
+import yaml
 from typer.testing import Result
 
 from adjourn import errors
@@ -291,7 +292,6 @@ def test_it_has_to_be_said_which_jobs(adjourn: Adjourn, plane: "Plane", verb: st
 
 @pytest.mark.parametrize("verb", ["pause", "resume", "cancel", "submit"])
 def test_verbs_answer_programs_too(adjourn: Adjourn, plane: "Plane", verb: str) -> None:
-    yaml = pytest.importorskip("yaml")
     plane.add("x", Job.PAUSED)
     words = ("submit", "m:f", "--epochs", "3", "--name", "x") if verb == "submit" else (verb, "x")
     assert adjourn(*words, "-o", "name").stdout == "jobs/x\n"
@@ -324,6 +324,28 @@ def test_a_wait_ends_after_its_timeout(adjourn: Adjourn, plane: "Plane") -> None
     assert "x will pause at the next epoch boundary" in result.stderr
     assert "`adjourn watch x` follows it" in result.stderr
     assert adjourn("pause", "x", "--timeout", "1s").exit_code == Status.USAGE
+
+
+@pytest.mark.parametrize(
+    ("end", "status"), [(Job.CANCELLED, Status.DONE), (Job.SUCCEEDED, Status.DONE), (Job.FAILED, 5)]
+)
+def test_a_cancel_can_be_waited_for(adjourn: Adjourn, plane: "Plane", end: Job.State.ValueType, status: int) -> None:
+    plane.add("x")
+    plane.streams = [[plane.change(Job.CANCELLING, 1), plane.change(end, 1)]]
+    result = adjourn("cancel", "x", "--wait")
+    assert result.exit_code == status
+    assert result.stdout.startswith("x is being stopped for good\nx ")
+    assert len(result.stdout.splitlines()) == 2
+    plane.streams = [[plane.change(end, 1)]]
+    plane.add("x")
+    assert json.loads(adjourn("cancel", "x", "--wait", "-o", "json").stdout)["state"] == Job.State.Name(end)
+    plane.add("x")
+    plane.streams = []
+    late = adjourn("cancel", "x", "--wait", "--timeout", "0.1s")
+    assert (late.exit_code, late.stderr) == (
+        Status.TIMEOUT,
+        "adjourn: x is being stopped for good; `adjourn watch x` follows it\n",
+    )
 
 
 def test_a_job_that_is_deleted_meanwhile_ends_the_wait(adjourn: Adjourn, plane: "Plane") -> None:

@@ -67,6 +67,22 @@ def test_a_watch_of_events_goes_on_where_its_stream_broke(client: Client, plane:
     assert (asked[0].labels, list(asked[0].types)) == ({"a": "b"}, [JobEvent.BEGAN, JobEvent.PAUSED])
 
 
+def test_a_watch_of_events_can_tell_from_where_on_nothing_is_left_out(client: Client, plane: "Plane") -> None:
+    begun = WatchEventsResponse(event=JobEvent(sequence=1), job="jobs/x", resume_token="2")
+    plane.event_streams = [[WatchEventsResponse(resume_token="1"), begun, WatchEventsResponse(resume_token="3")]]
+    told = client.watch_events(tokens=True)
+    assert [next(told).resume_token for _ in range(3)] == ["1", "2", "3"]
+    told.close()
+
+
+def test_a_watch_ends_at_its_timeout(client: Client, plane: "Plane") -> None:
+    plane.streams = [[plane.change(Job.RUNNING)]]
+    changes = client.watch_jobs(timeout=0.2)
+    assert next(changes).job.state == Job.RUNNING
+    with pytest.raises(errors.DeadlineError):
+        next(changes)
+
+
 def test_a_watch_ends_with_an_error_that_does_not_pass(client: Client, plane: "Plane") -> None:
     plane.streams = [[errors.InvalidRequestError({"names": "too many"})]]
     with pytest.raises(errors.InvalidRequestError, match="too many"):

@@ -49,7 +49,7 @@ def drawn(*panels: Panel, marks: Marks | None = None, width: int = 60) -> list[s
 
 
 def test_metrics_of_one_kind_share_a_scale_and_losses_come_first() -> None:
-    found = curves.panels(EPOCHS)
+    found = curves.panels(curves.of_epochs(EPOCHS))
     assert [(panel.title, [curve.name for curve in panel.curves]) for panel in found] == [
         ("loss", ["train_loss", "val_loss"]),
         ("acc", ["acc"]),

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from google.protobuf.json_format import Parse
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,7 +39,6 @@ def test_a_document_has_the_order_of_the_contract_and_sorted_keys() -> None:
 
 
 def test_a_document_is_the_message() -> None:
-    yaml = pytest.importorskip("yaml")
     again = Parse(documents.one_line(job()), Job())
     assert documents.one_line(again) == documents.one_line(job())
     assert yaml.safe_load(documents.yaml(job())) == documents.document(job())

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import typer
+import yaml
 from google.protobuf.json_format import MessageToDict
 from typer.testing import Result
 
@@ -25,7 +26,6 @@ def parse(**found: Any) -> job_file.JobFile:
 
 @pytest.fixture
 def job_yaml(script: Path) -> Path:
-    pytest.importorskip("yaml")
     path = script.with_name("job.yaml")
     path.write_text(
         "name: digits\nlabels: {team: vision}\n"
@@ -76,7 +76,6 @@ def test_what_is_no_job_is_told_with_its_place(found: Any, said: str) -> None:
 
 
 def test_the_template_has_every_field_and_is_a_job() -> None:
-    yaml = pytest.importorskip("yaml")
     text = job_file.TEMPLATE.read_text()
     assert job_file.read(job_file.TEMPLATE).spec.total_epochs == 12
     lines = [

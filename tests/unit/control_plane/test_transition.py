@@ -18,6 +18,7 @@ def test_a_new_job_is_queued() -> None:
     assert life.job.create_time.ToDatetime() == life.job.state_time.ToDatetime() == START.replace(tzinfo=None)
     assert life.history == ["CREATED"]
     assert (life.decisions[0].events[0].actor, life.job.labels["team"]) == ("ann", "vision")
+    assert life.job.creator == "ann"
 
 
 def test_the_revision_changes_with_state_and_intent_and_not_with_progress() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import ParseDict
+from google.protobuf.struct_pb2 import ListValue, Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from adjourn.v1.job_pb2 import Job, JobSpec, PauseMode
@@ -110,6 +111,24 @@ def test_a_number_out_of_range(field: str, value: Any) -> None:
     ((path, why),) = validation.create_job(request(**{field: value})).items()
     assert path == f"job.spec.{field}"
     assert str(value) in why
+
+
+@pytest.mark.parametrize(
+    ("args", "path"),
+    [
+        (Struct(fields={"lr": Value()}), "['lr']"),
+        (Struct(fields={"deep": Value(list_value=ListValue(values=[Value(null_value=0), Value()]))}), "['deep'][1]"),  # type: ignore[arg-type]
+        (Struct(fields={"a": Value(struct_value=Struct(fields={"b": Value()}))}), "['a']['b']"),
+    ],
+)
+def test_an_argument_without_a_value(args: Struct, path: str) -> None:
+    assert list(validation.create_job(request(args=args))) == [f"job.spec.args{path}"]
+
+
+def test_arguments_may_be_null_and_empty() -> None:
+    args = Struct()
+    args.update({"none": None, "empty": {}, "nothing": [], "no": False, "zero": 0, "text": ""})
+    assert validation.create_job(request(args=args)) == {}
 
 
 def test_a_drill_needs_epochs() -> None:
