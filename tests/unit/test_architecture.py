@@ -81,7 +81,8 @@ def test_there_are_pure_modules() -> None:
 
 @pytest.mark.parametrize("path", PURE, ids=name)
 def test_a_pure_module_has_no_io_no_clock_and_no_chance(path: Path) -> None:
-    assert {item for item in imports(path) if item.split(".")[0] in IMPURE_MODULES} == set()
+    named = {item for item in imports(path) if not item.startswith("urllib.parse.")}  # which only reads text
+    assert {item for item in named if item.split(".")[0] in IMPURE_MODULES} == set()
     calls = [line.strip() for line in path.read_text().splitlines() if CLOCKS.search(line) and "def " not in line]
     assert calls == []
 

@@ -96,7 +96,12 @@ def test_the_wheel_has_three_packages_and_what_they_read(wheel: Path) -> None:
         *("adjourn", "adjourn_control_plane", "adjourn_worker"),
         described.partition("/")[0],
     }
-    assert {"adjourn/py.typed", "adjourn/cli/job.yaml", "adjourn_control_plane/store/scripts/commit.lua"} <= set(names)
+    assert {
+        "adjourn/py.typed",
+        "adjourn/cli/job.yaml",
+        "adjourn/web/page/static/index.html",
+        "adjourn_control_plane/store/scripts/commit.lua",
+    } <= set(names)
     required = {
         line.partition(": ")[2] for line in lines if line.startswith("Requires-Dist") and "extra ==" not in line
     }
@@ -111,6 +116,7 @@ def test_the_wheel_has_three_packages_and_what_they_read(wheel: Path) -> None:
         ("", "adjourn.client, adjourn.bundles, adjourn.cli, adjourn.cli.job_view"),
         ("training", "adjourn.training.process"),
         ("control-plane", "adjourn_control_plane.process"),
+        ("web", "adjourn.web.process"),
         ("worker", "adjourn_worker.process, adjourn_worker.launcher.server, adjourn_worker.launcher.bootstrap"),
         ("local", "adjourn.cli.up, adjourn.cli.demo"),
         ("examples", "adjourn.examples.digits"),
@@ -127,6 +133,7 @@ def test_an_extra_brings_all_that_its_part_imports(extra: str, imported: str) ->
         ("", {"torch", "numpy", "redis", "minio", "psutil", "pynvml", "structlog", "blake3", "grpc_health"}),
         ("training", {"redis", "minio", "psutil", "pynvml", "structlog"}),
         ("control-plane", {"torch", "numpy", "psutil", "pynvml"}),
+        ("web", {"torch", "numpy", "redis", "minio", "psutil", "grpc_health"}),
         ("worker", {"redis", "grpc_reflection"}),
         ("all", {"pytest", "hypothesis", "mypy", "grpc_tools"}),
     ],
@@ -148,7 +155,8 @@ def test_the_client_alone_runs_the_command_line_and_says_what_is_missing_for_the
 
 
 @pytest.mark.parametrize(
-    ("package", "extra"), [("adjourn_control_plane", "control-plane"), ("adjourn_worker", "worker")]
+    ("package", "extra"),
+    [("adjourn_control_plane", "control-plane"), ("adjourn_worker", "worker"), ("adjourn.web", "web")],
 )
 def test_a_process_without_its_extra_says_in_a_line_what_to_install(package: str, extra: str) -> None:
     done = loads("", f"import runpy; runpy.run_module({package!r}, run_name='__main__')")

@@ -68,6 +68,7 @@ app.command("completion")(completion.completion)
 app.add_typer(checkpoint_verbs.app, name="checkpoint")
 app.command("control-plane", epilog=f"{servers.ENVIRONMENT}, ADJOURN_REDIS_URL.")(servers.control_plane)
 app.command("worker", epilog=f"{servers.ENVIRONMENT}.")(servers.worker)
+app.command("web", epilog="All other settings are environment variables: docs/settings.md has the table.")(servers.web)
 
 
 PASSED_ON: Final[dict[str, Any]] = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -75,7 +76,7 @@ PASSED_ON: Final[dict[str, Any]] = {"allow_extra_args": True, "ignore_unknown_op
 
 @app.command("up", context_settings=PASSED_ON)
 def up(ctx: typer.Context) -> None:
-    """Run Adjourn on this machine: Valkey, S3, control plane and workers. Ctrl-C ends all of it."""
+    """Run Adjourn on this machine: Valkey, S3, control plane, workers, page. Ctrl-C ends all of it."""
     require_extras("up")
     from adjourn.cli.up import up as command
 

@@ -79,6 +79,7 @@ COMMANDS: Final[Mapping[str, Help]] = {
         "Run the agent of this machine.",
         ("adjourn worker --name gpu-1 --data /var/lib/adjourn --control-plane 10.0.0.5:7400",),
     ),
+    "web": Help("Run a gateway: web page and HTTP.", ("adjourn web", "adjourn --address 10.0.0.5:7400 web")),
     "up": Help("Run all of Adjourn on this machine.", ("adjourn up", "adjourn up --data /mnt/adjourn --workers 4")),
     "demo": Help("Watch a training be paused and moved.", ("adjourn demo", "adjourn demo --keep")),
     "checkpoints": Help("List a job's checkpoints.", ("adjourn checkpoints JOB",)),

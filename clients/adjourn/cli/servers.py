@@ -1,4 +1,4 @@
-"""`adjourn control-plane` and `adjourn worker`: the two processes, with a few of their settings as options.
+"""`adjourn control-plane`, `adjourn worker` and `adjourn web`: the processes, with a few of their settings as options.
 
 An option only sets the environment variable that it names; the process reads that, as without the command, and says
 what is wrong with it. Keys and passwords have no options: all users of a machine can read the words of a command.
@@ -68,6 +68,19 @@ def worker(
         "ADJOURN_CPU_SLOTS": None if cpu_slots is None else str(cpu_slots),
     }
     become("adjourn_worker", settings)
+
+
+def web(
+    ctx: typer.Context,
+    listen: Annotated[
+        str | None,
+        typer.Option(
+            help="Where to serve, host:port; else ADJOURN_WEB_LISTEN, else 127.0.0.1:7480.", metavar="HOST:PORT"
+        ),
+    ] = None,
+) -> None:
+    """Run a gateway in the foreground: the web page, and the contract as HTTP and JSON. SIGTERM drains it."""
+    become("adjourn.web", {"ADJOURN_WEB_LISTEN": listen, "ADJOURN_ADDRESS": str(ctx.obj)})
 
 
 def become(module: str, settings: Mapping[str, str | None]) -> NoReturn:

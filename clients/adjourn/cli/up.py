@@ -30,6 +30,11 @@ def up(
         int | None,
         typer.Option(help="Port of the control plane. [default: 7400, or another if that is taken]", min=1, max=65535),
     ] = None,
+    web: Annotated[bool, typer.Option(help="Serve the page and HTTP.")] = True,
+    web_port: Annotated[
+        int | None,
+        typer.Option(help="Port of the page and HTTP. [default: 7480, or another if that is taken]", min=1, max=65535),
+    ] = None,
     workers: Annotated[int, typer.Option(help="How many workers.", min=1, max=64)] = 2,
     redis: Annotated[
         str | None,
@@ -47,8 +52,8 @@ def up(
         ),
     ] = None,
 ) -> None:
-    """Run Adjourn on this machine: Valkey, S3, control plane and workers. Ctrl-C ends it, a second one at once."""
-    options = Options(data=data, workers=workers, port=port, redis=redis, s3=s3)
+    """Run Adjourn on this machine: Valkey, S3, control plane, workers, page. Ctrl-C ends it, a second one at once."""
+    options = Options(data=data, workers=workers, port=port, web=web, web_port=web_port, redis=redis, s3=s3)
     try:
         signals.run(serve(options))
     except (ProgramError, DirectoryDamagedError, DirectoryInUseError, MissingServerError, PortTakenError) as error:
@@ -80,6 +85,8 @@ def overview(stack: Stack) -> Panel:
     """Returns the addresses of the parts, and commands to go on with."""
     places = Table.grid(padding=(0, 2))
     places.add_row("control plane", stack.address)
+    if stack.web:
+        places.add_row("web page, HTTP", f"http://{stack.web}")
     places.add_row("workers", ", ".join(stack.workers))
     for name, place in stack.places().items():
         places.add_row(name, place)

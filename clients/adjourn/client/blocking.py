@@ -51,13 +51,14 @@ class Client:
         self.address = address or calls.default_address()
         self._timeout = timeout
         self._caller = calls.caller()
-        self._channel = grpc.insecure_channel(self.address, options=CLIENT_OPTIONS)
-        self._jobs = JobServiceStub(self._channel)
-        self._checkpoints = CheckpointServiceStub(self._channel)
-        self._workers = WorkerServiceStub(self._channel)
+        self.channel = grpc.insecure_channel(self.address, options=CLIENT_OPTIONS)
+        """For calls that none of the methods makes."""
+        self._jobs = JobServiceStub(self.channel)
+        self._checkpoints = CheckpointServiceStub(self.channel)
+        self._workers = WorkerServiceStub(self.channel)
 
     def close(self) -> None:
-        self._channel.close()
+        self.channel.close()
 
     def __enter__(self) -> Self:
         return self

@@ -26,12 +26,20 @@ class Role(IntEnum):
 
     AGENT = 0
     TRAINING = 1
-    CONTROL_PLANE = 2
-    S3 = 3
-    VALKEY = 4
+    WEB = 2
+    CONTROL_PLANE = 3
+    S3 = 4
+    VALKEY = 5
 
 
-GRACE: Final = {Role.AGENT: 4.0, Role.TRAINING: 2.0, Role.CONTROL_PLANE: 3.0, Role.S3: 1.0, Role.VALKEY: 3.0}
+GRACE: Final = {
+    Role.AGENT: 4.0,
+    Role.TRAINING: 2.0,
+    Role.WEB: 2.0,
+    Role.CONTROL_PLANE: 3.0,
+    Role.S3: 1.0,
+    Role.VALKEY: 3.0,
+}
 """From SIGTERM to SIGKILL, in seconds. Valkey needs its time to complete its file."""
 
 
@@ -41,7 +49,7 @@ def role(argv: Sequence[str]) -> Role:
         return Role.S3
     if argv and Path(argv[0]).name.startswith("valkey-server"):
         return Role.VALKEY
-    modules = {"adjourn_worker": Role.AGENT, "adjourn_control_plane": Role.CONTROL_PLANE}
+    modules = {"adjourn_worker": Role.AGENT, "adjourn.web": Role.WEB, "adjourn_control_plane": Role.CONTROL_PLANE}
     named = [after for before, after in pairwise(argv) if before == "-m"]
     return modules.get(named[0], Role.TRAINING) if named else Role.TRAINING
 

@@ -1,5 +1,6 @@
-"""The control plane and the agents, as programs of the stack."""
+"""The control plane, the agents and the gateway, as programs of the stack."""
 
+import asyncio
 import sys
 import time
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from adjourn.local.process_cleanup import MARKER, agent_options
 from adjourn.v1.worker_pb2 import Worker
 
 CONTROL_PLANE: Final = "control-plane"
+WEB: Final = "web"
 ANSWER_SECONDS: Final = 2.0
 
 
@@ -55,6 +57,34 @@ def agent(*, name: str, directory: Path, logs: Path, address: str, environment: 
         patience=120,  # several import torch at once
         grace=5,
     )
+
+
+def web(*, directory: Path, logs: Path, listen: str, address: str, environment: Mapping[str, str]) -> Program:
+    return Program(
+        name=WEB,
+        argv=(sys.executable, "-P", "-m", "adjourn.web"),
+        environment={"ADJOURN_WEB_LISTEN": listen, "ADJOURN_ADDRESS": address, **environment},
+        directory=directory,
+        log=logs / f"{WEB}.log",
+        ready=lambda: answers(listen),
+        port=int(listen.rpartition(":")[2]),
+        patience=60,
+        grace=2,
+    )
+
+
+async def answers(address: str) -> bool:
+    """Returns whether a gateway answers HTTP."""
+    host, _, port = address.rpartition(":")
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(f"GET /healthz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode())
+            head = await reader.readline()
+            writer.close()
+    except (OSError, TimeoutError):
+        return False
+    return b" 200 " in head
 
 
 async def serves(address: str) -> bool:

@@ -16,6 +16,7 @@ from adjourn.local.supervisor import ProcessSupervisor, together
 from adjourn.objects import S3Settings
 
 DEFAULT_PORT: Final = 7400
+DEFAULT_WEB_PORT: Final = 7480
 NAMESPACE: Final = "adjourn"
 
 
@@ -32,8 +33,8 @@ def unfailing(report: Callable[[str], None]) -> Callable[[str], None]:
 class PortTakenError(Exception):
     """The requested port is in use."""
 
-    def __init__(self, port: int) -> None:
-        super().__init__(f"port {port} of {HOST} is taken; stop what listens there, or choose another --port")
+    def __init__(self, port: int, option: str) -> None:
+        super().__init__(f"port {port} of {HOST} is taken; stop what listens there, or choose another {option}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,10 @@ class Options:
     workers: int = 2
     port: int | None = None
     """Port of the control plane; None: DEFAULT_PORT if it is free, else any other."""
+    web: bool = False
+    """A gateway runs too: HTTP, and the page."""
+    web_port: int | None = None
+    """Port of the gateway; None: DEFAULT_WEB_PORT if it is free, else any other."""
     threads: int | None = None
     """Threads of one training process; None: the cores divided by the workers. Fixed at the first start."""
     redis: str | None = None
@@ -76,6 +81,8 @@ class Stack:
         self.directory = DataDirectory(options.data)
         self.address = ""
         """Address of the control plane, host:port."""
+        self.web = ""
+        """Address of the gateway, host:port; empty: there is none."""
         self.redis = options.redis or ""
         """URL of the server that keeps the jobs."""
         self.s3 = options.s3
@@ -121,7 +128,9 @@ class Stack:
     async def _start(self) -> None:
         if count := await process_cleanup.end(self.directory.path):
             self.report(f"ended {count} processes that an earlier stack had left behind")
-        self.address = f"{HOST}:{self._port()}"
+        self.address = f"{HOST}:{self._port('--port', self.options.port, DEFAULT_PORT)}"
+        if self.options.web:
+            self.web = f"{HOST}:{self._port('--web-port', self.options.web_port, DEFAULT_WEB_PORT)}"
         settings = self.directory.settings(threads=self._threads(), ports=1 + seaweed.PORT_COUNT)
         self._watch = asyncio.create_task(self._supervisor.watch())
         self.redis, self.s3 = await self._start_servers(settings)
@@ -152,8 +161,18 @@ class Stack:
             )
             for number, name in enumerate(self.workers)
         ]
+        gateways = [
+            services.web(
+                directory=self.directory.path,
+                logs=self.directory.logs,
+                listen=self.web,
+                address=self.address,
+                environment=marker,
+            )
+        ]
         # Agents load torch while the control plane starts, and connect when it listens.
-        await together(*map(self._supervisor.start, (control_plane, *agents)))
+        programs = (control_plane, *agents, *(gateways if self.web else ()))
+        await together(*map(self._supervisor.start, programs))
 
     async def _start_servers(self, settings: StackSettings) -> tuple[str, S3Settings]:
         """Starts the servers that are not external; returns how to reach them."""
@@ -190,15 +209,16 @@ class Stack:
     def _worker_directory(self, worker: str) -> Path:
         return self.directory.path / "workers" / worker
 
-    def _port(self) -> int:
-        if self.options.port is not None:
-            if not is_free(self.options.port):
-                raise PortTakenError(self.options.port)
-            return self.options.port
-        if is_free(DEFAULT_PORT):
-            return DEFAULT_PORT
+    def _port(self, option: str, wanted: int | None, usual: int) -> int:
+        """Returns the port that an option wants, else the usual one, else any that is free; raises PortTakenError."""
+        if wanted is not None:
+            if not is_free(wanted):
+                raise PortTakenError(wanted, option)
+            return wanted
+        if is_free(usual):
+            return usual
         (port,) = free_ports(1)
-        self.report(f"port {DEFAULT_PORT} is taken, perhaps by another stack, so this one is at {port}")
+        self.report(f"port {usual} is taken, perhaps by another stack, so this one is at {port}")
         return port
 
     def _threads(self) -> int:
@@ -227,6 +247,6 @@ class Stack:
         if self._watch:
             self._watch.cancel()
         # In this order each can still send its last messages to the next.
-        for names in (set(self.workers), {services.CONTROL_PLANE}, {seaweed.NAME}, {valkey.NAME}):
+        for names in ({*self.workers, services.WEB}, {services.CONTROL_PLANE}, {seaweed.NAME}, {valkey.NAME}):
             await self._supervisor.stop(names, hurry)
         await process_cleanup.end(self.directory.path, hurry=hurry)

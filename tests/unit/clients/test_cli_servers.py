@@ -1,4 +1,4 @@
-"""`adjourn control-plane` and `adjourn worker`: what is made of the options, and the processes that they become."""
+"""`adjourn control-plane`, `worker` and `web`: what is made of the options, and the processes that they become."""
 
 import os
 import subprocess
@@ -56,6 +56,16 @@ def test_without_options_the_environment_decides(monkeypatch: pytest.MonkeyPatch
     process = became(monkeypatch, "control-plane", "--listen", "0.0.0.0:1")
     assert process.module == "adjourn_control_plane"
     assert process.environment == {**os.environ, "ADJOURN_LISTEN": "0.0.0.0:1"}
+
+
+def test_the_gateway_asks_the_control_plane_that_the_command_line_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = became(monkeypatch, "--address", "plane:7400", "web", "--listen", "0.0.0.0:2")
+    assert process.module == "adjourn.web"
+    assert process.environment == {
+        **os.environ,
+        "ADJOURN_ADDRESS": "plane:7400",
+        "ADJOURN_WEB_LISTEN": "0.0.0.0:2",
+    }
 
 
 @pytest.mark.parametrize(
