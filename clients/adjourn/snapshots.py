@@ -9,13 +9,16 @@ https://github.com/huggingface/safetensors; nothing in either file is ever execu
 import hashlib
 import json
 import math
+import operator
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from blake3 import blake3
+
+T = TypeVar("T")
 
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
@@ -40,6 +43,8 @@ ITEM_BYTES: Mapping[str, int] = {
 
 Tree = Any
 """JSON value; objects with a key `$` stand for what JSON lacks."""
+Chunks = Callable[[str], Iterable[bytes | memoryview]]
+"""Returns the bytes of the tensor of a name, row by row, in pieces of any size."""
 
 
 class SnapshotInvalid(ValueError):
@@ -185,11 +190,8 @@ def dumps(tree: Tree) -> str:
     return json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def component_digest(tree: Tree, chunks: Callable[[str], Iterable[bytes | memoryview]]) -> str:
-    """Returns the SHA-256, hex, of a component: its canonical text, then the bytes of its tensors.
-
-    `chunks` returns the bytes of the tensor of a name, row by row, in pieces of any size.
-    """
+def component_digest(tree: Tree, chunks: Chunks) -> str:
+    """Returns the SHA-256, hex, of a component: its canonical text, then the bytes of its tensors."""
     text, names = canonical(tree)
     hasher = hashlib.sha256(text)
     for name in names:
@@ -198,28 +200,71 @@ def component_digest(tree: Tree, chunks: Callable[[str], Iterable[bytes | memory
     return hasher.hexdigest()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """What a component consisted of when its digest was taken, in a form that others are quickly compared with."""
+
+    digest: str
+    text: bytes
+    """Its canonical text."""
+    tensors: Sequence[bytes]
+    """BLAKE3 of the bytes of each tensor, in the order of the text: four times as fast as SHA-256."""
+
+    @classmethod
+    def of(cls, tree: Tree, chunks: Chunks) -> "Content":
+        """Takes digest and content from the same bytes; `chunks` as for `component_digest`."""
+        text, names = canonical(tree)
+        whole, tensors = hashlib.sha256(text), []
+        for name in names:
+            part = blake3()
+            for chunk in chunks(name):
+                whole.update(chunk)
+                part.update(chunk)
+            tensors.append(part.digest())
+        return cls(digest=whole.hexdigest(), text=text, tensors=tensors)
+
+    def is_of(self, tree: Tree, chunks: Chunks) -> bool:
+        """Tells whether another component consists of the same: then it has the same digest."""
+        text, names = canonical(tree)
+        return text == self.text and all(map(operator.eq, self.tensors, map(tensor_digest, map(chunks, names))))
+
+
+def tensor_digest(chunks: Iterable[bytes | memoryview]) -> bytes:
+    hasher = blake3()
+    for chunk in chunks:
+        hasher.update(chunk)
+    return hasher.digest()
+
+
 def component_digests(directory: Path) -> dict[str, str]:
     """Returns the digest of each component of a snapshot; raises SnapshotInvalid.
 
     Reads the whole of it, a mebibyte at a time: not for an event loop.
     """
-    state = read_state(directory)
-    entries = read_layout(directory / TENSORS)
-    with (directory / TENSORS).open("rb") as file:
+    state, entries = read_state(directory), read_layout(directory / TENSORS)
+    return {name: of_stored(component_digest, tree, directory, entries) for name, tree in state.components.items()}
 
-        def chunks(name: str) -> Iterator[bytes]:
-            entry = entries[name]
-            file.seek(entry.begin)
-            for position in range(entry.begin, entry.end, CHUNK):
-                chunk = file.read(min(CHUNK, entry.end - position))
-                if not chunk:
-                    raise SnapshotInvalid(f"{TENSORS}: ends inside {name}")
-                yield chunk
 
-        try:
-            return {name: component_digest(tree, chunks) for name, tree in state.components.items()}
-        except (OSError, KeyError, TypeError, RecursionError) as error:
-            raise SnapshotInvalid(f"{STATE}: {error!r}") from error
+def of_stored(make: Callable[[Tree, Chunks], T], tree: Tree, directory: Path, entries: Mapping[str, Entry]) -> T:
+    """Returns what `make` makes of a component and the bytes of its tensors, as they are read; raises SnapshotInvalid.
+
+    `entries`: where tensors lie in the snapshot's file.
+    """
+    try:
+        with (directory / TENSORS).open("rb") as file:
+
+            def chunks(name: str) -> Iterator[bytes]:
+                entry = entries[name]
+                file.seek(entry.begin)
+                for position in range(entry.begin, entry.end, CHUNK):
+                    chunk = file.read(min(CHUNK, entry.end - position))
+                    if not chunk:
+                        raise SnapshotInvalid(f"{TENSORS}: ends inside {name}")
+                    yield chunk
+
+            return make(tree, chunks)
+    except (OSError, KeyError, TypeError, RecursionError) as error:
+        raise SnapshotInvalid(f"{STATE}: {error!r}") from error
 
 
 def state_digest(digests: Mapping[str, str]) -> str:

@@ -127,6 +127,7 @@ def prepared(
     restored = SnapshotReader(Path(start.restore_directory), device) if start.restore_directory else None
     different: dict[str, tuple[str, str]] = {}
     if restored:
+        restored.take_digests()
         # The bits of a sum depend on the number of threads: a resumed run keeps the one that it began with.
         prepare(start.device_uuids, int(restored.environment.get("threads", 0)))
         different = differences(restored.environment, fingerprint(device, imported=lambda _: True))

@@ -14,7 +14,7 @@ import struct
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import NoneType
+from types import MappingProxyType, NoneType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -434,14 +434,18 @@ class Decoder:
         """Where tensors go that were not on a CPU."""
         self._places: dict[str, Any] = {}
         self._tensors: dict[str, torch.Tensor] = {}
+        self._taken: Mapping[str, torch.Tensor] = MappingProxyType({})
 
-    def decode(self, tree: Tree) -> Any:
-        """Returns the value that `tree` was made from; raises SnapshotInvalid."""
-        self._places, self._tensors = {}, {}
+    def decode(self, tree: Tree, taken: Mapping[str, torch.Tensor] = MappingProxyType({})) -> Any:
+        """Returns the value that `tree` was made from; raises SnapshotInvalid.
+
+        `taken`: bytes of tensors by name, of which no copy needs to be made.
+        """
+        self._places, self._tensors, self._taken = {}, {}, taken
         try:
             return self._decode(tree, ("",))
         finally:
-            self._places, self._tensors = {}, {}
+            self._places, self._tensors, self._taken = {}, {}, MappingProxyType({})
 
     def _decode(self, tree: Tree, path: Path) -> Any:
         if isinstance(tree, list):
@@ -507,7 +511,8 @@ class Decoder:
         shape, strides = tree["shape"], tree.get("strides") or contiguous_strides(tree["shape"])
         if name in self._tensors and "of" not in tree:
             return self._tensors[name]
-        data = self._read(name)
+        taken = self._taken.get(name)
+        data = self._read(name) if taken is None else taken
         if "of" in tree:
             whole = self._tensors[tree["of"]]
             start = whole.storage_offset() * whole.element_size() + tree["offset"]
@@ -515,7 +520,7 @@ class Decoder:
             value.set_(whole.untyped_storage(), start // dtype.itemsize, shape, strides)
         else:
             moved = "device" in tree and self._device.type != "cpu"
-            value = (data if moved else data.clone()).view(dtype).reshape(shape)
+            value = (data if moved or taken is not None else data.clone()).view(dtype).reshape(shape)
             value = value.conj_physical() if "conj" in tree else value
             value = -value if "neg" in tree else value
             # What follows on the device's stream comes after the copy; the memory that is read stays as it is.
@@ -548,6 +553,25 @@ class Decoder:
         )
         value[...] = data
         return value
+
+
+def tensors_in(tree: Tree) -> Iterator[tuple[str, bool]]:
+    """Yields the names of a tree's tensors, and of those that they are part of, and whether a tensor has a copy of all.
+
+    One that is part of another has none of its own, an array makes its own.
+    """
+    if isinstance(tree, list):
+        for item in tree:
+            yield from tensors_in(item)
+    elif isinstance(tree, dict):
+        tag = tree.get("$")
+        if tag in ("tensor", "array"):
+            yield tree["name"], tag == "tensor" and "of" not in tree
+            if "of" in tree:
+                yield tree["of"], False
+        else:
+            for item in tree.values():
+                yield from tensors_in(item)
 
 
 def raw(value: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """The tracked objects of a run: what is saved of each, and in which order they are loaded."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,8 @@ class Component:
     """Of an optimizer: what knows its groups."""
     before: Mapping[str, str] | None = None
     """Of a module: the values that are not saved as long as they are so."""
+    lent: Callable[[], Collection[str]] = tuple
+    """Returns the keys of its state below which `load` copies all tensors."""
 
 
 def component(
@@ -53,7 +55,12 @@ def component(
             whole = subject if isinstance(subject, nn.Module) else nn.ParameterList([subject])
             module = ModuleState(name, whole, before)
             found = Component(
-                subject=subject, state=module.state, load=module.load, remarks=module.remarks, before=module.before
+                subject=subject,
+                state=module.state,
+                load=module.load,
+                remarks=module.remarks,
+                before=module.before,
+                lent=module.lent,
             )
             return found if owned is None else with_gradients(found, StrayGradients(whole, owned))
         case Optimizer():

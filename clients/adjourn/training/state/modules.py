@@ -98,6 +98,10 @@ class ModuleState:
         for place, value in state["generators"].items():
             access(there[place])[1](value)
 
+    def lent(self) -> list[str]:
+        """Returns the keys of the state whose tensors `load` copies: where nothing but torch's own code sees them."""
+        return ["state_dict"] if all(map(is_loaded_by_torch, self._module.modules())) else []
+
     def remarks(self) -> list[str]:
         """Returns which objects below the module changed since it was tracked, and cannot be saved."""
         return [
@@ -234,6 +238,21 @@ def put_buffers(module: nn.Module, state: Mapping[str, Any]) -> None:
             part._buffers[name] = None  # noqa: SLF001
         elif isinstance(value, torch.Tensor) and (buffer is None or buffer.shape != value.shape):
             part._buffers[name] = value.clone() if buffer is None else value.clone().to(buffer.device)  # noqa: SLF001
+
+
+LOADING: Final = ("load_state_dict", "_load_from_state_dict", "set_extra_state")
+HOOKS: Final = ("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
+
+
+def is_loaded_by_torch(part: nn.Module) -> bool:
+    """Tells whether a module's `state_dict()` is loaded by copying it into plain tensors."""
+    tensors = [*part._parameters.values(), *part._buffers.values()]  # noqa: SLF001  (its own only)
+    return (
+        all(getattr(type(part), name).__module__.startswith("torch.") for name in LOADING)
+        and vars(part).keys().isdisjoint(LOADING)
+        and not any(getattr(part, name) for name in HOOKS)
+        and all(type(tensor) in (torch.Tensor, nn.Parameter) for tensor in tensors if tensor is not None)
+    )
 
 
 def put_layouts(module: nn.Module, state_dict: Mapping[str, Any]) -> None:

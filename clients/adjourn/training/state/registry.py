@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from adjourn.snapshots import Tree, component_digest
+from adjourn.snapshots import Chunks, Tree, component_digest
 from adjourn.training.errors import RestoreDiverged, StateMismatch
 from adjourn.training.snapshot.reader import SnapshotReader
 from adjourn.training.state.codec import Blob, Encoder
@@ -132,8 +132,9 @@ class State:
         """
         trees, blobs = self.encode()
         names = [name for name in trees if wanted(name)]
+        chunks = chunks_of(blobs)
         with ThreadPoolExecutor(HASHING) as threads:
-            found = threads.map(lambda name: component_digest(trees[name], lambda blob: blobs[blob].chunks()), names)
+            found = threads.map(lambda name: component_digest(trees[name], chunks), names)
             return dict(zip(names, found, strict=True))
 
     def complete(self) -> None:
@@ -223,12 +224,21 @@ class State:
 
     def compare(self, expected: Mapping[str, str], wanted: Callable[[str], bool] = lambda _: True) -> None:
         """Raises RestoreDiverged, unless the digest of every component that is `wanted` is the expected one."""
-        found = self.digests(wanted)
-        different = [
-            name
-            for name in found.keys() | expected.keys()
-            if wanted(name) and name not in self.awaited and found.get(name) != expected.get(name)
-        ]
+        trees, blobs = self.encode()
+        names = [name for name in trees.keys() | expected.keys() if wanted(name) and name not in self.awaited]
+
+        def is_equal(name: str) -> bool:
+            if name not in trees or name not in expected:
+                return False
+            tree, chunks = trees[name], chunks_of(blobs)
+            content = self._restored.content(name) if self._restored is not None else None
+            if content is not None and content.digest == expected[name]:
+                return content.is_of(tree, chunks)
+            return component_digest(tree, chunks) == expected[name]
+
+        with ThreadPoolExecutor(HASHING) as threads:
+            equal = threads.map(is_equal, names)
+            different = [name for name, is_so in zip(names, equal, strict=True) if not is_so]
         if different:
             raise RestoreDiverged(different)
 
@@ -241,7 +251,7 @@ class State:
         for name, item in sorted(components.items(), key=lambda pair: pair[1].rank):
             if name not in self._restored.components:
                 raise StateMismatch(f"tracked, but not in the snapshot: {name}")
-            value = self._restored.value(name)
+            value = self._restored.value(name, item.lent())
             try:
                 item.load(value)
             except Exception as error:  # load_state_dict() is anyone's, and may raise anything
@@ -259,6 +269,10 @@ class State:
                 " it before the loop over the batches, which a resumed run executes"
             )
         return f". Another object has it since epoch {epoch}: build that one before the loop if run.epoch >= {epoch}"
+
+
+def chunks_of(blobs: Mapping[str, Blob]) -> Chunks:
+    return lambda name: blobs[name].chunks()
 
 
 def is_random(name: str) -> bool:
