@@ -31,7 +31,9 @@ import atexit, gc, os, sys, time, types
 from pathlib import Path
 import adjourn_worker
 from adjourn.training import process
+from adjourn.training.state.environment import software_environment
 
+software_environment()  # as the launcher does
 for name in ("worker", "settings"):  # as if the launcher had modules of these names
     sys.modules[name] = types.ModuleType(name)
 atexit.register(print, "the launcher's own callback")

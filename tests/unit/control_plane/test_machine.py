@@ -7,11 +7,11 @@ from datetime import timedelta
 import pytest
 
 from adjourn import errors, reasons
-from adjourn.internal.v1.record_pb2 import JobRecord
+from adjourn.internal.v1.record_pb2 import JobRecord, LostAttempt
 from adjourn.v1.agent_service_pb2 import Assignment, FencingToken
 from adjourn.v1.job_pb2 import LATEST, PAUSE_MODE_UNSPECIFIED, STEP, Condition, Failure, Hold, Job, Pause
 from adjourn.v1.usage_pb2 import EpochMetrics, GpuSample
-from adjourn_control_plane.job import machine
+from adjourn_control_plane.job import machine, pauses
 from adjourn_control_plane.job.events import (
     Adopted,
     Began,
@@ -97,18 +97,28 @@ def possible(record: JobRecord) -> Iterator[Event]:
 def aspect(record: JobRecord) -> tuple[object, ...]:
     """Returns what decisions depend on; records that agree in it need not all be looked at."""
     job = record.job
+    unconfirmed = (
+        any(entry.token == record.token for entry in record.unconfirmed_releases),
+        bool(record.unconfirmed_releases),
+    )
+    if job.state == Job.SUCCEEDED:  # nothing but labels and releases is told of it
+        return (job.state, unconfirmed)
     return (
         job.state,
         tuple(sorted(hold.kind for hold in job.holds)),
         (job.spec.total_epochs > 0, bool(record.checkpoint.name), record.began, record.released),
-        (record.observed_generation > 0, min(job.restart_count, 1), record.HasField("past_failure")),
+        # What a worker has observed matters while it has the job, and no generation but the newest.
+        bool(job.worker) and (record.observed_generation > 0, pauses.has_left(record)),
+        (min(job.restart_count, 1), record.HasField("past_failure")),
         (job.pause.HasField("resume_request_time"), job.pause.HasField("resume_time")),
-        any(entry.token == record.token for entry in record.unconfirmed_releases),
-        bool(record.unconfirmed_releases),
+        unconfirmed,
         (record.target == Assignment.PAUSE, job.pause.cause, record.pause_mode, job.pause.mode),
-        record.observed_generation >= record.generation,
-        (record.HasField("lost_attempt"), bool(record.lost_attempt.holds), min(record.lost_attempt.restart_count, 1)),
+        record.HasField("lost_attempt") and lost(record.lost_attempt),
     )
+
+
+def lost(attempt: LostAttempt) -> tuple[object, ...]:
+    return bool(attempt.holds), min(attempt.restart_count, 1), attempt.drained
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """PURE. Which local variables a running function still reads, from its bytecode: the others carry nothing onwards."""
 
 import dis
+import functools
 from collections.abc import Mapping
 from types import CodeType
 from typing import Final
@@ -29,6 +30,7 @@ def gathers(code: CodeType, last: int) -> bool:
     )
 
 
+@functools.lru_cache(maxsize=1024)  # a training comes to the same places at each boundary
 def overwritten(code: CodeType, last: int, *, goes_on: bool = False) -> frozenset[str]:
     """Returns the local variables that are assigned before they are read, on every way on from a suspended call.
 

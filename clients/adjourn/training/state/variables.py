@@ -15,7 +15,6 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import CodeType, FrameType, FunctionType, GeneratorType, MethodType, ModuleType
 from typing import Any, Final
 
@@ -116,9 +115,10 @@ def user_frames(frame: FrameType | None) -> Iterator[FrameType]:
 def user_modules(frames: Iterable[Frame], code_directory: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Returns name and variables of the modules of user code: those of the frames, and all in the code's directory."""
     scopes = {id(frame.globals): frame.globals for frame in frames}
-    for module in list(sys.modules.values()):
+    below_code = code_directory.rstrip("/") + "/"  # a prefix: thousands of modules are looked at, at every boundary
+    for module in list(sys.modules.values()) if code_directory else ():
         file = getattr(module, "__file__", None) if type(module) is ModuleType else None
-        if code_directory and isinstance(file, str) and Path(file).is_relative_to(code_directory):
+        if isinstance(file, str) and file.startswith(below_code):
             scopes[id(vars(module))] = vars(module)
     for scope in scopes.values():
         yield str(scope.get("__name__")), scope
