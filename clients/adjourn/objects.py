@@ -228,7 +228,8 @@ def bucket_name(text: str) -> str:
 class S3Objects:
     """Objects on an S3 server. `async with` it, or `close` it."""
 
-    def __init__(self, settings: S3Settings) -> None:
+    def __init__(self, settings: S3Settings, *, begin_thread: Callable[[], None] | None = None) -> None:
+        """`begin_thread` is called by each thread that sends and receives, when it begins."""
         self._bucket = settings.bucket
         self._place = f"bucket {settings.bucket} at {settings.endpoint}"
         self._region = settings.region
@@ -241,8 +242,7 @@ class S3Objects:
             region=settings.region,
             http_client=self._pool,
         )
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="objects")
-
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="objects", initializer=begin_thread)
         self._watcher: Watcher | None = None
 
     def watched(self, watcher: Watcher) -> "S3Objects":

@@ -100,14 +100,20 @@ class AgentHarness:
         return {**os.environ, **process_cleanup.marker(self.marker), "PYTHONPATH": str(ROOT), **variables}
 
     @asynccontextmanager
-    async def agent(self, objects: ObjectStore, gpus: Gpus | None = None, **settings: str) -> AsyncIterator[Agent]:
+    async def agent(
+        self,
+        objects: ObjectStore,
+        gpus: Gpus | None = None,
+        background: ObjectStore | None = None,
+        **settings: str,
+    ) -> AsyncIterator[Agent]:
         """An agent in this process, once it has spoken; leaves training alone when it ends."""
         chosen = Settings.from_environment(self.settings(**settings))
         heard = len(self.plane.requests)
         stop = asyncio.Event()
         with Journal(self.paths) as journal:
             async with LauncherClient(self.paths, self.environment(), entry=ENTRY, software=SOFTWARE) as launcher:
-                agent = Agent(chosen, self.paths, journal, launcher, objects, gpus or NoGpus())
+                agent = Agent(chosen, self.paths, journal, launcher, objects, gpus or NoGpus(), background)
                 task = asyncio.create_task(agent.run(stop))
                 try:
                     await self.until(lambda: len(self.plane.requests) > heard)

@@ -197,6 +197,39 @@ async def test_a_pause_and_its_resume(harness: AgentHarness, objects: MemoryObje
     assert harness.plane.epochs(resumed) == [3]
 
 
+class Background(MemoryObjects):
+    """Other objects in the same place."""
+
+    def __init__(self, objects: MemoryObjects) -> None:
+        super().__init__()
+        self.contents, self.versions = objects.contents, objects.versions
+        self.puts: list[str] = []
+
+    async def put(self, key: str, data: bytes) -> bool:
+        self.puts.append(key)
+        return await super().put(key, data)
+
+
+async def test_a_snapshot_is_made_durable_in_the_background_as_long_as_nobody_waits_for_it(
+    harness: AgentHarness, objects: MemoryObjects
+) -> None:
+    behind = Background(objects)
+    job = harness.job()
+    job.do("epoch")
+    async with harness.agent(objects, background=behind) as agent:
+        await harness.until_durable(job, 1)
+        assert agent.training() == [harness.training(job)]
+        sent = len(behind.puts)
+        assert sent
+        harness.plane.set_target(job, Assignment.PAUSE)
+        await harness.until_phase(job, PAUSING)
+        job.do("epoch")
+        await harness.until_forgotten(job)
+        assert agent.training() == []
+    assert len(behind.puts) == sent
+    assert harness.plane.checkpoints(job)[-1].epoch == 2
+
+
 async def test_a_pause_that_is_taken_back(harness: AgentHarness, objects: MemoryObjects) -> None:
     job = harness.job()
     async with harness.agent(objects):

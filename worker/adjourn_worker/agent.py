@@ -42,6 +42,7 @@ from adjourn_worker.launcher.client import LauncherClient
 from adjourn_worker.messages import fitting_statuses, next_reports
 from adjourn_worker.paths import WorkerPaths, remove
 from adjourn_worker.settings import OnTerm, Settings
+from adjourn_worker.storage.background import Background
 from adjourn_worker.storage.log_uploads import LogUploads
 from adjourn_worker.storage.tasks import StorageTasks
 from adjourn_worker.sync import NameTaken, Stream
@@ -88,13 +89,18 @@ class Agent:
         launcher: LauncherClient,
         objects: ObjectStore,
         gpus: Gpus,
+        background: ObjectStore | None = None,
     ) -> None:
+        """`background`: `objects`, with threads that give way to training; None: there is no such."""
         self.settings = settings
         self.paths = paths
         self.journal = journal
         self.launcher = launcher
         disk = Disk(paths.data, settings.disk_reserve_bytes)
-        self.storage = StorageTasks(objects, paths, settings.threads, settings.kept, disk, settings.output_bytes)
+        behind = Background(background, self.training) if background is not None else None
+        self.storage = StorageTasks(
+            objects, paths, settings.threads, settings.kept, disk, settings.output_bytes, behind
+        )
         self.logs = LogUploads(objects=objects, paths=paths, limit=settings.log_bytes)
         self.worker = Worker(
             name=f"workers/{settings.worker}",
@@ -387,6 +393,10 @@ class Agent:
             pace=self.settings.pace,
             on_change=self.on_change,
         )
+
+    def training(self) -> list[int]:
+        """Returns the pids of all training processes."""
+        return [runner.held.process.pid for runner in self.runners.values() if runner.alive]
 
     def start(self, runner: AttemptRunner) -> None:
         name = key(runner.held.assignment.job, runner.held.assignment.token)

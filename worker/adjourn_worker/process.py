@@ -13,7 +13,7 @@ from adjourn.objects import S3Objects
 from adjourn.settings_reader import InvalidSettings
 from adjourn_worker.agent import Agent
 from adjourn_worker.host.gpus import find_gpus
-from adjourn_worker.host.kernel import hide_memory, share_heap
+from adjourn_worker.host.kernel import hide_memory, share_heap, yield_to_others
 from adjourn_worker.journal import Journal, JournalDamaged, JournalTaken, JournalUnwritable
 from adjourn_worker.launcher.client import LauncherClient, LauncherFailed
 from adjourn_worker.paths import UnsafePath, WorkerPaths
@@ -44,10 +44,11 @@ async def serve(settings: Settings) -> None:
             log.warning("abandoned_snapshots_removed", directory=str(place))
         async with (
             S3Objects(settings.s3) as objects,
+            S3Objects(settings.s3, begin_thread=yield_to_others) as background,
             LauncherClient(paths, os.environ, log_bytes=settings.log_bytes) as launcher,
         ):
             gpus = await asyncio.to_thread(find_gpus, settings.gpus)
-            await Agent(settings, paths, journal, launcher, objects, gpus).run(stop, at_once)
+            await Agent(settings, paths, journal, launcher, objects, gpus, background).run(stop, at_once)
 
 
 def main() -> int:

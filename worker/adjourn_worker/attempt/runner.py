@@ -492,7 +492,13 @@ class AttemptRunner:
             self.inbox.put_nowait(Advanced(fraction=fraction))
 
         await asyncio.sleep(wait_seconds)
-        return Persisted(checkpoint=await self.storage.persist(self.held, snapshot, advance, self.on_condition))
+        made = await self.storage.persist(self.held, snapshot, advance, self.on_condition, self.trains_on)
+        return Persisted(checkpoint=made)
+
+    def trains_on(self) -> bool:
+        """Returns whether training goes on and nobody waits for a snapshot: neither a pause, nor one taken since."""
+        wanted = self.held.assignment.target == Assignment.RUN and not self.held.HasField("pausing_by_itself")
+        return self.alive and wanted and len(self.held.snapshots) < 2
 
 
 def new_watch(held: HeldAssignment) -> Watch:

@@ -3,7 +3,9 @@
 import ctypes
 import os
 import platform
+import threading
 import time
+from contextlib import suppress
 from typing import Final
 
 M_ARENA_MAX: Final = -8
@@ -14,6 +16,11 @@ FALLOC_FL_PUNCH_HOLE: Final = 2
 MEMBARRIER: Final = {"x86_64": 324, "aarch64": 283}.get(platform.machine())
 """Number of the system call, for which libc has no function; None: not known here."""
 MEMBARRIER_CMD_GLOBAL: Final = 1
+NICENESS: Final = 19
+IOPRIO_SET: Final = {"x86_64": 251, "aarch64": 30}.get(platform.machine())
+"""As MEMBARRIER."""
+IOPRIO_WHO_PROCESS: Final = 1
+IOPRIO_IDLE: Final = 3 << 13
 STORE_SECONDS: Final = 0.02
 """Far longer than any processor keeps what was written to itself."""
 
@@ -47,6 +54,20 @@ def share_heap() -> None:
     """
     if hasattr(libc, "mallopt"):
         libc.mallopt(M_ARENA_MAX, 1)
+
+
+def yield_to_others() -> None:
+    """Has this thread, from now on, get processor and disk when hardly anybody else wants them.
+
+    What a kernel does not offer, or a container forbids, is left out: nobody depends on it. It is not undone, since
+    that takes a privilege: what is urgent is done by another thread.
+    """
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+    with suppress(OSError):  # it does not interrupt others when it wakes up
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    if IOPRIO_SET is not None:
+        libc.syscall(ctypes.c_long(IOPRIO_SET), IOPRIO_WHO_PROCESS, 0, IOPRIO_IDLE)
 
 
 def punch_hole(descriptor: int, offset: int, size: int) -> None:

@@ -15,10 +15,11 @@ attempt, which a pause or the end of the run rests on, has all its parts read th
 """
 
 import asyncio
+import contextlib
 import copy
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Final, ParamSpec, TypeVar
 
 import structlog
@@ -26,6 +27,7 @@ import structlog
 from adjourn.errors import ObjectStoreUnavailableError
 from adjourn.manifests import MANIFEST_LIMIT, claims, digest
 from adjourn.objects import ObjectMissing, ObjectStore, ObjectTooLong, ObjectVersion, Watcher
+from adjourn_worker.storage.background import Background
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 T = TypeVar("T")
@@ -47,8 +49,17 @@ DAMAGE_AGAIN_SECONDS: Final = 1.0
 class PartStore:
     """Object storage as the checkpoints of an agent use it. Lives as long as the agent."""
 
-    def __init__(self, objects: ObjectStore, *, again_seconds: float = DAMAGE_AGAIN_SECONDS) -> None:
+    def __init__(
+        self,
+        objects: ObjectStore,
+        *,
+        background: Background | None = None,
+        again_seconds: float = DAMAGE_AGAIN_SECONDS,
+    ) -> None:
         self.objects = objects
+        self._background = background
+        self._background_objects = background.objects if background else objects
+        self._beside: Callable[[], bool] = never
         self.again_seconds = again_seconds
         self.memory = asyncio.Semaphore(PARTS_IN_MEMORY)
         """Taken by whoever has a part in memory."""
@@ -62,11 +73,31 @@ class PartStore:
         """Returns this store with somebody who hears how its calls go."""
         view = copy.copy(self)
         view.objects = self.objects.watched(watcher)
+        view._background_objects = self._background_objects.watched(watcher)  # noqa: SLF001
         return view
+
+    def beside(self, training: Callable[[], bool]) -> "PartStore":
+        """Returns this store as it works in the background for as long as `training` says that training goes on."""
+        view = copy.copy(self)
+        view._beside = training  # noqa: SLF001
+        return view
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[tuple[ObjectStore, Executor]]:
+        """Yields where the next piece of work is done: what sends and receives, and threads."""
+        if self._background is None or not self._beside():
+            yield self.objects, self._pool
+            return
+        async with self._background.turn(self._beside):
+            if self._beside():
+                yield self._background_objects, self._background.pool
+            else:  # meanwhile somebody waits for it
+                yield self.objects, self._pool
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs work that blocks or computes in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: work(*args, **kwargs))
+        async with self.turn() as (_, pool):
+            return await asyncio.get_running_loop().run_in_executor(pool, lambda: work(*args, **kwargs))
 
     def knows(self, key: str) -> bool:
         """Returns whether a part was in the store, with the right content, when it was last sent or read."""
@@ -88,7 +119,8 @@ class PartStore:
 
     async def upload(self, key: str, part: str, data: bytes) -> None:
         """Stores a part; returns once its content is verified. Raises ObjectStoreUnavailableError if it is wrong."""
-        compared = await self.objects.put(key, data)
+        async with self.turn() as (objects, _):
+            compared = await objects.put(key, data)
         if not compared and not await self._readable(key, part, len(data)):
             raise self.wrong(f"object {key} is not what was written")
         version = await self.objects.stat(key)
@@ -148,7 +180,8 @@ class PartStore:
     async def _readable(self, key: str, part: str, size: int) -> bool:
         """Returns whether a part can be read and is right. A store that fails at reading it has lost it."""
         try:
-            data = await self.objects.get(key, limit=size)
+            async with self.turn() as (objects, _):
+                data = await objects.get(key, limit=size)
         except (ObjectMissing, ObjectTooLong, ObjectStoreUnavailableError):
             return False
         return len(data) == size and await self.run(digest, data) == part
@@ -161,6 +194,10 @@ class PartStore:
 
     def wrong(self, why: str) -> ObjectStoreUnavailableError:
         return ObjectStoreUnavailableError(f"bucket {self.objects.bucket}: {why}", bucket=self.objects.bucket)
+
+
+def never() -> bool:
+    return False
 
 
 class KeyTaken(Exception):

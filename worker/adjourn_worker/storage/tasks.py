@@ -28,10 +28,11 @@ from adjourn.v1.manifest_pb2 import Manifest
 from adjourn_worker.attempt.files import CODE, OUTPUT, WORK, write_start
 from adjourn_worker.host.disk import FULL, Disk
 from adjourn_worker.paths import Kept, WorkerPaths, free_bytes, remove, used_bytes
+from adjourn_worker.storage.background import Background
 from adjourn_worker.storage.bundles import BundleCorrupt, fetch_bundle
 from adjourn_worker.storage.fetch import CheckpointCorrupt, fetch, is_here, read_manifest
 from adjourn_worker.storage.kept import claim, keep
-from adjourn_worker.storage.parts import DAMAGE_AGAIN_SECONDS, DAMAGE_LOOKS, KeyTaken, PartStore
+from adjourn_worker.storage.parts import DAMAGE_AGAIN_SECONDS, DAMAGE_LOOKS, KeyTaken, PartStore, never
 from adjourn_worker.storage.persist import SnapshotDiffers, SnapshotLost, persist
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -72,8 +73,9 @@ class StorageTasks:
         kept: Kept,
         disk: Disk | None = None,
         output_bytes: int = 0,
+        background: Background | None = None,
     ) -> None:
-        self.store = PartStore(objects, again_seconds=DAMAGE_AGAIN_SECONDS)
+        self.store = PartStore(objects, background=background, again_seconds=DAMAGE_AGAIN_SECONDS)
         self.paths = paths
         self.threads = threads
         """Of a training process that begins from scratch."""
@@ -182,9 +184,11 @@ class StorageTasks:
         snapshot: Snapshot,
         on_fraction: Callable[[float], None],
         on_condition: OnCondition,
+        beside: Callable[[], bool] = never,
     ) -> Checkpoint:
-        """Makes a snapshot durable; raises Unusable."""
+        """Makes a snapshot durable, in the background as long as training goes on `beside` it; raises Unusable."""
         patience = Patience(held, on_condition)
+        store = self.store.beside(beside).watched(patience)
         self.promise(Path(held.directory), snapshot.size_bytes)
         base = await self.base(held, patience)
         sequence, sent = self.sent.get(held.directory, (0, {}))
@@ -193,7 +197,7 @@ class StorageTasks:
         self.sent[held.directory] = snapshot.sequence, sent  # also if this fails: it may be tried again
         try:
             return await patience.forever(
-                lambda: persist(self.store.watched(patience), held.assignment, snapshot, base, sent, on_fraction),
+                lambda: persist(store, held.assignment, snapshot, base, sent, on_fraction),
                 "persisting",
             )
         except SnapshotDiffers as error:
