@@ -16,7 +16,9 @@ FALLOC_FL_PUNCH_HOLE: Final = 2
 MEMBARRIER: Final = {"x86_64": 324, "aarch64": 283}.get(platform.machine())
 """Number of the system call, for which libc has no function; None: not known here."""
 MEMBARRIER_CMD_GLOBAL: Final = 1
-NICENESS: Final = 19
+NICENESS: Final = 10
+"""A tenth of the processor that others get. With 19, a hundredth, a thread that is put off while it has the lock of the
+interpreter kept the agent's other threads waiting for most of a second, on a machine without a free processor."""
 IOPRIO_SET: Final = {"x86_64": 251, "aarch64": 30}.get(platform.machine())
 """As MEMBARRIER."""
 IOPRIO_WHO_PROCESS: Final = 1
@@ -57,7 +59,7 @@ def share_heap() -> None:
 
 
 def yield_to_others() -> None:
-    """Has this thread, from now on, get processor and disk when hardly anybody else wants them.
+    """Has this thread, from now on, come after others for processor and disk.
 
     What a kernel does not offer, or a container forbids, is left out: nobody depends on it. It is not undone, since
     that takes a privilege: what is urgent is done by another thread.
