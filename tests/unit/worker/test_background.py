@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import pytest
 
 from adjourn_worker.host import kernel
-from adjourn_worker.host.waits import Waits
 from adjourn_worker.storage.background import Background
 from adjourn_worker.storage.parts import PartStore
 from adjourn_worker.storage.rests import Rests
@@ -60,8 +59,12 @@ async def test_work_that_training_waits_for_rests_until_a_pause_is_asked_for(
 ) -> None:
     training, rests = [True], asyncio.Event()
     store = PartStore(MemoryObjects(), background=background).beside(lambda: bool(training))
-    monkeypatch.setattr(Rests, "due", 3600.0)
-    monkeypatch.setattr(Waits, "added", lambda *_: rests.set() or 0.0)
+
+    def due(_: Rests) -> float:
+        rests.set()
+        return 3600.0
+
+    monkeypatch.setattr(Rests, "due", property(due))
     resting = asyncio.create_task(store.run(niceness))
     other = asyncio.create_task(store.run(niceness))
     await rests.wait()
