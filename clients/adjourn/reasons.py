@@ -8,6 +8,8 @@ REQUIREMENTS_UNMET: Final = "REQUIREMENTS_UNMET"
 """A distribution that the job requires is not installed on the worker, or in another version."""
 TRAINING_RAISED: Final = "TRAINING_RAISED"
 TRAINING_WITHOUT_EPOCHS: Final = "TRAINING_WITHOUT_EPOCHS"
+EPOCHS_NOT_GIVEN: Final = "EPOCHS_NOT_GIVEN"
+"""The job is a task without epochs, and its code iterates over them."""
 STATE_NOT_ENCODABLE: Final = "STATE_NOT_ENCODABLE"
 STATE_MISMATCH: Final = "STATE_MISMATCH"
 SNAPSHOT_FAILED: Final = "SNAPSHOT_FAILED"
@@ -86,6 +88,7 @@ DETERMINISTIC: Final = frozenset(
         ENTRY_POINT_NOT_FOUND,
         REQUIREMENTS_UNMET,
         TRAINING_WITHOUT_EPOCHS,
+        EPOCHS_NOT_GIVEN,
         STATE_NOT_ENCODABLE,
         STATE_MISMATCH,
         OUTPUT_TOO_LARGE,

@@ -9,7 +9,7 @@ import pytest
 from adjourn import errors
 from adjourn.client import AsyncClient
 from adjourn.objects import S3Objects
-from adjourn.v1.job_pb2 import Job, Pause
+from adjourn.v1.job_pb2 import Job, JobSpec, Pause
 from tests.harness.jobs import BEFORE_TRAINING, EPOCHS, GatedJobs, Outcome
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -154,7 +154,7 @@ async def test_a_job_is_deleted_with_its_objects_after_it_was_cancelled(
 
 
 async def test_a_task_without_epochs_runs_and_can_only_be_cancelled(gated_jobs: GatedJobs, tmp_path: Path) -> None:
-    gated = await gated_jobs.start("task", epochs=0, limit=BEFORE_TRAINING)
+    gated = await gated_jobs.start("task", epochs=0, limit=BEFORE_TRAINING, spec=JobSpec(entry_point="mlp:task"))
     await gated.until(Job.RUNNING)
     with pytest.raises(errors.JobNotPausableError):
         await gated.client.pause_job(gated.name)
@@ -162,7 +162,7 @@ async def test_a_task_without_epochs_runs_and_can_only_be_cancelled(gated_jobs: 
     await gated.client.cancel_job(gated.name)
     await gated.until(Job.CANCELLED)
 
-    whole = await gated_jobs.start("whole-task", epochs=0, limit=EPOCHS)
+    whole = await gated_jobs.start("whole-task", epochs=0, limit=EPOCHS, spec=JobSpec(entry_point="mlp:task"))
     assert (await whole.until(Job.SUCCEEDED)).attempt == 1
 
 

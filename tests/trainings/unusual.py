@@ -54,7 +54,6 @@ def without_steps(run: training.Run) -> None:
 
 def task(run: training.Run) -> None:
     """Has no epochs: it makes data."""
-    assert list(run.epochs()) == []
     for _ in range(3):
         run.step()
     run.log(rows=100)

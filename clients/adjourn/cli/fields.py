@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Final
 
 OPTIONS: Final[Mapping[str, str]] = {
-    "job_id": "--job-id",
+    "job_id": "--name",
     "job.labels": "--label",
     "job.spec.args": "--arg",
     "job.spec.bundle": "TARGET",

@@ -63,7 +63,9 @@ def tell_failure(job: Job | None) -> None:
     """Says why a job failed, in full."""
     if job and job.state == Job.FAILED and job.failure.message:
         name, reason = formatting.short(job.name), formatting.printable(job.failure.reason)
-        output.say(f"{name} failed ({reason}): {formatting.printable(job.failure.message)}")
+        message = formatting.printable(job.failure.message)
+        gap = "\n" if "\n" in message else " "
+        output.say(f"{name} failed ({reason}):{gap}{message}")
 
 
 def follow(

@@ -140,6 +140,18 @@ class TrainingWithoutEpochs(TrainingError):
         super().__init__("the entry point returned without iterating over run.epochs()")
 
 
+class EpochsNotGiven(TrainingError):
+    """The job is a task, and its code asks for epochs: it would end at once, as if it had trained."""
+
+    reason = reasons.EPOCHS_NOT_GIVEN
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the code iterates over run.epochs(), and the job has none: submit it with `--epochs N`. Code that serves a"
+            " task too asks run.total_epochs first"
+        )
+
+
 class UntrackedState(TrainingError):
     """A resumed run would lack something, or have another than this one: it decides how training goes on, and no
     snapshot has it.

@@ -21,6 +21,7 @@ from adjourn.internal.v1.trainer_pb2 import TrainingEvent, TrainingStart
 from adjourn.pulse import STACKS_SIGNAL, Phase
 from adjourn.requirements import unmet
 from adjourn.shared_files import BoundaryFile, Control, ProgressPage, PulseFile
+from adjourn.training import failure_text
 from adjourn.training.drill import Drill
 from adjourn.training.errors import (
     EntryPointNotFound,
@@ -54,9 +55,6 @@ OUTPUT = "output"
 DRILL = "drill"
 """Directory of the second process of a drill, below the attempt's."""
 FAILED = 1
-TRACEBACK_LINES = 5
-"""Of a failure's message; the log has them all."""
-MESSAGE_LIMIT = 4000
 
 
 def main(directory: Path, kind: type[Session] = Session) -> int:
@@ -189,7 +187,11 @@ def call(entry_point: EntryPoint, run: Run) -> None:
 
 
 def imported(entry_point: str, code_directory: str) -> EntryPoint:
-    """Returns the function named `package.module:function`; raises EntryPointNotImportable, EntryPointNotFound."""
+    """Returns the function named `package.module:function`; raises EntryPointNotImportable, EntryPointNotFound.
+
+    What the module itself lacks while it is imported (a file, a server, memory) may be there the next time: OSError and
+    MemoryError are raised as they are.
+    """
     module_name, _, name = entry_point.partition(":")
     if code_directory:
         forget(Path(code_directory))
@@ -197,8 +199,12 @@ def imported(entry_point: str, code_directory: str) -> EntryPoint:
         importlib.invalidate_caches()
     try:
         module = importlib.import_module(module_name)
+    except (OSError, MemoryError):
+        raise
     except BaseException as error:
-        raise EntryPointNotImportable(f"{module_name} cannot be imported\n{last_lines(error)}") from error
+        raise EntryPointNotImportable(
+            f"{module_name} cannot be imported\n{failure_text.of(error, code_directory)}"
+        ) from error
     function: Any = module
     for part in name.split("."):
         function = getattr(function, part, None)
@@ -237,9 +243,9 @@ def plain(value: Any) -> Any:
 
 def failure(start: TrainingStart, error: BaseException) -> Failure:
     if isinstance(error, TrainingError):
-        reason, message = error.reason, str(error)
+        reason, message = error.reason, failure_text.printable(str(error))
     else:
-        reason, message = TrainingError.reason, last_lines(error)
+        reason, message = TrainingError.reason, failure_text.of(error, start.code_directory)
     if start.code_directory:
         # Each attempt has a copy of the code: the same failure has the same words, whichever copy it comes from.
         message = message.replace(f"{start.code_directory}/", "")
@@ -248,8 +254,3 @@ def failure(start: TrainingStart, error: BaseException) -> Failure:
     told = Failure(reason=reason, message=message, attempt=start.attempt)
     told.time.GetCurrentTime()
     return told
-
-
-def last_lines(error: BaseException) -> str:
-    lines = "".join(traceback.format_exception(error)).strip().splitlines()
-    return "\n".join(lines[-TRACEBACK_LINES:])[-MESSAGE_LIMIT:]

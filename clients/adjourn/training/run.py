@@ -181,6 +181,8 @@ class Run:
 
         Where a drill was asked for it raises DrillDiffers, or lowers the verdicts if `strict` is False, once a
         second process that went on from a snapshot has not come to the same bits.
+
+        In a task, a job of 0 epochs, iterating raises EpochsNotGiven.
         """
         return self._session.epochs(count, strict=strict)
 

@@ -39,6 +39,7 @@ from adjourn.training.drill import Drill
 from adjourn.training.early_stopping import EarlyStopping
 from adjourn.training.errors import (
     DrillDiffers,
+    EpochsNotGiven,
     NoSpace,
     SnapshotFailed,
     StateMismatch,
@@ -283,6 +284,8 @@ class Session:
         return Epochs(lambda: self._stage(count, strict=strict))
 
     def _stage(self, count: int | None, *, strict: bool) -> Iterator[int]:
+        if self.start.spec.total_epochs == 0:
+            raise EpochsNotGiven
         if not self._enter_stage(strict=strict):
             return
         number = self._stages.number

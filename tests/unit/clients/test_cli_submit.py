@@ -182,7 +182,7 @@ def test_what_a_file_says_is_told_by_its_key_and_what_options_say_by_theirs(
     plane.failures["CreateJob"] = [errors.InvalidRequestError(wrong)]
     told = adjourn("submit", "m:f", "--epochs", "1").stderr
     assert (
-        "--job-id: taken; --label k k: no; --env a b: no; --epochs: no; --seed: no; --arg x.y: no; job.spec.new" in told
+        "--name: taken; --label k k: no; --env a b: no; --epochs: no; --seed: no; --arg x.y: no; job.spec.new" in told
     )
 
 

@@ -17,6 +17,7 @@ from tests.harness.training_processes import PAUSE, TrainingProcesses, failed, r
     [
         ("nowhere:main", "ENTRY_POINT_NOT_IMPORTABLE", "No module named 'nowhere'"),
         ("unimportable:main", "ENTRY_POINT_NOT_IMPORTABLE", "No module named 'no_such_module_anywhere'"),
+        ("lacks_rows:main", "TRAINING_RAISED", "No such file or directory: 'rows.csv'"),
         ("broken:nothing", "ENTRY_POINT_NOT_FOUND", "broken has no function 'nothing'"),
         ("broken:not_a_function", "ENTRY_POINT_NOT_FOUND", "broken has no function 'not_a_function'"),
         ("broken:raises", "TRAINING_RAISED", "ValueError: the loss is made of cheese"),
@@ -104,6 +105,11 @@ def test_task_without_epochs(trainings: TrainingProcesses) -> None:
     assert attempt.last.progress.step == 3
     assert attempt.last.progress.metrics == {"rows": 100}
     assert attempt.last.progress.active_duration.ToNanoseconds() > 0
+
+
+def test_a_task_whose_code_asks_for_epochs_does_not_end_as_if_it_had_trained(trainings: TrainingProcesses) -> None:
+    message = failed(trainings.run("unusual:without_steps", epochs=0), "EPOCHS_NOT_GIVEN")
+    assert "submit it with `--epochs N`" in message
 
 
 def test_arguments_seed_and_threads(trainings: TrainingProcesses) -> None:
