@@ -162,7 +162,7 @@ async def test_a_submission_that_is_waited_for_tells_how_it_ended(adjourn: Adjou
     (last,) = (line for line in ran.out.splitlines() if "FAILED" in line)
     why = "ENTRY_POINT_NOT_IMPORTABLE: ModuleNotFoundError: No module named 'no'"
     assert last.endswith(why)
-    assert "doomed failed (ENTRY_POINT_NOT_IMPORTABLE): " in ran.out, "the message of the failure follows"
+    assert "doomed failed (ENTRY_POINT_NOT_IMPORTABLE):\n" in ran.out, "the message of the failure follows"
     assert "ENTRY_POINT_NOT_IMPORTABLE: " in (await adjourn("list")).out, "cut to the width, with other jobs' labels"
     assert "ENTRY_POINT_NOT_IMPORTABLE" in (await adjourn("get", "doomed")).out
     assert (await adjourn("watch", "doomed")).status == 5

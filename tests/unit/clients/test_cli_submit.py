@@ -228,7 +228,7 @@ def test_a_followed_job_that_failed_says_why(adjourn: Adjourn, plane: "Plane", h
     plane.streams = [[plane.change(Job.QUEUED), plane.change(Job.FAILED, 1, failure=failure)]]
     result = adjourn("submit", "m:f", "--epochs", "3", "--name", "x", how)
     assert result.exit_code == 5
-    assert result.stdout.endswith("x failed (TRAINING_RAISED): Traceback\nValueError: no\n")
+    assert result.stdout.endswith("x failed (TRAINING_RAISED):\nTraceback\nValueError: no\n")
 
 
 @pytest.mark.parametrize("how", ["--wait", "--follow"])
