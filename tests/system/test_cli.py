@@ -193,7 +193,7 @@ async def test_ctrl_c_ends_a_watch_quietly(stack: Stack, uninterrupted: Outcome)
         (("pause", "uninterrupted"), 1, "jobs/uninterrupted is SUCCEEDED; pausing needs one of: QUEUED"),
         (("resume", "uninterrupted"), 1, "jobs/uninterrupted is SUCCEEDED; resuming needs one of"),
         (("cancel", "uninterrupted", "--mode", "step"), 2, "is for --save"),
-        (("submit", "m:f", "--epochs", "-1"), 1, "job.spec.total_epochs: must be 0 to 10000000; is -1"),
+        (("submit", "m:f", "--epochs", "-1"), 1, "--epochs: must be 0 to 10000000; is -1"),
         (("submit", "m:f", "--epochs", "1", "--job-id", "uninterrupted"), 1, "jobs/uninterrupted is taken"),
         (("--address", "127.0.0.1:1", "list"), 4, "no control plane answers at 127.0.0.1:1"),
         (("submit", "nowhere.py:main", "--epochs", "1"), 2, "there is no file nowhere.py"),
@@ -230,7 +230,7 @@ async def test_a_run_starts_in_a_copy_of_its_folder_and_finds_its_modules_by_wha
     rows.write_text("a\nb\nc\n")
     words = ("--epochs", "1", "--name", "own-modules", "--wait", "--include", rows, "--env", "RATE=0.5")
     out = await said("submit", f"{script}:main", *words)
-    assert "1 epochs, with train.py, data/, control_plane.py and worker.py (4 files, " in out.splitlines()[0]
+    assert "1 epoch, with train.py, data/, control_plane.py and worker.py (4 files, " in out.splitlines()[0]
     (epoch,) = (json.loads(line) for line in (await said("metrics", "own-modules", "-o", "json")).splitlines())
     assert epoch["values"] == {"whole": 42.0, "half": 21.0, "rows": 3.0, "rate": 0.5}
     assert re.search(r"environment +RATE=0.5", await said("get", "own-modules"))
