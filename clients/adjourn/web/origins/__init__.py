@@ -1,1 +1,1 @@
-"""The HTTP interfaces of the systems that Adjourn grew from."""
+"""The HTTP and WebSocket interfaces of Heimdall and PEFT Studio: their clients work unmodified, on Adjourn's jobs."""
