@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from adjourn.client import AsyncClient
 from adjourn.local.ports import free_ports
-from adjourn.local.stack import Options, Stack
+from adjourn.local.stack import Options, Origins, Stack
 from adjourn.objects import S3Objects
 from tests.harness.jobs import EPOCHS, GatedJobs, Outcome
 from tests.harness.process_guard import guarded
@@ -21,6 +21,8 @@ from tests.harness.process_guard import guarded
 SYNC_SECONDS = 0.25
 LEASE_SECONDS = 6.0
 """An agent that was killed has to be back within it: some 2 s, and twice that on a busy machine."""
+SMALL_JOBS = {"ADJOURN_ORIGIN_JOB_ARGUMENTS": '{"width": 8}'}
+"""What a client of Heimdall or PEFT Studio creates trains a small network here."""
 
 Eventually = Callable[..., Awaitable[None]]
 
@@ -36,10 +38,18 @@ class Ran:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
-    """Two workers, on embedded servers; a lost worker is noticed soon."""
+    """Two workers on embedded servers, and a gateway; a lost worker is noticed soon."""
     data = tmp_path_factory.mktemp("stack")
-    (port,) = free_ports(1)
-    options = Options(data=data, port=port, sync_interval=SYNC_SECONDS, lease_duration=LEASE_SECONDS)
+    port, web_port, heimdall, peft_studio = free_ports(4)
+    options = Options(
+        data=data,
+        port=port,
+        web=True,
+        web_port=web_port,
+        origins=Origins(heimdall=heimdall, peft_studio=peft_studio, settings=SMALL_JOBS),
+        sync_interval=SYNC_SECONDS,
+        lease_duration=LEASE_SECONDS,
+    )
     with guarded(data):
         async with Stack(options, report=logging.getLogger("stack").info) as running:
             yield running

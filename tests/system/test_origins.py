@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC
-from typing import Any, Self
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -16,16 +16,13 @@ import websockets
 from websockets.asyncio.client import ClientConnection
 
 from adjourn.client import AsyncClient
+from adjourn.local.ports import HOST
+from adjourn.local.stack import Stack
 from adjourn.v1.job_pb2 import Job
-from adjourn.web.origins import applications
-from adjourn.web.origins.created import Trained
-from adjourn.web.origins.feed import Feed
-from tests.harness.web_servers import served
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 SECONDS = 60.0
-SMALL = Trained(arguments={"width": 8})
 
 
 @dataclass
@@ -56,12 +53,6 @@ class Origin:
     address: str
     http: httpx.AsyncClient
 
-    @classmethod
-    @asynccontextmanager
-    async def of(cls, application: Any) -> AsyncIterator[Self]:
-        async with served(application) as address, httpx.AsyncClient(base_url=f"http://{address}") as http:
-            yield cls(address, http)
-
     @asynccontextmanager
     async def listener(self, path: str) -> AsyncIterator[Listener]:
         async with websockets.connect(f"ws://{self.address}{path}") as connection:
@@ -76,23 +67,25 @@ class Origin:
         return (await self.says(status, method, path, body))["detail"]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def feed(client: AsyncClient) -> AsyncIterator[Feed]:
-    made = Feed(client)
-    yield made
-    await made.aclose()
+@asynccontextmanager
+async def origin(port: int) -> AsyncIterator[Origin]:
+    address = f"{HOST}:{port}"
+    async with httpx.AsyncClient(base_url=f"http://{address}", trust_env=False) as http:
+        yield Origin(address, http)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def heimdall(client: AsyncClient, feed: Feed) -> AsyncIterator[Origin]:
-    async with Origin.of(applications.heimdall(client, SMALL, feed)) as origin:
-        yield origin
+@pytest_asyncio.fixture(loop_scope="session")
+async def heimdall(stack: Stack) -> AsyncIterator[Origin]:
+    assert stack.options.origins
+    async with origin(stack.options.origins.heimdall) as made:
+        yield made
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def peft_studio(client: AsyncClient, feed: Feed) -> AsyncIterator[Origin]:
-    async with Origin.of(applications.peft_studio(client, SMALL, feed)) as origin:
-        yield origin
+@pytest_asyncio.fixture(loop_scope="session")
+async def peft_studio(stack: Stack) -> AsyncIterator[Origin]:
+    assert stack.options.origins
+    async with origin(stack.options.origins.peft_studio) as made:
+        yield made
 
 
 async def test_heimdalls_plan(  # noqa: PLR0915  # one life of a job

@@ -78,9 +78,29 @@ def web(
             help="Where to serve, host:port; else ADJOURN_WEB_LISTEN, else 127.0.0.1:7480.", metavar="HOST:PORT"
         ),
     ] = None,
+    heimdall: Annotated[
+        str | None,
+        typer.Option(
+            help="Serve clients of Heimdall too, at a port or host:port; else ADJOURN_HEIMDALL_LISTEN, else not.",
+            metavar="[HOST:]PORT",
+        ),
+    ] = None,
+    peft_studio: Annotated[
+        str | None,
+        typer.Option(
+            help="Serve clients of PEFT Studio too, at a port or host:port; else ADJOURN_PEFT_STUDIO_LISTEN, else not.",
+            metavar="[HOST:]PORT",
+        ),
+    ] = None,
 ) -> None:
     """Run a gateway in the foreground: the web page, and the contract as HTTP and JSON. SIGTERM drains it."""
-    become("adjourn.web", {"ADJOURN_WEB_LISTEN": listen, "ADJOURN_ADDRESS": str(ctx.obj)})
+    settings = {
+        "ADJOURN_WEB_LISTEN": listen,
+        "ADJOURN_ADDRESS": str(ctx.obj),
+        "ADJOURN_HEIMDALL_LISTEN": heimdall,
+        "ADJOURN_PEFT_STUDIO_LISTEN": peft_studio,
+    }
+    become("adjourn.web", settings)
 
 
 def become(module: str, settings: Mapping[str, str | None]) -> NoReturn:

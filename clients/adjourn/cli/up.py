@@ -1,5 +1,6 @@
 """`adjourn up`: the embedded stack in the foreground."""
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,8 @@ from adjourn.cli import error_messages, output
 from adjourn.local import s3_url, signals
 from adjourn.local.data_directory import DirectoryDamagedError, DirectoryInUseError
 from adjourn.local.managed_process import MissingServerError, ProgramError
-from adjourn.local.stack import Options, PortTakenError, Stack
+from adjourn.local.ports import HOST
+from adjourn.local.stack import Options, Origins, PortTakenError, Stack
 from adjourn.objects import S3Settings
 
 
@@ -35,6 +37,14 @@ def up(
         int | None,
         typer.Option(help="Port of the page and HTTP. [default: 7480, or another if that is taken]", min=1, max=65535),
     ] = None,
+    origins: Annotated[
+        bool,
+        typer.Option(
+            "--origins",
+            help="Serve clients of Heimdall (port 8001) and of PEFT Studio (port 8000) too. What trains for them: "
+            "ADJOURN_ORIGIN_JOB_*, else the digits example.",
+        ),
+    ] = False,
     workers: Annotated[int, typer.Option(help="How many workers.", min=1, max=64)] = 2,
     redis: Annotated[
         str | None,
@@ -53,7 +63,19 @@ def up(
     ] = None,
 ) -> None:
     """Run Adjourn on this machine: Valkey, S3, control plane, workers, page. Ctrl-C ends it, a second one at once."""
-    options = Options(data=data, workers=workers, port=port, web=web, web_port=web_port, redis=redis, s3=s3)
+    if origins and not web:
+        raise typer.BadParameter("needs the gateway: leave --no-web out", param_hint="--origins")
+    trained = {name: value for name, value in os.environ.items() if name.startswith("ADJOURN_ORIGIN_JOB_")}
+    options = Options(
+        data=data,
+        workers=workers,
+        port=port,
+        web=web,
+        web_port=web_port,
+        origins=Origins(settings=trained) if origins else None,
+        redis=redis,
+        s3=s3,
+    )
     try:
         signals.run(serve(options))
     except (ProgramError, DirectoryDamagedError, DirectoryInUseError, MissingServerError, PortTakenError) as error:
@@ -87,6 +109,9 @@ def overview(stack: Stack) -> Panel:
     places.add_row("control plane", stack.address)
     if stack.web:
         places.add_row("web page, HTTP", f"http://{stack.web}")
+    if origins := stack.options.origins:
+        places.add_row("Heimdall", f"http://{HOST}:{origins.heimdall}/v1/training")
+        places.add_row("PEFT Studio", f"http://{HOST}:{origins.peft_studio}/api/training")
     places.add_row("workers", ", ".join(stack.workers))
     for name, place in stack.places().items():
         places.add_row(name, place)

@@ -2,9 +2,9 @@
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -33,8 +33,19 @@ def unfailing(report: Callable[[str], None]) -> Callable[[str], None]:
 class PortTakenError(Exception):
     """The requested port is in use."""
 
-    def __init__(self, port: int, option: str) -> None:
-        super().__init__(f"port {port} of {HOST} is taken; stop what listens there, or choose another {option}")
+    def __init__(self, port: int, option: str = "") -> None:
+        choice = f", or choose another {option}" if option else ""
+        super().__init__(f"port {port} of {HOST} is taken; stop what listens there{choice}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origins:
+    """The ports at which clients of the systems that Adjourn grew from expect them."""
+
+    heimdall: int = 8001
+    peft_studio: int = 8000
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Variables of the gateway: what trains for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +60,8 @@ class Options:
     """A gateway runs too: HTTP, and the page."""
     web_port: int | None = None
     """Port of the gateway; None: DEFAULT_WEB_PORT if it is free, else any other."""
+    origins: Origins | None = None
+    """The gateway serves the interfaces of Heimdall and PEFT Studio too; None: it does not."""
     threads: int | None = None
     """Threads of one training process; None: the cores divided by the workers. Fixed at the first start."""
     redis: str | None = None
@@ -167,7 +180,7 @@ class Stack:
                 logs=self.directory.logs,
                 listen=self.web,
                 address=self.address,
-                environment=marker,
+                environment={**marker, **self._origins()},
             )
         ]
         # Agents load torch while the control plane starts, and connect when it listens.
@@ -208,6 +221,20 @@ class Stack:
 
     def _worker_directory(self, worker: str) -> Path:
         return self.directory.path / "workers" / worker
+
+    def _origins(self) -> Mapping[str, str]:
+        """Returns the gateway's settings for the origins' interfaces; raises PortTakenError."""
+        origins = self.options.origins
+        if origins is None:
+            return {}
+        for port in (origins.heimdall, origins.peft_studio):
+            if not is_free(port):
+                raise PortTakenError(port)
+        return {
+            **origins.settings,
+            "ADJOURN_HEIMDALL_LISTEN": f"{HOST}:{origins.heimdall}",
+            "ADJOURN_PEFT_STUDIO_LISTEN": f"{HOST}:{origins.peft_studio}",
+        }
 
     def _port(self, option: str, wanted: int | None, usual: int) -> int:
         """Returns the port that an option wants, else the usual one, else any that is free; raises PortTakenError."""

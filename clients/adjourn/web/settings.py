@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Self
 
 from adjourn.channel import DEFAULT_ADDRESS
 from adjourn.settings_reader import SettingsReader, address
+from adjourn.web.origins.created import Trained
 
 DEFAULT_PORT: Final = 7480
 DEFAULT_LISTEN: Final = f"127.0.0.1:{DEFAULT_PORT}"
@@ -24,6 +25,12 @@ class Settings:
     """Names by which browsers may call it, beside `localhost` and IP addresses."""
     origins: frozenset[str] = frozenset()
     """Other sites whose pages may call it, `https://host[:port]`."""
+    heimdall: str = ""
+    """`host:port` to serve Heimdall's interface at; empty: nowhere."""
+    peft_studio: str = ""
+    """`host:port` to serve PEFT Studio's interface at; empty: nowhere."""
+    trained: Trained = field(default_factory=Trained)
+    """What trains for a job that is created through one of these."""
     log_format: str = "json"
     """`json` or `console`."""
 
@@ -37,10 +44,21 @@ class Settings:
             "address": reader.take("ADJOURN_ADDRESS", address, DEFAULT_ADDRESS),
             "hosts": reader.take("ADJOURN_WEB_HOSTS", hosts, nothing),
             "origins": reader.take("ADJOURN_WEB_ORIGINS", origins, nothing),
+            "heimdall": reader.take("ADJOURN_HEIMDALL_LISTEN", place, ""),
+            "peft_studio": reader.take("ADJOURN_PEFT_STUDIO_LISTEN", place, ""),
+            "trained": reader.nested(Trained.from_environment),
             "log_format": reader.take("ADJOURN_LOG_FORMAT", log_format, "json"),
         }
         reader.check()
         return cls(**values)  # type: ignore[arg-type]  # each parser returns its field's type
+
+
+def place(text: str) -> str:
+    """Parses `host:port`, or the port alone, of 127.0.0.1."""
+    try:
+        return address(f"127.0.0.1:{text}" if text.isdecimal() else text)
+    except ValueError:
+        raise ValueError("must be host:port, or a port") from None
 
 
 def hosts(text: str) -> frozenset[str]:

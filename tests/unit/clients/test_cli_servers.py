@@ -59,12 +59,15 @@ def test_without_options_the_environment_decides(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_gateway_asks_the_control_plane_that_the_command_line_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    process = became(monkeypatch, "--address", "plane:7400", "web", "--listen", "0.0.0.0:2")
+    words = ("web", "--listen", "0.0.0.0:2", "--heimdall", "8001", "--peft-studio", "0.0.0.0:8000")
+    process = became(monkeypatch, "--address", "plane:7400", *words)
     assert process.module == "adjourn.web"
     assert process.environment == {
         **os.environ,
         "ADJOURN_ADDRESS": "plane:7400",
         "ADJOURN_WEB_LISTEN": "0.0.0.0:2",
+        "ADJOURN_HEIMDALL_LISTEN": "8001",
+        "ADJOURN_PEFT_STUDIO_LISTEN": "0.0.0.0:8000",
     }
 
 

@@ -240,10 +240,10 @@ class TestWhatTrains:
     def test_is_a_setting(self) -> None:
         trained = Trained.from_environment(
             {
-                "ADJOURN_ORIGINS_ENTRY_POINT": "mine.train:main",
-                "ADJOURN_ORIGINS_RENAMED": "batch_size=bs, lr = rate",
-                "ADJOURN_ORIGINS_ARGUMENTS": '{"slow": true}',
-                "ADJOURN_ORIGINS_GPUS": "2",
+                "ADJOURN_ORIGIN_JOB_ENTRY_POINT": "mine.train:main",
+                "ADJOURN_ORIGIN_JOB_RENAMED": "batch_size=bs, lr = rate",
+                "ADJOURN_ORIGIN_JOB_ARGUMENTS": '{"slow": true}',
+                "ADJOURN_ORIGIN_JOB_GPUS": "2",
             }
         )
         assert trained == Trained(
@@ -256,10 +256,10 @@ class TestWhatTrains:
 
     def test_each_mistake_is_named(self) -> None:
         wrong = {
-            "ADJOURN_ORIGINS_ENTRY_POINT": "main",
-            "ADJOURN_ORIGINS_RENAMED": "batch_size",
-            "ADJOURN_ORIGINS_ARGUMENTS": "[]",
-            "ADJOURN_ORIGINS_GPUS": "-1",
+            "ADJOURN_ORIGIN_JOB_ENTRY_POINT": "main",
+            "ADJOURN_ORIGIN_JOB_RENAMED": "batch_size",
+            "ADJOURN_ORIGIN_JOB_ARGUMENTS": "[]",
+            "ADJOURN_ORIGIN_JOB_GPUS": "-1",
         }
         with pytest.raises(InvalidSettings) as error:
             Trained.from_environment(wrong)

@@ -41,13 +41,13 @@ class Trained:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:
-        """Reads ADJOURN_ORIGINS_*; raises InvalidSettings."""
+        """Reads ADJOURN_ORIGIN_JOB_*; raises InvalidSettings."""
         reader = SettingsReader(environment)
         settings = cls(
-            entry_point=reader.take("ADJOURN_ORIGINS_ENTRY_POINT", entry_point, EXAMPLE),
-            renamed=reader.take("ADJOURN_ORIGINS_RENAMED", names, RENAMED),
-            arguments=reader.take("ADJOURN_ORIGINS_ARGUMENTS", arguments, {}),
-            gpu_count=reader.take("ADJOURN_ORIGINS_GPUS", within(0, 1024), 0),
+            entry_point=reader.take("ADJOURN_ORIGIN_JOB_ENTRY_POINT", entry_point, EXAMPLE),
+            renamed=reader.take("ADJOURN_ORIGIN_JOB_RENAMED", names, RENAMED),
+            arguments=reader.take("ADJOURN_ORIGIN_JOB_ARGUMENTS", arguments, {}),
+            gpu_count=reader.take("ADJOURN_ORIGIN_JOB_GPUS", within(0, 1024), 0),
         )
         reader.check()
         return settings
