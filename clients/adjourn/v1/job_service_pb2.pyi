@@ -585,7 +585,9 @@ class WatchJobsRequest(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     resume_token: _builtins.str
-    """Last token received, to go on after a broken stream. One too old to serve starts again with the current jobs."""
+    """Last token received, to go on after a broken stream. One too old to serve starts again with the current jobs: a
+    message in which nothing is set comes before them, and jobs that are not among them are gone.
+    """
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Only these jobs; empty means any."""
@@ -624,7 +626,9 @@ class WatchJobsResponse(_message.Message):
     """Name of a job that is gone, `jobs/{job}`; `job` is then unset."""
     @_builtins.property
     def job(self) -> _job_pb2.Job:
-        """The job as it is now; unset in a keep-alive, the first of which ends the list of current jobs."""
+        """The job as it is now; unset in a keep-alive, the first of which ends the list of current jobs. A stream that goes on
+        from a token begins with one where nothing has changed since.
+        """
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """Follows the stream of events for WatchEvents: each event once, in order, from a token or from now on."""
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
@@ -87,7 +88,7 @@ class EventWatch:
             if not token:
                 token = await self.store.latest_event_token()
                 yield WatchEventsResponse(resume_token=token)
-            spoken = time.monotonic()
+            spoken = -math.inf if request.resume_token else time.monotonic()  # who comes back hears that it is live
             while True:
                 self.notifier.check_open()  # somebody for whom there is always more must not hold up a drain
                 try:
@@ -96,6 +97,7 @@ class EventWatch:
                     found = await self.store.happened("", size=BATCH)
                     token = token if found else await self.store.latest_event_token()
                     yield WatchEventsResponse(gap=True, resume_token=token)
+                    spoken = time.monotonic()
                 for happened in found:
                     token = happened.token
                     if matches(request, happened):

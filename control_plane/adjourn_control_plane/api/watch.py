@@ -1,5 +1,6 @@
 """Follows the stream of changes for WatchJobs: each job once at the start, then its newest state after changes."""
 
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Final
@@ -33,7 +34,7 @@ class Watch:
         if token and not is_token(token):
             raise errors.InvalidRequestError({"resume_token": "must be the last one received, or empty"})
         watcher = Watcher(self, request)
-        spoken = time.monotonic()
+        spoken = -math.inf if token else time.monotonic()  # who comes back hears at once that it is live
         with self.notifier.subscription() as subscription:
             while True:
                 starting, moved = not token, False
@@ -46,13 +47,14 @@ class Watch:
                             spoken = time.monotonic()
                 except TokenTooOld:
                     token = ""
+                    yield WatchJobsResponse()
                     continue
                 if moved:
                     continue
-                await self.notifier.wait(subscription, LOOK_SECONDS)
                 if time.monotonic() - spoken >= KEEPALIVE_SECONDS:
                     yield WatchJobsResponse(resume_token=token)
                     spoken = time.monotonic()
+                await self.notifier.wait(subscription, LOOK_SECONDS)
 
 
 class Watcher:

@@ -76,6 +76,8 @@ async def test_it_begins_with_now_and_goes_on_from_a_token(store: MemoryStore, w
     await tell(store, A, 3)
     assert await following(stream, 1) == [(A, 3)]
     assert await following(watch(resume_token=first.resume_token), 3) == [(A, 2), (B, 1), (A, 3)]
+    newest = await store.latest_event_token()
+    assert await anext(watch(resume_token=newest)) == WatchEventsResponse(resume_token=newest), "it is live"
 
 
 async def test_only_what_matches_comes(store: MemoryStore, watch: Open) -> None:

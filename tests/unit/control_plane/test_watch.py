@@ -144,6 +144,7 @@ async def test_a_token_that_was_trimmed_starts_again_with_the_current_jobs(watch
     for number in range(20):
         await created(store, f"jobs/j{number}")
     watcher = await watch(store, resume_token="1-0")
+    assert await watcher.next() == WatchJobsResponse(), "the list begins anew"
     assert len(await watcher.states()) == 20
 
 
@@ -154,7 +155,18 @@ async def test_a_stream_that_falls_behind_the_trimming_starts_again(watch: Open)
     await watcher.states()
     for number in range(30):
         await created(store, f"jobs/j{number}")
+    assert await watcher.next() == WatchJobsResponse(), "the list begins anew"
     assert len(await watcher.states()) == 31
+
+
+async def test_who_comes_back_and_has_missed_nothing_hears_that_it_is_live(
+    memory_store: MemoryStore, watch: Open
+) -> None:
+    await created(memory_store, JOB)
+    before = await watch()
+    await before.states()
+    after = await watch(resume_token=before.token)
+    assert await after.next() == WatchJobsResponse(resume_token=before.token)
 
 
 @pytest.mark.parametrize(
@@ -379,4 +391,4 @@ async def test_a_tail_that_began_anew_has_tokens_shown_to_the_store_again() -> N
             await created(store, f"jobs/j{number}")
         notifier.notify("")
         await waiting
-        assert len(await watcher.states()) == 30, "all 31 come again"
+        assert len(await watcher.states()) == 31, "all come again"

@@ -26,6 +26,8 @@ PIECE_BYTES: Final = 64 << 10
 """About as much is sent at once."""
 FIRST_DELAY: Final = 0.2
 LAST_DELAY: Final = 2.0
+LINGER_SECONDS: Final = 30.0
+"""How long a watch stays without a reader: a page that is loaded again finds it."""
 
 Upstream = Callable[[str], AsyncGenerator[Any, None]]
 """Opens the watch of the control plane, from a token on; empty: from the beginning."""
@@ -222,8 +224,6 @@ def pieces(frames: Any) -> Any:
 class Watches:
     """The watches that pages follow now, by what they ask for. Each ends a while after its last reader."""
 
-    LINGER_SECONDS: Final = 30.0
-
     def __init__(self) -> None:
         self._watches: dict[bytes, tuple[SharedWatch, asyncio.Task[None]]] = {}
         self._readers: dict[bytes, int] = {}
@@ -241,7 +241,7 @@ class Watches:
         finally:
             self._readers[key] -= 1
             if not self._readers[key]:
-                self._endings[key] = asyncio.get_running_loop().call_later(self.LINGER_SECONDS, self._end, key)
+                self._endings[key] = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._end, key)
 
     def _watch(self, key: bytes, make: Callable[[], SharedWatch]) -> SharedWatch:
         found = self._watches.get(key)
