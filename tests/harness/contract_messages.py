@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from adjourn.web.rest.transcoding import PLAIN, Route, is_map
 
-TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
-SEGMENT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="/"), min_size=1, max_size=8)
+TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
+SEGMENT = st.text(st.characters(codec="utf-8", exclude_characters="/"), min_size=1, max_size=8)
 BITS = {
     FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
     FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1),

@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -15,7 +18,7 @@ from grpc_status import rpc_status
 
 from adjourn import errors
 from adjourn.channel import CLIENT_OPTIONS
-from adjourn.local.ports import HOST
+from adjourn.local.ports import HOST, free_ports
 from adjourn.objects import ObjectStore, S3Settings
 from adjourn.v1 import checkpoint_service_pb2 as checkpoint_pb
 from adjourn.v1 import job_service_pb2 as job_pb
@@ -168,6 +171,26 @@ async def replica(
             await end(*loops)
     finally:
         await end(listener, *loops)
+
+
+class ControlPlaneProcess:
+    """A process that can be killed and started again at the same address."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        (port,) = free_ports(1)
+        self.address = f"{HOST}:{port}"
+        self.environment = {**os.environ, **environment, "ADJOURN_LISTEN": self.address}
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.process = subprocess.Popen([sys.executable, "-m", "adjourn_control_plane"], env=self.environment)
+        with grpc.insecure_channel(self.address) as channel:
+            grpc.channel_ready_future(channel).result(timeout=60)
+
+    def kill(self) -> None:
+        assert self.process
+        self.process.kill()
+        self.process.wait(30)
 
 
 class Caught:

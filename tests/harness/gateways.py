@@ -13,6 +13,7 @@ import uvicorn
 from adjourn.client import AsyncClient
 from adjourn.web.application import application
 from adjourn.web.process import Server, listening
+from adjourn.web.rest.application import Rest
 from adjourn.web.settings import Settings
 
 
@@ -32,7 +33,7 @@ class Gateway:
 
     address: str
     http: httpx.AsyncClient
-    closing: asyncio.Event
+    rest: Rest
 
     @asynccontextmanager
     async def events(self, path: str, **options: Any) -> AsyncIterator[AsyncIterator[Event]]:
@@ -73,8 +74,8 @@ async def gateway(control_plane: str, *, settings: Settings | None = None) -> As
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             try:
                 async with httpx.AsyncClient(base_url=f"http://{address}", trust_env=False) as http:
-                    yield Gateway(address=address, http=http, closing=app.state.closing)
+                    yield Gateway(address=address, http=http, rest=app.state.rest)
             finally:
-                app.state.closing.set()
+                app.state.rest.closing.set()
                 server.should_exit = True
                 await serving

@@ -5,47 +5,24 @@ import contextlib
 import io
 import json
 import os
-import subprocess
-import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
-import grpc
 import pytest
 from typer.testing import CliRunner
 
 from adjourn import AsyncClient, Client, bundles, cli, errors
 from adjourn.local import process_cleanup
-from adjourn.local.ports import HOST, free_ports
 from adjourn.v1.job_pb2 import Job, JobSpec
 from adjourn.v1.job_service_pb2 import JobEvent
-
-
-class ControlPlane:
-    """A process that can be killed and started again at the same address."""
-
-    def __init__(self, environment: dict[str, str]) -> None:
-        (port,) = free_ports(1)
-        self.address = f"{HOST}:{port}"
-        self.environment = {**os.environ, **environment, "ADJOURN_LISTEN": self.address}
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self.process = subprocess.Popen([sys.executable, "-m", "adjourn_control_plane"], env=self.environment)
-        with grpc.insecure_channel(self.address) as channel:
-            grpc.channel_ready_future(channel).result(timeout=60)
-
-    def kill(self) -> None:
-        assert self.process
-        self.process.kill()
-        self.process.wait(30)
+from tests.harness.control_planes import ControlPlaneProcess
 
 
 @pytest.fixture(scope="module")
-def control_plane(redis_url: str, s3_environment: dict[str, str], servers: Path) -> Iterator[ControlPlane]:
-    plane = ControlPlane(
+def control_plane(redis_url: str, s3_environment: dict[str, str], servers: Path) -> Iterator[ControlPlaneProcess]:
+    plane = ControlPlaneProcess(
         {
             **s3_environment,
             "ADJOURN_REDIS_URL": redis_url,
@@ -59,7 +36,7 @@ def control_plane(redis_url: str, s3_environment: dict[str, str], servers: Path)
 
 
 @pytest.fixture
-def client(control_plane: ControlPlane) -> Iterator[Client]:
+def client(control_plane: ControlPlaneProcess) -> Iterator[Client]:
     with Client(control_plane.address) as client:
         yield client
 
@@ -171,7 +148,7 @@ def test_a_hostile_bundle_is_refused(client: Client) -> None:
 
 
 def test_a_watch_survives_the_death_of_the_control_plane(
-    client: Client, control_plane: ControlPlane, name: str
+    client: Client, control_plane: ControlPlaneProcess, name: str
 ) -> None:
     client.create_job(SPEC, job_id=name)
     changes = client.watch_jobs(names=[name])
@@ -186,7 +163,7 @@ def test_a_watch_survives_the_death_of_the_control_plane(
     changes.close()
 
 
-async def test_the_asynchronous_client_waits_for_what_others_do(control_plane: ControlPlane, name: str) -> None:
+async def test_the_asynchronous_client_waits_for_what_others_do(control_plane: ControlPlaneProcess, name: str) -> None:
     async with AsyncClient(control_plane.address) as client:
         await client.create_job(SPEC, job_id=name)
         changes = client.watch_jobs(names=[name])
@@ -199,7 +176,7 @@ async def test_the_asynchronous_client_waits_for_what_others_do(control_plane: C
         assert (await client.wait_job(name, timeout=30)).state == Job.CANCELLED
 
 
-def test_the_command_line_in_a_row(control_plane: ControlPlane, name: str, tmp_path: Path) -> None:
+def test_the_command_line_in_a_row(control_plane: ControlPlaneProcess, name: str, tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text("def main(run): ...\n")
 

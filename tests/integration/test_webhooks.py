@@ -18,7 +18,7 @@ from adjourn.local.ports import HOST, free_ports
 from adjourn.v1.job_pb2 import JobSpec
 from adjourn_control_plane.webhooks import message
 from adjourn_control_plane.webhooks.sink import Answer, HttpSink
-from tests.integration.test_client_against_control_plane import ControlPlane
+from tests.harness.control_planes import ControlPlaneProcess
 
 Eventually = Callable[..., Awaitable[None]]
 
@@ -79,7 +79,7 @@ async def test_every_event_reaches_a_sink_that_was_away_signed_and_in_order(
         "ADJOURN_WEBHOOK_URL": f"http://{HOST}:{port}/adjourn?key=hidden",
         "ADJOURN_WEBHOOK_SECRET": SECRET,
     }
-    plane = ControlPlane(environment)
+    plane = ControlPlaneProcess(environment)
     plane.start()
     try:
         async with Redis.from_url(redis_url) as redis, AsyncClient(plane.address) as client:

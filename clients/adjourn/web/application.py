@@ -17,7 +17,7 @@ from adjourn.web.settings import Settings
 
 
 def application(client: AsyncClient, settings: Settings) -> Starlette:
-    """Returns the application for a client, which stays open. `state.closing` is set when streams are to end."""
+    """Returns the application for a client, which stays open. `state.rest.closing` is set when streams are to end."""
     rest = Rest(client)
 
     @asynccontextmanager
@@ -36,7 +36,7 @@ def application(client: AsyncClient, settings: Settings) -> Starlette:
         middleware=[Middleware(Guard, settings=settings)],
         lifespan=lifespan,
     )
-    app.state.closing = rest.closing
+    app.state.rest = rest
     return app
 
 

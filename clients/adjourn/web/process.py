@@ -64,7 +64,7 @@ async def serve(settings: Settings) -> None:
         stopping = asyncio.create_task(stop.wait())
         log.info("serving", listen=[listen for listen, _ in parts], control_plane=settings.address)
         await asyncio.wait({*serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        app.state.closing.set()
+        app.state.rest.closing.set()
         for each in servers:
             each.should_exit = True
         stopping.cancel()

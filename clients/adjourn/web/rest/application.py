@@ -87,7 +87,6 @@ class Rest:
         body = json_of(await whole(receive, BODY_LIMIT_BYTES))
         request = route.request(values, query, body)
         if isinstance(request, ReadCheckpointRequest):
-            downloads.begin(request, headers)
             await downloads.serve(self.calls.stream(route.method, request, caller), request, receive, send)
         elif route.method.server_streaming:
             await self._stream(route, request, caller, last, receive, send)
@@ -115,7 +114,7 @@ class Rest:
         if any(route.template.verb for route, _ in found):  # `jobs/a:pause` is no name
             found = [(route, values) for route, values in found if route.template.verb]
         for route, values in found:
-            if verb in (route.verb, "HEAD") and (verb != "HEAD" or route.verb == "GET"):
+            if verb == route.verb or (verb == "HEAD" and route.verb == "GET" and not route.method.server_streaming):
                 return route, values
         if not found:
             raise errors.NoSuchPathError(f"no call has the path {path}: /v1/docs lists them")

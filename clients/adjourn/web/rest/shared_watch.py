@@ -243,6 +243,9 @@ class Watches:
             if not self._readers[key]:
                 self._endings[key] = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._end, key)
 
+    def __len__(self) -> int:
+        return len(self._watches)
+
     def _watch(self, key: bytes, make: Callable[[], SharedWatch]) -> SharedWatch:
         found = self._watches.get(key)
         if found is None or found[1].done():
