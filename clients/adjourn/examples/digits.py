@@ -82,6 +82,9 @@ def evaluate(model: nn.Module, loader: training.Loader, device: torch.device) ->
 
 
 def main(run: training.Run) -> None:
+    if run.total_epochs == 0:
+        print("no epochs: there is nothing to train")
+        return
     args = DEFAULTS | run.args
     data = load_digits()
     images = TensorDataset(torch.tensor(data.images, dtype=torch.float32)[:, None] / 16, torch.tensor(data.target))
@@ -91,7 +94,7 @@ def main(run: training.Run) -> None:
 
     model = network(args["width"], args["dropout"]).to(run.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args["learning_rate"], weight_decay=args["weight_decay"])
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(run.total_epochs, 1))
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=run.total_epochs)
     stopping = training.EarlyStopping(patience=args["patience"] or run.total_epochs + 1, metric="val_loss")
     run.track(model=model, optimizer=optimizer, scheduler=scheduler, stopping=stopping)
 
