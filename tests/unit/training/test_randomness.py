@@ -122,3 +122,13 @@ def test_memory_that_is_no_state_is_not_taken_for_one() -> None:
             return 3, (*range(624), 7), None
 
     assert memory_of(Elsewhere(1)) is None
+
+
+def test_state_of_python_s_generator_is_made_anew_once_something_was_drawn() -> None:
+    for change in (random.random, lambda: random.gauss(0, 1), lambda: random.gauss(0, 1), lambda: random.seed(7)):
+        before = generator_states()["random.python"]
+        assert before == random.getstate()
+        change()
+        after = generator_states()["random.python"]
+        assert after == random.getstate() != before
+        assert generator_states()["random.python"] == after

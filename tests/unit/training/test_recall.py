@@ -3,7 +3,7 @@
 import math
 import struct
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,7 @@ def recalled(recall: Recall, states: dict[str, Any]) -> Any:
     return content(encoded.trees, encoded.blobs), encoded.remarks
 
 
-def content(trees: dict[str, Any], blobs: dict[str, Any]) -> Any:
+def content(trees: dict[str, Any], blobs: Mapping[str, Any]) -> Any:
     data = {name: (blob.dtype, tuple(blob.shape), b"".join(blob.chunks())) for name, blob in blobs.items()}
     return {name: dumps(tree) for name, tree in trees.items()}, list(trees), data, list(blobs)
 
@@ -99,6 +99,12 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "a list into a tuple": lambda state: state["data"].update(names=("a",)),
     "a type": lambda state: state["model"]["state_dict"].update(weight=torch.ones(2, 3).half()),
     "strides": lambda state: state["model"]["state_dict"].update(weight=torch.ones(3, 2).t()),
+    "a shape": lambda state: state["model"]["state_dict"].update(weight=torch.ones(3, 2)),
+    "a negation": lambda state: state["model"]["state_dict"].update(weight=torch._neg_view(torch.ones(2, 3))),
+    "a layout": lambda state: state["model"]["state_dict"].update(weight=torch.ones(2, 3).to_sparse()),
+    "what requires gradients": lambda state: state["optimizer"]["state"][0]["exp_avg"].requires_grad_(),
+    "other memory": lambda state: state["model"]["state_dict"].update(weight=torch.ones(2, 3)),
+    "a tensor into a number": lambda state: state["optimizer"]["state"][0].update(step=1.0),
     "a tie": lambda state: state["optimizer"]["state"][0].update(exp_avg=state["model"]["state_dict"]["weight"]),
     "a view": lambda state: state["model"]["state_dict"].update(part=state["model"]["state_dict"]["weight"][0]),
     "a new key": lambda state: state["optimizer"]["state"].update({7: torch.ones(1)}),
@@ -134,3 +140,15 @@ def test_only_what_changed_is_encoded_again() -> None:
     assert second.trees["optimizer"]["state"] is first.trees["optimizer"]["state"]
     assert first.trees["optimizer"]["param_groups"][0]["lr"] == 0.5, "nobody's tree has changed"
     assert second.trees["optimizer"]["param_groups"][0]["lr"] == 0.25
+
+
+def test_heads_are_the_same_as_long_as_the_data_of_blobs_is_alike() -> None:
+    recall, states = Recall(), training()
+    recall.encode(states)
+    heads = recall.encode(states).blobs.heads
+    states["model"]["state_dict"]["weight"] = torch.zeros(2, 3)
+    states["data"]["epoch"] = 7
+    with torch.autocast("cpu"):
+        assert recall.encode(states).blobs.heads is heads
+    states["model"]["state_dict"]["weight"] = torch.zeros(3, 2)
+    assert recall.encode(states).blobs.heads is not heads

@@ -31,7 +31,7 @@ from adjourn.training.output_directory import OutputDirectory
 from adjourn.training.snapshot import pinned
 from adjourn.training.snapshot.pinned import Cuda, Gpus, Pinned
 from adjourn.training.snapshot.round_trip import RoundTrip, Structures, digests
-from adjourn.training.state.codec import Blob
+from adjourn.training.state.codec import Blob, Blobs, Head
 from adjourn.training.state.environment import fingerprint
 from adjourn.v1.job_pb2 import Progress
 
@@ -63,13 +63,15 @@ class Encodable(Protocol):
     @property
     def drilled(self) -> bool | None: ...
 
-    def encode(self, *, anew: bool = False) -> tuple[dict[str, Tree], dict[str, Blob]]: ...
+    def encode(self, *, anew: bool = False) -> tuple[dict[str, Tree], Mapping[str, Blob]]: ...
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Layout:
     """Where the tensors of a state go in a file: the same in every snapshot, as long as their shapes stand."""
 
+    heads: Sequence[Head]
+    """Of the blobs that this is known to be right for."""
     shapes: Sequence[tuple[Any, ...]]
     """Of each blob, all that the rest follows from."""
     head: bytes
@@ -80,11 +82,16 @@ class Layout:
     @classmethod
     def of(cls, blobs: Mapping[str, Blob], known: "Layout | None" = None) -> "Layout":
         """Returns `known` if it is right for these."""
-        shapes = [(name, blob.dtype, blob.shape, blob.data.dtype, blob.data.shape) for name, blob in blobs.items()]
-        if known is not None and known.shapes == shapes:
+        blobs = Blobs.of(blobs)
+        if known is not None and known.heads is blobs.heads:
             return known
-        head, entries = snapshots.layout((name, blob.dtype, blob.shape) for name, blob in blobs.items())
-        return cls(shapes, head, entries, max([len(head), *(entry.end for entry in entries.values())]))
+        shapes = [(*head, data.dtype, data.shape) for head, data in zip(blobs.heads, blobs.data, strict=True)]
+        if known is not None and known.shapes == shapes:
+            known.heads = blobs.heads
+            return known
+        head, entries = snapshots.layout(blobs.heads)
+        size = max([len(head), *(entry.end for entry in entries.values())])
+        return cls(blobs.heads, shapes, head, entries, size)
 
     def targets(self, buffer: torch.Tensor) -> list[torch.Tensor]:
         """Returns where in a file's bytes each blob's data is copied to."""
@@ -183,8 +190,7 @@ class Slot:
             file = os.open(self._state, os.O_CREAT | os.O_WRONLY, 0o666)
             try:
                 os.pwrite(file, b"\0", 0)  # until all is written, this is no JSON
-                sources = [blob.data for blob in blobs.values()]
-                pinned.copy(self._targets, sources, self._gpus, pinned=bool(self._pinned))
+                pinned.copy(self._targets, Blobs.of(blobs).data, self._gpus, pinned=bool(self._pinned))
                 if output[1] or self._has_output:
                     beside = outputs.pack(*output, self.directory)
                     self._has_output = beside > 0

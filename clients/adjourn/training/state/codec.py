@@ -9,6 +9,7 @@ object; a tensor that is part of another one comes back as part of it.
 """
 
 import base64
+import functools
 import math
 import struct
 from collections import Counter, OrderedDict, defaultdict, deque
@@ -129,6 +130,41 @@ class Blob(NamedTuple):
 
     def chunks(self) -> Iterator[memoryview]:
         yield self.data.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+Head = tuple[str, str, tuple[int, ...]]
+"""Of a blob: its name, type and shape."""
+
+
+class Blobs(Mapping[str, Blob]):
+    """Blobs by name. Those with the same list of `heads` have data of the same types and shapes, too."""
+
+    def __init__(self, heads: Sequence[Head], data: list[torch.Tensor]) -> None:
+        """`data`: of each head."""
+        self.heads = heads
+        self.data = data
+
+    @classmethod
+    def of(cls, blobs: Mapping[str, Blob]) -> "Blobs":
+        if isinstance(blobs, cls):
+            return blobs
+        heads = [(name, blob.dtype, blob.shape) for name, blob in blobs.items()]
+        return cls(heads, [blob.data for blob in blobs.values()])
+
+    def __getitem__(self, name: str) -> Blob:
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, _, _ in self.heads)
+
+    def __len__(self) -> int:
+        return len(self.heads)
+
+    @functools.cached_property
+    def _found(self) -> dict[str, Blob]:
+        """Made only if somebody asks: most snapshots need just the data."""
+        items = zip(self.heads, self.data, strict=True)
+        return {name: Blob(dtype, shape, data) for (name, dtype, shape), data in items}
 
 
 class Kind(NamedTuple):

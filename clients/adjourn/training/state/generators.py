@@ -67,7 +67,7 @@ def generator_states() -> dict[str, Any]:
 
 def cpu_generator_states() -> dict[str, Any]:
     return {
-        "random.python": random.getstate(),
+        "random.python": LAST_PYTHON_STATE.get(),
         "random.numpy": np.random.get_state(legacy=False),  # noqa: NPY002
         "random.torch": torch.get_rng_state(),
     }
@@ -154,6 +154,26 @@ def put_python_state(state: Any) -> None:
         MEMORY[:], random._inst.gauss_next = state  # type: ignore[attr-defined]  # noqa: SLF001
     else:
         random.setstate(state)
+
+
+class LastPythonState:
+    """What `random.getstate()` returned the last time: if nothing was drawn since, it is not made anew.
+
+    It has 624 numbers, which are then the same objects, and nobody has to look at them again.
+    """
+
+    def __init__(self) -> None:
+        self._words: Any = None
+        self._state: Any = None
+
+    def get(self) -> Any:
+        words, normal = python_state() if MEMORY else (None, None)
+        if words is None or normal is not None or words != self._words:
+            self._words, self._state = words if normal is None else None, random.getstate()
+        return self._state
+
+
+LAST_PYTHON_STATE: Final = LastPythonState()
 
 
 class seeded:  # noqa: N801  (used as a function)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from adjourn.training.errors import StateMismatch
-from adjourn.training.state.modules import qualified
+from adjourn.training.state.modules import named_modules, named_parameters, qualified
 
 USED = "_adjourn_used"
 """Attribute of a gradient: its version when an optimizer used it. Another tensor, or another backward pass into this
@@ -114,25 +114,22 @@ class StrayGradients:
 
     def state(self) -> dict[str, Any]:
         """Returns by name each gradient, and how it stands; nothing if there is none."""
+        owned = self._owned()
         found = {
             name: [parameter.grad, standing(parameter.grad)]
-            for name, parameter in self._stray()
-            if parameter.grad is not None
+            for name, parameter in named_parameters(named_modules(self._module))
+            if id(parameter) not in owned and parameter.grad is not None
         }
         return {"gradients": found} if found else {}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        for _, parameter in self._stray():
-            parameter.grad = None
-        saved = state.get("gradients", {})
+        owned, saved = self._owned(), state.get("gradients", {})
         for name, parameter in self._module.named_parameters():
+            if id(parameter) not in owned:
+                parameter.grad = None
             if name in saved:
                 gradient, how = saved[name]
                 parameter.grad = marked(gradient, how)
-
-    def _stray(self) -> Iterator[tuple[str, torch.Tensor]]:
-        owned = self._owned()
-        return (each for each in self._module.named_parameters() if id(each[1]) not in owned)
 
 
 def parameters_of(optimizer: Optimizer) -> Iterator[torch.Tensor]:

@@ -17,16 +17,19 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from torch._C._dynamo.guards import TensorGuards
 from torch.nn import Parameter
 
 from adjourn.snapshots import Tree
-from adjourn.training.state.codec import ARRAY_DTYPES, Blob, Encoder, Path, extent
+from adjourn.training.state.codec import ARRAY_DTYPES, Blob, Blobs, Encoder, Head, Path, extent
 
 PLAIN: Final = frozenset({str, int, bool, NoneType, bytes, torch.dtype, torch.device})
 METADATA: Final = "_metadata"
 MEMBERS: Final = frozenset({str, int, bool, NoneType})
 """Kinds of values that stand for themselves in a list, however many they are."""
 KEY: Final[Callable[[torch.Tensor], tuple[Any, ...]]] = operator.attrgetter("dtype", "shape", "device", "layout")
+REQUIRES_GRAD: Final[Callable[[torch.Tensor], bool]] = operator.attrgetter("requires_grad")
+TENSORS: Final = frozenset({torch.Tensor})
 Place = tuple[Path, tuple[Any, ...]]
 """Where a value is: keys and indices that lead to it in the state, and those in its tree."""
 
@@ -81,8 +84,13 @@ class Outline:
         if not (kinds := set(map(type, keys))) <= {str} and kinds != {int}:
             raise Unlike(kinds)
         self.structure += (kind, keys)
-        for item in value.values():
-            self._read(item)
+        items = value.values()
+        if set(map(type, items)) == TENSORS:  # most dicts of a state: all at once
+            self.structure.append(torch.Tensor)
+            self.leaves += map(torch.Tensor.detach, items) if any(map(REQUIRES_GRAD, items)) else items
+        else:
+            for item in items:
+                self._read(item)
         if kind is OrderedDict and (metadata := getattr(value, METADATA, None)):
             self.structure.append(METADATA)
             self._read(metadata)
@@ -167,6 +175,7 @@ class Known:
         self._exact = outline.exact
         self._keys = list(map(KEY, outline.leaves))
         self._strides = list(map(torch.Tensor.stride, outline.leaves))
+        self._are_alike = guard(outline.leaves)
         self._places: list[Place] | None = None
         self.heads = [(name, blob.dtype, blob.shape) for name, blob in blobs]
         """Name, type and shape of each blob."""
@@ -179,11 +188,13 @@ class Known:
     def fits(self, outline: Outline) -> bool:
         """Tells whether a component has this structure, and its tensors are of the same types and shapes."""
         leaves = outline.leaves
-        return (
-            outline.structure == self._structure
-            and list(map(KEY, leaves)) == self._keys
-            and list(map(torch.Tensor.stride, leaves)) == self._strides
-            and not is_lazy(leaves)
+        return outline.structure == self._structure and (
+            self._are_alike(*leaves)
+            or (
+                list(map(KEY, leaves)) == self._keys
+                and list(map(torch.Tensor.stride, leaves)) == self._strides
+                and not is_lazy(leaves)
+            )
         )
 
     def tree(self, state: Any, outline: Outline) -> Tree:
@@ -197,6 +208,19 @@ class Known:
         return self._tree
 
 
+def guard(leaves: Sequence[torch.Tensor]) -> Callable[..., bool]:
+    """Returns what tells quickly that other tensors have the types, shapes, strides and devices of these.
+
+    It may deny that they have, if modes of torch are others (autocast).
+    """
+    if not leaves or not is_dense(leaves):
+        return lambda *_: False
+    sizes: list[Any] = [list(leaf.shape) for leaf in leaves]
+    strides: list[Any] = [list(leaf.stride()) for leaf in leaves]
+    # What torch.compile asks before it runs code that it has made.
+    return TensorGuards(*leaves, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
+
+
 def is_lazy(leaves: Sequence[torch.Tensor]) -> bool:
     """Tells whether values of tensors are conjugated or negated when they are read."""
     return any(map(torch.Tensor.is_conj, leaves)) or any(map(torch.Tensor.is_neg, leaves))
@@ -208,7 +232,7 @@ class Encoded:
 
     trees: dict[str, Tree]
     """By component."""
-    blobs: dict[str, Blob]
+    blobs: Blobs
     remarks: list[str]
     """As the encoder's."""
 
@@ -221,6 +245,10 @@ class Recall:
         """In the order in which they were encoded; all that have tensors, or none."""
         self._pattern: list[int] | None = None
         """Of the leaves of all of them: see `pattern`."""
+        self._heads: list[Head] = []
+        """Of the blobs of all of them."""
+        self._pointers: list[int] = []
+        """Where the leaves lay, in memory that they do not share but as the pattern says."""
 
     def encode(self, states: Mapping[str, Any]) -> Encoded:
         """Returns what an `Encoder` returns for these components; raises StateNotEncodable.
@@ -245,7 +273,7 @@ class Recall:
                 continue
             encoder = Encoder()
             trees[name] = encoder.encode(state, (name,))
-            if encoder.blobs:
+            if encoder.blobs or (known and known.heads):
                 return None
             remarks += encoder.remarks
             if outline:
@@ -253,15 +281,17 @@ class Recall:
         if here != [name for name, known in self._known.items() if known.heads]:
             return None
         known_here = [self._known[name] for name in here]
-        apart, found = pattern(leaves, known_here)
-        if not apart or found != self._pattern:
-            return None
-        heads = [head for known in known_here for head in known.heads]
-        blobs = {name: Blob(dtype, shape, leaf) for (name, dtype, shape), leaf in zip(heads, leaves, strict=True)}
-        return Encoded(trees, blobs, remarks)
+        pointers = list(map(torch.Tensor.data_ptr, leaves))
+        if pointers != self._pointers:
+            apart, found = pattern(pointers, known_here)
+            if not apart or found != self._pattern:
+                return None
+            self._pointers = pointers
+        blobs = Blobs(self._heads, leaves)
+        return Encoded(trees, blobs if self._pattern is None else Blobs.of(dict(blobs)), remarks)
 
     def _encoded(self, states: Mapping[str, Any], outlines: Mapping[str, Outline | None]) -> Encoded:
-        self._known = {}
+        self._known, self._heads = {}, []
         encoder = Encoder()
         trees: dict[str, Tree] = {}
         names: dict[str, list[str]] = {}
@@ -270,7 +300,7 @@ class Recall:
             trees[name] = encoder.encode(state, (name,))
             names[name] = encoder.met[met:]
         self._learn(trees, outlines, names, encoder.blobs)
-        return Encoded(trees, encoder.blobs, encoder.remarks)
+        return Encoded(trees, Blobs.of(encoder.blobs), encoder.remarks)
 
     def _learn(
         self,
@@ -289,21 +319,22 @@ class Recall:
                 continue
             found[name] = Known(name, tree, outline, [(each, blobs[each]) for each in names[name]])
             leaves += outline.leaves
-        apart, self._pattern = pattern(leaves, list(found.values()))
+        self._pointers = list(map(torch.Tensor.data_ptr, leaves))
+        apart, self._pattern = pattern(self._pointers, list(found.values()))
         if apart:
             self._known = found
+            self._heads = [head for known in found.values() for head in known.heads]
 
 
 def is_dense(leaves: Sequence[torch.Tensor]) -> bool:
     return all(leaf.layout is torch.strided for leaf in leaves) and not is_lazy(leaves)
 
 
-def pattern(leaves: Sequence[torch.Tensor], known: Sequence[Known]) -> tuple[bool, list[int] | None]:
+def pattern(pointers: Sequence[int], known: Sequence[Known]) -> tuple[bool, list[int] | None]:
     """Returns whether leaves share no memory, unless they are the same, and which are; None: no two are.
 
     Of each, the number of the first that it is the same as: of the same kind, at the same place.
     """
-    pointers = list(map(torch.Tensor.data_ptr, leaves))
     extents = [size for each in known for size in each.extents]
     ends = list(map(operator.add, pointers, extents))
     if len(set(pointers)) == len(pointers):

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from adjourn.snapshots import Chunks, Tree, component_digest
 from adjourn.training.errors import RestoreDiverged, StateMismatch
 from adjourn.training.snapshot.reader import SnapshotReader
-from adjourn.training.state.codec import Blob, Encoder
+from adjourn.training.state.codec import Blob, Blobs, Encoder
 from adjourn.training.state.components import Component, component
 from adjourn.training.state.generators import generator_states, restore_generator
 from adjourn.training.state.gradients import Groups, parameters_of
@@ -110,7 +110,7 @@ class State:
         optimizers = [item.subject for item in self.tracked.values() if item.optimizer]
         return {id(parameter) for optimizer in optimizers for parameter in parameters_of(optimizer)}
 
-    def encode(self, *, anew: bool = False) -> tuple[dict[str, Tree], dict[str, Blob]]:
+    def encode(self, *, anew: bool = False) -> tuple[dict[str, Tree], Blobs]:
         """Returns the trees by component, and the raw data beside them, by reference; raises StateNotEncodable.
 
         `anew`: without regard to what was encoded before.
