@@ -17,7 +17,7 @@ import hashlib
 import random
 import re
 from base64 import b64encode
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -92,6 +92,10 @@ class ObjectMissing(LookupError):
         self.key = key
 
 
+class ObjectChanged(Exception):
+    """An object is not any more the one that was described."""
+
+
 class ObjectTooLong(ValueError):
     """An object is longer than its reader takes."""
 
@@ -109,6 +113,20 @@ class ObjectVersion:
     """In bytes."""
     etag: str
     modified: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Described:
+    """What a store says of an object that somebody may want to read."""
+
+    key: str
+    size: int
+    """In bytes."""
+    etag: str
+    version: str = ""
+    """Of a bucket that keeps versions."""
+    md5: str = ""
+    """Of the content, hex; empty: the store does not tell (an upload in parts, a key of the server's)."""
 
 
 class Watcher(Protocol):
@@ -260,6 +278,24 @@ class S3Objects:
     async def __aexit__(self, *_: object) -> None:
         self.close()
 
+    def of_bucket(self, bucket: str) -> "S3Objects":
+        """Returns the objects of another bucket of the server; to be closed with this one."""
+        view = copy.copy(self)
+        view._bucket, view._place = bucket, self._place.replace(f"bucket {self._bucket} ", f"bucket {bucket} ", 1)  # noqa: SLF001
+        return view
+
+    async def describe(self, key: str, version: str = "") -> Described:
+        """Returns what there is of a key, or of an earlier version of it; raises ObjectMissing."""
+        return await self._call(lambda: self._describe(key, version))
+
+    async def described(self, prefix: str) -> Sequence[Described]:
+        """Returns all objects below a prefix."""
+        return await self._call(lambda: self._described(prefix))
+
+    async def read(self, found: Described, offset: int, length: int) -> bytes:
+        """Returns bytes of an object that was described, fewer at its end; raises ObjectMissing, ObjectChanged."""
+        return await self._call(lambda: self._read_part(found, offset, length))
+
     def close(self) -> None:
         """Lets go of threads and connections; a call under way ends by itself."""
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -317,7 +353,7 @@ class S3Objects:
                     self._watcher.failing(call, error, asyncio.get_running_loop().time() - began)
                 if attempt == TRIES:
                     raise
-            except (ObjectMissing, ObjectTooLong, _Exists):
+            except (ObjectMissing, ObjectChanged, ObjectTooLong, _Exists):
                 self._answered(call)
                 raise
             else:
@@ -412,6 +448,53 @@ class S3Objects:
             raise ObjectTooLong(key, limit)
         return data
 
+    def _describe(self, key: str, version: str) -> Described:
+        try:
+            found = self._client.stat_object(self._bucket, key, version_id=version or None)
+        except S3Error as error:
+            if error.code not in ("NoSuchKey", "NoSuchVersion", "MethodNotAllowed"):  # the last: it was deleted
+                raise
+            if not self._client.bucket_exists(self._bucket):
+                raise self._refused("NoSuchBucket", "NoSuchBucket: it does not exist") from error
+            raise ObjectMissing(key) from error
+        headers = found.metadata or {}
+        by_key = headers.get("x-amz-server-side-encryption", "") == "aws:kms" or any("customer" in h for h in headers)
+        return Described(
+            key=key,
+            size=found.size or 0,
+            etag=found.etag or "",
+            version=found.version_id or "",
+            md5="" if by_key else md5_of(found.etag),
+        )
+
+    def _described(self, prefix: str) -> Sequence[Described]:
+        found = self._client.list_objects(self._bucket, prefix, recursive=True)
+        return [
+            Described(key=item.object_name or "", size=item.size or 0, etag=item.etag or "", md5=md5_of(item.etag))
+            for item in found
+            if not item.is_dir
+        ]
+
+    def _read_part(self, found: Described, offset: int, length: int) -> bytes:
+        try:
+            response = self._client.get_object(
+                self._bucket,
+                found.key,
+                offset=offset,
+                length=length,
+                request_headers={"If-Match": f'"{found.etag}"'},
+                version_id=found.version or None,
+            )
+        except S3Error as error:
+            if error.code in ("PreconditionFailed", "InvalidRange"):
+                raise ObjectChanged(found.key) from error
+            raise
+        try:
+            return bytes(response.read())
+        finally:
+            response.close()
+            response.release_conn()
+
     def _list(self, prefix: str) -> dict[str, int]:
         found = self._client.list_objects(self._bucket, prefix, recursive=True)
         return {item.object_name or "": item.size or 0 for item in found if not item.is_dir}
@@ -442,6 +525,11 @@ class S3Objects:
 
 class _Exists(Exception):
     """The condition of a write does not hold: there is an object of that key."""
+
+
+def md5_of(etag: str | None) -> str:
+    """Returns the MD5 that an ETag is, unless the object was uploaded in parts: then it is none."""
+    return etag if etag and re.fullmatch(r"[0-9a-f]{32}", etag) else ""
 
 
 def checksum(data: bytes) -> str:

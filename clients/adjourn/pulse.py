@@ -30,7 +30,9 @@ class Phase(IntEnum):
     SAVING = 5
     """A snapshot is taken, a resume rehearsed."""
     WAITING = 6
-    """Training waits for room, for as long as it takes: for what it has to tell, or for the run's last snapshot."""
+    """Training waits, for as long as it takes: for data that its agent fetches, or for room for what it has to tell, or
+    for the run's last snapshot.
+    """
     ENDING = 7
     """The last event is written; what user code left is ended."""
 

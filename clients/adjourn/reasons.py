@@ -29,6 +29,21 @@ UNTRACKED_STATE: Final = "UNTRACKED_STATE"
 DRILL_DIFFERS: Final = "DRILL_DIFFERS"
 """A second process that went on from a snapshot did not come to the same bits: a resumed run would not either."""
 
+DATA_MISSING: Final = "DATA_MISSING"
+"""There is nothing at the URI of data that a run asks for."""
+DATA_REFUSED: Final = "DATA_REFUSED"
+"""Data that a run asks for is not given to it: by its source, or by the settings of the worker."""
+DATA_CHANGED: Final = "DATA_CHANGED"
+"""Under a URI there is other data than the run has had before."""
+DATA_DAMAGED: Final = "DATA_DAMAGED"
+"""What arrived was, again and again, not what the source says that it is."""
+DATA_NO_ROOM: Final = "DATA_NO_ROOM"
+"""The worker's disk has no room for the data that a run asks for."""
+DATA_FETCHING: Final = "DATA_FETCHING"
+"""Condition FETCHING_DATA: data is on its way."""
+DATA_UNAVAILABLE: Final = "DATA_UNAVAILABLE"
+"""Condition FETCHING_DATA: its source cannot be reached, or fails."""
+
 PROCESS_KILLED: Final = "PROCESS_KILLED"
 """The training process ended by a signal that nobody here sent."""
 OUT_OF_MEMORY: Final = "OUT_OF_MEMORY"
@@ -96,6 +111,9 @@ DETERMINISTIC: Final = frozenset(
         RESTORE_DIVERGED,
         UNTRACKED_STATE,
         DRILL_DIFFERS,
+        DATA_MISSING,
+        DATA_REFUSED,
+        DATA_CHANGED,
         BUNDLE_UNUSABLE,
     }
 )

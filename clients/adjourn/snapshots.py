@@ -76,6 +76,8 @@ class State:
     """What had changed in training and may not come back as it was, a sentence each."""
     drilled: bool | None = None
     """Whether a drill of the job came to the same bits; None: it is not known."""
+    sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Which data the run has had, by the URI that it asked for: fields of an adjourn.internal.v1.DataIdentity."""
 
 
 def layout(
@@ -146,6 +148,7 @@ def read_state(directory: Path) -> State:
                 remarks=tuple(document.get("remarks", ())),
                 standing=dict(document.get("standing", {})),
                 drilled=document.get("drilled"),
+                sources=dict(document.get("sources", {})),
             )
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SnapshotInvalid(f"{STATE}: {error!r}") from error

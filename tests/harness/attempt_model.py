@@ -44,6 +44,7 @@ class RunnerModel(AttemptRunner):
             journal_lock=asyncio.Lock(),
             launcher=nobody,
             storage=nobody,
+            data=nobody,
             gpus=nobody,
             steady=agent.steady,
             pace=PACE,

@@ -17,7 +17,7 @@ import structlog
 from adjourn import __version__, reasons
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment
 from adjourn.kept_snapshots import KEPT
-from adjourn.objects import ObjectStore
+from adjourn.objects import ObjectStore, S3Objects
 from adjourn.v1.agent_service_pb2 import (
     Assignment,
     FencingToken,
@@ -32,6 +32,8 @@ from adjourn_worker.attempt.events import AssignmentChanged, Measured, PauseByIt
 from adjourn_worker.attempt.runner import AttemptRunner
 from adjourn_worker.attempt.unsent import Unsent
 from adjourn_worker.contact import DEFAULT_LEASE, Contact
+from adjourn_worker.data.cache import DataCache
+from adjourn_worker.data.fetching import DataTasks
 from adjourn_worker.host.disk import Disk
 from adjourn_worker.host.gpus import Gpus, Meter
 from adjourn_worker.host.kernel import boot_seconds
@@ -90,8 +92,12 @@ class Agent:
         objects: ObjectStore,
         gpus: Gpus,
         background: ObjectStore | None = None,
+        data_objects: S3Objects | None = None,
     ) -> None:
-        """`background`: `objects`, with threads that give way to training; None: there is no such."""
+        """`background`: `objects`, with threads that give way to training; None: there is no such.
+
+        `data_objects`: of the server that jobs' data is read from; None: there is no S3 for them.
+        """
         self.settings = settings
         self.paths = paths
         self.journal = journal
@@ -101,6 +107,13 @@ class Agent:
         self.storage = StorageTasks(
             objects, paths, settings.threads, settings.kept, disk, settings.output_bytes, behind
         )
+        cache = DataCache(
+            paths.cached_data,
+            paths.attempts,
+            limit=settings.kept.data_bytes,
+            reserve=settings.disk_reserve_bytes,
+        )
+        self.data = DataTasks(cache, settings.data_access, data_objects)
         self.logs = LogUploads(objects=objects, paths=paths, limit=settings.log_bytes)
         self.worker = Worker(
             name=f"workers/{settings.worker}",
@@ -145,6 +158,7 @@ class Agent:
         found = await self.journal.run(self.journal.held)
         await self.end_unknown({held.directory for held in found})
         self.paths.collect_garbage([self.paths.attempt(held.assignment.job, held.assignment.token) for held in found])
+        await self.data.open()
         try:
             await self.work(found, stop, at_once or asyncio.Event())
         except* NameTaken:
@@ -388,6 +402,7 @@ class Agent:
             journal_lock=self.journal_lock,
             launcher=self.launcher,
             storage=self.storage,
+            data=self.data,
             gpus=self.gpus,
             steady=self.steady,
             pace=self.settings.pace,
@@ -409,6 +424,7 @@ class Agent:
     async def attend(self, runner: AttemptRunner) -> None:
         """Sees to an attempt until it is over and cleaned up; its log may follow later."""
         await runner.run()
+        await self.data.make_room()
         self.logs.end(runner.directory.name, launched=runner.held.HasField("process"))
 
     def on_change(self, reports: Sequence[Report]) -> None:
@@ -502,6 +518,7 @@ class Agent:
             condition = await asyncio.to_thread(self.storage.disk.condition)
             if condition is not None:
                 await asyncio.to_thread(remove, self.paths.disk_snapshots / KEPT)  # the next look finds the room
+                await self.data.make_room(2 * self.settings.disk_reserve_bytes)
             found = [condition] if condition is not None else []
             if found != self.conditions:
                 log.warning("disk_full" if found else "disk_has_room", worker=self.worker.name)

@@ -53,6 +53,8 @@ class Kept:
     """Bytes of these logs."""
     bundle_bytes: int = 1 << 30
     """Bytes of packed code that may be wanted again."""
+    data_bytes: int = -1
+    """Bytes of data that runs have asked for; -1: half of the disk."""
     snapshot_bytes: int = 1 << 50
     """Bytes of snapshots that may be restored here; `storage/kept.py` bounds them by the room that there is, too."""
     snapshot_days: int = 7
@@ -135,6 +137,11 @@ class WorkerPaths:
     def bundles(self) -> Path:
         """Packed code, by its SHA-256."""
         return self.data / "bundles"
+
+    @property
+    def cached_data(self) -> Path:
+        """Data that runs have asked for by its URI."""
+        return self.data / "cached-data"
 
     @property
     def logs(self) -> Path:

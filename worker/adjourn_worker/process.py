@@ -24,8 +24,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 UNUSABLE = (JournalTaken, JournalDamaged, JournalUnwritable, LauncherFailed, UnsafePath)
 
-
-SECRETS: Final = ("ADJOURN_S3_ACCESS_KEY", "ADJOURN_S3_SECRET_KEY")
+SECRETS: Final = tuple(f"ADJOURN_{each}_{key}" for each in ("S3", "DATA_S3") for key in ("ACCESS_KEY", "SECRET_KEY"))
 """Variables that nothing started from here must inherit."""
 
 
@@ -45,10 +44,11 @@ async def serve(settings: Settings) -> None:
         async with (
             S3Objects(settings.s3) as objects,
             S3Objects(settings.s3, begin_thread=yield_to_others) as background,
+            S3Objects(settings.data_s3) as data,
             LauncherClient(paths, os.environ, log_bytes=settings.log_bytes) as launcher,
         ):
             gpus = await asyncio.to_thread(find_gpus, settings.gpus)
-            await Agent(settings, paths, journal, launcher, objects, gpus, background).run(stop, at_once)
+            await Agent(settings, paths, journal, launcher, objects, gpus, background, data).run(stop, at_once)
 
 
 def main() -> int:

@@ -10,10 +10,11 @@ from typing import Final, Self, TypeVar
 
 from adjourn import outputs
 from adjourn.channel import DEFAULT_ADDRESS
-from adjourn.objects import S3Settings
+from adjourn.objects import S3Settings, endpoint
 from adjourn.settings_reader import SettingsReader, address, within
 from adjourn_worker.attempt import training_log
 from adjourn_worker.attempt.pace import Pace
+from adjourn_worker.data.places import EVERYTHING, Access, prefixes
 from adjourn_worker.host import disk
 from adjourn_worker.paths import SHARED_MEMORY, Kept
 
@@ -87,12 +88,18 @@ class Settings:
     """Leases of silence after which trainings pause by themselves."""
     log_format: LogFormat
     s3: S3Settings
+    data_s3: S3Settings
+    """Where jobs' data is read from: there, unless settings say another server."""
+    data_access: Access
+    """What of it."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:
         """Reads ADJOURN_*; raises InvalidSettings naming everything that is wrong."""
         reader = SettingsReader(environment)
         slots = reader.take("ADJOURN_CPU_SLOTS", within(0, 1024), 1)
+        s3 = reader.nested(S3Settings.from_environment)
+        data_s3, data_access = data_settings(reader, s3)
         share = len(os.sched_getaffinity(0)) // max(1, slots)
         settings = cls(
             control_plane=reader.take("ADJOURN_CONTROL_PLANE", address, DEFAULT_ADDRESS),
@@ -109,6 +116,7 @@ class Settings:
                 logs=reader.take("ADJOURN_KEPT_LOGS", within(0, 1_000_000), KEPT.logs),
                 log_bytes=reader.take("ADJOURN_KEPT_LOG_BYTES", within(0, 1 << 50), KEPT.log_bytes),
                 bundle_bytes=reader.take("ADJOURN_KEPT_BUNDLE_BYTES", within(0, 1 << 50), KEPT.bundle_bytes),
+                data_bytes=reader.take("ADJOURN_KEPT_DATA_BYTES", within(0, 1 << 60), KEPT.data_bytes),
                 snapshot_bytes=reader.take("ADJOURN_KEPT_SNAPSHOT_BYTES", within(0, 1 << 50), KEPT.snapshot_bytes),
                 snapshot_days=reader.take("ADJOURN_KEPT_SNAPSHOT_DAYS", within(0, 36500), KEPT.snapshot_days),
             ),
@@ -123,10 +131,35 @@ class Settings:
             drain_grace=reader.take("ADJOURN_DRAIN_GRACE", within(0, 86_400), 120),
             out_of_contact_leases=reader.take("ADJOURN_OUT_OF_CONTACT_LEASES", within(2, 1_000_000), 10),
             log_format=reader.take("ADJOURN_LOG_FORMAT", one_of(LogFormat), LogFormat.JSON),
-            s3=reader.nested(S3Settings.from_environment),
+            s3=s3,
+            data_s3=data_s3,
+            data_access=data_access,
         )
         reader.check()
         return settings
+
+
+def data_settings(reader: SettingsReader, s3: S3Settings | None) -> tuple[S3Settings, Access]:
+    """Returns where jobs' data is read from and what of it they may read; `s3`: where checkpoints are, if it is known.
+
+    With the worker's own key that is one folder of its bucket: it can read the checkpoints of all jobs. With a key that
+    is there for data it is what the key may read.
+    """
+    server = reader.take("ADJOURN_DATA_S3_ENDPOINT", endpoint, "")
+    access_key = reader.take("ADJOURN_DATA_S3_ACCESS_KEY", str, "")
+    secret_key = reader.take("ADJOURN_DATA_S3_SECRET_KEY", str, "")
+    region = reader.take("ADJOURN_DATA_S3_REGION", str, "us-east-1")
+    chosen: tuple[str, ...] = reader.take("ADJOURN_DATA_PREFIXES", prefixes, ())
+    own = s3 or S3Settings(endpoint="", bucket="", access_key="", secret_key="")
+    if not server:
+        for name, value in (("ACCESS_KEY", access_key), ("SECRET_KEY", secret_key)):
+            if value:
+                reader.problems[f"ADJOURN_DATA_S3_{name}"] = "is set without ADJOURN_DATA_S3_ENDPOINT"
+        return own, Access(prefixes=chosen or (f"{EVERYTHING}{own.bucket}/data/",), own_bucket=own.bucket)
+    if bool(access_key) != bool(secret_key):
+        reader.problems["ADJOURN_DATA_S3_SECRET_KEY"] = "and ADJOURN_DATA_S3_ACCESS_KEY are set together, or neither"
+    data = S3Settings(endpoint=server, bucket="", access_key=access_key, secret_key=secret_key, region=region)
+    return data, Access(prefixes=chosen or (EVERYTHING,), own_bucket=own.bucket if server == own.endpoint else "")
 
 
 def worker_name(text: str) -> str:

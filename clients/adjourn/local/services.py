@@ -20,6 +20,8 @@ from adjourn.v1.worker_pb2 import Worker
 CONTROL_PLANE: Final = "control-plane"
 WEB: Final = "web"
 ANSWER_SECONDS: Final = 2.0
+PASSED_ON: Final = ("ADJOURN_DATA_", "ADJOURN_KEPT_DATA_")
+"""Settings of workers, by the beginning of their names, that are taken from the environment of `adjourn up`."""
 
 
 def control_plane(*, directory: Path, logs: Path, address: str, environment: Mapping[str, str]) -> Program:
@@ -35,6 +37,11 @@ def control_plane(*, directory: Path, logs: Path, address: str, environment: Map
         patience=60,
         grace=3,
     )
+
+
+def passed_on(environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns what the user of a stack may set for its workers."""
+    return {name: value for name, value in environment.items() if name.startswith(PASSED_ON)}
 
 
 def agent(*, name: str, directory: Path, logs: Path, address: str, environment: Mapping[str, str]) -> Program:

@@ -168,6 +168,7 @@ class Stack:
                 address=self.address,
                 environment={
                     **shared,
+                    **services.passed_on(os.environ),
                     "ADJOURN_THREADS": str(settings.threads),
                     "ADJOURN_GPUS": f"{number}/{len(self.workers)}",
                 },

@@ -21,6 +21,7 @@ Nothing here imports grpc, and a process that runs it has no credentials.
 
 from adjourn.training.early_stopping import EarlyStopping
 from adjourn.training.errors import (
+    DataUnusable,
     EntryPointNotFound,
     EntryPointNotImportable,
     EnvironmentDiffers,
@@ -38,6 +39,7 @@ from adjourn.training.loader import Loader
 from adjourn.training.run import Run
 
 __all__ = [
+    "DataUnusable",
     "EarlyStopping",
     "EntryPointNotFound",
     "EntryPointNotImportable",

@@ -196,6 +196,7 @@ class Drill:
             device_uuids=self._start.device_uuids,
             drill_step=step,
             output_bytes=self._start.output_bytes,
+            data_directory=self._start.data_directory,
         )
         start.spec.checkpoint_epochs = 0
         for field in ("drill_steps", "checkpoint_steps", "checkpoint_interval"):

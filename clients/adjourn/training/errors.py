@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from adjourn import outputs, reasons
 
@@ -119,6 +119,46 @@ class EnvironmentDiffers(TrainingError):
         listed = "; ".join(f"{name} was {there}, is {here}" for name, (there, here) in differences.items())
         super().__init__(f"the result would not be the same to the last bit: {listed}")
         self.differences = dict(differences)
+
+
+class DataUnusable(TrainingError):
+    """Data that the run asks for by its URI cannot be had; the message names the URI."""
+
+
+class DataMissing(DataUnusable):
+    """There is nothing at the URI."""
+
+    reason = reasons.DATA_MISSING
+
+
+class DataRefused(DataUnusable):
+    """The source, or the worker's settings, do not let the run have it."""
+
+    reason = reasons.DATA_REFUSED
+
+
+class DataChanged(DataUnusable):
+    """It is other data than the run had before."""
+
+    reason = reasons.DATA_CHANGED
+
+
+class DataDamaged(DataUnusable):
+    """What arrives is not what the source says that it is."""
+
+    reason = reasons.DATA_DAMAGED
+
+
+class DataNoRoom(DataUnusable):
+    """The worker's disk has no room for it."""
+
+    reason = reasons.DATA_NO_ROOM
+
+
+DATA_ERRORS: Final[Mapping[str, type[DataUnusable]]] = {
+    kind.reason: kind for kind in (DataMissing, DataRefused, DataChanged, DataDamaged, DataNoRoom)
+}
+"""By reason."""
 
 
 class RestoreDiverged(TrainingError):

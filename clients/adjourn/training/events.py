@@ -32,6 +32,10 @@ class EventLog:
         if os.write(self._file, frame) != len(frame):  # a frame cut short would garble all that follow
             os.ftruncate(self._file, before)
             raise OSError(errno.ENOSPC, "no room for an event")
+        self.notify()
+
+    def notify(self) -> None:
+        """Has the agent look."""
         with contextlib.suppress(OSError):  # nobody listens, or its queue is full: it will look by itself
             self._socket.sendto(b"!", self._notify_socket)
 

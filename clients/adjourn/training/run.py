@@ -52,6 +52,22 @@ class Run:
             raise RuntimeError("a task has no checkpoint that could keep an output directory: that takes epochs")
         return self._session.output.made()
 
+    def data(self, uri: str) -> Path:
+        """Returns where the data of a URI is on this machine, whole: a file, or a folder if the URI ends with `/`.
+
+        `s3://bucket/key`, `s3://bucket/folder/`, `https://`, `http://`: the worker fetches it, once for all its jobs,
+        and keeps it for later ones; training waits meanwhile, and the job says so. It is read-only, and another path on
+        another worker: keep no text of it in what is tracked. `file:///path` is a path on the worker, and not copied.
+
+        Which data it was is part of each checkpoint. A run that goes on, on whatever worker, gets the same again, byte
+        for byte, or fails with DATA_CHANGED; of a bucket that keeps versions, it gets the version that it had. Of
+        `file:///`, names and sizes are compared, and the content of 64 MB, or samples of it if it is more.
+
+        Call it in the training process, as often as you like, not in a worker of a loader. Raises DataUnusable, of
+        which the job fails unless code catches it: nothing is there, it is refused, there is no room for it.
+        """
+        return self._session.fetch(uri)
+
     @property
     def total_epochs(self) -> int:
         return self._session.start.spec.total_epochs

@@ -35,9 +35,11 @@ from adjourn.internal.v1.trainer_pb2 import SnapshotFailed as SnapshotFailedEven
 from adjourn.next_boundary import NextBoundary
 from adjourn.pulse import Phase
 from adjourn.shared_files import BoundaryFile, Control, ProgressPage, PulseFile
+from adjourn.training.data_sources import DataSources
 from adjourn.training.drill import Drill
 from adjourn.training.early_stopping import EarlyStopping
 from adjourn.training.errors import (
+    DataChanged,
     DrillDiffers,
     EpochsNotGiven,
     NoSpace,
@@ -130,9 +132,11 @@ class Session:
         """How many epochs the run was to have when its code had been executed to its end."""
         self._differences = dict(differences or {})
         self._stages = Stages(data.get("stages"))
+        self._sources = DataSources(start.data_directory, events.notify, restored.sources if restored else {})
         self._state = State(
             self._data,
             restored,
+            sources=self._sources.known,
             later=self._stages.later,
             late=data.get("late"),
             amid=data["epoch"] + 1 if "running" in data else None,
@@ -142,8 +146,7 @@ class Session:
         self._writer = SnapshotWriter([Path(each) for each in directories if each], device, self._round_trip, output)
         self._detector = Detector(own=(self._round_trip,), code_directory=start.code_directory)
         self._nondeterminism = NondeterminismFilter()
-        self._drill = drill
-        self._strict = True
+        self._drill, self._strict = drill, True
         self._looks: dict[Place, list[list[str]]] = {place: [] for place in Place}
         """What was found at each."""
         self._loaders = Loaders(
@@ -219,6 +222,23 @@ class Session:
             for name in subjects:
                 self._state.late.pop(name, None)
         self._follow()
+
+    def fetch(self, uri: str) -> Path:
+        if not is_users_thread():
+            self._pulse.beat(Phase.WAITING)
+        try:
+            return self._sources.path(uri, self._await_agent)
+        except DataChanged as error:
+            self._error = error  # such a run must not finish well, even if user code goes on
+            raise
+        finally:
+            if not is_users_thread():
+                self._pulse.beat(self._phase())
+
+    def _await_agent(self, seconds: float) -> None:
+        if self._abandoned and not is_users_thread():
+            self._leave(ABANDONED)
+        time.sleep(seconds)
 
     def replace(self, subjects: Mapping[str, Any]) -> None:
         if unknown := sorted(subjects.keys() - self._state.tracked.keys()):

@@ -1073,6 +1073,8 @@ class Condition(_message.Message):
         """Training makes no step any more, by its own pace; or somebody has stopped its process (PROCESS_SUSPENDED)."""
         DISK_FULL: Condition._Type.ValueType  # 7
         """Of a worker: its disk has no room for another attempt. It takes nothing new."""
+        FETCHING_DATA: Condition._Type.ValueType  # 8
+        """Training waits for data that its worker fetches (`run.data`)."""
 
     class Type(_Type, metaclass=_TypeEnumTypeWrapper):
         """What it is about."""
@@ -1098,6 +1100,8 @@ class Condition(_message.Message):
     """Training makes no step any more, by its own pace; or somebody has stopped its process (PROCESS_SUSPENDED)."""
     DISK_FULL: Condition.Type.ValueType  # 7
     """Of a worker: its disk has no room for another attempt. It takes nothing new."""
+    FETCHING_DATA: Condition.Type.ValueType  # 8
+    """Training waits for data that its worker fetches (`run.data`)."""
 
     TYPE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int

@@ -17,6 +17,7 @@ WORKER_CONDITIONS: Final = (
     Condition.STORAGE_FAILING,
     Condition.GPUS_NOT_RELEASED,
     Condition.HANGING,
+    Condition.FETCHING_DATA,
 )
 """Conditions that a worker reports. They end when the attempt leaves the worker."""
 

@@ -137,6 +137,7 @@ class Live:
         self.remarks: list[str] = []
         self.standing: dict[str, str] = {}
         self.drilled: bool | None = None
+        self.sources: dict[str, dict[str, Any]] = {}
         self.value = torch.ones(size)
 
     def encode(self, *, anew: bool = False) -> tuple[dict[str, Any], dict[str, Blob]]:

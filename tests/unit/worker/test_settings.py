@@ -4,6 +4,7 @@ import pytest
 
 from adjourn.channel import DEFAULT_ADDRESS
 from adjourn.settings_reader import InvalidSettings
+from adjourn_worker.data.places import Access
 from adjourn_worker.paths import Kept
 from adjourn_worker.settings import GpuShare, LogFormat, OnTerm, Settings
 
@@ -116,3 +117,41 @@ def test_secrets_are_not_shown() -> None:
 def test_labels_need_both_sides() -> None:
     with pytest.raises(InvalidSettings, match="must be key=value,key=value"):
         Settings.from_environment({**ENOUGH, "ADJOURN_LABELS": "zone"})
+
+
+def test_what_jobs_may_read_is_a_folder_of_the_bucket_or_what_a_key_for_data_may() -> None:
+    settings = Settings.from_environment(ENOUGH)
+    assert settings.data_s3 == settings.s3
+    assert settings.data_access == Access(prefixes=("s3://models/data/",), own_bucket="models")
+    said = {"ADJOURN_DATA_PREFIXES": "s3://sets/, s3://models/more", "ADJOURN_KEPT_DATA_BYTES": "1000"}
+    settings = Settings.from_environment({**ENOUGH, **said})
+    assert settings.data_access == Access(prefixes=("s3://sets/", "s3://models/more"), own_bucket="models")
+    assert settings.kept.data_bytes == 1000
+    own = {"ADJOURN_DATA_S3_ENDPOINT": "https://s3.example", "ADJOURN_DATA_S3_REGION": "eu-central-1"}
+    settings = Settings.from_environment({**ENOUGH, **own})
+    assert settings.data_access == Access(prefixes=("s3://",))
+    assert (settings.data_s3.endpoint, settings.data_s3.access_key) == ("https://s3.example", "")
+    same = {"ADJOURN_DATA_S3_ENDPOINT": ENOUGH["ADJOURN_S3_ENDPOINT"], **keys("reader", "hush")}
+    settings = Settings.from_environment({**ENOUGH, **same})
+    assert settings.data_access == Access(prefixes=("s3://",), own_bucket="models")
+    assert "hush" not in repr(settings)
+
+
+def keys(access_key: str, secret_key: str) -> dict[str, str]:
+    return {"ADJOURN_DATA_S3_ACCESS_KEY": access_key, "ADJOURN_DATA_S3_SECRET_KEY": secret_key}
+
+
+@pytest.mark.parametrize(
+    ("said", "wrong"),
+    [
+        ({"ADJOURN_DATA_PREFIXES": "models/data"}, "ADJOURN_DATA_PREFIXES"),
+        ({"ADJOURN_DATA_PREFIXES": "s3://UPPER/"}, "ADJOURN_DATA_PREFIXES"),
+        ({"ADJOURN_DATA_S3_ENDPOINT": "s3.example"}, "ADJOURN_DATA_S3_ENDPOINT"),
+        (keys("reader", ""), "ADJOURN_DATA_S3_ACCESS_KEY"),
+        ({"ADJOURN_DATA_S3_ENDPOINT": "https://s3.example", **keys("reader", "")}, "ADJOURN_DATA_S3_SECRET_KEY"),
+    ],
+)
+def test_settings_of_data_that_make_no_sense_are_told(said: dict[str, str], wrong: str) -> None:
+    with pytest.raises(InvalidSettings) as raised:
+        Settings.from_environment({**ENOUGH, **said})
+    assert set(raised.value.problems) == {wrong}

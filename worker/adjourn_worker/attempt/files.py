@@ -16,6 +16,9 @@ M = TypeVar("M", bound=Message)
 START, PROCESS, EXIT, EVENTS, LOG, WORK = "start", "process", "exit", "events", "log", "work"
 OUTPUT = "output"
 """Files that the run keeps with its checkpoints."""
+DATA = "data"
+"""Directory of requests for data, and of answers."""
+REQUEST, ANSWER = ".request", ".answer"
 CODE = "code"
 """The code once more, for a drill."""
 DRILL_LOG = "drill/log"
@@ -82,6 +85,13 @@ def read_events(directory: Path, offset: int) -> list[tuple[TrainingEvent, int]]
         return [(event, offset + end) for event, end in frames.decode(TrainingEvent, data)]
     except (frames.FrameTooLong, DecodeError) as error:
         raise AttemptDamaged(path, str(error)) from error
+
+
+def open_requests(directory: Path) -> list[Path]:
+    """Returns the requests for data that training has written and nobody has answered."""
+    found = {path.name for path in (directory / DATA).glob("*")}
+    requests = sorted(name for name in found if name.endswith(REQUEST))
+    return [directory / DATA / name for name in requests if f"{name.removesuffix(REQUEST)}{ANSWER}" not in found]
 
 
 def tail(path: Path, size: int = 4096) -> str:

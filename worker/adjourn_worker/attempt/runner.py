@@ -6,6 +6,7 @@ out. Fetching, persisting and waiting for GPUs take long and run in the backgrou
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -58,6 +59,8 @@ from adjourn_worker.attempt.events import (
 )
 from adjourn_worker.attempt.pace import Pace, Watch
 from adjourn_worker.attempt.transition import OVER, Outcome
+from adjourn_worker.data.fetching import DataTasks
+from adjourn_worker.data.waiting import Waiting
 from adjourn_worker.host.gpus import Gpus, memory_in_use, unreleased
 from adjourn_worker.host.kernel import order_memory
 from adjourn_worker.journal import Journal
@@ -107,6 +110,7 @@ class AttemptRunner:
         journal_lock: asyncio.Lock,
         launcher: LauncherClient,
         storage: StorageTasks,
+        data: DataTasks,
         gpus: Gpus,
         steady: asyncio.Event,
         pace: Pace,
@@ -119,6 +123,9 @@ class AttemptRunner:
         """Held while journaling: a report that is sent after a newer one would be acknowledged without being read."""
         self.launcher = launcher
         self.storage = storage
+        self.data = data
+        self.fetching: set[Path] = set()
+        """Requests for data that are being answered."""
         self.gpus = gpus
         self.steady = steady
         """Set while the control plane is known to mean what it has said; nothing is launched otherwise."""
@@ -140,6 +147,7 @@ class AttemptRunner:
         """None: read the attempt's files."""
         self.woken = False
         self.background: set[asyncio.Task[None]] = set()
+        self.waiting = Waiting(held, self.on_condition, time.monotonic)
         self.log = log.bind(job=held.assignment.job, attempt=held.assignment.token.attempt)
 
     @property
@@ -267,6 +275,7 @@ class AttemptRunner:
             ended = await self.patiently(files.read_exit, self.directory)
             exit_lost = ended is None and await self.exit_lost()
             await self.measure()
+            await self.look_for_requests()
             await self.look_for_boundary()
             while batch := await self.patiently(files.read_events, self.directory, self.held.events_offset):
                 for event, offset in batch:
@@ -315,6 +324,21 @@ class AttemptRunner:
             progress = page.read()
         if progress is not None and progress != self.status.progress:
             await self.handle(Measured(progress=progress, usage=None))
+
+    async def look_for_requests(self) -> None:
+        """Has data brought that training asks for."""
+        for request in await self.patiently(files.open_requests, self.directory):
+            if request not in self.fetching:
+                self.fetching.add(request)
+                self.start_aside(self.fetch_data(request))
+        if not self.fetching:
+            self.waiting.end()
+
+    async def fetch_data(self, request: Path) -> None:
+        try:
+            await self.data.answer(request, self.waiting.hear)
+        finally:
+            self.fetching.discard(request)
 
     async def look_for_boundary(self) -> None:
         """Finds out where training pauses, if the control plane wants it to and has been seen to."""

@@ -77,6 +77,11 @@ def punch_hole(descriptor: int, offset: int, size: int) -> None:
     check(libc.fallocate(descriptor, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, size))
 
 
+def sync_file_system(descriptor: int) -> None:
+    """Makes last what was written to the file system that an open file or directory is on. Raises OSError."""
+    check(libc.syncfs(descriptor))
+
+
 def order_memory() -> None:
     """Returns once what this thread has written is seen by all processes, and they all had a memory barrier meanwhile.
 

@@ -25,7 +25,7 @@ from adjourn.v1.agent_service_pb2 import ConditionChange
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Condition, Failure, JobSpec
 from adjourn.v1.manifest_pb2 import Manifest
-from adjourn_worker.attempt.files import CODE, OUTPUT, WORK, write_start
+from adjourn_worker.attempt.files import CODE, DATA, OUTPUT, WORK, write_start
 from adjourn_worker.host.disk import FULL, Disk
 from adjourn_worker.paths import Kept, WorkerPaths, free_bytes, remove, used_bytes
 from adjourn_worker.storage.background import Background
@@ -103,6 +103,7 @@ class StorageTasks:
             device_uuids=assignment.device_uuids,
             allow_inexact=assignment.allow_inexact,
             output_bytes=self.output_bytes,
+            data_directory=str(directory / DATA),
         )
         try:
             here = await self.store.run(claim, self.paths, assignment.restore, directory)
@@ -110,7 +111,7 @@ class StorageTasks:
             if here is not None and not {place.parent for place in places} & set(here.parents):
                 await self.store.run(remove, here)  # the slots come first
                 here, places = None, self.snapshot_places(directory, assignment.restore.size_bytes)
-            for place in (directory, *places):
+            for place in (directory, directory / DATA, *places):
                 await self.store.run(place.mkdir, mode=0o700, exist_ok=True)
             start.snapshot_directory = str(places[0])
             start.fallback_snapshot_directory = str(places[1]) if places[1:] else ""

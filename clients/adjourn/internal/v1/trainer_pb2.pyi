@@ -31,7 +31,7 @@ class LauncherRequest(_message.Message):
     again: `start` (TrainingStart), `control` (a mapped word that the agent writes and training reads at every
     boundary), `boundary` (a mapped word that says where that is, see next_boundary.py), `progress` (the newest Progress,
     mapped), `pulse` (three mapped words, see pulse.py), `events` (TrainingEvents, appended), `exit` (ProcessExit), `log`
-    (what the process prints), `drill` (a directory with such files, of the second process of a drill). A byte on the
+    (what the process prints), `data` (a directory of DataRequests and DataAnswers), `drill` (a directory with such files, of the second process of a drill). A byte on the
     agent's datagram socket says "look"; losing it costs half a second. The launcher is asked over a stream socket by
     LauncherRequest. Frames are a 4-byte big-endian length and the message.
 
@@ -335,6 +335,7 @@ class TrainingStart(_message.Message):
     FALLBACK_SNAPSHOT_DIRECTORY_FIELD_NUMBER: _builtins.int
     DRILL_STEP_FIELD_NUMBER: _builtins.int
     OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
+    DATA_DIRECTORY_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     """`jobs/{job}`."""
     attempt: _builtins.int
@@ -361,6 +362,8 @@ class TrainingStart(_message.Message):
     """
     output_bytes: _builtins.int
     """Most bytes of the files in the run's output directory; 0: the default."""
+    data_directory: _builtins.str
+    """Where training asks for data and is answered; empty: by an agent that brings none."""
     @_builtins.property
     def spec(self) -> _job_pb2.JobSpec:
         """What to train. `seed` is set."""
@@ -391,14 +394,113 @@ class TrainingStart(_message.Message):
         fallback_snapshot_directory: _builtins.str = ...,
         drill_step: _builtins.int = ...,
         output_bytes: _builtins.int = ...,
+        data_directory: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_inexact", b"allow_inexact", "attempt", b"attempt", "code_directory", b"code_directory", "device_uuids", b"device_uuids", "drill_step", b"drill_step", "fallback_snapshot_directory", b"fallback_snapshot_directory", "job", b"job", "job_uid", b"job_uid", "notify_socket", b"notify_socket", "output_bytes", b"output_bytes", "restore_digests", b"restore_digests", "restore_directory", b"restore_directory", "snapshot_directory", b"snapshot_directory", "spec", b"spec", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_inexact", b"allow_inexact", "attempt", b"attempt", "code_directory", b"code_directory", "data_directory", b"data_directory", "device_uuids", b"device_uuids", "drill_step", b"drill_step", "fallback_snapshot_directory", b"fallback_snapshot_directory", "job", b"job", "job_uid", b"job_uid", "notify_socket", b"notify_socket", "output_bytes", b"output_bytes", "restore_digests", b"restore_digests", "restore_directory", b"restore_directory", "snapshot_directory", b"snapshot_directory", "spec", b"spec", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TrainingStart: _TypeAlias = TrainingStart  # noqa: Y015
+
+@_typing.final
+class DataRequest(_message.Message):
+    """File `{name}.request` of the data directory: training asks its agent for data. Written once, by atomic rename."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URI_FIELD_NUMBER: _builtins.int
+    EXPECTED_FIELD_NUMBER: _builtins.int
+    uri: _builtins.str
+    """What the code asks for."""
+    @_builtins.property
+    def expected(self) -> Global___DataIdentity:
+        """What the run has had under that URI before, if it goes on: this is brought, or nothing."""
+
+    def __init__(
+        self,
+        *,
+        uri: _builtins.str = ...,
+        expected: Global___DataIdentity | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expected", b"expected"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected", b"expected", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DataRequest: _TypeAlias = DataRequest  # noqa: Y015
+
+@_typing.final
+class DataIdentity(_message.Message):
+    """Which data a URI stood for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    """SHA-256, hex: of one object its content's; of a folder that of the lines `{SHA-256} {size} {path}`, in the order of
+    paths. Of a folder or file on the worker's own disk, which is not read whole: see training/data.py.
+    """
+    size_bytes: _builtins.int
+    """Bytes in all."""
+    files: _builtins.int
+    """Files."""
+    version: _builtins.str
+    """Version of an object in a bucket that keeps versions."""
+    def __init__(
+        self,
+        *,
+        digest: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        files: _builtins.int = ...,
+        version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "files", b"files", "size_bytes", b"size_bytes", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DataIdentity: _TypeAlias = DataIdentity  # noqa: Y015
+
+@_typing.final
+class DataAnswer(_message.Message):
+    """File `{name}.answer` beside the request. Written once, by atomic rename. As long as it is there, what it names stays."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Where the data is, absolute."""
+    @_builtins.property
+    def identity(self) -> Global___DataIdentity:
+        """What it is."""
+
+    @_builtins.property
+    def failure(self) -> _job_pb2.Failure:
+        """Why there is none."""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        identity: Global___DataIdentity | None = ...,
+        failure: _job_pb2.Failure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "identity", b"identity"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "identity", b"identity", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DataAnswer: _TypeAlias = DataAnswer  # noqa: Y015
 
 @_typing.final
 class TrainingEvent(_message.Message):

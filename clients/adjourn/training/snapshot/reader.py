@@ -73,6 +73,11 @@ class SnapshotReader:
         """How what is in no component stood, if the run was cut amid an epoch."""
         return self._state.standing
 
+    @property
+    def sources(self) -> Mapping[str, Mapping[str, Any]]:
+        """Which data the run has had, by the URI that it asked for."""
+        return self._state.sources
+
     def take_digests(self) -> None:
         """Begins to take the digests of all components, and with them what `content` returns, beside what goes on."""
         waiting: queue.SimpleQueue[str] = queue.SimpleQueue()

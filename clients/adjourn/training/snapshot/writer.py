@@ -63,6 +63,9 @@ class Encodable(Protocol):
     @property
     def drilled(self) -> bool | None: ...
 
+    @property
+    def sources(self) -> Mapping[str, Mapping[str, Any]]: ...
+
     def encode(self, *, anew: bool = False) -> tuple[dict[str, Tree], Mapping[str, Blob]]: ...
 
 
@@ -452,6 +455,7 @@ class SnapshotWriter:
             remarks=list(state.remarks),
             drilled=state.drilled,
             standing=dict(state.standing),
+            sources=dict(state.sources),
             progress=json_format.MessageToDict(progress, preserving_proto_field_name=True),
         )
         output = (self._output.path, self._output.files()) if self._output else NO_OUTPUT

@@ -38,10 +38,11 @@ class State:
         before: Mapping[str, Mapping[str, str] | None] | None = None,
         late: Mapping[str, int] | None = None,
         amid: int | None = None,
+        sources: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         """`later`: what is restored is loaded by `complete`, and not as it is tracked. `before`: see `component`.
 
-        `late`: that of the state that is restored, `amid`: the epoch that it was saved amid.
+        `late`: that of the state that is restored, `amid`: the epoch that it was saved amid. `sources`: see there.
         """
         self.late: dict[str, int] = dict(late or {})
         """The epochs within which names were tracked, or given to other objects."""
@@ -69,6 +70,8 @@ class State:
         """Texts of what a cut amid an epoch finds in no snapshot, by place (`Detector.standing`)."""
         self.drilled: bool | None = None
         """Whether a drill of the job came to the same bits; None: it is not known."""
+        self.sources: Mapping[str, Mapping[str, Any]] = {} if sources is None else sources
+        """Which data the run has had, by the URI that it asked for."""
         self._kept: SnapshotReader | None = None
         """The snapshot that this state is."""
 
