@@ -30,8 +30,10 @@ FORK_LOOP = """
 import atexit, gc, os, sys, time, types
 from pathlib import Path
 import adjourn_worker
-from adjourn.training import process
+from adjourn.training import drill, process
 from adjourn.training.state.environment import software_environment
+
+from tests.harness.spare_process import SpareProcess
 
 software_environment()  # as the launcher does
 for name in ("worker", "settings"):  # as if the launcher had modules of these names
@@ -55,6 +57,8 @@ for line in sys.stdin:
                 time.sleep(0.01)
             os._exit(0)
         (directory / "pid").write_text(str(os.getpid()))
+        if command == "spare":
+            drill.launched = SpareProcess().launched
         os._exit(process.main(directory))
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
@@ -135,9 +139,10 @@ class TrainingProcesses:
         args: Mapping[str, Any] | None = None,
         restore: Attempt | None = None,
         order: DesiredState | None = None,
+        anew: bool = False,
         **fields: Any,
     ) -> Path:
-        """Makes the directory of an attempt."""
+        """Makes the directory of an attempt. `anew`: the second process of its drill is one of its own, not a fork."""
         self._attempts += 1
         directory = self._directory / str(self._attempts)
         directory.mkdir()
@@ -159,6 +164,8 @@ class TrainingProcesses:
             start.restore_digests.update(restore.digests)
         start.MergeFrom(TrainingStart(**fields))
         (directory / "start").write_bytes(start.SerializeToString())
+        if not anew and (start.spec.drill_steps or "drill" in start.spec.args):
+            (directory / "spare").touch()
         with closing(Control(directory / "control")) as control:
             control.write(order or DesiredState())
         return directory
@@ -168,7 +175,9 @@ class TrainingProcesses:
         return self.launch(self.prepare(entry_point, **fields))
 
     def launch(self, directory: Path) -> Attempt:
-        return Attempt(directory=directory, code=self._command("run", directory), events=read_events(directory))
+        return Attempt(
+            directory=directory, code=self._command(how(directory), directory), events=read_events(directory)
+        )
 
     @contextmanager
     def running(self, directory: Path) -> Iterator[Callable[[], Attempt]]:
@@ -180,7 +189,7 @@ class TrainingProcesses:
                 ended.append(Attempt(directory=directory, code=self._answer(), events=read_events(directory)))
             return ended[0]
 
-        self._ask("run", directory)
+        self._ask(how(directory), directory)
         try:
             yield wait
         finally:
@@ -226,6 +235,10 @@ class TrainingProcesses:
             attempt = self.run(entry_point, restore=attempt, order=PAUSE, **fields)
         assert attempt
         return attempt
+
+
+def how(directory: Path) -> str:
+    return "spare" if (directory / "spare").exists() else "run"
 
 
 PAUSE = DesiredState(generation=1, target=Assignment.PAUSE, mode=PauseMode.EPOCH)

@@ -1,5 +1,6 @@
 """Training that makes no step any more, in a whole stack: found, told, ended, and what the job comes to."""
 
+import asyncio
 import os
 import re
 import signal
@@ -45,11 +46,20 @@ async def log_of(stack: Stack, gated: GatedJob, attempt: int, eventually: Eventu
     return found.read_text()
 
 
-async def test_training_that_hangs_is_restarted_and_ends_where_it_should(
+async def test_training_that_hangs_is_ended_and_restarted_or_rests(
+    stack: Stack, gated_jobs: GatedJobs, uninterrupted: Outcome, eventually: Eventually
+) -> None:
+    """One job on each worker: what both wait for is the limit and the grace."""
+    async with asyncio.TaskGroup() as both:
+        both.create_task(is_restarted_and_ends_where_it_should(stack, gated_jobs, uninterrupted, eventually))
+        both.create_task(a_pause_does_not_wait_for_it(stack, gated_jobs, uninterrupted, eventually))
+
+
+async def is_restarted_and_ends_where_it_should(
     stack: Stack, gated_jobs: GatedJobs, uninterrupted: Outcome, eventually: Eventually
 ) -> None:
     spec = limited(JobSpec.HANG_POLICY_UNSPECIFIED)
-    gated = await gated_jobs.start("hangs", limit=EPOCHS, hang_in=4, hang_by="spin", spec=spec)
+    gated = await gated_jobs.start("hangs", limit=EPOCHS, hang_in=4, hang_by="sleep", spec=spec)
     job = await gated.until(Job.SUCCEEDED, seconds=LONG)
     assert (job.attempt, job.restart_count) == (2, 0), "the epochs since have given the restart back"
     assert not job.conditions
@@ -62,8 +72,30 @@ async def test_training_that_hangs_is_restarted_and_ends_where_it_should(
     (requeued,) = [event for event in events if event.type == JobEvent.REQUEUED]
     assert requeued.details["reason"] == "TRAINING_HANGS"
     log = await log_of(stack, gated, 1, eventually)
-    assert "in spin" in log
+    assert "in sleep" in log
     assert "training has not got on for" in log
+
+
+async def a_pause_does_not_wait_for_it(
+    stack: Stack, gated_jobs: GatedJobs, uninterrupted: Outcome, eventually: Eventually
+) -> None:
+    """Not even where a hang is only to be reported; it rests on the checkpoint before."""
+    spec = limited(JobSpec.REPORT)
+    gated = await gated_jobs.start("rests", limit=EPOCHS, hang_in=3, hang_by="sleep", spec=spec)
+    hanging = await gated.until(hangs, seconds=LONG)
+    assert (hanging.state, hanging.attempt) == (Job.RUNNING, 1)
+    assert (await gated.client.pause_job(gated.name)).state == Job.PAUSING
+    paused = await gated.until(Job.PAUSED, seconds=LONG)
+    assert (paused.pause.epoch, paused.progress.epoch, paused.restart_count) == (2, 2, 0)
+    assert paused.pause.checkpoint == paused.latest_checkpoint
+    assert paused.pause.HasField("release_time")
+    assert paused.pause.HasField("lost_duration")
+    assert "TRAINING_HANGS" in (await history(gated))[-1].message
+    assert "in sleep" in await log_of(stack, gated, 1, eventually)
+    await gated.client.resume_job(gated.name)
+    job = await gated.until(Job.SUCCEEDED, seconds=LONG)
+    assert job.attempt == 2
+    assert await gated.outcome() == uninterrupted
 
 
 async def test_training_that_somebody_has_stopped_by_a_signal_goes_on_where_it_was(
@@ -78,26 +110,4 @@ async def test_training_that_somebody_has_stopped_by_a_signal_goes_on_where_it_w
     os.kill(int(pid[1]), signal.SIGCONT)
     job = await gated.until(Job.SUCCEEDED, seconds=LONG)
     assert (job.attempt, job.restart_count) == (1, 0)
-    assert await gated.outcome() == uninterrupted
-
-
-async def test_a_pause_does_not_wait_for_training_that_hangs(
-    stack: Stack, gated_jobs: GatedJobs, uninterrupted: Outcome, eventually: Eventually
-) -> None:
-    """Not even where a hang is only to be reported; it rests on the checkpoint before."""
-    spec = limited(JobSpec.REPORT)
-    gated = await gated_jobs.start("hangs-in-a-pause", limit=EPOCHS, hang_in=3, hang_by="spin", spec=spec)
-    hanging = await gated.until(hangs, seconds=LONG)
-    assert (hanging.state, hanging.attempt) == (Job.RUNNING, 1)
-    assert (await gated.client.pause_job(gated.name)).state == Job.PAUSING
-    paused = await gated.until(Job.PAUSED, seconds=LONG)
-    assert (paused.pause.epoch, paused.progress.epoch, paused.restart_count) == (2, 2, 0)
-    assert paused.pause.checkpoint == paused.latest_checkpoint
-    assert paused.pause.HasField("release_time")
-    assert paused.pause.HasField("lost_duration")
-    assert "TRAINING_HANGS" in (await history(gated))[-1].message
-    assert "in spin" in await log_of(stack, gated, 1, eventually)
-    await gated.client.resume_job(gated.name)
-    job = await gated.until(Job.SUCCEEDED, seconds=LONG)
-    assert job.attempt == 2
     assert await gated.outcome() == uninterrupted

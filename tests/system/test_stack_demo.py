@@ -64,6 +64,15 @@ async def test_a_failure_is_explained_with_the_logs_and_is_no_success(
     assert within(temporary) == set()
 
 
+NARROW = """
+from adjourn.demo import scenario
+from adjourn.cli import main
+scenario.ARGS = {"width": 40}
+main()
+"""
+"""The command, whose training computes a tenth; people shall see an epoch go by."""
+
+
 class Demo:
     """An `adjourn demo` in the background."""
 
@@ -72,7 +81,7 @@ class Demo:
         self.output = directory / "output"
         with self.output.open("w") as output:
             self.process = subprocess.Popen(
-                [str(Path(sys.executable).parent / "adjourn"), "demo"],
+                [sys.executable, "-P", "-c", NARROW, "demo"],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

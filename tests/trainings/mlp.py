@@ -48,9 +48,8 @@ class Gate:
             time.sleep(0.005)
 
 
-def spin() -> None:
-    while True:
-        pass
+def sleep() -> None:
+    time.sleep(1e6)
 
 
 def stop() -> None:
@@ -60,7 +59,7 @@ def stop() -> None:
 def hang_once(gate: Gate, how: str) -> None:
     if not (gate.directory / "hung").exists():
         (gate.directory / "hung").touch()
-        {"spin": spin, "stop": stop}[how]()
+        {"sleep": sleep, "stop": stop}[how]()
 
 
 def hoard_once(gate: Gate) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -17,6 +17,8 @@ from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job, JobSpec
 
 ENTRY_POINT: Final = "adjourn.examples.digits:main"
+ARGS: Final[Mapping[str, int]] = {}
+"""Arguments of the training, beside its defaults."""
 EPOCHS: Final = 12
 PAUSE_IN: Final = (3, 6, 9)
 """Epochs during which a pause is asked for."""
@@ -63,6 +65,7 @@ class Scenario:
 
     async def _create(self, job_id: str) -> str:
         spec = JobSpec(entry_point=ENTRY_POINT, total_epochs=EPOCHS, seed=SEED, args=Struct())
+        spec.args.update(ARGS)
         job = await self.client.create_job(spec, job_id=job_id)
         self.printer.step(f"{job.name} created: {Job.State.Name(job.state)}")
         return job.name

@@ -70,7 +70,7 @@ def program(
         patience=60,
         # After SIGTERM it waits 15 s for connections of its own parts. SIGKILL loses nothing: acknowledged data
         # is in the page cache.
-        grace=1,
+        grace=0,
         niceness=NICENESS,
         sockets=[SOCKETS / f"seaweedfs-{part}-grpc-{port}.sock" for part, port in zip(PARTS, ports[1::2], strict=True)],
     )

@@ -179,13 +179,14 @@ class Stack:
             services.web(
                 directory=self.directory.path,
                 logs=self.directory.logs,
-                listen=self.web,
+                listen=listen,
                 address=self.address,
                 environment={**marker, **self._origins()},
             )
+            for listen in ([self.web] if self.web else [])
         ]
         # Agents load torch while the control plane starts, and connect when it listens.
-        programs = (control_plane, *agents, *(gateways if self.web else ()))
+        programs = (control_plane, *agents, *gateways)
         await together(*map(self._supervisor.start, programs))
 
     async def _start_servers(self, settings: StackSettings) -> tuple[str, S3Settings]:

@@ -22,7 +22,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from google.protobuf.message import DecodeError
 
@@ -36,6 +36,7 @@ NOWHERE: Final = -1
 RESTORE: Final = "restore"
 WORK: Final = "work"
 OUTPUT: Final = "output"
+LOG: Final = "log"
 CODE: Final = "code"
 """Directory of the attempt with the code as it went along, which training has not changed."""
 RESERVE_BYTES: Final = 256 << 20
@@ -48,6 +49,15 @@ DIVERGED: Final = frozenset(
     {reasons.RESTORE_DIVERGED, reasons.STATE_MISMATCH, reasons.UNTRACKED_STATE, reasons.STATE_NOT_RESTORABLE}
 )
 """Failures of the second process that say what a resumed run would lack. Others say nothing of the state."""
+
+
+class SecondProcess(Protocol):
+    """A child of this process, which leads a process group."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def wait(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +87,7 @@ class Drill:
         self._code = directory.parent / CODE
         self._environment = environment
         self._made = time.monotonic()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: SecondProcess | None = None
         self._from = ""
         self._here: Drilled | None = None
         self.patience = END_SECONDS
@@ -113,7 +123,7 @@ class Drill:
         try:
             self._copy(snapshot)
             self._write_start(snapshot, step)
-            self._launch()
+            self._process = launched(self._directory, self._environment)
         except OSError as error:
             self._remove()
             log_line(f"there is no drill: {error}")
@@ -203,24 +213,12 @@ class Drill:
             start.spec.ClearField(field)
         (self._directory / "start").write_bytes(start.SerializeToString())
 
-    def _launch(self) -> None:
-        with (self._directory / "log").open("wb") as log:
-            self._process = subprocess.Popen(
-                (sys.executable, "-P", "-m", "adjourn.training.replay", str(self._directory)),
-                cwd=self._directory / WORK,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                process_group=0,
-            )
-
     def _end(self, failure: Failure) -> str:
         """Says how the second process ended that did not come to the place."""
         if failure.reason:
             return f"{failure.reason}: {failure.message}"
         text = b""
-        with contextlib.suppress(OSError), (self._directory / "log").open("rb") as log:
+        with contextlib.suppress(OSError), (self._directory / LOG).open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - LAST_BYTES))
             text = log.read()
         lines = text.decode(errors="replace").splitlines()[-LAST_LINES:]
@@ -239,6 +237,20 @@ class Drill:
     def _remove(self) -> None:
         if self._directory.is_dir():
             shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def launched(directory: Path, environment: Mapping[str, str]) -> SecondProcess:
+    """Begins a second process, in a process group of its own."""
+    with (directory / LOG).open("wb") as log:
+        return subprocess.Popen(
+            (sys.executable, "-P", "-m", "adjourn.training.replay", str(directory)),
+            cwd=directory / WORK,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+        )
 
 
 def final_event(path: Path) -> TrainingEvent:

@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,10 @@ def verdict(attempt: Attempt) -> tuple[int, list[str]]:
 def second_processes(directory: Path) -> list[int]:
     """Returns the pids of the second process of a drill, and of what it has started."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if str(directory / "drill").encode() in path.read_bytes().split(b"\0"):
+    for path in Path("/proc").glob("[0-9]*/cwd"):
+        with suppress(OSError):
+            if path.readlink().is_relative_to(directory / "drill"):
                 found.append(int(path.parent.name))
-        except OSError:
-            continue
     return found
 
 
@@ -343,7 +341,9 @@ def test_the_second_process_begins_in_the_folder_as_it_was_with_the_same_variabl
     trainings: TrainingProcesses,
 ) -> None:
     directory = trainings.prepare(
-        "filed:main", epochs=3, spec=JobSpec(drill_steps=5, environment={"FACTOR": "1.5", "NCCL_DEBUG": "INFO"})
+        "filed:main",
+        anew=True,
+        spec=JobSpec(drill_steps=5, environment={"FACTOR": "1.5", "NCCL_DEBUG": "INFO"}),
     )
     start = TrainingStart.FromString((directory / "start").read_bytes())
     start.code_directory = str(directory / "work")
