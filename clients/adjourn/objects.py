@@ -16,7 +16,7 @@ import copy
 import hashlib
 import random
 import re
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 from minio import Minio
 from minio.deleteobjects import DeleteObject
 from minio.error import MinioException, S3Error
+from minio.time import from_http_header
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager, Retry, Timeout
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
@@ -175,6 +176,9 @@ class ObjectStore(Protocol):
     async def get(self, key: str, *, limit: int) -> bytes:
         """Returns an object of at most `limit` bytes; raises ObjectMissing, ObjectTooLong."""
 
+    async def get_with_version(self, key: str, *, limit: int) -> tuple[bytes, ObjectVersion | None]:
+        """Does as `get`; returns also the version that was read, None if the server does not tell it."""
+
     async def stat(self, key: str) -> ObjectVersion | None:
         """Returns the version of an object; None if it is not there."""
 
@@ -252,7 +256,7 @@ class S3Objects:
         self._place = f"bucket {settings.bucket} at {settings.endpoint}"
         self._region = settings.region
         self._pool = http_pool()
-        self._client = Minio(
+        self._client = _Client(
             urlsplit(settings.endpoint).netloc,
             access_key=settings.access_key,
             secret_key=settings.secret_key,
@@ -315,6 +319,10 @@ class S3Objects:
         return True
 
     async def get(self, key: str, *, limit: int) -> bytes:
+        data, _ = await self.get_with_version(key, limit=limit)
+        return data
+
+    async def get_with_version(self, key: str, *, limit: int) -> tuple[bytes, ObjectVersion | None]:
         return await self._call(lambda: self._read(key, limit))
 
     async def stat(self, key: str) -> ObjectVersion | None:
@@ -435,18 +443,22 @@ class S3Objects:
             if not self._client.bucket_exists(self._bucket):
                 raise self._refused("NoSuchBucket", "NoSuchBucket: it does not exist") from error
             return None
-        return ObjectVersion(size=found.size or 0, etag=found.etag or "", modified=str(found.last_modified))
+        return object_version(found.size or 0, found.etag or "", found.last_modified)
 
-    def _read(self, key: str, limit: int) -> bytes:
+    def _read(self, key: str, limit: int) -> tuple[bytes, ObjectVersion | None]:
         response = self._client.get_object(self._bucket, key)
         try:
-            data = response.read(limit + 1)
+            # What is not decoded is not copied. The second read finds out whether an answer broke off.
+            data = response.read(limit + 1, decode_content=False)
+            while len(data) <= limit and (more := response.read(limit + 1 - len(data), decode_content=False)):
+                data += more
+            etag, modified = response.headers.get("etag", ""), response.headers.get("last-modified")
         finally:
             response.close()
             response.release_conn()
         if len(data) > limit:
             raise ObjectTooLong(key, limit)
-        return data
+        return data, object_version(len(data), etag, from_http_header(modified)) if modified else None
 
     def _describe(self, key: str, version: str) -> Described:
         try:
@@ -523,6 +535,22 @@ class S3Objects:
             raise self._unavailable(why)
 
 
+class _Client(Minio):
+    """minio's client hashes each body for its signature, or for Content-MD5; what has a checksum is hashed already."""
+
+    def _build_headers(
+        self, host: str, headers: dict[str, Any] | None = None, body: bytes | None = None, creds: Any = None
+    ) -> tuple[dict[str, Any], datetime]:
+        sent = (headers or {}).get(CHECKSUM_HEADER)
+        if not sent:
+            return super()._build_headers(host, headers, body, creds)
+        built, date = super()._build_headers(host, headers, None, creds)
+        built["Content-Length"] = str(len(body or b""))
+        built["x-amz-content-sha256"] = b64decode(sent).hex()
+        built.pop("Content-MD5", None)
+        return built, date
+
+
 class _Exists(Exception):
     """The condition of a write does not hold: there is an object of that key."""
 
@@ -530,6 +558,10 @@ class _Exists(Exception):
 def md5_of(etag: str | None) -> str:
     """Returns the MD5 that an ETag is, unless the object was uploaded in parts: then it is none."""
     return etag if etag and re.fullmatch(r"[0-9a-f]{32}", etag) else ""
+
+
+def object_version(size: int, etag: str, modified: datetime | None) -> ObjectVersion:
+    return ObjectVersion(size=size, etag=etag.replace('"', ""), modified=str(modified))
 
 
 def checksum(data: bytes) -> str:

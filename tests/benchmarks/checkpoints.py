@@ -131,6 +131,10 @@ class Counted:
         self.requests += 1
         return await self._objects.get(key, limit=limit)
 
+    async def get_with_version(self, key: str, *, limit: int) -> tuple[bytes, ObjectVersion | None]:
+        self.requests += 1
+        return await self._objects.get_with_version(key, limit=limit)
+
     async def stat(self, key: str) -> ObjectVersion | None:
         self.requests += 1
         return await self._objects.stat(key)

@@ -51,6 +51,10 @@ class MemoryObjects:
             raise ObjectTooLong(key, limit)
         return self.contents[key]
 
+    async def get_with_version(self, key: str, *, limit: int) -> tuple[bytes, ObjectVersion | None]:
+        version = await self.stat(key)
+        return await self.get(key, limit=limit), version
+
     async def stat(self, key: str) -> ObjectVersion | None:
         if key not in self.contents:
             return None

@@ -106,8 +106,10 @@ async def test_a_version_tells_whether_somebody_wrote_other_content(store: Objec
     await store.put(f"{prefix}a", b"first")
     first = await store.stat(f"{prefix}a")
     assert await store.stat(f"{prefix}a") == first
+    assert await store.get_with_version(f"{prefix}a", limit=5) == (b"first", first)
     await store.put(f"{prefix}a", b"other")
     assert await store.stat(f"{prefix}a") != first
+    assert await store.get_with_version(f"{prefix}a", limit=5) != (b"first", first)
 
 
 async def test_the_server_compares_what_it_receives(

@@ -1,6 +1,5 @@
 """The embedded servers, for real."""
 
-import os
 import secrets
 import signal
 import stat
@@ -90,9 +89,6 @@ async def test_objects_survive_sigkill_and_a_change_of_ports(tmp_path: Path, mar
         try:
             child.start()
             await child.until_ready()
-            assert child.pid
-            niceness = {os.getpriority(os.PRIO_PROCESS, thread.id) for thread in psutil.Process(child.pid).threads()}
-            assert niceness == {os.getpriority(os.PRIO_PROCESS, 0) + seaweed.NICENESS}  # training comes first
             assert addresses(child) == {HOST}
             async with S3Objects(settings) as objects:
                 if attempt == 0:

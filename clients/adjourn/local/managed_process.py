@@ -56,12 +56,6 @@ def tail(log: Path, lines: int = TAIL_LINES, *, after: int = 0) -> list[str]:
     return []
 
 
-def nicer(argv: Sequence[str], niceness: int) -> Sequence[str]:
-    """Returns a command with a nice value, for all of its threads; as it is where there is no nice(1)."""
-    nice = shutil.which("nice") if niceness else None
-    return (nice, "-n", str(niceness), *argv) if nice else argv
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
     """What to run, and how to find out whether it is ready."""
@@ -83,8 +77,6 @@ class Program:
     """Where it has to listen itself to be ready; None: it is not looked at. Another program may answer there."""
     sockets: Sequence[Path] = ()
     """Socket files to remove when it has ended."""
-    niceness: int = 0
-    """By how much it comes after others where processors are short."""
 
 
 @dataclass(slots=True)
@@ -110,7 +102,7 @@ class ManagedProcess:
             self.log_start = log.tell()
             # Popen, because asyncio kills the child when its transport is closed or collected.
             self.process = subprocess.Popen(
-                nicer(program.argv, program.niceness),
+                program.argv,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -119,10 +111,6 @@ class ManagedProcess:
                 start_new_session=True,  # Ctrl-C in the terminal reaches us only; we end it in order
             )
         self.started = time.monotonic()
-        if program.niceness:
-            # Where the kernel groups processes by session, one of theirs counts only within it: sched_autogroup(7).
-            with contextlib.suppress(OSError):
-                Path(f"/proc/{self.process.pid}/autogroup").write_text(str(program.niceness))
 
     async def until_ready(self) -> None:
         """Waits until it is ready; raises ProgramError if it ends, or takes longer than its patience."""

@@ -17,8 +17,6 @@ PROBE: Final = "adjourn-ready"
 PARTS: Final = ("master", "volume", "filer", "s3")
 SOCKETS: Final = Path("/tmp")  # noqa: S108
 """Where it makes its sockets; this cannot be configured."""
-NICENESS: Final = 5
-"""Training on this machine comes first; but pauses and resumes of other jobs wait for it."""
 PORT_COUNT: Final = 2 * len(PARTS)
 """Every part listens for HTTP and for gRPC."""
 
@@ -71,7 +69,6 @@ def program(
         # After SIGTERM it waits 15 s for connections of its own parts. SIGKILL loses nothing: acknowledged data
         # is in the page cache.
         grace=0,
-        niceness=NICENESS,
         sockets=[SOCKETS / f"seaweedfs-{part}-grpc-{port}.sock" for part, port in zip(PARTS, ports[1::2], strict=True)],
     )
 

@@ -131,8 +131,7 @@ class PartStore:
 
     async def download(self, key: str, part: str, size: int) -> bytes | None:
         """Returns a part; None: its content is wrong. Raises ObjectMissing, ObjectTooLong."""
-        version = await self.objects.stat(key)
-        data = await self.objects.get(key, limit=size)
+        data, version = await self.objects.get_with_version(key, limit=size)
         if len(data) != size or await self.run(digest, data) != part:
             return None
         if version is not None:
