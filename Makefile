@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 GENERATED := clients
 
-.PHONY: demo test nightly zoo check lint protos client docs bench bench-loader bench-checkpoints chaos clean
+.PHONY: demo test nightly zoo check lint protos client docs bench bench-loader bench-checkpoints bench-estimates chaos clean
 demo: $(STAMP)
 	$(BIN)/adjourn demo
 
@@ -58,6 +58,10 @@ bench-loader: $(STAMP)
 # What a checkpoint costs training, network and CPU, as ratios to plain copies, and whether bounds hold; three minutes.
 bench-checkpoints: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.checkpoints
+
+# How far off estimates are on the examples, with pauses; two minutes on a machine that does nothing else.
+bench-estimates: $(STAMP)
+	$(BIN)/python -m tests.benchmarks.estimates $(SEED)
 
 # SEED repeats the faults and commands of a run, not their moments.
 MINUTES ?= 10

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Collection, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
@@ -41,7 +42,7 @@ from adjourn_worker.host.notify import NotifySocket
 from adjourn_worker.journal import Journal, JournalUnwritable, LastContact
 from adjourn_worker.launcher import process_tree
 from adjourn_worker.launcher.client import LauncherClient
-from adjourn_worker.messages import fitting_statuses, next_reports
+from adjourn_worker.messages import aged, fitting_statuses, next_reports
 from adjourn_worker.paths import WorkerPaths, remove
 from adjourn_worker.settings import OnTerm, Settings
 from adjourn_worker.storage.background import Background
@@ -315,11 +316,12 @@ class Agent:
         self.worker.conditions.extend(self.conditions)
         self.worker.environment.clear()
         self.worker.environment.update(self.environment | self.launcher.software)
+        now = datetime.now(UTC)
         return SynchronizeRequest(
             worker=self.worker,
             session_id=self.session_id,
             stream=self.stream.number,
-            assignments=fitting_statuses(runner.status for runner in self.runners.values()),
+            assignments=fitting_statuses(aged(runner.status, now) for runner in self.runners.values()),
             draining=self.draining,
             reports=next_reports(self.reports),
             series=self.next_series() if self.stream.connected else (),

@@ -1,6 +1,7 @@
 """PURE. How much of a worker's state goes into one message: a limit must never keep an agent from speaking."""
 
 from collections.abc import Iterable, MutableMapping, Sequence
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Final
 
@@ -35,6 +36,16 @@ def fitting_statuses(statuses: Iterable[AssignmentStatus], limit: int = STATUSES
     if sum(status.ByteSize() for status in found) <= limit:
         return found
     return [without_metrics(status) for status in found]
+
+
+def aged(status: AssignmentStatus, now: datetime) -> AssignmentStatus:
+    """Returns the status as it is sent `now`: it says how old its progress is, which no other clock can tell."""
+    if not status.progress.HasField("report_time"):
+        return status
+    copy = AssignmentStatus()
+    copy.CopyFrom(status)
+    copy.progress_age.FromTimedelta(max(now - status.progress.report_time.ToDatetime(UTC), timedelta()))
+    return copy
 
 
 def without_metrics(status: AssignmentStatus) -> AssignmentStatus:

@@ -372,6 +372,7 @@ class AssignmentStatus(_message.Message):
     HELD_DEVICE_UUIDS_FIELD_NUMBER: _builtins.int
     PERSISTED_FRACTION_FIELD_NUMBER: _builtins.int
     PAUSE_EPOCH_FIELD_NUMBER: _builtins.int
+    PROGRESS_AGE_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     """`jobs/{job}`."""
     observed_generation: _builtins.int
@@ -397,6 +398,10 @@ class AssignmentStatus(_message.Message):
     def held_device_uuids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """GPUs still held."""
 
+    @_builtins.property
+    def progress_age(self) -> _duration_pb2.Duration:
+        """How old `progress` was when this was sent, by the worker's clock."""
+
     def __init__(
         self,
         *,
@@ -408,10 +413,11 @@ class AssignmentStatus(_message.Message):
         held_device_uuids: _abc.Iterable[_builtins.str] | None = ...,
         persisted_fraction: _builtins.float | None = ...,
         pause_epoch: _builtins.int = ...,
+        progress_age: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_persisted_fraction", b"_persisted_fraction", "persisted_fraction", b"persisted_fraction", "progress", b"progress", "token", b"token"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_persisted_fraction", b"_persisted_fraction", "persisted_fraction", b"persisted_fraction", "progress", b"progress", "progress_age", b"progress_age", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_persisted_fraction", b"_persisted_fraction", "held_device_uuids", b"held_device_uuids", "job", b"job", "observed_generation", b"observed_generation", "pause_epoch", b"pause_epoch", "persisted_fraction", b"persisted_fraction", "phase", b"phase", "progress", b"progress", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_persisted_fraction", b"_persisted_fraction", "held_device_uuids", b"held_device_uuids", "job", b"job", "observed_generation", b"observed_generation", "pause_epoch", b"pause_epoch", "persisted_fraction", b"persisted_fraction", "phase", b"phase", "progress", b"progress", "progress_age", b"progress_age", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__persisted_fraction: _TypeAlias = _typing.Literal["persisted_fraction"]  # noqa: Y015
     _WhichOneofArgType__persisted_fraction: _TypeAlias = _typing.Literal["_persisted_fraction", b"_persisted_fraction"]  # noqa: Y015

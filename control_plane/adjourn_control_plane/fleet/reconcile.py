@@ -185,6 +185,7 @@ def progress_events(
             actor=worker,
             generation=status.observed_generation,
             progress=progress if fresh else None,
+            progress_age=max(status.progress_age.ToTimedelta(), timedelta()),
             persisted_fraction=fraction,
             released=released,
             boundary_epoch=boundary,

@@ -68,7 +68,7 @@ def observed(transition: Transition, event: Observed) -> None:
     record.observed_generation = max(record.observed_generation, event.generation)
     if event.progress is not None:
         job.progress.CopyFrom(event.progress)
-        record.progress_time.FromDatetime(transition.now)
+        record.progress_time.FromDatetime(transition.now - event.progress_age)
         estimates.update_remaining(transition.record)
         if job.state == Job.PAUSING:
             pauses.forecast(record)

@@ -1,6 +1,7 @@
 """PURE. What can happen to a job. `machine.decide` says what follows from it."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import ClassVar
 
 from adjourn.v1.agent_service_pb2 import FencingToken
@@ -99,6 +100,8 @@ class Observed(Event):
 
     generation: int
     progress: Progress | None = None
+    progress_age: timedelta = timedelta()
+    """How long ago that was so."""
     persisted_fraction: float | None = None
     released: bool = False
     """The process is gone and holds no GPU, though the attempt still makes its checkpoint durable."""

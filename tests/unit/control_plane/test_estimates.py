@@ -30,13 +30,14 @@ def test_the_mean_leaves_out_the_first_epoch_of_an_attempt_once_there_are_others
     assert estimates.epoch_seconds(after(90)) == 90
     assert estimates.epoch_seconds(after(90, 20)) == 20
     record = after(90, 20, 40)
-    assert estimates.epoch_seconds(record) == 30
+    before = estimates.epoch_seconds(record)
+    assert before == pytest.approx((20 * estimates.FADING + 40) / (estimates.FADING + 1)), "newer ones count for more"
     estimates.count_epoch(record, EpochMetrics(epoch=4, attempt=2, active_duration=lasting(80)))
-    assert estimates.epoch_seconds(record) == 30, "it has warmed up again"
+    assert estimates.epoch_seconds(record) == before, "it has warmed up again"
 
 
 def test_the_newest_epochs_count() -> None:
-    assert estimates.epoch_seconds(after(*[99.0] * 50, *[7.0] * estimates.KEPT)) == 7
+    assert estimates.epoch_seconds(after(*[99.0] * 50, *[7.0] * estimates.KEPT)) == pytest.approx(7)
 
 
 def counted(*told: tuple[int, int, float, float | None]) -> list[float]:
@@ -67,6 +68,34 @@ def test_validation_comes_after_the_steps() -> None:
     for step, seconds in expected.items():
         record.job.progress.epoch_step = step
         assert estimates.to_boundary(record) == timedelta(seconds=seconds)
+
+
+def test_the_running_epoch_shows_its_pace_the_more_of_it_is_done() -> None:
+    """Epochs take 20 s, of which 2 are a checkpoint and 8 validation; the running one is three times as slow."""
+    record = JobRecord(job=Job(spec=JobSpec(total_epochs=10)))
+    for epoch in (1, 2):
+        metrics = EpochMetrics(epoch=epoch, attempt=1, active_duration=lasting(18), end_duration=lasting(8))
+        metrics.total_active_duration.CopyFrom(lasting(20 * epoch))
+        estimates.count_epoch(record, metrics)
+    progress = record.job.progress
+    progress.epoch, progress.steps_per_epoch = 2, 100
+
+    def left(step: int) -> float:
+        progress.epoch_step = step
+        progress.active_duration.CopyFrom(lasting(42 + 0.3 * step))
+        found = estimates.to_boundary(record)
+        assert found
+        return found.total_seconds()
+
+    assert left(0) == 20
+    assert left(25) == pytest.approx(0.75 * (30 + 10) / 2 + 8), "a quarter of it counts as much as what was before"
+    assert left(100) == 8
+    two = estimates.to_boundary(record, 4)
+    assert two
+    weight = 1 / (1 + estimates.FADING)
+    assert two.total_seconds() == pytest.approx(8 + 10 + weight * 30 + (1 - weight) * 10)
+    record.timed_epoch.ClearField("total_active_duration")
+    assert left(25) == pytest.approx(0.75 * 10 + 8), "nobody knows when it began"
 
 
 def test_what_was_trained_since_the_last_report_counts() -> None:
@@ -100,10 +129,12 @@ def test_a_job_shows_what_is_left_with_its_spread_and_how_good_its_estimates_wer
     assert not progress.HasField("least_remaining_duration")
     assert progress.estimate_error == 0
     record = after(10, 8, 12, epoch=3)
+    left = 7 * (8 * estimates.FADING + 12) / (estimates.FADING + 1)
     estimates.update_remaining(record)
     progress = record.job.progress
     least, most = progress.least_remaining_duration.ToTimedelta(), progress.most_remaining_duration.ToTimedelta()
-    assert least < progress.remaining_duration.ToTimedelta() == timedelta(seconds=70) < most
+    assert least < progress.remaining_duration.ToTimedelta() < most
+    assert progress.remaining_duration.ToTimedelta().total_seconds() == pytest.approx(left)
     assert progress.estimate_error == pytest.approx((2 / 8 + 4 / 12) / 2)
     estimates.forget_remaining(record.job)
     assert not progress.HasField("most_remaining_duration")

@@ -333,9 +333,11 @@ def test_progress_is_taken_over_when_it_is_new() -> None:
     assert events([life.record], status(life.record, progress=life.job.progress)) == []
     newer = Progress(step=140)
     newer.report_time.FromDatetime(START + timedelta(days=1))
-    ((_, event),) = events([life.record], status(life.record, progress=newer))
+    told = status(life.record, progress=newer)
+    told.progress_age.FromSeconds(3)
+    ((_, event),) = events([life.record], told)
     assert isinstance(event, Observed)
-    assert event.progress == newer
+    assert (event.progress, event.progress_age) == (newer, timedelta(seconds=3))
 
 
 def named(number: int) -> JobRecord:

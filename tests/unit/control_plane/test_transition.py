@@ -104,6 +104,14 @@ def test_loss_that_is_no_number_does_no_harm() -> None:
     assert life.record.revision == before + 1
 
 
+def test_progress_counts_from_when_it_was_so() -> None:
+    life = Life().running(1)
+    progress = Progress(epoch=1, step=110)
+    age = timedelta(seconds=3)
+    life.tell(Observed(actor=A, generation=life.record.generation, progress=progress, progress_age=age))
+    assert life.record.progress_time.ToDatetime(life.now.tzinfo) == life.now - age
+
+
 def test_records_survive_their_encoding() -> None:
     record = Life(labels={"a": "b"}).running(2).pause().trained(3).released().rests().resume().record
     assert JobRecord.FromString(record.SerializeToString()) == record

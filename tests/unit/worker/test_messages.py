@@ -1,3 +1,5 @@
+from datetime import UTC, datetime, timedelta
+
 from adjourn.v1.agent_service_pb2 import AssignmentStatus, ConditionChange, Exit, Report
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Condition, Failure, Pause, Progress
@@ -10,6 +12,16 @@ METRICS = {f"{number:05}": 1.0 for number in range(100_000)}
 
 def report(size: int) -> Report:
     return Report(exit=Exit(failure=Failure(message="x" * size)))
+
+
+def test_a_status_that_is_sent_says_how_old_its_progress_is() -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    status = AssignmentStatus()
+    assert messages.aged(status, now) == status, "training has told nothing"
+    for age in (-5, 0, 3):
+        status.progress.report_time.FromDatetime(now - timedelta(seconds=age))
+        assert messages.aged(status, now).progress_age.ToTimedelta() == timedelta(seconds=max(age, 0))
+    assert not status.HasField("progress_age")
 
 
 def test_the_oldest_reports_that_fit_are_sent_and_one_at_least() -> None:

@@ -182,7 +182,7 @@ class JobRecord(_message.Message):
 
     @_builtins.property
     def progress_time(self) -> _timestamp_pb2.Timestamp:
-        """When `job.progress` was learned, by the control plane's clock."""
+        """When `job.progress` was so, by the control plane's clock."""
 
     @_builtins.property
     def metric_histories(self) -> _containers.MessageMap[_builtins.str, Global___MetricHistory]:
@@ -245,22 +245,26 @@ class EpochTime(_message.Message):
     SECONDS_FIELD_NUMBER: _builtins.int
     END_SECONDS_FIELD_NUMBER: _builtins.int
     FIRST_OF_ATTEMPT_FIELD_NUMBER: _builtins.int
+    BEGIN_SECONDS_FIELD_NUMBER: _builtins.int
     seconds: _builtins.float
     """All of it, checkpoints included, in seconds of training time."""
     end_seconds: _builtins.float
     """Of that, what comes after its last step."""
     first_of_attempt: _builtins.bool
     """The first that its attempt ended: it may have warmed up."""
+    begin_seconds: _builtins.float
+    """Of all of it, what comes before it begins: the checkpoint of the boundary before."""
     def __init__(
         self,
         *,
         seconds: _builtins.float = ...,
         end_seconds: _builtins.float = ...,
         first_of_attempt: _builtins.bool = ...,
+        begin_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_seconds", b"end_seconds", "first_of_attempt", b"first_of_attempt", "seconds", b"seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin_seconds", b"begin_seconds", "end_seconds", b"end_seconds", "first_of_attempt", b"first_of_attempt", "seconds", b"seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
