@@ -257,13 +257,15 @@ def aliases(run: training.Run) -> None:
     """Has other names for what tracked values hold."""
     record: dict[str, Any] = {"losses": [], "by_epoch": {}, "recent": deque(maxlen=2), "pair": ([1.0], 0)}
     losses, by_epoch, recent, (factors, _) = record.values()
+    record["average"] = average = torch.zeros(2)
     course = Course(run, record=record)
     for epoch in run.epochs():
         course.epoch(factors[-1])
         losses.append(run.steps)
         recent.append(len(losses))
         by_epoch[epoch] = sum(recent)
-        factors.append(1 / (1 + by_epoch[epoch]))
+        average.mul_(0.5).add_(epoch)
+        factors.append(1 / (1 + by_epoch[epoch]) + float(average.sum()) / 1000)
 
 
 def constants(run: training.Run) -> None:

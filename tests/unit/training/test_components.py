@@ -213,6 +213,43 @@ def test_what_a_value_holds_is_restored_in_place() -> None:
     assert two["pair"] == ({"new": {6}}, [3])
 
 
+def test_a_tensor_that_a_value_holds_takes_what_was_saved_if_its_memory_is_its_own() -> None:
+    """Code may have another name for it; what is a view of something else must not change that."""
+
+    def made(net: nn.Linear) -> dict[str, Any]:
+        nn.init.constant_(net.weight, 3)
+        return {
+            "own": torch.zeros(2),
+            "listed": [torch.zeros(2, 3).t()],
+            "of a module": net.state_dict(),
+            "grown": torch.zeros(2),
+            "other type": torch.zeros(2),
+            "expanded": torch.zeros(1).expand(3),
+            "whole": torch.zeros(3),
+            "tied": torch.zeros(2),
+            "array": np.zeros(2),
+        }
+
+    nets = nn.Linear(1, 2), nn.Linear(1, 2)
+    one, two = map(made, nets)
+    one["own"] += 1
+    one["listed"][0] += 1
+    one["of a module"] = {name: value + 1 for name, value in one["of a module"].items()}
+    one["grown"], one["other type"], one["array"] = torch.ones(3), torch.ones(2).double(), np.ones(2)
+    one["expanded"] = torch.ones(1).expand(3)
+    one["tied"] = one["whole"][:2].add_(1)
+    before = dict(two)
+    component("two", two).load(there_and_back(component("one", one).state()))
+    assert str(two) == str(one)
+    assert Encoder().encode(two, ("it",)) == Encoder().encode(one, ("it",))
+    assert (two["own"] is before["own"], before["own"].tolist()) == (True, [1, 1])
+    assert two["listed"][0].stride() == (1, 3)
+    assert nets[1].weight.tolist() == [[3], [3]]
+    assert before["array"].tolist() == [0, 0]
+    for name in ("whole", "tied", "grown", "other type", "expanded"):
+        assert (two[name] is before[name], before[name].unique().tolist()) == (False, [0])
+
+
 def test_what_is_the_same_in_a_new_run_and_not_in_the_snapshot_is_made_two() -> None:
     shared = [0]
     subject = {"a": shared, "b": shared}

@@ -8,7 +8,7 @@ object put there only if they do not.
 import dataclasses
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -74,27 +74,31 @@ def put_content(subject: Any, value: Any) -> None:
             with torch.no_grad():
                 subject.copy_(value)
         case SimpleNamespace():
-            found = InPlace().items(before, value)
+            found = InPlace(value).items(before, value)
             vars(subject).clear()
             vars(subject).update(found)
         case _ if dataclasses.is_dataclass(subject) and not isinstance(subject, type):
-            for name, item in InPlace().items(before, value):
+            for name, item in InPlace(value).items(before, value):
                 setattr(subject, name, item)
         case _:
-            InPlace().fill(subject, subject, value)
+            InPlace(value).fill(subject, subject, value)
 
 
 class InPlace:
     """Puts what was saved in the place of what is there.
 
-    Containers are filled anew, and tensors that require gradients take the values: an optimizer may have them. Other
-    tensors and arrays are replaced: they may be views of what must not change, as those of a `state_dict()` are.
+    Containers are filled anew. Tensors take the values if they require gradients, for an optimizer may have them, or if
+    no other tensor has their memory. Other tensors are replaced: they may be views of what must not change, as those of
+    a `state_dict()` are. So are arrays.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, saved: Any) -> None:
         self._found: dict[int, tuple[Any, Any]] = {}
         """What stands for what was saved, and that itself, by its id."""
         self._taken: set[int] = set()
+        tensors = {id(each): each for each in tensors_in(saved, set())}.values()
+        self._memory = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors)
+        """How many of the saved tensors lie in it."""
 
     def put(self, there: Any, saved: Any) -> Any:
         """Returns what stands for `saved` from now on; `there` is in its place, or ABSENT."""
@@ -103,7 +107,7 @@ class InPlace:
         if not isinstance(saved, (*CONTAINERS, torch.Tensor)):
             return saved
         if id(saved) not in self._found:
-            result: Any = there if id(there) not in self._taken and fits(there, saved) else saved
+            result: Any = there if id(there) not in self._taken and self._fits(there, saved) else saved
             self._taken.add(id(result))
             self._found[id(saved)] = (result, saved)
             if not isinstance(saved, torch.Tensor):
@@ -112,6 +116,14 @@ class InPlace:
                 with torch.no_grad():
                     result.copy_(saved)
         return self._found[id(saved)][0]
+
+    def _fits(self, there: Any, saved: Any) -> bool:
+        if not isinstance(saved, torch.Tensor):
+            return fits(there, saved)
+        if type(there) not in (torch.Tensor, nn.Parameter) or not there.is_leaf or outline(there) != outline(saved):
+            return False
+        alone = is_alone(there) and self._memory[saved.untyped_storage().data_ptr()] == 1
+        return there.requires_grad or alone
 
     def fill(self, result: Any, there: Any, saved: Any) -> None:
         """Gives the container `result` the items of `saved`; `there` has those that are in their places."""
@@ -142,15 +154,30 @@ class InPlace:
         return saved if all(one is other for one, other in zip(found, saved, strict=True)) else tuple(found)
 
 
+def tensors_in(value: Any, seen: set[int]) -> Iterator[torch.Tensor]:
+    """Yields the dense tensors that containers hold."""
+    if isinstance(value, torch.Tensor):
+        if value.layout is torch.strided:
+            yield value
+    elif isinstance(value, (*CONTAINERS, tuple)) and id(value) not in seen:
+        seen.add(id(value))
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from tensors_in(item, seen)
+
+
+def is_alone(tensor: torch.Tensor) -> bool:
+    """Tells whether no other tensor has memory of this one's; an array that has, counts as one."""
+    return (
+        tensor.layout is torch.strided
+        and not tensor.is_inference()
+        and 0 not in tensor.stride()
+        # The second is the object that is asked for it here.
+        and torch._C._storage_Use_Count(tensor.untyped_storage()._cdata) == 2  # noqa: SLF001
+    )
+
+
 def fits(there: Any, saved: Any) -> bool:
-    """Tells whether an object can become what was saved."""
-    if isinstance(saved, torch.Tensor):
-        return (
-            type(there) in (torch.Tensor, nn.Parameter)
-            and there.requires_grad
-            and there.is_leaf
-            and outline(there) == outline(saved)
-        )
+    """Tells whether a container can become what was saved."""
     return type(there) is type(saved) and all(
         getattr(there, name, None) == getattr(saved, name, None) for name in ("maxlen", "default_factory")
     )
@@ -158,4 +185,4 @@ def fits(there: Any, saved: Any) -> bool:
 
 def outline(tensor: torch.Tensor) -> tuple[Any, ...]:
     strides = tensor.stride() if tensor.layout is torch.strided else None
-    return (tensor.layout, tensor.dtype, tensor.shape, strides, tensor.device)
+    return (tensor.layout, tensor.dtype, tensor.shape, strides, tensor.device, tensor.is_conj(), tensor.is_neg())
