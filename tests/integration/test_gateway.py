@@ -193,8 +193,8 @@ async def test_a_script_becomes_a_bundle(web: Gateway, idle_plane: Replica) -> N
     script = {"Content-Type": "text/x-python"}
     code = b"import helper_that_is_installed\ndef main(run): ...\n"
     answers = [
-        await web.http.post("/v1/bundles", params={"entryPoint": "train:main"}, content=code, headers=script)
-        for _ in range(2)
+        await web.http.post("/v1/bundles", params={"entryPoint": "train:main"}, content=code, headers=headers)
+        for headers in (script, {"Content-Type": "application/octet-stream"})
     ]
     assert answers[0].json() == answers[1].json(), "the same script is the same bundle"
     stored = await idle_plane.objects.get(bundles.object_key(answers[0].json()["bundle"]), limit=1 << 20)

@@ -15,7 +15,7 @@ from adjourn import bundles
 from adjourn.client import AsyncClient
 from adjourn.local.stack import Stack
 from adjourn.v1.job_pb2 import Job, Pause
-from tests.harness import node
+from tests.harness import node, openapi_client
 from tests.harness.jobs import Gate
 
 if TYPE_CHECKING:
@@ -38,20 +38,24 @@ async def let_go_on(gate: Gate, eventually: Eventually) -> None:
     gate.open(1000)
 
 
-async def command(language: str) -> list[str]:
-    """Returns the words that run the tour."""
+async def command(language: str, made: Path) -> list[str]:
+    """Returns the words that run the tour; what is made for it goes into a directory."""
     environment = [f"PATH={Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"]
     if language == "node":
         environment.append(f"NODE_PATH={await asyncio.to_thread(node.packages)}")
         program = [str(node.node()), str(CLIENTS / "node" / "tour.js")]
     elif language == "python":
         program = [sys.executable, str(CLIENTS / "python" / "tour.py")]
+    elif language == "openapi":
+        await asyncio.to_thread(openapi_client.generate, made / "generated")
+        environment.append(f"PYTHONPATH={made}")
+        program = [sys.executable, str(ROOT / "tests" / "harness" / "openapi_tour.py")]
     else:
         program = ["bash", str(CLIENTS / "shell" / "tour.sh")]
     return ["/usr/bin/env", *environment, *program]
 
 
-@pytest.mark.parametrize("language", ["node", "python", "shell"])
+@pytest.mark.parametrize("language", ["node", "python", "shell", "openapi"])
 async def test_a_tour_pauses_and_resumes_a_job(
     run: Run, stack: Stack, client: AsyncClient, tmp_path: Path, eventually: Eventually, language: str
 ) -> None:
@@ -65,7 +69,8 @@ async def test_a_tour_pauses_and_resumes_a_job(
     }
     opener = asyncio.create_task(let_go_on(gate, eventually))
     try:
-        ran = await run(*await command(language), stack.address, json.dumps(spec))
+        address = stack.web if language == "openapi" else stack.address
+        ran = await run(*await command(language, tmp_path), address, json.dumps(spec))
     finally:
         gate.open(1000)
         opener.cancel()
@@ -86,7 +91,7 @@ async def test_a_tour_pauses_and_resumes_a_job(
 
 
 @pytest.mark.parametrize("language", ["node", "python", "shell"])
-async def test_a_tour_without_a_control_plane_says_so(run: Run, language: str) -> None:
-    ran = await run(*await command(language), "127.0.0.1:1")
+async def test_a_tour_without_a_control_plane_says_so(run: Run, tmp_path: Path, language: str) -> None:
+    ran = await run(*await command(language, tmp_path), "127.0.0.1:1")
     assert ran.status != 0
     assert "127.0.0.1:1" in ran.err

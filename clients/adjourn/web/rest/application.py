@@ -132,7 +132,7 @@ class Rest:
     ) -> None:
         if scope["method"] != "POST":
             raise errors.MethodRefusedError(f"{BUNDLES} is called with POST", {"Allow": "POST"})
-        if uploads.check_type(headers):
+        if uploads.is_script(headers, query):
             script = await whole(receive, uploads.SCRIPT_LIMIT_BYTES)
             body = uploads.of_script(script, query)
         else:

@@ -17,8 +17,10 @@ from adjourn.v1 import job_service_pb2
 from adjourn.web.rest.errors import BodyTooLargeError, MediaTypeError
 
 METHOD: Final = job_service_pb2.DESCRIPTOR.services_by_name["JobService"].methods_by_name["UploadBundle"]
-ARCHIVES: Final = frozenset({"application/gzip", "application/x-gzip", "application/octet-stream"})
-SCRIPTS: Final = frozenset({"text/x-python", "text/x-script.python", "application/x-python-code", "text/plain"})
+BYTES: Final = "application/octet-stream"
+ARCHIVES: Final = frozenset({"application/gzip", "application/x-gzip", BYTES})
+SCRIPTS: Final = frozenset({"text/x-python", "text/x-script.python", "application/x-python-code", "text/plain", BYTES})
+ENTRY_POINTS: Final = ("entry_point", "entryPoint")
 SCRIPT_LIMIT_BYTES: Final = 1 << 20
 
 
@@ -37,17 +39,17 @@ async def cut(body: AsyncIterator[bytes]) -> AsyncIterator[Message]:
             yield job_service_pb2.UploadBundleRequest(chunk=piece[begin : begin + CHUNK_BYTES])
 
 
-def check_type(headers: Mapping[str, str]) -> bool:
-    """Returns whether the body is a script; raises MediaTypeError."""
+def is_script(headers: Mapping[str, str], query: Sequence[tuple[str, str]]) -> bool:
+    """Returns whether the body is a script: it has an entry point, or is called one; raises MediaTypeError."""
     kind = media_type(headers)
     if kind not in ARCHIVES | SCRIPTS:
         raise MediaTypeError(f"the body must be application/gzip, a bundle, or text/x-python, a script; it is {kind!r}")
-    return kind in SCRIPTS
+    return kind not in ARCHIVES or any(name in ENTRY_POINTS for name, _ in query)
 
 
 def entry_point(query: Sequence[tuple[str, str]]) -> tuple[str, str]:
     """Returns module and function that a script is uploaded for; raises InvalidRequestError."""
-    found = [value for name, value in query if name in ("entry_point", "entryPoint")]
+    found = [value for name, value in query if name in ENTRY_POINTS]
     if len(found) != 1 or not (named := re.fullmatch(r"(\w+):(\w+)", found[0])):
         raise InvalidRequestError({"entry_point": "must be module:function, train:main for a script train.py"})
     return named[1], named[2]
