@@ -12,6 +12,7 @@ from starlette.routing import Mount, Route
 from adjourn.client import AsyncClient
 from adjourn.web import page
 from adjourn.web.guard import Guard
+from adjourn.web.rest import documentation
 from adjourn.web.rest.application import Rest
 from adjourn.web.settings import Settings
 
@@ -30,6 +31,7 @@ def application(client: AsyncClient, settings: Settings) -> Starlette:
     app = Starlette(
         routes=[
             Route("/healthz", healthy),
+            *documentation.routes(),
             Mount("/v1", app=rest, name="rest"),
             Mount("/", app=page.application(), name="page"),
         ],

@@ -68,7 +68,7 @@ BUNDLES: Final[Json] = {
     "post": {
         "operationId": "uploadBundle",
         "tags": ["JobService"],
-        "summary": "Stores code for jobs",
+        "summary": "UploadBundle",
         "description": (
             "Stores code for jobs; the same bytes give the same name. The body is a bundle, as clients pack it, or one "
             "script: a bundle is made of that, and a worker imports it as the module of `entryPoint`."
@@ -136,7 +136,7 @@ def operation(route: Route, parameters: list[Json], schemas: "Schemas", told: Ma
     made: Json = {
         "operationId": method.name[:1].lower() + method.name[1:],
         "tags": [method.containing_service.name],
-        "summary": text.partition(". ")[0].removesuffix("."),
+        "summary": method.name,
         "description": text,
         "parameters": [*parameters, *asked(route, schemas), *(RESUMING if resumable(method) else ())],
         "responses": {"200": answer(method, schemas), "default": {"$ref": "#/components/responses/Error"}},
