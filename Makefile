@@ -39,7 +39,8 @@ lint: $(STAMP)
 
 protos: $(STAMP)
 	$(BIN)/python protos/generate.py $(GENERATED)
-	cd protos && ../$(BIN)/buf build --path adjourn/v1 --as-file-descriptor-set -o '../deploy/adjourn.protoset#format=binpb'
+	cd protos && ../$(BIN)/buf build --path adjourn/v1 --path third_party/google/rpc --as-file-descriptor-set -o '../deploy/adjourn.protoset#format=binpb'
+	$(BIN)/python protos/openapi.py
 
 client: $(STAMP)
 	$(BIN)/python clients/generate_blocking.py

@@ -2,7 +2,9 @@
 
 import asyncio
 import gzip
+import hashlib
 import io
+import re
 import tarfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
@@ -15,12 +17,14 @@ from google.rpc import status_pb2
 from adjourn import bundles
 from adjourn.errors import from_status
 from adjourn.v1.job_service_pb2 import JobEvent
+from adjourn.web.rest import documentation
 from adjourn.web.rest.application import BODY_LIMIT_BYTES
 from adjourn.web.rest.uploads import SCRIPT_LIMIT_BYTES
 from adjourn.web.settings import Settings
 from tests.harness.control_planes import Replica
 from tests.harness.gateways import Gateway, gateway
 
+VENDOR = documentation.VIEWER / "vendor"
 SPEC = {"entryPoint": "train:main", "totalEpochs": 3}
 
 
@@ -158,6 +162,23 @@ async def test_the_page_itself_may_call(web: Gateway) -> None:
     page = await web.http.get("/")
     assert "<!doctype html>" in page.text
     assert page.headers["x-content-type-options"] == "nosniff"
+
+
+async def test_the_calls_are_documented_and_can_be_tried(web: Gateway) -> None:
+    document = await web.http.get("/v1/openapi.json")
+    assert document.json()["openapi"] == "3.1.0"
+    page = await web.http.get("/v1/docs", follow_redirects=True)
+    assert "<openapi-explorer" in page.text
+    assert "script-src 'self';" in page.headers["content-security-policy"]
+    scripts = re.findall(r'(?:src|href)="(?!/"|\.\./)([^"]+)"', page.text)
+    assert len(scripts) == 2
+    for script in scripts:
+        assert (await web.http.get(f"/v1/docs/{script}")).status_code == 200
+
+
+def test_third_party_code_is_what_its_table_says() -> None:
+    rows = re.findall(r"^\| (\S+\.js) .* \| (\w{64}) \|$", (VENDOR / "README.md").read_text(), re.MULTILINE)
+    assert dict(rows) == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in VENDOR.glob("*.js")}
 
 
 def packed() -> bytes:
