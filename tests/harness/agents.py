@@ -20,6 +20,7 @@ import psutil
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment
 from adjourn.local import process_cleanup
 from adjourn.objects import ObjectStore
+from adjourn.shared_files import Control
 from adjourn.v1.agent_service_pb2 import (
     Assignment,
     AssignmentStatus,
@@ -85,7 +86,15 @@ class AgentHarness:
         await self.eventually(condition, seconds=DEADLINE)
 
     async def until_phase(self, job: Job, phase: AssignmentStatus.Phase.ValueType) -> None:
+        """Returns once the agent has said so; PAUSING: and training has been told, which comes a moment later."""
         await self.until(lambda: self.plane.phase(job) == phase)
+        if phase == AssignmentStatus.PAUSING:
+            await self.until_told(job, Assignment.PAUSE)
+
+    async def until_told(self, job: Job, target: Assignment.Target.ValueType) -> None:
+        """Returns once the training of a job finds what is wanted: the agent tells it after it has decided that."""
+        with contextlib.closing(Control(self.attempt(job) / "control")) as control:
+            await self.until(lambda: control.read().target == target)
 
     async def until_forgotten(self, job: Job) -> None:
         """Returns once the agent says nothing of the job any more."""

@@ -10,6 +10,7 @@ import grpc
 
 from adjourn import errors
 from adjourn.channel import SERVER_OPTIONS
+from adjourn.local.ports import free_ports
 from adjourn.v1 import agent_service_pb2_grpc
 from adjourn.v1.agent_service_pb2 import (
     Assignment,
@@ -78,7 +79,8 @@ class ControlPlane(agent_service_pb2_grpc.AgentServiceServicer):
     async def start(self) -> None:
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
         agent_service_pb2_grpc.add_AgentServiceServicer_to_server(self, self._server)
-        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        self.port = self.port or free_ports(1)[0]  # one that nobody is given while it is stopped
+        self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         await self._server.start()
 
     async def stop(self) -> None:
