@@ -15,6 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, SupportsFloat, TypeVar
@@ -90,6 +91,18 @@ class Place(enum.Enum):
     AMID = enum.auto()
 
 
+@dataclass(slots=True)
+class Looks:
+    """What was looked for at places of one kind."""
+
+    refusing: int = REFUSING_LOOKS
+    """How many more looks end the training if they find something that certainly matters."""
+    places: int = 0
+    """How many places there were."""
+    found: list[str] = field(default_factory=list)
+    """By the newest look."""
+
+
 class StopTraining(BaseException):
     """Ends user code at a boundary. Not an Exception, so that `except Exception` there does not hold it up."""
 
@@ -147,8 +160,8 @@ class Session:
         self._detector = Detector(own=(self._round_trip,), code_directory=start.code_directory)
         self._nondeterminism = NondeterminismFilter()
         self._drill, self._strict = drill, True
-        self._looks: dict[Place, list[list[str]]] = {place: [] for place in Place}
-        """What was found at each."""
+        self._looks = {place: Looks() for place in Place}
+        """Since the stage began."""
         self._loaders = Loaders(
             start.spec.seed,
             self._batch_taken,
@@ -265,7 +278,8 @@ class Session:
                 " and are taken back: build it before the loop"
             )
         self._state.late |= {name: self.tracker.epoch + 1 for name in subjects if name not in awaited}
-        del self._looks[Place.BOUNDARY][REFUSING_LOOKS - 1 :]
+        looks = self._looks[Place.BOUNDARY]
+        looks.refusing = max(looks.refusing, 1)
         self._release()
         self._follow()
 
@@ -550,7 +564,7 @@ class Session:
             self._writer.renew()
         self._state.changed.clear()
         self._state.suspected = []
-        self._looks = {place: [] for place in Place}
+        self._looks = {place: Looks() for place in Place}
         self._detector.begin(self._state.tracked, self._loaders, inspect.currentframe())
         self._stages.carried = self._detector.carried(self._state.tracked, self._loaders, inspect.currentframe())
 
@@ -796,15 +810,17 @@ class Session:
         Later, what is found lowers the verdict of a resume: refusing then would cost more than it saves.
         """
         looks = self._looks[place]
-        if len(looks) < REFUSING_LOOKS or pausing:
+        looks.places += 1
+        if looks.refusing > 0 or pausing or looks.places.bit_count() == 1:  # the 4th, 8th, 16th: a look takes its time
             found = self._detector.findings(
                 self._state.tracked, self._loaders, inspect.currentframe(), amid=place is Place.AMID
             )
-            if self._strict and len(looks) < REFUSING_LOOKS:
+            if self._strict and looks.refusing > 0:
                 with self._errors_kept():
                     self._detector.refuse(found)
-            looks.append([str(finding) for finding in found])
-        self._state.suspected = looks[-1]
+            looks.refusing -= 1
+            looks.found = [str(finding) for finding in found]
+        self._state.suspected = looks.found
         self._state.unproven = list(
             dict.fromkeys(
                 [

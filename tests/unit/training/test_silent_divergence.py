@@ -1,10 +1,12 @@
 """What decides how a training goes on is restored to the bit, or refused while it runs, or lowers the verdict."""
 
 import re
+from pathlib import Path
 
 import pytest
 
-from adjourn.v1.job_pb2 import Pause
+from adjourn import snapshots
+from adjourn.v1.job_pb2 import JobSpec, Pause
 from tests.harness.training_processes import PAUSE, Attempt, TrainingProcesses, failed
 
 EPOCHS = 4
@@ -178,6 +180,13 @@ def test_what_a_state_dict_of_the_users_forgets_lowers_the_verdict(trainings: Tr
     assert found == Pause.Verdict.UNPROVEN
     name = "rate of experiment.inner" if lacks == "inner" else f"{lacks} of experiment"
     assert any(f"the value of attribute {name}" in each for each in reasons), reasons
+
+
+def test_what_begins_to_change_later_is_seen_in_a_checkpoint_that_is_no_pause_s(trainings: TrainingProcesses) -> None:
+    whole = trainings.run("silent:begins_late", epochs=5, spec=JobSpec(checkpoint_epochs=4))
+    first, _ = whole.snapshots
+    (remark,) = snapshots.read_state(Path(first.directory)).remarks
+    assert "variable average of begins_late" in remark
 
 
 def test_what_is_done_about_a_value_is_said_as_code_that_works(trainings: TrainingProcesses) -> None:
