@@ -1,4 +1,4 @@
-"""Node, from its wheel, and the npm packages that `clients/node/package-lock.json` pins, once for each environment."""
+"""Node, from its wheel, and npm packages that a `package-lock.json` pins, once for each environment."""
 
 import hashlib
 import os
@@ -8,7 +8,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-SOURCES = Path(__file__).parents[2] / "clients" / "node"
+TOUR = Path(__file__).parents[2] / "clients" / "node"
+PAGE = Path(__file__).parent / "page"
+"""A browser, axe, and the libraries that the page has copies of."""
 PINNED = ("package.json", "package-lock.json")
 
 
@@ -23,9 +25,9 @@ def node() -> Path:
     return home() / "bin" / "node"
 
 
-def packages() -> Path:
-    """Returns the `node_modules` of the tour, installed by `npm ci`; fails if the registry cannot be reached."""
-    digest = hashlib.sha256(b"".join((SOURCES / name).read_bytes() for name in PINNED)).hexdigest()
+def packages(sources: Path = TOUR) -> Path:
+    """Returns the `node_modules` of a folder, installed by `npm ci`; fails if the registry cannot be reached."""
+    digest = hashlib.sha256(b"".join((sources / name).read_bytes() for name in PINNED)).hexdigest()
     place = Path(sys.prefix) / "node" / digest[:16]
     if not place.exists():
         place.parent.mkdir(exist_ok=True)
@@ -33,7 +35,7 @@ def packages() -> Path:
             directory = Path(made) / "installed"
             directory.mkdir()
             for name in PINNED:
-                shutil.copy(SOURCES / name, directory)
+                shutil.copy(sources / name, directory)
             npm = home() / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
             words = [str(node()), str(npm), "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
             path = f"{node().parent}{os.pathsep}{os.environ['PATH']}"
@@ -46,7 +48,7 @@ def packages() -> Path:
                 text=True,
                 timeout=120,
             )
-            assert done.returncode == 0, f"npm cannot install what the tour needs; is there a network?\n{done.stderr}"
+            assert done.returncode == 0, f"npm cannot install what {sources} needs; is there a network?\n{done.stderr}"
             try:
                 directory.rename(place)
             except OSError:  # another process of the tests came first

@@ -32,8 +32,8 @@ function App() {
   const paused = pausedOf(state).length;
   const link = (key, label, amount) => html`<a href=${`#/${key}`} aria-current=${view === key ? "page" : undefined}>${label}${amount ? html`<span class="amount">${count(amount)}</span>` : ""}</a>`;
   return html`
-    <a class="skip" href=${location.hash || "#/jobs"} onClick=${(event) => { event.preventDefault(); main.current.focus(); }}>To the content</a>
     <header class="bar">
+      <button type="button" class="skip" onClick=${() => main.current.focus()}>To the content</button>
       <a class="brand" href="#/jobs"><${Mark} /><span>Adjourn</span></a>
       <nav aria-label="Main">${link("jobs", "Jobs")}${link("paused", "Paused", paused)}${link("workers", "Workers")}</nav>
       <${Liveness} state=${state} />

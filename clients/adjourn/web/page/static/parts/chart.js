@@ -61,12 +61,12 @@ function marking(marks, best, hues, scale) {
  *
  * `marks` are `{x, kind: pause | attempt, label}`, `best` are `{x, y, label}`. `format(value)` writes a value.
  */
-export function Chart({ title, x, series, marks = [], best = [], format = figure, time = false, unit = "epoch", range }) {
+export function Chart({ title, x, series, marks = [], best = [], format = figure, time = false, unit = "epoch", range, log = false }) {
   const box = useRef(null);
   const plot = useRef(null);
   const heading = useId();
   const [theme, setTheme] = useState(0);
-  const shape = JSON.stringify([series.map((each) => each.label), time, theme, marks.map((mark) => [mark.x, mark.kind]), best]);
+  const shape = JSON.stringify([series.map((each) => each.label), time, theme, log, marks.map((mark) => [mark.x, mark.kind]), best]);
 
   useEffect(() => {
     const again = () => setTheme((count) => count + 1);
@@ -91,7 +91,7 @@ export function Chart({ title, x, series, marks = [], best = [], format = figure
         height: HEIGHT,
         legend: { show: false },
         cursor: { points: { size: 7 }, drag: { x: true, y: false } },
-        scales: { x: { time, range: x.length === 1 ? () => [x[0] - 1, x[0] + 1] : undefined }, y: { range } },
+        scales: { x: { time, range: x.length === 1 ? () => [x[0] - 1, x[0] + 1] : undefined }, y: log ? { distr: 3 } : { range } },
         axes: [
           { ...axis, space: time ? 70 : 50, incrs: time ? undefined : [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000, 1e6], grid: { show: false } },
           { ...axis, size: 62, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : format(tick))) },
@@ -108,7 +108,7 @@ export function Chart({ title, x, series, marks = [], best = [], format = figure
         plugins: [marking(marks, best, hues, "y")],
         hooks: { setCursor: [(at) => tell(at.cursor.idx)] },
       },
-      [x, ...series.map((each) => each.values)],
+      columns(x, series, log),
       place,
     );
     plot.current = made;
@@ -121,7 +121,7 @@ export function Chart({ title, x, series, marks = [], best = [], format = figure
     };
   }, [shape]);
 
-  useLayoutEffect(() => plot.current?.setData([x, ...series.map((each) => each.values)]), [x, series]);
+  useLayoutEffect(() => plot.current?.setData(columns(x, series, log)), [x, series]);
 
   const [pointed, tell] = useState(null);
   const at = pointed ?? lastIndex(series);
@@ -140,6 +140,11 @@ export function Chart({ title, x, series, marks = [], best = [], format = figure
     </ul>
     <div class="chart-box" ref=${box} role="img" aria-label=${described(title, x, series, marks, format, time, unit)}></div>
   </figure>`;
+}
+
+/** Returns what is drawn; on a logarithmic axis, values above 0. */
+function columns(x, series, log) {
+  return [x, ...series.map(({ values }) => (log ? values.map((value) => (value > 0 ? value : null)) : values))];
 }
 
 function lastIndex(series) {

@@ -21,9 +21,9 @@ export function Question({ title, verb, kind = "primary", why = "", act, close, 
   const [busy, setBusy] = useState(false);
   const [failure, setFailure] = useState(null);
   useLayoutEffect(() => {
-    const before = document.activeElement;
-    box.current.showModal();
-    return () => before?.isConnected && before.focus();
+    const dialog = box.current;
+    dialog.showModal();
+    return () => dialog.close(); // gives the focus back to where it was
   }, []);
   const submit = async (event) => {
     event.preventDefault();

@@ -1,7 +1,7 @@
 /** One job: what it does now, and by tabs all that it has told. */
 import { count, duration, figure, millis, moment, number, pairs, plural, seconds, short } from "../core/format.js";
 import { useNow } from "../core/clock.js";
-import { html, useEffect, useMemo, useRef } from "../core/html.js";
+import { html, useEffect, useMemo, useRef, useState } from "../core/html.js";
 import { jobs } from "../core/jobs.js";
 import { ENDED, progress, situation } from "../core/phrases.js";
 import { epochsOf, stepsOf, useAnswer } from "../core/queries.js";
@@ -117,14 +117,17 @@ function Overview({ job }) {
 function Curves({ job, epochs, error }) {
   const data = useMemo(() => ofEpochs(epochs ?? []), [epochs]);
   const marks = useMemo(() => marksOf(job, epochs ?? [], "epoch"), [epochs, job.pause?.pauseTime, job.pastPauses?.length]);
+  const [log, setLog] = useState(false);
   if (!epochs) return error ? html`<${Notice} kind="bad" title="The epochs are not known">${error.message}</${Notice}>` : html`<${Empty} title="The epochs are being asked for" />`;
   if (!epochs.length) return html`<${Section} title="Curves"><${Empty} title="No epoch has ended yet" /></${Section}>`;
   const best = job.progress?.best;
-  return html`<${Section} title="Curves" actions=${html`<${Key} marks=${marks} />`}>
+  const actions = html`<div class="curve-actions"><${Key} marks=${marks} />
+    <label class="check"><input type="checkbox" checked=${log} onChange=${(event) => setLog(event.target.checked)} /><span>Logarithmic</span></label></div>`;
+  return html`<${Section} title="Curves" actions=${actions}>
     <div class="charts">
       ${grouped(data.columns.keys()).map(([title, names]) => {
         const ring = best && names.includes(best.metric) ? [{ x: best.epoch, y: number(best.value ?? 0), label: `best: ${figure(number(best.value ?? 0))} in epoch ${best.epoch}` }] : [];
-        return html`<${Chart} key=${title} title=${title} x=${data.x} marks=${marks} best=${ring} series=${names.map((name) => ({ label: name, values: data.columns.get(name) }))} />`;
+        return html`<${Chart} key=${title} title=${title} log=${log} x=${data.x} marks=${marks} best=${ring} series=${names.map((name) => ({ label: name, values: data.columns.get(name) }))} />`;
       })}
     </div>
   </${Section}>`;
