@@ -61,7 +61,7 @@ export function ofSamples(samples) {
   const kept = [];
   let last = null;
   const steps = samples.slice(1).map((each, at) => millis(each.time) - millis(samples[at].time)).sort((a, b) => a - b);
-  const usual = steps.length ? steps[Math.floor(steps.length / 2)] : 5000;
+  const usual = steps.length ? steps[Math.floor((steps.length - 1) / 2)] : 5000;
   for (const sample of samples) {
     const time = millis(sample.time) / 1000;
     if (last !== null && (time - last.time) * 1000 > Math.max(4 * usual, 20_000)) {

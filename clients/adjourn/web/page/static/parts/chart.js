@@ -93,7 +93,7 @@ export function Chart({ title, x, series, marks = [], best = [], format = figure
         cursor: { points: { size: 7 }, drag: { x: true, y: false } },
         scales: { x: { time, range: x.length === 1 ? () => [x[0] - 1, x[0] + 1] : undefined }, y: log ? { distr: 3 } : { range } },
         axes: [
-          { ...axis, space: time ? 70 : 50, incrs: time ? undefined : [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000, 1e6], grid: { show: false } },
+          { ...axis, values: time ? moments : undefined, space: time ? 70 : 50, incrs: time ? undefined : [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000, 1e6], grid: { show: false } },
           { ...axis, size: 62, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : format(tick))) },
         ],
         series: [
@@ -134,12 +134,21 @@ export function Chart({ title, x, series, marks = [], best = [], format = figure
     <ul class="legend">
       ${series.map((each, index) => {
         const value = pointed === null ? newest(each.values) : each.values[at];
-        return html`<li key=${each.label}><span class=${`swatch hue-${index % HUES}`} aria-hidden="true"></span>${each.label}<strong>${value === null || value === undefined ? "–" : format(value)}</strong></li>`;
+        return html`<li key=${each.label}><span class=${`swatch hue-${index % HUES}`} aria-hidden="true"></span>${each.label === title ? "" : each.label}<strong>${value === null || value === undefined ? "–" : format(value)}</strong></li>`;
       })}
       ${best.map((each) => html`<li key="best" class="legend-best"><span class="ring" aria-hidden="true"></span>${each.label}</li>`)}
     </ul>
     <div class="chart-box" ref=${box} role="img" aria-label=${described(title, x, series, marks, format, time, unit)}></div>
   </figure>`;
+}
+
+/** Writes moments of the time axis: hours and minutes, seconds where they are close, the day where it is another. */
+function moments(_, ticks) {
+  const close = ticks.length > 1 && ticks[1] - ticks[0] < 60;
+  const far = ticks.length > 1 && ticks[ticks.length - 1] - ticks[0] > 86_400;
+  const day = far ? { day: "numeric", month: "short" } : {};
+  const options = { ...day, hour: "2-digit", minute: "2-digit", second: close ? "2-digit" : undefined };
+  return ticks.map((tick) => new Date(tick * 1000).toLocaleString("en-GB", options));
 }
 
 /** Returns what is drawn; on a logarithmic axis, values above 0. */
