@@ -1,13 +1,14 @@
-"""The page on a real stack: a training is made, paused, resumed, stopped and deleted by clicks; its control plane dies."""
+"""The page on a real stack: a training is made, paused, resumed, stopped and deleted by clicks."""
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from playwright.async_api import Locator, Page, expect
 
+from adjourn.cli import formatting
 from adjourn.client import AsyncClient
 from adjourn.local import process_cleanup
 from adjourn.local.process_cleanup import Role
@@ -19,7 +20,12 @@ from tests.harness.jobs import EPOCHS, SCRIPT, Gate, GatedJob, GatedJobs
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-Eventually = Callable[..., Awaitable[None]]
+NOTE_ALERTS = """() => {
+  window.alerts = [];
+  const note = () => document.querySelectorAll('[role=alert]').forEach((each) => window.alerts.push(each.textContent));
+  new MutationObserver(note).observe(document.body, {childList: true, subtree: true});
+}"""
+"""Keeps what was said, however short."""
 SAVED = "Everything is saved, and it holds no worker."
 
 
@@ -63,15 +69,12 @@ async def ask(page: Page, verb: str, answer: str | re.Pattern[str], choice: str 
     await expect(dialog).to_have_count(0)
 
 
-async def test_a_run_is_made_paused_resumed_and_ends(
-    pages: list[Page], gated_jobs: GatedJobs, client: AsyncClient, tmp_path: Path, eventually: Eventually
-) -> None:
-    page, other = pages
-    gate = Gate(tmp_path / "by-form", 2)
+async def queue(page: Page, name: str, gate: Gate) -> None:
+    """Fills the form in, wrong at first, and queues a job of the script that tests use."""
     await go(page, "#/new")
-    await page.get_by_label("Script").set_input_files(SCRIPT)
+    await page.get_by_label("Script", exact=True).set_input_files(SCRIPT)
     await page.get_by_role("textbox", name="Epochs", exact=True).fill(str(EPOCHS))
-    await page.get_by_label("Name", exact=True).fill("by-form")
+    await page.get_by_label("Name", exact=True).fill(name)
     await page.get_by_label("Labels", exact=True).fill("team=pages, kind")
     await page.get_by_role("button", name="Add an argument").click()
     await page.get_by_label("Name of argument 1").fill("gate")
@@ -80,7 +83,15 @@ async def test_a_run_is_made_paused_resumed_and_ends(
     await expect(page.get_by_text('"kind" is no name=value')).to_be_visible()
     await page.get_by_label("Labels", exact=True).fill("team=pages")
     await page.get_by_role("button", name="Queue it").click()
-    await expect(page.get_by_role("heading", level=1)).to_have_text("by-form")
+    await expect(page.get_by_role("heading", level=1)).to_have_text(name)
+
+
+async def test_a_run_is_made_paused_resumed_and_deleted(
+    pages: list[Page], gated_jobs: GatedJobs, client: AsyncClient, tmp_path: Path
+) -> None:
+    page, other = pages
+    gate = Gate(tmp_path / "by-form", 2)
+    await queue(page, "by-form", gate)
     gated = gated_jobs.add(await client.get_job("jobs/by-form"), gate)
     assert dict((await gated.get()).labels) == {"team": "pages"}
     await go(other, "#/jobs?q=team%3Dpages")
@@ -93,18 +104,19 @@ async def test_a_run_is_made_paused_resumed_and_ends(
     await expect(dialog).to_contain_text("After epoch 3")
     await dialog.get_by_label("Why").fill("a look from the page")
     await dialog.get_by_role("button", name="Pause").click()
-    await expect(badge(page)).to_have_text("PAUSING")
-    await expect(row).to_contain_text("PAUSING")
+    for place in (badge(page), row):
+        await expect(place).to_contain_text("PAUSING")
     await expect(page.locator(".situation")).to_contain_text("Will pause")
     assert await page.get_by_text(SAVED).count() == 0
     gate.open(3)
-    await expect(badge(page)).to_have_text("PAUSED")
+    for place in (badge(page), row):
+        await expect(place).to_contain_text("PAUSED")
     await expect(page.get_by_text(SAVED)).to_be_visible()
-    await expect(row).to_contain_text("PAUSED")
-    job = await gated.get()
+    checkpoint = formatting.short((await gated.get()).pause.checkpoint)
     shown = await page.locator("main").inner_text()
-    for told in (f"3 of {EPOCHS}", "a look from the page", job.pause.checkpoint.rpartition("/")[2], "yes, each part"):
+    for told in (f"3 of {EPOCHS}", "a look from the page", checkpoint, "yes, each part"):
         assert told in shown
+
     await go(page, "#/paused")
     card = page.get_by_role("listitem").filter(has_text="by-form")
     await expect(card).to_contain_text("Saved · worker free")
@@ -115,24 +127,28 @@ async def test_a_run_is_made_paused_resumed_and_ends(
     await expect(row).to_contain_text("RUNNING")
     gate.open(EPOCHS)
     await expect(row).to_contain_text("SUCCEEDED")
-
-    await go(page, "#/jobs/by-form/pauses")
-    await expect(page.get_by_text("EXACT: every digest is equal")).to_be_visible()
-    await go(page, "#/jobs/by-form/events")
-    await expect(page.locator(".event").filter(has_text="Succeeded")).to_have_count(1)
-    sequence = [event.sequence async for event in client.list_job_events("jobs/by-form")]
-    await expect(page.locator(".event")).to_have_count(len(sequence))
-    await go(page, "#/jobs/by-form/checkpoints")
-    pin = page.get_by_role("button", name=f"Pin checkpoint {(await gated.get()).latest_checkpoint.rpartition('/')[2]}")
-    await pin.click()
-    await expect(page.get_by_text("pinned", exact=True)).to_be_visible()
-    await go(page, "#/jobs/by-form")
-    await expect(page.get_by_role("img").first).to_have_attribute("aria-label", re.compile(f"epoch 1 to {EPOCHS}.*1 pauses"))
+    await look_through(page, client, await gated.get())
 
     await ask(page, "Delete", "Delete for good")
     await expect(page.get_by_role("heading", level=1)).to_have_text("Jobs")
     await expect(row).to_have_count(0)
     gated_jobs.made.remove(gated)
+
+
+async def look_through(page: Page, client: AsyncClient, job: Job) -> None:
+    """Looks at what a job that was paused once tells after its end."""
+    await go(page, f"#/{job.name}/pauses")
+    await expect(page.get_by_text("EXACT: every digest is equal")).to_be_visible()
+    await go(page, f"#/{job.name}/events")
+    await expect(page.locator(".event").filter(has_text="Succeeded")).to_have_count(1)
+    events = [event.sequence async for event in client.list_job_events(job.name)]
+    await expect(page.locator(".event")).to_have_count(len(events))
+    await go(page, f"#/{job.name}/checkpoints")
+    await page.get_by_role("button", name=f"Pin checkpoint {formatting.short(job.latest_checkpoint)}").click()
+    await expect(page.get_by_text("pinned", exact=True)).to_be_visible()
+    await go(page, f"#/{job.name}")
+    drawn = re.compile(f"epoch 1 to {EPOCHS}.*1 pauses")
+    await expect(page.get_by_role("img").first).to_have_attribute("aria-label", drawn)
 
 
 async def started(gated_jobs: GatedJobs, name: str) -> GatedJob:
@@ -153,19 +169,20 @@ async def test_a_run_is_saved_and_stopped(pages: list[Page], gated_jobs: GatedJo
     await expect(page.locator(".situation")).to_contain_text("it can go on from its checkpoint")
 
 
-async def test_pages_outlive_their_control_plane(
-    pages: list[Page], stack: Stack, gated_jobs: GatedJobs, eventually: Eventually
-) -> None:
+async def test_pages_outlive_their_control_plane(pages: list[Page], stack: Stack, gated_jobs: GatedJobs) -> None:
     gated = await started(gated_jobs, "outlived")
     page, other = pages
     await go(page, "#/jobs/outlived")
     await go(other, "#/jobs")
     await expect(badge(page)).to_have_text("RUNNING")
+    await expect(other.get_by_role("row").filter(has_text="outlived")).to_contain_text("RUNNING")
     rows = await other.get_by_role("row").count()
+    for each in pages:
+        await each.evaluate(NOTE_ALERTS)
     (process,) = (each for role, each in process_cleanup.find(stack.directory.path) if role is Role.CONTROL_PLANE)
     process.kill()
     for each in pages:
-        await expect(each.get_by_role("alert")).to_contain_text("Not live since")
+        await each.wait_for_function("() => window.alerts.some((text) => text.includes('Not live since'))")
     gated.gate.open(EPOCHS)
     for each in pages:
         await expect(each.get_by_role("alert")).to_have_count(0)

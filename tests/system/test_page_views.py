@@ -1,4 +1,4 @@
-"""The page with all that it may be told: what it shows and refuses, for everybody, whatever somebody wrote into a field."""
+"""The page with all that it may be told: what it shows, to everybody, whatever somebody wrote into a field."""
 
 import json
 import re
@@ -39,8 +39,9 @@ VIEWS = {
 }
 LOADED = {
     "jobs": "vit-base", "job": "Curves", "steps": "By step", "resources": "Over time", "log": "the last line",
-    "events": "Milestone reached", "checkpoints": "pinned", "pauses": "To the boundary", "paused-run": "Used when it paused",
-    "failed-run": "Traceback", "paused": "Paused runs", "workers": "gpu-9", "new": "What to train", "nothing": "no job of this name",
+    "events": "Milestone reached", "checkpoints": "pinned", "pauses": "To the boundary", "failed-run": "Traceback",
+    "paused-run": "Used when it paused", "paused": "Paused runs", "workers": "gpu-9", "new": "What to train",
+    "nothing": "no job of this name",
 }  # fmt: skip
 """Text that says that a view is there, and what it asks for."""
 
@@ -122,7 +123,7 @@ async def test_every_view_can_be_used_by_everybody_and_does_no_harm(visit: Visit
     await page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
     await visit.go("#/jobs")
     await page.evaluate(browsers.axe())  # not by a tag of its own, which the page's policy refuses
-    found = {}
+    found: dict[str, list[str]] = {}
     PICTURES.mkdir(parents=True, exist_ok=True)
     for name, place in VIEWS.items():
         await page.set_viewport_size({"width": 1400, "height": 900})
@@ -146,7 +147,7 @@ async def test_questions_can_be_used_by_everybody(visit: Visit) -> None:
     await visit.go(f"#/{RUNNING}")
     await page.evaluate(browsers.axe())
     for scheme in ("light", "dark"):
-        await page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
+        await page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
         for verb in ("Pause", "Cancel"):
             await page.get_by_role("button", name=verb, exact=True).click()
             dialog = page.get_by_role("dialog")
@@ -164,7 +165,7 @@ async def test_text_is_shown_as_text(visit: Visit) -> None:
     for place, where in (
         (FAILED, ".notice-bad"),
         (FAILED, ".facts"),
-        (RUNNING, ".legend"),
+        (RUNNING, ".charts"),
         (f"{RUNNING}/log", ".log"),
         (f"{RUNNING}/events", ".events"),
         (f"{RUNNING}/checkpoints", ".grid"),
@@ -242,7 +243,9 @@ async def test_what_would_be_refused_says_why(visit: Visit, name: str, offered: 
             await expect(button).not_to_have_attribute("aria-disabled", "true")
         else:
             await expect(button).to_have_attribute("aria-disabled", "true")
-            assert await button.evaluate("(it) => document.getElementById(it.getAttribute('aria-describedby')).textContent")
+            assert await button.evaluate(
+                "(it) => document.getElementById(it.getAttribute('aria-describedby')).textContent"
+            )
             await button.click(force=True)
             await expect(visit.page.get_by_role("dialog")).to_have_count(0)
 
@@ -257,7 +260,9 @@ async def test_the_state_that_is_shown_is_the_state_that_is(gateway: ScriptedGat
     gateway.refusal = {
         "code": 9,
         "message": "somebody was faster",
-        "details": [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "JOB_FINISHED", "domain": "adjourn.v1"}],
+        "details": [
+            {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "JOB_FINISHED", "domain": "adjourn.v1"}
+        ],
     }
     await page.get_by_role("dialog").get_by_role("button", name="Pause").click()
     await expect(page.get_by_role("alert")).to_contain_text("JOB_FINISHED")

@@ -24,7 +24,10 @@ VENDORED = {
     "LICENSE.inter": "@fontsource-variable/inter/LICENSE",
 }
 MARKUP = re.compile(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|eval\(|new Function|srcdoc")
-IMPURE = re.compile(r"\b(document|window|fetch|localStorage|navigator|setTimeout|location)\b|Math\.random|^import .*/html\.js", re.M)
+IMPURE = re.compile(
+    r"\b(document|window|fetch|localStorage|navigator|setTimeout|location)\b|Math\.random|^import .*/html\.js",
+    re.MULTILINE,
+)
 
 
 def test_pure_modules() -> None:
@@ -56,7 +59,7 @@ def test_no_text_becomes_markup(path: Path) -> None:
     "path", [path for path in MODULES if re.match(r"/\*\*\s(\* )?PURE", path.read_text())], ids=lambda path: path.name
 )
 def test_pure_modules_touch_nothing(path: Path) -> None:
-    code = re.sub(r"/\*.*?\*/|//.*", "", path.read_text(), flags=re.S)
+    code = re.sub(r"/\*.*?\*/|//.*", "", path.read_text(), flags=re.DOTALL)
     assert not IMPURE.search(code)
 
 
