@@ -100,11 +100,11 @@ def export(
     if why := extras.missing("adjourn checkpoint export"):
         error_messages.print_error(why)
         raise typer.Exit(Status.REFUSED)
-    from adjourn.export import file as exported
-    from adjourn.export.errors import ExportRefused
-
     with connect(ctx) as client:
         checkpoint = chosen(client, job, which)
+        from adjourn.export import file as exported  # torch: seconds, for nothing if there is no such checkpoint
+        from adjourn.export.errors import ExportRefused
+
         try:
             left_out = exported.export(
                 client, checkpoint, file, form=form, component=component, on_bytes=Meter(checkpoint.size_bytes)

@@ -36,6 +36,7 @@ def logs(
     arguments.refuse_out_of_range("--attempt", attempt)
     arguments.refuse_out_of_range("--tail", tail)
     with connect(ctx) as client:
+        client.get_job(job)  # a control plane that is away is an error now
         printer = Printer(follow=follow)
         messages = client.stream_logs(job, attempt=attempt or 0, tail_lines=tail, follow=follow)
         try:

@@ -63,6 +63,9 @@ def typed(error: grpc.RpcError, address: str) -> AdjournError:
 def plain_status(error: grpc.RpcError, address: str) -> status_pb2.Status:
     """Returns a status for an error that gRPC itself made, with a readable message."""
     said = error.details() or error.code().name
+    if "Failed parsing HTTP/2" in said or "http2 header with status" in said:
+        message = f"what answers at {address} is no control plane: it does not speak gRPC"
+        return status_pb2.Status(code=code_pb2.UNAVAILABLE, message=message)
     match error.code():
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
             # CANCELLED is what a server that is going away leaves of its streams; ours end without an error.

@@ -21,6 +21,7 @@ def piece(attempt: int, data: bytes = b"", **fields: Any) -> StreamLogsResponse:
 
 
 def test_a_log_is_printed_as_text(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.add("x")
     plane.printed = [piece(2, b"\x1b[31mloss\x1b[0m 1\n\r 50%\r100%\n\xff\xe2\x9c"), piece(2, b"\x93", end=WHOLE)]
     plane.printed[1].next_offset += len(plane.printed[0].data)
     result = adjourn("logs", "x", "--attempt", "2", "--tail", "7")
@@ -30,6 +31,7 @@ def test_a_log_is_printed_as_text(adjourn: Adjourn, plane: "Plane") -> None:
 
 
 def test_followed_attempts_are_told_apart_beside_the_log(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.add("x")
     plane.printed = [piece(1, b"one"), piece(1, end=REST_MISSING), piece(2, b"two\n", left_out_bytes=9)]
     plane.printed[1].next_offset = 3
     plane.printed.append(StreamLogsResponse(attempt=2, next_offset=4, end=WHOLE))
@@ -57,6 +59,7 @@ def test_why_there_is_nothing(adjourn: Adjourn, plane: "Plane") -> None:
 
 
 def test_errors_are_a_line(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.add("x")
     plane.printed = [piece(1, b"one\n")]
     plane.failures["StreamLogs"] = [errors.NotFoundError("jobs/x was deleted")]
     result = adjourn("logs", "x")

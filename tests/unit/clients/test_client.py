@@ -181,6 +181,29 @@ def test_the_cause_of_a_failed_connection_is_told_without_grpcs_own_words() -> N
     )
 
 
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, "Failed parsing HTTP/2 (Expected SETTINGS frame as the first frame, got 79)"),
+        (grpc.StatusCode.UNIMPLEMENTED, "Received http2 header with status: 404"),
+    ],
+)
+def test_what_is_no_control_plane_is_told_so(code: grpc.StatusCode, said: str) -> None:
+    class Foreign(grpc.RpcError):
+        def code(self) -> grpc.StatusCode:
+            return code
+
+        def details(self) -> str:
+            return said
+
+        def trailing_metadata(self) -> Any:
+            return ()
+
+    error = calls.typed(Foreign(), "web:80")
+    assert isinstance(error, errors.ControlPlaneUnreachableError)
+    assert error.message == "what answers at web:80 is no control plane: it does not speak gRPC"
+
+
 def test_ctrl_c_does_not_wait_for_a_call_in_the_making(plane: "Plane") -> None:
     begun, may_end = threading.Event(), threading.Event()
 
