@@ -86,7 +86,7 @@ def step_marks(job: Job, steps: Sequence[StepMetrics]) -> Marks:
     """Returns the same on the axis of steps, but for the best epoch."""
     pauses = sorted({float(pause.step) for pause in rested(job)})
     begun = [(before.step, after.step) for before, after in pairwise(steps) if after.attempt != before.attempt]
-    restarts = [float(low) for low, high in begun if not any(low <= pause < high for pause in pauses)]
+    restarts = [float(low) for low, high in begun if not any(low <= pause <= high for pause in pauses)]
     return Marks(pauses, restarts, None, "step")
 
 

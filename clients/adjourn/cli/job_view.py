@@ -18,6 +18,7 @@ from adjourn.cli import formatting, phrases
 from adjourn.cli.documents import document
 from adjourn.cli.usage_table import usage_table
 from adjourn.v1.job_pb2 import Condition, Job, JobSpec, Pause, PauseMode, Progress
+from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.usage_pb2 import ResourceSample
 
 COLOURS = {
@@ -31,16 +32,18 @@ VERDICTS = {
 Row = tuple[str, RenderableType]
 
 
-def paused_run(job: Job, *, now: datetime | None = None, uses: ResourceSample | None = None) -> RenderableType:
+def paused_run(
+    job: Job, *, now: datetime | None = None, uses: ResourceSample | None = None, stopped: JobEvent | None = None
+) -> RenderableType:
     """Returns state, conditions, progress, the pause with its phases and resources, and earlier pauses of a job.
 
-    `uses` is what the job used last, of one that has a worker.
+    `uses` is what the job used last, of one that has a worker; `stopped` who asked that it be stopped for good.
     """
     now = now or datetime.now(UTC)
     colour = COLOURS.get(job.state, "white")
     banner = Text.assemble(badge(job), "  ", (formatting.short(job.name), "bold"), " ", phrases.situation(job, now))
     parts: list[RenderableType] = [Panel(banner, border_style=colour, box=box.ROUNDED, expand=False)]
-    parts += section("Run", run_rows(job))
+    parts += section("Run", run_rows(job, stopped))
     if job.conditions:
         parts += section("Conditions", condition_rows(job))
     parts += section("Progress", progress_rows(job, now))
@@ -83,13 +86,16 @@ def draft(job: Job, code: str) -> RenderableType:
     return Group(Text(formatting.printable(said)), *section("Run", spec_rows(job)))
 
 
-def run_rows(job: Job) -> Iterator[Row]:
+def run_rows(job: Job, stopped: JobEvent | None) -> Iterator[Row]:
     yield from spec_rows(job)
     yield "created", formatting.moment(job.create_time) + (f" by {job.creator}" if job.creator else "")
     if job.HasField("start_time"):
         yield "started", formatting.moment(job.start_time)
     if job.HasField("end_time"):
         yield "ended", formatting.moment(job.end_time)
+    if stopped:
+        reason = f": {stopped.message}" if stopped.message else ""
+        yield "stopped by", f"{stopped.actor}, {formatting.moment(stopped.time)}{reason}"
 
 
 def spec_rows(job: Job) -> Iterator[Row]:

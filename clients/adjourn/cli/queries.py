@@ -15,6 +15,7 @@ from adjourn.cli.output import Format, Output
 from adjourn.cli.selection import JobName
 from adjourn.cli.usage import USING, newest
 from adjourn.v1.job_pb2 import Job
+from adjourn.v1.job_service_pb2 import JobEvent
 
 if TYPE_CHECKING:
     from adjourn.client import Client
@@ -75,7 +76,16 @@ def get(ctx: typer.Context, job: JobName, *, form: Output = Format.TABLE) -> Non
     with connect(ctx) as client:
         found = client.get_job(job)
         uses = newest(client, found) if form == Format.TABLE and found.state in USING else None
-    output.write([found], form, lambda: job_view.paused_run(found, uses=uses))
+        stopped = cancellation(client, found) if form == Format.TABLE else None
+    output.write([found], form, lambda: job_view.paused_run(found, uses=uses, stopped=stopped))
+
+
+def cancellation(client: "Client", job: Job) -> JobEvent | None:
+    """Returns who asked for the end of a job that is stopped for good, and why; None of any other."""
+    if job.state not in (Job.CANCELLING, Job.CANCELLED):
+        return None
+    asked = (event for event in client.list_job_events(job.name) if event.type == JobEvent.CANCEL_REQUESTED)
+    return max(asked, key=lambda event: event.sequence, default=None)
 
 
 class Metrics(TyperCommand):

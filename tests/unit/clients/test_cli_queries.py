@@ -83,6 +83,15 @@ def test_a_job_is_shown_to_people_and_to_programs(adjourn: Adjourn, plane: "Plan
     assert Parse(adjourn("get", "jobs/x", "-o", "json").stdout, Job()) == job
 
 
+def test_who_stopped_a_job_and_why_is_shown(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.add("x", Job.CANCELLED)
+    asked = JobEvent(sequence=2, type=JobEvent.CANCEL_REQUESTED, actor="eva@lab", message="wrong data")
+    plane.events = [JobEvent(sequence=1, type=JobEvent.CREATED, actor="ann"), asked, JobEvent(sequence=3)]
+    assert "eva@lab, -: wrong data" in adjourn("get", "x").stdout
+    plane.jobs["jobs/x"].state = Job.RUNNING
+    assert "eva@lab" not in adjourn("get", "x").stdout
+
+
 def test_series_are_shown_to_people_and_to_programs(adjourn: Adjourn, plane: "Plane") -> None:
     plane.epochs = [EpochMetrics(epoch=number, values={"loss": 0.5}) for number in (1, 2, 3)]
     plane.checkpoints = [Checkpoint(name="jobs/x/checkpoints/1-ab")]
@@ -235,18 +244,21 @@ def test_steps_are_shown_as_a_table_as_curves_and_to_programs(adjourn: Adjourn, 
         for number in range(1, 5)
     ]
     plane.steps[0].ClearField("loss")
+    plane.steps[2].step = 31
     lines = adjourn("metrics", "x", "--steps").stdout.splitlines()
     assert lines[0].split() == ["step", "epoch", "time", "loss", "lr", "attempt"]
     assert [line.split()[3] for line in lines[1:]] == ["-", "0.5", "0.33333", "0.25"]
     assert plane.asked[-1][1].max_steps == 1000
     found = [json.loads(line) for line in adjourn("metrics", "x", "--steps", "-o", "json").stdout.splitlines()]
-    assert [each["step"] for each in found] == [10, 20, 30, 40]
+    assert [each["step"] for each in found] == [10, 20, 31, 40]
     drawn = adjourn("metrics", "x", "--steps", "--plot").stdout
     assert "began anew after step 20" in drawn
     assert "is 0.1 in every step" in drawn
-    paused = plane.jobs["jobs/x"].past_pauses.add(step=25)
+    paused = plane.jobs["jobs/x"].past_pauses.add(step=31)  # its last steps were not told
     paused.pause_time.FromSeconds(1)
-    assert "paused after step 25" in adjourn("metrics", "x", "--steps", "--plot").stdout
+    drawn = adjourn("metrics", "x", "--steps", "--plot").stdout
+    assert "paused after step 31" in drawn
+    assert "began anew" not in drawn
 
 
 def test_jobs_are_listed_in_the_order_of_a_column(adjourn: Adjourn, plane: "Plane") -> None:
