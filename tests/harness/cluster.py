@@ -168,12 +168,17 @@ class Cluster:
         await process_cleanup.end(self.directory)
 
     async def _start(self) -> None:
-        await together(*map(self._supervisor.start, self._servers()))
+        servers = self._servers()
         addresses = [f"{HOST}:{port}" for port in free_ports(self.control_planes)]
         self.proxies.link(CLIENTS, *addresses)
         planes = [self._control_plane(f"control-plane-{n}", at) for n, at in enumerate(addresses, 1)]
         agents = [self._agent(f"worker-{n}", addresses) for n in range(1, self.workers + 1)]
-        await together(*map(self._supervisor.start, [*planes, *agents]))
+        # Agents load torch meanwhile.
+        await together(self._start_in_turn(servers, planes), *map(self._supervisor.start, agents))
+
+    async def _start_in_turn(self, *ranks: list[Program]) -> None:
+        for programs in ranks:
+            await together(*map(self._supervisor.start, programs))
 
     def _servers(self) -> list[Program]:
         port, *ports = free_ports(1 + seaweed.PORT_COUNT)

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Final, Self
 
 from adjourn.local import process_cleanup, s3_url, seaweed, services, valkey
 from adjourn.local.data_directory import DataDirectory, StackSettings
+from adjourn.local.managed_process import Program
 from adjourn.local.ports import HOST, free_ports, is_free
 from adjourn.local.supervisor import ProcessSupervisor, together
 from adjourn.objects import S3Settings
@@ -146,7 +147,8 @@ class Stack:
             self.web = f"{HOST}:{self._port('--web-port', self.options.web_port, DEFAULT_WEB_PORT)}"
         settings = self.directory.settings(threads=self._threads(), ports=1 + seaweed.PORT_COUNT)
         self._watch = asyncio.create_task(self._supervisor.watch())
-        self.redis, self.s3 = await self._start_servers(settings)
+        servers = self._servers(settings)
+        assert self.s3
         marker = process_cleanup.marker(self.directory.path)
         shared = {**marker, **s3_url.environment(self.s3)}
         control_plane = services.control_plane(
@@ -185,16 +187,20 @@ class Stack:
             )
             for listen in ([self.web] if self.web else [])
         ]
-        # Agents load torch while the control plane starts, and connect when it listens.
-        programs = (control_plane, *agents, *gateways)
-        await together(*map(self._supervisor.start, programs))
+        # Agents load torch while all else starts, and connect when the control plane listens.
+        await together(self._start_in_turn(servers, (control_plane, *gateways)), *map(self._supervisor.start, agents))
 
-    async def _start_servers(self, settings: StackSettings) -> tuple[str, S3Settings]:
-        """Starts the servers that are not external; returns how to reach them."""
+    async def _start_in_turn(self, *ranks: Sequence[Program]) -> None:
+        """Starts those of a rank together, once those before it are ready."""
+        for programs in ranks:
+            await together(*map(self._supervisor.start, programs))
+
+    def _servers(self, settings: StackSettings) -> list[Program]:
+        """Notes how to reach the servers; returns those that are not external."""
         port, *ports = settings.ports
         marker = process_cleanup.marker(self.directory.path)
-        redis = self.options.redis or valkey.url(port=port, password=settings.redis_password)
-        s3 = self.options.s3 or seaweed.access_to(
+        self.redis = self.options.redis or valkey.url(port=port, password=settings.redis_password)
+        self.s3 = self.options.s3 or seaweed.access_to(
             ports=ports, access_key=settings.s3_access_key, secret_key=settings.s3_secret_key
         )
         programs = []
@@ -214,12 +220,11 @@ class Stack:
                     directory=self.directory.path / "s3",
                     logs=self.directory.logs,
                     ports=ports,
-                    access=s3,
+                    access=self.s3,
                     environment=marker,
                 )
             )
-        await together(*map(self._supervisor.start, programs))
-        return redis, s3
+        return programs
 
     def _worker_directory(self, worker: str) -> Path:
         return self.directory.path / "workers" / worker

@@ -1,5 +1,6 @@
 """Whole training processes that are cut amid an epoch, and go on there as if nothing had been."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ def run(
     return trainings.run("cut:main", args=args, restore=restore, epochs=2, **options)
 
 
+@cache
+def uncut(trainings: TrainingProcesses, training: str) -> Attempt:
+    return run(trainings, training)
+
+
 def values(*attempts: Attempt) -> dict[int, dict[str, float]]:
     return {epoch: found for attempt in attempts for epoch, found in attempt.values.items()}
 
@@ -50,7 +56,7 @@ def values(*attempts: Attempt) -> dict[int, dict[str, float]]:
 def test_a_run_that_is_cut_amid_its_epochs_is_the_same(
     trainings: TrainingProcesses, training: str, cuts: list[int], workers: int
 ) -> None:
-    whole = run(trainings, training)
+    whole = uncut(trainings, training)
     assert whole.last.HasField("finished"), whole.log
     attempts: list[Attempt] = []
     for cut in cuts:

@@ -40,8 +40,9 @@ def test_exact(trainings: TrainingProcesses, training: str) -> None:
     entry_point = f"silent:{training}"
     whole = trainings.run(entry_point, epochs=EPOCHS)
     assert whole.last.HasField("finished"), whole.log
-    for cut in (1, 2):
-        paused = trainings.paused_at(entry_point, cut, epochs=EPOCHS)
+    paused: Attempt | None = None
+    for _ in range(2):
+        paused = trainings.run(entry_point, epochs=EPOCHS, restore=paused, order=PAUSE)
         resumed = trainings.run(entry_point, epochs=EPOCHS, restore=paused)
         assert resumed.last.HasField("finished"), resumed.log
         assert verdict(resumed) == (Pause.Verdict.EXACT, [])
