@@ -123,6 +123,27 @@ def thawing(run: training.Run) -> None:
             run.step(loss=loss)
 
 
+def thawing_late(run: training.Run) -> None:
+    """Does so with an optimizer that it makes, and tracks, within its first epoch, or the one that it goes on in."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    run.track(model=model)
+    optimizer = None
+    for epoch in run.epochs():
+        if optimizer is None:
+            optimizer = torch.optim.AdamW(model[4].parameters(), lr=0.05)
+            run.track(optimizer=optimizer)
+        if epoch == 2:
+            optimizer.add_param_group({"params": model[2].parameters(), "lr": 0.02})
+        for number, (inputs, targets) in enumerate(run.loader(Noisy(), batch_size=4, num_workers=workers(run))):
+            if epoch == 2 and number == 2:
+                optimizer.add_param_group({"params": model[0].parameters(), "lr": 0.01})
+            loss = functional.cross_entropy(model(inputs), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            run.step(loss=loss)
+
+
 def skipping(run: training.Run) -> None:
     """Asks for no batch, if `skip`."""
     course = Course(run)

@@ -540,7 +540,7 @@ class Session:
         self._expected = self.start.restore_digests or snapshots.component_digests(directory)
         # Amid an epoch the rest is compared where the run was cut: until then user code may change it.
         self._state.compare(self._expected, lambda name: self._going_on is None or name == DATA)
-        self._state.regroup()
+        self._state.regroup(self._state.tracked)
         self._release()
         self._judge(*(self._carried_otherwise() if self._stages.later else ()))
         if self._differences:

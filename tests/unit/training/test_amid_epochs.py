@@ -49,6 +49,7 @@ def values(*attempts: Attempt) -> dict[int, dict[str, float]]:
         ("counting", [2, 4, 7]),
         ("keeping", [1, 3, 7]),
         ("thawing", [1, 7, 9, 10]),
+        ("thawing_late", [1, 7, 9, 10]),
         ("replacing", [3, 8, 9]),
         ("clipping", [3, 6]),
     ],

@@ -1,6 +1,6 @@
 """Everything that decides how a training goes on: tracked objects, random generators, place in the data."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -181,6 +181,7 @@ class State:
         self._load(due | again)
         self.awaited -= due.keys()
         self.compare(expected, due.__contains__)
+        self.regroup(due)
         drawn = self.digests(is_random)
         for name in filter(is_random, self._restored.components):
             restore_generator(name, self._restored.value(name))
@@ -196,8 +197,9 @@ class State:
             )
 
     def note_groups(self) -> None:
-        """Takes the groups of optimizers for those that the epoch begins with."""
-        self.groups = {name: item.optimizer.groups() for name, item in self.tracked.items() if item.optimizer}
+        """Takes the groups of optimizers for those that the epoch begins with; of those that are awaited they stay."""
+        awaited = {name: groups for name, groups in self.groups.items() if name in self.awaited}
+        self.groups = awaited | {name: item.optimizer.groups() for name, item in self.tracked.items() if item.optimizer}
 
     def regrouped(self, epoch: int) -> dict[str, Groups]:
         """Returns `groups` of the optimizers that have got others since; not of those that began within the epoch."""
@@ -208,11 +210,11 @@ class State:
             if groups != now.get(name) and self.late.get(name) != epoch
         }
 
-    def regroup(self) -> None:
+    def regroup(self, names: Container[str]) -> None:
         """Gives optimizers their `groups`, until they are loaded again; raises StateMismatch."""
         for name, groups in self.groups.items():
             item = self.tracked.get(name)
-            if item and item.optimizer:
+            if item and item.optimizer and name in names:
                 item.optimizer.regroup(groups)
 
     def _put_switches(self, restored: SnapshotReader) -> None:
