@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 GENERATED := clients
 
-.PHONY: demo test nightly zoo check lint protos client docs bench bench-loader bench-checkpoints bench-estimates chaos clean
+.PHONY: demo test nightly zoo check lint protos client docs bench bench-loader bench-checkpoints bench-estimates bench-gateway chaos clean
 demo: $(STAMP)
 	$(BIN)/adjourn demo
 
@@ -63,6 +63,10 @@ bench-checkpoints: $(STAMP)
 # How far off estimates are on the examples, with pauses; two minutes on a machine that does nothing else.
 bench-estimates: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.estimates $(SEED)
+
+# When a change is on all of 50 open pages, and whether the gateway's memory stays; MINUTES is 10.
+bench-gateway: $(STAMP)
+	$(BIN)/python -m tests.benchmarks.gateway --minutes $(MINUTES)
 
 # SEED repeats the faults and commands of a run, not their moments.
 MINUTES ?= 10

@@ -18,6 +18,11 @@ def test_generated_code_is_current(tmp_path: Path) -> None:
     assert (differing, missing) == ([], []), "run `make protos`"
 
 
+def test_the_openapi_document_is_current() -> None:
+    done = subprocess.run([sys.executable, ROOT / "protos" / "openapi.py", "--check"], check=False, timeout=120)
+    assert done.returncode == 0, "run `make protos`"
+
+
 def test_the_blocking_client_is_current() -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "clients" / "generate_blocking.py", "--check"], check=False, timeout=120
