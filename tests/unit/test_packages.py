@@ -100,6 +100,8 @@ def test_the_wheel_has_three_packages_and_what_they_read(wheel: Path) -> None:
         "adjourn/py.typed",
         "adjourn/cli/job.yaml",
         "adjourn/web/page/static/index.html",
+        "adjourn/web/rest/openapi.json",
+        "adjourn/web/rest/viewer/vendor/openapi-explorer.min.js",
         "adjourn_control_plane/store/scripts/commit.lua",
     } <= set(names)
     required = {

@@ -9,6 +9,7 @@ from google.rpc import code_pb2
 
 from adjourn import errors, reasons
 from adjourn.v1.job_pb2 import Condition
+from adjourn.web.rest import errors as gateway_errors
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "reasons.md").read_text()
@@ -17,13 +18,14 @@ CONSTANTS = {name for name, value in vars(reasons).items() if value == name}
 
 def rows(title: str) -> Iterator[tuple[str, ...]]:
     """Yields the cells of each row of the table below a title."""
-    section = TEXT.partition(f"## {title}\n")[2].partition("\n## ")[0]
+    section = re.split(r"\n#+ ", TEXT.partition(f"# {title}\n")[2])[0]
     for line in section.splitlines():
         if line.startswith("| ") and not line.startswith("| reason"):
             yield tuple(cell.strip() for cell in line.strip("|").split("|"))
 
 
 ERRORS = list(rows("Errors of calls"))
+GATEWAY = list(rows("Of the gateway"))
 FAILURES = list(rows("Failures of attempts"))
 CONDITIONS = list(rows("Conditions"))
 
@@ -33,6 +35,11 @@ def test_every_error_of_a_call_is_listed_with_its_status() -> None:
     known.pop(errors.AdjournError.reason)  # never sent: the class of an answer that nobody knows
     assert {row[0]: row[1] for row in ERRORS} == known
     assert len(ERRORS) == len(known)
+
+
+def test_every_error_of_the_gateway_is_listed_with_its_status() -> None:
+    known = {kind.reason: str(kind.http_status) for kind in gateway_errors.HttpError.__subclasses__()}
+    assert {row[0]: row[1] for row in GATEWAY} == known
 
 
 def test_every_reason_of_a_failure_or_a_condition_is_listed() -> None:
@@ -50,7 +57,7 @@ def test_conditions_are_of_the_contract() -> None:
     assert {row[1] for row in CONDITIONS} == set(Condition.Type.keys()) - {"TYPE_UNSPECIFIED"}
 
 
-@pytest.mark.parametrize("row", [*ERRORS, *FAILURES, *CONDITIONS], ids=lambda row: row[0])
+@pytest.mark.parametrize("row", [*ERRORS, *GATEWAY, *FAILURES, *CONDITIONS], ids=lambda row: row[0])
 def test_each_is_told_in_a_sentence_with_what_to_do(row: tuple[str, ...]) -> None:
     assert len(row) == 4
     assert all(re.fullmatch(r"[A-Z`].+\.", text) for text in row[2:])

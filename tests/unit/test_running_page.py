@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "running.md").read_text()
 UNITS = sorted((ROOT / "deploy" / "systemd").glob("*.service"))
 ADJOURN = Path(sys.executable).parent / "adjourn"
-SETTINGS = rows("Object storage, for both") | rows("Control plane") | rows("Worker")
+SETTINGS = rows("Object storage, for both") | rows("Control plane") | rows("Worker") | rows("Gateway")
 
 
 def unit(path: Path) -> configparser.RawConfigParser:

@@ -36,7 +36,6 @@ class HttpError(AdjournError):
     """A request that the gateway itself refuses; `http_status` and `headers` are those of its answer."""
 
     code = code_pb2.INVALID_ARGUMENT
-    reason = "HTTP_REQUEST_INVALID"
     http_status = 400
 
     def __init__(self, message: str, headers: Mapping[str, str] | None = None) -> None:
