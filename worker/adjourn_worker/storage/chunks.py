@@ -14,7 +14,7 @@ from adjourn import manifests
 from adjourn.manifests import PART_BYTES
 from adjourn.v1.manifest_pb2 import Manifest
 
-SMALLEST: Final = 16 << 10
+SMALLEST: Final = 8 << 10
 """Bytes of a chunk, at least, but for what is left over: it takes about 50 in the manifest."""
 LARGEST: Final = 1 << 20
 MOST: Final = 8192
