@@ -11,7 +11,7 @@ import torch
 from adjourn import snapshots
 from adjourn.snapshots import IN_USE, TENSORS
 from adjourn.training.errors import NoSpace
-from adjourn.training.snapshot.pinned import Pinned
+from adjourn.training.snapshot.pinned import Cuda, Pinned
 from adjourn.training.snapshot.reader import SnapshotReader
 from adjourn.training.snapshot.writer import Layout, Slot, dumped
 from adjourn.training.state.codec import Blob
@@ -139,3 +139,13 @@ def test_what_is_restored_on_a_gpu_is_pinned_until_all_is_read(tmp_path: Path) -
     del reader
     gc.collect()
     assert not gpus.pinned
+
+
+def test_a_torch_without_a_gpu_pins_nothing_and_says_so(capfd: pytest.CaptureFixture[str]) -> None:
+    """A job on GPUs may train with something else than torch, and keep a state on the CPU."""
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    pinned = Pinned(Cuda())
+    pinned.hold(torch.zeros(10))
+    assert not pinned
+    assert "torch finds no GPU" in capfd.readouterr().err

@@ -48,6 +48,8 @@ class Cuda:
         return tensor.is_cuda
 
     def register(self, memory: torch.Tensor) -> str | None:
+        if not torch.cuda.is_available():  # a job on GPUs may train with something else than torch
+            return "torch finds no GPU"
         runtime = torch.cuda.cudart()
         error = runtime.cudaHostRegister(memory.data_ptr(), memory.nbytes, PORTABLE)
         if int(error) == 0:
