@@ -29,7 +29,9 @@ from adjourn.cli.documents import document
 from adjourn.client import AsyncClient
 from adjourn.objects import S3Objects
 from adjourn.v1.job_pb2 import Condition, Hold, Job, JobSpec, Pause, PauseMode
+from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.usage_pb2 import EpochMetrics, ResourceSample, StepMetrics
+from adjourn_control_plane.fleet.reconcile import PROGRESS_INTERVAL
 from tests.harness.cluster import Cluster
 from tests.harness.nvml_library import NvmlLibrary
 
@@ -39,11 +41,14 @@ SCRIPT: Final = Path(__file__).parents[1] / "trainings" / "diary.py"
 STEPS, STEP_SECONDS, VALIDATION_SECONDS = 8, 0.05, 0.1
 EPOCHS, WORSE, FIRST_PAUSE, SECOND_PAUSE = 12, 4, 5, 8
 """Epochs in all, the one that is no improvement, and those in which a pause is asked for."""
+ODD_STEP: Final = 9 * STEPS + 3
+"""The step that tells a loss which is no number, in the tenth epoch."""
 GPUS, PRICE = 2, 2.5
 SYNC_SECONDS: Final = 0.5
 SAMPLE_SECONDS: Final = 0.05
 NOTICE_SECONDS: Final = 1.0
 """Until what happened is known elsewhere, on a busy machine."""
+PROGRESS_SECONDS: Final = PROGRESS_INTERVAL.total_seconds()
 SLACK_SECONDS: Final = 0.2
 """From the begin of training to the first entry of its diary."""
 MIB, GIB = 1 << 20, 1 << 30
@@ -109,6 +114,7 @@ class Course:
     finished: Job
     epochs: Sequence[EpochMetrics]
     steps: Sequence[StepMetrics]
+    events: Sequence[JobEvent]
     samples: Sequence[ResourceSample]
     releases: Mapping[int, float]
     """When a watcher heard that GPUs were free, by the number of the pause, from 0..."""
@@ -194,6 +200,7 @@ class Observer:
             "step": STEP_SECONDS,
             "validation": VALIDATION_SECONDS,
             "worse_in": WORSE,
+            "odd_step": ODD_STEP,
         }
         ParseDict(args, spec.args)
         job = await self.client.create_job(spec, job_id="diary", labels={"team": "blue"})
@@ -336,6 +343,7 @@ async def course(tmp_path_factory: pytest.TempPathFactory) -> Course:
             epochs=[each async for each in client.list_epoch_metrics(observer.name)],
             steps=await client.list_step_metrics(observer.name),
             samples=await client.list_resource_samples(observer.name),
+            events=[each async for each in client.list_job_events(observer.name)],
             releases=observer.releases,
             resumes=observer.resumes,
         )
@@ -466,14 +474,23 @@ async def test_the_series_have_every_epoch_and_what_was_used(course: Course) -> 
     ]
     for each, entry in zip(course.epochs, ended, strict=True):
         own = [step["loss"] for step in of(course.diary, "step") if step["epoch"] == entry["epoch"]]
-        assert each.values["train_loss"] == pytest.approx(sum(own) / len(own))
+        assert each.values["train_loss"] == pytest.approx(sum(own) / len(own), nan_ok=True)
         assert each.best == (entry["epoch"] != WORSE)
         assert seconds(each.time) == pytest.approx(entry["time"], abs=NOTICE_SECONDS)
     losses = {entry["step"]: entry["loss"] for entry in of(course.diary, "step")}
     assert course.steps[-1].step == max(losses)
-    assert all(each.loss == pytest.approx(losses[each.step]) for each in course.steps)
+    assert all(each.loss == pytest.approx(losses[each.step], nan_ok=True) for each in course.steps)
     assert {sample.attempt for sample in course.samples} == {1, 2, 3}
     assert all(sample.memory_bytes > MIB for sample in course.samples)
+
+
+async def test_a_loss_that_is_no_number_is_told_once_soon_after_its_step(course: Course) -> None:
+    assert course.finished.progress.not_finite_steps == 1
+    (event,) = [event for event in course.events if event.type == JobEvent.LOSS_NOT_FINITE]
+    assert event.details["metric"] == "loss"
+    assert int(event.details["step"]) >= ODD_STEP
+    (odd,) = [entry for entry in of(course.diary, "step") if entry["step"] == ODD_STEP]
+    assert odd["time"] <= seconds(event.time) <= odd["time"] + PROGRESS_SECONDS + 2 * NOTICE_SECONDS
 
 
 async def test_the_checkpoint_is_as_large_as_what_is_in_s3(course: Course) -> None:

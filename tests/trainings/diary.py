@@ -1,10 +1,12 @@
 """A training of an even pace that keeps a diary: what it did and used, by its own clocks.
 
 Arguments: `diary`, the file, a JSON object a line; `step` and `validation`, the seconds that a step and what follows
-the last of an epoch take, of which it computes a third; `worse_in`, the epoch whose validation is worse than others.
+the last of an epoch take, of which it computes a third; `worse_in`, the epoch whose validation is worse than others;
+`odd_step`, the step that tells a loss which is no number.
 """
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -53,8 +55,9 @@ def main(run: training.Run) -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            run.step(loss=loss)
-            note("step", epoch=epoch, step=run.steps, loss=loss.item())
+            told = math.nan if run.steps + 1 == run.args["odd_step"] else loss.item()
+            run.step(loss=told)
+            note("step", epoch=epoch, step=run.steps, loss=told)
         last(run.args["validation"])
         val_loss = 2.0 if epoch == run.args["worse_in"] else 1 / epoch
         run.log(val_loss=val_loss, accuracy=epoch / 100)

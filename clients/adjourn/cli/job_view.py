@@ -152,6 +152,8 @@ def progress_rows(job: Job, now: datetime) -> Iterator[Row]:
     yield "steps", steps(progress)
     if progress.HasField("loss"):
         yield "loss", formatting.figure(progress.loss)
+    if progress.not_finite_steps:
+        yield "not finite", f"the loss of {formatting.counted(progress.not_finite_steps, 'step')}"
     if progress.metrics:
         yield (
             "metrics",

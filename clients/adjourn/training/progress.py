@@ -1,5 +1,6 @@
 """How far a training has got: steps, losses, metrics, time."""
 
+import math
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -32,6 +33,8 @@ class ProgressTracker:
         self._counted = False
         self._newest = before
         self.loss: float | None = None
+        self.not_finite_steps = 0
+        """Steps so far whose loss was NaN or infinite."""
         self.metrics: dict[str, float] = {}
         """Newest value of each."""
         self.values: dict[str, float] = {}
@@ -92,6 +95,7 @@ class ProgressTracker:
     def _put_newest(self) -> None:
         self.loss = self._newest.loss if self._newest.HasField("loss") else None
         self.metrics = dict(self._newest.metrics)
+        self.not_finite_steps = self._newest.not_finite_steps
 
     def go_on(self) -> None:
         """Begins with an epoch that is under way."""
@@ -144,6 +148,7 @@ class ProgressTracker:
             self.loss = float(loss)
             self._sum += self.loss
             self._count += 1
+            self.not_finite_steps += not math.isfinite(self.loss)
         self.losses.clear()
 
     def progress(self, best: Best | None) -> Progress:
@@ -156,6 +161,7 @@ class ProgressTracker:
             loss=self.loss,
             metrics=self.metrics,
             best=best,
+            not_finite_steps=self.not_finite_steps,
         )
         progress.active_duration.FromTimedelta(timedelta(seconds=self.active_seconds))
         progress.report_time.GetCurrentTime()

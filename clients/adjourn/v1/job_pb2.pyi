@@ -592,6 +592,7 @@ class Progress(_message.Message):
     LEAST_REMAINING_DURATION_FIELD_NUMBER: _builtins.int
     MOST_REMAINING_DURATION_FIELD_NUMBER: _builtins.int
     ESTIMATE_ERROR_FIELD_NUMBER: _builtins.int
+    NOT_FINITE_STEPS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Epochs completed."""
     step: _builtins.int
@@ -606,6 +607,8 @@ class Progress(_message.Message):
     """By how much the durations of past epochs differed from what was expected of each before it: the mean, as a share of the
     duration. Unset before the second epoch.
     """
+    not_finite_steps: _builtins.int
+    """Steps so far whose loss was NaN or infinite."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Newest value of every metric that was reported."""
@@ -652,10 +655,11 @@ class Progress(_message.Message):
         least_remaining_duration: _duration_pb2.Duration | None = ...,
         most_remaining_duration: _duration_pb2.Duration | None = ...,
         estimate_error: _builtins.float | None = ...,
+        not_finite_steps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_estimate_error", b"_estimate_error", "_loss", b"_loss", "_steps_per_epoch", b"_steps_per_epoch", "active_duration", b"active_duration", "best", b"best", "estimate_error", b"estimate_error", "least_remaining_duration", b"least_remaining_duration", "loss", b"loss", "most_remaining_duration", b"most_remaining_duration", "remaining_duration", b"remaining_duration", "report_time", b"report_time", "steps_per_epoch", b"steps_per_epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimate_error", b"_estimate_error", "_loss", b"_loss", "_steps_per_epoch", b"_steps_per_epoch", "active_duration", b"active_duration", "best", b"best", "epoch", b"epoch", "epoch_step", b"epoch_step", "estimate_error", b"estimate_error", "least_remaining_duration", b"least_remaining_duration", "loss", b"loss", "metrics", b"metrics", "most_remaining_duration", b"most_remaining_duration", "remaining_duration", b"remaining_duration", "report_time", b"report_time", "step", b"step", "steps_per_epoch", b"steps_per_epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimate_error", b"_estimate_error", "_loss", b"_loss", "_steps_per_epoch", b"_steps_per_epoch", "active_duration", b"active_duration", "best", b"best", "epoch", b"epoch", "epoch_step", b"epoch_step", "estimate_error", b"estimate_error", "least_remaining_duration", b"least_remaining_duration", "loss", b"loss", "metrics", b"metrics", "most_remaining_duration", b"most_remaining_duration", "not_finite_steps", b"not_finite_steps", "remaining_duration", b"remaining_duration", "report_time", b"report_time", "step", b"step", "steps_per_epoch", b"steps_per_epoch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__estimate_error: _TypeAlias = _typing.Literal["estimate_error"]  # noqa: Y015
     _WhichOneofArgType__estimate_error: _TypeAlias = _typing.Literal["_estimate_error", b"_estimate_error"]  # noqa: Y015

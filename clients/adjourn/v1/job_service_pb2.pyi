@@ -812,11 +812,13 @@ class JobEvent(_message.Message):
         MILESTONE_REACHED: JobEvent._Type.ValueType  # 25
         """A quarter, half, three quarters or all of its epochs are trained, for the first time. Details: `percent`, `epoch`."""
         LOSS_NOT_FINITE: JobEvent._Type.ValueType  # 26
-        """A loss was NaN or infinite at the end of an epoch, and was not at the end of the one before. Details: `metric`,
-        `value`, `epoch`, and `action`, what may help.
+        """A loss was NaN or infinite, by a step or at the end of an epoch, and was not before. Details: `metric`, `value` (of
+        a step that is over `nan`, whichever it was), `epoch`, of a step `step`, and `action`, what may help.
         """
         LOSS_JUMPED: JobEvent._Type.ValueType  # 27
-        """A loss is far above what it was at the ends of the epochs before. Details as of LOSS_NOT_FINITE, and `usual`."""
+        """A loss is far above what it was of steps before, or at the ends of epochs before. Details as of LOSS_NOT_FINITE, and
+        `usual`.
+        """
         GRADIENTS_EXPLODED: JobEvent._Type.ValueType  # 28
         """The norm of the gradients that the run logs (`gradient_norm`, `grad_norm`) is many times what it was, or is not
         finite. Details as of LOSS_JUMPED.
@@ -882,11 +884,13 @@ class JobEvent(_message.Message):
     MILESTONE_REACHED: JobEvent.Type.ValueType  # 25
     """A quarter, half, three quarters or all of its epochs are trained, for the first time. Details: `percent`, `epoch`."""
     LOSS_NOT_FINITE: JobEvent.Type.ValueType  # 26
-    """A loss was NaN or infinite at the end of an epoch, and was not at the end of the one before. Details: `metric`,
-    `value`, `epoch`, and `action`, what may help.
+    """A loss was NaN or infinite, by a step or at the end of an epoch, and was not before. Details: `metric`, `value` (of
+    a step that is over `nan`, whichever it was), `epoch`, of a step `step`, and `action`, what may help.
     """
     LOSS_JUMPED: JobEvent.Type.ValueType  # 27
-    """A loss is far above what it was at the ends of the epochs before. Details as of LOSS_NOT_FINITE, and `usual`."""
+    """A loss is far above what it was of steps before, or at the ends of epochs before. Details as of LOSS_NOT_FINITE, and
+    `usual`.
+    """
     GRADIENTS_EXPLODED: JobEvent.Type.ValueType  # 28
     """The norm of the gradients that the run logs (`gradient_norm`, `grad_norm`) is many times what it was, or is not
     finite. Details as of LOSS_JUMPED.

@@ -1,17 +1,20 @@
-"""PURE. What looks wrong in the metrics of an epoch, and what may help: told when it begins, not while it lasts.
+"""PURE. What looks wrong in the metrics of a job, and what may help: told when it begins, not while it lasts.
 
-Judged is what the control plane is told, at the end of an epoch: losses (`loss`, or a name that ends in `_loss`) and
-norms of gradients (`gradient_norm`, `grad_norm`), where the run logs them; and, as samples come, the memory of GPUs,
-where NVML tells it. Nothing is stopped: what is wrong for one training is in order for another.
+Judged is what the control plane is told. At the end of an epoch: losses (`loss`, or a name that ends in `_loss`) and
+norms of gradients (`gradient_norm`, `grad_norm`), where the run logs them. As progress goes into the record: the loss
+of the newest step, whether that of any step was not finite, and norms of gradients that are logged by steps. As samples
+come: the memory of GPUs, where NVML tells it. What was told of the steps of an epoch is not told again at its end.
+Nothing is stopped: what is wrong for one training is in order for another.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
 from adjourn.internal.v1.record_pb2 import JobRecord, MetricHistory
+from adjourn.v1.job_pb2 import Progress
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.usage_pb2 import EpochMetrics, GpuSample, ResourceSample
 
@@ -19,6 +22,11 @@ RECENT: Final = 5
 """Epochs that a new value is compared with."""
 ENOUGH: Final = 3
 """Epochs without which nothing is usual."""
+RECENT_STEPS: Final = 20
+"""Values that one of a step is compared with: of steps that are seconds apart."""
+ENOUGH_STEPS: Final = 10
+QUIET_STEPS: Final = 100
+"""As many values of steps that look right are needed before it is told again that one looks wrong."""
 METRICS: Final = 20
 """Metrics of a job that are looked at, the first by name: they are kept with its record."""
 SPREADS: Final = 3
@@ -33,9 +41,7 @@ NOT_FINITE_HELPS: Final = (
     "Pause or cancel it: what it trains from here on is lost. Look for a division by zero, a logarithm of zero or bad"
     " samples; lower the learning rate, or clip the gradients."
 )
-JUMP_HELPS: Final = (
-    "Watch the next epochs. If it stays there, lower the learning rate, or look at the data of the epoch."
-)
+JUMP_HELPS: Final = "Watch what follows. If it stays there, lower the learning rate, or look at the data of the epoch."
 EXPLOSION_HELPS: Final = "Clip the gradients (torch.nn.utils.clip_grad_norm_), or lower the learning rate."
 
 NEARLY_FULL: Final = 0.95
@@ -55,6 +61,31 @@ class Anomaly:
     details: dict[str, str]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Value:
+    """A metric at some place of a training."""
+
+    metric: str
+    value: float
+    epoch: int
+    """The epoch that it ends, or is in."""
+    step: int | None = None
+    """The step that it is of."""
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.value)
+
+    @property
+    def place(self) -> str:
+        return f"after epoch {self.epoch}" if self.step is None else f"by step {self.step}, in epoch {self.epoch}"
+
+    @property
+    def details(self) -> dict[str, str]:
+        of_step = {} if self.step is None else {"step": str(self.step)}
+        return {"metric": self.metric, "value": f"{self.value:.6g}", "epoch": str(self.epoch), **of_step}
+
+
 def look(record: JobRecord, metrics: EpochMetrics) -> list[Anomaly]:
     """Returns what looks wrong at the end of an epoch, by metric, and notes the values for the next look."""
     watched = sorted(name for name in metrics.values if name in GRADIENTS or is_loss(name))[:METRICS]
@@ -62,12 +93,48 @@ def look(record: JobRecord, metrics: EpochMetrics) -> list[Anomaly]:
     for name in watched:
         if name not in record.metric_histories and len(record.metric_histories) >= METRICS:
             continue
-        history, value = record.metric_histories[name], metrics.values[name]
-        anomaly = judged(name, value, history, metrics.epoch)
-        if anomaly is not None:
+        history = record.metric_histories[name]
+        value = Value(metric=name, value=metrics.values[name], epoch=metrics.epoch)
+        anomaly = judged(value, history, enough=ENOUGH)
+        lasts = history.not_finite and not value.finite
+        if anomaly and not lasts and record.anomaly_epochs.get(anomaly.kind, 0) < metrics.epoch:
             found.append(anomaly)
-        note(history, value)
+        note(history, value.value, RECENT)
     return found
+
+
+def look_at_steps(record: JobRecord, known: Progress, progress: Progress) -> list[Anomaly]:
+    """Returns what looks wrong of the steps since `known`, and notes the newest values for the next look."""
+    found = []
+    for value in of_steps(known, progress):
+        history = record.step_histories[value.metric]
+        if value.value in history.recent[-1:]:  # it is not logged by steps, or has stayed the same
+            continue
+        anomaly = judged(value, history, enough=ENOUGH_STEPS)
+        if anomaly:
+            ended = (each for name, each in record.metric_histories.items() if is_like(name, value.metric))
+            lasts = not value.finite and any(each.not_finite for each in ended)
+            if not lasts and (not history.HasField("usual_since") or history.usual_since >= QUIET_STEPS):
+                found.append(anomaly)
+            record.anomaly_epochs[anomaly.kind] = value.epoch
+            history.usual_since = 0
+        elif history.HasField("usual_since"):
+            history.usual_since += 1
+        note(history, value.value, RECENT_STEPS)
+    return found
+
+
+def of_steps(known: Progress, progress: Progress) -> Iterator[Value]:
+    """Yields what is judged of the steps since `known`: the newest loss, and norms of gradients."""
+    if progress.step <= known.step:
+        return
+    epoch = progress.epoch + bool(progress.epoch_step)
+    if progress.HasField("loss"):
+        was_not_finite = progress.not_finite_steps > known.not_finite_steps
+        loss = math.nan if was_not_finite and math.isfinite(progress.loss) else progress.loss
+        yield Value(metric="loss", value=loss, epoch=epoch, step=progress.step)
+    for name in sorted(GRADIENTS & progress.metrics.keys()):
+        yield Value(metric=name, value=progress.metrics[name], epoch=epoch, step=progress.step)
 
 
 def nearly_full(samples: Iterable[ResourceSample]) -> GpuSample | None:
@@ -80,24 +147,26 @@ def is_loss(name: str) -> bool:
     return name == "loss" or name.endswith("_loss")
 
 
-def judged(name: str, value: float, history: MetricHistory, epoch: int) -> Anomaly | None:
-    """Returns what looks wrong about a value, given those before."""
-    gradients = name in GRADIENTS
-    details = {"metric": name, "value": f"{value:.6g}", "epoch": str(epoch)}
-    if not math.isfinite(value):
-        if history.not_finite:
-            return None
+def is_like(name: str, other: str) -> bool:
+    """Returns whether both are losses, or both norms of gradients."""
+    return (name in GRADIENTS) == (other in GRADIENTS)
+
+
+def judged(value: Value, history: MetricHistory, *, enough: int) -> Anomaly | None:
+    """Returns what looks wrong about a value, given those before; with fewer than `enough` nothing is usual."""
+    gradients = value.metric in GRADIENTS
+    if not value.finite:
         kind = JobEvent.GRADIENTS_EXPLODED if gradients else JobEvent.LOSS_NOT_FINITE
-        message = f"{name} is {value:g} after epoch {epoch}"
-        return Anomaly(kind=kind, message=message, details={**details, "action": NOT_FINITE_HELPS})
+        message = f"{value.metric} is {value.value:g} {value.place}"
+        return Anomaly(kind=kind, message=message, details={**value.details, "action": NOT_FINITE_HELPS})
     recent = list(history.recent)
-    if len(recent) < ENOUGH or not (exploded if gradients else jumped)(value, recent, history.first):
+    if len(recent) < enough or not (exploded if gradients else jumped)(value.value, recent, history.first):
         return None
     kind = JobEvent.GRADIENTS_EXPLODED if gradients else JobEvent.LOSS_JUMPED
     usual = f"{median(recent):.6g}"
-    message = f"{name} is {value:.6g} after epoch {epoch}, and was about {usual}"
+    message = f"{value.metric} is {value.value:.6g} {value.place}, and was about {usual}"
     action = EXPLOSION_HELPS if gradients else JUMP_HELPS
-    return Anomaly(kind=kind, message=message, details={**details, "usual": usual, "action": action})
+    return Anomaly(kind=kind, message=message, details={**value.details, "usual": usual, "action": action})
 
 
 def jumped(loss: float, recent: Sequence[float], first: float) -> bool:
@@ -109,12 +178,12 @@ def exploded(norm: float, recent: Sequence[float], _first: float) -> bool:
     return norm > EXPLOSION * median(recent) and norm > 2 * max(recent)
 
 
-def note(history: MetricHistory, value: float) -> None:
-    """Adds a value to those that the next one is compared with."""
+def note(history: MetricHistory, value: float, kept: int) -> None:
+    """Adds a value to those that the next one is compared with, of which so many are kept."""
     history.not_finite = not math.isfinite(value)
     if history.not_finite:
         return
     if not history.HasField("first"):
         history.first = value
     history.recent.append(value)
-    del history.recent[:-RECENT]
+    del history.recent[:-kept]

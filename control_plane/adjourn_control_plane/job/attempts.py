@@ -67,6 +67,8 @@ def observed(transition: Transition, event: Observed) -> None:
     record, job = transition.record, transition.job
     record.observed_generation = max(record.observed_generation, event.generation)
     if event.progress is not None:
+        for found in anomalies.look_at_steps(record, job.progress, event.progress):
+            transition.record_event(found.kind, found.message, **found.details)
         job.progress.CopyFrom(event.progress)
         record.progress_time.FromDatetime(transition.now - event.progress_age)
         estimates.update_remaining(transition.record)

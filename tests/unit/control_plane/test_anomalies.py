@@ -1,4 +1,4 @@
-"""What looks wrong in the metrics of an epoch: told when it begins, with what may help; and nothing else is told."""
+"""What looks wrong in metrics of epochs and steps: told when it begins, with what may help; nothing else is told."""
 
 import math
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adjourn.internal.v1.record_pb2 import JobRecord
-from adjourn.v1.job_pb2 import Job
+from adjourn.v1.job_pb2 import Job, Progress
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn.v1.usage_pb2 import EpochMetrics, GpuSample, ResourceSample
 from adjourn_control_plane.job import anomalies
-from adjourn_control_plane.job.events import EpochEnded, MemoryNearlyFull
+from adjourn_control_plane.job.events import EpochEnded, MemoryNearlyFull, Observed
 from tests.harness.job_life import A, Life
 
 NAN, INF = math.nan, math.inf
@@ -48,6 +48,95 @@ def told(values: Sequence[float], metric: str = "val_loss") -> dict[int, str]:
 )
 def test_a_loss(values: list[float], expected: dict[int, str]) -> None:
     assert told(values) == expected
+
+
+STEADY = [1.0, 1.1] * 6
+"""As many values of steps as make something usual, and two more."""
+
+
+def told_of_steps(losses: Sequence[float], *, not_finite: Sequence[int] = (), **metrics: float) -> dict[int, str]:
+    """Returns what is told by which step of losses that are seen every tenth step, in epochs of 1000.
+
+    `not_finite`: places where steps before the one that is seen had a loss that was not finite.
+    """
+    record, known, found = JobRecord(), Progress(), {}
+    for place, loss in enumerate(losses, 1):
+        count = known.not_finite_steps + (place in not_finite or not math.isfinite(loss))
+        step = 10 * place
+        progress = Progress(
+            epoch=step // 1000, step=step, epoch_step=step % 1000, loss=loss, not_finite_steps=count, metrics=metrics
+        )
+        for anomaly in anomalies.look_at_steps(record, known, progress):
+            assert (anomaly.details["metric"], anomaly.details["step"]) == ("loss", str(step))
+            assert anomaly.details["action"]
+            found[place] = JobEvent.Type.Name(anomaly.kind)
+        known = progress
+    assert all(len(history.recent) <= anomalies.RECENT_STEPS for history in record.step_histories.values())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ([NAN, NAN, NAN], {1: "LOSS_NOT_FINITE"}),
+        ([1.0, INF, 1.0, NAN, 1.0], {2: "LOSS_NOT_FINITE"}),  # once, until it was in order for long
+        ([1.0, NAN, *STEADY * 9, NAN], {2: "LOSS_NOT_FINITE", 111: "LOSS_NOT_FINITE"}),
+        ([*STEADY, 4.0, 4.1, 4.0], {13: "LOSS_JUMPED"}),
+        ([*STEADY, 4.0, NAN], {13: "LOSS_JUMPED"}),
+        ([*STEADY[:9], 4.0], {}),
+        ([10.0 / step for step in range(1, 40)], {}),
+        ([1.0, 3.0] * 10 + [4.0], {}),  # it is as noisy as that
+    ],
+)
+def test_losses_of_steps(losses: list[float], expected: dict[int, str]) -> None:
+    assert told_of_steps(losses) == expected
+
+
+def test_a_step_between_those_that_are_seen_is_not_missed() -> None:
+    assert told_of_steps([1.0, 1.1, 1.0], not_finite=[2]) == {2: "LOSS_NOT_FINITE"}
+    assert told_of_steps([1.0, 1.1, 1.0], not_finite=[2, 3]) == {2: "LOSS_NOT_FINITE"}
+
+
+def test_norms_of_gradients_that_are_logged_by_steps() -> None:
+    record, known, found = JobRecord(), Progress(), []
+    for step, norm in enumerate([*STEADY, 40.0, 41.0, NAN], 1):
+        progress = Progress(step=step, epoch_step=step, metrics={"grad_norm": norm, "val_loss": NAN})
+        found += anomalies.look_at_steps(record, known, progress)
+        known = progress
+    (anomaly,) = found
+    assert (anomaly.kind, anomaly.details["metric"]) == (JobEvent.GRADIENTS_EXPLODED, "grad_norm")
+    assert anomaly.message == "grad_norm is 40 by step 13, in epoch 1, and was about 1.05"
+
+
+def test_a_norm_that_is_logged_by_epochs_is_one_value_however_often_it_is_seen() -> None:
+    record = JobRecord()
+    for step in range(1, 30):
+        progress = Progress(step=step, epoch_step=step, metrics={"grad_norm": 1.0 if step < 20 else 40.0})
+        assert not anomalies.look_at_steps(record, Progress(step=step - 1), progress)
+    assert list(record.step_histories["grad_norm"].recent) == [1.0, 40.0]
+
+
+def test_what_is_not_new_is_not_looked_at() -> None:
+    known = Progress(step=10, epoch_step=10, loss=1.0)
+    assert not anomalies.look_at_steps(JobRecord(), known, Progress(step=10, epoch_step=10, loss=NAN))
+
+
+def test_what_was_told_of_steps_is_not_told_again_at_the_end_of_their_epoch() -> None:
+    def at_the_end(epoch: int) -> list[int]:
+        record = JobRecord()
+        assert anomalies.look_at_steps(record, Progress(), Progress(epoch=2, step=9, epoch_step=1, loss=NAN))
+        values = {"train_loss": NAN, "grad_norm": NAN}
+        return [each.kind for each in anomalies.look(record, EpochMetrics(epoch=epoch, values=values))]
+
+    assert at_the_end(2) == at_the_end(3) == [JobEvent.GRADIENTS_EXPLODED]
+    assert at_the_end(4) == [JobEvent.GRADIENTS_EXPLODED, JobEvent.LOSS_NOT_FINITE]
+
+
+def test_what_was_told_at_the_end_of_an_epoch_is_not_told_again_of_its_steps() -> None:
+    record = JobRecord()
+    assert anomalies.look(record, EpochMetrics(epoch=1, values={"train_loss": NAN}))
+    progress = Progress(epoch=1, step=9, epoch_step=1, loss=NAN)
+    assert not anomalies.look_at_steps(record, Progress(), progress)
 
 
 @pytest.mark.parametrize("metric", ["gradient_norm", "grad_norm"])
@@ -114,4 +203,16 @@ def test_a_job_tells_of_it_in_its_history_and_trains_on() -> None:
     (event,) = [event for event in events if event.type == JobEvent.LOSS_NOT_FINITE]
     assert (event.state, event.details["epoch"], event.details["value"]) == (Job.RUNNING, "2", "nan")
     assert event.message == "train_loss is nan after epoch 2"
+    assert life.state == "RUNNING"
+
+
+def test_a_job_tells_of_its_steps_as_it_makes_them() -> None:
+    life = Life().running()
+    for step, loss in enumerate([1.0, NAN, NAN], 1):
+        progress = Progress(step=step, epoch_step=step, loss=loss)
+        life.tell(Observed(actor=A, generation=life.record.generation, progress=progress))
+    life.tell(EpochEnded(actor=A, metrics=EpochMetrics(epoch=1, values={"train_loss": NAN})))
+    events = [event for decision in life.decisions for event in decision.events]
+    (event,) = [event for event in events if event.type == JobEvent.LOSS_NOT_FINITE]
+    assert event.message == "loss is nan by step 2, in epoch 1"
     assert life.state == "RUNNING"

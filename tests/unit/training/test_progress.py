@@ -1,9 +1,21 @@
+import math
+
 import pytest
 import torch
 
 from adjourn import frames
 from adjourn.training.progress import METRIC_LIMIT, NAME_LIMIT, ProgressTracker, copied
 from adjourn.v1.job_pb2 import Progress
+
+
+@pytest.mark.parametrize("interval", [1, 3, 100])
+def test_every_step_whose_loss_is_not_finite_is_counted(interval: int) -> None:
+    tracker = ProgressTracker(Progress(not_finite_steps=2))
+    for step, loss in enumerate([1.0, math.nan, 1.0, math.inf, 1.0], 1):
+        tracker.losses.append(loss)
+        if step % interval == 0:
+            tracker.settle()
+    assert tracker.progress(None).not_finite_steps == 4
 
 
 @pytest.mark.parametrize("interval", [1, 2, 7, 1000])

@@ -52,6 +52,47 @@ class JobRecord(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class StepHistoriesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___MetricHistory: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___MetricHistory | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class AnomalyEpochsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     JOB_FIELD_NUMBER: _builtins.int
     NUMBER_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
@@ -86,6 +127,8 @@ class JobRecord(_message.Message):
     FURTHEST_ENDED_EPOCH_FIELD_NUMBER: _builtins.int
     METRIC_HISTORIES_FIELD_NUMBER: _builtins.int
     MEMORY_TOLD_ATTEMPT_FIELD_NUMBER: _builtins.int
+    STEP_HISTORIES_FIELD_NUMBER: _builtins.int
+    ANOMALY_EPOCHS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Order of creation, from 1, over all jobs; the queue's order."""
     revision: _builtins.int
@@ -188,6 +231,14 @@ class JobRecord(_message.Message):
     def metric_histories(self) -> _containers.MessageMap[_builtins.str, Global___MetricHistory]:
         """What losses and norms of gradients were at the ends of epochs, by metric."""
 
+    @_builtins.property
+    def step_histories(self) -> _containers.MessageMap[_builtins.str, Global___MetricHistory]:
+        """What the loss and norms of gradients were as steps were made, by metric."""
+
+    @_builtins.property
+    def anomaly_epochs(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
+        """In which epoch steps had a kind of anomaly (JobEvent.Type) last: at its end it is not told again."""
+
     def __init__(
         self,
         *,
@@ -225,10 +276,12 @@ class JobRecord(_message.Message):
         furthest_ended_epoch: _builtins.int = ...,
         metric_histories: _abc.Mapping[_builtins.str, Global___MetricHistory] | None = ...,
         memory_told_attempt: _builtins.int = ...,
+        step_histories: _abc.Mapping[_builtins.str, Global___MetricHistory] | None = ...,
+        anomaly_epochs: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_epoch_error", b"_epoch_error", "best_checkpoint", b"best_checkpoint", "checkpoint", b"checkpoint", "epoch_error", b"epoch_error", "job", b"job", "lost_attempt", b"lost_attempt", "past_failure", b"past_failure", "pause_release_time", b"pause_release_time", "progress_time", b"progress_time", "resumption", b"resumption", "timed_epoch", b"timed_epoch", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epoch_error", b"_epoch_error", "allow_inexact", b"allow_inexact", "applied_report", b"applied_report", "began", b"began", "best_checkpoint", b"best_checkpoint", "checkpoint", b"checkpoint", "device_uuids", b"device_uuids", "epoch_error", b"epoch_error", "epoch_times", b"epoch_times", "epochs_since_restart", b"epochs_since_restart", "event_sequence", b"event_sequence", "furthest_ended_epoch", b"furthest_ended_epoch", "furthest_epoch", b"furthest_epoch", "generation", b"generation", "job", b"job", "last_instance", b"last_instance", "last_worker", b"last_worker", "lost_attempt", b"lost_attempt", "memory_told_attempt", b"memory_told_attempt", "metric_histories", b"metric_histories", "number", b"number", "observed_generation", b"observed_generation", "past_failure", b"past_failure", "pause_mode", b"pause_mode", "pause_release_time", b"pause_release_time", "pinned_checkpoints", b"pinned_checkpoints", "progress_time", b"progress_time", "released", b"released", "restored_checkpoint", b"restored_checkpoint", "resumption", b"resumption", "revision", b"revision", "target", b"target", "timed_epoch", b"timed_epoch", "token", b"token", "unconfirmed_releases", b"unconfirmed_releases"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_epoch_error", b"_epoch_error", "allow_inexact", b"allow_inexact", "anomaly_epochs", b"anomaly_epochs", "applied_report", b"applied_report", "began", b"began", "best_checkpoint", b"best_checkpoint", "checkpoint", b"checkpoint", "device_uuids", b"device_uuids", "epoch_error", b"epoch_error", "epoch_times", b"epoch_times", "epochs_since_restart", b"epochs_since_restart", "event_sequence", b"event_sequence", "furthest_ended_epoch", b"furthest_ended_epoch", "furthest_epoch", b"furthest_epoch", "generation", b"generation", "job", b"job", "last_instance", b"last_instance", "last_worker", b"last_worker", "lost_attempt", b"lost_attempt", "memory_told_attempt", b"memory_told_attempt", "metric_histories", b"metric_histories", "number", b"number", "observed_generation", b"observed_generation", "past_failure", b"past_failure", "pause_mode", b"pause_mode", "pause_release_time", b"pause_release_time", "pinned_checkpoints", b"pinned_checkpoints", "progress_time", b"progress_time", "released", b"released", "restored_checkpoint", b"restored_checkpoint", "resumption", b"resumption", "revision", b"revision", "step_histories", b"step_histories", "target", b"target", "timed_epoch", b"timed_epoch", "token", b"token", "unconfirmed_releases", b"unconfirmed_releases"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__epoch_error: _TypeAlias = _typing.Literal["epoch_error"]  # noqa: Y015
     _WhichOneofArgType__epoch_error: _TypeAlias = _typing.Literal["_epoch_error", b"_epoch_error"]  # noqa: Y015
@@ -272,17 +325,20 @@ Global___EpochTime: _TypeAlias = EpochTime  # noqa: Y015
 
 @_typing.final
 class MetricHistory(_message.Message):
-    """What a metric was at the ends of the last epochs."""
+    """What a metric was at the ends of the last epochs, or as steps were made."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FIRST_FIELD_NUMBER: _builtins.int
     RECENT_FIELD_NUMBER: _builtins.int
     NOT_FINITE_FIELD_NUMBER: _builtins.int
+    USUAL_SINCE_FIELD_NUMBER: _builtins.int
     first: _builtins.float
     """The first finite value."""
     not_finite: _builtins.bool
     """The newest value of all was NaN or infinite."""
+    usual_since: _builtins.int
+    """Of steps: values since one that looked wrong, which was told; unset: none has."""
     @_builtins.property
     def recent(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The newest finite values, oldest first."""
@@ -293,14 +349,20 @@ class MetricHistory(_message.Message):
         first: _builtins.float | None = ...,
         recent: _abc.Iterable[_builtins.float] | None = ...,
         not_finite: _builtins.bool = ...,
+        usual_since: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_first", b"_first", "first", b"first"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_first", b"_first", "_usual_since", b"_usual_since", "first", b"first", "usual_since", b"usual_since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first", b"_first", "first", b"first", "not_finite", b"not_finite", "recent", b"recent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first", b"_first", "_usual_since", b"_usual_since", "first", b"first", "not_finite", b"not_finite", "recent", b"recent", "usual_since", b"usual_since"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__first: _TypeAlias = _typing.Literal["first"]  # noqa: Y015
     _WhichOneofArgType__first: _TypeAlias = _typing.Literal["_first", b"_first"]  # noqa: Y015
+    _WhichOneofReturnType__usual_since: _TypeAlias = _typing.Literal["usual_since"]  # noqa: Y015
+    _WhichOneofArgType__usual_since: _TypeAlias = _typing.Literal["_usual_since", b"_usual_since"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__first) -> _WhichOneofReturnType__first | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__usual_since) -> _WhichOneofReturnType__usual_since | None: ...
 
 Global___MetricHistory: _TypeAlias = MetricHistory  # noqa: Y015
 
