@@ -164,7 +164,9 @@ async def test_what_breaks_is_told_and_goes_on_where_it_was(upstream: Upstream, 
     with pytest.raises(ControlPlaneUnreachableError):
         await early
     again = Reader(watch.follow(reader.last))
-    upstream.say(token("2"), job("a", Job.RUNNING, "3"))
+    upstream.say(token("2"))
+    assert await again.next() == {"resumeToken": "2"}, "nothing was missed, and it is live"
+    upstream.say(job("a", Job.RUNNING, "3"))
     assert (await again.next())["job"]["state"] == "RUNNING"
     assert upstream.asked == ["", "2", "2"]
 

@@ -6,7 +6,7 @@ with the jobs as they are: memory does not depend on how many read, nor on how s
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -113,36 +113,37 @@ class SharedWatch:
     async def follow(self, token: str) -> sse.Frames:
         """Yields what follows a token; without one, or if this is kept no more, the list anew.
 
-        A watch without a list begins with a message that has a token alone. Raises the error of upstream when that
-        breaks, and FellBehindError if there is no list and what follows the token is kept no more.
+        A watch without a list begins with a message that has a token alone, and so does one that goes on where nothing
+        was missed: it is live. Raises the error of upstream when that breaks, and FellBehindError if there is no list
+        and what follows the token is kept no more.
         """
         await self._until_live()
         place = self._place(token) if token else None
+        generation = self._generation
+        if place == self._end():
+            yield sse.with_token("{}", token)
         while True:
-            if place is None:
-                if not self.lists and token:
+            news = self._news
+            if place is None or place < self._begin or generation != self._generation:
+                if token and not self.lists:
                     raise FellBehindError(token)
-                generation, place, end = self._generation, self._begin + len(self._kept), self._last_token()
-                frames = ([sse.frame("{}", "")] if token else []) + list(self.listed.values())
-                for piece in pieces((*frames, sse.with_token("{}", end))):
-                    yield piece
-                token = end
+                frames = self._list(anew=bool(token))
+                generation, place, token = self._generation, self._end(), self._last_token()
             else:
-                generation = self._generation
-            while True:
-                news = self._news
-                if generation != self._generation or place < self._begin:
-                    place = None
-                    break
                 found = list(islice(self._kept, place - self._begin, None))
-                for piece in pieces(each.frame for each in found):
-                    yield piece
-                if found:
-                    place, token = place + len(found), found[-1].token
-                    continue
+                frames = [each.frame for each in found]
+                place, token = place + len(found), found[-1].token if found else token
+            for piece in pieces(frames):
+                yield piece
+            if not frames:
                 if not self._live:
                     raise self._failure
                 await news.wait()
+
+    def _list(self, *, anew: bool) -> list[bytes]:
+        """Returns the list of what there is, with the token that ends it; one in place of another says so first."""
+        begin = [sse.frame("{}", "")] if anew else []
+        return [*begin, *self.listed.values(), sse.with_token("{}", self._last_token())]
 
     async def _until_live(self) -> None:
         """Waits until upstream tells something; raises its error if that fails first."""
@@ -154,6 +155,10 @@ class SharedWatch:
 
     def _place(self, token: str) -> int | None:
         return self._begin if token == self._floor else self._places.get(token)
+
+    def _end(self) -> int:
+        """Returns the number of the next message."""
+        return self._begin + len(self._kept)
 
     def _last_token(self) -> str:
         return self._kept[-1].token if self._kept else self._floor
@@ -184,7 +189,7 @@ class SharedWatch:
 
     def _forget(self, token: str) -> None:
         """Begins anew after a token: what was kept leads nowhere."""
-        self._begin += len(self._kept)
+        self._begin = self._end()
         self._kept.clear()
         self._places.clear()
         self._kept_bytes, self._floor = 0, token
@@ -198,7 +203,7 @@ class SharedWatch:
         kept = Kept(token, sse.with_token(data, token))
         self._kept.append(kept)
         self._kept_bytes += len(kept.frame)
-        self._places[token] = self._begin + len(self._kept)
+        self._places[token] = self._end()
         while len(self._kept) > KEPT_MESSAGES or self._kept_bytes > KEPT_BYTES:
             oldest = self._kept.popleft()
             self._begin += 1
@@ -207,7 +212,7 @@ class SharedWatch:
             self._places.pop(oldest.token, None)
 
 
-def pieces(frames: Any) -> Any:
+def pieces(frames: Iterable[bytes]) -> Iterator[bytes]:
     """Yields frames joined to pieces."""
     joined: list[bytes] = []
     size = 0
