@@ -57,8 +57,11 @@ class ScriptedGateway:
     """No call and no stream is answered."""
     _changes: list[str] = field(default_factory=list)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
-    connections: int = 0
-    """Watches that were opened."""
+    watching: int = 0
+    """Watches of jobs that are open."""
+    following: int = 0
+    """Watches of events that are open."""
+    _happened: list[str] = field(default_factory=list)
 
     def put(self, job: Job) -> None:
         """Makes or changes a job, and tells those who watch."""
@@ -68,6 +71,13 @@ class ScriptedGateway:
     def delete(self, name: str) -> None:
         del self.jobs[name]
         self._tell(json.dumps({"deleted": name, "resumeToken": f"{len(self._changes) + 1}"}))
+
+    def happen(self, name: str, event: JobEvent) -> None:
+        """Tells those who watch events."""
+        token, uid = str(len(self._happened) + 1), self.jobs[name].uid
+        about = {"job": name, "jobUid": uid, "event": json.loads(to_json(event)), "resumeToken": token}
+        self._happened.append(json.dumps(about))
+        self._wake()
 
     def cut(self) -> None:
         """Breaks all streams, and answers nothing any more."""
@@ -100,7 +110,6 @@ class ScriptedGateway:
     async def _watch(self, request: Request) -> Response:
         if self.down:
             return away()
-        self.connections += 1
         last = request.headers.get("last-event-id", "")
 
         async def messages() -> AsyncIterator[bytes]:
@@ -108,23 +117,37 @@ class ScriptedGateway:
             if not last:
                 for job in list(self.jobs.values()):
                     yield frame(f'{{"job": {to_json(job)}}}', "")
-            yield frame(f'{{"resumeToken": "{place}"}}', str(place))
-            while not self.down:
-                news = self._news
-                for change in self._changes[place:]:
-                    place += 1
-                    yield frame(change, str(place))
-                await news.wait()
+            self.watching += 1
+            try:
+                async for message in self._kept(self._changes, place):
+                    yield message
+            finally:
+                self.watching -= 1
 
         return StreamingResponse(messages(), media_type="text/event-stream")
 
     async def _events_stream(self, request: Request) -> Response:
+        last = request.headers.get("last-event-id", "")
+
         async def messages() -> AsyncIterator[bytes]:
-            yield frame('{"resumeToken": "0"}', "0")
-            while not self.down:
-                await self._news.wait()
+            self.following += 1
+            try:
+                async for message in self._kept(self._happened, int(last or len(self._happened))):
+                    yield message
+            finally:
+                self.following -= 1
 
         return away() if self.down else StreamingResponse(messages(), media_type="text/event-stream")
+
+    async def _kept(self, messages: Sequence[str], place: int) -> AsyncIterator[bytes]:
+        """Yields a message that has a token alone, then what follows that place."""
+        yield frame(f'{{"resumeToken": "{place}"}}', str(place))
+        while not self.down:
+            news = self._news
+            for message in messages[place:]:
+                place += 1
+                yield frame(message, str(place))
+            await news.wait()
 
     async def _log(self, request: Request) -> Response:
         log = self._of(request).log

@@ -101,7 +101,7 @@ async def test_a_run_is_made_paused_resumed_and_deleted(
 
     await page.locator(".job-title").get_by_role("button", name="Pause", exact=True).click()
     dialog = page.get_by_role("dialog")
-    await expect(dialog).to_contain_text("After epoch 3")
+    await expect(dialog).to_contain_text("Likely after epoch 3")
     await dialog.get_by_label("Why").fill("a look from the page")
     await dialog.get_by_role("button", name="Pause").click()
     for place in (badge(page), row):

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, Locator, Page, expect
 
 from adjourn.v1.job_pb2 import Job
+from adjourn.v1.job_service_pb2 import JobEvent
 from tests.harness import browser as browsers
 from tests.harness import page_jobs
 from tests.harness.page_jobs import FAILED, HOSTILE, PAUSED, PAUSING, RUNNING, UNCONFIRMED
@@ -19,6 +20,7 @@ from tests.harness.scripted_gateway import ScriptedGateway, scripted_gateway
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
+Eventually = Callable[..., Awaitable[None]]
 PICTURES = Path(__file__).parents[2] / "build" / "page"
 """Where the pictures of all views are put, to be looked at."""
 VIEWS = {
@@ -182,7 +184,7 @@ async def test_what_is_not_told_is_not_shown_as_nothing(visit: Visit) -> None:
     stats = page.locator(".stats").first
     await expect(stats.locator(".stat", has_text="Loss")).to_contain_text("not told")
     await expect(stats.locator(".stat", has_text="Remaining")).to_contain_text("not told")
-    await expect(page.locator(".notice-warn")).to_contain_text("no worker has 8 free GPUs")
+    await expect(page.locator(".notice")).to_contain_text("no worker has 8 free GPUs")
 
 
 async def test_saved_and_free_is_said_only_when_it_was_told(gateway: ScriptedGateway, own: Visit) -> None:
@@ -386,3 +388,82 @@ async def test_colours_are_chosen_and_kept(visit: Visit) -> None:
     await page.reload()
     await expect(page.locator(".liveness-on")).to_be_visible()
     assert await visit.call(ground) != light
+
+
+async def test_a_form_shows_what_was_refused_where_it_was_written(gateway: ScriptedGateway, own: Visit) -> None:
+    page = own.page
+    gateway.put(page_jobs.running())
+    await own.go(f"#/new?from={RUNNING}")
+    await expect(page.get_by_label("Entry point")).to_have_value("train:main")
+    await expect(page.get_by_label("Value of argument 2")).to_have_value(HOSTILE)
+    refused = {"field": "job.spec.total_epochs", "description": "must be 100000 at most"}
+    details = [{"@type": "BadRequest", "fieldViolations": [refused]}]
+    gateway.refusal = {"code": 3, "message": "job.spec", "details": details}
+    await page.get_by_role("button", name="Queue it").click()
+    await expect(page.get_by_text("must be 100000 at most")).to_be_visible()
+    epochs = page.get_by_role("textbox", name="Epochs", exact=True)
+    await expect(epochs).to_be_focused()
+    await epochs.fill("many")
+    await page.get_by_role("button", name="Queue it").click()
+    await expect(page.get_by_text("must be a whole number")).to_be_visible()
+    ((_, path, body),) = gateway.calls
+    assert path == "/v1/jobs"
+    assert body["spec"]["args"] == {"learning_rate": 3e-4, "augment": True, "name": HOSTILE}
+    assert body["labels"] == {"team": "vision", "kind": "sweep"}
+
+
+HIDE = """(hidden) => {
+  Object.defineProperty(document, 'hidden', {value: hidden, configurable: true});
+  document.dispatchEvent(new Event('visibilitychange'));
+}"""
+
+
+async def test_tabs_that_nobody_sees_give_their_streams_back(
+    gateway: ScriptedGateway, own: Visit, eventually: Eventually
+) -> None:
+    gateway.put(page_jobs.running())
+    await own.go("#/jobs")
+    second = Visit(await own.page.context.new_page(), gateway)
+    await second.go("#/jobs")
+    assert gateway.watching == 2
+    await second.call(HIDE, True)
+    await eventually(lambda: gateway.watching == 1)
+    await own.call(HIDE, True)
+    changed = page_jobs.running()
+    changed.state = Job.SUCCEEDED
+    gateway.put(changed)
+    await expect(own.row("vit-base")).to_contain_text("SUCCEEDED")  # the one that watches for both goes on
+    assert gateway.watching == 1
+    await second.call(HIDE, False)
+    await expect(second.row("vit-base")).to_contain_text("SUCCEEDED")
+    await expect(second.page.locator(".liveness-on")).to_be_visible()
+
+
+async def test_notifications_are_shown_once_if_they_are_wanted(
+    gateway: ScriptedGateway, own: Visit, eventually: Eventually
+) -> None:
+    await own.page.add_init_script(
+        """window.shown = [];
+        window.Notification = class extends EventTarget {
+          static permission = 'granted';
+          static requestPermission = async () => 'granted';
+          constructor(title, {body, tag}) { super(); window.shown.push([title, body, tag]); }
+        };"""
+    )
+    gateway.put(page_jobs.running())
+    await own.go("#/jobs")
+    await own.page.get_by_label("Settings", exact=True).click()
+    await own.page.get_by_label("Notifications").check()
+    await eventually(lambda: gateway.following == 1)
+    event = JobEvent(sequence=7, type=JobEvent.PAUSED, message=HOSTILE)
+    gateway.happen(RUNNING, event)
+    await own.page.wait_for_function("() => window.shown.length === 1")
+    gateway.cut()
+    gateway.heal()
+    await eventually(lambda: gateway.following == 1)
+    gateway.happen(RUNNING, JobEvent(sequence=8, type=JobEvent.FAILED, message="out of memory"))
+    await own.page.wait_for_function("() => window.shown.length === 2")
+    assert await own.call("() => window.shown") == [
+        ["vit-base: Paused", HOSTILE, "uid-jobs/vit-base/7"],
+        ["vit-base: Failed", "out of memory", "uid-jobs/vit-base/8"],
+    ]

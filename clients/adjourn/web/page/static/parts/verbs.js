@@ -4,6 +4,7 @@ import { between, count, duration, plural, seconds, short } from "../core/format
 import { html, useEffect, useState } from "../core/html.js";
 import { jobs } from "../core/jobs.js";
 import { nextBoundary, position, prediction, progress, refusal } from "../core/phrases.js";
+import { requestId } from "../core/request_id.js";
 import { go } from "../core/router.js";
 import { useSignal } from "../core/signal.js";
 import { Action } from "./basics.js";
@@ -46,27 +47,14 @@ function lost(job, checkpoint) {
 function boundary(job) {
   const next = nextBoundary(job);
   if (next.last) return "It is in its last epoch: it will finish rather than pause.";
-  const when = next.seconds === null ? "when is not known yet" : `in about ${duration(next.seconds)}, by its pace so far`;
-  return `After epoch ${next.epoch} or the one that its worker is certain to reach; ${when}. Nothing is lost.`;
-}
-
-function request() {
-  return crypto.randomUUID?.() ?? uuid();
-}
-
-/** randomUUID is there on https and localhost only. */
-function uuid() {
-  const bytes = crypto.getRandomValues(new Uint8Array(16));
-  bytes[6] = (bytes[6] & 0x0f) | 0x40;
-  bytes[8] = (bytes[8] & 0x3f) | 0x80;
-  const hex = [...bytes].map((each) => each.toString(16).padStart(2, "0")).join("");
-  return hex.replace(/^(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-");
+  const when = next.seconds === null ? "; when is not known yet" : `, in about ${duration(next.seconds)} by its pace so far`;
+  return `Likely after epoch ${next.epoch}${when}: its worker says it for certain. Nothing is lost.`;
 }
 
 /** An id that is one and the same for all tries of what was chosen: a repeated request is done once. */
 function useRequestId(...chosen) {
-  const [id, setId] = useState(request);
-  useEffect(() => setId(request()), chosen);
+  const [id, setId] = useState(requestId);
+  useEffect(() => setId(requestId()), chosen);
   return id;
 }
 
@@ -75,10 +63,10 @@ function Pause({ job: given, close }) {
   const checkpoint = useCheckpoint(job);
   const [mode, setMode] = useState("EPOCH");
   const [reason, setReason] = useState("");
-  const requestId = useRequestId(mode, reason);
+  const id = useRequestId(mode, reason);
   const waiting = job.state === "QUEUED";
   const act = async () => {
-    const answer = await call("POST", path(job.name, ":pause"), { body: { mode, reason, requestId } });
+    const answer = await call("POST", path(job.name, ":pause"), { body: { mode, reason, requestId: id } });
     return `${short(job.name)}: ${answer.state === "PAUSED" ? "paused" : prediction(answer, Date.now())}`;
   };
   return html`<${Question} title=${`Pause ${short(job.name)}?`} verb="Pause" why=${why} act=${act} close=${close}>
@@ -96,9 +84,9 @@ function Pause({ job: given, close }) {
 function Resume({ job: given, close }) {
   const [job, why] = useVerb("resume", given);
   const [allowInexact, setAllowInexact] = useState(false);
-  const requestId = useRequestId(allowInexact);
+  const id = useRequestId(allowInexact);
   const act = async () => {
-    const answer = await call("POST", path(job.name, ":resume"), { body: { allowInexact, requestId } });
+    const answer = await call("POST", path(job.name, ":resume"), { body: { allowInexact, requestId: id } });
     return `${short(job.name)}: ${answer.state === "RUNNING" ? "trains on, it had not left yet" : answer.state === "PAUSED" ? "still held by an operator" : `queued, goes on ${position(job)}`}`;
   };
   return html`<${Question} title=${`Resume ${short(job.name)}?`} verb="Resume" why=${why} act=${act} close=${close}>
@@ -117,11 +105,11 @@ function Cancel({ job: given, close }) {
   const saves = Boolean(job.spec?.totalEpochs) && !resting && job.state !== "CANCELLING";
   const [chosen, setHow] = useState("EPOCH");
   const [reason, setReason] = useState("");
-  const requestId = useRequestId(chosen, reason);
+  const id = useRequestId(chosen, reason);
   const how = saves ? chosen : "NOW";
   const act = async () => {
     const saving = how === "NOW" ? {} : { saveCheckpoint: true, mode: how };
-    const answer = await call("POST", path(job.name, ":cancel"), { body: { reason, requestId, ...saving } });
+    const answer = await call("POST", path(job.name, ":cancel"), { body: { reason, requestId: id, ...saving } });
     return `${short(job.name)}: ${answer.state === "CANCELLED" ? "stopped for good" : how === "NOW" ? "is being stopped" : "is saved, then stopped"}`;
   };
   return html`<${Question} title=${`Cancel ${short(job.name)}?`} verb=${how === "NOW" ? "Cancel it" : "Save and cancel"} kind="danger" why=${why} act=${act} close=${close} otherwise="Keep it">
@@ -139,9 +127,9 @@ function Cancel({ job: given, close }) {
 
 function Delete({ job: given, close }) {
   const [job, why] = useVerb("delete", given);
-  const requestId = useRequestId();
+  const id = useRequestId();
   const act = async () => {
-    await call("DELETE", path(job.name), { query: { etag: job.etag, requestId } });
+    await call("DELETE", path(job.name), { query: { etag: job.etag, requestId: id } });
     if (location.hash.startsWith(`#/${job.name}`)) go("#/jobs");
     return `${short(job.name)} is deleted`;
   };

@@ -56,7 +56,7 @@ export function VirtualList({ length, height, row, label, role = "rowgroup", sti
   for (let index = first; index < last; index += 1) {
     rows.push(html`<div key=${index} class="virtual-row" data-index=${index} style=${{ top: `${index * height}px`, height: `${height}px` }} role="presentation">${row(index)}</div>`);
   }
-  return html`<div ref=${box} class=${`virtual ${className}`} onScroll=${onScroll} onKeyDown=${onKeyDown} role=${role} aria-label=${label} tabindex="0">
+  return html`<div ref=${box} class=${`virtual ${className}`} onScroll=${onScroll} onKeyDown=${onKeyDown} role=${role} aria-live=${role === "log" ? "off" : undefined} aria-label=${label} tabindex="0">
     <div class="virtual-all" style=${{ height: `${length * height}px` }} role="presentation">${rows}</div>
   </div>`;
 }

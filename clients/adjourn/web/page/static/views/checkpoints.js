@@ -41,14 +41,14 @@ export function Checkpoints({ job }) {
           const pinned = (each.retainedFor ?? []).includes("PINNED");
           const metrics = Object.entries(each.metrics ?? {}).sort();
           return html`<tr key=${each.name}>
-            <td><code title=${each.uri}>${short(each.name)}</code>${each.damage && html`<p class="trouble">Damaged: ${each.damage}</p>`}</td>
-            <td class="numbers">${count(each.epoch ?? 0)}${each.epochStep ? html`<small class="muted"> + ${plural(each.epochStep, "step")}</small>` : ""}</td>
-            <td class="numbers">${count(each.step ?? 0)}</td>
-            <td class="numbers">${bytes(number(each.sizeBytes ?? 0))}<small class="muted block">${bytes(number(each.uploadedBytes ?? 0))} sent</small></td>
-            <td>${(each.retainedFor ?? []).map((why) => html`<span key=${why} class=${`tag ${why === "PINNED" ? "tag-strong" : ""}`}>${why.toLowerCase()}</span>`)}</td>
-            <td class="metrics">${metrics.map(([name, figureOf]) => html`<span key=${name}>${name} <b>${figure(number(figureOf))}</b></span>`)}</td>
-            <td>${moment(each.createTime)}<small class="muted block">stood still ${duration(seconds(each.snapshotDuration))}</small></td>
-            <td><${Action} label=${pinned ? "Unpin" : "Pin"} icon="pin" compact=${true} kind=${pinned ? "on" : "quiet"} name=${`checkpoint ${short(each.name)}`} onClick=${() => (pinned ? open(Unpin, { checkpoint: each, done }) : pin(each))} /></td>
+            <td data-label="Checkpoint"><code title=${each.uri}>${short(each.name)}</code>${each.damage && html`<p class="trouble">Damaged: ${each.damage}</p>`}</td>
+            <td class="numbers" data-label="Epoch">${count(each.epoch ?? 0)}${each.epochStep ? html`<small class="muted"> + ${plural(each.epochStep, "step")}</small>` : ""}</td>
+            <td class="numbers" data-label="Step">${count(each.step ?? 0)}</td>
+            <td class="numbers" data-label="Size">${bytes(number(each.sizeBytes ?? 0))}<small class="muted block">${bytes(number(each.uploadedBytes ?? 0))} sent</small></td>
+            <td data-label="Kept as">${(each.retainedFor ?? []).map((why) => html`<span key=${why} class=${`tag ${why === "PINNED" ? "tag-strong" : ""}`}>${why.toLowerCase()}</span>`)}</td>
+            <td class="metrics" data-label="Metrics">${metrics.map(([name, figureOf]) => html`<span key=${name}>${name} <b>${figure(number(figureOf))}</b></span>`)}</td>
+            <td data-label="Made">${moment(each.createTime)}<small class="muted block">stood still ${duration(seconds(each.snapshotDuration))}</small></td>
+            <td data-label="Pin"><${Action} label=${pinned ? "Unpin" : "Pin"} icon="pin" compact=${true} kind=${pinned ? "on" : "quiet"} name=${`checkpoint ${short(each.name)}`} onClick=${() => (pinned ? open(Unpin, { checkpoint: each, done }) : pin(each))} /></td>
           </tr>`;
         })}
       </tbody>

@@ -20,6 +20,8 @@ import { Pauses } from "./pauses.js";
 import { PausedRun } from "./paused_run.js";
 import { Resources } from "./resources.js";
 
+/** Conditions that are no trouble. */
+const CALM = new Set(["UNPLACED", "FETCHING_DATA"]);
 const TABS = [
   ["", "Overview", Overview],
   ["steps", "Steps", Steps],
@@ -71,7 +73,7 @@ function Head({ job }) {
     <p class="situation">${situation(job, now)}.</p>
     ${at.total > 0 && html`<${ProgressBar} share=${at.share} state=${job.state} label="Progress" />`}
     ${(job.conditions ?? []).map(
-      (each) => html`<${Notice} key=${each.type} kind="warn" title=${`${each.reason || each.type}, since ${moment(each.time)}`}>${each.message}</${Notice}>`,
+      (each) => html`<${Notice} key=${each.type} kind=${CALM.has(each.type) ? "note" : "warn"} title=${`${each.reason || each.type}, since ${moment(each.time)}`}>${each.message}</${Notice}>`,
     )}
     ${job.failure?.reason &&
     html`<${Notice} kind=${job.state === "FAILED" ? "bad" : "note"} title=${`${job.failure.reason}${job.failure.attempt ? `, in attempt ${job.failure.attempt}` : ""}`}>
@@ -181,7 +183,7 @@ function facts(job) {
     ["Drill", spec.drillSteps ? `${plural(spec.drillSteps, "step")}, once, in a second process` : ""],
     ["Attempts", `${count(job.attempt ?? 0)}, of which ${count(job.restartCount ?? 0)} after a failure`],
     ["Newest checkpoint", job.latestCheckpoint ? html`<a href=${jobPath(job.name, "checkpoints")}>${short(job.latestCheckpoint)}</a>` : "none"],
-    ["Created", moment(job.createTime)],
+    ["Created", `${moment(job.createTime)}${job.creator ? ` by ${job.creator}` : ""}`],
     ["Started", job.startTime ? moment(job.startTime) : ""],
     ["Ended", job.endTime ? moment(job.endTime) : ""],
     ["Unique id", html`<code>${job.uid}</code>`],

@@ -75,8 +75,8 @@ export function Jobs() {
         <input type="search" placeholder="Name, model, worker, label=value" value=${text} list="labels" onInput=${(event) => choose({ q: event.target.value })} /></label>
       <datalist id="labels">${labels.map((label) => html`<option key=${label} value=${label}></option>`)}</datalist>
       <div class="chips" role="group" aria-label="States">
-        ${STATES.filter((each) => counts[each] || states.has(each)).map(
-          (each) => html`<button key=${each} type="button" class=${`chip chip-${each.toLowerCase()}`} aria-pressed=${states.has(each)} onClick=${() => toggle(each)}>${each.toLowerCase()} <b>${count(counts[each])}</b></button>`,
+        ${Object.keys(counts).filter((each) => counts[each] || states.has(each)).map(
+          (each) => html`<button key=${each} type="button" class=${`chip chip-${each.toLowerCase()}`} aria-pressed=${states.has(each)} onClick=${() => toggle(each)}>${each.toLowerCase().replaceAll("_", " ")} <b>${count(counts[each])}</b></button>`,
         )}
         ${(states.size > 0 || text) && html`<button type="button" class="chip chip-clear" onClick=${() => choose({ q: "", state: "" })}>Show all</button>`}
       </div>

@@ -2,8 +2,10 @@
 import { call } from "../core/api.js";
 import { html, useEffect, useRef, useState } from "../core/html.js";
 import { jobs } from "../core/jobs.js";
+import { requestId } from "../core/request_id.js";
 import { go, jobPath, route } from "../core/router.js";
 import { useSignal } from "../core/signal.js";
+import { Empty } from "../parts/basics.js";
 import { announce } from "../parts/dialog.js";
 
 const BLANK = {
@@ -91,21 +93,26 @@ function jobOf(fields, bundle) {
   return { spec, labels: pairsOf("labels") };
 }
 
+/** The form, filled in as the job that `?from=` names. */
 export function NewJob() {
+  const state = useSignal(jobs);
   const { query } = useSignal(route);
   const from = query.get("from");
-  const [fields, setFields] = useState(() => {
-    const like = from && jobs.value.byName.get(from);
-    return like ? fieldsOf(like) : BLANK;
-  });
+  if (from && !state.listed) return html`<div class="view"><${Empty} title="The job is being asked for" /></div>`;
+  const like = from && state.byName.get(from);
+  return html`<${Form} key=${from} blank=${like ? fieldsOf(like) : BLANK} />`;
+}
+
+function Form({ blank }) {
+  const [fields, setFields] = useState(blank);
   const [file, setFile] = useState(null);
   const [errors, setErrors] = useState({});
   const [failure, setFailure] = useState(null);
   const [busy, setBusy] = useState(false);
   const form = useRef(null);
-  const requestId = useRef(null);
+  const id = useRef(null);
   const change = (changes) => {
-    requestId.current = null;
+    id.current = null;
     setFields((old) => ({ ...old, ...changes }));
   };
   useEffect(() => {
@@ -131,8 +138,8 @@ export function NewJob() {
         const answer = await call("POST", "v1/bundles", { query: { entry_point: chosen.entryPoint }, body: file, type: "text/x-python" });
         bundle = answer.bundle;
       }
-      requestId.current ??= [...crypto.getRandomValues(new Uint8Array(16))].map((each) => each.toString(16).padStart(2, "0")).join("").replace(/^(.{8})(.{4})(.)(.{3})(.)(.{3})/, "$1-$2-4$4-a$6-");
-      const made = await call("POST", "v1/jobs", { query: { jobId: fields.jobId.trim(), requestId: requestId.current }, body: jobOf(chosen, bundle) });
+      id.current ??= requestId();
+      const made = await call("POST", "v1/jobs", { query: { jobId: fields.jobId.trim(), requestId: id.current }, body: jobOf(chosen, bundle) });
       announce(`${made.name} is queued`);
       go(jobPath(made.name));
     } catch (error) {
@@ -172,7 +179,7 @@ export function NewJob() {
         ${fields.code === "script"
           ? html`<div class="field-row">
               <div class="field"><label for="field-file">Script</label>
-                <input id="field-file" name="file" type="file" accept=".py,text/x-python" aria-invalid=${errors.file ? "true" : undefined} aria-describedby=${errors.file ? "error-file" : "hint-file"} onChange=${(event) => { requestId.current = null; setFile(event.target.files[0] ?? null); }} />
+                <input id="field-file" name="file" type="file" accept=".py,text/x-python" aria-invalid=${errors.file ? "true" : undefined} aria-describedby=${errors.file ? "error-file" : "hint-file"} onChange=${(event) => { id.current = null; setFile(event.target.files[0] ?? null); }} />
                 ${errors.file ? html`<p class="field-error" id="error-file">${errors.file}</p>` : html`<small id="hint-file">One Python file of at most 1 MiB. For more files: <code>adjourn submit</code></small>`}
               </div>
               ${field("function", "Function", { hint: "It gets the run" })}
