@@ -17,7 +17,9 @@ GPU_ONLY: Final = frozenset({"gpus", "compute_capability", "cuda", "cudnn", "dri
 """Count where the device is not a CPU."""
 LIBRARY: Final = "library."
 """Prefix of a library's version. It counts if the training had imported the library."""
-OF_THE_PROCESS: Final = frozenset({"device", "threads", "compute_capability", "cudnn"})
+PACKAGES: Final = "packages"
+"""What meets the job's requirements, by name and version. It counts if the training had any."""
+OF_THE_PROCESS: Final = frozenset({"device", "threads", "compute_capability", "cudnn", PACKAGES})
 """Known to a training process only. The GPU's model implies its compute capability, torch's version its cuDNN."""
 CPU: Final = "cpu"
 CPU_VARIABLES: Final = ("OMP_", "KMP_", "GOMP_", "MKL_", "DNNL_", "ONEDNN_", "OPENBLAS_")
@@ -40,9 +42,11 @@ def fits(environment: Mapping[str, str], worker: Worker, gpu_count: int) -> list
     """Returns what keeps a checkpoint of that environment from going on at a worker; empty: nothing does.
 
     `gpus` is among the names if fewer than `gpu_count` of the worker's GPUs are of the checkpoint's model. What only
-    the checkpoint knows counts as different, what only the worker knows does not.
+    the checkpoint knows counts as different, what only the worker knows does not. What meets the job's own requirements
+    is not looked at: a worker may install it.
     """
-    known = {name for name in environment if name not in OF_THE_PROCESS and name != "gpus"}
+    own = {f"{LIBRARY}{name}" for name in unlisted(environment.get(PACKAGES, ""))}
+    known = {name for name in environment.keys() - own if name not in OF_THE_PROCESS and name != "gpus"}
     different = [
         name for name in known if counts(name, environment) and worker.environment.get(name) != environment[name]
     ]
@@ -64,8 +68,19 @@ def has_gpus(environment: Mapping[str, str], worker: Worker, gpu_count: int) -> 
 
 def counts(name: str, there: Mapping[str, str]) -> bool:
     """Tells whether a difference in `name` can change the bits of a training whose environment is `there`."""
-    if name.startswith(LIBRARY):
+    if name == PACKAGES or name.startswith(LIBRARY):
         return name in there
     if name in CPU_ONLY:
         return there.get("device", CPU) == CPU
     return name not in GPU_ONLY or there.get("device", CPU) != CPU or name in there
+
+
+def listed(versions: Mapping[str, str]) -> str:
+    """Returns versions by name as a text, `a==1, b==2`: the value of PACKAGES."""
+    return ", ".join(f"{name}=={version}" for name, version in sorted(versions.items()))
+
+
+def unlisted(text: str) -> dict[str, str]:
+    """Returns what `listed` was given."""
+    pairs = (part.partition("==") for part in text.split(", ") if part)
+    return {name: version for name, _, version in pairs}

@@ -2,8 +2,13 @@
 
 from collections.abc import Iterable, Iterator
 from importlib import metadata
+from typing import Final
 
 from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+OURS: Final = ("adjourn[worker]", "torch", "numpy")
+"""What the launcher has loaded when it forks a training process, and all that this needs: no job changes that."""
 
 
 class RequirementsInvalid(ValueError):
@@ -13,7 +18,7 @@ class RequirementsInvalid(ValueError):
 def read(text: str) -> list[str]:
     """Returns the requirements of a file, without comments; raises RequirementsInvalid.
 
-    Options of pip, other files and places to install from are refused: nothing is installed.
+    Options of pip, other files and places to install from are refused: where from is the worker's to say.
     """
     found = []
     for number, line in enumerate(text.splitlines(), start=1):
@@ -23,10 +28,11 @@ def read(text: str) -> list[str]:
         try:
             requirement = Requirement(wanted)
         except InvalidRequirement as error:
-            why = "an option of pip, and nothing is installed" if wanted.startswith("-") else str(error).splitlines()[0]
+            why = "an option of pip; those are the worker's" if wanted.startswith("-") else str(error).splitlines()[0]
             raise RequirementsInvalid(f"line {number}, {wanted!r}: {why}") from error
         if requirement.url:
-            raise RequirementsInvalid(f"line {number}, {wanted!r}: a place to install from, and nothing is installed")
+            why = "a place to install from, which is the worker's to say"
+            raise RequirementsInvalid(f"line {number}, {wanted!r}: {why}")
         found.append(str(requirement))
     return found
 
@@ -47,3 +53,45 @@ def unmet(requirements: Iterable[str]) -> Iterator[str]:
             continue
         if not requirement.specifier.contains(version, prereleases=True):
             yield f"{text} is installed in version {version}"
+
+
+def ours() -> dict[str, str]:
+    """Returns the versions, by name, of the distributions that no job changes."""
+    return installed(OURS)
+
+
+def pins(requirements: Iterable[str]) -> dict[str, str]:
+    """Returns the versions, by name, of what meets requirements here, with all that it needs; without `ours`."""
+    fixed = ours()
+    return {name: version for name, version in installed(requirements).items() if name not in fixed}
+
+
+def installed(requirements: Iterable[str]) -> dict[str, str]:
+    """Returns the versions of what meets requirements here, and of all that those need in turn; sorted by name."""
+    found: dict[str, str] = {}
+    left = [Requirement(text) for text in requirements]
+    seen: set[tuple[str, str]] = set()
+    while left:
+        requirement = left.pop()
+        name = canonicalize_name(requirement.name)
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            distribution = metadata.distribution(requirement.name)
+        except metadata.PackageNotFoundError:
+            continue
+        found[name] = distribution.version
+        for extra in {"", *requirement.extras}:
+            if (name, extra) not in seen:
+                seen.add((name, extra))
+                left += needed(distribution, extra)
+    return dict(sorted(found.items()))
+
+
+def needed(distribution: metadata.Distribution, extra: str) -> Iterator[Requirement]:
+    """Yields what a distribution requires, with one of its extras, without their markers."""
+    for text in distribution.requires or ():
+        requirement = Requirement(text)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+            requirement.marker = None
+            yield requirement

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from adjourn.local.stack import Options, Origins, Stack
 from adjourn.objects import S3Objects
 from tests.harness.jobs import EPOCHS, GatedJobs, Outcome
 from tests.harness.process_guard import guarded
+from tests.harness.wheels import without_index
 
 SYNC_SECONDS = 0.25
 LEASE_SECONDS = 6.0
@@ -36,8 +38,14 @@ class Ran:
     err: str
 
 
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory that workers install from."""
+    return tmp_path_factory.mktemp("wheels")
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+async def stack(tmp_path_factory: pytest.TempPathFactory, wheels: Path) -> AsyncIterator[Stack]:
     """Two workers on embedded servers, and a gateway; a lost worker is noticed soon."""
     data = tmp_path_factory.mktemp("stack")
     port, web_port, heimdall, peft_studio = free_ports(4)
@@ -51,8 +59,14 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack
         lease_duration=LEASE_SECONDS,
     )
     with guarded(data):
-        async with Stack(options, report=logging.getLogger("stack").info) as running:
-            yield running
+        starting = Stack(options, report=logging.getLogger("stack").info)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {"ADJOURN_VENVS": "wheels", **without_index(wheels)}.items():
+                patch.setenv(name, value)
+            await starting.__aenter__()
+        async with AsyncExitStack() as ending:
+            ending.push_async_exit(starting)
+            yield starting
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

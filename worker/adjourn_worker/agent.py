@@ -6,6 +6,7 @@ launcher, so the next agent continues from there.
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
@@ -41,13 +42,14 @@ from adjourn_worker.host.kernel import boot_seconds
 from adjourn_worker.host.notify import NotifySocket
 from adjourn_worker.journal import Journal, JournalUnwritable, LastContact
 from adjourn_worker.launcher import process_tree
-from adjourn_worker.launcher.client import LauncherClient
+from adjourn_worker.launcher.client import LauncherClient, pip_environment
 from adjourn_worker.messages import aged, fitting_statuses, next_reports
 from adjourn_worker.paths import WorkerPaths, remove
 from adjourn_worker.settings import OnTerm, Settings
 from adjourn_worker.storage.background import Background
 from adjourn_worker.storage.log_uploads import LogUploads
 from adjourn_worker.storage.tasks import StorageTasks
+from adjourn_worker.storage.venvs import VenvMaker, Venvs
 from adjourn_worker.sync import NameTaken, Stream
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -106,7 +108,7 @@ class Agent:
         disk = Disk(paths.data, settings.disk_reserve_bytes)
         behind = Background(background, self.training) if background is not None else None
         self.storage = StorageTasks(
-            objects, paths, settings.threads, settings.kept, disk, settings.output_bytes, behind
+            objects, paths, settings.threads, settings.kept, disk, settings.output_bytes, behind, self.maker()
         )
         cache = DataCache(
             paths.cached_data,
@@ -122,6 +124,7 @@ class Agent:
             labels=settings.labels,
             agent_version=__version__,
             instance=paths.instance,
+            installs_requirements=settings.venvs is not Venvs.OFF,
         )
         self.gpus = gpus
         self.environment = gpus.environment()
@@ -147,6 +150,20 @@ class Agent:
         self.out_of_contact = False
         self.steady_since = 0.0
         self.group: asyncio.TaskGroup
+
+    def maker(self) -> VenvMaker | None:
+        """Returns what makes environments with what jobs require; None: they have to do with the worker's own."""
+        if self.settings.venvs is Venvs.OFF:
+            return None
+        maker = VenvMaker(
+            self.paths.venvs,
+            self.paths.attempts,
+            pip_environment(os.environ, self.paths),
+            kind=self.settings.venvs,
+            limit=self.settings.kept.venv_bytes,
+        )
+        maker.open()
+        return maker
 
     async def run(self, stop: asyncio.Event, at_once: asyncio.Event | None = None) -> None:
         """Works until `stop` is set, then ends as the settings say; `at_once` ends a drain before its grace is over.

@@ -53,6 +53,8 @@ class Kept:
     """Bytes of these logs."""
     bundle_bytes: int = 1 << 30
     """Bytes of packed code that may be wanted again."""
+    venv_bytes: int = 10 << 30
+    """Bytes of environments with what jobs require."""
     data_bytes: int = -1
     """Bytes of data that runs have asked for; -1: half of the disk."""
     snapshot_bytes: int = 1 << 50
@@ -137,6 +139,11 @@ class WorkerPaths:
     def bundles(self) -> Path:
         """Packed code, by its SHA-256."""
         return self.data / "bundles"
+
+    @property
+    def venvs(self) -> Path:
+        """Environments with what jobs require."""
+        return self.data / "venvs"
 
     @property
     def cached_data(self) -> Path:

@@ -17,6 +17,7 @@ from adjourn_worker.attempt.pace import Pace
 from adjourn_worker.data.places import EVERYTHING, Access, prefixes
 from adjourn_worker.host import disk
 from adjourn_worker.paths import SHARED_MEMORY, Kept
+from adjourn_worker.storage.venvs import Venvs
 
 
 class OnTerm(StrEnum):
@@ -81,6 +82,8 @@ class Settings:
     """When training counts as hanging."""
     disk_reserve_bytes: int
     """Free bytes of the data directory below which nothing new is taken."""
+    venvs: Venvs
+    """Whether what jobs require is installed."""
     on_term: OnTerm
     drain_grace: int
     """Seconds that OnTerm.DRAIN waits for boundaries and uploads."""
@@ -116,6 +119,7 @@ class Settings:
                 logs=reader.take("ADJOURN_KEPT_LOGS", within(0, 1_000_000), KEPT.logs),
                 log_bytes=reader.take("ADJOURN_KEPT_LOG_BYTES", within(0, 1 << 50), KEPT.log_bytes),
                 bundle_bytes=reader.take("ADJOURN_KEPT_BUNDLE_BYTES", within(0, 1 << 50), KEPT.bundle_bytes),
+                venv_bytes=reader.take("ADJOURN_KEPT_VENV_BYTES", within(0, 1 << 50), KEPT.venv_bytes),
                 data_bytes=reader.take("ADJOURN_KEPT_DATA_BYTES", within(0, 1 << 60), KEPT.data_bytes),
                 snapshot_bytes=reader.take("ADJOURN_KEPT_SNAPSHOT_BYTES", within(0, 1 << 50), KEPT.snapshot_bytes),
                 snapshot_days=reader.take("ADJOURN_KEPT_SNAPSHOT_DAYS", within(0, 36500), KEPT.snapshot_days),
@@ -127,6 +131,7 @@ class Settings:
                 grace_seconds=reader.take("ADJOURN_HANG_GRACE_SECONDS", within(1, DAY), int(PACE.grace_seconds)),
             ),
             disk_reserve_bytes=reader.take("ADJOURN_DISK_RESERVE_BYTES", within(0, 1 << 50), disk.RESERVE),
+            venvs=reader.take("ADJOURN_VENVS", one_of(Venvs), Venvs.OFF),
             on_term=reader.take("ADJOURN_ON_TERM", one_of(OnTerm), OnTerm.LEAVE),
             drain_grace=reader.take("ADJOURN_DRAIN_GRACE", within(0, 86_400), 120),
             out_of_contact_leases=reader.take("ADJOURN_OUT_OF_CONTACT_LEASES", within(2, 1_000_000), 10),

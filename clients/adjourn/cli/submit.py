@@ -71,7 +71,7 @@ def submit(
         ),
     ] = None,
     requirements: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A requirements.txt; a worker without it ends the run at once.")
+        Path | None, typer.Option(metavar="FILE", help="A requirements.txt; a worker installs it, or ends the run.")
     ] = None,
     gpus: Annotated[int | None, typer.Option(help="GPUs on one worker; 0, or left out, takes a CPU slot.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of every random stream; left out: chosen and kept.")] = None,

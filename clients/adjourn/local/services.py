@@ -20,7 +20,7 @@ from adjourn.v1.worker_pb2 import Worker
 CONTROL_PLANE: Final = "control-plane"
 WEB: Final = "web"
 ANSWER_SECONDS: Final = 2.0
-PASSED_ON: Final = ("ADJOURN_DATA_", "ADJOURN_KEPT_DATA_")
+PASSED_ON: Final = ("ADJOURN_DATA_", "ADJOURN_KEPT_DATA_", "ADJOURN_VENVS", "ADJOURN_KEPT_VENV_", "PIP_")
 """Settings of workers, by the beginning of their names, that are taken from the environment of `adjourn up`."""
 
 

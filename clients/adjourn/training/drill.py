@@ -207,6 +207,7 @@ class Drill:
             drill_step=step,
             output_bytes=self._start.output_bytes,
             data_directory=self._start.data_directory,
+            site_packages=self._start.site_packages,
         )
         start.spec.checkpoint_epochs = 0
         for field in ("drill_steps", "checkpoint_steps", "checkpoint_interval"):

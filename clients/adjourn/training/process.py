@@ -4,7 +4,9 @@ import faulthandler
 import importlib
 import io
 import os
+import site
 import sys
+import sysconfig
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -36,7 +38,7 @@ from adjourn.training.output_directory import OutputDirectory
 from adjourn.training.run import Run
 from adjourn.training.session import Session, StopTraining
 from adjourn.training.snapshot.reader import SnapshotReader
-from adjourn.training.state.environment import fingerprint, prepare, software_environment
+from adjourn.training.state.environment import fingerprint, note_packages, prepare, software_environment
 from adjourn.training.state.generators import seed_generators
 from adjourn.v1.job_pb2 import Failure
 
@@ -121,6 +123,10 @@ def prepared(
 ) -> Session:
     """Sets up device, threads and seeds; raises EnvironmentDiffers or SnapshotUnreadable."""
     inherited = set_variables(start.spec.environment)
+    if start.site_packages:
+        use_packages(Path(start.site_packages))
+    if start.spec.requirements:
+        note_packages(start.spec.requirements)
     device = prepare(start.device_uuids, start.threads)
     restored = SnapshotReader(Path(start.restore_directory), device) if start.restore_directory else None
     different: dict[str, tuple[str, str]] = {}
@@ -162,6 +168,24 @@ def set_variables(variables: Mapping[str, str]) -> dict[str, str]:
     os.environ.update(variables)
     time.tzset()
     return inherited
+
+
+def use_packages(site_packages: Path) -> None:
+    """Has what is installed for this job come before the worker's own packages, behind Python's library.
+
+    The process was forked from one that has loaded torch: only here can the path be another. As in a virtual
+    environment, lines of `.pth` files there count too.
+    """
+    before = list(sys.path)
+    site.addsitedir(str(site_packages))
+    added = [place for place in sys.path if place not in before]
+    own = sysconfig.get_path("purelib")
+    where = before.index(own) if own in before else len(before)
+    sys.path[:] = [*before[:where], *added, *before[where:]]
+    forget(site_packages)
+    importlib.invalidate_caches()
+    programs = site_packages.parents[2] / "bin"
+    os.environ["PATH"] = f"{programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
 
 
 def trained(session: Session) -> int:

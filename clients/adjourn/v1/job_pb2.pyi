@@ -499,8 +499,10 @@ class JobSpec(_message.Message):
 
     @_builtins.property
     def requirements(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Distributions that must be installed on the worker, such as `einops>=0.7` (PEP 508, without a URL). They are looked
-        for before the entry point's code is imported; an attempt that misses one ends with REQUIREMENTS_UNMET.
+        """Distributions that the job needs, such as `einops>=0.7` (PEP 508, without a URL). A worker with
+        `Worker.installs_requirements` installs what its own environment lacks, for this job alone; if any is connected, the
+        job goes to none without. Elsewhere they are looked for before the entry point's code is imported, and an attempt
+        that misses one ends with REQUIREMENTS_UNMET. A run that goes on has the versions that it had.
         """
 
     def __init__(
@@ -1079,6 +1081,8 @@ class Condition(_message.Message):
         """Of a worker: its disk has no room for another attempt. It takes nothing new."""
         FETCHING_DATA: Condition._Type.ValueType  # 8
         """Training waits for data that its worker fetches (`run.data`)."""
+        INSTALLING: Condition._Type.ValueType  # 9
+        """Its worker installs what the job requires (`JobSpec.requirements`)."""
 
     class Type(_Type, metaclass=_TypeEnumTypeWrapper):
         """What it is about."""
@@ -1106,6 +1110,8 @@ class Condition(_message.Message):
     """Of a worker: its disk has no room for another attempt. It takes nothing new."""
     FETCHING_DATA: Condition.Type.ValueType  # 8
     """Training waits for data that its worker fetches (`run.data`)."""
+    INSTALLING: Condition.Type.ValueType  # 9
+    """Its worker installs what the job requires (`JobSpec.requirements`)."""
 
     TYPE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int

@@ -28,7 +28,7 @@ from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61\x64journ/v1/worker.proto\x12\nadjourn.v1\x1a\x14\x61\x64journ/v1/job.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcd\x05\n\x06Worker\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12-\n\x05state\x18\x02 \x01(\x0e\x32\x18.adjourn.v1.Worker.StateB\x04\xe2\x41\x01\x03\x12#\n\x07\x64\x65vices\x18\x03 \x03(\x0b\x32\x12.adjourn.v1.Device\x12\x11\n\tcpu_slots\x18\x04 \x01(\x05\x12.\n\x06labels\x18\x05 \x03(\x0b\x32\x1e.adjourn.v1.Worker.LabelsEntry\x12\x12\n\x04jobs\x18\x06 \x03(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0breport_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x15\n\ragent_version\x18\x08 \x01(\t\x12\x16\n\x08\x64raining\x18\t \x01(\x08\x42\x04\xe2\x41\x01\x03\x12\x38\n\x0b\x65nvironment\x18\n \x03(\x0b\x32#.adjourn.v1.Worker.EnvironmentEntry\x12&\n\x05\x64rain\x18\x0b \x01(\x0b\x32\x11.adjourn.v1.DrainB\x04\xe2\x41\x01\x03\x12)\n\nconditions\x18\x0c \x03(\x0b\x32\x15.adjourn.v1.Condition\x12\x10\n\x08instance\x18\r \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x32\n\x10\x45nvironmentEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"a\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\n\n\x06\x41\x43TIVE\x10\x01\x12\x0c\n\x08\x44RAINING\x10\x02\x12\x0b\n\x07\x44RAINED\x10\x03\x12\x08\n\x04LOST\x10\x04\x12\x10\n\x0c\x44ISCONNECTED\x10\x05:9\xea\x41\x36\n\x11\x61\x64journ.v1/Worker\x12\x10workers/{worker}*\x07workers2\x06worker\"P\n\x05\x44rain\x12\r\n\x05\x61\x63tor\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"_\n\x06\x44\x65vice\x12\x0c\n\x04uuid\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x05\x12\r\n\x05model\x18\x03 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\x12\x13\n\x0bquarantined\x18\x05 \x01(\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61\x64journ/v1/worker.proto\x12\nadjourn.v1\x1a\x14\x61\x64journ/v1/job.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xec\x05\n\x06Worker\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12-\n\x05state\x18\x02 \x01(\x0e\x32\x18.adjourn.v1.Worker.StateB\x04\xe2\x41\x01\x03\x12#\n\x07\x64\x65vices\x18\x03 \x03(\x0b\x32\x12.adjourn.v1.Device\x12\x11\n\tcpu_slots\x18\x04 \x01(\x05\x12.\n\x06labels\x18\x05 \x03(\x0b\x32\x1e.adjourn.v1.Worker.LabelsEntry\x12\x12\n\x04jobs\x18\x06 \x03(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0breport_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x15\n\ragent_version\x18\x08 \x01(\t\x12\x16\n\x08\x64raining\x18\t \x01(\x08\x42\x04\xe2\x41\x01\x03\x12\x38\n\x0b\x65nvironment\x18\n \x03(\x0b\x32#.adjourn.v1.Worker.EnvironmentEntry\x12&\n\x05\x64rain\x18\x0b \x01(\x0b\x32\x11.adjourn.v1.DrainB\x04\xe2\x41\x01\x03\x12)\n\nconditions\x18\x0c \x03(\x0b\x32\x15.adjourn.v1.Condition\x12\x10\n\x08instance\x18\r \x01(\t\x12\x1d\n\x15installs_requirements\x18\x0e \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x32\n\x10\x45nvironmentEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"a\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\n\n\x06\x41\x43TIVE\x10\x01\x12\x0c\n\x08\x44RAINING\x10\x02\x12\x0b\n\x07\x44RAINED\x10\x03\x12\x08\n\x04LOST\x10\x04\x12\x10\n\x0c\x44ISCONNECTED\x10\x05:9\xea\x41\x36\n\x11\x61\x64journ.v1/Worker\x12\x10workers/{worker}*\x07workers2\x06worker\"P\n\x05\x44rain\x12\r\n\x05\x61\x63tor\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"_\n\x06\x44\x65vice\x12\x0c\n\x04uuid\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x05\x12\r\n\x05model\x18\x03 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\x12\x13\n\x0bquarantined\x18\x05 \x01(\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -54,15 +54,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKER']._loaded_options = None
   _globals['_WORKER']._serialized_options = b'\352A6\n\021adjourn.v1/Worker\022\020workers/{worker}*\007workers2\006worker'
   _globals['_WORKER']._serialized_start=155
-  _globals['_WORKER']._serialized_end=872
-  _globals['_WORKER_LABELSENTRY']._serialized_start=617
-  _globals['_WORKER_LABELSENTRY']._serialized_end=662
-  _globals['_WORKER_ENVIRONMENTENTRY']._serialized_start=664
-  _globals['_WORKER_ENVIRONMENTENTRY']._serialized_end=714
-  _globals['_WORKER_STATE']._serialized_start=716
-  _globals['_WORKER_STATE']._serialized_end=813
-  _globals['_DRAIN']._serialized_start=874
-  _globals['_DRAIN']._serialized_end=954
-  _globals['_DEVICE']._serialized_start=956
-  _globals['_DEVICE']._serialized_end=1051
+  _globals['_WORKER']._serialized_end=903
+  _globals['_WORKER_LABELSENTRY']._serialized_start=648
+  _globals['_WORKER_LABELSENTRY']._serialized_end=693
+  _globals['_WORKER_ENVIRONMENTENTRY']._serialized_start=695
+  _globals['_WORKER_ENVIRONMENTENTRY']._serialized_end=745
+  _globals['_WORKER_STATE']._serialized_start=747
+  _globals['_WORKER_STATE']._serialized_end=844
+  _globals['_DRAIN']._serialized_start=905
+  _globals['_DRAIN']._serialized_end=985
+  _globals['_DEVICE']._serialized_start=987
+  _globals['_DEVICE']._serialized_end=1082
 # @@protoc_insertion_point(module_scope)

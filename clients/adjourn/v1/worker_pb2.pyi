@@ -115,6 +115,7 @@ class Worker(_message.Message):
     DRAIN_FIELD_NUMBER: _builtins.int
     CONDITIONS_FIELD_NUMBER: _builtins.int
     INSTANCE_FIELD_NUMBER: _builtins.int
+    INSTALLS_REQUIREMENTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `workers/{worker}`."""
     state: Global___Worker.State.ValueType
@@ -127,6 +128,8 @@ class Worker(_message.Message):
     """The agent has said that it wants no new work (a spot notice, SIGTERM)."""
     instance: _builtins.str
     """Random id of the agent's data directory, hex. Tells two agents apart that were given one name."""
+    installs_requirements: _builtins.bool
+    """It installs what jobs require and its own environment lacks."""
     @_builtins.property
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]:
         """GPUs the worker has."""
@@ -171,10 +174,11 @@ class Worker(_message.Message):
         drain: Global___Drain | None = ...,
         conditions: _abc.Iterable[_job_pb2.Condition] | None = ...,
         instance: _builtins.str = ...,
+        installs_requirements: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "report_time", b"report_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "conditions", b"conditions", "cpu_slots", b"cpu_slots", "devices", b"devices", "drain", b"drain", "draining", b"draining", "environment", b"environment", "instance", b"instance", "jobs", b"jobs", "labels", b"labels", "name", b"name", "report_time", b"report_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "conditions", b"conditions", "cpu_slots", b"cpu_slots", "devices", b"devices", "drain", b"drain", "draining", b"draining", "environment", b"environment", "installs_requirements", b"installs_requirements", "instance", b"instance", "jobs", b"jobs", "labels", b"labels", "name", b"name", "report_time", b"report_time", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,7 +1,8 @@
 """PURE. Which worker a queued job goes to, or why it goes to none.
 
 A worker matches a job if it carries the job's labels and has as many GPUs (or a CPU slot), free or not. A job that goes
-on from a checkpoint also needs the checkpoint's environment; with `allow_inexact` an equal one is preferred only.
+on from a checkpoint also needs the checkpoint's environment; with `allow_inexact` an equal one is preferred only. A job
+with requirements goes to a worker that installs them, if there is any that matches.
 
 A job that goes on from a checkpoint returns to the worker where it left off (`home`), among those that suit it
 equally: its snapshot may still be there. Any other job goes where it serves the fleet best. A GPU job goes to the one
@@ -35,6 +36,8 @@ class Needs:
     environment: tuple[tuple[str, str], ...] = ()
     """Of the checkpoint to go on from; empty: there is none, or nothing is known of it."""
     allow_inexact: bool = False
+    requirements: bool = False
+    """There are distributions that have to be installed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +94,7 @@ def needs(record: JobRecord) -> Needs:
         selector=tuple(sorted(spec.worker_selector.items())),
         environment=tuple(sorted(record.checkpoint.environment.items())),
         allow_inexact=record.allow_inexact,
+        requirements=bool(spec.requirements),
     )
 
 
@@ -133,6 +137,8 @@ def match(wanted: Needs, workers: Sequence[Worker]) -> Match:
     """Returns which of the workers suit a job, however busy they are."""
     labelled = [worker for worker in workers if set(wanted.selector) <= set(worker.labels.items())]
     large = [worker for worker in labelled if is_large_enough(wanted, worker)]
+    if wanted.requirements:  # whether the others have what is required is not known
+        large = [worker for worker in large if worker.installs_requirements] or large
     environment = dict(wanted.environment)
     different = {worker.name: fits(environment, worker, wanted.gpu_count) if environment else [] for worker in large}
     equal = frozenset(name for name, names in different.items() if not names)

@@ -18,6 +18,7 @@ WORKER_CONDITIONS: Final = (
     Condition.GPUS_NOT_RELEASED,
     Condition.HANGING,
     Condition.FETCHING_DATA,
+    Condition.INSTALLING,
 )
 """Conditions that a worker reports. They end when the attempt leaves the worker."""
 

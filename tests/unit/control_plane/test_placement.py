@@ -157,6 +157,24 @@ def test_the_reason_is_the_first_requirement_that_no_worker_meets() -> None:
     )
 
 
+def test_a_job_with_requirements_goes_where_they_are_installed_if_there_is_such_a_worker() -> None:
+    plain, able = machine(A, cpu_slots=2), machine(B, cpu_slots=1)
+    wanted = Needs(requirements=True)
+    assert place(wanted, plain) == Binding(worker=A, device_uuids=()), "it may have them"
+    able.installs_requirements = True
+    assert place(wanted, plain, able) == Binding(worker=B, device_uuids=())
+    able.cpu_slots = 0
+    assert place(wanted, plain, able) == Binding(worker=A, device_uuids=()), "that one has no place for any job"
+    assert needs(JobRecord(job=Job(spec=JobSpec(requirements=["einops"])))) == wanted
+
+
+def test_what_meets_a_jobs_requirements_is_not_looked_for_on_a_worker() -> None:
+    environment = (("packages", "einops==0.8, timm==1.0"), ("library.timm", "1.0"), ("torch", "2.13.0"))
+    here = machine(cpu_slots=1, environment={"torch": "2.13.0", "library.timm": "0.9"})
+    assert place(Needs(environment=environment), here) is not None
+    assert place(Needs(environment=environment[1:]), here) is None
+
+
 def test_needs_come_from_the_spec_and_the_newest_checkpoint() -> None:
     record = JobRecord(job=Job(spec=JobSpec(gpu_count=2, worker_selector={"b": "2", "a": "1"})), allow_inexact=True)
     record.checkpoint.environment.update(torch="2.13.0")

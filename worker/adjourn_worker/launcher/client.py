@@ -320,6 +320,12 @@ def launcher_environment(environment: Mapping[str, str], paths: WorkerPaths) -> 
     return {**kept, **ENVIRONMENT, process_tree.MARK: process_tree.mark(paths.data)}
 
 
+def pip_environment(environment: Mapping[str, str], paths: WorkerPaths) -> dict[str, str]:
+    """Returns the environment of pip: that of a launcher, what settings pip has of its own, and the user's proxies."""
+    own = {name: value for name, value in environment.items() if name.startswith("PIP_") or name in PROXIES}
+    return {**launcher_environment(environment, paths), **own, "PYTHONNOUSERSITE": "1"}
+
+
 def has_credentials(proxy: str) -> bool:
     """Tells whether a proxy's address has a user in it, or cannot be understood."""
     try:

@@ -21,7 +21,7 @@ from adjourn.kept_snapshots import KEPT, make_room
 from adjourn.objects import STORAGE_ERRORS, ObjectStore
 from adjourn.outputs import OutputsInvalid
 from adjourn.snapshots import SnapshotInvalid
-from adjourn.v1.agent_service_pb2 import ConditionChange
+from adjourn.v1.agent_service_pb2 import Assignment, ConditionChange
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Condition, Failure, JobSpec
 from adjourn.v1.manifest_pb2 import Manifest
@@ -34,6 +34,7 @@ from adjourn_worker.storage.fetch import CheckpointCorrupt, fetch, is_here, read
 from adjourn_worker.storage.kept import claim, keep
 from adjourn_worker.storage.parts import DAMAGE_AGAIN_SECONDS, DAMAGE_LOOKS, KeyTaken, PartStore, never
 from adjourn_worker.storage.persist import SnapshotDiffers, SnapshotLost, persist
+from adjourn_worker.storage.venvs import VenvFailed, VenvMaker
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 T = TypeVar("T")
@@ -74,6 +75,7 @@ class StorageTasks:
         disk: Disk | None = None,
         output_bytes: int = 0,
         background: Background | None = None,
+        venvs: VenvMaker | None = None,
     ) -> None:
         self.store = PartStore(objects, background=background, again_seconds=DAMAGE_AGAIN_SECONDS)
         self.paths = paths
@@ -83,6 +85,8 @@ class StorageTasks:
         self.output_bytes = output_bytes
         """Most bytes that a run may keep with a checkpoint; 0: outputs.LIMIT_BYTES."""
         self.disk = disk or Disk(paths.data)
+        self.venvs = venvs
+        """Makes environments with what jobs require; None: what the worker's own has must do."""
         self.promised: dict[Path, int] = {}
         """Bytes of memory that the snapshots of each attempt may come to take, by their directory."""
         self.sent: dict[str, tuple[int, dict[str, int]]] = {}
@@ -118,6 +122,7 @@ class StorageTasks:
             if assignment.spec.bundle:
                 start.code_directory = str(directory / WORK)
                 await self.fetch_code(assignment.spec, directory, patience)
+            start.site_packages = await self.install(assignment, directory, on_condition)
             if assignment.HasField("restore"):
                 restored = await self.restore(assignment.restore, directory / RESTORE, patience, here)
                 start.restore_directory = str(restored)
@@ -135,6 +140,25 @@ class StorageTasks:
                 self.disk.refused()
                 raise Unusable(reasons.NO_SPACE, f"there is no room for the attempt: {error}") from error
             raise Unusable(reasons.LAUNCH_FAILED, f"cannot prepare the attempt: {error}") from error
+
+    async def install(self, assignment: Assignment, directory: Path, on_condition: OnCondition) -> str:
+        """Returns where the packages are that were installed for a job; empty: none were. Raises Unusable, OSError."""
+        if not assignment.spec.requirements or self.venvs is None:
+            return ""
+
+        def tell(reason: str, message: str) -> None:
+            on_condition(
+                ConditionChange(condition=Condition(type=Condition.INSTALLING, reason=reason, message=message))
+            )
+
+        try:
+            found = await self.venvs.provide(assignment, directory, tell)
+        except VenvFailed as error:
+            if error.reason == reasons.NO_SPACE:
+                self.disk.refused()
+            raise Unusable(error.reason, str(error)) from error
+        on_condition(ConditionChange(condition=Condition(type=Condition.INSTALLING), ended=True))
+        return found
 
     async def fetch_code(self, spec: JobSpec, directory: Path, patience: "Patience") -> None:
         """Makes the working directory with the code in it; for a drill once more, as training has not changed it."""

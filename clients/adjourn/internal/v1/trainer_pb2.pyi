@@ -336,6 +336,7 @@ class TrainingStart(_message.Message):
     DRILL_STEP_FIELD_NUMBER: _builtins.int
     OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
     DATA_DIRECTORY_FIELD_NUMBER: _builtins.int
+    SITE_PACKAGES_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     """`jobs/{job}`."""
     attempt: _builtins.int
@@ -364,6 +365,8 @@ class TrainingStart(_message.Message):
     """Most bytes of the files in the run's output directory; 0: the default."""
     data_directory: _builtins.str
     """Where training asks for data and is answered; empty: by an agent that brings none."""
+    site_packages: _builtins.str
+    """Directory of packages that were installed for the job; empty: the worker's own environment has all that it requires."""
     @_builtins.property
     def spec(self) -> _job_pb2.JobSpec:
         """What to train. `seed` is set."""
@@ -395,10 +398,11 @@ class TrainingStart(_message.Message):
         drill_step: _builtins.int = ...,
         output_bytes: _builtins.int = ...,
         data_directory: _builtins.str = ...,
+        site_packages: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_inexact", b"allow_inexact", "attempt", b"attempt", "code_directory", b"code_directory", "data_directory", b"data_directory", "device_uuids", b"device_uuids", "drill_step", b"drill_step", "fallback_snapshot_directory", b"fallback_snapshot_directory", "job", b"job", "job_uid", b"job_uid", "notify_socket", b"notify_socket", "output_bytes", b"output_bytes", "restore_digests", b"restore_digests", "restore_directory", b"restore_directory", "snapshot_directory", b"snapshot_directory", "spec", b"spec", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_inexact", b"allow_inexact", "attempt", b"attempt", "code_directory", b"code_directory", "data_directory", b"data_directory", "device_uuids", b"device_uuids", "drill_step", b"drill_step", "fallback_snapshot_directory", b"fallback_snapshot_directory", "job", b"job", "job_uid", b"job_uid", "notify_socket", b"notify_socket", "output_bytes", b"output_bytes", "restore_digests", b"restore_digests", "restore_directory", b"restore_directory", "site_packages", b"site_packages", "snapshot_directory", b"snapshot_directory", "spec", b"spec", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

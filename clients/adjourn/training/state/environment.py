@@ -17,7 +17,8 @@ from typing import Final
 import numpy as np
 import torch
 
-from adjourn.environments import CPU_VARIABLES, LIBRARY
+from adjourn.environments import CPU_VARIABLES, LIBRARY, PACKAGES, listed
+from adjourn.requirements import pins
 
 GPU_VARIABLES: Final = ("CUBLAS_", "CUDNN_", "NCCL_", "NVIDIA_TF32_OVERRIDE")
 """Prefixes of the variables that math libraries read on a GPU."""
@@ -35,6 +36,19 @@ LIBRARIES: Final[Mapping[str, str]] = {
     "torch_geometric": "torch-geometric",
 }
 """Libraries that compute what a training sees, by the name they are imported by."""
+
+
+own_packages: dict[str, str] = {}
+"""What the environment of this process is beside that of the machine, since packages of its job come first."""
+
+
+def note_packages(requirements: Sequence[str]) -> None:
+    """Notes what meets a job's requirements, and which versions of libraries that has made of the worker's own."""
+    software_environment()
+    own_packages[PACKAGES] = listed(pins(requirements))
+    for distribution in sorted(set(LIBRARIES.values())):
+        if version := version_of(distribution):
+            own_packages[f"{LIBRARY}{distribution}"] = version
 
 
 def prepare(device_uuids: Sequence[str], threads: int) -> torch.device:
@@ -59,7 +73,7 @@ def software_environment() -> dict[str, str]:
 
     Every library of `LIBRARIES` that is installed is in it. The variables are those of the first call.
     """
-    return dict(found_software())
+    return {**found_software(), **own_packages}
 
 
 @functools.cache
