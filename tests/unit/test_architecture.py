@@ -1,10 +1,12 @@
 """Keeps the rules of docs/architecture.md: who imports whom, what is pure."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,19 +35,30 @@ IMPURE_MODULES = {
 }
 CLOCKS = re.compile(r"\b(now|today|utcnow|GetCurrentTime|token_hex|uuid4|randbits|open|print|input)\(")
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
-TREE = [path for path in ROOT.rglob("*") if not {".venv", ".git", "__pycache__"} & set(path.relative_to(ROOT).parts)]
+
+
+def tree() -> Iterator[Path]:
+    for folder, folders, files in os.walk(ROOT):
+        folders[:] = [each for each in folders if each not in {".venv", ".git", "__pycache__"}]
+        yield from (Path(folder, each) for each in (*folders, *files))
+
+
+TREE = list(tree())
 
 
 def name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def imports(path: Path) -> Iterator[str]:
+@cache
+def imports(path: Path) -> tuple[str, ...]:
+    found: list[str] = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return tuple(found)
 
 
 def importers(package: str, *, below: Path = ROOT) -> set[str]:
