@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
 
@@ -33,6 +34,8 @@ RUNNING, PERSISTING = AssignmentStatus.RUNNING, AssignmentStatus.PERSISTING
 PAUSED, STOPPED = AssignmentStatus.PAUSED, AssignmentStatus.STOPPED
 SUCCEEDED, FAILED = AssignmentStatus.SUCCEEDED, AssignmentStatus.FAILED
 SCRIPT = Path(__file__).parents[1] / "trainings" / "mlp.py"
+SHORT_LEASE = timedelta(seconds=6)
+"""A draining agent asks the control plane for a third of it."""
 
 
 @pytest.fixture
@@ -257,6 +260,7 @@ async def test_an_assignment_that_is_being_taken_on_as_a_drain_begins_is_ended_a
 async def test_a_drained_worker_tells_a_control_plane_that_is_back_within_the_grace(
     harness: AgentHarness, s3_environment: dict[str, str], objects: S3Objects
 ) -> None:
+    harness.plane.lease = SHORT_LEASE
     await harness.launcher()
     agent = await harness.process(ADJOURN_ON_TERM="drain", **s3_environment)
     job = harness.job()
@@ -276,8 +280,9 @@ async def test_a_drained_worker_tells_a_control_plane_that_is_back_within_the_gr
 async def test_a_drained_worker_whose_control_plane_is_away_pauses_by_itself(
     harness: AgentHarness, s3_environment: dict[str, str], objects: S3Objects
 ) -> None:
+    harness.plane.lease = SHORT_LEASE
     await harness.launcher()
-    agent = await harness.process(ADJOURN_ON_TERM="drain", ADJOURN_DRAIN_GRACE="10", **s3_environment)
+    agent = await harness.process(ADJOURN_ON_TERM="drain", ADJOURN_DRAIN_GRACE="7", **s3_environment)
     job = harness.job()
     await harness.until_phase(job, RUNNING)
     await harness.plane.stop()

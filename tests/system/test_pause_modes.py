@@ -59,7 +59,7 @@ async def test_a_job_pauses_amid_an_epoch_and_goes_on_there_to_the_same_bits(
 async def test_a_job_gives_up_what_no_checkpoint_has_and_ends_with_the_same_bits(
     gated_jobs: GatedJobs, client: AsyncClient, twin: Outcome
 ) -> None:
-    gated = await gated_jobs.start("paused-now", script=PACED, epochs=EPOCHS, limit=8, pace=PACE)
+    gated = await gated_jobs.start("paused-now", script=PACED, epochs=EPOCHS, limit=8, pace=PACE, paced=[7, 8])
     await amid(gated)
     await gated.until(lambda job: job.progress.step == 8)
     asked = await client.pause_job(gated.name, mode=LATEST)
