@@ -1,5 +1,6 @@
 """Snapshots that stay on a worker for their job's return: restored if they are the checkpoint to the last bit."""
 
+import errno
 import json
 import os
 import random
@@ -16,10 +17,13 @@ from adjourn.internal.v1.trainer_pb2 import HeldAssignment, Snapshot
 from adjourn.kept_snapshots import KEPT
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, FencingToken
 from adjourn.v1.checkpoint_pb2 import Checkpoint
+from adjourn.v1.manifest_pb2 import Manifest
 from adjourn_worker.attempt import files
 from adjourn_worker.paths import RESTORED, Kept, WorkerPaths, used_bytes
 from adjourn_worker.storage import kept as kept_module
 from adjourn_worker.storage import tasks as module
+from adjourn_worker.storage.fetch import fetch
+from adjourn_worker.storage.parts import PartStore
 from adjourn_worker.storage.tasks import StorageTasks
 from tests.harness.memory_objects import MemoryObjects
 
@@ -194,8 +198,46 @@ async def test_what_is_no_snapshot_any_more_is_downloaded(
     spoil(kept(in_memory)[0])
     directory = await prepared(storage, assigned(in_memory, uid, checkpoint, attempt=2))
     assert is_the(checkpoint, directory)
-    assert directory.is_relative_to(in_memory.attempts)
     assert objects.reads["parts"] == checkpoint.part_count
+
+
+async def test_a_checkpoint_is_brought_to_memory_until_training_has_read_it(
+    objects: Read, in_memory: WorkerPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, uid = tasks(objects, in_memory, snapshot_bytes=0), str(uuid4())
+    checkpoint = await paused(storage, uid)
+    held = assigned(in_memory, uid, checkpoint, attempt=2)
+    directory = await prepared(storage, held)
+    assert is_the(checkpoint, directory)
+    assert restored(in_memory) == [directory]
+    objects.reads.clear()
+    assert await prepared(tasks(objects, in_memory), held) == directory
+    assert objects.reads == {"others": 1}, "the next agent finds it there"
+    await storage.restored(held)
+    assert restored(in_memory) == []
+
+    storage.promised.clear()
+    Space(monkeypatch, in_memory.snapshots, 4 * checkpoint.size_bytes - 1)  # the slots come first
+    directory = await prepared(storage, assigned(in_memory, uid, checkpoint, attempt=3))
+    assert is_the(checkpoint, directory)
+    assert directory.is_relative_to(in_memory.attempts)
+
+
+async def test_memory_that_others_have_filled_meanwhile_is_no_reason_to_fail(
+    objects: Read, in_memory: WorkerPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(store: PartStore, checkpoint: Checkpoint, into: Path) -> Manifest:
+        if into.is_relative_to(in_memory.snapshots):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return await fetch(store, checkpoint, into)
+
+    monkeypatch.setattr(module, "fetch", full)
+    storage, uid = tasks(objects, in_memory, snapshot_bytes=0), str(uuid4())
+    checkpoint = await paused(storage, uid)
+    directory = await prepared(storage, assigned(in_memory, uid, checkpoint, attempt=2))
+    assert is_the(checkpoint, directory)
+    assert directory.is_relative_to(in_memory.attempts)
+    assert storage.disk.condition() is None
 
 
 async def test_a_sound_snapshot_makes_up_for_parts_that_storage_has_lost(objects: Read, paths: WorkerPaths) -> None:

@@ -6,7 +6,7 @@ Storage that refuses is asked again too, as somebody may mend it. Both are shown
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -49,7 +49,7 @@ CALM_SECONDS: Final = 10.0
 """How long no try fails before the job shows it no more, while the work goes on."""
 """Directory, in the attempt's, of the user's code."""
 RESTORE: Final = "restore"
-"""Directory, in the attempt's, of the snapshot to restore."""
+"""Directory, in the attempt's, of the snapshot to restore, if memory has no room for it."""
 
 OnCondition = Callable[[ConditionChange], None]
 """Hears when a condition of the job begins, changes or ends."""
@@ -124,7 +124,7 @@ class StorageTasks:
                 await self.fetch_code(assignment.spec, directory, patience)
             start.site_packages = await self.install(assignment, directory, on_condition)
             if assignment.HasField("restore"):
-                restored = await self.restore(assignment.restore, directory / RESTORE, patience, here)
+                restored = await self.restored_somewhere(assignment.restore, directory, places, patience, here)
                 start.restore_directory = str(restored)
                 await self.store.run(outputs.unpack, restored, directory / OUTPUT)
                 start.restore_digests.update(assignment.restore.component_digests)
@@ -168,6 +168,31 @@ class StorageTasks:
 
         for place in (WORK, CODE) if spec.drill_steps else (WORK,):
             await patience.forever(partial(fetched, place), "bundle")
+
+    async def restored_somewhere(
+        self, checkpoint: Checkpoint, attempt: Path, places: Sequence[Path], patience: "Patience", here: Path | None
+    ) -> Path:
+        """Returns a directory with a checkpoint's snapshot, in memory if it has the room; raises as `restore`, OSError.
+
+        `places`: where the snapshots of the attempt go, which come first.
+        """
+        memory, disk = self.paths.restored(self.paths.snapshots, attempt), attempt / RESTORE
+        if here is None and self.fits(checkpoint.size_bytes, places):
+            await self.store.run(memory.parent.mkdir, mode=0o700, exist_ok=True)
+            try:
+                return await self.restore(checkpoint, memory, patience)
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                log.warning("restored_to_disk", checkpoint=checkpoint.name, error=str(error))  # others were faster
+        return await self.restore(checkpoint, disk, patience, here)
+
+    def fits(self, size: int, places: Sequence[Path]) -> bool:
+        """Returns whether memory has room for a checkpoint beside all snapshots that may come to be there."""
+        if places[0].parent != self.paths.snapshots:
+            return False
+        promised = sum(max(0, most - used_bytes(place)) for place, most in self.promised.items())
+        return free_bytes(self.paths.snapshots) - promised >= size
 
     async def restore(self, checkpoint: Checkpoint, into: Path, patience: "Patience", here: Path | None = None) -> Path:
         """Returns a directory with a checkpoint's snapshot: `here` if that is it to the last byte, else `into`.
