@@ -70,6 +70,13 @@ def size(count: int) -> str:
     return f"{amount:.1f} PiB"
 
 
+def size_of(count: int, whole: int) -> str:
+    """Returns `70.4 of 80.0 GiB`: how much of something is used, in the unit of the whole."""
+    total, unit = size(whole).split()
+    share = count / whole * float(total) if whole else 0.0
+    return f"{share:.0f} of {total} {unit}" if unit == "B" else f"{share:.1f} of {total} {unit}"
+
+
 def moment(time: Timestamp) -> str:
     """Returns local date and time with the zone's name; a dash for an unset time."""
     if not time.ByteSize():

@@ -1,5 +1,6 @@
 """Lists as tables: jobs, epochs, checkpoints, workers. Pure functions to rich tables."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
@@ -247,7 +248,7 @@ def worker_table(workers: Iterable[Worker], now: datetime | None = None) -> Rend
         [
             column("worker", [formatting.short(worker.name) for worker in workers], least=16, middle=True),
             column("state", [worker_state(worker) for worker in workers]),
-            column("GPUs", [", ".join(device(each) for each in worker.devices) or "none" for worker in workers]),
+            column("GPUs", [devices(worker.devices) or "none" for worker in workers], least=30),
             column(">CPU slots", [str(worker.cpu_slots) for worker in workers], rank=1),
             column("jobs", [listed(worker.jobs) or ABSENT for worker in workers], least=16),
             column(">heard", [formatting.since(worker.report_time, now) for worker in workers], rank=2),
@@ -297,9 +298,12 @@ def state(each: HoldOutcome) -> str:
     return formatting.name_of(Job.State.Name, each.state).upper() if each.state else ABSENT
 
 
-def device(each: Device) -> str:
-    words = f"{each.index}: {each.model} ({formatting.size(each.memory_bytes)})"
-    return f"{words}, quarantined" if each.quarantined else words
+def devices(given: Sequence[Device]) -> str:
+    """Returns `8 x NVIDIA H100 (80.0 GiB)`, each model once, and which GPUs are quarantined."""
+    models = Counter(f"{each.model} ({formatting.size(each.memory_bytes)})" for each in given)
+    parts = [f"{count} x {model}" if count > 1 else model for model, count in models.items()]
+    kept = [str(each.index) for each in given if each.quarantined]
+    return ", ".join(parts) + (f"; quarantined: GPU {', '.join(kept)}" if kept else "")
 
 
 def plain(text: str) -> Text:

@@ -17,9 +17,9 @@ def usage_table(sample: ResourceSample) -> Table:
 
     What the machine cannot tell is a dash.
     """
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for title in ("", "busy", "memory", "", "by the job", "heat", "power"):
-        table.add_column(title, justify="right" if title else "left")
+        table.add_column(title, justify="right" if title else "left", no_wrap=True)
     for gpu in sample.gpus:
         table.add_row(*gpu_cells(gpu))
     if len(sample.gpus) > 1:
@@ -33,10 +33,14 @@ def usage_table(sample: ResourceSample) -> Table:
 
 def gpu_cells(gpu: GpuSample) -> tuple[RenderableType, ...]:
     used = formatting.size(gpu.memory_used_bytes) if gpu.HasField("memory_used_bytes") else "-"
+    if gpu.memory_total_bytes:
+        known = gpu.HasField("memory_used_bytes")
+        whole = gpu.memory_total_bytes
+        used = formatting.size_of(gpu.memory_used_bytes, whole) if known else f"- of {formatting.size(whole)}"
     return (
         f"GPU {gpu.index}",
         coloured(gpu.utilization_percent if gpu.HasField("utilization_percent") else None),
-        f"{used} of {formatting.size(gpu.memory_total_bytes)}" if gpu.memory_total_bytes else used,
+        used,
         coloured(memory_share(gpu)),
         formatting.size(gpu.job_memory_bytes) if gpu.HasField("job_memory_bytes") else "-",
         f"{gpu.temperature_celsius:.0f} °C" if gpu.HasField("temperature_celsius") else "-",
@@ -55,7 +59,8 @@ def memory_cells(sample: ResourceSample) -> tuple[RenderableType, ...]:
     if sample.HasField("worker_memory_bytes"):
         used = formatting.size(sample.worker_memory_bytes)
         if limit := sample.worker_memory_limit_bytes:
-            used, share = f"{used} of {formatting.size(limit)}", 100 * sample.worker_memory_bytes / limit
+            used = formatting.size_of(sample.worker_memory_bytes, limit)
+            share = 100 * sample.worker_memory_bytes / limit
     own = formatting.size(sample.memory_bytes) if sample.HasField("memory_bytes") else "-"
     return "RAM", "", used, coloured(share), own, "", ""
 

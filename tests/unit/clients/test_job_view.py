@@ -107,7 +107,7 @@ def test_a_paused_run_tells_everything() -> None:
         "about 3 min 12 s of training, likely 3 min 00 s to 4 min 00 s",
         "3.0 GiB, 1.0 MiB uploaded, verified", "5.00 EUR",
         "jobs/digits/checkpoints/7", "eva@lab", "lunch", "held, epoch", "at epoch 5, step 500", "24.0 GiB",
-        "95 %", "75 %", "18.0 GiB of 24.0 GiB", "GPU average", "70 %", "50 %", "1.5 cores", "8.0 GiB of 64.0 GiB",
+        "95 %", "75 %", "18.0 of 24.0 GiB", "GPU average", "70 %", "50 %", "1.5 cores", "8.0 of 64.0 GiB",
         "4.2 s", "50 ms", "750 ms", "2.0 s", "1 min 00 s", "2.5 s", "a → b", "EXACT", "Earlier pauses",
         "for 8m53s now", "1: 2026-03-01 13:01:00 CET by eva@lab: lunch",
     ):  # fmt: skip
@@ -349,13 +349,32 @@ def test_checkpoints_are_listed() -> None:
         assert fact in shown
 
 
+def test_eight_gpus_fit_eighty_columns() -> None:
+    gpus = [
+        GpuSample(
+            index=number, utilization_percent=100, memory_used_bytes=80 << 30, memory_total_bytes=80 << 30,
+            job_memory_bytes=80 << 30, temperature_celsius=91, power_watts=1000,
+        )
+        for number in range(8)
+    ]  # fmt: skip
+    sample = ResourceSample(gpus=gpus, worker_memory_bytes=1 << 40, worker_memory_limit_bytes=2 << 40)
+    lines = text(usage_table.usage_table(sample), width=80).splitlines()
+    assert sum("80.0 of 80.0 GiB" in line and line.rstrip().endswith("91 °C  1000 W") for line in lines) == 8
+    assert any("1.0 of 2.0 TiB" in line for line in lines)
+    devices = [Device(index=number, model="NVIDIA H100", memory_bytes=80 << 30) for number in range(8)]
+    devices.append(Device(index=8, model="A10", memory_bytes=24 << 30))
+    devices[3].quarantined = devices[4].quarantined = True
+    workers = text(tables.worker_table([Worker(name="workers/a", devices=devices)]), width=100)
+    assert "8 x NVIDIA H100 (80.0 GiB), A10 (24.0 GiB); quarantined: GPU 3, 4" in workers
+
+
 def test_workers_are_listed() -> None:
     gpu = Device(index=0, model="A100", memory_bytes=80 << 30, quarantined=True)
     busy = Worker(
         name="workers/a", state=Worker.ACTIVE, devices=[gpu], jobs=["jobs/x"], labels={"zone": "b"}, report_time=at(0)
     )
     shown = text(tables.worker_table([busy, Worker(name="workers/b", state=Worker.LOST, cpu_slots=2)]))
-    for fact in ("ACTIVE", "0: A100 (80.0 GiB), quarantined", "zone=b", "LOST", "none", "2"):
+    for fact in ("ACTIVE", "A100 (80.0 GiB); quarantined: GPU 0", "zone=b", "LOST", "none", "2"):
         assert fact in shown
 
 
