@@ -364,7 +364,7 @@ def test_eight_gpus_fit_eighty_columns() -> None:
     devices = [Device(index=number, model="NVIDIA H100", memory_bytes=80 << 30) for number in range(8)]
     devices.append(Device(index=8, model="A10", memory_bytes=24 << 30))
     devices[3].quarantined = devices[4].quarantined = True
-    workers = text(tables.worker_table([Worker(name="workers/a", devices=devices)]), width=100)
+    workers = text(tables.worker_table([Worker(name="workers/a", devices=devices)]), width=120)
     assert "8 x NVIDIA H100 (80.0 GiB), A10 (24.0 GiB); quarantined: GPU 3, 4" in workers
 
 
