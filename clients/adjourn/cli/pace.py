@@ -47,4 +47,5 @@ class Paces:
         if len(reports) > 1 and reports[-1].seconds > reports[0].seconds:
             return (reports[-1].step - reports[0].step) / (reports[-1].seconds - reports[0].seconds)
         trained = job.progress.active_duration.ToNanoseconds() / 1e9
-        return job.progress.step / trained if trained and job.progress.step else None
+        between = job.progress.step - 1  # the first step comes at once, whatever the pace
+        return between / trained if trained and between > 0 else None

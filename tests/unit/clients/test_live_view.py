@@ -160,6 +160,9 @@ def test_gpus_of_all_jobs_of_a_worker_are_its_gpus() -> None:
 def test_a_rate_is_of_the_last_half_minute() -> None:
     paces, job = Paces(), training(step=0)
     paces.note(job)  # it has reported nothing yet
+    job.progress.step = 1
+    job.progress.active_duration.FromMilliseconds(27)
+    assert paces.of(job) is None, "nobody knows what comes between two steps"
     job.progress.active_duration.FromSeconds(100)
     for seconds, step in ((0, 1000), (20, 1100), (45, 1350), (60, 1500), (61, 1510)):
         job.progress.step = step
@@ -167,7 +170,7 @@ def test_a_rate_is_of_the_last_half_minute() -> None:
         paces.note(job)
     assert paces.of(job) == 10
     job.progress.report_time.CopyFrom(at(92))
-    job.progress.step = 1600
+    job.progress.step = 1601
     paces.note(job)
     assert paces.of(job) == 16, "silence is not training: of all its training"
     job.attempt, job.progress.step = 2, 1400
