@@ -173,7 +173,7 @@ def test_a_rate_is_of_the_last_half_minute() -> None:
     job.progress.step = 1601
     paces.note(job)
     assert paces.of(job) == 16, "silence is not training: of all its training"
-    job.attempt, job.progress.step = 2, 1400
+    job.attempt, job.progress.step = 2, 1401
     paces.note(job)
     assert paces.of(job) == 14, "an attempt has just begun: of all its training"
     job.state = Job.PAUSED
