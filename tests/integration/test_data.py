@@ -365,6 +365,18 @@ async def test_a_disk_without_room_is_told(place: Files, bucket: S3Objects, monk
     assert "1,000 bytes are needed, 500 are free" in failed.failure.message
 
 
+async def test_a_fault_of_ours_is_answered_too(
+    place: Files, bucket: S3Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: Any) -> None:
+        raise KeyError("what")
+
+    monkeypatch.setattr(S3Objects, "describe", broken)
+    failed = await place.ask(f"s3://{bucket.bucket}/a")
+    assert failed.failure.reason == reasons.LAUNCH_FAILED
+    assert f"s3://{bucket.bucket}/a: KeyError: 'what'" in failed.failure.message
+
+
 async def test_storage_that_is_away_is_waited_for(
     place: Files, bucket: S3Objects, s3_environment: dict[str, str], eventually: Eventually
 ) -> None:

@@ -88,7 +88,7 @@ async def test_what_the_worker_lacks_is_installed_once_and_nothing_else(world: W
     assert both[0] == both[1]
     assert names(both[0]) == {"tinyone", "tinytwo"}, "numpy is the worker's"
     assert len(world.made()) == 1
-    assert world.told == [reasons.INSTALLING_REQUIREMENTS]
+    assert world.told == [reasons.INSTALLING_REQUIREMENTS] * 2, "both wait for it"
     assert await world.provide("tinyone") == both[0], "the next agent has it still"
     assert both[0]
     python = both[0].parents[2] / "bin" / "python"

@@ -538,6 +538,7 @@ class Agent:
             if condition is not None:
                 await asyncio.to_thread(remove, self.paths.disk_snapshots / KEPT)  # the next look finds the room
                 await self.data.make_room(2 * self.settings.disk_reserve_bytes)
+                await self.storage.make_room()
             found = [condition] if condition is not None else []
             if found != self.conditions:
                 log.warning("disk_full" if found else "disk_has_room", worker=self.worker.name)

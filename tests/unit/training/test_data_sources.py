@@ -13,7 +13,7 @@ from adjourn.internal.v1.trainer_pb2 import DataAnswer, DataIdentity, DataReques
 from adjourn.pulse import Phase
 from adjourn.shared_files import PulseFile
 from adjourn.training.data_sources import on_this_machine
-from adjourn.v1.job_pb2 import Failure
+from adjourn.v1.job_pb2 import Failure, JobSpec
 from tests.harness.training_processes import PAUSE, Attempt, TrainingProcesses, failed, until
 
 URI = "s3://bucket/numbers"
@@ -81,6 +81,16 @@ def test_training_asks_and_a_resumed_run_says_what_it_had(
     message = failed(other, "DATA_CHANGED")
     assert f"{URI} is other data than this run had before" in message
     assert "version v1 (SHA-256 abc...)" in message
+
+
+def test_the_second_process_of_a_drill_has_the_same_data(
+    trainings: TrainingProcesses, numbers: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    with agent(tmp_path / "data", lambda _: DataAnswer(path=str(numbers), identity=identity("abc"))) as asked:
+        attempt = run(trainings, tmp_path / "data", spec=JobSpec(drill_steps=2))
+    assert "came to the same bits at step 4" in attempt.log
+    assert len(asked) == 1
 
 
 def test_other_data_ends_the_run_whatever_its_code_does(

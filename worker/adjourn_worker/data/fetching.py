@@ -87,7 +87,10 @@ class DataTasks:
 
     async def make_room(self, free: int = 0) -> None:
         """Removes what nothing uses, as far as the limit says, and until so many bytes are free."""
-        await self._cached(self.cache.make_room, 0, free)
+        try:
+            await self._cached(self.cache.make_room, 0, free)
+        except OSError as error:  # the disk is not well: no reason to give the worker up
+            log.warning("data_not_removed", error=str(error))
 
     async def answer(self, request: Path, watcher: Watcher) -> None:
         """Answers a request of training, once its data is here or cannot be had."""
@@ -113,6 +116,10 @@ class DataTasks:
             except DataFailed as error:
                 log.warning("data_not_fetched", uri=place.shown, reason=error.reason, error=str(error))
                 await self._write_answer(request, failure(error))
+            except Exception as error:  # a fault of ours: training must not wait for ever
+                log.exception("data_not_fetched", uri=place.shown)
+                message = f"{place.shown}: {type(error).__name__}: {error}"
+                await self._write_answer(request, failure(DataFailed(reasons.LAUNCH_FAILED, message)))
             else:
                 path = str(self.cache.path(entry))
                 await self._write_answer(request, DataAnswer(path=path, identity=entry.identity(asked.uri)))

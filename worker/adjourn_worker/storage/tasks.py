@@ -160,6 +160,11 @@ class StorageTasks:
         on_condition(ConditionChange(condition=Condition(type=Condition.INSTALLING), ended=True))
         return found
 
+    async def make_room(self) -> None:
+        """Removes environments that nothing uses."""
+        if self.venvs is not None:
+            await self.venvs.make_room()
+
     async def fetch_code(self, spec: JobSpec, directory: Path, patience: "Patience") -> None:
         """Makes the working directory with the code in it; for a drill once more, as training has not changed it."""
 

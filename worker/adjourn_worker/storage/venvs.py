@@ -140,9 +140,9 @@ class VenvMaker:
         wanted = await asyncio.to_thread(self._wanted, assignment)
         if wanted is None:
             return ""
+        if not await self._given(wanted, attempt):
+            tell(reasons.INSTALLING_REQUIREMENTS, f"its worker installs {', '.join(wanted.requirements)}")
         async with self._making.setdefault(wanted.digest, asyncio.Lock()):
-            if not await self._given(wanted, attempt):
-                tell(reasons.INSTALLING_REQUIREMENTS, f"its worker installs {', '.join(wanted.requirements)}")
             while not await self._given(wanted, attempt):
                 try:
                     await self._make(wanted)
@@ -191,8 +191,12 @@ class VenvMaker:
         except BaseException:
             await asyncio.shield(asyncio.to_thread(remove, path))
             raise
+        await self.make_room(self._limit)
+
+    async def make_room(self, limit: int = 0) -> None:
+        """Removes what nothing uses, but for the newest, until the rest has so many bytes at most."""
         async with self._room:
-            await asyncio.to_thread(self._bound)
+            await asyncio.to_thread(self._bound, limit)
 
     async def _run_pip(self, path: Path) -> int:
         words = ["install", "--no-input", "--disable-pip-version-check", "--no-warn-script-location"]
@@ -217,14 +221,14 @@ class VenvMaker:
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
 
-    def _bound(self) -> None:
+    def _bound(self, limit: int) -> None:
         """Removes what was not used for longest, and is not in use, until the rest is within the limit."""
         used = {path.resolve() for path in self._attempts.glob(f"*/{VENV}")}
         found = sorted(self._directory.glob(f"*/{WHOLE}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
         newest, total = True, 0
         for whole in found:
             total += int(whole.read_text())
-            if total > self._limit and not newest and whole.parent.resolve() not in used:
+            if total > limit and not newest and whole.parent.resolve() not in used:
                 total -= int(whole.read_text())
                 remove(whole.parent)
                 log.info("venv_removed", path=str(whole.parent))
