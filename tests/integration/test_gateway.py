@@ -251,6 +251,18 @@ async def test_a_script_has_a_limit(web: Gateway) -> None:
     assert (large.status_code, reason(large)) == (413, "BODY_TOO_LARGE")
 
 
+async def test_a_body_whose_rest_does_not_come_is_given_up(web: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adjourn.web.rest.application.STALL_SECONDS", 0.05)
+    host, _, port = web.address.partition(":")
+    for path in (b"/v1/bundles", b"/v1/jobs"):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/gzip\r\n" % path)
+        writer.write(b"Content-Length: 100000\r\n\r\nbeginning")
+        assert (await asyncio.wait_for(reader.readline(), 20)).startswith(b"HTTP/1.1 504 ")
+        assert b"UPLOAD_STALLED" in await asyncio.wait_for(reader.read(2000), 20)
+        writer.close()
+
+
 async def test_who_leaves_amid_an_upload_leaves_nothing(web: Gateway, idle_plane: Replica, eventually: Any) -> None:
     host, _, port = web.address.partition(":")
     _, writer = await asyncio.open_connection(host, int(port))

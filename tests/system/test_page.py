@@ -51,6 +51,19 @@ async def pages(served: Gateway) -> AsyncIterator[list[Page]]:
         yield opened
 
 
+async def test_calls_are_read_and_tried_where_they_are_documented(served: Gateway, pages: list[Page]) -> None:
+    page = await pages[0].context.new_page()
+    faults: list[str] = []
+    page.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
+    page.on("request", lambda made: faults.append(made.url) if served.address not in made.url else None)
+    await page.goto(f"http://{served.address}/v1/docs")
+    await page.get_by_text("ListWorkers", exact=True).first.click()
+    await page.get_by_role("button", name="Execute").click()
+    await expect(page.get_by_text("Response Status: OK (200)")).to_be_visible()
+    await page.close()
+    assert not faults, "without internet, and under the gateway's policy"
+
+
 async def go(page: Page, place: str) -> None:
     await page.evaluate("(place) => { location.hash = place; }", place)
 

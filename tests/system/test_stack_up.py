@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -48,6 +49,12 @@ class Up:
     def address(self) -> str:
         found = re.search(r"ADJOURN_ADDRESS=(\S+)", self.printed())
         assert found
+        return found[1]
+
+    def web(self) -> str:
+        """Returns the URL of the gateway."""
+        found = re.search(r"web page, HTTP\s+(http://\S+)", self.printed())
+        assert found, self.printed()
         return found[1]
 
     def members(self, role: Role | None = None) -> list[psutil.Process]:
@@ -96,7 +103,7 @@ async def test_killed_parts_come_back_and_a_restart_goes_on_where_it_was(
         )
         assert len([worker async for worker in client.list_workers()]) == 2
 
-    for role in (Role.AGENT, Role.VALKEY, Role.CONTROL_PLANE):
+    for role in (Role.AGENT, Role.VALKEY, Role.CONTROL_PLANE, Role.WEB):
         before = {process.pid for process in first.members(role)}
         for process in first.members(role):
             process.kill()
@@ -106,6 +113,10 @@ async def test_killed_parts_come_back_and_a_restart_goes_on_where_it_was(
     # A watch tries until the control plane serves again.
     async with AsyncClient(first.address()) as client, aclosing(client.watch_jobs(names=["kept"])) as changes:
         assert (await anext(changes)).job.name == "jobs/kept"
+    web = first.web()
+    async with httpx.AsyncClient(base_url=web, transport=httpx.AsyncHTTPTransport(retries=8)) as http:
+        assert (await http.get("/v1/jobs/kept")).json()["name"] == "jobs/kept"
+        assert "<!doctype html>" in (await http.get("/")).text
 
     # A second one is refused, and changes nothing.
     second = up()
@@ -116,7 +127,7 @@ async def test_killed_parts_come_back_and_a_restart_goes_on_where_it_was(
     assert first.tell(signal.SIGINT) < 15
     assert first.process.returncode == 0
     assert first.members() == []
-    assert all(map(is_free, first.ports()))
+    assert all(map(is_free, (*first.ports(), int(web.rpartition(":")[2]))))
 
     third = up("--workers", "1")
     await eventually(third.is_ready, seconds=90)

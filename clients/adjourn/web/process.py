@@ -45,7 +45,8 @@ def listening(address: str) -> socket.socket:
         family, _, _, _, place = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
         return socket.create_server(place, family=family)
     except OSError as error:
-        raise AddressTakenError(f"cannot listen at {address}: {error.strerror}") from None
+        why = (error.strerror or str(error)).partition(" (")[0]  # Python adds the address
+        raise AddressTakenError(f"cannot listen at {address}: {why}") from None
 
 
 async def serve(settings: Settings) -> None:

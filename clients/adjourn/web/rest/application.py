@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from adjourn.client import AsyncClient
-from adjourn.errors import AdjournError, InternalError, InvalidRequestError
+from adjourn.errors import AdjournError, InternalError, InvalidRequestError, UploadStalledError
 from adjourn.v1 import checkpoint_service_pb2, job_service_pb2, worker_service_pb2
 from adjourn.v1.checkpoint_service_pb2 import ReadCheckpointRequest
 from adjourn.web.rest import downloads, errors, sse, uploads
@@ -31,6 +31,8 @@ SERVICES: Final[Sequence[ServiceDescriptor]] = (
 BUNDLES: Final = "/v1/bundles"
 BODY_LIMIT_BYTES: Final = 4 << 20
 """As gRPC servers take by default."""
+STALL_SECONDS: Final = 30.0
+"""After so long without the next part of a body, the request is given up."""
 STREAM_LIMIT: Final = 1000
 LAST_EVENT_ID: Final = "last_event_id"
 
@@ -142,9 +144,13 @@ class Rest:
 
 
 async def pieces(receive: Receive) -> AsyncIterator[bytes]:
-    """Yields a body as it comes; raises ReaderGone if the other side leaves before its end."""
+    """Yields a body as it comes; raises ReaderGone if the other side leaves before its end, and UploadStalledError."""
     while True:
-        message = await receive()
+        try:
+            async with asyncio.timeout(STALL_SECONDS):
+                message = await receive()
+        except TimeoutError:
+            raise UploadStalledError("the rest of the body did not come in time") from None
         if message["type"] == "http.disconnect":
             raise sse.ReaderGone
         yield message.get("body", b"")
