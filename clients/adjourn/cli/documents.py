@@ -7,6 +7,8 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
+from adjourn.cli import yaml_text
+
 WELL_KNOWN = "google.protobuf."
 
 
@@ -58,6 +60,4 @@ def settled(value: Any) -> Any:
 
 def yaml(message: Message) -> str:
     """Returns the document as YAML."""
-    from yaml import safe_dump  # not needed for anything else
-
-    return str(safe_dump(document(message), sort_keys=False, allow_unicode=True))
+    return yaml_text.dump(document(message))

@@ -12,7 +12,7 @@ from typing import Any, Final, NoReturn
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import ParseDict, ParseError
 
-from adjourn.cli import arguments
+from adjourn.cli import arguments, yaml_text
 from adjourn.v1.job_pb2 import Job, JobSpec
 
 SUFFIXES: Final = (".yaml", ".yml")
@@ -50,10 +50,10 @@ def is_file(target: str) -> bool:
 
 def read(path: Path) -> JobFile:
     """Returns what a file says; a usage error, with the place, if that is no job."""
-    from yaml import YAMLError, safe_load  # not needed for scripts
+    from yaml import YAMLError  # not needed for scripts
 
     try:
-        found = safe_load(path.read_text(encoding="utf-8"))
+        found = yaml_text.load(path.read_text(encoding="utf-8"))
     except OSError as error:
         arguments.wrong("TARGET", f"{path}: {error.strerror}")
     except UnicodeDecodeError:

@@ -10,7 +10,7 @@ from google.protobuf.json_format import Parse
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adjourn.cli import documents
+from adjourn.cli import documents, yaml_text
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.worker_pb2 import Worker
 
@@ -42,6 +42,15 @@ def test_a_document_is_the_message() -> None:
     again = Parse(documents.one_line(job()), Job())
     assert documents.one_line(again) == documents.one_line(job())
     assert yaml.safe_load(documents.yaml(job())) == documents.document(job())
+
+
+@given(st.text(max_size=6) | st.sampled_from(["1e-3", "-2E5", "1e", "0x1e3", "1_0e3"]) | st.floats(allow_nan=False))
+def test_yaml_reads_as_what_was_written(value: str | float) -> None:
+    assert yaml_text.load(yaml_text.dump({"x": value})) == {"x": value}
+
+
+def test_numbers_of_yaml_are_those_of_json() -> None:
+    assert yaml_text.load("[1e-3, 2E+5, -1e3, 1.5, 7, 1e-3x]") == [0.001, 2e5, -1000.0, 1.5, 7, "1e-3x"]
 
 
 @given(KEYS)
