@@ -13,7 +13,7 @@ from adjourn.bundles import BundleInvalid
 from adjourn.cli import exit_status, fields
 from adjourn.cli.exit_status import Otherwise, Status
 from adjourn.cli.formatting import printable
-from adjourn.scripts.files import ScriptInvalid
+from adjourn.scripts.errors import ScriptInvalid
 
 UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[1]
 """What typer raises of a command line that is wrong; it exports only this child of it."""

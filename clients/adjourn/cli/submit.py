@@ -20,11 +20,11 @@ from adjourn.cli.patience import Patience, Timeout
 from adjourn.cli.selection import ENDED
 from adjourn.cli.watch import follow, tell_failure
 from adjourn.errors import BundleMissingError, InvalidRequestError
-from adjourn.scripts.files import ScriptFiles, gather
 from adjourn.v1.job_pb2 import Job, JobSpec
 
 if TYPE_CHECKING:
     from adjourn.client import Client
+    from adjourn.scripts.files import ScriptFiles
 
 DRILL: Final = "--drill"
 DRILL_STEPS: Final = "20"
@@ -169,7 +169,7 @@ def submit(
     script, spec.entry_point = arguments.entry_point(spec.entry_point, file.folder)
     labels = {**file.labels, **arguments.pairs("--label", label or ())}
     job_id, included = job_id or file.job_id, [*file.include, *(include or ())]
-    taken = gather(script, spec.entry_point.partition(":")[2], included) if script or included else ScriptFiles()
+    taken = gathered(script, spec.entry_point, included)
     packed = bundles.packed(taken.files) if taken.files else b""
     code = f", with {phrases.files(taken.files, len(packed))}" if packed else ""
     if dry_run:
@@ -200,6 +200,13 @@ def submit(
         tell_failure(ended)
         if ended is None or ended.state != Job.SUCCEEDED:  # or somebody deleted it
             raise typer.Exit(Status.ENDED_OTHERWISE)
+
+
+def gathered(script: Path | None, entry_point: str, included: list[Path]) -> "ScriptFiles":
+    """Returns what goes along."""
+    from adjourn.scripts.files import ScriptFiles, gather  # what reads code and .gitignore: for this alone
+
+    return gather(script, entry_point.partition(":")[2], included) if script or included else ScriptFiles()
 
 
 def combined(spec: JobSpec, changed: JobSpec, *, epochs: int | None, gpus: int | None) -> JobSpec:

@@ -25,6 +25,7 @@ from adjourn.bundles import (
     refuse,
 )
 from adjourn.scripts import source
+from adjourn.scripts.errors import ScriptInvalid
 from adjourn.scripts.ignored import GITIGNORE, Ignored
 
 SMALL_BYTES: Final = 1 << 20
@@ -35,10 +36,6 @@ ENVIRONMENT: Final = "pyvenv.cfg"
 """File that makes a directory a virtual environment."""
 PATH_LIMIT: Final = 200
 """Bytes of a text that may name a file."""
-
-
-class ScriptInvalid(BundleInvalid):
-    """A script that no worker could import; `reason` says where and why."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -68,6 +68,12 @@ def test_an_address_is_host_and_port(address: str) -> None:
     assert "host:port" in result.stderr
 
 
+def test_help_loads_nothing_that_only_some_command_needs() -> None:
+    heavy = ("grpc", "pathspec", "yaml", "matplotlib", "numpy", "torch")
+    program = f"import sys, adjourn.cli; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", program], check=True, capture_output=True).stdout == b"[]\n"
+
+
 def test_the_version_is_printed() -> None:
     result = CliRunner().invoke(cli.app, ["--version"])
     assert (result.exit_code, result.stdout) == (0, f"adjourn {__version__}\n")

@@ -9,7 +9,8 @@ from typer.testing import Result
 
 from adjourn import bundles
 from adjourn.bundles import BundleInvalid
-from adjourn.scripts.files import SMALL_BYTES, SMALL_TOTAL_BYTES, ScriptFiles, ScriptInvalid, gather
+from adjourn.scripts.errors import ScriptInvalid
+from adjourn.scripts.files import SMALL_BYTES, SMALL_TOTAL_BYTES, ScriptFiles, gather
 from adjourn.scripts.ignored import Ignored
 
 MAIN = "def main(run): ...\n"
