@@ -13,6 +13,8 @@ import httpx
 import pytest
 from google.protobuf import json_format
 from google.rpc import status_pb2
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 from adjourn import bundles
 from adjourn.errors import from_status
@@ -261,6 +263,18 @@ async def test_a_body_whose_rest_does_not_come_is_given_up(web: Gateway, monkeyp
         assert (await asyncio.wait_for(reader.readline(), 20)).startswith(b"HTTP/1.1 504 ")
         assert b"UPLOAD_STALLED" in await asyncio.wait_for(reader.read(2000), 20)
         writer.close()
+
+
+async def test_a_web_socket_is_refused_and_a_name_that_grpc_cannot_carry_is_made_one(
+    web: Gateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in ("/v1/jobs:watch", "/"):
+        with pytest.raises(InvalidStatus, match="403"):
+            await connect(f"ws://{web.address}{path}", proxy=None)
+    assert not caplog.records
+    actor = {b"Adjourn-Actor": "J\u00f6rg\t\u00e9".encode("latin-1")}
+    await web.http.post("/v1/jobs", params={"jobId": "a"}, json={"spec": SPEC}, headers=actor)
+    assert (await web.http.get("/v1/jobs/a/events")).json()["events"][0]["actor"] == "J?rg??"
 
 
 async def test_who_leaves_amid_an_upload_leaves_nothing(web: Gateway, idle_plane: Replica, eventually: Any) -> None:

@@ -7,7 +7,8 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
-from starlette.routing import Mount, Route
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.websockets import WebSocket
 
 from adjourn.client import AsyncClient
 from adjourn.web import page
@@ -30,6 +31,7 @@ def application(client: AsyncClient, settings: Settings) -> Starlette:
 
     app = Starlette(
         routes=[
+            WebSocketRoute("/{path:path}", no_socket),
             Route("/healthz", healthy),
             *documentation.routes(),
             Mount("/v1", app=rest, name="rest"),
@@ -45,3 +47,8 @@ def application(client: AsyncClient, settings: Settings) -> Starlette:
 async def healthy(_: Request) -> PlainTextResponse:
     """Says that this process answers; what it asks may be away."""
     return PlainTextResponse("ok\n")
+
+
+async def no_socket(socket: WebSocket) -> None:
+    """Refuses a WebSocket: there are streams instead."""
+    await socket.close()

@@ -45,7 +45,7 @@ class Caller:
             if not found:
                 raise InvalidRequestError({TIMEOUT_HEADER: "must be as gRPC writes it: 5S, 500m"})
             seconds = min(int(found[1]) * UNITS[found[2]], LONGEST_SECONDS)
-        return cls(actor.encode("ascii", "replace").decode("ascii"), seconds)
+        return cls(re.sub(r"[^ -~]", "?", actor), seconds)  # all that gRPC's metadata may have
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:

@@ -7,7 +7,7 @@ with the jobs as they are: memory does not depend on how many read, nor on how s
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
@@ -241,8 +241,9 @@ class Watches:
         if ending := self._endings.pop(key, None):
             ending.cancel()
         try:
-            async for piece in watch.follow(token):
-                yield piece
+            async with aclosing(watch.follow(token)) as found:
+                async for piece in found:
+                    yield piece
         finally:
             self._readers[key] -= 1
             if not self._readers[key]:

@@ -128,12 +128,10 @@ class EventStream:
         self, pending: "asyncio.Future[bytes]", closed: "asyncio.Future[Any]", *, opened: bool
     ) -> tuple[bytes, bool]:
         """Returns what is sent next, and whether it is the last; raises AdjournError if nothing was sent yet."""
+        if closed.done():  # also where there is always more
+            return error_frame(ShuttingDownError("this gateway is stopping")), True
         if not pending.done():
-            return (
-                (error_frame(ShuttingDownError("this gateway is stopping")), True)
-                if closed.done()
-                else (KEEPALIVE, False)
-            )
+            return KEEPALIVE, False
         try:
             return pending.result(), False
         except StopAsyncIteration:

@@ -68,10 +68,6 @@ def bundled(source: bytes, module: str, function: str) -> bytes:
             raise InvalidRequestError({"entry_point": f"{module}.py cannot be kept: {error.strerror}"}) from None
 
 
-async def once(data: bytes) -> AsyncIterator[bytes]:
-    yield data
-
-
 async def of_script(source: bytes, query: Sequence[tuple[str, str]]) -> AsyncIterator[bytes]:
     """Yields the bundle of a script."""
     module, function = entry_point(query)
