@@ -365,7 +365,9 @@ sys.exit(agent.main())
 
 
 async def test_training_code_cannot_read_the_secrets_of_the_agent(harness: AgentHarness) -> None:
-    environment = {**harness.environment(**harness.settings()), "ADJOURN_S3_SECRET_KEY": "hush"}
+    data = {"ENDPOINT": "http://127.0.0.1:1", "ACCESS_KEY": "someone", "SECRET_KEY": "hush too"}
+    settings = harness.settings(**{f"ADJOURN_DATA_S3_{name}": value for name, value in data.items()})
+    environment = {**harness.environment(**settings), "ADJOURN_S3_SECRET_KEY": "hush"}
     done = await asyncio.to_thread(
         subprocess.run,
         (sys.executable, "-c", SAME_USER),

@@ -163,6 +163,8 @@ def test_training_gets_no_proxy_with_a_password_and_no_variable_that_may_be_secr
         "ADJOURN_STACK": "/stack",
         "ADJOURN_STACK_ID": "0" * 32,
         "ADJOURN_S3_SECRET_KEY": "hush",
+        "ADJOURN_DATA_S3_SECRET_KEY": "hush",
+        "PIP_INDEX_URL": "https://user:hush@index/simple",
         "LC_ALL": "C",
     }
     passed = launcher_environment(given, harness.paths)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
@@ -140,6 +141,8 @@ class Settings:
             data_s3=data_s3,
             data_access=data_access,
         )
+        if settings.venvs is not Venvs.OFF and find_spec("pip") is None:
+            reader.problems["ADJOURN_VENVS"] = "needs pip in the environment of the worker"
         reader.check()
         return settings
 

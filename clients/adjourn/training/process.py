@@ -10,6 +10,7 @@ import sysconfig
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
@@ -182,7 +183,7 @@ def use_packages(site_packages: Path) -> None:
     own = sysconfig.get_path("purelib")
     where = before.index(own) if own in before else len(before)
     sys.path[:] = [*before[:where], *added, *before[where:]]
-    forget(site_packages)
+    forget(top_level(site_packages))
     importlib.invalidate_caches()
     programs = site_packages.parents[2] / "bin"
     os.environ["PATH"] = f"{programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
@@ -218,7 +219,10 @@ def imported(entry_point: str, code_directory: str) -> EntryPoint:
     """
     module_name, _, name = entry_point.partition(":")
     if code_directory:
-        forget(Path(code_directory))
+        names = top_level(Path(code_directory))
+        for kept in sorted(names & KEPT):
+            log_line(f"{kept} in the code of this job is not imported: the name belongs to Python or to what trains it")
+        forget(names)
         sys.path.insert(0, code_directory)
         importlib.invalidate_caches()
     try:
@@ -237,12 +241,14 @@ def imported(entry_point: str, code_directory: str) -> EntryPoint:
     return cast("EntryPoint", function)
 
 
-def forget(code_directory: Path) -> None:
-    """Lets modules of the user's come before those of the same name that this process was forked with."""
-    names = {path.stem for path in code_directory.glob("*.py")}
-    names |= {path.name for path in code_directory.iterdir() if path.is_dir() and any(path.rglob("*.py"))}
-    for name in sorted(names & KEPT):
-        log_line(f"{name} in the code of this job is not imported: the name belongs to Python or to what trains it")
+def top_level(directory: Path) -> set[str]:
+    """Returns the names of the modules and packages in a directory."""
+    names = {path.stem for path in directory.glob("*.py")}
+    return names | {path.name for path in directory.iterdir() if path.is_dir() and any(path.rglob("*.py"))}
+
+
+def forget(names: AbstractSet[str]) -> None:
+    """Lets modules of the job's come before those of the same names that this process was forked with."""
     for name in list(sys.modules):
         if name.partition(".")[0] in names - KEPT:
             del sys.modules[name]

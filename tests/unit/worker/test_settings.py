@@ -7,6 +7,7 @@ from adjourn.settings_reader import InvalidSettings
 from adjourn_worker.data.places import Access
 from adjourn_worker.paths import Kept
 from adjourn_worker.settings import GpuShare, LogFormat, OnTerm, Settings
+from adjourn_worker.storage.venvs import Venvs
 
 ENOUGH = {
     "ADJOURN_WORKER": "worker-1",
@@ -135,6 +136,17 @@ def test_what_jobs_may_read_is_a_folder_of_the_bucket_or_what_a_key_for_data_may
     settings = Settings.from_environment({**ENOUGH, **same})
     assert settings.data_access == Access(prefixes=("s3://",), own_bucket="models")
     assert "hush" not in repr(settings)
+
+
+def test_a_worker_that_installs_needs_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {**ENOUGH, "ADJOURN_VENVS": "wheels", "ADJOURN_KEPT_VENV_BYTES": "5"}
+    settings = Settings.from_environment(said)
+    assert (settings.venvs, settings.kept.venv_bytes) == (Venvs.WHEELS, 5)
+    assert Settings.from_environment(ENOUGH).venvs is Venvs.OFF
+    monkeypatch.setattr("adjourn_worker.settings.find_spec", lambda _: None)
+    with pytest.raises(InvalidSettings, match="needs pip"):
+        Settings.from_environment(said)
+    assert Settings.from_environment(ENOUGH).venvs is Venvs.OFF
 
 
 def keys(access_key: str, secret_key: str) -> dict[str, str]:

@@ -25,7 +25,6 @@ import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Protocol
 from venv import EnvBuilder
@@ -180,8 +179,6 @@ class VenvMaker:
 
     async def _make(self, wanted: Wanted) -> None:
         """Raises VenvFailed, IndexUnavailable, OSError."""
-        if find_spec("pip") is None:
-            raise VenvFailed(reasons.REQUIREMENTS_NOT_INSTALLED, "the worker's environment has no pip to install with")
         path = self._directory / f"{wanted.digest}-{secrets.token_hex(4)}"
         try:
             await asyncio.to_thread(lay_out, path, wanted)
