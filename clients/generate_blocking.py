@@ -22,13 +22,13 @@ BLOCKS: Final = (
         """class AsyncClient:
     \"\"\"Talks to a control plane. Belongs to the event loop in which it was made.
 
-    Every method raises a class of `adjourn.errors`. Close it, or use it in an `async with` statement.
+    Until it is closed, methods raise classes of `adjourn.errors`. Close it, or use it in an `async with` statement.
     \"\"\"
 """,
         """class Client:
     \"\"\"Talks to a control plane; blocks until it answers. Safe to share between threads.
 
-    Every method raises a class of `adjourn.errors`. Close it, or use it in a `with` statement.
+    Until it is closed, methods raise classes of `adjourn.errors`. Close it, or use it in a `with` statement.
     \"\"\"
 """,
     ),

@@ -13,6 +13,10 @@ __all__ = ["AsyncClient", "Client"]
 __version__ = "0.1.0"
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> object:
     if name in __all__:
         from adjourn import client

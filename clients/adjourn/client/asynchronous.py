@@ -40,7 +40,7 @@ PageT = TypeVar("PageT", bound=calls.Page)
 class AsyncClient:
     """Talks to a control plane. Belongs to the event loop in which it was made.
 
-    Every method raises a class of `adjourn.errors`. Close it, or use it in an `async with` statement.
+    Until it is closed, methods raise classes of `adjourn.errors`. Close it, or use it in an `async with` statement.
     """
 
     def __init__(self, address: str | None = None, *, timeout: float = calls.CALL_SECONDS) -> None:

@@ -40,7 +40,7 @@ PageT = TypeVar("PageT", bound=calls.Page)
 class Client:
     """Talks to a control plane; blocks until it answers. Safe to share between threads.
 
-    Every method raises a class of `adjourn.errors`. Close it, or use it in a `with` statement.
+    Until it is closed, methods raise classes of `adjourn.errors`. Close it, or use it in a `with` statement.
     """
 
     def __init__(self, address: str | None = None, *, timeout: float = calls.CALL_SECONDS) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
+import adjourn
 from adjourn import AsyncClient, Client, errors
 from adjourn.channel import CHUNK_BYTES
 from adjourn.client import calls
@@ -248,3 +249,7 @@ def test_a_client_without_an_address_finds_the_control_plane_as_the_command_line
     monkeypatch.delenv("ADJOURN_ADDRESS")
     with Client() as client:
         assert client.address == "127.0.0.1:7400"
+
+
+def test_the_package_shows_what_it_has() -> None:
+    assert {"AsyncClient", "Client"} <= set(dir(adjourn))
