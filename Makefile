@@ -35,6 +35,7 @@ check: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python -m tests.harness.page_format
 	cd protos && ../$(BIN)/buf format --write
 
 protos: $(STAMP)

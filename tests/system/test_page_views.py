@@ -395,7 +395,7 @@ async def test_a_form_shows_what_was_refused_where_it_was_written(gateway: Scrip
     gateway.put(page_jobs.running())
     await own.go(f"#/new?from={RUNNING}")
     await expect(page.get_by_label("Entry point")).to_have_value("train:main")
-    await expect(page.get_by_label("Value of argument 2")).to_have_value(HOSTILE)
+    await expect(page.get_by_label("Value of argument 3")).to_have_value(HOSTILE)
     refused = {"field": "job.spec.total_epochs", "description": "must be 100000 at most"}
     details = [{"@type": "BadRequest", "fieldViolations": [refused]}]
     gateway.refusal = {"code": 3, "message": "job.spec", "details": details}
@@ -466,4 +466,27 @@ async def test_notifications_are_shown_once_if_they_are_wanted(
     assert await own.call("() => window.shown") == [
         ["vit-base: Paused", HOSTILE, "uid-jobs/vit-base/7"],
         ["vit-base: Failed", "out of memory", "uid-jobs/vit-base/8"],
+    ]
+
+
+async def test_workers_and_checkpoints_are_changed_after_a_question(gateway: ScriptedGateway, own: Visit) -> None:
+    page = own.page
+    page_jobs.fill(gateway)
+    await own.go("#/workers")
+    first = page.get_by_role("listitem").filter(has=page.get_by_role("heading", name="gpu-1"))
+    await first.get_by_role("button", name="Drain").click()
+    await expect(page.get_by_role("dialog")).to_contain_text("Its 1 job pauses at the next boundary")
+    await page.get_by_label("Why").fill("a new driver")
+    await page.get_by_role("dialog").get_by_role("button", name="Drain").click()
+    await expect(page.get_by_role("dialog")).to_have_count(0)
+    await own.go(f"#/{RUNNING}/checkpoints")
+    await page.get_by_role("button", name="Pin checkpoint 1-a1b2c3d4-22").click()
+    await page.get_by_role("button", name="Unpin checkpoint 1-a1b2c3d4-9").click()
+    await expect(page.get_by_role("dialog")).to_contain_text("It stays for as long as it is pause.")
+    await page.get_by_role("dialog").get_by_role("button", name="Unpin").click()
+    await expect(page.get_by_role("dialog")).to_have_count(0)
+    assert gateway.calls == [
+        ("POST", "/v1/workers/gpu-1:drain", {"reason": "a new driver"}),
+        ("POST", f"/v1/{RUNNING}/checkpoints/1-a1b2c3d4-22:pin", {}),
+        ("POST", f"/v1/{RUNNING}/checkpoints/1-a1b2c3d4-9:unpin", {}),
     ]

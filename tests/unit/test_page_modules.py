@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from adjourn.web.page import FILES
-from tests.harness import node
+from tests.harness import node, page_format
 
 TESTS = Path(__file__).parent / "page"
 MODULES = sorted(path for path in FILES.rglob("*.js") if "vendor" not in path.parts)
@@ -61,6 +61,11 @@ def test_no_text_becomes_markup(path: Path) -> None:
 def test_pure_modules_touch_nothing(path: Path) -> None:
     code = re.sub(r"/\*.*?\*/|//.*", "", path.read_text(), flags=re.DOTALL)
     assert not IMPURE.search(code)
+
+
+def test_the_files_are_written_as_prettier_has_them() -> None:
+    done = page_format.run("--check")
+    assert done.returncode == 0, f"make lint writes them so\n{done.stderr}"
 
 
 def test_nothing_is_inline_or_elsewhere() -> None:

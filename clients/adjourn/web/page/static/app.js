@@ -30,7 +30,11 @@ function App() {
     window.scrollTo(0, 0);
   }, [place]);
   const paused = pausedOf(state).length;
-  const link = (key, label, amount) => html`<a href=${`#/${key}`} aria-current=${view === key ? "page" : undefined}>${label}${amount ? html`<span class="amount">${count(amount)}</span>` : ""}</a>`;
+  const link = (key, label, amount) =>
+    html`<a
+      href=${`#/${key}`}
+      aria-current=${view === key ? "page" : undefined}
+    >${label}${amount ? html`<span class="amount">${count(amount)}</span>` : ""}</a>`;
   return html`
     <header class="bar">
       <button type="button" class="skip" onClick=${() => main.current.focus()}>To the content</button>
@@ -40,7 +44,11 @@ function App() {
       <${Settings} />
     </header>
     <${Stale} state=${state} />
-    <main id="main" ref=${main} tabindex="-1"><${Shown} key=${view === "jobs" && rest.length ? rest[0] : view} view=${view} rest=${rest} /></main>`;
+    <main id="main" ref=${main} tabindex="-1"><${Shown}
+      key=${view === "jobs" && rest.length ? rest[0] : view}
+      view=${view}
+      rest=${rest}
+    /></main>`;
 }
 
 function titleOf(view, rest) {
@@ -63,14 +71,18 @@ function Shown({ view, rest }) {
 /** Whether what is shown is the present. */
 function Liveness({ state }) {
   const word = state.live ? "Live" : state.listed ? "Not live" : "Connecting";
-  return html`<p class=${`liveness ${state.live ? "liveness-on" : ""}`} role="status"><span class="pulse" aria-hidden="true"></span>${word}</p>`;
+  return html`<p
+    class=${`liveness ${state.live ? "liveness-on" : ""}`}
+    role="status"
+  ><span class="pulse" aria-hidden="true"></span>${word}</p>`;
 }
 
 function Stale({ state }) {
   const now = useNow();
   if (state.live || (!state.listed && !state.error)) return null;
   return html`<div class="stale" role="alert">
-    <${Icon} name="warning" /><p><strong>Not live${state.listed ? ` since ${clock(state.lostTime)}` : ""}.</strong> ${state.listed ? `What is shown was so ${counted((now - state.lostTime) / 1000)} ago. ` : ""}${state.error ? `${state.error.message}. ` : ""}The page comes back by itself.</p>
+    <${Icon} name="warning" />
+    <p><strong>Not live${state.listed ? ` since ${clock(state.lostTime)}` : ""}.</strong> ${state.listed ? html`<span aria-hidden="true">What is shown was so ${counted((now - state.lostTime) / 1000)} ago. </span>` : ""}${state.error ? `${state.error.message}. ` : ""}The page comes back by itself.</p>
   </div>`;
 }
 
@@ -81,14 +93,45 @@ function Settings() {
   const leave = (event) => {
     if (!box.current.contains(event.relatedTarget)) box.current.open = false;
   };
-  return html`<details class="settings" ref=${box} onFocusOut=${leave} onKeyDown=${(event) => { if (event.key === "Escape") { box.current.open = false; box.current.querySelector("summary").focus(); } }}>
+  return html`<details class="settings" ref=${box} onFocusOut=${leave} onKeyDown=${(event) => {
+    if (event.key === "Escape") {
+      box.current.open = false;
+      box.current.querySelector("summary").focus();
+    }
+  }}>
     <summary aria-label="Settings" title="Settings"><${Icon} name="gear" /></summary>
     <div class="card settings-box" tabindex="-1">
       <fieldset class="segments"><legend>Colours</legend>
-        ${[["system", "System"], ["light", "Light"], ["dark", "Dark"]].map(([value, label]) => html`<label key=${value}><input type="radio" name="theme" value=${value} checked=${preferences.theme === value} onChange=${() => choose({ theme: value })} /><span>${label}</span></label>`)}
+        ${[
+          ["system", "System"],
+          ["light", "Light"],
+          ["dark", "Dark"],
+        ].map(
+          ([value, label]) =>
+            html`<label key=${value}><input
+              type="radio"
+              name="theme"
+              value=${value}
+              checked=${preferences.theme === value}
+              onChange=${() => choose({ theme: value })}
+            /><span>${label}</span></label>`,
+        )}
       </fieldset>
-      <label class="field"><span>Your name <small>in the record of what you ask for</small></span><input value=${preferences.actor} maxlength="60" autocomplete="nickname" onChange=${(event) => choose({ actor: event.target.value })} /></label>
-      <label class="check"><input type="checkbox" checked=${preferences.notify && !why} disabled=${Boolean(why)} onChange=${(event) => (event.target.checked ? allow() : choose({ notify: false }))} />
+      <label class="field">
+        <span>Your name <small>in the record of what you ask for</small></span>
+        <input
+          value=${preferences.actor}
+          maxlength="60"
+          autocomplete="nickname"
+          onChange=${(event) => choose({ actor: event.target.value })}
+        />
+      </label>
+      <label class="check"><input
+        type="checkbox"
+        checked=${preferences.notify && !why}
+        disabled=${Boolean(why)}
+        onChange=${(event) => (event.target.checked ? allow() : choose({ notify: false }))}
+      />
         <span>Notifications <small>${why || "when a run pauses, ends, fails or looks wrong"}</small></span></label>
       <p class="muted"><a href="v1/docs">The interface for programs</a></p>
     </div>

@@ -34,7 +34,11 @@ function ofStatus(status, http = 0) {
   const info = details.find((detail) => detail.reason && detail.domain) ?? {};
   const bad = details.find((detail) => detail.fieldViolations) ?? {};
   const violations = Object.fromEntries((bad.fieldViolations ?? []).map((each) => [each.field, each.description]));
-  return new CallError(status.message || `the gateway answered ${http}`, { status: http, reason: info.reason, violations });
+  return new CallError(status.message || `the gateway answered ${http}`, {
+    status: http,
+    reason: info.reason,
+    violations,
+  });
 }
 
 function headers(more = {}) {
@@ -61,7 +65,11 @@ export async function call(method, path, { query = {}, body, type = "application
     if (response.ok) return await response.json();
   } catch (error) {
     if (signal?.aborted) throw error;
-    throw new CallError(patience.aborted ? "the gateway did not answer in time; what was asked for may happen still" : "the gateway cannot be reached");
+    throw new CallError(
+      patience.aborted
+        ? "the gateway did not answer in time; what was asked for may happen still"
+        : "the gateway cannot be reached",
+    );
   }
   throw await refused(response);
 }
@@ -106,7 +114,8 @@ export async function follow(place, { query = {}, signal, onMessage, onState = (
     try {
       heard();
       const url = new URL(place, document.baseURI);
-      for (const [key, value] of Object.entries(query)) for (const each of [value].flat()) url.searchParams.append(key, each);
+      for (const [key, value] of Object.entries(query))
+        for (const each of [value].flat()) url.searchParams.append(key, each);
       const resumed = parser.lastId !== "";
       const response = await fetch(url, {
         signal: connection.signal,
@@ -117,10 +126,15 @@ export async function follow(place, { query = {}, signal, onMessage, onState = (
       if (response.status === 204) done = true;
       else {
         onOpen(resumed);
-        done = await read(response, { parser, heard, onMessage, onLive: () => {
-          delay = FIRST_DELAY;
-          onState({ live: true, error: null });
-        } });
+        done = await read(response, {
+          parser,
+          heard,
+          onMessage,
+          onLive: () => {
+            delay = FIRST_DELAY;
+            onState({ live: true, error: null });
+          },
+        });
       }
     } catch (error) {
       if (error instanceof CallError) failure = error;

@@ -41,7 +41,11 @@ export function duration(span) {
 
 /** Returns a duration as a clock shows it, without fractions: for what is counted each second. */
 export function counted(span) {
-  return span === null ? NOT_TOLD : duration(span < 9.95 ? Math.floor(Math.max(span, 0)) : span).replace(".0 s", " s").replace("0 ms", "0 s");
+  return span === null
+    ? NOT_TOLD
+    : duration(span < 9.95 ? Math.floor(Math.max(span, 0)) : span)
+        .replace(".0 s", " s")
+        .replace("0 ms", "0 s");
 }
 
 /** Returns `512 B`, `4.2 KiB`, `1.3 GiB`... */
@@ -88,7 +92,14 @@ export function moment(timestamp, now = Date.now()) {
   if (!timestamp) return NOT_TOLD;
   const time = new Date(timestamp);
   const year = time.getFullYear() === new Date(now).getFullYear() ? undefined : "numeric";
-  return time.toLocaleString("en-GB", { day: "numeric", month: "short", year, hour: "2-digit", minute: "2-digit", second: "2-digit" });
+  return time.toLocaleString("en-GB", {
+    day: "numeric",
+    month: "short",
+    year,
+    hour: "2-digit",
+    minute: "2-digit",
+    second: "2-digit",
+  });
 }
 
 /** Returns the local time of day. */

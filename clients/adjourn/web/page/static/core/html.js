@@ -3,5 +3,14 @@ import { h, render, Fragment } from "../vendor/preact.mjs";
 import htm from "../vendor/htm.mjs";
 
 export { render, Fragment };
-export { useCallback, useEffect, useErrorBoundary, useId, useLayoutEffect, useMemo, useRef, useState } from "../vendor/hooks.mjs";
+export {
+  useCallback,
+  useEffect,
+  useErrorBoundary,
+  useId,
+  useLayoutEffect,
+  useMemo,
+  useRef,
+  useState,
+} from "../vendor/hooks.mjs";
 export const html = htm.bind(h);

@@ -7,7 +7,8 @@
 
 const ROWS_MOST = 32; // lines that may still change, where bars are drawn below each other
 const COLUMNS_MOST = 20000; // characters of a line that are shown
-const TOKEN = /\x1b\[([0-?]*)[ -/]*([@-~])|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[ -/]*[0-OQ-WYZ\\`-~]|([^\x00-\x1f\x7f-\x9f]+)|([\s\S])/g;
+const TOKEN =
+  /\x1b\[([0-?]*)[ -/]*([@-~])|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[ -/]*[0-OQ-WYZ\\`-~]|([^\x00-\x1f\x7f-\x9f]+)|([\s\S])/g;
 const UNFINISHED = /\x1b(?:\[[0-?]*[ -/]*|[\]PX^_][^\x07\x1b]{0,4096}\x1b?|[ -/]*)$/;
 const HUES = ["black", "red", "green", "yellow", "blue", "magenta", "cyan", "white"];
 

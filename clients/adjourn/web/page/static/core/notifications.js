@@ -5,7 +5,16 @@ import { choose, chosen, preferences } from "./preferences.js";
 import { isWatcher, whileWanted } from "./presence.js";
 import { jobPath } from "./router.js";
 
-const TYPES = ["PAUSED", "SUCCEEDED", "FAILED", "CANCELLED", "LOSS_NOT_FINITE", "LOSS_JUMPED", "GRADIENTS_EXPLODED", "GPU_MEMORY_NEARLY_FULL"];
+const TYPES = [
+  "PAUSED",
+  "SUCCEEDED",
+  "FAILED",
+  "CANCELLED",
+  "LOSS_NOT_FINITE",
+  "LOSS_JUMPED",
+  "GRADIENTS_EXPLODED",
+  "GPU_MEMORY_NEARLY_FULL",
+];
 
 /** Why notifications cannot be had; empty: they can. */
 export function unavailable() {
@@ -23,7 +32,10 @@ export async function allow() {
 
 function show({ job, jobUid, event }) {
   const text = event.message || words(event.type);
-  const shown = new Notification(`${short(job)}: ${words(event.type)}`, { body: text, tag: `${jobUid}/${event.sequence}` });
+  const shown = new Notification(`${short(job)}: ${words(event.type)}`, {
+    body: text,
+    tag: `${jobUid}/${event.sequence}`,
+  });
   shown.addEventListener("click", () => {
     window.focus();
     location.hash = jobPath(job);

@@ -1,7 +1,17 @@
 /** PURE. What a job does, what happens next, and which verbs would be refused: from Job to text. */
 import { count, duration, millis, plural, seconds, short } from "./format.js";
 
-export const STATES = ["QUEUED", "STARTING", "RUNNING", "PAUSING", "PAUSED", "CANCELLING", "CANCELLED", "SUCCEEDED", "FAILED"];
+export const STATES = [
+  "QUEUED",
+  "STARTING",
+  "RUNNING",
+  "PAUSING",
+  "PAUSED",
+  "CANCELLING",
+  "CANCELLED",
+  "SUCCEEDED",
+  "FAILED",
+];
 export const ENDED = new Set(["CANCELLED", "SUCCEEDED", "FAILED"]);
 
 /** Returns how far training has come; `told` is false while nobody has reported anything. */
@@ -44,7 +54,9 @@ export function situation(job, now) {
     case "PAUSED":
       return `Rests ${position(job)}${unconfirmed(job) ? "" : ", on no worker"}${givenUp(job.pause, "gave")}`;
     case "CANCELLING":
-      return job.pause && !job.pause.pauseTime && job.pause.predictedBoundaryTime ? "Is saved once more, then stopped for good" : "Is being stopped for good";
+      return job.pause && !job.pause.pauseTime && job.pause.predictedBoundaryTime
+        ? "Is saved once more, then stopped for good"
+        : "Is being stopped for good";
     case "CANCELLED":
       return `Was stopped ${position(job)}; ${resumable}`;
     case "SUCCEEDED":
@@ -59,7 +71,8 @@ export function situation(job, now) {
 /** Says how far training has come, in epochs and steps. */
 export function position(job) {
   const { epoch, epochStep, stepsPerEpoch } = progress(job);
-  if (epochStep) return `within epoch ${epoch + 1}, after ${count(epochStep)}${stepsPerEpoch ? ` of ${count(stepsPerEpoch)}` : ""} steps`;
+  if (epochStep)
+    return `within epoch ${epoch + 1}, after ${count(epochStep)}${stepsPerEpoch ? ` of ${count(stepsPerEpoch)}` : ""} steps`;
   return epoch ? `after epoch ${epoch}` : "before its first epoch ended";
 }
 
@@ -69,7 +82,8 @@ export function prediction(job, now) {
   const pause = job.pause ?? {};
   const mode = pause.mode ?? "EPOCH";
   let said;
-  if (mode === "LATEST") return `Is being stopped now${givenUp(pause, "and gives") || "; nothing is given up, as far as is known"}`;
+  if (mode === "LATEST")
+    return `Is being stopped now${givenUp(pause, "and gives") || "; nothing is given up, as far as is known"}`;
   if (mode === "STEP") {
     said = "Will pause after the next step at which it can be cut";
   } else {
@@ -142,10 +156,13 @@ const VERBS = {
     const holds = job.holds ?? [];
     if (job.state === "SUCCEEDED") return "It has trained to its end";
     if (job.state === "CANCELLING") return "It is being cancelled";
-    if (job.state === "CANCELLED" || job.state === "FAILED") return job.latestCheckpoint ? "" : "It has no checkpoint to go on from";
+    if (job.state === "CANCELLED" || job.state === "FAILED")
+      return job.latestCheckpoint ? "" : "It has no checkpoint to go on from";
     if (!["PAUSED", "PAUSING"].includes(job.state)) return "It is not paused";
     if (!holds.some((hold) => hold.kind === "USER")) {
-      return holds.some((hold) => hold.kind === "OPERATOR") ? "An operator holds it: they release it" : "It goes on by itself";
+      return holds.some((hold) => hold.kind === "OPERATOR")
+        ? "An operator holds it: they release it"
+        : "It goes on by itself";
     }
     return "";
   },

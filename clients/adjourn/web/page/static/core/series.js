@@ -37,8 +37,17 @@ export function ofEpochs(epochs) {
 export function ofSteps(steps) {
   const names = new Set(steps.flatMap((each) => Object.keys(each.values ?? {})));
   const columns = new Map();
-  if (steps.some((each) => each.loss !== undefined)) columns.set("loss", steps.map((each) => drawable(each.loss)));
-  for (const name of names) if (name !== "loss" || !columns.has("loss")) columns.set(name, steps.map((each) => drawable(each.values?.[name])));
+  if (steps.some((each) => each.loss !== undefined))
+    columns.set(
+      "loss",
+      steps.map((each) => drawable(each.loss)),
+    );
+  for (const name of names)
+    if (name !== "loss" || !columns.has("loss"))
+      columns.set(
+        name,
+        steps.map((each) => drawable(each.values?.[name])),
+      );
   return { x: steps.map((each) => each.step ?? 0), columns };
 }
 
@@ -47,10 +56,12 @@ export function marksOf(job, points, place) {
   const marks = [];
   for (let at = 1; at < points.length; at += 1) {
     const { attempt } = points[at];
-    if (attempt !== points[at - 1].attempt) marks.push({ x: (points[at][place] + points[at - 1][place]) / 2, kind: "attempt", label: `attempt ${attempt}` });
+    if (attempt !== points[at - 1].attempt)
+      marks.push({ x: (points[at][place] + points[at - 1][place]) / 2, kind: "attempt", label: `attempt ${attempt}` });
   }
   for (const pause of [...(job.pastPauses ?? []), ...(job.pause ? [job.pause] : [])]) {
-    if (pause.pauseTime && (pause.epoch || pause.step)) marks.push({ x: pause[place] ?? 0, kind: "pause", label: `paused after ${place} ${pause[place] ?? 0}` });
+    if (pause.pauseTime && (pause.epoch || pause.step))
+      marks.push({ x: pause[place] ?? 0, kind: "pause", label: `paused after ${place} ${pause[place] ?? 0}` });
   }
   return marks;
 }
@@ -60,7 +71,10 @@ export function ofSamples(samples) {
   const x = [];
   const kept = [];
   let last = null;
-  const steps = samples.slice(1).map((each, at) => millis(each.time) - millis(samples[at].time)).sort((a, b) => a - b);
+  const steps = samples
+    .slice(1)
+    .map((each, at) => millis(each.time) - millis(samples[at].time))
+    .sort((a, b) => a - b);
   const usual = steps.length ? steps[Math.floor((steps.length - 1) / 2)] : 5000;
   for (const sample of samples) {
     const time = millis(sample.time) / 1000;
@@ -74,7 +88,9 @@ export function ofSamples(samples) {
     last = { time };
   }
   const column = (pick) => kept.map((sample) => (sample ? drawable(pick(sample)) : null));
-  const gpus = [...new Set(samples.flatMap((sample) => (sample.gpus ?? []).map((gpu) => gpu.index ?? 0)))].sort((a, b) => a - b);
+  const gpus = [...new Set(samples.flatMap((sample) => (sample.gpus ?? []).map((gpu) => gpu.index ?? 0)))].sort(
+    (a, b) => a - b,
+  );
   const gpu = (sample, index) => (sample.gpus ?? []).find((each) => (each.index ?? 0) === index) ?? {};
   return { x, column, gpus, gpu };
 }

@@ -16,7 +16,8 @@ export class Parser {
     const events = [];
     for (const line of lines) {
       if (line === "") {
-        if (this._data.length) events.push({ event: this._event || "message", data: this._data.join("\n"), id: this.lastId });
+        if (this._data.length)
+          events.push({ event: this._event || "message", data: this._data.join("\n"), id: this.lastId });
         this._data = [];
         this._event = "";
         continue;

@@ -10,7 +10,8 @@ export function Badge({ state }) {
 
 /** How far something has come: a share from 0 to 1, null while it is not told. */
 export function ProgressBar({ share, label, state = "" }) {
-  const now = share === null ? {} : { "aria-valuenow": Math.round(share * 100), "aria-valuemin": 0, "aria-valuemax": 100 };
+  const now =
+    share === null ? {} : { "aria-valuenow": Math.round(share * 100), "aria-valuemin": 0, "aria-valuemax": 100 };
   return html`<div class=${`progress progress-${state.toLowerCase()}`} role="progressbar" aria-label=${label} ...${now}>
     <div class="progress-fill" style=${{ width: `${(share ?? 0) * 100}%` }}></div>
   </div>`;
@@ -57,7 +58,10 @@ export function Facts({ rows }) {
   return html`<dl class="facts">
     ${rows
       .filter(([, value]) => value !== undefined && value !== "")
-      .map(([label, value]) => html`<div key=${label}><dt>${label}</dt><dd class=${value === null ? "unknown" : ""}>${value ?? NOT_TOLD}</dd></div>`)}
+      .map(
+        ([label, value]) =>
+          html`<div key=${label}><dt>${label}</dt><dd class=${value === null ? "unknown" : ""}>${value ?? NOT_TOLD}</dd></div>`,
+      )}
   </dl>`;
 }
 
@@ -75,6 +79,12 @@ export function Notice({ kind = "note", title, children, role }) {
     <${Icon} name=${kind === "good" ? "check" : "warning"} />
     <div><strong>${title}</strong>${children && html`<p>${children}</p>`}</div>
   </div>`;
+}
+
+/** What became of a call that was refused. */
+export function Refused({ failure }) {
+  const title = `It was refused${failure.reason ? `: ${failure.reason}` : ""}`;
+  return html`<${Notice} kind="bad" role="alert" title=${title}>${failure.message}</${Notice}>`;
 }
 
 /** Nothing is here, and why. */

@@ -61,12 +61,30 @@ function marking(marks, best, hues, scale) {
  *
  * `marks` are `{x, kind: pause | attempt, label}`, `best` are `{x, y, label}`. `format(value)` writes a value.
  */
-export function Chart({ title, x, series, marks = [], best = [], format = figure, time = false, unit = "epoch", range, log = false }) {
+export function Chart({
+  title,
+  x,
+  series,
+  marks = [],
+  best = [],
+  format = figure,
+  time = false,
+  unit = "epoch",
+  range,
+  log = false,
+}) {
   const box = useRef(null);
   const plot = useRef(null);
   const heading = useId();
   const [theme, setTheme] = useState(0);
-  const shape = JSON.stringify([series.map((each) => each.label), time, theme, log, marks.map((mark) => [mark.x, mark.kind]), best]);
+  const shape = JSON.stringify([
+    series.map((each) => each.label),
+    time,
+    theme,
+    log,
+    marks.map((mark) => [mark.x, mark.kind]),
+    best,
+  ]);
 
   useEffect(() => {
     const again = () => setTheme((count) => count + 1);
@@ -81,7 +99,9 @@ export function Chart({ title, x, series, marks = [], best = [], format = figure
 
   useLayoutEffect(() => {
     const place = box.current;
-    const hues = Object.fromEntries(["grid", "axis", "pause", "attempt", "best"].map((name) => [name, colour(place, name)]));
+    const hues = Object.fromEntries(
+      ["grid", "axis", "pause", "attempt", "best"].map((name) => [name, colour(place, name)]),
+    );
     const font = `11px ${getComputedStyle(place).fontFamily}`;
     const axis = { stroke: hues.axis, font, grid: { stroke: hues.grid, width: 1 }, ticks: { show: false } };
     const few = x.length < 40;
@@ -91,9 +111,20 @@ export function Chart({ title, x, series, marks = [], best = [], format = figure
         height: HEIGHT,
         legend: { show: false },
         cursor: { points: { size: 7 }, drag: { x: true, y: false } },
-        scales: { x: { time, range: x.length === 1 ? () => [x[0] - 1, x[0] + 1] : undefined }, y: log ? { distr: 3 } : { range } },
+        scales: {
+          x: { time, range: x.length === 1 ? () => [x[0] - 1, x[0] + 1] : undefined },
+          y: log ? { distr: 3 } : { range },
+        },
         axes: [
-          { ...axis, values: time ? moments : undefined, space: time ? 70 : 50, incrs: time ? undefined : [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000, 1e6], grid: { show: false } },
+          {
+            ...axis,
+            values: time ? moments : undefined,
+            space: time ? 70 : 50,
+            incrs: time
+              ? undefined
+              : [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000, 1e6],
+            grid: { show: false },
+          },
           { ...axis, size: 62, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : format(tick))) },
         ],
         series: [
@@ -125,7 +156,12 @@ export function Chart({ title, x, series, marks = [], best = [], format = figure
 
   const [pointed, tell] = useState(null);
   const at = pointed ?? lastIndex(series);
-  const where = at === null || at === undefined || x[at] === undefined ? "" : time ? new Date(x[at] * 1000).toLocaleTimeString("en-GB") : `${unit} ${x[at]}`;
+  const where =
+    at === null || at === undefined || x[at] === undefined
+      ? ""
+      : time
+        ? new Date(x[at] * 1000).toLocaleTimeString("en-GB")
+        : `${unit} ${x[at]}`;
   return html`<figure class="chart" aria-labelledby=${heading}>
     <figcaption>
       <h3 id=${heading}>${title}</h3>
@@ -134,11 +170,19 @@ export function Chart({ title, x, series, marks = [], best = [], format = figure
     <ul class="legend">
       ${series.map((each, index) => {
         const value = pointed === null ? newest(each.values) : each.values[at];
-        return html`<li key=${each.label}><span class=${`swatch hue-${index % HUES}`} aria-hidden="true"></span>${each.label === title ? "" : each.label}<strong>${value === null || value === undefined ? "–" : format(value)}</strong></li>`;
+        return html`<li key=${each.label}><span
+          class=${`swatch hue-${index % HUES}`}
+          aria-hidden="true"
+        ></span>${each.label === title ? "" : each.label}<strong>${value === null || value === undefined ? "–" : format(value)}</strong></li>`;
       })}
       ${best.map((each) => html`<li key="best" class="legend-best"><span class="ring" aria-hidden="true"></span>${each.label}</li>`)}
     </ul>
-    <div class="chart-box" ref=${box} role="img" aria-label=${described(title, x, series, marks, format, time, unit)}></div>
+    <div
+      class="chart-box"
+      ref=${box}
+      role="img"
+      aria-label=${described(title, x, series, marks, format, time, unit)}
+    ></div>
   </figure>`;
 }
 
@@ -161,7 +205,8 @@ function lastIndex(series) {
 }
 
 function newest(values) {
-  for (let at = values.length - 1; at >= 0; at -= 1) if (values[at] !== null && values[at] !== undefined) return values[at];
+  for (let at = values.length - 1; at >= 0; at -= 1)
+    if (values[at] !== null && values[at] !== undefined) return values[at];
   return null;
 }
 

@@ -1,12 +1,16 @@
 /** Questions before anything is done: a real dialog, which asks once, shows why it was refused, and stays until closed. */
 import { html, render, useEffect, useId, useLayoutEffect, useRef, useState } from "../core/html.js";
+import { Refused } from "./basics.js";
 
 const host = () => document.getElementById("dialogs");
 
 /** Shows a component in a dialog; it gets `close`. */
 export function open(Component, props) {
   const close = () => render(null, host());
-  render(html`<${Component} key=${crypto.getRandomValues(new Uint32Array(1))[0]} ...${props} close=${close} />`, host());
+  render(
+    html`<${Component} key=${crypto.getRandomValues(new Uint32Array(1))[0]} ...${props} close=${close} />`,
+    host(),
+  );
 }
 
 /**
@@ -43,15 +47,26 @@ export function Question({ title, verb, kind = "primary", why = "", act, close, 
     event?.preventDefault();
     if (!busy) close();
   };
-  return html`<dialog ref=${box} class="dialog" aria-labelledby=${heading} onCancel=${end} onClick=${(event) => event.target === box.current && end()}>
+  return html`<dialog
+    ref=${box}
+    class="dialog"
+    aria-labelledby=${heading}
+    onCancel=${end}
+    onClick=${(event) => event.target === box.current && end()}
+  >
     <form onSubmit=${submit}>
       <h2 id=${heading}>${title}</h2>
       <div class="dialog-body">${children}</div>
       ${why && html`<p class="dialog-why" id=${reason} role="status">${why}.</p>`}
-      ${failure && html`<div class="notice notice-bad" role="alert"><div><strong>It was refused${failure.reason ? `: ${failure.reason}` : ""}</strong><p>${failure.message}</p></div></div>`}
+      ${failure && html`<${Refused} failure=${failure} />`}
       <footer>
         <button type="button" class="button" onClick=${end} disabled=${busy}>${otherwise}</button>
-        <button type="submit" class=${`button button-${kind}`} disabled=${busy || Boolean(why)} aria-describedby=${why ? reason : undefined}>${busy ? "Asking…" : verb}</button>
+        <button
+          type="submit"
+          class=${`button button-${kind}`}
+          disabled=${busy || Boolean(why)}
+          aria-describedby=${why ? reason : undefined}
+        >${busy ? "Asking…" : verb}</button>
       </footer>
     </form>
   </dialog>`;
@@ -63,11 +78,26 @@ export function Choices({ legend, name, value, onChange, options }) {
     <legend>${legend}</legend>
     ${options.map(
       (option) => html`<label key=${option.value} class=${`choice ${option.why ? "choice-off" : ""}`}>
-        <input type="radio" name=${name} value=${option.value} checked=${value === option.value} disabled=${Boolean(option.why)} onChange=${() => onChange(option.value)} />
+        <input
+          type="radio"
+          name=${name}
+          value=${option.value}
+          checked=${value === option.value}
+          disabled=${Boolean(option.why)}
+          onChange=${() => onChange(option.value)}
+        />
         <span><strong>${option.label}</strong><small>${option.why || option.detail}</small></span>
       </label>`,
     )}
   </fieldset>`;
+}
+
+/** Why somebody asks, in their words. */
+export function Reason({ value, onChange }) {
+  return html`<label class="field">
+    <span>Why <small>for the record</small></span>
+    <input value=${value} maxlength="500" onInput=${(event) => onChange(event.target.value)} />
+  </label>`;
 }
 
 let said;

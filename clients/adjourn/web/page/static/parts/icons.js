@@ -20,7 +20,12 @@ const FILLED = new Set(["pause", "play", "stop"]);
 
 export function Icon({ name }) {
   const style = FILLED.has(name) ? "icon icon-filled" : "icon";
-  return html`<svg class=${style} viewBox="0 0 20 20" aria-hidden="true" focusable="false"><path d=${PATHS[name]} /></svg>`;
+  return html`<svg
+    class=${style}
+    viewBox="0 0 20 20"
+    aria-hidden="true"
+    focusable="false"
+  ><path d=${PATHS[name]} /></svg>`;
 }
 
 /** The mark: a sealed envelope. */

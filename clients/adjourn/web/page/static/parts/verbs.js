@@ -1,6 +1,6 @@
 /** Pause, resume, cancel, delete: the questions that are asked first, and the buttons that ask them. */
 import { call, path } from "../core/api.js";
-import { between, count, duration, plural, seconds, short } from "../core/format.js";
+import { between, duration, plural, seconds, short } from "../core/format.js";
 import { html, useEffect, useState } from "../core/html.js";
 import { jobs } from "../core/jobs.js";
 import { nextBoundary, position, prediction, progress, refusal } from "../core/phrases.js";
@@ -8,7 +8,7 @@ import { requestId } from "../core/request_id.js";
 import { go } from "../core/router.js";
 import { useSignal } from "../core/signal.js";
 import { Action } from "./basics.js";
-import { Choices, Question, open } from "./dialog.js";
+import { Choices, Question, Reason, open } from "./dialog.js";
 
 const NOT_LIVE = "What is shown may be old: the page is not live";
 const GONE = "The job is gone";
@@ -40,14 +40,16 @@ function lost(job, checkpoint) {
   if (!checkpoint) return "What was trained since its newest checkpoint is given up.";
   const steps = progress(job).step - (checkpoint.step ?? 0);
   const spent = (seconds(job.progress?.activeDuration) ?? 0) - (seconds(checkpoint.activeDuration) ?? 0);
-  if (steps <= 0) return "Nothing is given up, as far as is known: its newest checkpoint has every step that it has told of.";
+  if (steps <= 0)
+    return "Nothing is given up, as far as is known: its newest checkpoint has every step that it has told of.";
   return `Gives up ${plural(steps, "step")} since its newest checkpoint, ${duration(spent)} of training so far.`;
 }
 
 function boundary(job) {
   const next = nextBoundary(job);
   if (next.last) return "It is in its last epoch: it will finish rather than pause.";
-  const when = next.seconds === null ? "; when is not known yet" : `, in about ${duration(next.seconds)} by its pace so far`;
+  const when =
+    next.seconds === null ? "; when is not known yet" : `, in about ${duration(next.seconds)} by its pace so far`;
   return `Likely after epoch ${next.epoch}${when}: its worker says it for certain. Nothing is lost.`;
 }
 
@@ -70,16 +72,30 @@ function Pause({ job: given, close }) {
     return `${short(job.name)}: ${answer.state === "PAUSED" ? "paused" : prediction(answer, Date.now())}`;
   };
   return html`<${Question} title=${`Pause ${short(job.name)}?`} verb="Pause" why=${why} act=${act} close=${close}>
-    ${waiting
-      ? html`<p>It waits for a worker. It rests at once, ${position(job)}, and holds no worker.</p>`
-      : html`<${Choices} legend="When" name="mode" value=${mode} onChange=${setMode} options=${[
-          { value: "EPOCH", label: "After the running epoch", detail: boundary(job) },
-          { value: "STEP", label: "After the running step", detail: "Where training can be cut amid an epoch, else after the epoch. Nothing is lost." },
-          { value: "LATEST", label: "Now", detail: lost(job, checkpoint), why: job.latestCheckpoint ? "" : "It has no checkpoint that it could go on from" },
-        ]} />`}
-    <label class="field"><span>Why <small>for the record</small></span><input value=${reason} maxlength="500" onInput=${(event) => setReason(event.target.value)} /></label>
+    ${
+      waiting
+        ? html`<p>It waits for a worker. It rests at once, ${position(job)}, and holds no worker.</p>`
+        : html`<${Choices} legend="When" name="mode" value=${mode} onChange=${setMode} options=${[
+            { value: "EPOCH", label: "After the running epoch", detail: boundary(job) },
+            {
+              value: "STEP",
+              label: "After the running step",
+              detail: "Where training can be cut amid an epoch, else after the epoch. Nothing is lost.",
+            },
+            {
+              value: "LATEST",
+              label: "Now",
+              detail: lost(job, checkpoint),
+              why: job.latestCheckpoint ? "" : "It has no checkpoint that it could go on from",
+            },
+          ]} />`
+    }
+    <${Reason} value=${reason} onChange=${setReason} />
   </${Question}>`;
 }
+
+/** What became of a job that is not queued when it was resumed. */
+const RESUMED = { RUNNING: "trains on, it had not left yet", PAUSED: "still held by an operator" };
 
 function Resume({ job: given, close }) {
   const [job, why] = useVerb("resume", given);
@@ -87,13 +103,19 @@ function Resume({ job: given, close }) {
   const id = useRequestId(allowInexact);
   const act = async () => {
     const answer = await call("POST", path(job.name, ":resume"), { body: { allowInexact, requestId: id } });
-    return `${short(job.name)}: ${answer.state === "RUNNING" ? "trains on, it had not left yet" : answer.state === "PAUSED" ? "still held by an operator" : `queued, goes on ${position(job)}`}`;
+    return `${short(job.name)}: ${RESUMED[answer.state] ?? `queued, goes on ${position(job)}`}`;
   };
   return html`<${Question} title=${`Resume ${short(job.name)}?`} verb="Resume" why=${why} act=${act} close=${close}>
-    ${job.state === "PAUSING"
-      ? html`<p>It is on its way to rest. If its process has not left yet, it simply trains on.</p>`
-      : html`<p>It goes on ${position(job)}${job.pause?.checkpoint ? html`, from checkpoint <code>${short(job.pause.checkpoint)}</code>` : ""}, as soon as a worker is free. The restored state is compared with the saved one before the first step.</p>`}
-    <label class="check"><input type="checkbox" checked=${allowInexact} onChange=${(event) => setAllowInexact(event.target.checked)} />
+    ${
+      job.state === "PAUSING"
+        ? html`<p>It is on its way to rest. If its process has not left yet, it simply trains on.</p>`
+        : html`<p>It goes on ${position(job)}${job.pause?.checkpoint ? html`, from checkpoint <code>${short(job.pause.checkpoint)}</code>` : ""}, as soon as a worker is free. The restored state is compared with the saved one before the first step.</p>`
+    }
+    <label class="check"><input
+      type="checkbox"
+      checked=${allowInexact}
+      onChange=${(event) => setAllowInexact(event.target.checked)}
+    />
       <span>Accept another environment <small>Other GPUs or versions may change the last bits of the result.</small></span></label>
   </${Question}>`;
 }
@@ -112,16 +134,34 @@ function Cancel({ job: given, close }) {
     const answer = await call("POST", path(job.name, ":cancel"), { body: { reason, requestId: id, ...saving } });
     return `${short(job.name)}: ${answer.state === "CANCELLED" ? "stopped for good" : how === "NOW" ? "is being stopped" : "is saved, then stopped"}`;
   };
-  return html`<${Question} title=${`Cancel ${short(job.name)}?`} verb=${how === "NOW" ? "Cancel it" : "Save and cancel"} kind="danger" why=${why} act=${act} close=${close} otherwise="Keep it">
+  return html`<${Question}
+    title=${`Cancel ${short(job.name)}?`}
+    verb=${how === "NOW" ? "Cancel it" : "Save and cancel"}
+    kind="danger"
+    why=${why}
+    act=${act}
+    close=${close}
+    otherwise="Keep it"
+  >
     ${resting && html`<p>No worker has it. It is stopped at once, ${position(job)}${job.latestCheckpoint ? ", and keeps its newest checkpoint" : ""}.</p>`}
-    ${saves &&
-    html`<${Choices} legend="How" name="how" value=${chosen} onChange=${setHow} options=${[
-      { value: "EPOCH", label: "Save after the running epoch", detail: boundary(job).replace("finish rather than pause", "finish") },
-      { value: "STEP", label: "Save after the running step", detail: "Where training can be cut amid an epoch, else after the epoch." },
-      { value: "NOW", label: "Now, without saving", detail: lost(job, checkpoint) },
-    ]} />`}
-    ${!resting && !saves && html`<p>${job.state === "CANCELLING" ? `It is stopped now instead of at its boundary. ${lost(job, checkpoint)}` : `It is stopped now. ${lost(job, checkpoint)}`}</p>`}
-    <label class="field"><span>Why <small>for the record</small></span><input value=${reason} maxlength="500" onInput=${(event) => setReason(event.target.value)} /></label>
+    ${
+      saves &&
+      html`<${Choices} legend="How" name="how" value=${chosen} onChange=${setHow} options=${[
+        {
+          value: "EPOCH",
+          label: "Save after the running epoch",
+          detail: boundary(job).replace("finish rather than pause", "finish"),
+        },
+        {
+          value: "STEP",
+          label: "Save after the running step",
+          detail: "Where training can be cut amid an epoch, else after the epoch.",
+        },
+        { value: "NOW", label: "Now, without saving", detail: lost(job, checkpoint) },
+      ]} />`
+    }
+    ${!resting && !saves && html`<p>It is stopped now${job.state === "CANCELLING" && ", not at its boundary"}. ${lost(job, checkpoint)}</p>`}
+    <${Reason} value=${reason} onChange=${setReason} />
   </${Question}>`;
 }
 
@@ -133,8 +173,19 @@ function Delete({ job: given, close }) {
     if (location.hash.startsWith(`#/${job.name}`)) go("#/jobs");
     return `${short(job.name)} is deleted`;
   };
-  return html`<${Question} title=${`Delete ${short(job.name)}?`} verb="Delete for good" kind="danger" why=${why} act=${act} close=${close} otherwise="Keep it">
-    <p>Its record, its history and all of its checkpoints are removed${job.spec?.totalEpochs ? `, ${count(progress(job).epoch)} epochs of training with them` : ""}. This cannot be taken back.</p>
+  return html`<${Question}
+    title=${`Delete ${short(job.name)}?`}
+    verb="Delete for good"
+    kind="danger"
+    why=${why}
+    act=${act}
+    close=${close}
+    otherwise="Keep it"
+  >
+    <p>
+      Its record, its history and all of its checkpoints are removed, ${plural(progress(job).epoch, "epoch")} of training
+      with them. This cannot be taken back.
+    </p>
     ${job.startTime && job.endTime && html`<p class="muted">It ran for ${duration(between(job.startTime, job.endTime))} from start to end.</p>`}
   </${Question}>`;
 }

@@ -42,7 +42,10 @@ function useEvents(job) {
 export function Events({ job }) {
   const { bySequence, listed, error } = useEvents(job);
   const [more, setMore] = useState(SHOWN);
-  if (!listed) return error ? html`<${Notice} kind="bad" title="What happened is not known">${error.message}</${Notice}>` : html`<${Empty} title="The events are being asked for" />`;
+  if (!listed)
+    return error
+      ? html`<${Notice} kind="bad" title="What happened is not known">${error.message}</${Notice}>`
+      : html`<${Empty} title="The events are being asked for" />`;
   const events = [...bySequence.values()].sort((a, b) => b.sequence - a.sequence);
   let day = "";
   return html`<div class="card">
@@ -54,12 +57,25 @@ export function Events({ job }) {
         return html`${heading}<${Event} key=${event.sequence} event=${event} />`;
       })}
     </ol>
-    ${events.length > more && html`<button type="button" class="button" onClick=${() => setMore(more + 1000)}>Show older ones</button>`}
+    ${
+      events.length > more &&
+      html`<button
+      type="button"
+      class="button"
+      onClick=${() => setMore(more + 1000)}
+    >Show older ones</button>`
+    }
   </div>`;
 }
 
 function Event({ event }) {
-  const tone = GRAVE.has(event.type) ? "bad" : RAISED.has(event.type) ? "warn" : GOOD.has(event.type) ? "good" : "plain";
+  const tone = GRAVE.has(event.type)
+    ? "bad"
+    : RAISED.has(event.type)
+      ? "warn"
+      : GOOD.has(event.type)
+        ? "good"
+        : "plain";
   const details = Object.entries(event.details ?? {}).filter(([key]) => key !== "holds");
   return html`<li class="event">
     <time datetime=${event.time} title=${event.time}>${clock(event.time)}</time>

@@ -45,16 +45,24 @@ export function Job({ name, tab }) {
   if (!job) {
     return html`<div class="view">
       <header class="view-head"><h1>${short(name)}</h1></header>
-      ${!state.listed
-        ? html`<${Empty} title="The job is being asked for" />`
-        : html`<${Empty} title=${seen.current ? "This job was deleted" : "There is no job of this name"}><a href="#/jobs">All jobs</a></${Empty}>`}
+      ${
+        !state.listed
+          ? html`<${Empty} title="The job is being asked for" />`
+          : html`<${Empty} title=${seen.current ? "This job was deleted" : "There is no job of this name"}><a href="#/jobs">All jobs</a></${Empty}>`
+      }
     </div>`;
   }
   const [, , View] = TABS.find(([key]) => key === (tab ?? "")) ?? TABS[0];
   return html`<div class=${`view ${tab === "log" ? "view-full" : ""}`}>
     <${Head} job=${job} />
     <nav class="tabs" aria-label="Of this job">
-      ${TABS.map(([key, label]) => html`<a key=${key} href=${jobPath(name, key)} aria-current=${key === (tab ?? "") ? "page" : undefined}>${label}</a>`)}
+      ${TABS.map(
+        ([key, label]) => html`<a
+        key=${key}
+        href=${jobPath(name, key)}
+        aria-current=${key === (tab ?? "") ? "page" : undefined}
+      >${label}</a>`,
+      )}
     </nav>
     <${View} key=${`${job.uid}/${tab}`} job=${job} />
   </div>`;
@@ -73,11 +81,21 @@ function Head({ job }) {
     <p class="situation">${situation(job, now)}.</p>
     ${at.total > 0 && html`<${ProgressBar} share=${at.share} state=${job.state} label="Progress" />`}
     ${(job.conditions ?? []).map(
-      (each) => html`<${Notice} key=${each.type} kind=${CALM.has(each.type) ? "note" : "warn"} title=${`${each.reason || each.type}, since ${moment(each.time)}`}>${each.message}</${Notice}>`,
+      (each) =>
+        html`<${Notice}
+          key=${each.type}
+          kind=${CALM.has(each.type) ? "note" : "warn"}
+          title=${`${each.reason || each.type}, since ${moment(each.time)}`}
+        >${each.message}</${Notice}>`,
     )}
-    ${job.failure?.reason &&
-    html`<${Notice} kind=${job.state === "FAILED" ? "bad" : "note"} title=${`${job.failure.reason}${job.failure.attempt ? `, in attempt ${job.failure.attempt}` : ""}`}>
-      <span class="pre">${job.failure.message}</span></${Notice}>`}
+    ${
+      job.failure?.reason &&
+      html`<${Notice}
+        kind=${job.state === "FAILED" ? "bad" : "note"}
+        title=${`${job.failure.reason}${job.failure.attempt ? `, in attempt ${job.failure.attempt}` : ""}`}
+      >
+      <span class="pre">${job.failure.message}</span></${Notice}>`
+    }
   </header>`;
 }
 
@@ -91,7 +109,10 @@ function elapsed(job, now) {
 function remaining(job) {
   const told = job.progress ?? {};
   const [least, most] = [seconds(told.leastRemainingDuration), seconds(told.mostRemainingDuration)];
-  return { about: seconds(told.remainingDuration), spread: most === null ? "" : `likely ${duration(least ?? 0)} to ${duration(most)}` };
+  return {
+    about: seconds(told.remainingDuration),
+    spread: most === null ? "" : `likely ${duration(least ?? 0)} to ${duration(most)}`,
+  };
 }
 
 function Overview({ job }) {
@@ -99,17 +120,37 @@ function Overview({ job }) {
   const at = progress(job);
   const told = job.progress ?? {};
   const left = remaining(job);
-  const { value, error } = useAnswer(epochsOf(job.name, job.attempt ?? 0), `${job.attempt}/${at.epoch}/${job.state}`, 1000);
+  const { value, error } = useAnswer(
+    epochsOf(job.name, job.attempt ?? 0),
+    `${job.attempt}/${at.epoch}/${job.state}`,
+    1000,
+  );
   const best = told.best;
   return html`<div class="stacked">
     ${["PAUSED", "PAUSING"].includes(job.state) && html`<${PausedRun} job=${job} />`}
     <dl class="stats">
-      <${Stat} label="Epochs" value=${at.total ? `${count(at.epoch)} of ${count(at.total)}` : "none"} detail=${at.total ? `${Math.floor((at.share ?? 0) * 100)} %` : "a task"} />
-      <${Stat} label="Steps" value=${at.told ? count(at.step) : "not told"} detail=${at.epochStep ? `${count(at.epochStep)}${at.stepsPerEpoch ? ` of ${count(at.stepsPerEpoch)}` : ""} in epoch ${at.epoch + 1}` : ""} />
+      <${Stat}
+        label="Epochs"
+        value=${at.total ? `${count(at.epoch)} of ${count(at.total)}` : "none"}
+        detail=${at.total ? `${Math.floor((at.share ?? 0) * 100)} %` : "a task"}
+      />
+      <${Stat}
+        label="Steps"
+        value=${at.told ? count(at.step) : "not told"}
+        detail=${at.epochStep ? `${count(at.epochStep)}${at.stepsPerEpoch ? ` of ${count(at.stepsPerEpoch)}` : ""} in epoch ${at.epoch + 1}` : ""}
+      />
       <${Stat} label="Loss" value=${figure(number(told.loss))} />
-      <${Stat} label="Best" value=${best ? figure(number(best.value ?? 0)) : "not told"} detail=${best ? `${best.metric}, epoch ${best.epoch}${best.staleEpochs ? `, ${plural(best.staleEpochs, "epoch")} ago` : ""}` : ""} />
+      <${Stat}
+        label="Best"
+        value=${best ? figure(number(best.value ?? 0)) : "not told"}
+        detail=${best ? `${best.metric}, epoch ${best.epoch}${best.staleEpochs ? `, ${plural(best.staleEpochs, "epoch")} ago` : ""}` : ""}
+      />
       <${Stat} label="Training time" value=${duration(elapsed(job, now))} detail="pauses left out" />
-      <${Stat} label="Remaining" value=${ENDED.has(job.state) ? "ended" : duration(left.about)} detail=${ENDED.has(job.state) ? "" : left.spread} />
+      <${Stat}
+        label="Remaining"
+        value=${ENDED.has(job.state) ? "ended" : duration(left.about)}
+        detail=${ENDED.has(job.state) ? "" : left.spread}
+      />
     </dl>
     <${Curves} job=${job} epochs=${value?.epochs} error=${error} />
     <${Section} title="What it is"><${Facts} rows=${facts(job)} /></${Section}>
@@ -118,18 +159,45 @@ function Overview({ job }) {
 
 function Curves({ job, epochs, error }) {
   const data = useMemo(() => ofEpochs(epochs ?? []), [epochs]);
-  const marks = useMemo(() => marksOf(job, epochs ?? [], "epoch"), [epochs, job.pause?.pauseTime, job.pastPauses?.length]);
+  const marks = useMemo(
+    () => marksOf(job, epochs ?? [], "epoch"),
+    [epochs, job.pause?.pauseTime, job.pastPauses?.length],
+  );
   const [log, setLog] = useState(false);
-  if (!epochs) return error ? html`<${Notice} kind="bad" title="The epochs are not known">${error.message}</${Notice}>` : html`<${Empty} title="The epochs are being asked for" />`;
+  if (!epochs)
+    return error
+      ? html`<${Notice} kind="bad" title="The epochs are not known">${error.message}</${Notice}>`
+      : html`<${Empty} title="The epochs are being asked for" />`;
   if (!epochs.length) return html`<${Section} title="Curves"><${Empty} title="No epoch has ended yet" /></${Section}>`;
   const best = job.progress?.best;
   const actions = html`<div class="curve-actions"><${Key} marks=${marks} />
-    <label class="check"><input type="checkbox" checked=${log} onChange=${(event) => setLog(event.target.checked)} /><span>Logarithmic</span></label></div>`;
+    <label class="check"><input
+      type="checkbox"
+      checked=${log}
+      onChange=${(event) => setLog(event.target.checked)}
+    /><span>Logarithmic</span></label></div>`;
   return html`<${Section} title="Curves" actions=${actions}>
     <div class="charts">
       ${grouped(data.columns.keys()).map(([title, names]) => {
-        const ring = best && names.includes(best.metric) ? [{ x: best.epoch, y: number(best.value ?? 0), label: `best: ${figure(number(best.value ?? 0))} in epoch ${best.epoch}` }] : [];
-        return html`<${Chart} key=${title} title=${title} log=${log} x=${data.x} marks=${marks} best=${ring} series=${names.map((name) => ({ label: name, values: data.columns.get(name) }))} />`;
+        const ring =
+          best && names.includes(best.metric)
+            ? [
+                {
+                  x: best.epoch,
+                  y: number(best.value ?? 0),
+                  label: `best: ${figure(number(best.value ?? 0))} in epoch ${best.epoch}`,
+                },
+              ]
+            : [];
+        return html`<${Chart}
+          key=${title}
+          title=${title}
+          log=${log}
+          x=${data.x}
+          marks=${marks}
+          best=${ring}
+          series=${names.map((name) => ({ label: name, values: data.columns.get(name) }))}
+        />`;
       })}
     </div>
   </${Section}>`;
@@ -146,14 +214,31 @@ function Key({ marks }) {
 
 function Steps({ job }) {
   const at = progress(job);
-  const { value, error } = useAnswer((signal) => stepsOf(job.name, signal), `${job.attempt}/${at.step}/${job.state}`, 2500);
+  const { value, error } = useAnswer(
+    (signal) => stepsOf(job.name, signal),
+    `${job.attempt}/${at.step}/${job.state}`,
+    2500,
+  );
   const data = useMemo(() => ofSteps(value ?? []), [value]);
   const marks = useMemo(() => marksOf(job, value ?? [], "step"), [value, job.pause?.pauseTime, job.pastPauses?.length]);
-  if (!value) return error ? html`<${Notice} kind="bad" title="The steps are not known">${error.message}</${Notice}>` : html`<${Empty} title="The steps are being asked for" />`;
-  if (!data.x.length) return html`<${Empty} title="No step was told yet">A training tells its steps by <code>run.log</code>, twice a second at most.</${Empty}>`;
+  if (!value)
+    return error
+      ? html`<${Notice} kind="bad" title="The steps are not known">${error.message}</${Notice}>`
+      : html`<${Empty} title="The steps are being asked for" />`;
+  if (!data.x.length)
+    return html`<${Empty} title="No step was told yet">A training tells its steps by <code>run.log</code>, twice a second at most.</${Empty}>`;
   return html`<${Section} title="By step" actions=${html`<${Key} marks=${marks} />`}>
     <div class="charts">
-      ${[...data.columns].map(([name, values]) => html`<${Chart} key=${name} title=${name} unit="step" x=${data.x} marks=${marks} series=${[{ label: name, values }]} />`)}
+      ${[...data.columns].map(
+        ([name, values]) => html`<${Chart}
+        key=${name}
+        title=${name}
+        unit="step"
+        x=${data.x}
+        marks=${marks}
+        series=${[{ label: name, values }]}
+      />`,
+      )}
     </div>
   </${Section}>`;
 }
@@ -161,7 +246,11 @@ function Steps({ job }) {
 function facts(job) {
   const spec = job.spec ?? {};
   const checkpoints = [
-    spec.checkpointEpochs === undefined ? "" : spec.checkpointEpochs ? `every ${plural(spec.checkpointEpochs, "epoch")}` : "none at epochs",
+    spec.checkpointEpochs === undefined
+      ? ""
+      : spec.checkpointEpochs
+        ? `every ${plural(spec.checkpointEpochs, "epoch")}`
+        : "none at epochs",
     spec.checkpointSteps ? `every ${plural(spec.checkpointSteps, "step")}` : "",
     spec.checkpointInterval ? `every ${duration(seconds(spec.checkpointInterval))}` : "",
   ];
@@ -182,7 +271,12 @@ function facts(job) {
     ["Checkpoints", checkpoints.filter(Boolean).join(", ")],
     ["Drill", spec.drillSteps ? `${plural(spec.drillSteps, "step")}, once, in a second process` : ""],
     ["Attempts", `${count(job.attempt ?? 0)}, of which ${count(job.restartCount ?? 0)} after a failure`],
-    ["Newest checkpoint", job.latestCheckpoint ? html`<a href=${jobPath(job.name, "checkpoints")}>${short(job.latestCheckpoint)}</a>` : "none"],
+    [
+      "Newest checkpoint",
+      job.latestCheckpoint
+        ? html`<a href=${jobPath(job.name, "checkpoints")}>${short(job.latestCheckpoint)}</a>`
+        : "none",
+    ],
     ["Created", `${moment(job.createTime)}${job.creator ? ` by ${job.creator}` : ""}`],
     ["Started", job.startTime ? moment(job.startTime) : ""],
     ["Ended", job.endTime ? moment(job.endTime) : ""],

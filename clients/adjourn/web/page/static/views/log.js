@@ -63,7 +63,9 @@ function linesOf(parts) {
       let which = starts.length - 1;
       while (starts[which] > index) which -= 1;
       const part = parts[which];
-      return index === starts[which] ? { heading: headingOf(part) } : { pieces: part.text.line(index - starts[which] - 1) };
+      return index === starts[which]
+        ? { heading: headingOf(part) }
+        : { pieces: part.text.line(index - starts[which] - 1) };
     },
   };
 }
@@ -102,28 +104,58 @@ export function Log({ job }) {
   const lines = linesOf(parts);
   const wanted = words.toLowerCase();
   const found = [];
-  if (wanted) for (let at = 0; at < lines.length; at += 1) {
-    const { pieces } = lines.at(at);
-    if (pieces && pieces.map(([text]) => text).join("").toLowerCase().includes(wanted)) found.push(at);
-  }
+  if (wanted)
+    for (let at = 0; at < lines.length; at += 1) {
+      const { pieces } = lines.at(at);
+      if (
+        pieces &&
+        pieces
+          .map(([text]) => text)
+          .join("")
+          .toLowerCase()
+          .includes(wanted)
+      )
+        found.push(at);
+    }
   const length = wanted ? found.length : lines.length;
   const attempts = Array.from({ length: job.attempt ?? 0 }, (_, at) => at + 1).reverse();
   return html`<div class="log-view">
     <div class="toolbar">
       <label class="inline">Attempt
-        <select value=${String(from.attempt)} onChange=${(event) => setFrom({ ...from, attempt: Number(event.target.value) })}>
+        <select
+          value=${String(from.attempt)}
+          onChange=${(event) => setFrom({ ...from, attempt: Number(event.target.value) })}
+        >
           <option value="0">newest and next</option>
           ${attempts.map((each) => html`<option key=${each} value=${String(each)}>${each}</option>`)}
         </select></label>
-      <label class="search search-small"><span class="hidden">Lines with</span><input type="search" placeholder="Lines with…" value=${words} onInput=${(event) => setWords(event.target.value)} /></label>
-      <label class="check"><input type="checkbox" checked=${from.whole} onChange=${(event) => setFrom({ ...from, whole: event.target.checked })} /><span>From its beginning</span></label>
-      <label class="check"><input type="checkbox" checked=${sticking} onChange=${(event) => setSticking(event.target.checked)} /><span>Keep the end in sight</span></label>
+      <label class="search search-small">
+        <span class="hidden">Lines with</span>
+        <input
+          type="search"
+          placeholder="Lines with…"
+          value=${words}
+          onInput=${(event) => setWords(event.target.value)}
+        />
+      </label>
+      <label class="check"><input
+        type="checkbox"
+        checked=${from.whole}
+        onChange=${(event) => setFrom({ ...from, whole: event.target.checked })}
+      /><span>From its beginning</span></label>
+      <label class="check"><input
+        type="checkbox"
+        checked=${sticking}
+        onChange=${(event) => setSticking(event.target.checked)}
+      /><span>Keep the end in sight</span></label>
       <p class="found" role="status">${wanted ? `${count(found.length)} of ${count(lines.length)} lines` : ""} ${live.error ? `not live: ${live.error.message}` : ""}</p>
     </div>
-    ${!length
-      ? html`<${Empty} title=${job.attempt ? (wanted ? "No line has that" : "Nothing is printed yet, as far as is stored") : "It has not begun"} />`
-      : html`<${VirtualList} length=${length} height=${LINE} stick=${sticking} onStick=${setSticking} keys=${false} role="log" label="What the job has printed" className="log card"
-          row=${(index) => html`<${Line} line=${lines.at(wanted ? found[index] : index)} />`} />`}
+    ${
+      !length
+        ? html`<${Empty} title=${job.attempt ? (wanted ? "No line has that" : "Nothing is printed yet, as far as is stored") : "It has not begun"} />`
+        : html`<${VirtualList} length=${length} height=${LINE} stick=${sticking} onStick=${setSticking} keys=${false} role="log" label="What the job has printed" className="log card"
+          row=${(index) => html`<${Line} line=${lines.at(wanted ? found[index] : index)} />`} />`
+    }
   </div>`;
 }
 

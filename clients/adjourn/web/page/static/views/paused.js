@@ -25,13 +25,18 @@ export function Paused() {
   const found = pausedOf(state);
   const saved = found.reduce((sum, job) => sum + (number(job.pause?.savedGpuSeconds) ?? 0), 0);
   return html`<div class="view">
-    <header class="view-head"><h1>Paused runs</h1>${saved > 0 && html`<p class="muted">${duration(saved)} of GPU time not used meanwhile, as last told</p>`}</header>
-    ${!state.listed
-      ? html`<${Empty} title="The jobs are being asked for" />`
-      : !found.length
-        ? html`<${Empty} title="Nothing is paused">A run that you pause rests here, with all that it has reached, until you resume it.</${Empty}>`
-        : html`<ul class="cards">${found.slice(0, SHOWN).map((job) => html`<${Card} key=${job.uid} job=${job} now=${now} />`)}</ul>
-            ${found.length > SHOWN && html`<p class="muted">and ${count(found.length - SHOWN)} more: <a href="#/jobs?state=PAUSED">all paused jobs</a></p>`}`}
+    <header class="view-head">
+      <h1>Paused runs</h1>
+      ${saved > 0 && html`<p class="muted">${duration(saved)} of GPU time not used meanwhile, as last told</p>`}
+    </header>
+    ${
+      !state.listed
+        ? html`<${Empty} title="The jobs are being asked for" />`
+        : !found.length
+          ? html`<${Empty} title="Nothing is paused">A run that you pause rests here, with all that it has reached, until you resume it.</${Empty}>`
+          : html`<ul class="cards">${found.slice(0, SHOWN).map((job) => html`<${Card} key=${job.uid} job=${job} now=${now} />`)}</ul>
+            ${found.length > SHOWN && html`<p class="muted">and ${count(found.length - SHOWN)} more: <a href="#/jobs?state=PAUSED">all paused jobs</a></p>`}`
+    }
   </div>`;
 }
 
@@ -44,22 +49,32 @@ function Card({ job, now }) {
   const gpus = job.spec?.gpuCount ? "GPUs free" : "worker free";
   return html`<li class="card paused-card">
     <header>
-      <div class="stack"><h2><a class="job-name" href=${jobPath(job.name)}>${short(job.name)}</a></h2><small class="muted clip">${job.spec?.modelName || job.spec?.entryPoint}</small></div>
+      <div class="stack">
+        <h2><a class="job-name" href=${jobPath(job.name)}>${short(job.name)}</a></h2>
+        <small class="muted clip">${job.spec?.modelName || job.spec?.entryPoint}</small>
+      </div>
       <${Badge} state=${job.state} />
     </header>
-    <p class="paused-when">${paused ? html`Rests ${position(job)}${rested === null ? "" : html`, for <b class="numbers">${counted(rested)}</b>`}` : `${prediction(job, now)}.`}</p>
+    <p class="paused-when">
+      ${paused ? html`Rests ${position(job)}${rested === null ? "" : html`, for <b class="numbers">${counted(rested)}</b>`}` : `${prediction(job, now)}.`}
+    </p>
     <${ProgressBar} share=${at.share} state=${job.state} label=${`Progress of ${short(job.name)}`} />
     <dl class="stats stats-small">
       <div><dt>Epoch</dt><dd>${count(at.epoch)} / ${count(at.total)}</dd></div>
       <div><dt>Step</dt><dd>${count(at.step)}</dd></div>
-      <div><dt>Loss</dt><dd class=${job.progress?.loss === undefined ? "unknown" : ""}>${figure(number(job.progress?.loss))}</dd></div>
+      <div>
+        <dt>Loss</dt>
+        <dd class=${job.progress?.loss === undefined ? "unknown" : ""}>${figure(number(job.progress?.loss))}</dd>
+      </div>
       <div><dt>Elapsed</dt><dd>${duration(seconds(job.progress?.activeDuration))}</dd></div>
     </dl>
     <p class="paused-why">${pause.reason || html`<span class="muted">No reason was given</span>`}${pause.actor && html`<small class="muted"> ${pause.actor}</small>`}</p>
     <footer>
-      ${paused
-        ? html`<span class=${`known ${(saved || nothingToSave) && free ? "known-good" : ""}`}>${(saved || nothingToSave) && free && html`<${Icon} name="check" />`}${saved ? "Saved" : nothingToSave ? "Nothing to save" : "Saved: not told"} · ${free ? gpus : "release: not told"}</span>`
-        : html`<span class="known">On its way to rest</span>`}
+      ${
+        paused
+          ? html`<span class=${`known ${(saved || nothingToSave) && free ? "known-good" : ""}`}>${(saved || nothingToSave) && free && html`<${Icon} name="check" />`}${saved ? "Saved" : nothingToSave ? "Nothing to save" : "Saved: not told"} · ${free ? gpus : "release: not told"}</span>`
+          : html`<span class="known">On its way to rest</span>`
+      }
       <${Verbs} job=${job} only=${["resume", "cancel"]} compact=${true} />
     </footer>
   </li>`;

@@ -10,7 +10,16 @@ export function Pauses({ job }) {
   const saved = all.reduce((sum, pause) => sum + (number(pause.savedGpuSeconds) ?? 0), 0);
   return html`<div class="stacked">
     ${saved > 0 && html`<p class="muted">GPU time that was not used while it rested: ${duration(saved)} in all.</p>`}
-    ${all.map((pause, at) => html`<${Cycle} key=${pause.requestTime ?? at} pause=${pause} number=${at + 1} gpus=${job.spec?.gpuCount ?? 0} />`).reverse()}
+    ${all
+      .map(
+        (pause, at) => html`<${Cycle}
+      key=${pause.requestTime ?? at}
+      pause=${pause}
+      number=${at + 1}
+      gpus=${job.spec?.gpuCount ?? 0}
+    />`,
+      )
+      .reverse()}
   </div>`;
 }
 
@@ -29,7 +38,10 @@ function Cycle({ pause, number: at, gpus }) {
         ${all.map(
           ([label, span, meaning]) => html`<tr key=${label} class=${label === "At rest" ? "phase-rest" : ""}>
             <th scope="row" title=${meaning}>${label}</th>
-            <td><span class="phase-bar" style=${{ width: span === null || label === "At rest" ? "0" : `${Math.max((100 * span) / longest, 0.5)}%` }}></span></td>
+            <td><span
+              class="phase-bar"
+              style=${{ width: span === null || label === "At rest" ? "0" : `${Math.max((100 * span) / longest, 0.5)}%` }}
+            ></span></td>
             <td class="numbers">${span === null ? html`<span class="unknown">not reached</span>` : duration(span)}</td>
           </tr>`,
         )}
@@ -39,11 +51,17 @@ function Cycle({ pause, number: at, gpus }) {
       ["Asked for", `${moment(pause.requestTime)}${pause.actor ? ` by ${pause.actor}` : ""}`],
       ["Why", pause.reason || "no reason was given"],
       ["Cause", `${words(pause.cause ?? "not told").toLowerCase()}, mode ${(pause.mode ?? "EPOCH").toLowerCase()}`],
-      ["Worker", pause.fromWorker ? `${short(pause.fromWorker)}${pause.toWorker ? ` → ${short(pause.toWorker)}` : ""}` : ""],
+      [
+        "Worker",
+        pause.fromWorker ? `${short(pause.fromWorker)}${pause.toWorker ? ` → ${short(pause.toWorker)}` : ""}` : "",
+      ],
       ["Checkpoint", short(pause.checkpoint)],
       ["Given up", pause.lostSteps ? `${count(pause.lostSteps)} steps, ${duration(seconds(pause.lostDuration))}` : ""],
       ["GPU time saved", gpus && saved ? duration(saved) : ""],
-      ["Restored state", pause.verdict ? `${pause.verdict}${VERDICTS[pause.verdict] ? `: ${VERDICTS[pause.verdict]}` : ""}` : ""],
+      [
+        "Restored state",
+        pause.verdict ? `${pause.verdict}${VERDICTS[pause.verdict] ? `: ${VERDICTS[pause.verdict]}` : ""}` : "",
+      ],
       ["", (pause.verdictReasons ?? []).join("; ")],
       ["Note", pause.note ?? ""],
     ]} />
