@@ -293,10 +293,13 @@ class Uploads:
         """Returns chunks one after another; raises SnapshotLost if one is not what it was."""
         content = []
         for batch in batched([self._wanted[digest] for digest in pack]):
-            data, digests = hashes(batch)
-            if digests != pack[: len(digests)]:
-                raise SnapshotLost(f"{batch[0].path} has changed since it was written, near byte {batch[0].offset}")
-            pack = pack[len(digests) :]
+            begin = batch[0].offset
+            data = read(Piece(path=batch[0].path, offset=begin, size=batch[-1].offset + batch[-1].size - begin))
+            view = memoryview(data)
+            for digest, piece in zip(pack, batch, strict=False):
+                if blake3(view[piece.offset - begin :][: piece.size]).digest() != digest:
+                    raise SnapshotLost(f"{piece.path} has changed since it was written, near byte {piece.offset}")
+            pack = pack[len(batch) :]
             content.append(data)
         return b"".join(content)
 
@@ -314,7 +317,7 @@ async def hashed(store: PartStore, pieces: Sequence[Piece]) -> list[bytes]:
 
     async def take(number: int) -> None:
         async with store.memory:
-            _, found[number] = await store.run(hashes, batches[number])
+            found[number] = await store.run(hashes, batches[number])
 
     await each(range(len(batches)), take)
     return [digest for number in range(len(batches)) for digest in found[number]]
@@ -335,12 +338,20 @@ def batched(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
         yield batch
 
 
-def hashes(batch: Sequence[Piece]) -> tuple[bytes, list[bytes]]:
-    """Returns the bytes of chunks that follow one another in a file, and the BLAKE3 of each."""
-    begin = batch[0].offset
-    data = read(Piece(path=batch[0].path, offset=begin, size=batch[-1].offset + batch[-1].size - begin))
-    view = memoryview(data)
-    return data, [blake3(view[piece.offset - begin :][: piece.size]).digest() for piece in batch]
+def hashes(batch: Sequence[Piece]) -> list[bytes]:
+    """Returns the BLAKE3 of chunks of one file, each read into the same buffer, which caches hold.
+
+    Raises SnapshotLost, OSError.
+    """
+    path, found = batch[0].path, []
+    buffer = memoryview(bytearray(max(piece.size for piece in batch)))
+    with lost_if_gone(path), path.open("rb", buffering=0) as file:
+        for piece in batch:
+            read = os.preadv(file.fileno(), [buffer[: piece.size]], piece.offset)
+            if read != piece.size:
+                raise SnapshotLost(f"{path} ends at byte {piece.offset + read}")
+            found.append(blake3(buffer[: piece.size]).digest())
+    return found
 
 
 def describe(directory: Path) -> tuple[dict[str, str], dict[str, str]]:
