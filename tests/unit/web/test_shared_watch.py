@@ -12,7 +12,7 @@ from adjourn.errors import AdjournError, ControlPlaneUnreachableError, InvalidRe
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.job_service_pb2 import JobEvent, WatchEventsResponse, WatchJobsResponse
 from adjourn.web.rest import shared_watch
-from adjourn.web.rest.shared_watch import FellBehindError, SharedWatch, Watches
+from adjourn.web.rest.shared_watch import SharedWatch, Watches
 
 
 class Upstream:
@@ -233,8 +233,34 @@ async def test_events_go_on_from_a_token_or_are_asked_for_elsewhere(upstream: Up
     assert [(await again.next())["resumeToken"] for _ in range(2)] == ["e1", "e2"]
     from_now = Reader(events.follow(""))
     assert await from_now.next() == {"resumeToken": "e2"}
-    with pytest.raises(FellBehindError):
-        await Reader(events.follow("e-1")).next()
+    assert upstream.asked == [""]
+
+
+async def test_events_that_are_kept_no_more_are_asked_for_until_they_meet_those_that_are(
+    upstream: Upstream, events: SharedWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_watch, "KEPT_SECONDS", 0.0)  # of those so far, nothing but the newest
+    upstream.say(WatchEventsResponse(resume_token="e0"))
+    first = Reader(events.follow(""))
+    await first.next()
+    for number in (1, 2, 3):
+        upstream.say(event(number))
+        assert (await first.next())["resumeToken"] == f"e{number}"
+    monkeypatch.setattr(shared_watch, "KEPT_SECONDS", 60.0)
+    late = Upstream()
+    monkeypatch.setattr(events, "_upstream", late.open)
+    behind = Reader(events.follow("e0"))
+    late.say(event(1), event(2))
+    assert [(await behind.next())["resumeToken"] for _ in range(3)] == ["e1", "e2", "e3"]
+    upstream.say(event(4))
+    assert (await behind.next())["resumeToken"] == "e4", "and from there on with all others"
+    assert late.asked == ["e0"]
+    cut_off = Reader(events.follow("e0"))
+    late.say(event(1))
+    late.end()
+    assert (await cut_off.next())["resumeToken"] == "e1"
+    with pytest.raises(ControlPlaneUnreachableError):
+        await cut_off.next()
 
 
 async def test_a_watch_that_is_refused_is_asked_for_again(upstream: Upstream) -> None:

@@ -22,6 +22,8 @@ log = structlog.get_logger()
 
 KEPT_MESSAGES: Final = 4096
 KEPT_BYTES: Final = 8 << 20
+KEPT_SECONDS: Final = 120.0
+"""How long what was sent is kept for those who come back, where there is as much room as this takes."""
 PIECE_BYTES: Final = 64 << 10
 """About as much is sent at once."""
 FIRST_DELAY: Final = 0.2
@@ -33,20 +35,14 @@ Upstream = Callable[[str], AsyncGenerator[Any, None]]
 """Opens the watch of the control plane, from a token on; empty: from the beginning."""
 
 
-class FellBehindError(Exception):
-    """What follows `token` is kept no more."""
-
-    def __init__(self, token: str) -> None:
-        super().__init__(token)
-        self.token = token
-
-
 @dataclass(frozen=True, slots=True)
 class Kept:
     """A message that was sent, for those who come back."""
 
     token: str
     frame: bytes
+    time: float
+    """Of the event loop's clock."""
 
 
 class SharedWatch:
@@ -114,8 +110,8 @@ class SharedWatch:
         """Yields what follows a token; without one, or if this is kept no more, the list anew.
 
         A watch without a list begins with a message that has a token alone, and so does one that goes on where nothing
-        was missed: it is live. Raises the error of upstream when that breaks, and FellBehindError if there is no list
-        and what follows the token is kept no more.
+        was missed: it is live. Where there is no list, what is kept no more is asked for upstream, for this reader
+        alone until it has caught up. Raises the error of upstream when that breaks.
         """
         await self._until_live()
         place = self._place(token) if token else None
@@ -126,7 +122,12 @@ class SharedWatch:
             news = self._news
             if place is None or place < self._begin or generation != self._generation:
                 if token and not self.lists:
-                    raise FellBehindError(token)
+                    async with aclosing(self._missed(token)) as missed:
+                        async for message in missed:
+                            token = message.resume_token
+                            yield sse.message_frame(message, token)
+                    place = self._place(token)
+                    continue
                 frames = self._list(anew=bool(token))
                 generation, place, token = self._generation, self._end(), self._last_token()
             else:
@@ -136,9 +137,22 @@ class SharedWatch:
             for piece in pieces(frames):
                 yield piece
             if not frames:
-                if not self._live:
-                    raise self._failure
-                await news.wait()
+                await self._more(news)
+
+    async def _more(self, news: asyncio.Event) -> None:
+        """Waits until there is more; raises the error of upstream if there is none."""
+        if not self._live:
+            raise self._failure
+        await news.wait()
+
+    async def _missed(self, token: str) -> AsyncGenerator[Any, None]:
+        """Yields the messages of upstream that follow a token, up to one whose place is known here."""
+        async with aclosing(self._upstream(token)) as messages:
+            async for message in messages:
+                yield message
+                if self._place(message.resume_token) is not None:
+                    return
+        raise ControlPlaneUnreachableError("the control plane ended the watch")
 
     def _list(self, *, anew: bool) -> list[bytes]:
         """Returns the list of what there is, with the token that ends it; one in place of another says so first."""
@@ -200,11 +214,14 @@ class SharedWatch:
             self.listed[message.job.name] = sse.frame(data, "")
         elif self.lists:
             self.listed.pop(message.deleted, None)
-        kept = Kept(token, sse.with_token(data, token))
+        now = asyncio.get_running_loop().time()
+        kept = Kept(token, sse.with_token(data, token), now)
         self._kept.append(kept)
         self._kept_bytes += len(kept.frame)
         self._places[token] = self._end()
-        while len(self._kept) > KEPT_MESSAGES or self._kept_bytes > KEPT_BYTES:
+        while self._kept and (
+            len(self._kept) > KEPT_MESSAGES or self._kept_bytes > KEPT_BYTES or self._kept[0].time < now - KEPT_SECONDS
+        ):
             oldest = self._kept.popleft()
             self._begin += 1
             self._kept_bytes -= len(oldest.frame)

@@ -11,7 +11,7 @@ from adjourn.errors import InvalidRequestError
 from adjourn.v1.job_service_pb2 import StreamLogsRequest, StreamLogsResponse
 from adjourn.web.rest import sse
 from adjourn.web.rest.calls import Caller, Calls
-from adjourn.web.rest.shared_watch import FellBehindError, SharedWatch, Watches
+from adjourn.web.rest.shared_watch import SharedWatch, Watches
 
 GATEWAY: Final = Caller("http-gateway")
 """Who follows a watch that many share."""
@@ -29,23 +29,17 @@ class Streams:
     def open(self, method: MethodDescriptor, request: Message, caller: Caller, last: str) -> sse.Frames:
         """Returns the events of a stream, after the one of which `last` was the identity; empty: from the beginning."""
         if "resume_token" in method.input_type.fields_by_name:
-            return self._watch(method, request, caller, last)
+            return self._watch(method, request, last)
         if isinstance(request, StreamLogsRequest):
             return self._logs(method, request, caller, last)
         return self._plain(method, request, caller)
 
-    async def _watch(self, method: MethodDescriptor, request: Any, caller: Caller, last: str) -> sse.Frames:
+    async def _watch(self, method: MethodDescriptor, request: Any, last: str) -> sse.Frames:
         token, request.resume_token = last or request.resume_token, ""
         key = f"{method.full_name} ".encode() + request.SerializeToString(deterministic=True)
-        try:
-            async with aclosing(self.watches.follow(key, self._shared(method, request), token)) as pieces:
-                async for piece in pieces:
-                    yield piece
-        except FellBehindError as behind:  # the control plane has what is kept here no more
-            request.resume_token = behind.token
-            async with aclosing(self.calls.stream(method, request, caller)) as messages:
-                async for message in messages:
-                    yield sse.message_frame(message, message.resume_token)
+        async with aclosing(self.watches.follow(key, self._shared(method, request), token)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     def _shared(self, method: MethodDescriptor, request: Any) -> Callable[[], SharedWatch]:
         def upstream(token: str) -> AsyncGenerator[Any, None]:
