@@ -19,7 +19,7 @@ from adjourn.local import process_cleanup
 from adjourn.local.data_directory import DataDirectory
 from adjourn.local.ports import free_ports, is_free
 from adjourn.local.process_cleanup import Role
-from adjourn.v1.job_pb2 import JobSpec
+from adjourn.v1.job_pb2 import JobSpec, Money
 
 Eventually = Callable[..., Awaitable[None]]
 
@@ -93,14 +93,16 @@ def up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
 
 
 async def test_killed_parts_come_back_and_a_restart_goes_on_where_it_was(
-    up: Callable[..., Up], eventually: Eventually
+    up: Callable[..., Up], eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("ADJOURN_GPU_HOUR_PRICE", "2.50 EUR")
     first = up()
     await eventually(first.is_ready, seconds=90)
     async with AsyncClient(first.address()) as client:
-        await client.create_job(
+        kept = await client.create_job(
             JobSpec(entry_point="nowhere:main", total_epochs=1, worker_selector={"no": "such"}), job_id="kept"
         )
+        assert kept.gpu_hour_price == Money(currency="EUR", amount=2.5), "the control plane has what is set here"
         assert len([worker async for worker in client.list_workers()]) == 2
 
     for role in (Role.AGENT, Role.VALKEY, Role.CONTROL_PLANE, Role.WEB):

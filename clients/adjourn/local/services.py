@@ -20,8 +20,9 @@ from adjourn.v1.worker_pb2 import Worker
 CONTROL_PLANE: Final = "control-plane"
 WEB: Final = "web"
 ANSWER_SECONDS: Final = 2.0
-PASSED_ON: Final = ("ADJOURN_DATA_", "ADJOURN_KEPT_DATA_", "ADJOURN_VENVS", "ADJOURN_KEPT_VENV_", "PIP_")
-"""Settings of workers, by the beginning of their names, that are taken from the environment of `adjourn up`."""
+OF_WORKERS: Final = ("ADJOURN_DATA_", "ADJOURN_KEPT_DATA_", "ADJOURN_VENVS", "ADJOURN_KEPT_VENV_", "PIP_")
+OF_CONTROL_PLANE: Final = ("ADJOURN_GPU_HOUR_PRICE", "ADJOURN_WEBHOOK_")
+"""Settings, by the beginning of their names, that are taken from the environment of `adjourn up`."""
 
 
 def control_plane(*, directory: Path, logs: Path, address: str, environment: Mapping[str, str]) -> Program:
@@ -39,9 +40,9 @@ def control_plane(*, directory: Path, logs: Path, address: str, environment: Map
     )
 
 
-def passed_on(environment: Mapping[str, str]) -> dict[str, str]:
-    """Returns what the user of a stack may set for its workers."""
-    return {name: value for name, value in environment.items() if name.startswith(PASSED_ON)}
+def passed_on(environment: Mapping[str, str], beginnings: tuple[str, ...]) -> dict[str, str]:
+    """Returns what the user of a stack may set for its workers, or for its control plane."""
+    return {name: value for name, value in environment.items() if name.startswith(beginnings)}
 
 
 def agent(*, name: str, directory: Path, logs: Path, address: str, environment: Mapping[str, str]) -> Program:

@@ -158,6 +158,7 @@ class Stack:
             environment={
                 **shared,
                 **self.options.timing(),
+                **services.passed_on(os.environ, services.OF_CONTROL_PLANE),
                 "ADJOURN_REDIS_URL": self.redis,
                 "ADJOURN_NAMESPACE": NAMESPACE,
             },
@@ -170,7 +171,7 @@ class Stack:
                 address=self.address,
                 environment={
                     **shared,
-                    **services.passed_on(os.environ),
+                    **services.passed_on(os.environ, services.OF_WORKERS),
                     "ADJOURN_THREADS": str(settings.threads),
                     "ADJOURN_GPUS": f"{number}/{len(self.workers)}",
                 },

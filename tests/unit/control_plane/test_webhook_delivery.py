@@ -1,4 +1,4 @@
-"""Every event reaches the sink, in order and under one id, whatever the sink answers and whoever delivers."""
+"""Every event reaches the sink, each job's in order and under one id, whatever the sink answers, whoever delivers."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -11,7 +11,9 @@ from structlog.testing import capture_logs
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn_control_plane.store.interface import JobName
 from adjourn_control_plane.store.notifier import Notifier
-from adjourn_control_plane.webhooks.delivery import LAST_DELAY, LEASE, REFUSALS, Deliveries
+from adjourn_control_plane.webhooks import queues
+from adjourn_control_plane.webhooks.delivery import LEASE, LOOK_SECONDS, Deliveries
+from adjourn_control_plane.webhooks.queues import LAST_DELAY, REFUSALS
 from adjourn_control_plane.webhooks.sink import Answer
 from tests.harness.memory_store import MemoryStore
 from tests.harness.store_records import change, created, there
@@ -23,12 +25,14 @@ Meanwhile = Callable[[], Awaitable[None]]
 
 
 class ScriptedSink:
-    """Answers what it is told to, then takes everything."""
+    """Answers what it is told to, then takes everything but what is `hated`."""
 
     def __init__(self, *answers: Answer) -> None:
         self.answers = list(answers)
         self.tries: list[str] = []
         self.taken: list[str] = []
+        self.hated: Callable[[str], bool] = lambda _: False
+        """Whether it fails with an event, by its id."""
         self.meanwhile: Meanwhile | None = None
         """Happens once while a request is under way."""
 
@@ -36,7 +40,7 @@ class ScriptedSink:
         if self.meanwhile:
             happens, self.meanwhile = self.meanwhile, None
             await happens()
-        answer = self.answers.pop(0) if self.answers else TAKEN
+        answer = self.answers.pop(0) if self.answers else DOWN if self.hated(headers["webhook-id"]) else TAKEN
         self.tries.append(headers["webhook-id"])
         if answer.taken:
             self.taken.append(headers["webhook-id"])
@@ -49,16 +53,22 @@ class World:
     def __init__(self) -> None:
         self.now = datetime(2026, 3, 1, tzinfo=UTC)
         self.store = MemoryStore(changes_kept=10, now_ns=lambda: int(self.now.timestamp() * 1e9))
-        self.waits: list[float] = []
         self.uids: dict[str, JobName] = {}
 
     def deliveries(self, sink: ScriptedSink) -> Deliveries:
         notifier = Notifier(self.store)
-        return Deliveries(self.store, notifier, sink, SECRET, now=lambda: self.now, sleep=self.sleep)
+        return Deliveries(self.store, notifier, sink, SECRET, now=lambda: self.now)
 
-    async def sleep(self, seconds: float) -> None:
-        self.waits.append(seconds)
-        self.now += timedelta(seconds=seconds)
+    async def deliver(self, deliveries: Deliveries, until: Callable[[], bool] | None = None) -> list[float]:
+        """Has everything delivered, or until then; returns for how long was waited in between."""
+        waits: list[float] = []
+        while True:
+            deliveries.wait = LOOK_SECONDS
+            await deliveries.deliver()
+            if until() if until else deliveries.wait == LOOK_SECONDS:
+                return waits
+            waits.append(deliveries.wait)
+            self.now += timedelta(seconds=deliveries.wait)
 
     async def tell(self, job: JobName, *sequences: int) -> None:
         for sequence in sequences:
@@ -85,7 +95,7 @@ async def world() -> World:
     return made
 
 
-async def test_events_of_all_jobs_are_sent_once_and_in_order(world: World) -> None:
+async def test_events_of_all_jobs_are_sent_once_and_those_of_each_in_order(world: World) -> None:
     sink = ScriptedSink()
     deliveries = world.deliveries(sink)
     await world.tell(A, 2, 3)
@@ -93,31 +103,88 @@ async def test_events_of_all_jobs_are_sent_once_and_in_order(world: World) -> No
     await world.tell(A, 4)
     await deliveries.deliver()
     await deliveries.deliver()
-    assert world.named(sink.taken) == [(A, 2), (A, 3), (B, 1), (A, 4)]
-    assert (sink.tries, world.waits) == (sink.taken, [])
+    assert sorted(world.named(sink.taken)) == [(A, 2), (A, 3), (A, 4), (B, 1)]
+    assert [each for each in world.named(sink.taken) if each[0] == A] == [(A, 2), (A, 3), (A, 4)]
+    assert (sink.tries, deliveries.wait) == (sink.taken, LOOK_SECONDS)
 
 
-async def test_a_sink_that_is_away_for_five_minutes_gets_everything_once_it_is_back(world: World) -> None:
+async def test_a_sink_that_is_away_for_minutes_gets_everything_once_it_is_back(world: World) -> None:
     sink = ScriptedSink(*[DOWN] * 40)
     await world.tell(A, 2)
     await world.tell(B, 1, 2)
     begun = world.now
     with capture_logs() as logs:
-        await world.deliveries(sink).deliver()
-    assert world.now - begun > timedelta(minutes=5)
-    assert world.named(sink.taken) == [(A, 2), (B, 1), (B, 2)]
-    assert set(sink.tries[:41]) == {sink.taken[0]}, "the same id on each try"
-    assert max(world.waits) <= LAST_DELAY < LEASE.total_seconds()
-    assert world.waits[0] < 1
-    assert [line["event"] for line in logs] == ["webhook_waits", "webhook_works"]
+        waits = await world.deliver(world.deliveries(sink), lambda: len(sink.taken) == 3)
+    assert world.now - begun > timedelta(minutes=3)
+    assert sorted(world.named(sink.taken)) == [(A, 2), (B, 1), (B, 2)]
+    assert set(world.named(sink.tries[:40])) == {(A, 2), (B, 1)}, "the same ids on each try"
+    assert max(waits) <= LOOK_SECONDS < LAST_DELAY < LEASE.total_seconds()
+    assert waits[0] < 1
+    assert [line["event"] for line in logs] == ["webhook_waits"] * 2 + ["webhook_works"] * 2
     assert SECRET.decode() not in str(logs)
+
+
+async def test_a_job_whose_event_is_not_taken_holds_up_no_other(world: World) -> None:
+    sink = ScriptedSink()
+    sink.hated = lambda identity: world.named([identity]) == [(A, 3)] and len(sink.tries) < 20
+    deliveries = world.deliveries(sink)
+    await world.tell(A, 2, 3, 4)
+    await world.tell(B, 1, 2, 3)
+    await deliveries.deliver()
+    assert sorted(world.named(sink.taken)) == [(A, 2), (B, 1), (B, 2), (B, 3)]
+    other = world.deliveries(again := ScriptedSink())
+    await world.store.release_delivery(deliveries.holder)
+    await other.deliver()
+    assert {(A, 3), (A, 4)} <= set(world.named(again.taken)), "it goes on where the first event is that was not taken"
+    assert len(again.taken) <= 5, "what was delivered before that place is not repeated"
+
+
+async def test_it_is_due_again_later_and_what_its_job_did_since_comes_behind(world: World) -> None:
+    sink = ScriptedSink()
+    sink.hated = lambda identity: world.named([identity]) == [(A, 2)] and len(sink.tries) < 5
+    deliveries = world.deliveries(sink)
+    await world.tell(A, 2, 3)
+    await world.deliver(deliveries, lambda: len(sink.taken) == 2)
+    assert world.named(sink.taken) == [(A, 2), (A, 3)]
+    assert len(sink.tries) > 4
+    assert deliveries._queues
+    assert deliveries._queues.delivered == await world.store.latest_event_token()
+
+
+async def test_where_several_jobs_fail_the_sink_is_away_and_asked_little(world: World) -> None:
+    jobs = [JobName(f"jobs/{number}") for number in range(8)]
+    for job in jobs:
+        world.uids[(await created(world.store, job)).record.job.uid] = job
+        await world.tell(job, 1)
+    sink = ScriptedSink()
+    sink.hated = lambda _: True
+    begun, deliveries = world.now, world.deliveries(sink)
+    await world.deliver(deliveries, lambda: world.now - begun > timedelta(minutes=10))
+    assert len(sink.tries) < 150, "one in four seconds at most, where each job alone would be asked for in fifteen"
+    sink.hated = lambda _: False
+    await world.deliver(deliveries, lambda: len(sink.taken) == len(jobs))
+
+
+async def test_an_event_that_fails_while_many_others_are_taken_is_left_out(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queues, "PASSED_BY", 5)
+    sink = ScriptedSink()
+    sink.hated = lambda identity: world.named([identity]) == [(A, 2)]
+    deliveries = world.deliveries(sink)
+    await world.tell(A, 2, 3)
+    await world.tell(B, *range(1, 7))
+    with capture_logs() as logs:
+        await world.deliver(deliveries, lambda: (A, 3) in world.named(sink.taken))
+    assert (A, 2) not in world.named(sink.taken)
+    assert [line["event"] for line in logs] == ["webhook_waits", "webhook_refused"]
 
 
 async def test_an_event_that_the_sink_will_never_have_is_left_out_and_logged(world: World) -> None:
     sink = ScriptedSink(*[REFUSED] * REFUSALS)
     await world.tell(A, 2, 3)
     with capture_logs() as logs:
-        await world.deliveries(sink).deliver()
+        await world.deliver(world.deliveries(sink))
     assert len(sink.tries) == REFUSALS + 1
     assert world.named(sink.taken) == [(A, 3)]
     (line,) = [line for line in logs if line["event"] == "webhook_refused"]
@@ -141,7 +208,7 @@ async def test_one_replica_delivers_and_another_goes_on_when_it_is_gone(world: W
     await world.tell(A, 3)
     await other.deliver()
     assert sinks[1].tries == []
-    await world.sleep(LEASE.total_seconds() + 1)
+    world.now += LEASE + timedelta(seconds=1)
     await other.deliver()
     await one.deliver()
     assert (world.named(sinks[0].taken), world.named(sinks[1].taken)) == ([(A, 2)], [(A, 3)])
@@ -153,7 +220,7 @@ async def test_a_replica_that_stood_still_sends_no_more_than_what_was_under_way(
     await world.tell(A, 2, 3)
 
     async def stands_still() -> None:
-        await world.sleep(LEASE.total_seconds() + 1)
+        world.now += LEASE + timedelta(seconds=1)
         await other.deliver()
 
     sinks[0].meanwhile = stands_still
@@ -172,7 +239,7 @@ async def test_a_replica_whose_lease_ended_while_the_sink_was_away_tries_no_more
     await world.tell(A, 2)
 
     async def stands_still() -> None:
-        await world.sleep(LEASE.total_seconds() + 1)
+        world.now += LEASE + timedelta(seconds=1)
         await other.store.hold_delivery(other.holder, LEASE)
 
     sinks[0].meanwhile = stands_still
