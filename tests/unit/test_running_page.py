@@ -44,7 +44,7 @@ def options(words: list[str]) -> set[str]:
 
 
 def test_there_is_a_unit_for_each_process() -> None:
-    assert [path.name for path in UNITS] == ["adjourn-control-plane.service", "adjourn-worker.service"]
+    assert [path.stem for path in UNITS] == ["adjourn-control-plane", "adjourn-web", "adjourn-worker"]
 
 
 @pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)
