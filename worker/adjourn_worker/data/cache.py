@@ -154,11 +154,7 @@ class DataCache:
         content = partial / CONTENT
         (content if folder else content / name).rename(target)
         protect(target)
-        descriptor = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            sync_file_system(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_file_system(target.parent)
         entry = Entry(
             id=identity,
             name=name,

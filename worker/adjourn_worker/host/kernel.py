@@ -6,6 +6,7 @@ import platform
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 M_ARENA_MAX: Final = -8
@@ -77,9 +78,13 @@ def punch_hole(descriptor: int, offset: int, size: int) -> None:
     check(libc.fallocate(descriptor, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, size))
 
 
-def sync_file_system(descriptor: int) -> None:
-    """Makes last what was written to the file system that an open file or directory is on. Raises OSError."""
-    check(libc.syncfs(descriptor))
+def sync_file_system(directory: Path) -> None:
+    """Makes last what was written to the file system that a directory is on. Raises OSError."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        check(libc.syncfs(descriptor))
+    finally:
+        os.close(descriptor)
 
 
 def order_memory() -> None:

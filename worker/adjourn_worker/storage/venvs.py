@@ -37,6 +37,7 @@ from adjourn import reasons, requirements
 from adjourn.environments import PACKAGES, unlisted
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn_worker.attempt.files import VENV
+from adjourn_worker.host.kernel import sync_file_system
 from adjourn_worker.paths import remove, used_bytes
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -266,7 +267,7 @@ def finish(path: Path, code: int) -> None:
         raise explained((path / PIP_LOG).read_text(errors="replace"), code)
     fresh = path / f".{WHOLE}"
     fresh.write_text(str(used_bytes(path)))
-    os.sync()
+    sync_file_system(path)
     fresh.replace(path / WHOLE)
 
 
