@@ -64,6 +64,15 @@ test("server-sent events are read in any pieces", () => {
   }
 });
 
+test("an event that was not whole is not gone on after", () => {
+  const parser = new Parser();
+  parser.feed("id: 1\ndata: a\n\nid: 2\ndata: b\n");
+  parser.reset(); // the connection broke
+  assert.equal(parser.lastId, "1");
+  parser.feed("data: c\n\n");
+  assert.equal(parser.lastId, "1");
+});
+
 function logged(...pieces) {
   const log = new LogText();
   for (const piece of pieces) log.feed(piece);

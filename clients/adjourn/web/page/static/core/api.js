@@ -6,6 +6,7 @@ const SILENCE_MILLIS = 40_000; // the gateway says something every 15 s
 const FIRST_DELAY = 500;
 const LAST_DELAY = 5_000;
 const CALL_MILLIS = 30_000;
+const MAY_MEND = new Set([408, 429, 500, 502, 503, 504]);
 
 /** A call was refused, or not answered. */
 export class CallError extends Error {
@@ -46,12 +47,17 @@ function headers(more = {}) {
   return actor ? { ...more, "adjourn-actor": actor } : more;
 }
 
-/** Calls a method and returns its answer; throws CallError. */
-export async function call(method, path, { query = {}, body, type = "application/json", signal } = {}) {
-  const url = new URL(path.replace(/^\//, ""), document.baseURI);
+function addressOf(place, query) {
+  const url = new URL(place, document.baseURI);
   for (const [key, value] of Object.entries(query)) {
     for (const each of [value].flat()) if (each !== undefined && each !== "") url.searchParams.append(key, each);
   }
+  return url;
+}
+
+/** Calls a method and returns its answer; throws CallError. */
+export async function call(method, path, { query = {}, body, type = "application/json", signal } = {}) {
+  const url = addressOf(path, query);
   const json = body !== undefined && type === "application/json";
   const patience = AbortSignal.timeout(CALL_MILLIS);
   let response;
@@ -95,80 +101,71 @@ export function path(name, rest = "") {
  * Follows a stream until `signal` aborts: comes back after every break, after the last event that was taken.
  *
  * `onMessage(message)` gets each response. `onState({live, error})` says whether the stream is up, and if not, why.
- * `onOpen(resumed)` is called before the first message of each connection. A refusal that waiting does not mend ends it.
+ * `onOpen()` is called before the first message of each connection. A refusal that waiting does not mend ends it.
  */
 export async function follow(place, { query = {}, signal, onMessage, onState = () => {}, onOpen = () => {} }) {
   const parser = new Parser();
+  const url = addressOf(place, query);
   let delay = FIRST_DELAY;
   while (!signal.aborted) {
-    const connection = new AbortController();
-    const stop = () => connection.abort();
-    signal.addEventListener("abort", stop);
-    let silence;
-    const heard = () => {
-      clearTimeout(silence);
-      silence = setTimeout(stop, SILENCE_MILLIS);
-    };
-    let failure = new CallError("the connection to the gateway is broken");
-    let done = false;
-    try {
-      heard();
-      const url = new URL(place, document.baseURI);
-      for (const [key, value] of Object.entries(query))
-        for (const each of [value].flat()) url.searchParams.append(key, each);
-      const resumed = parser.lastId !== "";
-      const response = await fetch(url, {
-        signal: connection.signal,
-        cache: "no-store",
-        headers: headers({ accept: "text/event-stream", ...(resumed ? { "last-event-id": parser.lastId } : {}) }),
-      });
-      if (!response.ok) throw await refused(response);
-      if (response.status === 204) done = true;
-      else {
-        onOpen(resumed);
-        done = await read(response, {
-          parser,
-          heard,
-          onMessage,
-          onLive: () => {
-            delay = FIRST_DELAY;
-            onState({ live: true, error: null });
-          },
-        });
-      }
-    } catch (error) {
-      if (error instanceof CallError) failure = error;
-    } finally {
-      clearTimeout(silence);
-      signal.removeEventListener("abort", stop);
-      connection.abort();
-    }
+    const { came, over, failure } = await connection(url, { parser, signal, onMessage, onState, onOpen });
     if (signal.aborted) return;
     parser.reset();
-    const final = done || (failure.status >= 400 && ![408, 429, 500, 502, 503, 504].includes(failure.status));
-    onState({ live: false, error: done ? null : failure, final });
-    if (final) return;
+    if (came) delay = FIRST_DELAY;
+    if (came && !failure) continue; // a server that goes away ends its streams: another may be there
+    onState({ live: false, error: over ? null : (failure ?? broken()) });
+    if (over || (failure?.status >= 400 && !MAY_MEND.has(failure.status))) return;
     await pause(delay, signal);
     delay = Math.min(delay * 2, LAST_DELAY);
   }
 }
 
-/** Reads one answer; returns whether the stream has ended for good. Throws CallError if it says that something failed. */
-async function read(response, { parser, heard, onMessage, onLive }) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return false;
+/** Takes one connection in; returns whether any event came, whether nothing follows, and what broke it. */
+async function connection(url, { parser, signal, onMessage, onState, onOpen }) {
+  const own = new AbortController();
+  const stop = () => own.abort();
+  signal.addEventListener("abort", stop);
+  let silence;
+  const heard = () => {
+    clearTimeout(silence);
+    silence = setTimeout(stop, SILENCE_MILLIS);
+  };
+  let came = false;
+  try {
     heard();
-    for (const { event, data } of parser.feed(value)) {
-      if (event === "error") {
-        const status = JSON.parse(data);
-        throw ofStatus(status, 503);
+    const last = parser.lastId ? { "last-event-id": parser.lastId } : {};
+    const options = {
+      signal: own.signal,
+      cache: "no-store",
+      headers: headers({ accept: "text/event-stream", ...last }),
+    };
+    const response = await fetch(url, options).catch(() => null);
+    if (!response) return { came, failure: broken() };
+    if (!response.ok) return { came, failure: await refused(response) };
+    if (response.status === 204) return { came, over: true };
+    onOpen();
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+    for (;;) {
+      const piece = await reader.read().catch(() => null);
+      if (!piece) return { came, failure: broken() };
+      if (piece.done) return { came };
+      heard();
+      for (const { event, data } of parser.feed(piece.value)) {
+        if (event === "error") return { came, failure: ofStatus(JSON.parse(data), 503) };
+        came = true;
+        onState({ live: true, error: null });
+        onMessage(JSON.parse(data));
       }
-      onLive();
-      onMessage(JSON.parse(data));
     }
+  } finally {
+    clearTimeout(silence);
+    signal.removeEventListener("abort", stop);
+    own.abort();
   }
+}
+
+function broken() {
+  return new CallError("the connection to the gateway is broken");
 }
 
 /** Waits; less if the network or the person comes back. */

@@ -2,47 +2,51 @@
 import { all, call, path } from "./api.js";
 import { useEffect, useRef, useState } from "./html.js";
 
+const AGAIN_MILLIS = 3000;
+
 /**
- * Returns `{value, error}` of `ask(signal, before)`, asked anew whenever `key` changes; `every` milliseconds at most.
+ * Returns `{value, error}` of `ask(signal, before)`, asked anew whenever `key` changes; every so many milliseconds at most.
  *
- * What was answered before stays while the next answer is on its way, and is handed to `ask`.
+ * What was answered before stays while the next answer is on its way, and is handed to `ask`. After an error it is asked
+ * again by itself.
  */
 export function useAnswer(ask, key, every = 0) {
   const [state, setState] = useState({ value: null, error: null });
-  const kept = useRef({ last: -Infinity, value: null, life: null });
+  const asking = useRef(null);
   useEffect(() => {
     const life = new AbortController();
-    kept.current = { last: -Infinity, value: null, life, running: false, due: false };
+    asking.current = { next: 0, value: null, life, running: false, due: false };
     return () => life.abort();
   }, []);
+  const newest = useRef(ask);
+  newest.current = ask;
   useEffect(() => {
-    const own = kept.current;
-    const run = async () => {
-      if (own.running) {
-        own.due = true;
-        return;
-      }
-      own.running = true;
-      const wait = own.last + every - performance.now();
-      if (wait > 0) await new Promise((resolve) => setTimeout(resolve, wait));
-      if (own.life.signal.aborted) return;
-      own.last = performance.now();
-      own.due = false;
-      try {
-        own.value = await latest.current(own.life.signal, own.value);
-        setState({ value: own.value, error: null });
-      } catch (error) {
-        if (own.life.signal.aborted) return;
-        setState({ value: own.value, error });
-      }
-      own.running = false;
-      if (own.due) run();
-    };
-    run();
+    const own = asking.current;
+    own.due = true;
+    if (!own.running) run(own, newest, every, setState);
   }, [key]);
-  const latest = useRef(ask);
-  latest.current = ask;
   return state;
+}
+
+async function run(own, newest, every, setState) {
+  own.running = true;
+  while (own.due) {
+    const wait = own.next - performance.now();
+    if (wait > 0) await new Promise((resolve) => setTimeout(resolve, wait));
+    if (own.life.signal.aborted) return;
+    own.due = false;
+    try {
+      own.value = await newest.current(own.life.signal, own.value);
+      own.next = performance.now() + every;
+      setState({ value: own.value, error: null });
+    } catch (error) {
+      if (own.life.signal.aborted) return;
+      own.next = performance.now() + AGAIN_MILLIS;
+      own.due = true;
+      setState({ value: own.value, error });
+    }
+  }
+  own.running = false;
 }
 
 /** Asks for what every epoch came to; only the last page again, unless another attempt may have changed the ones before. */

@@ -5,7 +5,8 @@ export class Parser {
     this._rest = "";
     this._data = [];
     this._event = "";
-    /** Identity of the last event, which the server goes on after. */
+    this._id = "";
+    /** Identity of the last event that was whole, which the server goes on after. */
     this.lastId = "";
   }
 
@@ -16,6 +17,7 @@ export class Parser {
     const events = [];
     for (const line of lines) {
       if (line === "") {
+        this.lastId = this._id;
         if (this._data.length)
           events.push({ event: this._event || "message", data: this._data.join("\n"), id: this.lastId });
         this._data = [];
@@ -28,7 +30,7 @@ export class Parser {
       const value = colon < 0 ? "" : line.slice(colon + 1).replace(/^ /, "");
       if (field === "data") this._data.push(value);
       else if (field === "event") this._event = value;
-      else if (field === "id") this.lastId = value;
+      else if (field === "id") this._id = value;
     }
     return events;
   }
@@ -38,5 +40,6 @@ export class Parser {
     this._rest = "";
     this._data = [];
     this._event = "";
+    this._id = this.lastId;
   }
 }

@@ -9,6 +9,7 @@ const GRAVE = new Set(["FAILED", "FELL_BACK", "LOSS_NOT_FINITE", "GRADIENTS_EXPL
 const RAISED = new Set(["CONDITION_BEGAN", "LOSS_JUMPED", "GPU_MEMORY_NEARLY_FULL", "REQUEUED", "CANCELLED"]);
 const GOOD = new Set(["SUCCEEDED", "MILESTONE_REACHED", "PAUSED"]);
 const SHOWN = 300;
+const AGAIN_MILLIS = 3000;
 
 /** Returns the events of a job by sequence; each once, whether it was listed or streamed. */
 function useEvents(job) {
@@ -22,7 +23,11 @@ function useEvents(job) {
     const list = (signal) =>
       all(path(job.name, "/events"), "events", { signal }).then(
         (events) => add(events, { listed: true, error: null }),
-        (error) => signal.aborted || setState((old) => ({ ...old, error })),
+        (error) => {
+          if (signal.aborted) return;
+          setState((old) => ({ ...old, error }));
+          setTimeout(() => signal.aborted || list(signal), AGAIN_MILLIS);
+        },
       );
     return whileWanted((signal) =>
       follow("v1/jobs:watchEvents", {
