@@ -1,7 +1,10 @@
 """Whole training processes that rehearse a resume: what a resumed run could not take is refused while it still runs."""
 
+from typing import Any
+
 import pytest
 
+from adjourn.training.snapshot.round_trip import Structures
 from adjourn.v1.job_pb2 import Pause
 from tests.harness.training_processes import PAUSE, TrainingProcesses, failed
 
@@ -77,3 +80,33 @@ def test_object_that_cannot_be_copied_is_said_to_be_unproven(trainings: Training
     assert "tracked: it cannot be copied (TypeError: cannot pickle '_thread.lock' object)" in paused.log
     resumed = trainings.run("unrestorable:tracks", args={"kind": "HasALock"}, restore=paused)
     assert resumed.events[0].began.verdict == Pause.Verdict.EXACT
+
+
+def test_structures_of_trees_that_share_parts_are_told_as_those_of_new_ones() -> None:
+    def tensor(*shape: int) -> dict[str, Any]:
+        return {"$": "tensor", "name": "any", "dtype": "float32", "shape": list(shape)}
+
+    trees: dict[str, Any] = {
+        "model": {"state_dict": {"a": tensor(1), "b": tensor(2)}, "frozen": []},
+        "optimizer": {"state_dict": {"state": {"0": tensor(1)}, "param_groups": [{"params": [0]}]}},
+        "value": tensor(3),
+        "epoch": 1,
+    }
+    one = Structures()
+    first = one.digest(trees)
+    changes: list[tuple[str, Any, bool]] = [
+        ("epoch", 2, True),
+        ("model", {**trees["model"], "frozen": ["a"]}, True),
+        ("model", {"state_dict": {"a": tensor(1), "b": tensor(2, 1)}, "frozen": []}, False),
+        ("model", trees["model"], True),
+        ("value", tensor(4), False),
+        ("value", tensor(3), True),
+        ("more", tensor(1), False),
+        ("optimizer", {"state_dict": {"state": {}, "param_groups": [{"params": [0, 1]}]}}, False),
+    ]
+    for name, tree, same in changes:
+        trees = {**trees, name: tree}
+        assert one.digest(trees) == Structures().digest(trees)
+        assert (one.digest(trees) == first) == same
+        trees.pop("more", None)
+    assert one.digest({}) == Structures().digest({}) != first

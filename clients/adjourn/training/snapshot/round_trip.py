@@ -341,27 +341,40 @@ class Structures:
     it: a list of losses may grow with each epoch. A part of a tree that is the same object is not looked at again.
     """
 
-    DEPTH = 3
-    """Of the parts that are remembered: an optimizer's tensors and its groups are two."""
+    DEPTH = 2
+    """Of the parts of a component that are remembered."""
 
     def __init__(self) -> None:
-        self._parts: dict[str, tuple[Tree, list[str]]] = {}
-        """Parts of the last trees by path, and what is told of each."""
+        self._known: dict[str, tuple[Tree, Mapping[str, tuple[Tree, list[str]]]]] = {}
+        """By component its last tree, and of that parts by path, with what is told of each."""
         self._digest = ""
 
     def digest(self, trees: Mapping[str, Tree]) -> str:
-        before, self._parts = self._parts, {}
-        changed = False
-        for path, node in parts(dict(trees), "", self.DEPTH):
-            known = before.get(path)
-            if known is None or known[0] is not node:
-                known = (node, list(outline(node, path)))
-                changed = changed or path not in before or before[path][1] != known[1]
-            self._parts[path] = known
-        if changed or not self._digest or len(before) != len(self._parts):
-            found = sorted(line for _, lines in self._parts.values() for line in lines)
-            self._digest = hashlib.sha256("\n".join(found).encode()).hexdigest()
+        before, self._known = self._known, {}
+        changed = before.keys() != trees.keys()
+        for name, tree in trees.items():
+            known, told = before.get(name, (None, {}))
+            if name not in before or known is not tree:
+                newly = dict(self._told(f"/{name}", tree, told))
+                changed = changed or lines_of(newly) != lines_of(told)
+                told = newly
+            self._known[name] = (tree, told)
+        if changed or not self._digest:
+            found = [part for _, told in self._known.values() for part in told.values()]
+            lines = sorted(line for _, told_of in found for line in told_of)
+            self._digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
         return self._digest
+
+    def _told(
+        self, place: str, tree: Tree, told: Mapping[str, tuple[Tree, list[str]]]
+    ) -> Iterator[tuple[str, tuple[Tree, list[str]]]]:
+        for path, node in parts(tree, place, self.DEPTH):
+            known = told.get(path)
+            yield path, known if known is not None and known[0] is node else (node, list(outline(node, path)))
+
+
+def lines_of(told: Mapping[str, tuple[Tree, list[str]]]) -> dict[str, list[str]]:
+    return {path: lines for path, (_, lines) in told.items()}
 
 
 def parts(node: Tree, path: str, depth: int) -> Iterator[tuple[str, Tree]]:

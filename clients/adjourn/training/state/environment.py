@@ -36,6 +36,8 @@ LIBRARIES: Final[Mapping[str, str]] = {
     "torch_geometric": "torch-geometric",
 }
 """Libraries that compute what a training sees, by the name they are imported by."""
+NAMES: Final = {module: f"{LIBRARY}{distribution}" for module, distribution in LIBRARIES.items()}
+"""Their names in the environment."""
 
 
 own_packages: dict[str, str] = {}
@@ -104,9 +106,9 @@ def fingerprint(device: torch.device, imported: Callable[[str], bool] = sys.modu
 
     Of the libraries, those that `imported` holds for.
     """
-    software = software_environment()
-    used = {f"{LIBRARY}{distribution}" for module, distribution in LIBRARIES.items() if imported(module)}
-    found = {name: value for name, value in software.items() if not name.startswith(LIBRARY) or name in used}
+    unused = {name for module, name in NAMES.items() if not imported(module)}
+    unused -= {name for module, name in NAMES.items() if imported(module)}
+    found = {name: value for name, value in found_software().items() if name not in unused}
     found |= {"threads": str(torch.get_num_threads()), "device": device.type}
     if device.type == "cuda":
         gpus = range(torch.cuda.device_count())
