@@ -7,6 +7,7 @@ from typing import Final
 OPTIONS: Final[Mapping[str, str]] = {
     "job_id": "--name",
     "job.labels": "--label",
+    "job.name": "JOB",
     "job.spec.args": "--arg",
     "job.spec.bundle": "TARGET",
     "job.spec.checkpoint_epochs": "--checkpoint-epochs",
@@ -29,6 +30,8 @@ OPTIONS: Final[Mapping[str, str]] = {
     "job.spec.total_epochs": "--epochs",
     "job.spec.worker_selector": "--worker-selector",
     "labels": "--label",
+    "names": "JOB",
+    "parent": "JOB",
     "mode": "--mode",
     "reason": "--reason",
     "resume_token": "--resume-token",
