@@ -47,6 +47,14 @@ const FIELDS = {
   "job.spec.bundle": "file",
 };
 
+/** What is in a field cannot be meant. */
+class FieldError extends Error {
+  constructor(field, message) {
+    super(message);
+    this.field = field;
+  }
+}
+
 /** Returns a value as it was meant: JSON where it is some, else text. */
 export function meant(text) {
   try {
@@ -103,18 +111,18 @@ function lines(values) {
     .join("\n");
 }
 
-/** Returns the job that was asked for; throws `{field, message}` of what cannot be meant. */
+/** Returns the job that was asked for; throws FieldError for what cannot be meant. */
 function jobOf(fields, bundle) {
   const whole = (field, least = 0) => {
     if (!/^-?\d+$/.test(fields[field].trim()) || Number(fields[field]) < least)
-      throw { field, message: `must be a whole number from ${least}` };
+      throw new FieldError(field, `must be a whole number from ${least}`);
     return Number(fields[field]);
   };
   const pairsOf = (field) => {
     try {
       return named(fields[field]);
     } catch (error) {
-      throw { field, message: error.message };
+      throw new FieldError(field, error.message);
     }
   };
   const spec = {
@@ -179,9 +187,9 @@ function Form({ blank }) {
     try {
       const chosen = { ...fields };
       if (fields.code === "script") {
-        if (!file) throw { field: "file", message: "choose a script" };
+        if (!file) throw new FieldError("file", "choose a script");
         chosen.entryPoint = `${file.name.replace(/\.py$/, "")}:${fields.function.trim() || "main"}`;
-      } else if (!fields.entryPoint.trim()) throw { field: "entryPoint", message: "must be package.module:function" };
+      } else if (!fields.entryPoint.trim()) throw new FieldError("entryPoint", "must be package.module:function");
       jobOf(chosen, ""); // what is wrong with it is told before anything is sent
       setBusy(true);
       let bundle = fields.code === "same" ? fields.bundle : "";
@@ -202,7 +210,7 @@ function Form({ blank }) {
       go(jobPath(made.name));
     } catch (error) {
       setBusy(false);
-      if (error.field) setErrors({ [error.field]: error.message });
+      if (error instanceof FieldError) setErrors({ [error.field]: error.message });
       else {
         const told = Object.fromEntries(
           Object.entries(error.violations ?? {}).map(([field, why]) => [
