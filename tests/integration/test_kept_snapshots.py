@@ -388,3 +388,16 @@ async def test_another_agent_finds_what_was_kept_and_what_was_claimed(objects: R
     assert objects.reads == {"others": 2}
     paths.collect_garbage([])
     assert restored(paths) == [], "nobody has the attempts any more"
+
+
+async def test_what_is_kept_of_a_deleted_job_goes(objects: Read, paths: WorkerPaths) -> None:
+    storage, uids = tasks(objects, paths), [str(uuid4()) for _ in range(2)]
+    for uid in uids:
+        await paused(storage, uid)
+    stranger = kept(paths)[0].with_name("lost+found")
+    stranger.mkdir()
+    await storage.drop_orphans()
+    assert len(kept(paths)) == 3
+    await objects.delete_prefix(f"checkpoints/{uids[0]}/")
+    await storage.drop_orphans()
+    assert {path.name[:36] for path in kept(paths)} == {uids[1], stranger.name}

@@ -19,7 +19,7 @@ import structlog
 from adjourn import __version__, reasons
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment
 from adjourn.kept_snapshots import KEPT
-from adjourn.objects import ObjectStore, S3Objects
+from adjourn.objects import STORAGE_ERRORS, ObjectStore, S3Objects
 from adjourn.v1.agent_service_pb2 import (
     Assignment,
     FencingToken,
@@ -60,6 +60,8 @@ POLL_GAP: Final = 0.01
 """Least seconds between two readings, however many notifications there are."""
 DISK_SECONDS: Final = 2.0
 """How often to look whether the disk has room."""
+ORPHAN_SECONDS: Final = 600.0
+"""How often to look whether jobs were deleted of which snapshots are kept: one request each."""
 GPU_SECONDS: Final = 5.0
 """How often to find out which GPUs can be offered."""
 WATCH_SECONDS: Final = 0.25
@@ -202,6 +204,7 @@ class Agent:
                 self.group.create_task(self.sample()),
                 self.group.create_task(self.refresh_gpus()),
                 self.group.create_task(self.watch_disk()),
+                self.group.create_task(self.drop_orphans()),
                 self.group.create_task(self.logs.run()),
             ]
             log.info("agent_started", worker=self.worker.name, session=self.session_id, held=len(found))
@@ -545,6 +548,15 @@ class Agent:
                 self.conditions = found
                 self.stream.changed.set()
             await asyncio.sleep(DISK_SECONDS)
+
+    async def drop_orphans(self) -> None:
+        """Removes, again and again, what is kept for jobs that were deleted meanwhile."""
+        while True:
+            await asyncio.sleep(ORPHAN_SECONDS)
+            try:
+                await self.storage.drop_orphans()
+            except (*STORAGE_ERRORS, OSError) as error:
+                log.warning("orphans_not_looked_for", error=str(error))
 
     async def stop_all(self) -> None:
         """Ends all training; waits a little until it is cleaned up and the control plane has its reports."""

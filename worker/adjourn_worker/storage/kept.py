@@ -75,6 +75,12 @@ def kept_name(checkpoint: Checkpoint) -> str:
     return f"{checkpoint.job_uid}-{checkpoint.manifest_digest}" if known else ""
 
 
+def kept_uid(name: str) -> str:
+    """Returns the uid of the job that a directory was kept of; empty if its name is no such."""
+    found = re.fullmatch(f"({UID})-{DIGEST}", name)
+    return found[1] if found else ""
+
+
 def claim(paths: WorkerPaths, checkpoint: Checkpoint, attempt: Path) -> Path | None:
     """Returns the directory with the snapshot that is to be restored, as it was kept; None if it was not.
 

@@ -17,7 +17,8 @@ import structlog
 from adjourn import outputs, reasons
 from adjourn.errors import ObjectStoreRefusedError, ObjectStoreUnavailableError
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment, Snapshot, TrainingStart
-from adjourn.kept_snapshots import KEPT, make_room
+from adjourn.kept_snapshots import KEPT, make_room, oldest_first
+from adjourn.manifests import manifest_prefix
 from adjourn.objects import STORAGE_ERRORS, ObjectStore
 from adjourn.outputs import OutputsInvalid
 from adjourn.snapshots import SnapshotInvalid
@@ -31,7 +32,7 @@ from adjourn_worker.paths import Kept, WorkerPaths, free_bytes, remove, used_byt
 from adjourn_worker.storage.background import Background
 from adjourn_worker.storage.bundles import BundleCorrupt, fetch_bundle
 from adjourn_worker.storage.fetch import CheckpointCorrupt, fetch, is_here, read_manifest
-from adjourn_worker.storage.kept import claim, keep
+from adjourn_worker.storage.kept import claim, keep, kept_uid
 from adjourn_worker.storage.parts import DAMAGE_AGAIN_SECONDS, DAMAGE_LOOKS, KeyTaken, PartStore, never
 from adjourn_worker.storage.persist import SnapshotDiffers, SnapshotLost, persist
 from adjourn_worker.storage.venvs import VenvFailed, VenvMaker
@@ -278,6 +279,18 @@ class StorageTasks:
         finally:
             self.promised.pop(self.paths.snapshot_directory(Path(held.directory)), None)
             self.sent.pop(held.directory, None)
+
+    async def drop_orphans(self) -> None:
+        """Removes what is kept of jobs of which storage has no manifest any more: they were deleted.
+
+        Raises ObjectStoreUnavailableError, ObjectStoreRefusedError.
+        """
+        for place in self.paths.snapshot_places:
+            for path in await self.store.run(oldest_first, place / KEPT):
+                uid = kept_uid(path.name)
+                if uid and not await self.store.objects.list(manifest_prefix(uid)):
+                    log.info("orphan_dropped", directory=str(path))
+                    await self.store.run(remove, path)
 
     def adopt(self, held: HeldAssignment) -> None:
         """Counts the memory that was promised by an earlier agent to an attempt whose training may go on."""
