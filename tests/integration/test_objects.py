@@ -120,6 +120,7 @@ async def test_the_server_compares_what_it_receives(
         assert await store.put(f"{prefix}a", b"right")
         sent = module.checksum(b"as it was sent")
         monkeypatch.setattr(module, "checksum", lambda _: sent)
+        monkeypatch.setattr(module, "BACKOFF_MOST", 0.0)
         with pytest.raises(ObjectStoreUnavailableError, match="BadDigest"):  # so it is sent again
             await store.put(f"{prefix}b", b"damaged on its way")
         assert await store.stat(f"{prefix}b") is None
@@ -250,12 +251,15 @@ class FaultyServer:
 
 @contextlib.asynccontextmanager
 async def faulty(handler: Handler) -> AsyncIterator[tuple[S3Objects, FaultyServer]]:
+    """A client that tries again at once, and its server."""
     server = FaultyServer(handler)
     listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
     port = listening.sockets[0].getsockname()[1]
     settings = S3Settings(endpoint=f"http://127.0.0.1:{port}", bucket="models", access_key="a", secret_key="s")
-    async with listening, S3Objects(settings) as store:
-        yield store, server
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "BACKOFF_MOST", 0.0)
+        async with listening, S3Objects(settings) as store:
+            yield store, server
 
 
 def answer(status: str, body: bytes = b"", *, length: int | None = None, content_type: str = "text/html") -> bytes:
@@ -274,9 +278,7 @@ async def test_a_server_that_is_busy_is_asked_again() -> None:
         assert server.requests == 3
 
 
-async def test_a_server_that_stays_broken_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BACKOFF_MOST", 0.0)
-
+async def test_a_server_that_stays_broken_is_given_up() -> None:
     async def broken(_: asyncio.StreamReader, writer: asyncio.StreamWriter, before: int) -> None:
         writer.write(answer("500 No"))
         await writer.drain()
