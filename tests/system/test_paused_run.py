@@ -49,6 +49,7 @@ SAMPLE_SECONDS: Final = 0.05
 NOTICE_SECONDS: Final = 1.0
 """Until what happened is known elsewhere, on a busy machine."""
 PROGRESS_SECONDS: Final = PROGRESS_INTERVAL.total_seconds()
+LATE_STEPS: Final = NOTICE_SECONDS / STEP_SECONDS
 SLACK_SECONDS: Final = 0.2
 """From the begin of training to the first entry of its diary."""
 MIB, GIB = 1 << 20, 1 << 30
@@ -109,8 +110,15 @@ class Course:
     """A training from its first step to its end."""
 
     diary: Sequence[Entry]
+    """Without that of the attempt that was given up."""
+    starts: Sequence[Entry]
+    """The first step of each attempt."""
     readings: Sequence[Reading]
     rests: Sequence[Rest]
+    given_up: Rest
+    """The last pause, in mode LATEST, which goes back to where the one before was."""
+    reached: Entry
+    """What the attempt that it ended had noted last."""
     finished: Job
     epochs: Sequence[EpochMetrics]
     steps: Sequence[StepMetrics]
@@ -120,11 +128,6 @@ class Course:
     """When a watcher heard that GPUs were free, by the number of the pause, from 0..."""
     resumes: Mapping[int, float]
     """... and of the first step afterwards."""
-
-    @property
-    def starts(self) -> list[Entry]:
-        """The first step of each attempt."""
-        return [of(list(part), "step")[0] for _, part in groupby(self.diary, lambda entry: entry["pid"])]
 
     def until(self, told: Job) -> list[Entry]:
         """Returns what was noted before a pause."""
@@ -334,9 +337,18 @@ async def course(tmp_path_factory: pytest.TempPathFactory) -> Course:
             second = await observer.pause(mode=PauseMode.STEP, reason="")
             await observer.look(second)
             await client.resume_job(observer.name)
+            await observer.noted(what="step", epoch=SECOND_PAUSE + 1)
+            third = await observer.pause(mode=PauseMode.LATEST, reason="at once")
+            third.told_between, third.told = await observer.timed_job()
+            reached = observer.entries()[-1]
+            await client.resume_job(observer.name)
             finished = await client.wait_job(observer.name, until={Job.SUCCEEDED}, timeout=60)
+        diary = observer.entries()
         return Course(
-            diary=observer.entries(),
+            diary=[entry for entry in diary if entry["pid"] != reached["pid"]],
+            starts=[of(list(part), "step")[0] for _, part in groupby(diary, lambda entry: entry["pid"])],
+            given_up=third,
+            reached=reached,
             readings=observer.readings,
             rests=(first, second),
             finished=finished,
@@ -467,6 +479,16 @@ async def test_cpu_and_memory_are_what_the_machine_says(course: Course) -> None:
         assert 0 < usage.worker_cpu_percent <= 100
 
 
+async def test_what_is_given_up_is_not_shown(course: Course) -> None:
+    """A pause in mode LATEST rests where the one before it did, and tells what that one told of the training."""
+    before, now = course.rests[1].told, course.given_up.told
+    for name in ("epoch", "step", "epoch_step", "loss", "metrics", "best", "active_duration"):
+        assert getattr(now.progress, name) == getattr(before.progress, name), name
+    assert (now.latest_checkpoint, now.pause.checkpoint) == (before.latest_checkpoint,) * 2
+    assert now.pause.lost_steps == pytest.approx(course.reached["step"] - before.progress.step, abs=LATE_STEPS)
+    assert length(now.pause.lost_duration) == pytest.approx(now.pause.lost_steps * STEP_SECONDS, rel=0.5, abs=0.5)
+
+
 async def test_the_series_have_every_epoch_and_what_was_used(course: Course) -> None:
     ended = of(course.diary, "epoch ends")
     assert [(each.epoch, each.step, each.values["val_loss"]) for each in course.epochs] == [
@@ -480,7 +502,7 @@ async def test_the_series_have_every_epoch_and_what_was_used(course: Course) -> 
     losses = {entry["step"]: entry["loss"] for entry in of(course.diary, "step")}
     assert course.steps[-1].step == max(losses)
     assert all(each.loss == pytest.approx(losses[each.step], nan_ok=True) for each in course.steps)
-    assert {sample.attempt for sample in course.samples} == {1, 2, 3}
+    assert {sample.attempt for sample in course.samples} == {1, 2, 3, 4}
     assert all(sample.memory_bytes > MIB for sample in course.samples)
 
 
@@ -509,8 +531,8 @@ async def test_the_checkpoint_is_as_large_as_what_is_in_s3(course: Course) -> No
 
 async def test_savings_are_the_time_at_rest_of_the_gpus(course: Course) -> None:
     """Each moment that counts is known to be between two: when it was, and when the test had heard of it."""
-    pauses = (*course.finished.past_pauses, course.finished.pause)
-    for number, (rest, pause, begun) in enumerate(zip(course.rests, pauses, course.starts[1:], strict=True)):
+    pauses = course.finished.past_pauses
+    for number, (rest, pause, begun) in enumerate(zip(course.rests, pauses, course.starts[1:3], strict=True)):
         grown = rest.later.pause.saved_gpu_seconds - rest.told.pause.saved_gpu_seconds
         assert within(grown, rest.told_between, rest.later_between)
         released, resumed = (rest.freed, course.releases[number]), (begun["time"], course.resumes[number])
@@ -529,9 +551,7 @@ async def test_the_history_has_every_pause_with_its_resume(course: Course) -> No
     assert len(first.told.past_pauses) == 0
     assert len(second.told.past_pauses) == 1
     assert course.finished.past_pauses[0] == second.told.past_pauses[0], "what is over does not change"
-    for rest, pause, begun in zip(
-        course.rests, (*course.finished.past_pauses, course.finished.pause), course.starts[1:], strict=True
-    ):
+    for rest, pause, begun in zip(course.rests, course.finished.past_pauses, course.starts[1:3], strict=True):
         assert seconds(pause.resume_time) == pytest.approx(begun["time"], abs=NOTICE_SECONDS)
         assert rest.later_between[1] <= seconds(pause.resume_request_time) <= seconds(pause.resume_time)
         assert (pause.to_worker, pause.verdict) == ("workers/worker-1", Pause.EXACT)

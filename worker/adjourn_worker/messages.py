@@ -66,6 +66,7 @@ def cut(report: Report, limit: int = REPORT_BYTES) -> Report:
             keep_first(copy.epoch.values)
         case "checkpoint":
             keep_first(copy.checkpoint.metrics)
+            keep_first(copy.checkpoint.progress.metrics)
         case "exit":
             copy.exit.failure.message = cut_text(copy.exit.failure.message)
         case "condition":

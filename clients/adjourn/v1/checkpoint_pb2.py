@@ -22,13 +22,14 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from adjourn.v1 import job_pb2 as adjourn_dot_v1_dot_job__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x61\x64journ/v1/checkpoint.proto\x12\nadjourn.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x81\x08\n\nCheckpoint\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\r\n\x05\x65poch\x18\x03 \x01(\x05\x12\x0c\n\x04step\x18\x04 \x01(\x05\x12\x0b\n\x03uri\x18\x05 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x06 \x01(\t\x12\x14\n\x0cstate_digest\x18\x07 \x01(\t\x12\x12\n\nsize_bytes\x18\x08 \x01(\x03\x12\x16\n\x0euploaded_bytes\x18\t \x01(\x03\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x07metrics\x18\x0b \x03(\x0b\x32#.adjourn.v1.Checkpoint.MetricsEntry\x12\x36\n\x0cretained_for\x18\x0c \x03(\x0e\x32 .adjourn.v1.Checkpoint.Retention\x12G\n\x11\x63omponent_digests\x18\x0e \x03(\x0b\x32,.adjourn.v1.Checkpoint.ComponentDigestsEntry\x12\x32\n\x0f\x61\x63tive_duration\x18\x0f \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07job_uid\x18\x10 \x01(\t\x12<\n\x0b\x65nvironment\x18\x11 \x03(\x0b\x32\'.adjourn.v1.Checkpoint.EnvironmentEntry\x12\x0e\n\x06\x64\x61mage\x18\x12 \x01(\t\x12\x12\n\npart_count\x18\x13 \x01(\x05\x12\x12\n\nepoch_step\x18\x14 \x01(\x05\x12\x34\n\x11snapshot_duration\x18\x15 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x37\n\x15\x43omponentDigestsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x32\n\x10\x45nvironmentEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"j\n\tRetention\x12\x19\n\x15RETENTION_UNSPECIFIED\x10\x00\x12\n\n\x06LATEST\x10\x01\x12\x08\n\x04\x42\x45ST\x10\x02\x12\n\n\x06RECENT\x10\x05\x12\t\n\x05PAUSE\x10\x03\x12\n\n\x06PINNED\x10\x04\x12\t\n\x05\x46INAL\x10\x06:X\xea\x41U\n\x15\x61\x64journ.v1/Checkpoint\x12#jobs/{job}/checkpoints/{checkpoint}*\x0b\x63heckpoints2\ncheckpointJ\x04\x08\r\x10\x0eR\x07\x63orruptb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x61\x64journ/v1/checkpoint.proto\x12\nadjourn.v1\x1a\x14\x61\x64journ/v1/job.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa9\x08\n\nCheckpoint\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\r\n\x05\x65poch\x18\x03 \x01(\x05\x12\x0c\n\x04step\x18\x04 \x01(\x05\x12\x0b\n\x03uri\x18\x05 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x06 \x01(\t\x12\x14\n\x0cstate_digest\x18\x07 \x01(\t\x12\x12\n\nsize_bytes\x18\x08 \x01(\x03\x12\x16\n\x0euploaded_bytes\x18\t \x01(\x03\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x07metrics\x18\x0b \x03(\x0b\x32#.adjourn.v1.Checkpoint.MetricsEntry\x12\x36\n\x0cretained_for\x18\x0c \x03(\x0e\x32 .adjourn.v1.Checkpoint.Retention\x12G\n\x11\x63omponent_digests\x18\x0e \x03(\x0b\x32,.adjourn.v1.Checkpoint.ComponentDigestsEntry\x12\x32\n\x0f\x61\x63tive_duration\x18\x0f \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07job_uid\x18\x10 \x01(\t\x12<\n\x0b\x65nvironment\x18\x11 \x03(\x0b\x32\'.adjourn.v1.Checkpoint.EnvironmentEntry\x12\x0e\n\x06\x64\x61mage\x18\x12 \x01(\t\x12\x12\n\npart_count\x18\x13 \x01(\x05\x12\x12\n\nepoch_step\x18\x14 \x01(\x05\x12\x34\n\x11snapshot_duration\x18\x15 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x08progress\x18\x16 \x01(\x0b\x32\x14.adjourn.v1.Progress\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x37\n\x15\x43omponentDigestsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x32\n\x10\x45nvironmentEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"j\n\tRetention\x12\x19\n\x15RETENTION_UNSPECIFIED\x10\x00\x12\n\n\x06LATEST\x10\x01\x12\x08\n\x04\x42\x45ST\x10\x02\x12\n\n\x06RECENT\x10\x05\x12\t\n\x05PAUSE\x10\x03\x12\n\n\x06PINNED\x10\x04\x12\t\n\x05\x46INAL\x10\x06:X\xea\x41U\n\x15\x61\x64journ.v1/Checkpoint\x12#jobs/{job}/checkpoints/{checkpoint}*\x0b\x63heckpoints2\ncheckpointJ\x04\x08\r\x10\x0eR\x07\x63orruptb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,14 +46,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHECKPOINT'].fields_by_name['name']._serialized_options = b'\342A\001\010'
   _globals['_CHECKPOINT']._loaded_options = None
   _globals['_CHECKPOINT']._serialized_options = b'\352AU\n\025adjourn.v1/Checkpoint\022#jobs/{job}/checkpoints/{checkpoint}*\013checkpoints2\ncheckpoint'
-  _globals['_CHECKPOINT']._serialized_start=169
-  _globals['_CHECKPOINT']._serialized_end=1194
-  _globals['_CHECKPOINT_METRICSENTRY']._serialized_start=826
-  _globals['_CHECKPOINT_METRICSENTRY']._serialized_end=872
-  _globals['_CHECKPOINT_COMPONENTDIGESTSENTRY']._serialized_start=874
-  _globals['_CHECKPOINT_COMPONENTDIGESTSENTRY']._serialized_end=929
-  _globals['_CHECKPOINT_ENVIRONMENTENTRY']._serialized_start=931
-  _globals['_CHECKPOINT_ENVIRONMENTENTRY']._serialized_end=981
-  _globals['_CHECKPOINT_RETENTION']._serialized_start=983
-  _globals['_CHECKPOINT_RETENTION']._serialized_end=1089
+  _globals['_CHECKPOINT']._serialized_start=191
+  _globals['_CHECKPOINT']._serialized_end=1256
+  _globals['_CHECKPOINT_METRICSENTRY']._serialized_start=888
+  _globals['_CHECKPOINT_METRICSENTRY']._serialized_end=934
+  _globals['_CHECKPOINT_COMPONENTDIGESTSENTRY']._serialized_start=936
+  _globals['_CHECKPOINT_COMPONENTDIGESTSENTRY']._serialized_end=991
+  _globals['_CHECKPOINT_ENVIRONMENTENTRY']._serialized_start=993
+  _globals['_CHECKPOINT_ENVIRONMENTENTRY']._serialized_end=1043
+  _globals['_CHECKPOINT_RETENTION']._serialized_start=1045
+  _globals['_CHECKPOINT_RETENTION']._serialized_end=1151
 # @@protoc_insertion_point(module_scope)

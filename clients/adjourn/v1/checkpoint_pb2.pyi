@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from adjourn.v1 import job_pb2 as _job_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
@@ -148,6 +149,7 @@ class Checkpoint(_message.Message):
     PART_COUNT_FIELD_NUMBER: _builtins.int
     EPOCH_STEP_FIELD_NUMBER: _builtins.int
     SNAPSHOT_DURATION_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `jobs/{job}/checkpoints/{checkpoint}`."""
     attempt: _builtins.int
@@ -204,6 +206,10 @@ class Checkpoint(_message.Message):
     def snapshot_duration(self) -> _duration_pb2.Duration:
         """How long training stood still for its snapshot."""
 
+    @_builtins.property
+    def progress(self) -> _job_pb2.Progress:
+        """What training showed of itself then: its loss, the newest metrics, the best epoch so far. Unset: an older worker made it."""
+
     def __init__(
         self,
         *,
@@ -227,10 +233,11 @@ class Checkpoint(_message.Message):
         part_count: _builtins.int = ...,
         epoch_step: _builtins.int = ...,
         snapshot_duration: _duration_pb2.Duration | None = ...,
+        progress: _job_pb2.Progress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["active_duration", b"active_duration", "create_time", b"create_time", "snapshot_duration", b"snapshot_duration"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["active_duration", b"active_duration", "create_time", b"create_time", "progress", b"progress", "snapshot_duration", b"snapshot_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_duration", b"active_duration", "attempt", b"attempt", "component_digests", b"component_digests", "create_time", b"create_time", "damage", b"damage", "environment", b"environment", "epoch", b"epoch", "epoch_step", b"epoch_step", "job_uid", b"job_uid", "manifest_digest", b"manifest_digest", "metrics", b"metrics", "name", b"name", "part_count", b"part_count", "retained_for", b"retained_for", "size_bytes", b"size_bytes", "snapshot_duration", b"snapshot_duration", "state_digest", b"state_digest", "step", b"step", "uploaded_bytes", b"uploaded_bytes", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_duration", b"active_duration", "attempt", b"attempt", "component_digests", b"component_digests", "create_time", b"create_time", "damage", b"damage", "environment", b"environment", "epoch", b"epoch", "epoch_step", b"epoch_step", "job_uid", b"job_uid", "manifest_digest", b"manifest_digest", "metrics", b"metrics", "name", b"name", "part_count", b"part_count", "progress", b"progress", "retained_for", b"retained_for", "size_bytes", b"size_bytes", "snapshot_duration", b"snapshot_duration", "state_digest", b"state_digest", "step", b"step", "uploaded_bytes", b"uploaded_bytes", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,7 +4,7 @@ from adjourn import reasons
 from adjourn.internal.v1.record_pb2 import PastFailure
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.checkpoint_pb2 import Checkpoint
-from adjourn.v1.job_pb2 import Failure, Job, Pause, PauseMode
+from adjourn.v1.job_pb2 import Failure, Job, Pause, PauseMode, Progress
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn_control_plane.job import estimates, pauses, retries
 from adjourn_control_plane.job.transition import Transition
@@ -76,8 +76,22 @@ def rewind_to_checkpoint(transition: Transition) -> None:
     progress, checkpoint = transition.job.progress, transition.record.checkpoint
     progress.epoch, progress.step, progress.epoch_step = checkpoint.epoch, checkpoint.step, checkpoint.epoch_step
     progress.active_duration.CopyFrom(checkpoint.active_duration)
+    if checkpoint.HasField("progress") or not checkpoint.name:
+        show_again(progress, checkpoint.progress)
     transition.record.ClearField("progress_time")
     estimates.update_remaining(transition.record)
+
+
+def show_again(progress: Progress, then: Progress) -> None:
+    """Shows what training showed of itself `then`: what it has shown since is of work that was given up."""
+    for field in ("loss", "metrics", "best"):
+        progress.ClearField(field)
+    progress.metrics.update(then.metrics)
+    if then.HasField("loss"):
+        progress.loss = then.loss
+    if then.HasField("best"):
+        progress.best.CopyFrom(then.best)
+    progress.not_finite_steps = then.not_finite_steps
 
 
 def enter_paused(transition: Transition, message: str = "") -> None:

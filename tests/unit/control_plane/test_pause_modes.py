@@ -6,10 +6,10 @@ import pytest
 
 from adjourn import errors, reasons
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
-from adjourn.v1.job_pb2 import EPOCH, LATEST, STEP, Failure, Hold, Pause, PauseMode
+from adjourn.v1.job_pb2 import EPOCH, LATEST, STEP, Best, Failure, Hold, Pause, PauseMode, Progress
 from adjourn.v1.job_service_pb2 import JobEvent
 from adjourn_control_plane.fleet import reconcile
-from adjourn_control_plane.job.events import Adopted, CheckpointDamaged, Registered
+from adjourn_control_plane.job.events import Adopted, CheckpointDamaged, Observed, Registered
 from tests.harness.job_life import A, B, Life, checkpoint, checkpoint_at, checkpoint_name, status
 
 
@@ -287,3 +287,18 @@ def test_progress_in_the_epoch_is_what_the_checkpoint_had() -> None:
     life = Life().running(2).saved_at(230).at(290).is_lost()
     at = life.job.progress
     assert (at.epoch, at.step, at.epoch_step) == (2, 230, 30)
+
+
+def test_a_pause_that_gives_training_up_shows_what_was_so_at_its_checkpoint() -> None:
+    life = Life().running(1)
+    made = checkpoint(2)
+    then = Progress(epoch=2, step=200, loss=0.5, metrics={"val_loss": 0.6}, not_finite_steps=1)
+    then.best.CopyFrom(Best(metric="val_loss", value=0.6, epoch=2))
+    made.progress.CopyFrom(then)
+    life.tell(Registered(actor=A, checkpoint=made))
+    later = Progress(epoch=3, step=310, loss=0.1, metrics={"val_loss": 0.2, "late": 1.0}, not_finite_steps=7)
+    life.tell(Observed(actor=A, generation=life.record.generation, progress=later))
+    life.pause(mode=LATEST).released().rests()
+    shown = life.job.progress
+    assert (life.state, shown.step, shown.loss, dict(shown.metrics)) == ("PAUSED", 200, 0.5, {"val_loss": 0.6})
+    assert (shown.best, shown.not_finite_steps) == (then.best, 1)

@@ -47,7 +47,7 @@ def test_a_report_that_is_too_large_is_cut() -> None:
         each.WhichOneof("report"): messages.cut(each)
         for each in (
             Report(epoch=EpochMetrics(epoch=1, values={**METRICS, "0" * 300: 1.0})),
-            Report(checkpoint=Checkpoint(name="c", metrics=METRICS)),
+            Report(checkpoint=Checkpoint(name="c", metrics=METRICS, progress=Progress(metrics=METRICS))),
             Report(exit=Exit(failure=Failure(reason="R", message=f"first{LARGE}last"))),
             Report(condition=ConditionChange(condition=Condition(reason="R", message=LARGE))),
             Report(pause=Pause(verdict_reasons=[LARGE] * 10)),
@@ -55,7 +55,7 @@ def test_a_report_that_is_too_large_is_cut() -> None:
     }
     assert all(each.ByteSize() <= messages.REPORT_BYTES for each in found.values())
     assert sorted(found["epoch"].epoch.values) == sorted(METRICS)[:100]
-    assert len(found["checkpoint"].checkpoint.metrics) == 100
+    assert len(found["checkpoint"].checkpoint.metrics) == len(found["checkpoint"].checkpoint.progress.metrics) == 100
     message = found["exit"].exit.failure.message
     assert message.startswith("first")
     assert message.endswith("last")

@@ -166,6 +166,7 @@ async def conclude(store: PartStore, manifest: Manifest, sent: dict[str, int]) -
         metrics=manifest.metrics,
         component_digests=manifest.component_digests,
         environment=manifest.environment,
+        progress=progress,
     )
     if progress.HasField("active_duration"):
         checkpoint.active_duration.CopyFrom(progress.active_duration)
