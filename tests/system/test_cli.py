@@ -114,10 +114,16 @@ async def test_a_script_of_their_own_from_its_submission_to_its_deletion(
     assert resumed[-1] == "restored state: EXACT"
     watching = asyncio.create_task(said("watch", "theirs"))
     watching_json = asyncio.create_task(said("watch", "theirs", "-o", "json"))
+    told = asyncio.create_task(said("events", "theirs", "--follow", "-o", "json"))
     await gated.finish()
     assert f"SUCCEEDED   epoch {EPOCHS}/{EPOCHS}" in (await watching).splitlines()[-1]
     assert objects(await watching_json)[-1]["job"]["state"] == "SUCCEEDED"
     assert await gated.outcome() == uninterrupted
+    followed = [each["event"] for each in objects(await told)]
+    assert "SUCCEEDED" in [event["type"] for event in followed]
+    happened = objects(await said("events", "theirs", "-o", "json"))
+    assert followed == happened[: len(followed)], "history and watch together: each once, in order"
+    assert objects(await said("metrics", "theirs", "--steps", "-o", "json"))[-1]["step"] == 6 * EPOCHS
 
     epochs = objects(await said("metrics", "theirs", "-o", "json"))
     assert {epoch["epoch"]: epoch["values"] for epoch in epochs} == uninterrupted.metrics
