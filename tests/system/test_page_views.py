@@ -115,6 +115,14 @@ async def own(chromium: Browser, gateway: ScriptedGateway) -> AsyncIterator[Visi
         yield made
 
 
+async def violations(page: Page, place: str = "body") -> dict[str, list[str]]:
+    """Returns what axe finds, by its rule: the elements."""
+    if not await page.evaluate("() => 'axe' in window"):
+        await page.evaluate(browsers.axe())  # not by a tag of its own, which the page's policy refuses
+    report = await page.evaluate("(place) => axe.run(place, {resultTypes: ['violations']})", place)
+    return {each["id"]: [node["html"] for node in each["nodes"]] for each in report["violations"]}
+
+
 async def loaded(visit: Visit, view: str) -> None:
     await expect(visit.page.get_by_text(LOADED[view]).first).to_be_visible()
 
@@ -124,15 +132,13 @@ async def test_every_view_can_be_used_by_everybody_and_does_no_harm(visit: Visit
     page = visit.page
     await page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
     await visit.go("#/jobs")
-    await page.evaluate(browsers.axe())  # not by a tag of its own, which the page's policy refuses
     found: dict[str, list[str]] = {}
     PICTURES.mkdir(parents=True, exist_ok=True)
     for name, place in VIEWS.items():
         await page.set_viewport_size({"width": 1400, "height": 900})
         await page.evaluate("(place) => { location.hash = place; }", place)
         await loaded(visit, name)
-        report = await page.evaluate("() => axe.run(document, {resultTypes: ['violations']})")
-        found |= {f"{name}: {each['id']}": [node["html"] for node in each["nodes"]] for each in report["violations"]}
+        found |= {f"{name}: {rule}": elements for rule, elements in (await violations(page, "html")).items()}
         await page.screenshot(path=PICTURES / f"{name}-1400-{scheme}.png")
         await page.set_viewport_size({"width": 400, "height": 860})
         await page.evaluate("() => new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
@@ -147,19 +153,35 @@ async def test_every_view_can_be_used_by_everybody_and_does_no_harm(visit: Visit
 async def test_questions_can_be_used_by_everybody(visit: Visit) -> None:
     page = visit.page
     await visit.go(f"#/{RUNNING}")
-    await page.evaluate(browsers.axe())
     for scheme in ("light", "dark"):
         await page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
         for verb in ("Pause", "Cancel"):
             await page.get_by_role("button", name=verb, exact=True).click()
             dialog = page.get_by_role("dialog")
             await expect(dialog.get_by_role("heading", name=f"{verb} vit-base?")).to_be_visible()
-            report = await page.evaluate("() => axe.run('dialog', {resultTypes: ['violations']})")
-            assert not report["violations"]
+            assert not await violations(page, "dialog")
             await page.screenshot(path=PICTURES / f"ask-{verb.lower()}-{scheme}.png")
             await page.keyboard.press("Escape")
             await expect(dialog).to_have_count(0)
             await expect(page.get_by_role("button", name=verb, exact=True)).to_be_focused()
+
+
+async def test_a_run_is_paused_by_keys(gateway: ScriptedGateway, own: Visit) -> None:
+    page = own.page
+    gateway.put(page_jobs.running())
+    await own.go(f"#/{RUNNING}")
+    await page.get_by_role("link", name="All jobs").focus()
+    await page.keyboard.press("Tab")
+    await expect(page.get_by_role("button", name="Pause", exact=True)).to_be_focused()
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_label("After the running epoch")).to_be_focused()
+    await page.keyboard.press("ArrowDown")
+    await page.keyboard.press("Tab")
+    await page.keyboard.type("by keys")
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("dialog")).to_have_count(0)
+    ((_, _, body),) = gateway.calls
+    assert (body["mode"], body["reason"]) == ("STEP", "by keys")
 
 
 async def test_text_is_shown_as_text(visit: Visit) -> None:
@@ -304,6 +326,7 @@ async def test_it_says_that_it_is_not_live_and_comes_back(gateway: ScriptedGatew
     await expect(page.get_by_role("alert")).to_contain_text("the control plane cannot be reached")
     pause = own.row("vit-base").get_by_role("button", name="Pause vit-base")
     await expect(pause).to_have_attribute("aria-disabled", "true")
+    assert not await violations(page)
     gateway.delete(PAUSED)
     gateway.put(page_jobs.failed())
     gateway.heal()
@@ -399,8 +422,10 @@ async def test_colours_are_chosen_and_kept(visit: Visit) -> None:
     ground = "() => getComputedStyle(document.body).backgroundColor"
     light = await visit.call(ground)
     await page.get_by_label("Settings", exact=True).click()
+    assert not await violations(page)
     await page.get_by_text("Dark", exact=True).click()
     assert await visit.call(ground) != light
+    assert not await violations(page)
     await page.reload()
     await expect(page.locator(".liveness-on")).to_be_visible()
     assert await visit.call(ground) != light
@@ -422,6 +447,7 @@ async def test_a_form_shows_what_was_refused_where_it_was_written(gateway: Scrip
     await epochs.fill("many")
     await page.get_by_role("button", name="Queue it").click()
     await expect(page.get_by_text("must be a whole number")).to_be_visible()
+    assert not await violations(page)
     ((_, path, body),) = gateway.calls
     assert path == "/v1/jobs"
     assert body["spec"]["args"] == {"learning_rate": 3e-4, "augment": True, "name": HOSTILE}
