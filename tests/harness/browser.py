@@ -14,8 +14,9 @@ from playwright.async_api import Browser, async_playwright
 from tests.harness import node
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FLAGS = ("--headless=shell", "--no-zygote", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu")
-"""As the npm package needs them. Without `--single-process`: one process ends when its first context is closed."""
+FLAGS = ("--no-zygote", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu")
+"""As tests in containers and the npm package need them, but for `--single-process`: with that the browser ends when its
+first context is closed."""
 UNPACK = """
 import { createReadStream, createWriteStream } from "node:fs";
 import { pipeline } from "node:stream/promises";
@@ -59,11 +60,11 @@ def program() -> Program:
             words = [str(node.node()), "--input-type=module", "--eval", UNPACK, str(packages), str(unpacked)]
             done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=120)
             assert done.returncode == 0, done.stderr
+            (unpacked / "fonts.conf").write_text(FONTS.format(fonts=place / "fonts", cache=place / "cache"))
             try:
                 unpacked.rename(place)
             except OSError:  # another process of the tests came first
                 assert place.exists()
-    (place / "fonts.conf").write_text(FONTS.format(fonts=place / "fonts", cache=place / "cache"))
     libraries = os.pathsep.join(filter(None, (str(place / "lib"), os.environ.get("LD_LIBRARY_PATH"))))
     return Program(
         path=place / "chromium",

@@ -46,6 +46,7 @@ def job(name: str, state: Job.State.ValueType, *, epoch: int = 0, total: int = 4
         progress = made.progress
         progress.epoch, progress.step, progress.steps_per_epoch = epoch, 100 * epoch, 100
         progress.loss = 0.4312
+        progress.metrics["val_loss"] = 0.4512
         progress.active_duration.FromTimedelta(timedelta(seconds=epoch * 31))
         progress.report_time.CopyFrom(ago(1))
         progress.remaining_duration.FromTimedelta(timedelta(seconds=(total - epoch) * 31))

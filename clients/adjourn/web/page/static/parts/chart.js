@@ -1,11 +1,12 @@
 /** Curves, drawn by uPlot, with marks for what happened, and their figures in words for those who do not see them. */
 import uPlot from "../vendor/uPlot.esm.js";
-import { figure } from "../core/format.js";
+import { bytes, figure } from "../core/format.js";
 import { html, useEffect, useId, useLayoutEffect, useRef, useState } from "../core/html.js";
 import { chosen } from "../core/preferences.js";
 
 const HEIGHT = 200;
 const HUES = 6;
+const DOUBLES = Array.from({ length: 50 }, (_, power) => 2 ** power); // steps of an axis of bytes
 
 /** Returns a colour of the style sheet as the canvas needs it. */
 function colour(box, name) {
@@ -118,6 +119,7 @@ export function Chart({
         axes: [
           {
             ...axis,
+            size: 30,
             values: time ? moments : undefined,
             space: time ? 70 : 50,
             incrs: time
@@ -125,7 +127,12 @@ export function Chart({
               : [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000, 1e6],
             grid: { show: false },
           },
-          { ...axis, size: 62, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : format(tick))) },
+          {
+            ...axis,
+            size: 62,
+            incrs: format === bytes ? DOUBLES : undefined,
+            values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : format(tick))),
+          },
         ],
         series: [
           {},

@@ -172,6 +172,7 @@ function Row({ job, index, now, narrow }) {
   const at = progress(job);
   const left = seconds(job.progress?.remainingDuration);
   const loss = number(job.progress?.loss);
+  const validation = number(job.progress?.metrics?.val_loss);
   const about = [job.spec?.modelName || job.spec?.entryPoint, pairs(job.labels)].filter(Boolean).join(" · ");
   const changed = job.progress?.reportTime > job.stateTime ? job.progress.reportTime : job.stateTime;
   const trouble = (job.conditions ?? [])[0];
@@ -192,8 +193,9 @@ function Row({ job, index, now, narrow }) {
     <span role="cell"><${Badge} state=${job.state} /></span>
     <span role="cell" class="stack">${name}</span>
     <span role="cell" class="stack">${bar}</span>
-    <span role="cell" class="numbers">
+    <span role="cell" class="numbers stack">
       ${loss === null ? html`<span class="unknown">–<span class="hidden">${NOT_TOLD}</span></span>` : figure(loss)}
+      ${validation !== null && html`<small>val ${figure(validation)}</small>`}
     </span>
     <span role="cell" class="numbers">
       ${job.state !== "RUNNING" ? "" : left === null ? html`<span class="unknown">${NOT_TOLD}</span>` : counted(left)}
