@@ -83,6 +83,11 @@ def test_each_store_has_one_door() -> None:
     assert importers("sqlite3") == {f"worker/{WORKER}/journal.py"}
 
 
+def test_http_is_the_gateways_alone() -> None:
+    users = importers("starlette") | importers("uvicorn") | importers("websockets")
+    assert {user for user in users if not user.startswith("clients/adjourn/web/")} == set()
+
+
 def test_there_are_pure_modules() -> None:
     pure = {name(path).partition("/adjourn_")[2] for path in PURE}
     job = {
