@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from adjourn.kept_snapshots import KEPT
 from adjourn.objects import S3Objects, S3Settings
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, Report
 from adjourn.v1.job_pb2 import JobSpec, Pause
+from adjourn_worker.host.kernel import NICENESS
 from adjourn_worker.journal import Journal
 from adjourn_worker.paths import RESTORED, WorkerPaths
 from adjourn_worker.storage.fetch import fetch
@@ -53,6 +55,10 @@ async def test_training_goes_on_when_the_agent_is_killed(
     job = harness.job()
     job.do("epoch")
     await harness.until_durable(job, 1)
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    niceness = {os.getpriority(os.PRIO_PROCESS, thread.id) for thread in psutil.Process(agent.pid).threads()}
+    assert niceness == {own, max(own, NICENESS)}, "made durable behind training"
+    assert os.getpriority(os.PRIO_PROCESS, agent.pid) == own
     pid = harness.training(job)
     await harness.kill(agent)
     job.do("epoch", "epoch")

@@ -65,8 +65,9 @@ def yield_to_others() -> None:
     What a kernel does not offer, or a container forbids, is left out: nobody depends on it. It is not undone, since
     that takes a privilege: what is urgent is done by another thread.
     """
+    thread = threading.get_native_id()
     with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        os.setpriority(os.PRIO_PROCESS, thread, max(NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))
     with suppress(OSError):  # it does not interrupt others when it wakes up
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     if IOPRIO_SET is not None:
