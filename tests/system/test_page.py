@@ -16,7 +16,7 @@ from adjourn.local.stack import Stack
 from adjourn.v1.job_pb2 import Job
 from tests.harness import browser as browsers
 from tests.harness.gateways import Gateway, gateway
-from tests.harness.jobs import EPOCHS, SCRIPT, Gate, GatedJob, GatedJobs
+from tests.harness.jobs import EPOCHS, SCRIPT, Gate, GatedJob, GatedJobs, Training
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -110,7 +110,7 @@ async def test_a_run_is_made_paused_resumed_and_deleted(
     await go(other, "#/jobs?q=team%3Dpages")
     row = other.get_by_role("row").filter(has_text="by-form")
     await expect(row).to_contain_text("RUNNING")
-    await gated.inside(3)
+    training = await gated.inside(3)
 
     await page.locator(".job-title").get_by_role("button", name="Pause", exact=True).click()
     dialog = page.get_by_role("dialog")
@@ -121,7 +121,7 @@ async def test_a_run_is_made_paused_resumed_and_deleted(
         await expect(place).to_contain_text("PAUSING")
     await expect(page.locator(".situation")).to_contain_text("Will pause")
     assert await page.get_by_text(SAVED).count() == 0
-    gate.open(3)
+    await leave(gated, training, 3)
     for place in (badge(page), row):
         await expect(place).to_contain_text("PAUSED")
     await expect(page.get_by_text(SAVED)).to_be_visible()
@@ -164,26 +164,45 @@ async def look_through(page: Page, client: AsyncClient, job: Job) -> None:
     await expect(page.get_by_role("img").first).to_have_attribute("aria-label", drawn)
 
 
-async def started(gated_jobs: GatedJobs, name: str) -> GatedJob:
+async def started(gated_jobs: GatedJobs, name: str) -> tuple[GatedJob, Training]:
+    """Returns a job whose training is in the middle of its second epoch."""
     gated = await gated_jobs.start(name, limit=1)
-    await gated.inside(2)
-    return gated
+    return gated, await gated.inside(2)
+
+
+async def leave(gated: GatedJob, training: Training, epoch: int) -> None:
+    """Lets a training end the epoch once it knows that it is to leave there."""
+    await gated.eventually(training.is_to_pause)
+    gated.gate.open(epoch)
 
 
 async def test_a_run_is_saved_and_stopped(pages: list[Page], gated_jobs: GatedJobs) -> None:
     page, _ = pages
-    gated = await started(gated_jobs, "stopped-by-click")
+    gated, training = await started(gated_jobs, "stopped-by-click")
     await go(page, "#/jobs/stopped-by-click")
     await ask(page, "Cancel", "Save and cancel", "Save after the running epoch")
     await expect(badge(page)).to_have_text("CANCELLING")
-    gated.gate.open(2)
+    await leave(gated, training, 2)
     await expect(badge(page)).to_have_text("CANCELLED")
     assert (await gated.get()).progress.epoch == 2
     await expect(page.locator(".situation")).to_contain_text("it can go on from its checkpoint")
 
 
+async def test_a_held_run_is_released(pages: list[Page], gated_jobs: GatedJobs, client: AsyncClient) -> None:
+    page, _ = pages
+    gated, training = await started(gated_jobs, "held-by-others")
+    await client.hold_jobs(names=[gated.name], reason="maintenance")
+    await leave(gated, training, 2)
+    await go(page, f"#/{gated.name}")
+    await expect(badge(page)).to_have_text("PAUSED")
+    await expect(page.get_by_text("maintenance").first).to_be_visible()
+    await ask(page, "Release", "Release")
+    await expect(badge(page)).to_have_text("RUNNING")
+    assert not (await gated.get()).holds
+
+
 async def test_pages_outlive_their_control_plane(pages: list[Page], stack: Stack, gated_jobs: GatedJobs) -> None:
-    gated = await started(gated_jobs, "outlived")
+    gated, _ = await started(gated_jobs, "outlived")
     page, other = pages
     await go(page, "#/jobs/outlived")
     await go(other, "#/jobs")

@@ -166,6 +166,18 @@ async def test_questions_can_be_used_by_everybody(visit: Visit) -> None:
             await expect(page.get_by_role("button", name=verb, exact=True)).to_be_focused()
 
 
+async def test_an_operators_hold_is_released(gateway: ScriptedGateway, own: Visit) -> None:
+    gateway.put(page_jobs.unconfirmed())
+    await own.go("#/paused")
+    await own.page.get_by_role("button", name="Release cut-off").click()
+    dialog = own.page.get_by_role("dialog")
+    await expect(dialog).to_contain_text("grace@ops holds it.")
+    await expect(dialog).to_contain_text("It goes on as soon as a worker is free.")
+    await dialog.get_by_role("button", name="Release").click()
+    await expect(dialog).to_have_count(0)
+    assert gateway.calls == [("POST", "/v1/jobs:release", {"names": [UNCONFIRMED]})]
+
+
 async def test_a_run_is_paused_by_keys(gateway: ScriptedGateway, own: Visit) -> None:
     page = own.page
     gateway.put(page_jobs.running())
@@ -252,7 +264,7 @@ async def test_a_paused_run_tells_all_that_is_known(visit: Visit) -> None:
     [
         ("vit-base", {"Pause", "Cancel"}),
         ("llm-tune", {"Resume", "Cancel"}),
-        ("cut-off", {"Cancel"}),
+        ("cut-off", {"Release", "Cancel"}),
         ("broken", {"Resume", "Delete"}),
         ("done", {"Delete"}),
         ("a-task", {"Cancel"}),
@@ -261,7 +273,7 @@ async def test_a_paused_run_tells_all_that_is_known(visit: Visit) -> None:
 )
 async def test_what_would_be_refused_says_why(visit: Visit, name: str, offered: set[str]) -> None:
     await visit.go(f"#/jobs/{name}")
-    for verb in ("Pause", "Resume", "Cancel", "Delete"):
+    for verb in {"Pause", "Resume", "Cancel", "Delete"} | offered:
         button = visit.page.get_by_role("button", name=verb, exact=True)
         if verb in offered:
             await expect(button).not_to_have_attribute("aria-disabled", "true")
@@ -323,7 +335,7 @@ async def test_it_says_that_it_is_not_live_and_comes_back(gateway: ScriptedGatew
     await own.go("#/jobs")
     gateway.cut()
     await expect(page.get_by_role("alert")).to_contain_text("Not live since")
-    await expect(page.get_by_role("alert")).to_contain_text("the control plane cannot be reached")
+    await expect(page.get_by_role("alert")).to_contain_text("The control plane cannot be reached.")
     pause = own.row("vit-base").get_by_role("button", name="Pause vit-base")
     await expect(pause).to_have_attribute("aria-disabled", "true")
     assert not await violations(page)

@@ -68,6 +68,10 @@ function Shown({ view, rest }) {
   return html`<div class="view"><h1>Nothing is here</h1><p><a href="#/jobs">All jobs</a></p></div>`;
 }
 
+function sentence(text) {
+  return `${text.charAt(0).toUpperCase()}${text.slice(1)}.`;
+}
+
 /** Whether what is shown is the present. */
 function Liveness({ state }) {
   const word = state.live ? "Live" : state.listed ? "Not live" : "Connecting";
@@ -82,7 +86,7 @@ function Stale({ state }) {
   if (state.live || (!state.listed && !state.error)) return null;
   return html`<div class="stale" role="alert">
     <${Icon} name="warning" />
-    <p><strong>Not live${state.listed ? ` since ${clock(state.lostTime)}` : ""}.</strong> ${state.listed ? html`<span aria-hidden="true">What is shown was so ${counted((now - state.lostTime) / 1000)} ago. </span>` : ""}${state.error ? `${state.error.message}. ` : ""}The page comes back by itself.</p>
+    <p><strong>Not live${state.listed ? ` since ${clock(state.lostTime)}` : ""}.</strong> ${state.listed ? html`<span aria-hidden="true">What is shown was so ${counted((now - state.lostTime) / 1000)} ago. </span>` : ""}${state.error ? `${sentence(state.error.message)} ` : ""}The page comes back by itself.</p>
   </div>`;
 }
 

@@ -161,10 +161,13 @@ const VERBS = {
     if (!["PAUSED", "PAUSING"].includes(job.state)) return "It is not paused";
     if (!holds.some((hold) => hold.kind === "USER")) {
       return holds.some((hold) => hold.kind === "OPERATOR")
-        ? "An operator holds it: they release it"
+        ? "An operator holds it, who releases it"
         : "It goes on by itself";
     }
     return "";
+  },
+  release(job) {
+    return (job.holds ?? []).some((hold) => hold.kind === "OPERATOR") ? "" : "No operator holds it";
   },
   cancel(job) {
     if (ENDED.has(job.state)) return `It has ended (${job.state})`;

@@ -1,5 +1,5 @@
 /** Pause, resume, cancel, delete: the questions that are asked first, and the buttons that ask them. */
-import { call, path } from "../core/api.js";
+import { CallError, call, path } from "../core/api.js";
 import { between, duration, plural, seconds, short } from "../core/format.js";
 import { html, useEffect, useState } from "../core/html.js";
 import { jobs } from "../core/jobs.js";
@@ -190,9 +190,26 @@ function Delete({ job: given, close }) {
   </${Question}>`;
 }
 
+function Release({ job: given, close }) {
+  const [job, why] = useVerb("release", given);
+  const holds = (job.holds ?? []).filter((hold) => hold.kind === "OPERATOR");
+  const act = async () => {
+    const answer = await call("POST", "v1/jobs:release", { body: { names: [job.name] } });
+    const [outcome] = answer.jobs ?? [];
+    if (outcome?.reason) throw new CallError(outcome.message, { reason: outcome.reason });
+    return `${short(job.name)}: ${outcome ? `no operator holds it, ${outcome.state.toLowerCase()}` : "no operator held it"}`;
+  };
+  const others = (job.holds ?? []).length > holds.length;
+  return html`<${Question} title=${`Release ${short(job.name)}?`} verb="Release" why=${why} act=${act} close=${close}>
+    ${holds.map((hold) => html`<p key="hold">${hold.actor || "Somebody"} holds it${hold.reason && `: ${hold.reason}`}.</p>`)}
+    <p>${others ? "It stays paused: it was paused by itself as well." : "It goes on as soon as a worker is free."}</p>
+  </${Question}>`;
+}
+
 const BUTTONS = [
   ["pause", "Pause", "pause", Pause],
   ["resume", "Resume", "play", Resume],
+  ["release", "Release", "open", Release],
   ["cancel", "Cancel", "stop", Cancel],
   ["delete", "Delete", "trash", Delete],
 ];
@@ -202,7 +219,7 @@ export function Verbs({ job, compact = false, only }) {
   const state = useSignal(jobs);
   const primary = refusal("resume", job) ? "pause" : "resume";
   return html`<div class="verbs" role="group" aria-label=${`What to do with ${short(job.name)}`}>
-    ${BUTTONS.filter(([verb]) => !only || only.includes(verb)).map(
+    ${BUTTONS.filter(([verb]) => (!only || only.includes(verb)) && (verb !== "release" || !refusal(verb, job))).map(
       ([verb, label, icon, Component]) => html`<${Action}
         key=${verb}
         label=${label}

@@ -23,6 +23,7 @@ import { Icon } from "../parts/icons.js";
 import { Verbs } from "../parts/verbs.js";
 import { VirtualList } from "../parts/virtual_list.js";
 
+const VERBS = ["pause", "resume", "cancel", "delete"];
 const NARROW = matchMedia("(max-width: 760px)");
 
 function useNarrow() {
@@ -186,7 +187,7 @@ function Row({ job, index, now, narrow }) {
       <div role="cell" class="job-card-head"><div class="stack">${name}</div><${Badge} state=${job.state} /></div>
       <div role="cell" class="stack">${bar}</div>
       <div role="cell" class="job-card-foot"><small class="muted numbers">${loss === null ? "" : `loss ${figure(loss)} · `}${when}</small>
-        <${Verbs} job=${job} compact=${true} /></div>
+        <${Verbs} job=${job} compact=${true} only=${VERBS} /></div>
     </div>`;
   }
   return html`<div class="job-row" role="row" aria-rowindex=${index + 2}>
@@ -202,6 +203,6 @@ function Row({ job, index, now, narrow }) {
     </span>
     <span role="cell" class="clip">${job.worker ? short(job.worker) : ""}</span>
     <span role="cell" class="muted numbers">${ago(changed, now)}</span>
-    <span role="cell"><${Verbs} job=${job} compact=${true} /></span>
+    <span role="cell"><${Verbs} job=${job} compact=${true} only=${VERBS} /></span>
   </div>`;
 }

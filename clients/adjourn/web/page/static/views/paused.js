@@ -75,7 +75,7 @@ function Card({ job, now }) {
           ? html`<span class=${`known ${(saved || nothingToSave) && free ? "known-good" : ""}`}>${(saved || nothingToSave) && free && html`<${Icon} name="check" />`}${saved ? "Saved" : nothingToSave ? "Nothing to save" : "Saved: not told"} · ${free ? gpus : "release: not told"}</span>`
           : html`<span class="known">On its way to rest</span>`
       }
-      <${Verbs} job=${job} only=${["resume", "cancel"]} compact=${true} />
+      <${Verbs} job=${job} only=${["resume", "release", "cancel"]} compact=${true} />
     </footer>
   </li>`;
 }
