@@ -23,8 +23,8 @@ from tests.harness.wheels import without_index
 SYNC_SECONDS = 0.25
 LEASE_SECONDS = 6.0
 """An agent that was killed has to be back within it: some 2 s, and twice that on a busy machine."""
-SMALL_JOBS = {"ADJOURN_ORIGIN_JOB_ARGUMENTS": '{"width": 8}'}
-"""What a client of Heimdall or PEFT Studio creates trains a small network here."""
+ENVIRONMENT = {"ADJOURN_VENVS": "wheels", "ADJOURN_ORIGIN_JOB_ARGUMENTS": '{"width": 8}'}
+"""Of the stack: workers install what jobs require; what a client of Heimdall creates trains a small network."""
 
 Eventually = Callable[..., Awaitable[None]]
 
@@ -54,14 +54,14 @@ async def stack(tmp_path_factory: pytest.TempPathFactory, wheels: Path) -> Async
         port=port,
         web=True,
         web_port=web_port,
-        origins=Origins(heimdall=heimdall, peft_studio=peft_studio, settings=SMALL_JOBS),
+        origins=Origins(heimdall=heimdall, peft_studio=peft_studio),
         sync_interval=SYNC_SECONDS,
         lease_duration=LEASE_SECONDS,
     )
     with guarded(data):
         starting = Stack(options, report=logging.getLogger("stack").info)
         with pytest.MonkeyPatch.context() as patch:
-            for name, value in {"ADJOURN_VENVS": "wheels", **without_index(wheels)}.items():
+            for name, value in {**ENVIRONMENT, **without_index(wheels)}.items():
                 patch.setenv(name, value)
             await starting.__aenter__()
         async with AsyncExitStack() as ending:

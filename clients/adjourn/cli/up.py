@@ -1,6 +1,5 @@
 """`adjourn up`: the embedded stack in the foreground."""
 
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -65,14 +64,13 @@ def up(
     """Run Adjourn on this machine: Valkey, S3, control plane, workers, page. Ctrl-C ends it, a second one at once."""
     if origins and not web:
         raise typer.BadParameter("needs the gateway: leave --no-web out", param_hint="--origins")
-    trained = {name: value for name, value in os.environ.items() if name.startswith("ADJOURN_ORIGIN_JOB_")}
     options = Options(
         data=data,
         workers=workers,
         port=port,
         web=web,
         web_port=web_port,
-        origins=Origins(settings=trained) if origins else None,
+        origins=Origins() if origins else None,
         redis=redis,
         s3=s3,
     )

@@ -22,6 +22,7 @@ WEB: Final = "web"
 ANSWER_SECONDS: Final = 2.0
 OF_WORKERS: Final = ("ADJOURN_DATA_", "ADJOURN_KEPT_DATA_", "ADJOURN_VENVS", "ADJOURN_KEPT_VENV_", "PIP_")
 OF_CONTROL_PLANE: Final = ("ADJOURN_GPU_HOUR_PRICE", "ADJOURN_WEBHOOK_")
+OF_GATEWAY: Final = ("ADJOURN_WEB_HOSTS", "ADJOURN_WEB_ORIGINS", "ADJOURN_ORIGIN_JOB_")
 """Settings, by the beginning of their names, that are taken from the environment of `adjourn up`."""
 
 

@@ -4,7 +4,7 @@ import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -45,8 +45,6 @@ class Origins:
 
     heimdall: int = 8001
     peft_studio: int = 8000
-    settings: Mapping[str, str] = field(default_factory=dict)
-    """Variables of the gateway: what trains for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +182,11 @@ class Stack:
                 logs=self.directory.logs,
                 listen=listen,
                 address=self.address,
-                environment={**marker, **self._origins()},
+                environment={
+                    **marker,
+                    **services.passed_on(os.environ, services.OF_GATEWAY),
+                    **self._origins(),
+                },
             )
             for listen in ([self.web] if self.web else [])
         ]
@@ -239,7 +241,6 @@ class Stack:
             if not is_free(port):
                 raise PortTakenError(port)
         return {
-            **origins.settings,
             "ADJOURN_HEIMDALL_LISTEN": f"{HOST}:{origins.heimdall}",
             "ADJOURN_PEFT_STUDIO_LISTEN": f"{HOST}:{origins.peft_studio}",
         }
