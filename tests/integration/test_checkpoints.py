@@ -115,6 +115,7 @@ async def test_a_snapshot_comes_back_bit_for_bit(store: ObjectStore, assignment:
         component_digests=components,
         environment=ENVIRONMENT,
     )
+    expected.progress.CopyFrom(taken.progress)
     expected.active_duration.FromSeconds(7)
     expected.snapshot_duration.FromSeconds(3)
     assert checkpoint == expected

@@ -133,6 +133,7 @@ class TestWatching:
         watch.cancel()
         async with replica(plane.store, controllers=False) as other:
             watch = other.jobs.WatchJobs(pb.WatchJobsRequest(resume_token=token))
+            assert not (await watch.read()).HasField("job"), "nothing has changed, and it is live"
             await plane.jobs.PauseJob(pb.PauseJobRequest(name="jobs/j"))
             assert (await watch.read()).job.state == Job.PAUSED
             watch.cancel()

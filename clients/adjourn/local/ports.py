@@ -3,6 +3,7 @@
 import contextlib
 import random
 import socket
+import sys
 from collections.abc import Sequence
 from typing import Final
 
@@ -20,6 +21,21 @@ def is_free(port: int) -> bool:
         except OSError:
             return False
         return True
+
+
+def claim(port: int) -> socket.socket | None:
+    """Has other stacks of this machine keep away from a port until the socket is closed; None: another one has it.
+
+    A server listens at a port only seconds after it was found free.
+    """
+    claimed = socket.socket(socket.AF_UNIX)
+    if sys.platform == "linux":
+        try:
+            claimed.bind(f"\0adjourn-port-{port}")  # of no file: it ends with the process, and is of the same network
+        except OSError:
+            claimed.close()
+            return None
+    return claimed
 
 
 def free_ports(count: int) -> Sequence[int]:

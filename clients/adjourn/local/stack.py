@@ -12,7 +12,7 @@ from typing import Final, Self
 from adjourn.local import process_cleanup, s3_url, seaweed, services, valkey
 from adjourn.local.data_directory import DataDirectory, StackSettings
 from adjourn.local.managed_process import Program
-from adjourn.local.ports import HOST, free_ports, is_free
+from adjourn.local.ports import HOST, claim, free_ports, is_free
 from adjourn.local.supervisor import ProcessSupervisor, together
 from adjourn.objects import S3Settings
 
@@ -238,7 +238,7 @@ class Stack:
         if origins is None:
             return {}
         for port in (origins.heimdall, origins.peft_studio):
-            if not is_free(port):
+            if not self._claimed(port):
                 raise PortTakenError(port)
         return {
             "ADJOURN_HEIMDALL_LISTEN": f"{HOST}:{origins.heimdall}",
@@ -248,14 +248,25 @@ class Stack:
     def _port(self, option: str, wanted: int | None, usual: int) -> int:
         """Returns the port that an option wants, else the usual one, else any that is free; raises PortTakenError."""
         if wanted is not None:
-            if not is_free(wanted):
+            if not self._claimed(wanted):
                 raise PortTakenError(wanted, option)
             return wanted
-        if is_free(usual):
+        if self._claimed(usual):
             return usual
         (port,) = free_ports(1)
         self.report(f"port {usual} is taken, perhaps by another stack, so this one is at {port}")
         return port
+
+    def _claimed(self, port: int) -> bool:
+        """Returns whether a port is free and now this stack's."""
+        claimed = claim(port)
+        if claimed is None:
+            return False
+        if not is_free(port):
+            claimed.close()
+            return False
+        self._held.enter_context(claimed)
+        return True
 
     def _threads(self) -> int:
         # Not os.cpu_count(): a container may have fewer.

@@ -108,7 +108,7 @@ def fingerprint(device: torch.device, imported: Callable[[str], bool] = sys.modu
     """
     unused = {name for module, name in NAMES.items() if not imported(module)}
     unused -= {name for module, name in NAMES.items() if imported(module)}
-    found = {name: value for name, value in found_software().items() if name not in unused}
+    found = {name: value for name, value in software_environment().items() if name not in unused}
     found |= {"threads": str(torch.get_num_threads()), "device": device.type}
     if device.type == "cuda":
         gpus = range(torch.cuda.device_count())
