@@ -9,9 +9,9 @@ GENERATED := clients
 demo: $(STAMP)
 	$(BIN)/adjourn demo
 
-# Two files at a time: with three some tests of faults find a machine too busy for their leases.
+# Three files at a time: most tests wait for processes rather than compute. More than that is too busy for leases.
 test: check
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # Whatever may happen to control plane and workers, in other orders each time, and 200 other trainings:
 # tests/harness/README.md.
