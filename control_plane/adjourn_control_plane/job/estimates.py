@@ -24,7 +24,7 @@ FADING: Final = 0.7
 PRIOR: Final = 0.25
 """As much of the running epoch is needed to believe its own pace as much as that of the epochs before."""
 PROCESS_END: Final = timedelta(seconds=0.3)
-"""From a snapshot until the process is gone and its GPUs are free, of a job that was never paused. Without a GPU it takes
+"""From a snapshot until the process is gone and its GPUs are free, of a job that was never paused. Without a GPU it is
 0.1 to 0.2 s on an idle machine, and 0.5 s on a busy one; on a GPU it was not measured."""
 WIDTH: Final = 1.6
 """Standard deviations on either side that four of five times the time that is left is between. Of values that only vary
