@@ -23,7 +23,7 @@ from adjourn.v1.worker_pb2 import Worker
 from tests.harness.checkpoint_objects import damage, keep_no_longer
 from tests.harness.cluster import CLIENTS, Cluster
 from tests.harness.fault_proxy import Link, Way
-from tests.harness.jobs import EPOCHS, GatedJob, GatedJobs, Outcome
+from tests.harness.jobs import EPOCHS, WAIT_SECONDS, GatedJob, GatedJobs, Outcome
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -468,7 +468,7 @@ async def test_an_agent_that_gets_sigterm_lets_its_job_go_on_elsewhere(
     await eventually(training.is_to_pause)
     gated.gate.open(3)
     training = await gated.inside(4)
-    job = await gated.get()
+    job = await gated.client.wait_job(gated.name, until=lambda job: bool(job.pause.verdict), timeout=WAIT_SECONDS)
     second = job.worker.removeprefix("workers/")
     assert (second != first, job.attempt, job.restart_count) == (True, 2, 0)
     assert (job.pause.cause, job.pause.epoch, job.pause.verdict) == (Pause.DRAINED, 3, Pause.EXACT)

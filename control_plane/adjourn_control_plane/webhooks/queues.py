@@ -86,10 +86,10 @@ class Queues:
         return self._fresh()
 
     def wait(self, now: datetime, most: float) -> float:
-        """Returns the seconds until an event is due again, `most` at most."""
-        if not self._troubles:
+        """Returns the seconds until an event may be tried, `most` at most."""
+        if not self._jobs:
             return most
-        due = min(trouble.due for trouble in self._troubles.values())
+        due = now if self._fresh() else min(trouble.due for trouble in self._troubles.values())
         return min(max((max(due, self._away_until or due) - now).total_seconds(), 0.0), most)
 
     def tries(self, happened: Happened) -> int:

@@ -44,7 +44,11 @@ def test_a_document_is_the_message() -> None:
     assert yaml.safe_load(documents.yaml(job())) == documents.document(job())
 
 
-@given(st.text(max_size=6) | st.sampled_from(["1e-3", "-2E5", "1e", "0x1e3", "1_0e3"]) | st.floats(allow_nan=False))
+@given(
+    st.text(max_size=6)
+    | st.sampled_from(["1e-3", "-2E5", "1e", "0x1e3", "1_0e3", "\x85", "a\u2028b"])
+    | st.floats(allow_nan=False)
+)
 def test_yaml_reads_as_what_was_written(value: str | float) -> None:
     assert yaml_text.load(yaml_text.dump({"x": value})) == {"x": value}
 

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from adjourn.v1.job_service_pb2 import JobEvent
@@ -20,6 +20,7 @@ def happened(token: int, job: int) -> Happened:
     )
 
 
+@example(jobs=[0, 0, 1], answers=["refused"] * 6)  # what is new waits too while the sink is away
 @given(
     jobs=st.lists(st.integers(0, 3), min_size=1, max_size=30),
     answers=st.lists(st.sampled_from(["taken", "failed", "refused"]), max_size=60),
