@@ -28,6 +28,10 @@ class Deleted:
     name: str
 
 
+class TooSlowError(Exception):
+    """A listener is too far behind with the news."""
+
+
 News = Happened | Deleted
 
 
@@ -36,20 +40,22 @@ class Feed:
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
-        self._listeners: set[asyncio.Queue[News | None]] = set()
+        self._listeners: set[asyncio.Queue[News | BaseException]] = set()
         self._seen: dict[str, Seen] = {}
         self._watching: asyncio.Task[None] | None = None
-        self._begun = asyncio.Event()
+        self._begun: asyncio.Future[None] | None = None
 
     @asynccontextmanager
     async def listen(self) -> AsyncIterator[AsyncGenerator[News, None]]:
-        """Gives what happens from now on; it ends when the listener is too slow."""
-        queue: asyncio.Queue[News | None] = asyncio.Queue(QUEUE)
+        """Gives what happens from now on, which raises TooSlowError; waits while the control plane is away."""
+        queue: asyncio.Queue[News | BaseException] = asyncio.Queue(QUEUE)
         self._listeners.add(queue)
-        if self._watching is None:
-            self._watching = asyncio.create_task(self._watch())
+        if self._watching is None or self._begun is None:
+            self._begun = asyncio.get_running_loop().create_future()
+            self._watching = asyncio.create_task(self._watch(self._begun))
+            self._watching.add_done_callback(self._failed)
         try:
-            await self._begun.wait()
+            await asyncio.shield(self._begun)
             yield items(queue)
         finally:
             self._listeners.discard(queue)
@@ -59,20 +65,30 @@ class Feed:
     async def aclose(self) -> None:
         if self._watching is not None:
             watching, self._watching = self._watching, None
-            self._begun.clear()
             watching.cancel()
             with suppress(asyncio.CancelledError):
                 await watching
 
-    async def _watch(self) -> None:
+    def _failed(self, watching: asyncio.Task[None]) -> None:
+        """Tells all who listen of a fault of the watch, which goes on until it is cancelled."""
+        if watching.cancelled() or (error := watching.exception()) is None:
+            return
+        log.error("jobs_not_watched", exc_info=error)
+        self._watching = None
+        if self._begun is not None and not self._begun.done():
+            self._begun.set_exception(error)
+        for queue in [*self._listeners]:
+            self._end(queue, error)
+
+    async def _watch(self, begun: asyncio.Future[None]) -> None:
         """Goes on until cancelled, however long the control plane is away."""
         while True:
             try:
-                if not self._begun.is_set():  # what was so before anybody listened is no news
+                if not begun.done():  # what was so before anybody listened is no news
                     self._seen = {
                         job.name: Seen.of(job, epoch=job.progress.epoch) async for job in self._client.list_jobs()
                     }
-                    self._begun.set()
+                    begun.set_result(None)
                 async with aclosing(self._client.watch_jobs()) as changes:
                     async for change in changes:
                         if change.deleted:
@@ -80,7 +96,7 @@ class Feed:
                         else:
                             await self._changed(change.job)
             except AdjournError as error:
-                log.warning("jobs cannot be watched", reason=error.reason, message=error.message)
+                log.warning("jobs_not_watched", reason=error.reason, message=error.message)
             await asyncio.sleep(AGAIN_SECONDS)
 
     async def _changed(self, job: Job) -> None:
@@ -107,12 +123,16 @@ class Feed:
             try:
                 queue.put_nowait(news)
             except asyncio.QueueFull:
-                self._listeners.discard(queue)
-                while not queue.empty():
-                    queue.get_nowait()
-                queue.put_nowait(None)
+                self._end(queue, TooSlowError())
+
+    def _end(self, queue: "asyncio.Queue[News | BaseException]", why: BaseException) -> None:
+        self._listeners.discard(queue)
+        while not queue.empty():
+            queue.get_nowait()
+        queue.put_nowait(why)
 
 
-async def items(queue: "asyncio.Queue[News | None]") -> AsyncGenerator[News, None]:
-    while (news := await queue.get()) is not None:
+async def items(queue: "asyncio.Queue[News | BaseException]") -> AsyncGenerator[News, None]:
+    while not isinstance(news := await queue.get(), BaseException):
         yield news
+    raise news

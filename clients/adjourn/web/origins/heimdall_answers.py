@@ -54,7 +54,7 @@ def job(job: Job) -> dict[str, Any]:
         "current": progress.epoch,
         "total": job.spec.total_epochs,
         "message": message(job),
-        "train_loss": figures.value(progress.metrics, ("train_loss",)) or figures.loss(job),
+        "train_loss": train_loss(job),
         "val_loss": figures.value(progress.metrics, ("val_loss",)),
         "train_accuracy": figures.value(progress.metrics, figures.TRAIN_ACCURACY),
         "val_accuracy": figures.value(progress.metrics, figures.VAL_ACCURACY),
@@ -73,6 +73,12 @@ def job(job: Job) -> dict[str, Any]:
         "celery_task_id": job.uid,
         "dataset_id": config.get("dataset_id"),
     }
+
+
+def train_loss(job: Job) -> float | None:
+    """Returns the loss of the newest epoch if training code logs one, else the newest of a step."""
+    found = figures.value(job.progress.metrics, ("train_loss",))
+    return figures.loss(job) if found is None else found
 
 
 def message(job: Job) -> str | None:

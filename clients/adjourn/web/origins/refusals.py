@@ -87,6 +87,8 @@ async def adjourn_error(_: Request, error: Exception) -> Response:
         status = 404
     elif isinstance(error, PreconditionError):
         status = 400
+    elif error.code == code_pb2.ABORTED:
+        status = 409
     elif error.code == code_pb2.UNAVAILABLE:
         status = 503
     elif isinstance(error, DeadlineError):

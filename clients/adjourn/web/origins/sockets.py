@@ -14,7 +14,7 @@ from adjourn.errors import AdjournError
 from adjourn.v1.job_pb2 import Job
 from adjourn.v1.usage_pb2 import ResourceSample
 from adjourn.web.origins import figures
-from adjourn.web.origins.feed import Deleted, Feed, News
+from adjourn.web.origins.feed import Deleted, Feed, News, TooSlowError
 
 HEARTBEAT_SECONDS: Final = 30.0
 TOO_SLOW: Final = 1013
@@ -80,15 +80,17 @@ class Socket:
                 return
             for frame in dialect.connected(job):
                 await send(socket, frame)
-            async for each in news:
-                if name in (None, name_of(each)):
-                    sample = await self._sample(name) if name and dialect.needs_samples else None
-                    for frame in dialect.frames(each, sample):
-                        await send(socket, frame)
-        await socket.close(TOO_SLOW, "too slow: connect again")
+            try:
+                async for each in news:
+                    if name in (None, name_of(each)):
+                        sample = await self._sample(name) if name and dialect.needs_samples else None
+                        for frame in dialect.frames(each, sample):
+                            await send(socket, frame)
+            except TooSlowError:
+                await socket.close(TOO_SLOW, "too slow: connect again")
 
     async def _sample(self, name: str) -> ResourceSample | None:
-        """Returns the newest sample of resources in use, if one is new enough."""
+        """Returns the newest sample of resources in use; None if none is new enough, or none can be had just now."""
         with suppress(AdjournError):
             start = datetime.now(UTC) - SAMPLE_AGE
             return next(reversed(await self._client.list_resource_samples(name, start=start)), None)
