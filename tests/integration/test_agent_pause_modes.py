@@ -112,11 +112,26 @@ async def test_without_a_checkpoint_it_is_stopped_without_one(harness: AgentHarn
     assert (harness.plane.exit(job).phase, harness.plane.exit(job).checkpoint) == (STOPPED, "")
 
 
-async def test_a_run_that_has_finished_first_has_succeeded(harness: AgentHarness, objects: MemoryObjects) -> None:
+class Gated(MemoryObjects):
+    """Object storage that takes nothing until it is `open`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open = asyncio.Event()
+
+    async def put(self, key: str, data: bytes) -> bool:
+        await self.open.wait()
+        return await super().put(key, data)
+
+
+async def test_a_run_that_has_finished_first_has_succeeded(harness: AgentHarness) -> None:
+    objects = Gated()  # or the attempt would be gone before anybody looks
     async with harness.agent(objects):
         job = await running(harness, "epoch", "finish")
         await harness.until(lambda: "finished" in harness.written(job))
         harness.plane.set_target(job, PAUSE, LATEST)
+        await harness.until(lambda: harness.plane.status(job).observed_generation == job.assignment.generation)
+        objects.open.set()
         await harness.until_forgotten(job)
     assert harness.plane.exit(job).phase == SUCCEEDED
 
