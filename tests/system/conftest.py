@@ -87,11 +87,12 @@ async def gated_jobs(client: AsyncClient, tmp_path: Path, eventually: Eventually
 async def uninterrupted(
     client: AsyncClient, tmp_path_factory: pytest.TempPathFactory, eventually: Eventually
 ) -> Outcome:
-    """What the training of a gated job comes to if nothing happens to it."""
+    """What the training of a gated job comes to if nothing happens to it; it has a checkpoint of each epoch."""
     directory = tmp_path_factory.mktemp("uninterrupted")
-    gated = await GatedJobs(client=client, directory=directory, eventually=eventually).start(
-        "uninterrupted", limit=EPOCHS
-    )
+    gated = await GatedJobs(client=client, directory=directory, eventually=eventually).start("uninterrupted")
+    for epoch in range(1, EPOCHS):
+        gated.gate.open(epoch)
+        await gated.durable(epoch)  # or the next snapshot may take its place
     job = await gated.finish()
     assert (job.attempt, job.restart_count) == (1, 0)
     return await gated.outcome()

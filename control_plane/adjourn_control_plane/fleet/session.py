@@ -22,7 +22,7 @@ from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.aio import end
 from adjourn_control_plane.fleet import reconcile
 from adjourn_control_plane.job.events import Adopted, Event, ReleaseConfirmed
-from adjourn_control_plane.job.updater import JobUpdater, now
+from adjourn_control_plane.job.updater import ATTEMPTS, JobUpdater, now
 from adjourn_control_plane.settings import Settings
 from adjourn_control_plane.store.interface import (
     Conflict,
@@ -198,19 +198,24 @@ class AgentSession:
                     await self.updater.apply(JobName(job), event, token=tokens[job], fence=self.fence)
 
     async def adopt(self, job: JobName, event: Adopted, known: FencingToken) -> None:
-        """Lets a job take over an attempt, unless the scheduler has just given its GPUs away. `known`: its token."""
-        allocation = await self.store.allocation(self.worker)
-        taken = reconcile.taken_devices(stored.record for stored in allocation.jobs)
-        if event.token == known and not taken.isdisjoint(event.device_uuids):
-            return  # the next response orders it to stop
-        try:
-            await self.updater.apply(job, event, token=known, allocation=allocation, fence=self.fence)
-        except Fenced:
-            raise
-        except Conflict:
-            log.info("adoption_overtaken", job=job, worker=self.worker)  # the worker's next message decides
-        else:
+        """Lets a job take over an attempt, unless the scheduler has just given its GPUs away. `known`: its token.
+
+        What comes in between is looked at anew: by the worker's next message, the job may have another attempt.
+        """
+        for _ in range(ATTEMPTS):
+            allocation = await self.store.allocation(self.worker)
+            taken = reconcile.taken_devices(stored.record for stored in allocation.jobs)
+            if event.token == known and not taken.isdisjoint(event.device_uuids):
+                return  # the next response orders it to stop
+            try:
+                await self.updater.apply(job, event, token=known, allocation=allocation, fence=self.fence)
+            except Fenced:
+                raise
+            except Conflict:
+                continue
             self.left_over.discard((job, reconcile.token_key(event.token)))
+            return
+        log.info("adoption_overtaken", job=job, worker=self.worker)  # the worker's next message decides
 
     async def allocated(self) -> list[JobRecord]:
         """Returns the jobs that the worker holds; reads what may live there unheard of, if that may have changed."""

@@ -279,22 +279,45 @@ async def test_a_peer_whose_packets_vanish_is_tried_again_within_a_share_of_the_
         assert all(entry["error"].startswith("UNAVAILABLE") for entry in logs)
 
 
-async def test_of_many_answers_only_the_newest_is_heard(eventually: Eventually) -> None:
-    all_sent, go_on = asyncio.Event(), asyncio.Event()
+class HundredAnswers:
+    """A stub whose call brings a hundred answers while the first is listened to."""
 
-    async def answer_a_hundred_times(requests: Requests, _: Any) -> Answers:
-        await anext(requests)
-        for number in range(100):
-            yield response(number, interval=5)
-        all_sent.set()
+    def __init__(self) -> None:
+        self.listened_to, self.all_read = asyncio.Event(), asyncio.Event()
+
+    def Synchronize(self) -> "HundredAnswers":  # noqa: N802
+        return self
+
+    async def __aiter__(self) -> Answers:
+        yield response(0)
+        await self.listened_to.wait()
+        for number in range(1, 100):
+            yield response(number)
+        self.all_read.set()
         await asyncio.Event().wait()
 
-    async with connected(answer_a_hundred_times) as (_, side, _task):
-        side.listening = lambda: wait(go_on)
-        await asyncio.wait_for(all_sent.wait(), 20)
-        go_on.set()
-        await eventually(lambda: side.heard and side.heard[-1] == 99)
-        assert len(side.heard) < 100
+    async def write(self, _: SynchronizeRequest) -> None:
+        await asyncio.Event().wait()
+
+    def cancel(self) -> None:
+        pass
+
+
+async def test_of_many_answers_only_the_newest_is_heard(eventually: Eventually) -> None:
+    side, answers = Side(""), HundredAnswers()
+
+    async def listen() -> None:
+        answers.listened_to.set()
+        await answers.all_read.wait()
+
+    side.listening = listen
+    task = asyncio.create_task(side.stream.synchronize(answers))
+    try:
+        await eventually(lambda: len(side.heard) > 1)
+        assert side.heard == [0, 99]
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
 
 
 async def test_the_end_of_a_stream_interrupts_nothing(eventually: Eventually) -> None:
