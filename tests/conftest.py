@@ -10,6 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from adjourn.local import process_cleanup, s3_url, seaweed, valkey
 from adjourn.local.managed_process import ManagedProcess, Program
@@ -20,6 +21,9 @@ from tests.harness.process_guard import guarded
 # A shell that runs the tests in the background has them ignore Ctrl-C, and whatever they start as well, until told
 # otherwise; the tests send it to see what it does.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# An example may take as long as a busy machine lets it; Hypothesis's own limit is 0.2 s. Where CI is set, it has none.
+settings.register_profile("default", deadline=None)
 
 
 WAITING = ("system", "integration")
