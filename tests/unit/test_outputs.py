@@ -35,7 +35,7 @@ def listed(tree: dict[str, bytes]) -> list[OutputFile]:
 
 
 @given(tree=TREES, other=TREES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_is_packed_is_unpacked_whatever_was_there(tree: dict[str, bytes], other: dict[str, bytes]) -> None:
     with TemporaryDirectory() as directory:
         source, slot, into = (Path(directory, name) for name in ("source", "slot", "into"))

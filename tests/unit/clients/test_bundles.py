@@ -36,7 +36,7 @@ def contents(data: bytes) -> dict[str, bytes]:
 
 
 @given(tree=TREES, times=st.integers(0, 2**31))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_same_files_give_the_same_bytes(tree: dict[str, bytes], times: int) -> None:
     def packed(names: list[str], time: int, mode: int) -> bytes:
         with TemporaryDirectory() as directory:
@@ -322,7 +322,7 @@ def test_what_is_no_archive_is_refused(data: bytes) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_damage_is_refused_or_harmless(data: st.DataObject) -> None:
     body = bytearray(gzip.decompress(archive_of(member("a"), member("b/c"), format=tarfile.PAX_FORMAT)))
     for _ in range(data.draw(st.integers(1, 4))):
@@ -338,7 +338,7 @@ def test_damage_is_refused_or_harmless(data: st.DataObject) -> None:
 
 
 @given(st.binary(max_size=400))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_bytes_are_refused_in_one_way(body: bytes) -> None:
     for data in (body, gzip.compress(body)):
         with pytest.raises(BundleInvalid):

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from adjourn.pulse import Phase, Pulse
@@ -206,7 +206,6 @@ def test_training_of_an_older_version_is_not_judged() -> None:
 PHASES = st.sampled_from([phase for phase in Phase if phase != Phase.WAITING])
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(PHASES, st.integers(0, 29), st.integers(0, 1), st.integers(0, 1)), max_size=60),
     st.booleans(),
@@ -221,7 +220,6 @@ def test_training_that_shows_life_within_the_least_limit_never_hangs(
     assert not seen.hangs
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(PHASES, st.integers(0, 500), st.integers(0, 1)), max_size=20), st.floats(1, 60))
 def test_whatever_came_before_training_that_makes_steps_and_falls_silent_hangs(
     course: Iterable[tuple[Phase, int, int]], timeout: float
