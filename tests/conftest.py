@@ -1,6 +1,7 @@
 """What tests share: a real Valkey and a real S3 server, started when first asked for."""
 
 import asyncio
+import os
 import secrets
 import signal
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from adjourn.local import ports as local_ports
 from adjourn.local import process_cleanup, s3_url, seaweed, valkey
 from adjourn.local.managed_process import ManagedProcess, Program
 from adjourn.local.ports import free_ports
@@ -25,6 +27,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # An example may take as long as a busy machine lets it; Hypothesis's own limit is 0.2 s. Where CI is set, it has none.
 settings.register_profile("default", deadline=None)
 
+# Files that are tested at a time have ports of their own: what one finds free, no other takes before it listens there.
+_number, _count = os.environ.get("PYTEST_XDIST_WORKER", "gw0"), os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
+local_ports.RANGE = local_ports.RANGE[int(_number.removeprefix("gw")) % int(_count) :: int(_count)]  # type: ignore[misc]
 
 WAITING = ("system", "integration")
 """Directories whose tests wait for processes, for the most part."""

@@ -10,6 +10,8 @@ from typing import Final
 HOST: Final = "127.0.0.1"
 RANGE: Final = range(20_000, 32_000)
 """Below the ephemeral ports: an outgoing connection could take one of those before the server does."""
+_left: list[int] = []
+"""Ports that are looked at next."""
 
 
 def is_free(port: int) -> bool:
@@ -39,10 +41,16 @@ def claim(port: int) -> socket.socket | None:
 
 
 def free_ports(count: int) -> Sequence[int]:
-    """Returns `count` different ports on which nothing listens; raises OSError if there are not as many."""
-    found = []
-    for port in random.sample(RANGE, len(RANGE)):
-        if is_free(port):
+    """Returns `count` different ports on which nothing listens; raises OSError if there are not as many.
+
+    The same ones are returned again only after all others: what was found free may not be listened at yet.
+    """
+    found: list[int] = []
+    for _ in RANGE:
+        if not _left:
+            _left.extend(random.sample(RANGE, len(RANGE)))
+        port = _left.pop()
+        if port not in found and is_free(port):
             found.append(port)
         if len(found) == count:
             return found

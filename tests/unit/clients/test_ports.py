@@ -4,7 +4,15 @@ import sys
 
 import pytest
 
+from adjourn.local import ports
 from adjourn.local.ports import claim, free_ports
+
+
+def test_a_port_that_was_found_free_is_not_found_again_before_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "RANGE", range(20_000, 20_040))
+    monkeypatch.setattr(ports, "_left", [])
+    monkeypatch.setattr(ports, "is_free", lambda _: True)
+    assert sorted([*free_ports(20), *free_ports(20)]) == list(ports.RANGE)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is claimed")
