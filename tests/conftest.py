@@ -27,9 +27,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # An example may take as long as a busy machine lets it; Hypothesis's own limit is 0.2 s. Where CI is set, it has none.
 settings.register_profile("default", deadline=None)
 
-# Files that are tested at a time have ports of their own: what one finds free, no other takes before it listens there.
+# Files that are tested at a time have ports of their own: what one finds free, no other takes before it listens there,
+# nor does a stack in a process of its own.
 _number, _count = os.environ.get("PYTEST_XDIST_WORKER", "gw0"), os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
-local_ports.RANGE = local_ports.RANGE[int(_number.removeprefix("gw")) % int(_count) :: int(_count)]  # type: ignore[misc]
+local_ports.RANGE = range(10_000, 20_000)[int(_number.removeprefix("gw")) % int(_count) :: int(_count)]  # type: ignore[misc]
 
 WAITING = ("system", "integration")
 """Directories whose tests wait for processes, for the most part."""

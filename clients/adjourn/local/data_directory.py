@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -66,21 +66,21 @@ class DataDirectory:
             yield
             lock.truncate(0)
 
-    def settings(self, *, threads: int, ports: int) -> StackSettings:
-        """Returns the settings of the first start; makes them if this is the first."""
+    def settings(self, *, threads: int, ports: int, usable: Callable[[int], bool] = is_free) -> StackSettings:
+        """Returns the settings of the first start; makes them if this is the first, or others for ports not usable."""
         file = self.path / "stack.json"
         if file.exists():
             known = read_settings(file)
-            if len(known.ports) == ports and all(map(is_free, known.ports)):
+            if len(known.ports) == ports and all(map(usable, known.ports)):
                 return known
-            settings = StackSettings(**{**asdict(known), "ports": free_ports(ports)})
+            settings = StackSettings(**{**asdict(known), "ports": free_ports(ports, usable)})
         else:
             settings = StackSettings(
                 redis_password=secrets.token_urlsafe(24),
                 s3_access_key=secrets.token_hex(10),
                 s3_secret_key=secrets.token_urlsafe(30),
                 threads=threads,
-                ports=free_ports(ports),
+                ports=free_ports(ports, usable),
             )
         write_private(file, json.dumps(asdict(settings)))
         return settings

@@ -4,7 +4,7 @@ import contextlib
 import random
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 HOST: Final = "127.0.0.1"
@@ -40,17 +40,18 @@ def claim(port: int) -> socket.socket | None:
     return claimed
 
 
-def free_ports(count: int) -> Sequence[int]:
+def free_ports(count: int, usable: Callable[[int], bool] | None = None) -> Sequence[int]:
     """Returns `count` different ports on which nothing listens; raises OSError if there are not as many.
 
-    The same ones are returned again only after all others: what was found free may not be listened at yet.
+    The same ones are returned again only after all others: what was found free may not be listened at yet. `usable`
+    tells which are free, and may keep them.
     """
     found: list[int] = []
     for _ in RANGE:
         if not _left:
             _left.extend(random.sample(RANGE, len(RANGE)))
         port = _left.pop()
-        if port not in found and is_free(port):
+        if port not in found and (usable or is_free)(port):
             found.append(port)
         if len(found) == count:
             return found

@@ -143,7 +143,7 @@ class Stack:
         self.address = f"{HOST}:{self._port('--port', self.options.port, DEFAULT_PORT)}"
         if self.options.web:
             self.web = f"{HOST}:{self._port('--web-port', self.options.web_port, DEFAULT_WEB_PORT)}"
-        settings = self.directory.settings(threads=self._threads(), ports=1 + seaweed.PORT_COUNT)
+        settings = self.directory.settings(threads=self._threads(), ports=1 + seaweed.PORT_COUNT, usable=self._claimed)
         self._watch = asyncio.create_task(self._supervisor.watch())
         servers = self._servers(settings)
         assert self.s3
@@ -253,7 +253,7 @@ class Stack:
             return wanted
         if self._claimed(usual):
             return usual
-        (port,) = free_ports(1)
+        (port,) = free_ports(1, self._claimed)
         self.report(f"port {usual} is taken, perhaps by another stack, so this one is at {port}")
         return port
 
