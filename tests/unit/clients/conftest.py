@@ -15,6 +15,8 @@ from typer.testing import CliRunner, Result
 
 from adjourn import Client, cli, errors
 from adjourn.channel import SERVER_OPTIONS
+from adjourn.cli import patience
+from adjourn.client import watching
 from adjourn.v1 import checkpoint_service_pb2 as checkpoints_pb
 from adjourn.v1 import job_service_pb2 as jobs_pb
 from adjourn.v1 import worker_service_pb2 as workers_pb
@@ -30,6 +32,8 @@ from adjourn.v1.worker_pb2 import Worker
 from adjourn.v1.worker_service_pb2_grpc import WorkerServiceServicer, add_WorkerServiceServicer_to_server
 
 Context = Any
+Play = Sequence[Any]
+"""Messages; an error ends them, and a function is called when they have come so far."""
 Adjourn = Callable[..., Result]
 PAGE = 2
 
@@ -51,10 +55,10 @@ class Plane(JobServiceServicer, CheckpointServiceServicer, WorkerServiceServicer
         self.outcomes: list[jobs_pb.HoldOutcome] = []
         self.failures: dict[str, list[errors.AdjournError]] = {}
         """Errors to answer with, by method, before answering properly."""
-        self.streams: list[Sequence[jobs_pb.WatchJobsResponse | errors.AdjournError]] = []
+        self.streams: list[Play] = []
         """What each WatchJobs sends; the stream ends in order after its last message. When all are used up, a stream
         stays open and silent."""
-        self.event_streams: list[Sequence[jobs_pb.WatchEventsResponse | errors.AdjournError]] = []
+        self.event_streams: list[Play] = []
         """The same of WatchEvents."""
         self.silent = False
         """Do not answer GetJob at all."""
@@ -271,12 +275,14 @@ def paged(items: Sequence[Any], token: str) -> tuple[Sequence[Any], str]:
     return items[start : start + PAGE], str(start + PAGE) if rest else ""
 
 
-def played(script: Sequence[Any], context: Context) -> Iterator[Any]:
-    """Yields the messages of a script; an error ends it."""
+def played(script: Play, context: Context) -> Iterator[Any]:
     for message in script:
         if isinstance(message, errors.AdjournError):
             fail(context, message)
-        yield message
+        elif callable(message):
+            message()
+        else:
+            yield message
 
 
 def fail(context: Context, error: errors.AdjournError) -> None:
@@ -308,6 +314,15 @@ def adjourn(plane: Plane) -> Adjourn:
         return result
 
     return run
+
+
+@pytest.fixture
+def hour_passes(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Ends whatever clients wait for with a timeout; in a script, after what they are to have heard until then."""
+    hours = [0.0]
+    for module in (patience, watching):
+        monkeypatch.setattr(module, "monotonic", lambda: hours[-1])
+    return lambda: hours.append(hours[-1] + 3600)
 
 
 @pytest.fixture

@@ -292,12 +292,16 @@ def test_a_wide_list_has_owner_and_labels_whatever_the_width(plane: "Plane") -> 
         assert fact in wide.splitlines()[1]
 
 
-def test_a_watch_ends_after_its_timeout(adjourn: Adjourn, plane: "Plane") -> None:
+def test_a_watch_ends_after_its_timeout(adjourn: Adjourn, plane: "Plane", hour_passes: Callable[[], None]) -> None:
     plane.add("x")
-    plane.streams = [[plane.change(Job.RUNNING, 1)]]
-    result = adjourn("watch", "x", "--timeout", "0.3s")
+    plane.streams = [[plane.change(Job.RUNNING, 1), hour_passes]]
+    result = adjourn("watch", "x", "--timeout", "60s")
     assert result.exit_code == Status.TIMEOUT
     assert result.stderr == "adjourn: x trains on ; `adjourn watch x` follows it\n"
+
+
+def test_a_silent_watch_ends_after_its_timeout(adjourn: Adjourn, plane: "Plane") -> None:
+    plane.add("x")
     plane.add("y")
     both = adjourn("watch", "x", "y", "--timeout", "0.1s", "-o", "json")
     assert both.exit_code == Status.TIMEOUT

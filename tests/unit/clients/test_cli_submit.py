@@ -196,10 +196,12 @@ def test_a_job_without_epochs_is_said_to_be_a_task(adjourn: Adjourn, plane: "Pla
     assert "ran to its end, a task without epochs" in adjourn("get", "x").stdout
 
 
-def test_a_submission_is_waited_for_no_longer_than_its_timeout(adjourn: Adjourn, plane: "Plane") -> None:
-    plane.streams = [[plane.change(Job.RUNNING, 1)]]
+def test_a_submission_is_waited_for_no_longer_than_its_timeout(
+    adjourn: Adjourn, plane: "Plane", hour_passes: Callable[[], None]
+) -> None:
     for words in ((), ("-o", "json")):
-        result = adjourn("submit", "m:f", "--epochs", "3", "--name", "x", "--wait", "--timeout", "0.3s", *words)
+        plane.streams = [[plane.change(Job.RUNNING, 1), hour_passes]]
+        result = adjourn("submit", "m:f", "--epochs", "3", "--name", "x", "--wait", "--timeout", "60s", *words)
         assert result.exit_code == Status.TIMEOUT, result.output
         assert result.stderr.startswith("adjourn: x ")
         assert "`adjourn watch x` follows it" in result.stderr

@@ -144,7 +144,10 @@ def test_a_resume_can_be_waited_for(adjourn: Adjourn, plane: "Plane") -> None:
     assert result.stdout.splitlines()[1:] == ["x trains on b", "restored state: EXACT"]
 
 
-def test_a_verdict_that_comes_late_is_waited_for(adjourn: Adjourn, plane: "Plane") -> None:
+def test_a_verdict_that_comes_late_is_waited_for(
+    adjourn: Adjourn, plane: "Plane", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verbs, "VERDICT_SECONDS", 60)
     plane.add("x", Job.QUEUED, attempt=1, pause=Pause(epoch=1))
     late = Pause(verdict=Pause.WITHIN_TOLERANCE)
     plane.streams = [

@@ -1,5 +1,6 @@
 """Watching and waiting, over streams that break."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -75,12 +76,17 @@ def test_a_watch_of_events_can_tell_from_where_on_nothing_is_left_out(client: Cl
     told.close()
 
 
-def test_a_watch_ends_at_its_timeout(client: Client, plane: "Plane") -> None:
-    plane.streams = [[plane.change(Job.RUNNING)]]
-    changes = client.watch_jobs(timeout=0.2)
+def test_a_watch_ends_at_its_timeout(client: Client, plane: "Plane", hour_passes: Callable[[], None]) -> None:
+    plane.streams = [[plane.change(Job.RUNNING), hour_passes]]
+    changes = client.watch_jobs(timeout=60)
     assert next(changes).job.state == Job.RUNNING
     with pytest.raises(errors.DeadlineError):
         next(changes)
+
+
+def test_a_silent_watch_ends_at_its_timeout(client: Client) -> None:
+    with pytest.raises(errors.DeadlineError):
+        next(client.watch_jobs(timeout=0.2))
 
 
 def test_a_watch_ends_with_an_error_that_does_not_pass(client: Client, plane: "Plane") -> None:
