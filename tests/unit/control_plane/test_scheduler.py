@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -21,6 +22,28 @@ from adjourn_control_plane.store.interface import Allocation, Change, JobName, S
 from tests.harness.controllers import Controllers
 from tests.harness.job_life import A, B
 from tests.harness.memory_store import MemoryStore
+
+
+class Clock:
+    """The scheduler's clocks, which the test moves."""
+
+    def __init__(self) -> None:
+        self.began = datetime.now(UTC)
+        self.seconds = 0.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def now(self, _: object) -> datetime:
+        return self.began + timedelta(seconds=self.seconds)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(scheduling, "clock", clock.monotonic)
+    monkeypatch.setattr(scheduling, "datetime", clock)
+    return clock
 
 
 @pytest.fixture
@@ -92,7 +115,7 @@ async def test_two_replicas_at_once_sell_each_slot_once(memory_store: MemoryStor
     assert sorted(placed) == [A, A, B, B]
 
 
-async def test_a_failed_job_waits_before_its_next_attempt(plane: Controllers, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failed_job_waits_before_its_next_attempt(plane: Controllers, clock: Clock) -> None:
     job = await plane.create("j", total_epochs=3)
     await plane.worker(A, cpu_slots=1)
     await plane.scheduler.place()
@@ -101,8 +124,7 @@ async def test_a_failed_job_waits_before_its_next_attempt(plane: Controllers, mo
     await plane.updater.report(Report(sequence=1, job=job, token=record.token, exit=failed), A)
     await plane.scheduler.place()
     assert (await plane.record(job)).job.state == Job.QUEUED
-    later = asyncio.get_running_loop().time() + 2
-    monkeypatch.setattr(scheduling, "clock", lambda: later)
+    clock.seconds += 2
     await plane.scheduler.place()
     assert (await plane.record(job)).job.attempt == 2
 
@@ -218,6 +240,7 @@ async def test_a_job_waits_for_a_worker_with_the_environment_of_its_checkpoint(p
     assert await plane.where(job) == [B]
 
 
+@pytest.mark.usefixtures("clock")
 async def test_a_failed_job_says_until_when_it_waits(plane: Controllers) -> None:
     job = await plane.create("j", total_epochs=3)
     await plane.worker(A, cpu_slots=1)
@@ -270,6 +293,7 @@ class Counting(MemoryStore):
         return await super().live_sessions()
 
 
+@pytest.mark.usefixtures("clock")
 async def test_progress_of_running_jobs_makes_no_pass() -> None:
     """Each commit of any job made each replica read the whole queue and every worker (section 5.1)."""
     store = Counting()
