@@ -19,13 +19,15 @@ import psutil
 
 from adjourn.internal.v1.trainer_pb2 import HeldAssignment
 from adjourn.local import process_cleanup
+from adjourn.next_boundary import NextBoundary
 from adjourn.objects import ObjectStore
-from adjourn.shared_files import Control
+from adjourn.shared_files import BoundaryFile, Control
 from adjourn.v1.agent_service_pb2 import (
     Assignment,
     AssignmentStatus,
     FencingToken,
 )
+from adjourn.v1.job_pb2 import PauseMode
 from adjourn_worker.agent import Agent
 from adjourn_worker.attempt import files
 from adjourn_worker.host import locks
@@ -38,10 +40,19 @@ from tests.harness.emulated_training import ENTRY, SOFTWARE
 from tests.harness.scripted_control_plane import ControlPlane, Job
 
 ROOT: Final = Path(__file__).parents[2]
-DEADLINE: Final = 30.0
+DEADLINE: Final = 60.0
+"""Seconds that a busy machine may take for anything."""
 WORKER: Final = "w"
 NOWHERE: Final = "http://127.0.0.1:1"
 """An S3 endpoint that refuses."""
+
+TOLD: Final = {AssignmentStatus.RUNNING: Assignment.RUN, AssignmentStatus.PAUSING: Assignment.PAUSE}
+"""What training is to do in each phase in which it goes on."""
+PATIENT: Final = (
+    "import runpy; from adjourn_worker import agent; agent.STOP_SECONDS = 60.0;"
+    "runpy.run_module('adjourn_worker', run_name='__main__')"
+)
+"""An agent that waits for what a busy machine takes to end all training."""
 
 Eventually = Callable[..., Awaitable[None]]
 Process = subprocess.Popen[bytes]
@@ -86,15 +97,22 @@ class AgentHarness:
         await self.eventually(condition, seconds=DEADLINE)
 
     async def until_phase(self, job: Job, phase: AssignmentStatus.Phase.ValueType) -> None:
-        """Returns once the agent has said so; PAUSING: and training has been told, which comes a moment later."""
+        """Returns once the agent has said so, and training that goes on has been told: that comes a moment later."""
         await self.until(lambda: self.plane.phase(job) == phase)
-        if phase == AssignmentStatus.PAUSING:
-            await self.until_told(job, Assignment.PAUSE)
+        if phase in TOLD:
+            await self.until_told(job, TOLD[phase])
 
-    async def until_told(self, job: Job, target: Assignment.Target.ValueType) -> None:
+    async def until_told(
+        self, job: Job, target: Assignment.Target.ValueType, mode: PauseMode.ValueType | None = None
+    ) -> None:
         """Returns once the training of a job finds what is wanted: the agent tells it after it has decided that."""
         with contextlib.closing(Control(self.attempt(job) / "control")) as control:
-            await self.until(lambda: control.read().target == target)
+            await self.until(lambda: control.read().target == target and mode in (None, control.read().mode))
+
+    async def until_decides_at(self, job: Job, epoch: int) -> None:
+        """Returns once the training of a job has the boundary before this one behind it."""
+        with contextlib.closing(BoundaryFile(self.attempt(job) / "boundary")) as file:
+            await self.until(lambda: file.read() == NextBoundary(epoch=epoch))
 
     async def until_forgotten(self, job: Job) -> None:
         """Returns once the agent says nothing of the job any more."""
@@ -118,18 +136,22 @@ class AgentHarness:
     ) -> AsyncIterator[Agent]:
         """An agent in this process, once it has spoken; leaves training alone when it ends."""
         chosen = Settings.from_environment(self.settings(**settings))
-        heard = len(self.plane.requests)
+        earlier = self.sessions()
         stop = asyncio.Event()
         with Journal(self.paths) as journal:
             async with LauncherClient(self.paths, self.environment(), entry=ENTRY, software=SOFTWARE) as launcher:
                 agent = Agent(chosen, self.paths, journal, launcher, objects, gpus or NoGpus(), background)
                 task = asyncio.create_task(agent.run(stop))
                 try:
-                    await self.until(lambda: len(self.plane.requests) > heard)
+                    await self.until(lambda: self.sessions() - earlier)
                     yield agent
                 finally:
                     stop.set()
                     await task
+
+    def sessions(self) -> set[str]:
+        """Returns who has spoken; what an agent that has ended said last may come after its end."""
+        return {request.session_id for request in self.plane.requests}
 
     def settings(self, **others: str) -> dict[str, str]:
         """Returns an agent's variables, with storage that refuses."""
@@ -145,18 +167,21 @@ class AgentHarness:
             **others,
         }
 
-    async def process(self, **settings: str) -> Process:
-        """An agent in a process of its own, once it has spoken; the launcher must be there, or torch is loaded."""
-        heard = len(self.plane.requests)
+    async def process(self, *how: str, **settings: str) -> Process:
+        """An agent in a process of its own, once it has spoken; the launcher must be there, or torch is loaded.
+
+        `how`: arguments of Python in place of the usual ones.
+        """
+        earlier = self.sessions()
         with (self.directory / "agent.log").open("ab") as log:
             process = subprocess.Popen(  # noqa: ASYNC220  # takes milliseconds
-                (sys.executable, "-m", "adjourn_worker"),
+                (sys.executable, *(how or ("-m", "adjourn_worker"))),
                 env=self.environment(**self.settings(**settings)),
                 stderr=log,
                 start_new_session=True,
             )
         self.processes.append(process)
-        await self.until(lambda: len(self.plane.requests) > heard or process.poll() is not None)
+        await self.until(lambda: self.sessions() - earlier or process.poll() is not None)
         return process
 
     async def launcher(self) -> None:
@@ -222,6 +247,13 @@ async def agent_harness(
         yield harness
     finally:
         await harness.close()
+
+
+def oversleep(agent: Agent) -> None:
+    """Has an agent find that it slept for longer than its lease."""
+    agent.contact.ran -= agent.contact.lease
+    agent.contact.heard -= 2 * agent.contact.lease
+    assert agent.woke()
 
 
 def alive(pid: int) -> bool:

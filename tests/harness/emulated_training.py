@@ -5,14 +5,13 @@
 `open` and `read` do of that only that it says that it decides, and that it reads what is wanted; `finish` and `fail`
 end the training as their names say; `exit N` leaves without a word; `garble NAME` spoils a file of the attempt, `lose`
 its snapshots; `print TEXT` prints it; `metrics N` has epochs bring metrics; `fill` leaves no room for snapshots until
-`room`; `storm` notifies without end.
+`room`; `storm` notifies without end, until there is a file `calm`.
 """
 
 import json
 import os
 import struct
 import sys
-import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
@@ -183,9 +182,8 @@ class Emulated:
         notify(self.start.notify_socket)
 
     def storm(self) -> None:
-        """Rings for a second as often as it can."""
-        end = time.monotonic() + 1
-        while time.monotonic() < end:
+        """Rings as often as it can."""
+        while not (self.directory / "calm").exists():
             notify(self.start.notify_socket)
 
     def append(self, event: TrainingEvent) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import threading
+from collections import Counter
 from datetime import UTC, datetime
 
 import pytest
@@ -111,7 +112,10 @@ async def test_streams_are_numbered_over_the_lives_of_agents(harness: AgentHarne
             await harness.until(lambda: len(harness.plane.requests) > said)  # noqa: B023  # within the round
     numbers = [request.stream for request in harness.plane.requests]
     assert numbers == sorted(numbers)
-    assert len(set(numbers)) == 4, "each agent has opened two"
+    agents = Counter(session for session, _ in {(each.session_id, each.stream) for each in harness.plane.requests})
+    assert len(agents) == 2
+    assert min(agents.values()) >= 2, "each agent has opened two"
+    assert agents.total() == len(set(numbers))
     assert numbers[0] > 1 << 20
 
 
@@ -382,6 +386,7 @@ async def test_gpus_that_stop_answering_are_held_until_they_tell_that_they_are_f
     harness: AgentHarness, objects: MemoryObjects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner_module, "RELEASE_SHOWN_SECONDS", 0.1)
+    monkeypatch.setattr(agent_module, "GPU_SECONDS", 600)  # what is found out at that time does not last until the next
     nvml = FakeNvml()
     async with harness.agent(objects, find_gpus(GpuShare(), nvml)) as agent:
         job = harness.job(device_uuids=["GPU-0"])
@@ -473,13 +478,14 @@ async def test_a_storm_of_rings_is_weathered(harness: AgentHarness, objects: Mem
     async with harness.agent(objects) as agent:
         await harness.until_phase(job, RUNNING)
         (holder,) = agent.runners.values()
-        said, sizes = len(harness.plane.requests), [0]
+        said, wakes = len(harness.plane.requests), [0]
         job.do("storm", "epoch")
 
         def over() -> bool:
-            sizes.append(holder.inbox.qsize())
-            return harness.plane.epochs(job) == [1]
+            wakes.append([*holder.inbox._queue].count(None))  # type: ignore[attr-defined]
+            return len(harness.plane.requests) > said + 5
 
         await harness.until(over)
-        assert len(harness.plane.requests) > said + 5
-        assert max(sizes) <= 3
+        (harness.attempt(job) / "calm").touch()
+        await harness.until(lambda: harness.plane.epochs(job) == [1])
+        assert max(wakes) <= 1

@@ -204,7 +204,9 @@ async def test_an_exit_that_cannot_be_read_ends_the_attempt(harness: AgentHarnes
     async with harness.agent(objects):
         await harness.until_phase(job, RUNNING)
         pid = harness.training(job)
-        (harness.attempt(job) / "exit").write_bytes(b"\xff")
+        garbage = harness.attempt(job) / "garbage"
+        garbage.write_bytes(b"\xff")
+        garbage.rename(harness.attempt(job) / "exit")  # as a whole: an empty one can be read
         why = await failure(harness, job)
         assert not alive(pid)
     assert (why.reason, "exit" in why.message) == (reasons.PROCESS_ENDED, True)
@@ -255,6 +257,7 @@ async def test_an_agent_short_of_files_ends_no_training(
                 patched.setattr(Path, "open", short)
                 job.do("epoch")
                 await harness.until(lambda: any(entry["event"] == "files_unusable" for entry in logs))
+                await harness.until_decides_at(job, 2)
                 harness.plane.set_target(job, Assignment.PAUSE)
             await harness.until_phase(job, AssignmentStatus.PAUSING)
             assert alive(pid)

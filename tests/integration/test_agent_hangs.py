@@ -14,7 +14,7 @@ from adjourn_worker.agent import Agent
 from adjourn_worker.attempt.pace import Pace
 from adjourn_worker.attempt.runner import AttemptRunner
 from adjourn_worker.launcher import process_tree
-from tests.harness.agents import AgentHarness, alive
+from tests.harness.agents import AgentHarness, alive, oversleep
 from tests.harness.memory_objects import MemoryObjects
 from tests.harness.scripted_control_plane import Job
 
@@ -42,6 +42,11 @@ def hasty(agent: Agent) -> None:
     agent.settings = replace(agent.settings, pace=Pace(grace_seconds=0.5))
 
 
+def in_no_hurry(runner: AttemptRunner) -> None:
+    """Lets training take its time from here on."""
+    runner.watch = replace(runner.watch, timeout=None)
+
+
 def runner_of(agent: Agent) -> AttemptRunner:
     (runner,) = agent.runners.values()
     return runner
@@ -49,20 +54,23 @@ def runner_of(agent: Agent) -> AttemptRunner:
 
 async def test_training_that_falls_silent_is_told_and_then_ended(harness: AgentHarness, objects: MemoryObjects) -> None:
     async with harness.agent(objects) as agent:
-        hasty(agent)
         job = harness.job(spec=limited())
         await harness.until_phase(job, RUNNING)
         job.do("epoch")
         await harness.until_durable(job, 1)
         assert not told(harness, job), "what has never shown a step is not judged"
+        runner = runner_of(agent)
+        runner.pace = Pace(grace_seconds=600)  # for what is written to the log
         job.do("step")
+        log = harness.attempt(job) / "log"
+        await harness.until(lambda: "does not catch the signal for that" in log.read_text())
+        runner.pace = Pace(grace_seconds=0)
         await harness.until_forgotten(job)
     (change,) = told(harness, job)
     assert (change.condition.reason, change.ended) == (reasons.TRAINING_HANGS, False)
     how = harness.plane.exit(job)
     assert (how.phase, how.failure.reason) == (FAILED, reasons.TRAINING_HANGS)
     assert "hang_timeout" in how.failure.message
-    assert "does not catch the signal for that" in harness.log(job).read_text()
 
 
 async def test_training_that_is_held_still_is_not_taken_for_hanging(
@@ -76,8 +84,8 @@ async def test_training_that_is_held_still_is_not_taken_for_hanging(
         runner = runner_of(agent)
         await harness.until(lambda: runner.watch.pulse and runner.watch.pulse.steps)
         harness.plane.mute = True  # what it says would let training go on
-        process_tree.hold([runner.held.process])
-        runner.held_still = True
+        oversleep(agent)
+        assert process_tree.held(runner.held.process)
         assert runner.looked_at
         long_after = runner.looked_at + 4 * LIMIT
         await harness.until(lambda: (runner.looked_at or 0) > long_after)
@@ -108,6 +116,7 @@ async def test_training_that_somebody_else_has_stopped_is_told_and_goes_on_when_
         long_after = runner.looked_at + 4 * LIMIT
         await harness.until(lambda: (runner.looked_at or 0) > long_after)
         assert alive(pid)
+        in_no_hurry(runner)
         job.do("epoch", "finish")
         os.kill(pid, signal.SIGCONT)
         await harness.until_forgotten(job)
@@ -134,6 +143,7 @@ async def test_a_pause_waits_for_training_that_somebody_else_has_stopped(
         long_after = runner.looked_at + 4 * LIMIT
         await harness.until(lambda: (runner.looked_at or 0) > long_after)
         assert (alive(pid), harness.plane.phase(job)) == (True, PAUSING)
+        in_no_hurry(runner)
         job.do("epoch")
         os.kill(pid, signal.SIGCONT)
         await harness.until_forgotten(job)

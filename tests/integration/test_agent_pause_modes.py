@@ -67,6 +67,7 @@ async def test_a_pause_becomes_earlier_on_its_way(harness: AgentHarness, objects
         harness.plane.set_target(job, PAUSE, STEP)
         await harness.until(lambda: harness.plane.status(job).observed_generation == job.assignment.generation)
         assert harness.plane.status(job).pause_epoch == 0, "what was named holds no more"
+        await harness.until_told(job, PAUSE, STEP)
         job.do("half")
         await harness.until_forgotten(job)
     assert steps(harness, job)[-1] == (1, 15, 5)

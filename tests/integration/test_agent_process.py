@@ -1,6 +1,7 @@
 """The agent as a process of its own: killed, stopped, doubled, with a journal whose writer died; once with torch."""
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import signal
@@ -27,7 +28,7 @@ from adjourn_worker.journal import Journal
 from adjourn_worker.paths import RESTORED, WorkerPaths
 from adjourn_worker.storage.fetch import fetch
 from adjourn_worker.storage.parts import PartStore
-from tests.harness.agents import DEADLINE, AgentHarness, alive
+from tests.harness.agents import DEADLINE, PATIENT, AgentHarness, alive
 from tests.harness.jobs import Gate, Training
 from tests.harness.memory_objects import MemoryObjects
 from tests.harness.scripted_control_plane import Job
@@ -47,6 +48,15 @@ async def objects(s3_environment: dict[str, str]) -> AsyncIterator[S3Objects]:
         yield opened
 
 
+def niceness(pid: int) -> set[int]:
+    """Returns the nice values of a process's threads."""
+    found = set()
+    for thread in psutil.Process(pid).threads():
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            found.add(os.getpriority(os.PRIO_PROCESS, thread.id))
+    return found
+
+
 async def test_training_goes_on_when_the_agent_is_killed(
     harness: AgentHarness, objects: S3Objects, s3_environment: dict[str, str]
 ) -> None:
@@ -55,9 +65,10 @@ async def test_training_goes_on_when_the_agent_is_killed(
     job = harness.job()
     job.do("epoch")
     await harness.until_durable(job, 1)
+    area = harness.paths.snapshot_directory(harness.attempt(job))
+    await harness.until(lambda: not list(area.glob(f"*/{snapshots.IN_USE}")))  # room for those of two more epochs
     own = os.getpriority(os.PRIO_PROCESS, 0)
-    niceness = {os.getpriority(os.PRIO_PROCESS, thread.id) for thread in psutil.Process(agent.pid).threads()}
-    assert niceness == {own, max(own, NICENESS)}, "made durable behind training"
+    assert niceness(agent.pid) == {own, max(own, NICENESS)}, "made durable behind training"
     assert os.getpriority(os.PRIO_PROCESS, agent.pid) == own
     pid = harness.training(job)
     await harness.kill(agent)
@@ -128,7 +139,7 @@ async def test_sigterm_leaves_training_alone(harness: AgentHarness) -> None:
     await harness.until(lambda: harness.plane.epochs(job) == [1])
     pid = harness.training(job)
     agent.terminate()
-    assert await asyncio.to_thread(agent.wait, 2) == 0  # though storage is still being tried
+    assert await harness.ended(agent) == 0  # though storage is still being tried, which has no end
     assert alive(pid)
     assert psutil.pid_exists(harness.launcher_pid())
     assert not harness.paths.notify_socket.exists()
@@ -143,7 +154,7 @@ async def test_sigterm_can_end_everything(
     harness: AgentHarness, objects: S3Objects, s3_environment: dict[str, str]
 ) -> None:
     await harness.launcher()
-    agent = await harness.process(ADJOURN_ON_TERM="stop", ADJOURN_CPU_SLOTS="2", **s3_environment)
+    agent = await harness.process("-c", PATIENT, ADJOURN_ON_TERM="stop", ADJOURN_CPU_SLOTS="2", **s3_environment)
     job, other = harness.job("stopped"), harness.job("finished")
     job.do("epoch")
     other.do("finish")
@@ -195,7 +206,8 @@ async def test_what_cannot_be_stored_at_sigterm_is_kept_for_the_next_start(harne
     agent = await harness.process(ADJOURN_ON_TERM="stop")
     job = harness.job()
     job.do("epoch")
-    await harness.until(lambda: harness.plane.epochs(job) == [1])
+    await harness.until_phase(job, RUNNING)
+    await harness.until(lambda: "snapshot" in harness.written(job))
     pid = harness.training(job)
     agent.terminate()
     assert await harness.ended(agent) == 0
@@ -288,7 +300,7 @@ async def test_a_drained_worker_whose_control_plane_is_away_pauses_by_itself(
 ) -> None:
     harness.plane.lease = SHORT_LEASE
     await harness.launcher()
-    agent = await harness.process(ADJOURN_ON_TERM="drain", ADJOURN_DRAIN_GRACE="7", **s3_environment)
+    agent = await harness.process(ADJOURN_ON_TERM="drain", **s3_environment)
     job = harness.job()
     await harness.until_phase(job, RUNNING)
     await harness.plane.stop()
@@ -296,8 +308,9 @@ async def test_a_drained_worker_whose_control_plane_is_away_pauses_by_itself(
     training = Training(pid=harness.training(job), attempt=harness.attempt(job))
     await harness.until(training.is_to_pause)
     job.do("epoch")
+    await harness.until(lambda: not training.lives())
+    agent.terminate()  # as if its grace were over
     assert await harness.ended(agent) == 0
-    assert not training.lives()
     await harness.plane.start()
     WorkerPaths.prepare(harness.paths.data, harness.paths.snapshots.parent)
     async with harness.agent(MemoryObjects()):
@@ -311,7 +324,8 @@ async def test_what_does_not_reach_its_boundary_within_the_grace_is_stopped(
     harness: AgentHarness, s3_environment: dict[str, str], objects: S3Objects
 ) -> None:
     await harness.launcher()
-    agent = await harness.process(ADJOURN_ON_TERM="drain", ADJOURN_DRAIN_GRACE="1", **s3_environment)
+    settings = {"ADJOURN_ON_TERM": "drain", "ADJOURN_DRAIN_GRACE": "1", **s3_environment}
+    agent = await harness.process("-c", PATIENT, **settings)
     job = harness.job()
     job.do("epoch")
     await harness.until_durable(job, 1)
@@ -324,7 +338,7 @@ async def test_what_does_not_reach_its_boundary_within_the_grace_is_stopped(
 
 async def test_a_second_sigterm_ends_a_drain_at_once(harness: AgentHarness) -> None:
     await harness.launcher()
-    agent = await harness.process(ADJOURN_ON_TERM="drain", ADJOURN_DRAIN_GRACE="86400")
+    agent = await harness.process("-c", PATIENT, ADJOURN_ON_TERM="drain", ADJOURN_DRAIN_GRACE="86400")
     job = harness.job()
     await harness.until_phase(job, RUNNING)
     pid = harness.training(job)
@@ -473,6 +487,7 @@ async def test_an_order_that_was_journaled_and_not_written_is_written(harness: A
 
     job = harness.job()
     async with after(harness, job, change):
+        await harness.until_told(job, Assignment.PAUSE)
         job.do("epoch")
         await harness.until_forgotten(job)
     assert harness.plane.exit(job).phase == AssignmentStatus.PAUSED
