@@ -54,9 +54,9 @@ async def test_a_log_is_stored_while_it_is_printed_and_ends_with_its_attempt(
         job.do("print three", "epoch", "finish")
         await harness.until_forgotten(job)
         await until_stored(s3, job, b"one\ntwo\nthree\n", whole=True)
+        await harness.until(lambda: not list(harness.paths.unstored_logs.iterdir()))
     text, _ = await stored(s3, job)
     assert text == harness.log(job).read_bytes()
-    assert list(harness.paths.unstored_logs.iterdir()) == []
 
 
 async def test_an_agent_that_is_killed_has_its_successor_go_on(

@@ -260,5 +260,5 @@ class LogUploads:
         await self.forget(upload)
 
     async def forget(self, upload: Upload) -> None:
-        self.uploads.pop(upload.name, None)
         await asyncio.to_thread((self.paths.unstored_logs / upload.name).unlink, missing_ok=True)
+        self.uploads.pop(upload.name, None)  # after that: an agent that drains ends once it holds none
