@@ -72,6 +72,23 @@ def test_a_gpu_whose_memory_was_not_released_is_offered_again_once_it_is() -> No
     assert quarantined(gpus) == [False, False]
 
 
+def test_what_a_gpu_told_before_it_was_quarantined_does_not_offer_it_again() -> None:
+    nvml = FakeNvml()
+    gpus = find_gpus(GpuShare(), nvml)
+    ask = nvml.nvmlDeviceGetMemoryInfo  # type: ignore[attr-defined]
+
+    def overtaken(handle: int) -> object:
+        answer = ask(handle)
+        if handle == 1:
+            gpus.quarantine({"GPU-1": answer.used})
+        return answer
+
+    nvml.nvmlDeviceGetMemoryInfo = overtaken  # type: ignore[attr-defined]
+    assert quarantined(gpus) == [False, True]
+    nvml.nvmlDeviceGetMemoryInfo = ask  # type: ignore[attr-defined]
+    assert quarantined(gpus) == [False, False]
+
+
 def used(**figures: int | None) -> list[GpuSample]:
     return [GpuSample(uuid=uuid, memory_used_bytes=figure) for uuid, figure in figures.items()]
 

@@ -76,6 +76,8 @@ class NvidiaGpus:
         self._handles: dict[str, Any] = {}
         self._levels: dict[str, int] = {}
         """Bytes that may be in use on a quarantined GPU that is to be offered again."""
+        self._silent: set[str] = set()
+        """GPUs that did not answer when they were asked last."""
         for index in filter(share.has, range(nvml.nvmlDeviceGetCount())):
             try:
                 self._find(index)
@@ -95,23 +97,31 @@ class NvidiaGpus:
         self._handles[uuid] = handle
 
     def devices(self) -> list[Device]:
-        return [Device.FromString(device.SerializeToString()) for device in self._devices.values()]
+        found = [Device.FromString(device.SerializeToString()) for device in self._devices.values()]
+        for device in found:
+            device.quarantined = self._is_quarantined(device.uuid)
+        return found
+
+    def _is_quarantined(self, uuid: str) -> bool:
+        return uuid in self._silent or uuid in self._levels
 
     def refresh(self) -> None:
         """Quarantines GPUs that do not answer; offers those again that answer and whose memory is free."""
         for uuid, device in self._devices.items():
+            before, level = self._is_quarantined(uuid), self._levels.get(uuid)
             memory = self._answer(self._nvml.nvmlDeviceGetMemoryInfo, self._handles[uuid])
-            if memory is not None and memory.used <= self._levels.get(uuid, memory.used):
-                self._levels.pop(uuid, None)
-            quarantined = memory is None or uuid in self._levels
-            if quarantined != device.quarantined:
+            if memory is None:
+                self._silent.add(uuid)
+            else:
+                self._silent.discard(uuid)
+                if level is not None and memory.used <= level:  # not one that was set since it was asked
+                    self._levels.pop(uuid, None)
+            if (quarantined := self._is_quarantined(uuid)) != before:
                 log.warning("gpu_quarantined" if quarantined else "gpu_offered_again", uuid=uuid, index=device.index)
-            device.quarantined = quarantined
 
     def quarantine(self, levels: Mapping[str, int]) -> None:
         for uuid in levels.keys() & self._devices.keys():
             self._levels[uuid] = levels[uuid]
-            self._devices[uuid].quarantined = True
             log.warning("gpu_quarantined", uuid=uuid, why="the memory of its last job was not released")
 
     def environment(self) -> dict[str, str]:
