@@ -541,20 +541,28 @@ async def test_a_snapshot_that_is_not_the_live_state_is_no_checkpoint(
 
 
 class Failing(MemoryObjects):
-    """Fails at the n-th write; loses what is put if told to; counts what is in flight."""
+    """Fails at the n-th write; loses what is put if told to; counts what is in flight.
 
-    def __init__(self, *, fail_at: int = 0, lose: bool = False) -> None:
+    Takes nothing before so many writes are in flight `together`.
+    """
+
+    def __init__(self, *, fail_at: int = 0, lose: bool = False, together: int = 1) -> None:
         super().__init__()
         self.fail_at = fail_at
         self.lose = lose
         self.puts = 0
         self.in_flight = self.most_in_flight = 0
+        self.together = together
+        self.open = asyncio.Event()
 
     async def put(self, key: str, data: bytes) -> bool:
         self.puts += 1
         fails = self.puts == self.fail_at
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        if self.in_flight == self.together:
+            self.open.set()
+        await self.open.wait()
         await asyncio.sleep(0)
         self.in_flight -= 1
         if fails:
@@ -587,9 +595,10 @@ async def test_few_parts_are_in_memory_at_a_time_and_equal_ones_sent_once(
     assignment: Assignment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_parts(monkeypatch)
-    store = Failing()
-    checkpoint = await kept(store, assignment, snapshot(tmp_path / "slot", tail=bytes(64 << 14)))
-    assert 1 < store.most_in_flight <= IN_FLIGHT
+    store = Failing(together=IN_FLIGHT)
+    async with asyncio.timeout(60):
+        checkpoint = await kept(store, assignment, snapshot(tmp_path / "slot", tail=bytes(64 << 14)))
+    assert store.most_in_flight == IN_FLIGHT
     assert checkpoint.uploaded_bytes < checkpoint.size_bytes - (8 << 16)
     assert await fetched(store, checkpoint, tmp_path / "restored") == files(tmp_path / "slot")
 
@@ -599,10 +608,11 @@ async def test_few_parts_of_all_checkpoints_are_in_memory_at_a_time(
 ) -> None:
     small_parts(monkeypatch)
     monkeypatch.setattr(parts_module, "PARTS_IN_MEMORY", 2)
-    store = Failing()
+    store = Failing(together=2)
     agent = PartStore(store)
     taken = [snapshot(tmp_path / f"slot-{number}", sequence=number) for number in (1, 2, 3)]
-    checkpoints = await asyncio.gather(*(kept(agent, assignment, each) for each in taken))
+    async with asyncio.timeout(60):
+        checkpoints = await asyncio.gather(*(kept(agent, assignment, each) for each in taken))
     assert store.most_in_flight == 2
     for number, checkpoint in enumerate(checkpoints, start=1):
         await fetch(agent, checkpoint, tmp_path / "restored")

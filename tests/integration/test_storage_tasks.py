@@ -72,7 +72,7 @@ async def test_storage_that_refuses_is_shown_within_seconds_until_it_is_mended(
         await mended.put(f"{BUNDLE}.tar.gz", CODE)
         storage = StorageTasks(refusing, paths, threads=1, kept=Kept())
         work = asyncio.create_task(storage.prepare(held(paths), told.append))
-        await eventually(lambda: told, seconds=5)
+        await eventually(lambda: told)
         (began,) = told
         assert (began.condition.type, began.ended) == (Condition.STORAGE_FAILING, False)
         assert began.condition.reason == reasons.OBJECT_STORE_REFUSED
@@ -271,7 +271,7 @@ async def test_a_bucket_that_is_not_there_says_nothing_of_a_checkpoint(
         resumed.assignment.restore.uri = resumed.assignment.restore.uri.replace(right.bucket, wrong.bucket)
         storage.store.objects = elsewhere
         work = asyncio.create_task(storage.prepare(resumed, told.append))
-        await eventually(lambda: told, seconds=10)
+        await eventually(lambda: told)
         assert "NoSuchBucket" in told[0].condition.message
         assert not work.done()
         await elsewhere.ensure_bucket()  # mended; but nothing is in it
