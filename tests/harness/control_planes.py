@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -41,7 +43,7 @@ from adjourn.v1.worker_pb2 import Device, Worker
 from adjourn.v1.worker_service_pb2_grpc import WorkerServiceStub
 from adjourn_control_plane.aio import end
 from adjourn_control_plane.fleet.collector import Collector
-from adjourn_control_plane.fleet.lease_monitor import LeaseMonitor
+from adjourn_control_plane.fleet.lease_monitor import LeaseMonitor, monotonic
 from adjourn_control_plane.fleet.scheduler import Scheduler
 from adjourn_control_plane.job.updater import JobUpdater
 from adjourn_control_plane.server import Server
@@ -50,15 +52,17 @@ from adjourn_control_plane.store.interface import JobStore
 from adjourn_control_plane.store.notifier import Notifier
 from tests.harness.memory_objects import MemoryObjects
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds after which what should have happened never will."""
 SETTINGS = Settings(
     redis_url="redis://given-as-a-store",
     s3=S3Settings(endpoint="http://none", bucket="b", access_key="k", secret_key="s"),
     listen=f"{HOST}:0",
     sync_interval=timedelta(seconds=0.1),
-    lease_duration=timedelta(seconds=30),
+    lease_duration=timedelta(hours=1),
 )
+LEASE = 1.0
+"""Seconds, where a test has leases end."""
 
 SPEC = JobSpec(entry_point="train:main", total_epochs=3)
 
@@ -99,14 +103,18 @@ class Replica:
         job: Job = await self.jobs.GetJob(job_pb.GetJobRequest(name=name))
         return job
 
-    async def becomes(self, state: Job.State.ValueType, name: str = "jobs/j") -> Job:
-        """Waits for a job's state."""
+    async def until(self, condition: Callable[[Job], bool], name: str = "jobs/j") -> Job:
+        """Waits for something that stays true of a job: a watcher is not shown all that it passes through."""
         async with asyncio.timeout(PATIENCE):
             async for response in self.jobs.WatchJobs(job_pb.WatchJobsRequest(names=[name])):
-                if response.job.state == state:
+                if response.HasField("job") and condition(response.job):
                     found: Job = response.job
                     return found
         raise AssertionError("the watch ended")
+
+    async def becomes(self, state: Job.State.ValueType, name: str = "jobs/j") -> Job:
+        """Waits for a state in which a job stays."""
+        return await self.until(lambda job: job.state == state, name)
 
     async def worker_is(self, state: Worker.State.ValueType, name: str = "workers/a") -> None:
         """Waits for a worker's state."""
@@ -138,21 +146,47 @@ class Replica:
         return WorkerServiceStub(self.channel)
 
 
+class LeaseClock:
+    """The clock that leases are counted on; it stands still but for what a test lets pass, and goes no further then."""
+
+    def __init__(self) -> None:
+        self.passed = self.limit = self.began = 0.0
+
+    def __call__(self) -> float:
+        return self.passed + min(time.monotonic() - self.began, self.limit)
+
+    @contextlib.contextmanager
+    def running(self, limit: float = math.inf) -> Iterator[None]:
+        """Lets time pass; `limit`: seconds at most."""
+        self.began, self.limit = time.monotonic(), limit
+        try:
+            yield
+        finally:
+            self.passed, self.limit = self(), 0.0
+
+    async def passes(self, seconds: float) -> None:
+        """Lets so much time pass, however long this process is held up meanwhile."""
+        with self.running(seconds):
+            await asyncio.sleep(seconds)
+
+
 @asynccontextmanager
 async def replica(
     store: JobStore,
     *,
     objects: ObjectStore | None = None,
-    lease: float = 30.0,
+    clock: LeaseClock | None = None,
     controllers: bool = True,
     patience: float = 0.0,
 ) -> AsyncIterator[Replica]:
     """Serves as `adjourn_control_plane.process` does, on a store that is given; drains in the end.
 
+    `clock`: leases are of one second, and counted on it. Without it nobody's ends while a test runs.
+
     `patience`: seconds that the answer to a pause waits for the agent to say where it will be; most tests' agents do
     not say it.
     """
-    settings = replace(SETTINGS, lease_duration=timedelta(seconds=lease))
+    settings = SETTINGS if clock is None else replace(SETTINGS, lease_duration=timedelta(seconds=LEASE))
     kept = objects or MemoryObjects()
     updater, notifier = JobUpdater(store), Notifier(store)
     listener = asyncio.create_task(notifier.run())
@@ -160,7 +194,7 @@ async def replica(
     if controllers:
         loops = [
             asyncio.create_task(Scheduler(store, updater, notifier, settings).run()),
-            asyncio.create_task(LeaseMonitor(store, updater, settings).run()),
+            asyncio.create_task(LeaseMonitor(store, updater, settings, clock=clock or monotonic).run()),
             asyncio.create_task(Collector(store, kept, settings).run()),
         ]
     try:
@@ -288,11 +322,14 @@ class Agent:
                 if wanted(heard):
                     return heard
 
-    async def given(self, job: str, target: Assignment.Target.ValueType = Assignment.RUN) -> Assignment:
-        """Waits for an assignment with a target."""
+    async def given(
+        self, job: str, target: Assignment.Target.ValueType = Assignment.RUN, *, attempt: int = 0
+    ) -> Assignment:
+        """Waits for an assignment with a target. `attempt`: of this attempt; 0: of any."""
 
         def mine(response: SynchronizeResponse) -> list[Assignment]:
-            return [each for each in response.assignments if each.job == job and each.target == target]
+            found = [each for each in response.assignments if each.job == job and each.target == target]
+            return [each for each in found if attempt in (0, each.token.attempt)]
 
         return mine(await self.hears(lambda response: bool(mine(response))))[0]
 

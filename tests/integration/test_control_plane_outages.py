@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -16,10 +16,9 @@ from adjourn.v1.job_pb2 import Job
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.store.interface import JobName
 from adjourn_control_plane.store.redis import RedisStore
-from tests.harness.control_planes import Agent, Replica, replica, status_of
+from tests.harness.control_planes import LEASE, Agent, LeaseClock, Replica, replica, status_of
 
 JOB = "jobs/j"
-LEASE = 1.0
 LATE = 1.3 * LEASE
 """How long after the return an agent is back: later than a lease, within the time that it is given."""
 
@@ -68,14 +67,9 @@ async def server(start: Callable[[], Awaitable[Valkey]]) -> Valkey:
 
 
 @asynccontextmanager
-async def plane_on(server: Valkey) -> AsyncIterator[Replica]:
-    async with RedisStore.connect(server.url, "outages") as store, replica(store, lease=LEASE) as plane:
+async def plane_on(server: Valkey, clock: LeaseClock) -> AsyncIterator[Replica]:
+    async with RedisStore.connect(server.url, "outages") as store, replica(store, clock=clock) as plane:
         yield plane
-
-
-async def passes(seconds: float) -> None:
-    """Lets so much time pass as an outage takes, or an agent before it tries again: there is nothing to wait for."""
-    await asyncio.sleep(seconds)
 
 
 async def trains(plane: Replica) -> Assignment:
@@ -89,11 +83,11 @@ async def trains(plane: Replica) -> Assignment:
     return order
 
 
-async def trains_on(plane: Replica, order: Assignment) -> None:
+async def trains_on(plane: Replica, order: Assignment, clock: LeaseClock) -> None:
     """The agent comes back late, and nobody has taken its worker for lost meanwhile."""
     record = await plane.store.get(JobName(JOB))
     assert record
-    await passes(LATE)
+    await clock.passes(LATE)
     async with Agent(plane.address, instance="i") as agent:
         await agent.say(status_of(order, epoch=1))
         assert (await agent.given(JOB)).token == order.token
@@ -113,42 +107,46 @@ async def test_both_come_back_in_either_order(start: Callable[[], Awaitable[Valk
 
 
 async def store_first_then_control_plane(server: Valkey, leases: int) -> None:
-    async with plane_on(server) as plane:
+    clock = LeaseClock()
+    async with plane_on(server, clock) as plane:
         order = await trains(plane)
     server.kill()
-    await passes(leases * LEASE)
+    await clock.passes(leases * LEASE)
     await server.start()
-    async with plane_on(server) as plane:
-        await trains_on(plane, order)
+    async with plane_on(server, clock) as plane:
+        await trains_on(plane, order, clock)
 
 
 async def control_plane_first_then_store(server: Valkey, leases: int) -> None:
-    async with plane_on(server) as plane:
+    clock = LeaseClock()
+    async with plane_on(server, clock) as plane:
         order = await trains(plane)
     server.kill()
-    async with AsyncExitStack() as stack:
-        await passes(leases * LEASE)
-        plane = await stack.enter_async_context(plane_on(server))
-        await passes(LEASE)
+    await clock.passes(leases * LEASE)
+    async with plane_on(server, clock) as plane:
+        await clock.passes(LEASE)
         await server.start()
-        await trains_on(plane, order)
+        await trains_on(plane, order, clock)
 
 
 async def test_store_away_while_the_control_plane_waits_for_it(server: Valkey) -> None:
-    async with plane_on(server) as plane:
+    clock = LeaseClock()
+    async with plane_on(server, clock) as plane:
         order = await trains(plane)
         server.kill()
-        await passes(2 * LEASE)
+        await clock.passes(2 * LEASE)
         await server.start()
-        await trains_on(plane, order)
+        await trains_on(plane, order, clock)
 
 
 async def test_a_replica_restarts_beside_one_that_goes_on(server: Valkey) -> None:
     """The one that goes on counts: an agent that is back within its lease keeps its jobs, a silent one loses them."""
-    async with plane_on(server) as stays:
-        async with plane_on(server) as restarted:
+    clock = LeaseClock()
+    async with plane_on(server, clock) as stays:
+        async with plane_on(server, clock) as restarted:
             order = await trains(restarted)
-        async with plane_on(server) as restarted, Agent(restarted.address, instance="i") as agent:
+        async with plane_on(server, clock) as restarted, Agent(restarted.address, instance="i") as agent:
             await agent.say(status_of(order))
             assert (await agent.given(JOB)).token == order.token
-        await stays.becomes(Job.QUEUED)
+        with clock.running():
+            await stays.becomes(Job.QUEUED)

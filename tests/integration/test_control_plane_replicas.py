@@ -9,7 +9,7 @@ from adjourn.v1.job_pb2 import Job
 from adjourn.v1.worker_pb2 import Worker
 from adjourn_control_plane.store.interface import JobName, WorkerName
 from adjourn_control_plane.store.redis import RedisStore
-from tests.harness.control_planes import Agent, checkpoint_of_epoch, refused, replica, status_of
+from tests.harness.control_planes import Agent, LeaseClock, checkpoint_of_epoch, refused, replica, status_of
 from tests.harness.memory_store import MemoryStore
 
 JOB = "jobs/j"
@@ -17,7 +17,8 @@ JOB = "jobs/j"
 
 class TestSilence:
     async def test_a_lease_that_runs_out_moves_the_job_and_fences_the_worker(self, memory_store: MemoryStore) -> None:
-        async with replica(memory_store, lease=1.0) as plane:
+        clock = LeaseClock()
+        async with replica(memory_store, clock=clock) as plane:
             await plane.create()
             async with Agent(plane.address) as agent:
                 await agent.say()
@@ -26,11 +27,12 @@ class TestSilence:
                 await agent.say(status_of(old, epoch=1), reports=(durable,))
                 await agent.hears(lambda response: response.acknowledged_report == 1)
             await plane.worker_is(Worker.DISCONNECTED)
-            lost = await plane.becomes(Job.QUEUED)
+            with clock.running():
+                lost = await plane.becomes(Job.QUEUED)
             assert lost.failure.reason == reasons.WORKER_LOST
             await plane.worker_is(Worker.LOST)
             async with Agent(plane.address, name="workers/b") as other:
-                talking = asyncio.create_task(self.talk(other))
+                await other.say()
                 new = await other.given(JOB)
                 assert (new.token.attempt, new.restore.name) == (2, checkpoint_of_epoch(1).name)
                 async with Agent(plane.address, session=agent.session, sequence=1) as back:
@@ -39,23 +41,20 @@ class TestSilence:
                     reports = (late, back.report(JOB, old.token, exit=ended))
                     await back.say(status_of(old, epoch=2), reports=reports)
                     assert (await back.given(JOB, Assignment.STOP)).token == old.token
+                    await back.hears(lambda response: response.acknowledged_report == back.sequence)
                     await plane.worker_is(Worker.ACTIVE)
                 job = await plane.get()
                 assert (job.worker, job.latest_checkpoint) == ("workers/b", checkpoint_of_epoch(1).name)
-                talking.cancel()
-
-    async def talk(self, agent: Agent) -> None:
-        while True:
-            await agent.say()
-            await asyncio.sleep(0.1)
 
     async def test_an_open_stream_without_a_word_is_silence_too(self, memory_store: MemoryStore) -> None:
-        async with replica(memory_store, lease=1.0) as plane:
+        clock = LeaseClock()
+        async with replica(memory_store, clock=clock) as plane:
             await plane.create()
             async with Agent(plane.address) as agent:
                 await agent.say()
                 await agent.given(JOB)
-                await plane.becomes(Job.QUEUED)
+                with clock.running():
+                    await plane.becomes(Job.QUEUED)
                 await agent.hears(lambda response: not response.assignments)
 
 

@@ -5,6 +5,7 @@ is one on the job's fencing token. A round costs nothing for workers that are lo
 """
 
 import time
+from collections.abc import Callable
 
 import structlog
 
@@ -20,12 +21,25 @@ from adjourn_control_plane.store.interface import Fence, Fenced, JobName, JobSto
 log = structlog.get_logger()
 
 
+def monotonic() -> float:
+    """Returns the time on the monotonic clock, in seconds."""
+    return time.monotonic()
+
+
 class LeaseMonitor:
     """Counts the leases of all workers."""
 
-    def __init__(self, store: JobStore, updater: JobUpdater, settings: Settings) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        updater: JobUpdater,
+        settings: Settings,
+        *,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
         self.store = store
         self.updater = updater
+        self.clock = clock
         self.interval = settings.sync_interval.total_seconds()
         self.leases = Leases(settings.lease_duration)
 
@@ -38,15 +52,15 @@ class LeaseMonitor:
 
     async def pulse(self) -> None:
         """Notes that this process runs, however long a round takes."""
-        self.leases.awake(time.monotonic())
+        self.leases.awake(self.clock())
 
     async def expire(self) -> None:
         """Marks silent workers lost, and takes the jobs of lost workers back."""
-        asked = time.monotonic()
+        asked = self.clock()
         self.leases.awake(asked)
         try:
             sessions = await self.store.live_sessions()
-            for session in self.leases.expired(sessions, asked=asked, answered=time.monotonic()):
+            for session in self.leases.expired(sessions, asked=asked, answered=self.clock()):
                 if await self.store.mark_lost(WorkerName(session.worker.name), session.heartbeat):
                     log.warning("worker_lost", worker=session.worker.name, lease=str(self.leases.duration))
             for worker in await self.store.lost_holders():
