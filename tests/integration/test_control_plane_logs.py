@@ -12,7 +12,7 @@ from adjourn import errors, reasons
 from adjourn.objects import ObjectMissing
 from adjourn.stored_logs import Segment, attempt_prefix, end_key, log_prefix, segment_key
 from adjourn.v1 import job_service_pb2 as pb
-from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus, Exit, FencingToken, SynchronizeResponse
+from adjourn.v1.agent_service_pb2 import AssignmentStatus, Exit, FencingToken
 from adjourn.v1.job_pb2 import Failure, Job
 from adjourn.v1.job_service_pb2_grpc import JobServiceStub
 from adjourn_control_plane.api import logs
@@ -85,15 +85,6 @@ async def ends(
     agent: Agent, attempt: FencingToken, phase: AssignmentStatus.Phase.ValueType, failure: Failure | None = None
 ) -> None:
     await agent.say(reports=(agent.report("jobs/j", attempt, exit=Exit(phase=phase, failure=failure)),))
-
-
-async def handed_out(agent: Agent, attempt: int) -> Assignment:
-    """Waits until the agent is given an attempt of the job."""
-
-    def found(response: SynchronizeResponse) -> list[Assignment]:
-        return [each for each in response.assignments if each.token.attempt == attempt]
-
-    return found(await agent.hears(lambda response: bool(found(response))))[0]
 
 
 async def token(plane: Replica) -> FencingToken:
@@ -196,7 +187,7 @@ async def test_a_log_is_followed_over_attempts_until_the_job_has_ended(plane: Re
         assert (await followed.read()).data == b"three\n"
         end = await followed.read()
         assert (end.attempt, end.next_offset, end.end) == (1, first.end, WHOLE)
-        order = await handed_out(agent, 2)
+        order = await agent.given("jobs/j", attempt=2)
         await agent.say(status_of(order))
         second = Attempt(objects, order.token)
         second.prints(b"four\n")
@@ -220,9 +211,9 @@ async def test_the_rest_of_a_log_that_is_not_stored_is_not_waited_for_for_ever(
     async with running(plane, objects) as (agent, attempt):
         attempt.prints(b"one\n")
         followed = stream(plane, follow=True)
-        await ends(agent, await token(plane), AssignmentStatus.STOPPED)
-        await handed_out(agent, 2)
         assert (await followed.read()).data == b"one\n"
+        await ends(agent, await token(plane), AssignmentStatus.STOPPED)
+        await agent.given("jobs/j", attempt=2)
         end = await followed.read()
         assert (end.attempt, end.next_offset, end.end) == (1, 4, REST_MISSING)
         followed.cancel()
@@ -283,12 +274,12 @@ async def test_a_job_that_has_not_begun(plane: Replica) -> None:
     assert "no attempt has begun" in caught.error.message
 
 
-async def test_a_job_that_is_deleted_while_it_is_followed(plane: Replica) -> None:
-    await plane.create()
-    followed = stream(plane, follow=True)
-    await is_followed(plane)
-    await plane.store.commit(deletion(await there(plane.store, JobName("jobs/j"))))
-    await plane.create()
+async def test_a_job_that_is_deleted_while_it_is_followed(idle_plane: Replica) -> None:
+    await idle_plane.create()
+    followed = stream(idle_plane, follow=True)
+    await is_followed(idle_plane)
+    await idle_plane.store.commit(deletion(await there(idle_plane.store, JobName("jobs/j"))))
+    await idle_plane.create()
     with refused(errors.NotFoundError):
         await followed.read()
 

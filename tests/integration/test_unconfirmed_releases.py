@@ -34,14 +34,13 @@ async def trains(plane: Replica, agent: Agent) -> Assignment:
     return order
 
 
-async def is_cut_off(plane: Replica, worker: WorkerName = A) -> None:
-    """The worker's lease ends."""
-    session = await plane.store.session(worker)
+async def is_cut_off(plane: Replica, agent: Agent) -> None:
+    """The agent's stream breaks, and its lease ends."""
+    agent.call.cancel()
+    await plane.worker_is(Worker.DISCONNECTED, agent.name)  # nothing that it said is worked on any more
+    session = await plane.store.session(WorkerName(agent.name))
     assert session
-    await plane.store.detach(worker, session.stream)
-    session = await plane.store.session(worker)
-    assert session
-    assert await plane.store.mark_lost(worker, session.heartbeat)
+    assert await plane.store.mark_lost(WorkerName(agent.name), session.heartbeat)
 
 
 def condition(shown: Job | Worker) -> Condition | None:
@@ -60,7 +59,7 @@ async def test_a_pause_whose_worker_is_cut_off_does_not_say_that_gpus_are_free(p
     async with Agent(plane.address, instance="i") as agent:
         order = await trains(plane, agent)
         await plane.jobs.PauseJob(pb.PauseJobRequest(name=JOB))
-        await is_cut_off(plane)
+        await is_cut_off(plane, agent)
     job = await plane.becomes(Job.PAUSED)
     assert job.pause.cause == Pause.WORKER_LOST
     assert not job.pause.HasField("release_time")
@@ -82,7 +81,7 @@ async def test_a_job_that_was_queued_and_paused_meanwhile_pauses_truly_when_its_
     await plane.create()
     async with Agent(plane.address, instance="i") as agent:
         order = await trains(plane, agent)
-        await is_cut_off(plane)
+        await is_cut_off(plane, agent)
     job = await plane.becomes(Job.QUEUED)
     assert condition(job) is not None
     job = await plane.jobs.PauseJob(pb.PauseJobRequest(name=JOB))
@@ -109,7 +108,7 @@ async def test_an_attempt_that_lives_while_the_next_one_trains_is_told_of_until_
     await plane.create()
     async with Agent(plane.address, instance="i") as agent:
         old = await trains(plane, agent)
-        await is_cut_off(plane)
+        await is_cut_off(plane, agent)
     async with Agent(plane.address, name=B) as other:
         await trains(plane, other)
         async with Agent(plane.address, instance="i") as agent:
@@ -124,9 +123,8 @@ async def test_an_attempt_that_lives_while_the_next_one_trains_is_told_of_until_
             assert "it is back" in back.message
             assert (await shown(plane, B)).conditions == []
             await agent.say(status_of(stop, AssignmentStatus.STOPPED, epoch=2))
-            await agent.hears(lambda response: not response.assignments)
-            job = await plane.get()
-            assert (job.state, job.attempt, condition(job)) == (Job.RUNNING, 2, None)
+            job = await plane.until(lambda job: condition(job) is None)
+            assert (job.state, job.attempt) == (Job.RUNNING, 2)
             assert condition(await shown(plane)) is None
 
 
@@ -134,7 +132,7 @@ async def test_another_instance_of_the_same_name_confirms_nothing(plane: Replica
     await plane.create()
     async with Agent(plane.address, instance="i") as agent:
         await trains(plane, agent)
-        await is_cut_off(plane)
+        await is_cut_off(plane, agent)
     await plane.becomes(Job.QUEUED)
     async with Agent(plane.address, instance="k") as agent:
         await agent.say()
@@ -151,10 +149,11 @@ async def test_deleting_the_worker_is_an_operators_word_that_nothing_lives_there
     delete = worker_pb.DeleteWorkerRequest(name=A)
     async with Agent(plane.address, instance="i", cpu_slots=2) as agent:
         await trains(plane, agent)
+        await agent.given("jobs/k")
         await plane.jobs.PauseJob(pb.PauseJobRequest(name=JOB))
         with refused(errors.WorkerInUseError):
             await plane.workers.DeleteWorker(delete)
-        await is_cut_off(plane)
+        await is_cut_off(plane, agent)
     await plane.becomes(Job.PAUSED)
     assert condition(await plane.becomes(Job.QUEUED, "jobs/k")) is not None
     await plane.workers.DeleteWorker(delete, metadata=[("adjourn-actor", "ops")])
@@ -176,7 +175,7 @@ async def test_a_worker_that_comes_back_as_it_is_deleted_speaks_for_itself(
     delete = worker_pb.DeleteWorkerRequest(name=A)
     async with Agent(plane.address, instance="i") as agent:
         await trains(plane, agent)
-        await is_cut_off(plane)
+        await is_cut_off(plane, agent)
     await plane.becomes(Job.QUEUED)
 
     async def is_back(worker: WorkerName) -> bool:
@@ -193,7 +192,7 @@ async def test_a_deletion_that_was_cut_short_can_be_repeated(plane: Replica) -> 
     await plane.create()
     async with Agent(plane.address, instance="i") as agent:
         await trains(plane, agent)
-        await is_cut_off(plane)
+        await is_cut_off(plane, agent)
     await plane.becomes(Job.QUEUED)
     assert await plane.store.forget(A)
     assert condition(await plane.get()) is not None
@@ -228,7 +227,7 @@ async def test_the_second_agent_of_a_lost_workers_name_takes_over_nothing_of_the
     await plane.create()
     async with Agent(plane.address, instance="i") as first:
         order = await trains(plane, first)
-        await is_cut_off(plane)
+        await is_cut_off(plane, first)
     await plane.becomes(Job.QUEUED)
     await plane.jobs.PauseJob(pb.PauseJobRequest(name=JOB))
     async with Agent(plane.address, instance="k") as second:
@@ -244,7 +243,7 @@ async def test_the_second_agent_of_a_lost_workers_name_takes_over_nothing_of_the
             await first.say(status_of(order, epoch=2))
             with refused(errors.WorkerNameTakenError):
                 await first.ended()
-        await is_cut_off(plane)
+        await is_cut_off(plane, second)
     async with Agent(plane.address, instance="i") as first:
         await first.say(status_of(order, epoch=2))
         assert (await first.given(JOB, Assignment.PAUSE)).token == order.token
@@ -257,7 +256,7 @@ async def succeeded(plane: Replica) -> Assignment:
     async with Agent(plane.address, instance="i") as first:
         order = await trains(plane, first)
         await plane.jobs.PauseJob(pb.PauseJobRequest(name=JOB))
-        await is_cut_off(plane)
+        await is_cut_off(plane, first)
     await plane.becomes(Job.PAUSED)
     return order
 
