@@ -24,9 +24,10 @@ def memory_group(*pids: int, limit: int) -> Iterator[None]:
     try:
         yield
     finally:
-        for member in (made / "cgroup.procs").read_text().split():
-            with contextlib.suppress(ProcessLookupError):
-                (made.parent / "cgroup.procs").write_text(member)
+        while members := (made / "cgroup.procs").read_text().split():  # they may fork meanwhile
+            for member in members:
+                with contextlib.suppress(ProcessLookupError):
+                    (made.parent / "cgroup.procs").write_text(member)
         made.rmdir()
 
 

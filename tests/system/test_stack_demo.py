@@ -134,6 +134,6 @@ async def test_a_signal_leaves_nothing_behind(
     await eventually(lambda: demo.has_printed(said), seconds=90)
     (data,) = demo.left()
     demo.process.send_signal(number)
-    assert demo.process.wait(20) == 130, demo.printed()
+    assert demo.process.wait(60) == 130, demo.printed()
     assert list(process_cleanup.find(data)) == []
     assert demo.left() == []

@@ -5,10 +5,10 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -24,15 +24,25 @@ from adjourn.v1.job_pb2 import JobSpec, Money
 Eventually = Callable[..., Awaitable[None]]
 
 
+COMMAND = (str(Path(sys.executable).parent / "adjourn"),)
+GRACIOUS = """
+from adjourn.local import services
+from adjourn.cli import main
+services.AGENT_GRACE_SECONDS = 600
+main()
+"""
+"""The command, whose agents are given more time to end than the test has."""
+
+
 class Up:
     """An `adjourn up` in the background; what it prints is in a file."""
 
-    def __init__(self, data: Path, *options: str) -> None:
+    def __init__(self, data: Path, *options: str, command: Sequence[str] = COMMAND) -> None:
         self.data = data
         self.output = data.with_suffix(".out")
         with self.output.open("w") as output:
             self.process = subprocess.Popen(
-                [str(Path(sys.executable).parent / "adjourn"), "up", "--data", str(data), *options],
+                [*command, "up", "--data", str(data), *options],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -60,12 +70,10 @@ class Up:
     def members(self, role: Role | None = None) -> list[psutil.Process]:
         return [process for kind, process in process_cleanup.find(self.data) if role in (None, kind)]
 
-    def tell(self, number: signal.Signals) -> float:
-        """Returns how long it took to end, in seconds."""
-        begun = time.monotonic()
+    def end(self, number: signal.Signals) -> int:
+        """Returns its exit status."""
         self.process.send_signal(number)
-        self.process.wait(60)
-        return time.monotonic() - begun
+        return self.process.wait(60)
 
     def ports(self) -> set[int]:
         ports = (
@@ -80,8 +88,8 @@ class Up:
 def up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
     started: list[Up] = []
 
-    def start(*options: str) -> Up:
-        started.append(Up(tmp_path / "data", *options))
+    def start(*options: str, **more: Any) -> Up:
+        started.append(Up(tmp_path / "data", *options, **more))
         return started[-1]
 
     yield start
@@ -122,12 +130,11 @@ async def test_killed_parts_come_back_and_a_restart_goes_on_where_it_was(
 
     # A second one is refused, and changes nothing.
     second = up()
-    assert second.process.wait(30) == 1
+    assert second.process.wait(60) == 1
     assert f"pid {first.process.pid}" in second.printed()
     assert first.process.poll() is None
 
-    assert first.tell(signal.SIGINT) < 15
-    assert first.process.returncode == 0
+    assert first.end(signal.SIGINT) == 0
     assert first.members() == []
     assert all(map(is_free, (*first.ports(), int(web.rpartition(":")[2]))))
 
@@ -139,7 +146,7 @@ async def test_killed_parts_come_back_and_a_restart_goes_on_where_it_was(
     third.process.wait()
     assert third.members(), "SIGKILL leaves everything behind"
 
-    fourth = up("--workers", "1")
+    fourth = up("--workers", "1", command=(sys.executable, "-P", "-c", GRACIOUS))
     await eventually(fourth.is_ready, seconds=90)
     assert re.search(r"ended \d+ processes", fourth.printed())
     async with AsyncClient(fourth.address()) as client:
@@ -149,8 +156,7 @@ async def test_killed_parts_come_back_and_a_restart_goes_on_where_it_was(
         process.suspend()
     fourth.process.send_signal(signal.SIGINT)
     await eventually(lambda: "stopping" in fourth.printed())
-    assert fourth.tell(signal.SIGINT) < 4
-    assert fourth.process.returncode == 0
+    assert fourth.end(signal.SIGINT) == 0
 
 
 @pytest.mark.parametrize(
@@ -168,8 +174,7 @@ async def test_a_signal_while_it_starts_leaves_nothing_behind(
 ) -> None:
     starting = up()
     await eventually((starting.data / reached).exists, seconds=60)
-    assert starting.tell(number) < 15
-    assert starting.process.returncode == 0, starting.printed()
+    assert starting.end(number) == 0, starting.printed()
     assert starting.members() == []
     assert all(map(is_free, starting.ports()))
 
@@ -182,7 +187,7 @@ async def test_who_reads_what_it_prints_may_go_before_it_ends(tmp_path: Path, ev
         assert process.stdout
         process.stdout.close()
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
     assert list(process_cleanup.find(data)) == []
 
 
@@ -194,14 +199,14 @@ def test_a_port_that_was_asked_for_and_is_taken_is_refused(up: Callable[..., Up]
         taken.listen()
         port = taken.getsockname()[1]
         refused = up("--port", str(port))
-        assert refused.process.wait(30) == 1
+        assert refused.process.wait(60) == 1
         assert f"port {port} of 127.0.0.1 is taken" in refused.printed()
 
 
 def test_a_data_directory_that_cannot_be_made_is_told_in_a_line(tmp_path: Path, up: Callable[..., Up]) -> None:
     (tmp_path / "file").write_text("")
     refused = up("--data", str(tmp_path / "file" / "sub"))
-    assert refused.process.wait(30) == 1
+    assert refused.process.wait(60) == 1
     assert f"adjourn: {tmp_path / 'file' / 'sub'}: Not a directory" in refused.printed()
 
 
@@ -218,5 +223,5 @@ def test_a_part_that_does_not_start_shows_its_last_words(up: Callable[..., Up]) 
 
 def test_a_wrong_s3_url_is_a_usage_error(up: Callable[..., Up]) -> None:
     refused = up("--s3", "http://models")
-    assert refused.process.wait(30) == 2
+    assert refused.process.wait(60) == 2
     assert "must be http(s)://key:secret@host:port/bucket" in " ".join(refused.printed().split())

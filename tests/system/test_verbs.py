@@ -41,8 +41,8 @@ async def test_the_job_of_a_drained_worker_goes_on_elsewhere_by_itself(
     assert await gated.inside(4) == training
     await drain()
     gated.gate.open(4)
-    job = await gated.until(lambda job: job.attempt == 2 and job.state == Job.RUNNING)
-    assert job.worker not in ("", worker)
+    job = await gated.until(lambda job: job.attempt == 2 and bool(job.pause.verdict))
+    assert (job.state, job.worker not in ("", worker)) == (Job.RUNNING, True)
     assert (job.restart_count, list(job.holds)) == (0, [])
     assert (job.pause.cause, job.pause.epoch, job.pause.verdict) == (Pause.DRAINED, 4, Pause.EXACT)
     assert (await client.get_worker(worker)).state == Worker.DRAINED

@@ -9,6 +9,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from enum import IntEnum
 from itertools import pairwise
 from pathlib import Path
@@ -119,8 +120,9 @@ async def kill(stack: Path, worker: str, directory: Path) -> list[int]:
     killed: list[int] = []
     while processes := [process for _, process in find(stack) if belongs(process, worker, directory)]:
         for process in processes:
-            killed.append(process.pid)
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # it has ended by itself, or with another one
+                process.kill()
+                killed.append(process.pid)
         await asyncio.sleep(POLL_SECONDS)
     return sorted(set(killed))
 

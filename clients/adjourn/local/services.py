@@ -20,6 +20,8 @@ from adjourn.v1.worker_pb2 import Worker
 CONTROL_PLANE: Final = "control-plane"
 WEB: Final = "web"
 ANSWER_SECONDS: Final = 2.0
+AGENT_GRACE_SECONDS: Final = 5.0
+"""From SIGTERM to SIGKILL: an agent ends its training, and reports that."""
 OF_WORKERS: Final = ("ADJOURN_DATA_", "ADJOURN_KEPT_DATA_", "ADJOURN_VENVS", "ADJOURN_KEPT_VENV_", "PIP_")
 OF_CONTROL_PLANE: Final = ("ADJOURN_GPU_HOUR_PRICE", "ADJOURN_WEBHOOK_")
 OF_GATEWAY: Final = ("ADJOURN_WEB_HOSTS", "ADJOURN_WEB_ORIGINS", "ADJOURN_ORIGIN_JOB_")
@@ -64,7 +66,7 @@ def agent(*, name: str, directory: Path, logs: Path, address: str, environment: 
         log=logs / f"{name}.log",
         ready=lambda: is_active(address, name, since=begun),
         patience=120,  # several import torch at once
-        grace=5,
+        grace=AGENT_GRACE_SECONDS,
     )
 
 
