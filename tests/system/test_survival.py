@@ -2,8 +2,8 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import psutil
@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from adjourn.client import AsyncClient
-from adjourn.local import process_cleanup
+from adjourn.local import process_cleanup, seaweed
 from adjourn.local.process_cleanup import Role
 from adjourn.local.stack import Stack
 from adjourn.v1.job_pb2 import Job
@@ -36,6 +36,17 @@ class Processes:
     def one(self, role: Role) -> psutil.Process:
         (process,) = self.of(role)
         return process
+
+    @contextmanager
+    def down(self, server: str) -> Iterator[None]:
+        """Kills a server, which is started again afterwards."""
+        supervisor = self.stack._supervisor
+        supervisor.release(server)
+        psutil.Process(supervisor.processes[server].pid).kill()
+        try:
+            yield
+        finally:
+            supervisor.revive(server)
 
     def agent(self, worker: str) -> psutil.Process:
         """Returns the agent of `workers/{worker}`."""
@@ -135,11 +146,11 @@ async def test_a_worker_is_killed_and_its_job_goes_on_elsewhere(
     before = (await gated.get()).worker
     assert training.pid in await stack.kill(before.removeprefix("workers/"))
     moved = await gated.until(lambda job: job.attempt == 2 and job.state == Job.RUNNING)
+    stack.revive(before.removeprefix("workers/"))
     assert moved.worker not in ("", before)
     assert (moved.restart_count, moved.failure.reason) == (1, "WORKER_LOST")
     await gated.finish()
     assert await gated.outcome() == uninterrupted
-    stack.revive(before.removeprefix("workers/"))
 
 
 @pytest.mark.parametrize("role", [Role.CONTROL_PLANE, Role.VALKEY])
@@ -172,10 +183,10 @@ async def test_a_pause_waits_for_the_object_store(
 ) -> None:
     gated, training = await checkpointed("without-s3")
     await gated.ask_for_pause(training)
-    processes.one(Role.S3).kill()
-    gated.gate.open(3)
-    await eventually(lambda: not training.lives())
-    waiting = await gated.until(lambda job: job.pause.HasField("release_time"))
+    with processes.down(seaweed.NAME):
+        gated.gate.open(3)
+        await eventually(lambda: not training.lives())
+        waiting = await gated.until(lambda job: job.pause.HasField("release_time"))
     assert waiting.state == Job.PAUSING
     assert not waiting.pause.HasField("pause_time")
     paused = await gated.until(Job.PAUSED, seconds=90)
@@ -185,6 +196,7 @@ async def test_a_pause_waits_for_the_object_store(
     assert await gated.outcome() == uninterrupted
 
 
+@pytest.mark.usefixtures("undrained")
 @pytest.mark.parametrize("ahead", [False, True])
 async def test_an_agent_that_was_away_for_longer_than_its_lease_changes_nothing(
     processes: Processes,
@@ -196,12 +208,17 @@ async def test_an_agent_that_was_away_for_longer_than_its_lease_changes_nothing(
 ) -> None:
     """Whether its training stood still meanwhile or came to the end: it has been replaced."""
     gated, training = await checkpointed(f"zombie-{ahead}".lower(), overlap=True)
-    agent = processes.agent((await gated.get()).worker)
+    away = (await gated.get()).worker
+    (other,) = [worker.name async for worker in client.list_workers() if worker.name != away]
+    agent = processes.agent(away)
     agent.suspend()
     try:
         if ahead:
+            await client.drain_worker(other)  # its successor is not to be let through the gate as well
             gated.gate.open(EPOCHS)
             await eventually(lambda: not training.lives())
+            gated.gate.open(2)
+            await client.undrain_worker(other)
         moved = await gated.until(lambda job: job.attempt == 2)
         assert (moved.restart_count, moved.failure.reason) == (1, "WORKER_LOST")
         if not ahead:
@@ -211,6 +228,7 @@ async def test_an_agent_that_was_away_for_longer_than_its_lease_changes_nothing(
     if not ahead:
         await eventually(lambda: not training.lives())
         assert gated.gate.inside(3)
+    await gated.until(lambda job: not job.conditions)  # what was away has told what it has
     job = await gated.finish()
     await whole(client)
     assert await gated.get() == job
