@@ -19,7 +19,8 @@ from adjourn_worker.launcher import process_tree
 from adjourn_worker.launcher.client import LauncherClient
 from adjourn_worker.paths import WorkerPaths
 
-DEADLINE: Final = 20.0
+DEADLINE: Final = 60.0
+"""Seconds that a busy machine may take for anything."""
 NONCE: Final = "0" * 32
 ENTRY: Final = "scripted:main"
 SOFTWARE: Final = "scripted:software"

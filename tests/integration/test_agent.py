@@ -22,7 +22,7 @@ from adjourn_worker.attempt.runner import AttemptRunner
 from adjourn_worker.host.gpus import find_gpus
 from adjourn_worker.settings import GpuShare
 from adjourn_worker.storage import tasks
-from tests.harness.agents import AgentHarness, alive
+from tests.harness.agents import DEADLINE, AgentHarness, alive
 from tests.harness.fake_nvml import FakeNvml
 from tests.harness.memory_objects import MemoryObjects
 from tests.harness.scripted_control_plane import Job
@@ -170,7 +170,7 @@ async def test_nothing_that_is_journaled_waits_behind_other_work(harness: AgentH
         await harness.until_phase(job, RUNNING)
         hashing = [loop.run_in_executor(None, released.wait) for _ in range(100)]
         try:
-            await asyncio.wait_for(agent.journal.run(agent.journal.reports), 10)
+            await asyncio.wait_for(agent.journal.run(agent.journal.reports), DEADLINE)
         finally:
             released.set()
             await asyncio.gather(*hashing)

@@ -15,7 +15,7 @@ from adjourn_worker.attempt.events import Reached
 from adjourn_worker.host.kernel import boot_seconds
 from adjourn_worker.journal import Journal
 from adjourn_worker.launcher import process_tree
-from tests.harness.agents import AgentHarness, Process, alive, oversleep
+from tests.harness.agents import DEADLINE, AgentHarness, Process, alive, oversleep
 from tests.harness.memory_objects import MemoryObjects
 from tests.harness.scripted_control_plane import Job
 
@@ -111,7 +111,7 @@ async def test_the_next_agent_knows_the_lease_and_when_the_control_plane_was_hea
     harness: AgentHarness, objects: MemoryObjects
 ) -> None:
     async with harness.agent(objects) as agent:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(DEADLINE):
             while await agent.journal.run(agent.journal.last_contact) is None:  # noqa: ASYNC110  # nobody is told
                 await asyncio.sleep(0.02)
     with Journal(harness.paths) as journal:

@@ -9,7 +9,7 @@ import pytest
 from adjourn.objects import ObjectStore, S3Objects, S3Settings
 from adjourn.stored_logs import log_prefix, segment_key, stored_log
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
-from tests.harness.agents import NOWHERE, AgentHarness
+from tests.harness.agents import DEADLINE, NOWHERE, AgentHarness
 from tests.harness.memory_objects import MemoryObjects
 from tests.harness.scripted_control_plane import Job
 
@@ -24,7 +24,7 @@ async def stored(objects: ObjectStore, job: Job) -> tuple[bytes, int | None]:
 
 
 async def until_stored(objects: ObjectStore, job: Job, text: bytes, *, whole: bool = False) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(DEADLINE):
         while True:
             found, end = await stored(objects, job)
             assert end in (None, len(found))

@@ -63,7 +63,9 @@ def test_without_limits_or_groups_there_are_none(tmp_path: Path, mount: Path) ->
 def test_what_ran_out_of_memory_is_counted_by_the_group_nearest_to_us(tmp_path: Path, mount: Path) -> None:
     write(mount / "pod", memory__events="low 0\noom 5\noom_kill 4\n")
     write(mount / "pod/container", memory__events="low 0\noom 3\noom_kill 2\n")
+    write(mount / "box", memory__events="oom_kill 3\n", memory__events__local="oom_kill 1\n")
     write(mount / "memory/job", memory__oom_control="oom_kill_disable 0\nunder_oom 0\noom_kill 7\n")
     assert cgroup.out_of_memory_kills(proc(tmp_path, "0::/pod/container\n"), mount) == 2
+    assert cgroup.out_of_memory_kills(proc(tmp_path, "0::/box\n"), mount) == 1, "groups below have their own"
     assert cgroup.out_of_memory_kills(proc(tmp_path, "4:memory:/job\n0::/\n"), mount) == 7
     assert cgroup.out_of_memory_kills(proc(tmp_path, "0::/\n"), mount) is None

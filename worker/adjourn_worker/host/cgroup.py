@@ -61,7 +61,7 @@ def cpu(proc: Path = PROC, mount: Path = MOUNT) -> Cpu | None:
 def out_of_memory_kills(proc: Path = PROC, mount: Path = MOUNT) -> int | None:
     """Returns how many processes of our group the kernel's out-of-memory killer has ended; None if nobody counts."""
     for group in groups(proc, mount, "memory"):
-        for file in ("memory.events", "memory.oom_control"):
+        for file in ("memory.events.local", "memory.events", "memory.oom_control"):  # without groups below, if told
             if (count := table(group / file).get("oom_kill")) is not None:
                 return count
     return None
