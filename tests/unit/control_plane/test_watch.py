@@ -376,7 +376,8 @@ async def test_the_tail_keeps_no_more_bytes_than_it_may(
     assert await tail.after("0-0") is None
 
 
-async def test_a_tail_that_began_anew_has_tokens_shown_to_the_store_again() -> None:
+async def test_a_tail_that_began_anew_has_tokens_shown_to_the_store_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "LOOK_SECONDS", 3600)
     store = Counting(changes_kept=5)
     notifier = Notifier(store)
     serving = Watch(store, notifier)
