@@ -3,7 +3,6 @@
 import asyncio
 import secrets
 import signal
-import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
+from structlog.testing import capture_logs
 
 from adjourn.errors import StoreUnavailableError
 from adjourn.local import process_cleanup, valkey
@@ -107,11 +107,10 @@ async def test_restarted_server_has_everything(server: Server, store: RedisStore
 async def test_server_that_is_gone_is_reported_soon_and_found_again(server: Server, store: RedisStore) -> None:
     old = await created(store, "jobs/a")
     server.kill()
-    began = time.monotonic()
     for call in (store.get(A), store.commit(change(old)), queued(store), store.ping(), store.durability()):
         with pytest.raises(StoreUnavailableError) as unavailable:
             await call
-    assert time.monotonic() - began < 10
+        assert "no answer in time" not in str(unavailable.value), "that is waited for longest"
     address = server.url.split("@")[1].removesuffix("/0")
     assert unavailable.value.metadata["store"] == address
     assert address in str(unavailable.value)
@@ -218,16 +217,27 @@ async def test_notifications_go_on_after_the_connection_broke(server: Server, st
 async def test_notifications_notice_a_server_that_hangs(
     server: Server, store: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis, "SOCKET_WAIT", 0.25)
-    async with aclosing(store.notifications()) as notifications, asyncio.timeout(20):
+    monkeypatch.setattr(redis, "SILENCE", 0.02)
+    async with operator(server.url) as client, aclosing(store.notifications()) as notifications, asyncio.timeout(60):
         assert await anext(notifications) == ("", "")
         following = asyncio.ensure_future(anext(notifications))
-        await asyncio.wait([following], timeout=0.8)
+        before = await pings(client)
+        while await pings(client) < before + 3:  # noqa: ASYNC110  # it is the server's
+            await asyncio.sleep(0.02)
         assert not following.done()  # silence is no reason to reconnect while pings are answered
-        server.send(signal.SIGSTOP)
-        await asyncio.wait([following], timeout=0.8)
+        monkeypatch.setattr(redis, "SOCKET_WAIT", 0.25)
+        with capture_logs() as logs:
+            server.send(signal.SIGSTOP)
+            while "store_notifications_interrupted" not in [entry["event"] for entry in logs]:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
         server.send(signal.SIGCONT)
         assert await following == ("", "")
+
+
+async def pings(client: Redis) -> int:
+    """Returns how often the server was asked whether it is there."""
+    asked = (await client.info("commandstats")).get("cmdstat_ping", {})
+    return int(asked.get("calls", 0))
 
 
 async def test_weak_settings_are_told(server: Server, store: RedisStore) -> None:
@@ -249,13 +259,17 @@ async def test_settings_that_may_not_be_read_are_told(server: Server) -> None:
         await created(store, "jobs/a")
 
 
-async def test_a_closed_store_ends_what_waits_and_connects_no_more(server: Server) -> None:
+async def test_a_closed_store_ends_what_waits_and_connects_no_more(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for patience in ("SOCKET_WAIT", "LONGEST_WAIT"):
+        monkeypatch.setattr(redis, patience, 60.0)
     store = RedisStore(server.url, "test")
     await store.ping()
     server.send(signal.SIGSTOP)
     waiting = [asyncio.create_task(store.ping()) for _ in range(3)]
     await asyncio.wait(waiting, timeout=0.05)  # they are on their way
-    async with asyncio.timeout(redis.SOCKET_WAIT):
+    async with asyncio.timeout(redis.SOCKET_WAIT / 2):
         await store.aclose()
         for each in waiting:
             with pytest.raises(StoreUnavailableError, match="closed"):

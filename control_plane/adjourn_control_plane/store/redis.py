@@ -88,6 +88,8 @@ log = structlog.get_logger()
 
 LONGEST_WAIT, SOCKET_WAIT, REPEATS = 10.0, 5.0, 3
 """Seconds for an answer, repeats included; then the store counts as unavailable. Seconds for one attempt."""
+SILENCE = 5.0
+"""Seconds without a notification after which the server is asked whether it is there."""
 CONNECTIONS = 50
 CHANGES_KEPT = 100_000
 """Entries that the stream of changes holds at least."""
@@ -489,7 +491,7 @@ class RedisStore:
 async def heard(channel: PubSub) -> tuple[JobName, WorkerName]:
     """Waits for what a subscription says, ("", "") at its start; raises a redis error if the connection is dead."""
     while True:
-        message = await channel.get_message(timeout=SOCKET_WAIT)
+        message = await channel.get_message(timeout=SILENCE)
         if message is None:
             await channel.ping()
             message = await channel.get_message(timeout=SOCKET_WAIT)
