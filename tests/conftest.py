@@ -118,7 +118,7 @@ def memory_store() -> MemoryStore:
 def eventually() -> Callable[..., Awaitable[None]]:
     """Waits until a condition holds; fails when it does not within `seconds`."""
 
-    async def wait(condition: Callable[[], object], *, seconds: float = 30) -> None:
+    async def wait(condition: Callable[[], object], *, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, f"not within {seconds:g} s"

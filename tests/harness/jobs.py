@@ -12,6 +12,7 @@ from google.protobuf.json_format import ParseDict
 
 from adjourn import bundles
 from adjourn.client import AsyncClient
+from adjourn.errors import JobFinishedError
 from adjourn.shared_files import Control
 from adjourn.v1.agent_service_pb2 import Assignment
 from adjourn.v1.job_pb2 import Job, JobSpec
@@ -21,7 +22,8 @@ EPOCHS: Final = 8
 SEED: Final = 7
 BEFORE_TRAINING: Final = -1
 """Limit of a gate behind which not even the first epoch begins."""
-WAIT_SECONDS: Final = 30.0
+WAIT_SECONDS: Final = 60.0
+"""Longest to wait for what happens at once: processes of a busy machine need ten seconds to start."""
 LIVE: Final = frozenset({Job.QUEUED, Job.STARTING, Job.RUNNING, Job.PAUSING, Job.CANCELLING})
 
 Eventually = Callable[..., Awaitable[None]]
@@ -154,7 +156,8 @@ class GatedJob:
     async def end(self) -> None:
         """Takes the job from its worker, for the next test."""
         if (await self.get()).state in LIVE | {Job.PAUSED}:
-            await self.client.cancel_job(self.name)
+            with contextlib.suppress(JobFinishedError):  # just now
+                await self.client.cancel_job(self.name)
             self.gate.open(EPOCHS)
             await self.until({Job.CANCELLED, Job.SUCCEEDED, Job.FAILED})
 

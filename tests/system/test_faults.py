@@ -29,7 +29,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 Eventually = Callable[..., Awaitable[None]]
 WORKERS = ("worker-1", "worker-2")
-LEASE_SECONDS = 8
+LEASE_SECONDS = 12
+"""An agent that was killed has to be back within it: some 2 s, three times that on a busy machine."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -145,14 +146,14 @@ async def test_training_dies_wherever_it_saves_or_ends(
     cluster: Cluster, third_epoch: ThirdEpoch, uninterrupted: Outcome, eventually: Eventually
 ) -> None:
     gated, _ = await third_epoch("training-dies", max_restarts=4)
-    deaths = {3: "before-snapshot-event", 4: "after-snapshot-event", EPOCHS: "before-finish"}
+    deaths = {3: "before-snapshot-event", 4: "after-snapshot-event", 5: "before-finish"}
     for attempt, (epoch, point) in enumerate(deaths.items(), start=2):
-        for worker in WORKERS:
-            cluster.arm(worker, f"training.{point}")
-        gated.gate.open(epoch)
+        await gated.inside(epoch)
+        worker = (await gated.get()).worker.removeprefix("workers/")
+        cluster.arm(worker, f"training.{point}")  # not where the next attempt may come there, too
+        gated.gate.open(EPOCHS if point == "before-finish" else epoch)
         died = await gated.until(lambda job, begun=attempt: job.attempt == begun)
         assert died.failure.reason == "PROCESS_KILLED"
-        cluster.disarm()
     job = await gated.finish()
     assert job.attempt == 1 + len(deaths)
     assert await gated.outcome() == uninterrupted
@@ -298,13 +299,13 @@ async def test_a_store_that_answers_nothing_for_longer_than_a_lease_costs_only_t
     training = await gated.inside(3)
     silent = LEASE_SECONDS + 1
     async with Redis.from_url(cluster.redis_url) as redis, AsyncClient(cluster.address, timeout=60) as patient:
-        await redis.client_pause(1000 * silent)
         began = time.monotonic()
+        await redis.client_pause(1000 * silent)
         asking = asyncio.create_task(patient.pause_job(gated.name))
         gated.gate.open(4)
         await eventually(lambda: gated.gate.inside(5) == training)
         assert (await asking).state == Job.PAUSING
-        assert time.monotonic() - began > silent - 0.5
+        assert time.monotonic() - began > silent - 0.1  # it counts whole milliseconds
     await eventually(training.is_to_pause)
     gated.gate.open(5)
     paused = await gated.until(Job.PAUSED)
@@ -489,7 +490,12 @@ async def test_an_agent_that_gets_sigterm_lets_its_job_go_on_elsewhere(
 
 
 async def test_a_store_that_has_lost_everything_costs_no_training(
-    cluster: Cluster, third_epoch: ThirdEpoch, client: AsyncClient, gated_jobs: GatedJobs, eventually: Eventually
+    cluster: Cluster,
+    third_epoch: ThirdEpoch,
+    uninterrupted: Outcome,
+    client: AsyncClient,
+    gated_jobs: GatedJobs,
+    eventually: Eventually,
 ) -> None:
     """What no store knows is saved at its boundary, whole and bit for bit; then its process goes. Comes last here."""
     gated, _ = await third_epoch("store-lost")
