@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -64,7 +65,14 @@ class Run:
         return any(kind is Role.TRAINING for kind, _ in process_cleanup.find(self.directory / stack))
 
     def launches(self) -> bool:
-        return any("adjourn_worker.launcher" in process.cmdline() for process in self.started() if process.is_running())
+        return any("adjourn_worker.launcher" in words(process) for process in self.started())
+
+
+def words(process: psutil.Process) -> list[str]:
+    """Returns a process's command line; none of one that has ended meanwhile."""
+    with suppress(psutil.NoSuchProcess):
+        return process.cmdline()
+    return []
 
 
 @pytest.fixture
@@ -81,7 +89,8 @@ def begin(tmp_path: Path, servers: Path) -> Iterator[Callable[..., Run]]:
         tests.process.kill()
         tests.process.wait()
         for process in left:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def wait(condition: Callable[[], bool], seconds: float) -> None:

@@ -89,6 +89,7 @@ async def test_pauses_and_resumes_in_quick_succession_leave_one_process(
 async def test_two_resumes_at_once_start_one_run(gated_jobs: GatedJobs, uninterrupted: Outcome) -> None:
     gated = await gated_jobs.start("twice")
     await gated.pause(1)
+    gated.gate.open(BEFORE_TRAINING)  # or it could train before the second
     resumed = await asyncio.gather(*(gated.client.resume_job(gated.name) for _ in range(2)))
     assert {job.state for job in resumed} <= {Job.QUEUED, Job.STARTING}
     job = await gated.finish()
