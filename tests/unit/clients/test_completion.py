@@ -17,7 +17,13 @@ from adjourn.v1.worker_pb2 import Worker
 if TYPE_CHECKING:
     from tests.unit.clients.conftest import Plane
 
-PROGRAM = [sys.executable, "-c", "import sys; sys.argv[0] = 'adjourn'; from adjourn.cli import main; main()"]
+PROGRAM = """
+import sys
+from adjourn.cli import completion, main
+sys.argv[0] = "adjourn"
+completion.PATIENCE_SECONDS = 60  # a busy machine may not answer within a second
+main()
+"""
 
 
 def completed(line: str, address: str) -> list[str]:
@@ -28,7 +34,8 @@ def completed(line: str, address: str) -> list[str]:
         "COMP_CWORD": str(len(line.split()) - (not line.endswith(" "))),
         "ADJOURN_ADDRESS": address,
     }
-    done = subprocess.run(PROGRAM, check=True, capture_output=True, text=True, env=environment, timeout=60)
+    argv = [sys.executable, "-c", PROGRAM]
+    done = subprocess.run(argv, check=True, capture_output=True, text=True, env=environment, timeout=60)
     assert done.stderr == ""
     return done.stdout.split()
 
