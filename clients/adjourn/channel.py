@@ -63,5 +63,6 @@ CLIENT_OPTIONS: Sequence[Option] = (
     ("grpc.service_config", json.dumps(RETRIES)),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2000),
+    # Shorter than a call is repeated for: one that begins when the server is back finds it.
+    ("grpc.max_reconnect_backoff_ms", 800),
 )

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -42,7 +43,9 @@ async def test_who_is_too_slow_is_told_so_and_nobody_else_is(
 async def test_what_happens_is_told_once_over_a_control_plane_that_was_killed(
     redis_url: str, s3_environment: dict[str, str], request: pytest.FixtureRequest
 ) -> None:
-    plane = ControlPlaneProcess({**s3_environment, "ADJOURN_REDIS_URL": redis_url, "ADJOURN_NAMESPACE": "feed"})
+    plane = ControlPlaneProcess(
+        {**s3_environment, "ADJOURN_REDIS_URL": redis_url, "ADJOURN_NAMESPACE": f"feed-{uuid4().hex[:8]}"}
+    )
     request.addfinalizer(plane.kill)
     plane.start()
     async with AsyncClient(plane.address) as client:

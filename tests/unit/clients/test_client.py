@@ -11,7 +11,7 @@ import pytest
 
 import adjourn
 from adjourn import AsyncClient, Client, errors
-from adjourn.channel import CHUNK_BYTES
+from adjourn.channel import CHUNK_BYTES, CLIENT_OPTIONS, RETRIES
 from adjourn.client import calls
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job, JobSpec, PauseMode
@@ -53,6 +53,14 @@ def test_a_caller_without_a_name_is_unknown(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("getpass.getuser", nameless)
     monkeypatch.setattr("socket.gethostname", lambda: "kölle")
     assert calls.caller() == (("adjourn-actor", "unknown@k?lle"),)
+
+
+def test_a_call_is_repeated_for_longer_than_a_channel_waits_before_it_connects_again() -> None:
+    policy: Any = RETRIES["methodConfig"][0]["retryPolicy"]
+    first, most = (float(policy[name].removesuffix("s")) for name in ("initialBackoff", "maxBackoff"))
+    waits = [min(first * policy["backoffMultiplier"] ** number, most) for number in range(policy["maxAttempts"] - 1)]
+    longest = int(dict(CLIENT_OPTIONS)["grpc.max_reconnect_backoff_ms"]) / 1000
+    assert 0.8 * sum(waits) > 1.2 * longest  # gRPC varies each of them by a fifth
 
 
 def test_lists_go_on_over_all_pages(client: Client, plane: "Plane") -> None:
