@@ -203,7 +203,7 @@ class Link:
         """Resets everything, and returns when nothing is served."""
         for serving in list(self._serving):
             serving.cancel()
-        await asyncio.gather(*self._serving)
+        await asyncio.gather(*self._serving, return_exceptions=True)
 
     def _do(self, change: Callable[[], object]) -> None:
         async def on_loop() -> None:
@@ -232,6 +232,9 @@ class Link:
         self._serving.add(task)
         try:
             server = None if self._refusing else await self._connect()
+            if server is not None and self._refusing:  # by now
+                server[1].close()
+                server = None
             if server is None:
                 writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
                 writer.transport.abort()

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -111,6 +113,7 @@ async def test_what_falls_into_a_black_hole_arrives_when_it_is_healed(
     caller = await call()
     link.black_hole(way)
     caller.writer.write(b"word")
+    await eventually(lambda: echo.heard == (b"" if way is Way.TO_SERVER else b"word"))
     await caller.hears_nothing()
     assert echo.heard == (b"" if way is Way.TO_SERVER else b"word")
     caller.writer.write_eof()
@@ -143,6 +146,24 @@ async def test_a_link_that_refuses_resets_who_is_there_and_who_comes(link: Link,
     await again.hears(b"B")
     link.reset()
     await again.is_reset()
+
+
+async def test_who_is_connecting_when_a_link_begins_to_refuse_is_reset(
+    link: Link, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connecting, going_on, connect = threading.Event(), asyncio.Event(), Link._connect
+
+    async def slowly(link: Link) -> Any:
+        connecting.set()
+        await going_on.wait()
+        return await connect(link)
+
+    monkeypatch.setattr(Link, "_connect", slowly)
+    caller = await call()
+    await asyncio.to_thread(connecting.wait, 10)
+    link.refuse()
+    link._do(going_on.set)
+    await caller.is_reset()
 
 
 @pytest.mark.parametrize("way", Way)
@@ -203,6 +224,24 @@ async def test_the_next_server_takes_the_connection_that_the_first_does_not(link
         caller = await call()
         caller.writer.write(b"a")
         await caller.hears(b"A")
+
+
+async def test_a_connection_that_is_being_made_ends_with_the_proxies(
+    echo: Echo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connecting = threading.Event()
+
+    async def connect(_: Link) -> None:
+        connecting.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Link, "_connect", connect)
+    with FaultProxies() as proxies:
+        host, _, port = proxies.link("echo", echo.address).address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        await asyncio.to_thread(connecting.wait, 10)
+    assert await reader.read() == b""
+    writer.close()
 
 
 class TestHttp:
