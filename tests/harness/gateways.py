@@ -15,6 +15,7 @@ from adjourn.web.application import application
 from adjourn.web.process import Server, listening
 from adjourn.web.rest.application import Rest
 from adjourn.web.settings import Settings
+from tests.harness.control_planes import PATIENCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ async def gateway(control_plane: str, *, settings: Settings | None = None) -> As
             server = Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=2))
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             try:
-                async with httpx.AsyncClient(base_url=f"http://{address}", trust_env=False) as http:
+                async with httpx.AsyncClient(base_url=f"http://{address}", timeout=PATIENCE, trust_env=False) as http:
                     yield Gateway(address=address, http=http, rest=app.state.rest)
             finally:
                 app.state.rest.closing.set()

@@ -414,6 +414,7 @@ class Served(BaseHTTPRequestHandler):
             self.end_headers()
             return
         status = cls.statuses.pop(0) if cls.statuses else 200
+        cut = cls.cuts.pop(0) if cls.cuts else None  # before the client knows anything: it may ask again at once
         wanted, begin = self.headers.get("Range"), 0
         if status == 200 and wanted and self.headers.get("If-Range") == cls.headers_sent.get("ETag"):
             cls.ranges.append(wanted)
@@ -425,7 +426,6 @@ class Served(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         with contextlib.suppress(OSError):
-            cut = cls.cuts.pop(0) if cls.cuts else None
             self.close_connection = cut is not None
             self.wfile.write(body[:cut])
 
@@ -524,7 +524,7 @@ async def test_an_agent_answers_its_trainings_and_the_next_one_goes_on(
     async with harness.agent(memory) as agent:
         await harness.until_phase(job, AssignmentStatus.RUNNING)
         asked = harness.attempt(job) / files.DATA / f"it{files.REQUEST}"
-        asked.write_bytes(DataRequest(uri=f"{address}/x").SerializeToString())
+        files.write(asked, DataRequest(uri=f"{address}/x").SerializeToString())
         await harness.until(lambda: len(conditions(harness, job)) > 1)
         first, began = conditions(harness, job)
         assert first.condition.reason == reasons.DATA_FETCHING

@@ -13,7 +13,7 @@ import yaml
 
 from adjourn.local import process_cleanup
 from adjourn.local.ports import HOST, free_ports, is_free
-from tests.harness.control_planes import Replica
+from tests.harness.control_planes import PATIENCE, Replica
 
 ROOT = Path(__file__).parents[2]
 SPEC = {"entryPoint": "train:main", "totalEpochs": 3}
@@ -39,7 +39,7 @@ async def envoy(
     try:
         await eventually(lambda: process.poll() is not None or not is_free(port))
         assert process.poll() is None
-        async with httpx.AsyncClient(base_url=f"http://{HOST}:{port}", trust_env=False) as http:
+        async with httpx.AsyncClient(base_url=f"http://{HOST}:{port}", timeout=PATIENCE, trust_env=False) as http:
             yield http
     finally:
         process.kill()

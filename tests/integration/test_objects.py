@@ -63,13 +63,13 @@ async def test_a_deletion_that_comes_late_is_refused_by_the_server(
     s3_environment: dict[str, str], prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its sender was stopped meanwhile; what lies there now may be needed."""
-    monkeypatch.setattr(module, "DELETION_SECONDS", 1)
     async with S3Objects(S3Settings.from_environment(s3_environment)) as store:
         await store.ensure_bucket()
         await store.put(f"{prefix}a", b"x")
-        at_once, late = store.deletion(f"{prefix}b"), store.deletion(f"{prefix}a")
+        await store.deletion(f"{prefix}b")()
+        monkeypatch.setattr(module, "DELETION_SECONDS", 1)
+        late = store.deletion(f"{prefix}a")
         deadline = time.time() + 2.5  # a server may count whole seconds
-        await at_once()
         while time.time() < deadline:
             await store.stat(f"{prefix}a")
         with pytest.raises(ObjectStoreRefusedError):
@@ -324,7 +324,9 @@ async def test_a_slow_link_may_take_longer_to_send_a_body_than_to_connect(monkey
         assert server.requests == 1
 
 
-async def test_a_server_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_that_says_nothing_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., Awaitable[None]]
+) -> None:
     monkeypatch.setattr(module, "READ_SECONDS", 0.1)
     closing = asyncio.Event()
 
@@ -334,6 +336,7 @@ async def test_a_server_that_says_nothing_is_given_up(monkeypatch: pytest.Monkey
     async with faulty(mute) as (store, server):
         with pytest.raises(ObjectStoreUnavailableError, match="bucket models"):
             await store.get("a", limit=1)
+        await eventually(lambda: server.requests >= module.TRIES)  # it may read the last one later
         assert server.requests == module.TRIES
         closing.set()
 
@@ -373,21 +376,24 @@ class Heard:
         self.told.append("answered")
 
 
-async def test_each_try_is_told_to_who_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_each_try_is_told_to_who_watches(
+    monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., Awaitable[None]]
+) -> None:
     """No library of ours tries again where nobody sees it."""
-    monkeypatch.setattr(module, "SILENT_SECONDS", 0.05)
+    heard = Heard()
 
     async def troubled(_: asyncio.StreamReader, writer: asyncio.StreamWriter, before: int) -> None:
         if before == 0:
             writer.write(answer("503 Slow Down"))
         elif before == 1:
             writer.write(answer("200 OK", b"da", length=4))
-        elif before == 3:
-            await asyncio.sleep(0.2)  # so slow
+        elif before == 2:  # the connection is closed without a word
+            monkeypatch.setattr(module, "SILENT_SECONDS", 0.05)
+        else:
+            await eventually(lambda: heard.told[-1] == "silent")
             writer.write(answer("200 OK", b"data"))
-        await writer.drain()  # before == 2: the connection is closed without a word
+        await writer.drain()
 
-    heard = Heard()
     async with faulty(troubled) as (store, server):
         assert await store.watched(heard).get("a", limit=10) == b"data"
         assert server.requests == 4

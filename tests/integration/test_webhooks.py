@@ -14,7 +14,7 @@ from google.protobuf.json_format import MessageToDict
 from redis.asyncio import Redis
 
 from adjourn import AsyncClient
-from adjourn.local.ports import HOST, free_ports
+from adjourn.local.ports import HOST
 from adjourn.v1.job_pb2 import JobSpec
 from adjourn_control_plane.webhooks import message
 from adjourn_control_plane.webhooks.sink import Answer, HttpSink
@@ -29,8 +29,9 @@ SPEC = JobSpec(entry_point="nowhere:main", total_epochs=3)
 class Sink(ThreadingHTTPServer):
     """Answers with the statuses given, then with 204; keeps what it was sent."""
 
-    def __init__(self, port: int, *statuses: int) -> None:
-        super().__init__((HOST, port), Handler)
+    def __init__(self, *statuses: int) -> None:
+        super().__init__((HOST, 0), Handler, bind_and_activate=False)
+        self.server_bind()  # the port is its own, and nobody answers there before it serves
         self.statuses = list(statuses)
         self.tries: list[str] = []
         self.taken: list[dict[str, object]] = []
@@ -58,6 +59,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(sink: Sink) -> Iterator[Sink]:
+    sink.server_activate()
     thread = threading.Thread(target=sink.serve_forever, args=(0.01,))
     thread.start()
     try:
@@ -71,12 +73,12 @@ def serving(sink: Sink) -> Iterator[Sink]:
 async def test_every_event_reaches_a_sink_that_was_away_signed_and_in_order(
     redis_url: str, s3_environment: dict[str, str], eventually: Eventually, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (port,), namespace = free_ports(1), f"test-{uuid4().hex[:8]}"
+    sink, namespace = Sink(503, 302), f"test-{uuid4().hex[:8]}"
     environment = {
         **s3_environment,
         "ADJOURN_REDIS_URL": redis_url,
         "ADJOURN_NAMESPACE": namespace,
-        "ADJOURN_WEBHOOK_URL": f"http://{HOST}:{port}/adjourn?key=hidden",
+        "ADJOURN_WEBHOOK_URL": f"http://{HOST}:{sink.server_port}/adjourn?key=hidden",
         "ADJOURN_WEBHOOK_SECRET": SECRET,
     }
     plane = ControlPlaneProcess(environment)
@@ -96,7 +98,7 @@ async def test_every_event_reaches_a_sink_that_was_away_signed_and_in_order(
                 return "webhook_waits" in said
 
             await eventually(has_failed)
-            with serving(Sink(port, 503, 302)) as sink:
+            with serving(sink):
                 await eventually(lambda: len(sink.taken) == len(history))
     finally:
         plane.kill()
@@ -123,7 +125,7 @@ async def test_every_event_reaches_a_sink_that_was_away_signed_and_in_order(
     ],
 )
 async def test_what_an_answer_means(status: int, answer: Answer) -> None:
-    with serving(Sink(0, status)) as served:
+    with serving(Sink(status)) as served:
         sink = HttpSink(f"http://{HOST}:{served.server_port}/")
         got = await sink.post(b"{}", message.headers("id", b"{}", b"k" * 32, datetime.now(UTC)))
         sink.close()

@@ -159,7 +159,7 @@ async def test_what_breaks_is_told_and_goes_on_where_it_was(upstream: Upstream, 
         await reader.next()
     # Who comes while it is away waits for what the next try brings.
     early = asyncio.create_task(Reader(watch.follow(reader.last)).next())
-    await asyncio.sleep(0)
+    await upstream.heard()
     upstream.say(ControlPlaneUnreachableError("still gone"))
     with pytest.raises(ControlPlaneUnreachableError):
         await early
