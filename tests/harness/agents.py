@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from unittest.mock import patch
 from uuid import uuid4
 
 import psutil
@@ -28,6 +29,7 @@ from adjourn.v1.agent_service_pb2 import (
     FencingToken,
 )
 from adjourn.v1.job_pb2 import PauseMode
+from adjourn_worker import sync
 from adjourn_worker.agent import Agent
 from adjourn_worker.attempt import files
 from adjourn_worker.host import locks
@@ -49,7 +51,7 @@ NOWHERE: Final = "http://127.0.0.1:1"
 TOLD: Final = {AssignmentStatus.RUNNING: Assignment.RUN, AssignmentStatus.PAUSING: Assignment.PAUSE}
 """What training is to do in each phase in which it goes on."""
 PATIENT: Final = (
-    "import runpy; from adjourn_worker import agent; agent.STOP_SECONDS = 60.0;"
+    "import runpy; from adjourn_worker import agent, sync; agent.STOP_SECONDS = 60.0; sync.SILENCE_INTERVALS = 600;"
     "runpy.run_module('adjourn_worker', run_name='__main__')"
 )
 """An agent that waits for what a busy machine takes to end all training."""
@@ -141,13 +143,14 @@ class AgentHarness:
         with Journal(self.paths) as journal:
             async with LauncherClient(self.paths, self.environment(), entry=ENTRY, software=SOFTWARE) as launcher:
                 agent = Agent(chosen, self.paths, journal, launcher, objects, gpus or NoGpus(), background)
-                task = asyncio.create_task(agent.run(stop))
-                try:
-                    await self.until(lambda: self.sessions() - earlier)
-                    yield agent
-                finally:
-                    stop.set()
-                    await task
+                with patch.object(sync, "SILENCE_INTERVALS", 600):  # those of tests are short
+                    task = asyncio.create_task(agent.run(stop))
+                    try:
+                        await self.until(lambda: self.sessions() - earlier)
+                        yield agent
+                    finally:
+                        stop.set()
+                        await task
 
     def sessions(self) -> set[str]:
         """Returns who has spoken; what an agent that has ended said last may come after its end."""
