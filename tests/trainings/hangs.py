@@ -1,8 +1,12 @@
-"""A training that hangs in its third epoch: `how` says by what, `loader_workers` how many processes load its data."""
+"""A training that hangs in its third epoch: `how` says by what, `loader_workers` how many processes load its data.
+
+File `hangs` is there once it does.
+"""
 
 import re
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -21,16 +25,19 @@ class Points(Dataset[torch.Tensor]):
 
 
 def spin() -> None:
+    Path("hangs").touch()
     while True:
         pass
 
 
 def sleep() -> None:
+    Path("hangs").touch()
     time.sleep(1e6)
 
 
 def hold_the_lock() -> None:
     """Calls C code that keeps the interpreter's lock, for thousands of years: no other thread runs Python meanwhile."""
+    Path("hangs").touch()
     re.match(r"(a+)+$", "a" * 60 + "b")
 
 

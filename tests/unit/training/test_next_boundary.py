@@ -5,7 +5,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,8 @@ def stopped(stoppable: TrainingProcesses, failpoints: Path) -> Stopped:
             until(lambda: process.status() == psutil.STATUS_STOPPED)
 
             def go_on() -> Attempt:
-                process.resume()
+                with suppress(psutil.NoSuchProcess):  # the test has killed it
+                    process.resume()
                 return wait()
 
             yield directory, go_on
