@@ -1,13 +1,13 @@
 """Whole training processes that are cut amid an epoch, and go on there as if nothing had been."""
 
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adjourn.training.session import ABANDONED
 from adjourn.v1.job_pb2 import JobSpec, Pause
+from adjourn_worker.launcher import process_tree
 from tests.harness.training_processes import (
     PAUSE,
     PAUSE_AT_STEP,
@@ -253,9 +253,9 @@ def test_a_run_whose_launcher_is_gone_ends_at_its_next_cut(trainings: TrainingPr
     directory = trainings.prepare("amid:outlives_its_launcher", epochs=2, args={"waits": True}, spec=spec)
     with trainings.abandoning(directory) as abandon:
         until(lambda: [event.progress.step for event in read_events(directory)][-1:] == [2])
-        pid = (directory / "pid").read_text()
+        pid = int((directory / "pid").read_text())
         abandon()
-        until(lambda: not Path("/proc", pid).exists())
+        until(lambda: not process_tree.runs(pid))
     ended = Attempt(directory=directory, code=ABANDONED, events=read_events(directory))
     assert ended.kinds == ["began", *["snapshot"] * 3]
     assert (ended.last.snapshot.last, ended.last.progress.step) == (True, 3)

@@ -14,6 +14,8 @@ from adjourn.pulse import Phase
 from adjourn.shared_files import PulseFile
 from adjourn.training.data_sources import on_this_machine
 from adjourn.v1.job_pb2 import Failure, JobSpec
+from adjourn_worker.data.fetching import read_request
+from adjourn_worker.launcher import process_tree
 from tests.harness.training_processes import PAUSE, Attempt, TrainingProcesses, failed, until
 
 URI = "s3://bucket/numbers"
@@ -27,12 +29,12 @@ def agent(directory: Path, reply: Callable[[DataRequest], DataAnswer]) -> Iterat
 
     def work() -> None:
         while not over.wait(0.01):
-            for request in directory.glob("*.request"):
-                answer = request.with_suffix(".answer")
-                if not answer.exists():
-                    asked.append(DataRequest.FromString(request.read_bytes()))
-                    fresh = request.with_suffix(".fresh")
-                    fresh.write_bytes(reply(asked[-1]).SerializeToString())
+            for path in directory.glob("*.request"):
+                answer = path.with_suffix(".answer")
+                if not answer.exists() and (request := read_request(path)):
+                    asked.append(request)
+                    fresh = path.with_suffix(".fresh")
+                    fresh.write_bytes(reply(request).SerializeToString())
                     fresh.replace(answer)
 
     thread = threading.Thread(target=work)
@@ -134,7 +136,7 @@ def test_training_that_waits_for_data_shows_that_it_waits_and_ends_without_its_l
             until(lambda: (seen := pulse.read()) and seen.phase == Phase.WAITING)
         pid = int((directory / "pid").read_text())
         abandon()
-        until(lambda: not Path(f"/proc/{pid}").exists() or "Z (zombie)" in Path(f"/proc/{pid}/status").read_text())
+        until(lambda: not process_tree.runs(pid))
 
 
 def test_an_agent_that_brings_no_data_is_told(trainings: TrainingProcesses) -> None:

@@ -10,6 +10,7 @@ from adjourn import snapshots
 from adjourn.internal.v1.trainer_pb2 import SnapshotFailed
 from adjourn.shared_files import ProgressPage
 from adjourn.v1.job_pb2 import JobSpec
+from adjourn_worker.launcher import process_tree
 from tests.harness.small_disk import SmallDisk
 from tests.harness.training_processes import PAUSE, Attempt, TrainingProcesses, failed, read_events, until
 
@@ -108,9 +109,9 @@ def test_run_that_waits_for_room_ends_with_its_launcher(trainings: TrainingProce
     directory = trainings.prepare("unusual:lacks_room", epochs=1)
     with trainings.abandoning(directory) as abandon:
         until(lambda: kinds(directory)[-1:] == ["snapshot_failed"])
-        pid = (directory / "pid").read_text()
+        pid = int((directory / "pid").read_text())
         abandon()
-        until(lambda: not Path("/proc", pid).exists())
+        until(lambda: not process_tree.runs(pid))
     assert kinds(directory) == ["began", "epoch", "snapshot_failed"]
 
 
