@@ -20,6 +20,11 @@ def in_drill() -> bool:
     return Path.cwd().parent.name == "drill"
 
 
+def held(how: str | None) -> bool:
+    """Tells whether the second process stands still: for good, or until the end of the run is saved."""
+    return in_drill() and (how == "for good" or (how == "until saved" and not Path("../../snapshots/slot-2").exists()))
+
+
 def main(run: training.Run) -> None:
     """Trains; does in the second process what its arguments say."""
     train(run, lambda: 1.0)
@@ -81,7 +86,7 @@ def train(run: training.Run, factor: Callable[[], float]) -> None:
             run.step(loss=loss)
             if in_drill() and run.args.get("raises"):
                 raise RuntimeError("no room for two")
-            while in_drill() and run.args.get("holds"):
+            while held(run.args.get("holds")):
                 time.sleep(0.01)
         time.sleep(run.args.get("seconds", 0))
 

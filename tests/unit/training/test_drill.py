@@ -189,7 +189,7 @@ def test_a_run_whose_drill_differs_is_saved_and_may_be_resumed_as_unproven(train
 
 
 def test_a_drill_that_differs_at_the_end_of_the_run_is_remembered(trainings: TrainingProcesses) -> None:
-    args = {"place": "environment"}
+    args = {"place": "environment", "holds": "until saved"}
     attempt = trainings.run("drilled:hides", args=args, spec=drilled(1000))
     failed(attempt, "DRILL_DIFFERS")
     again = trainings.run("drilled:hides", args=args, spec=drilled(1000), restore=attempt)
@@ -240,7 +240,7 @@ def test_a_second_process_that_fails_shows_nothing(trainings: TrainingProcesses)
 
 
 def test_a_second_process_that_is_killed_shows_nothing(trainings: TrainingProcesses) -> None:
-    args = {"holds": True, "seconds": 0.1}
+    args = {"holds": "for good", "seconds": 0.1}
     directory = trainings.prepare("drilled:main", epochs=LONG, args=args, spec=drilled())
     with going_on(trainings, directory) as pause_after:
         until(lambda: second_processes(directory))
@@ -251,7 +251,7 @@ def test_a_second_process_that_is_killed_shows_nothing(trainings: TrainingProces
 
 
 def test_a_pause_ends_a_drill_and_the_resumed_run_has_another(trainings: TrainingProcesses) -> None:
-    args = {"holds": True, "seconds": 0.1}
+    args = {"holds": "for good", "seconds": 0.1}
     directory = trainings.prepare("drilled:main", epochs=LONG, args=args, spec=drilled())
     with going_on(trainings, directory) as pause_after:
         until(lambda: second_processes(directory))
@@ -267,7 +267,7 @@ def test_a_pause_ends_a_drill_and_the_resumed_run_has_another(trainings: Trainin
 
 
 def test_a_training_that_fails_ends_its_drill(trainings: TrainingProcesses) -> None:
-    args = {"holds": True, "seconds": 0.1}
+    args = {"holds": "for good", "seconds": 0.1}
     attempt = trainings.run("drilled:fails", epochs=LONG, args=args, spec=drilled())
     assert "enough" in failed(attempt, "TRAINING_RAISED")
     assert BEGUN in attempt.log
@@ -275,7 +275,7 @@ def test_a_training_that_fails_ends_its_drill(trainings: TrainingProcesses) -> N
 
 
 def test_a_drill_that_is_not_done_soon_after_the_end_of_the_run_shows_nothing(trainings: TrainingProcesses) -> None:
-    attempt = trainings.run("drilled:outlasted", args={"holds": True}, spec=drilled())
+    attempt = trainings.run("drilled:outlasted", args={"holds": "for good"}, spec=drilled())
     assert attempt.kinds[-2:] == ["snapshot", "finished"], attempt.log
     assert "the drill shows nothing: " in attempt.log
     assert "after the end its second process is not done" in attempt.log
