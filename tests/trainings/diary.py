@@ -1,8 +1,8 @@
 """A training of an even pace that keeps a diary: what it did and used, by its own clocks.
 
 Arguments: `diary`, the file, a JSON object a line; `step` and `validation`, the seconds that a step and what follows
-the last of an epoch take, of which it computes a third; `worse_in`, the epoch whose validation is worse than others;
-`odd_step`, the step that tells a loss which is no number.
+the last of an epoch take, of which it computes a third, and more where the machine is busy; `worse_in`, the epoch whose
+validation is worse than others; `odd_step`, the step that tells a loss which is no number.
 """
 
 import json
@@ -26,12 +26,11 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def last(seconds: float) -> None:
-    """Computes for a third of the time, and sleeps for the rest."""
-    end, busy = time.monotonic() + seconds, time.process_time() + seconds / 3
-    while time.process_time() < busy and time.monotonic() < end:
+def last(until: float, busy: float) -> None:
+    """Computes until the process has used so many seconds of a core, and sleeps until a moment comes."""
+    while time.process_time() < busy and time.monotonic() < until:
         pass
-    time.sleep(max(end - time.monotonic(), 0))
+    time.sleep(max(until - time.monotonic(), 0))
 
 
 def main(run: training.Run) -> None:
@@ -47,18 +46,21 @@ def main(run: training.Run) -> None:
     stopping = training.EarlyStopping(patience=100)
     run.track(model=model, optimizer=optimizer, stopping=stopping)
     loader = run.loader(TensorDataset(points), batch_size=4, shuffle=True)
+    note("begins")
     for epoch in run.epochs():
         note("epoch begins", epoch=epoch)
+        due = time.monotonic()
         for (batch,) in loader:
-            last(run.args["step"])
+            due, busy = due + run.args["step"], time.process_time() + run.args["step"] / 3
             loss = functional.mse_loss(model(batch), batch)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            last(due, busy)
             told = math.nan if run.steps + 1 == run.args["odd_step"] else loss.item()
             run.step(loss=told)
             note("step", epoch=epoch, step=run.steps, loss=told)
-        last(run.args["validation"])
+        last(due + run.args["validation"], time.process_time() + run.args["validation"] / 3)
         val_loss = 2.0 if epoch == run.args["worse_in"] else 1 / epoch
         run.log(val_loss=val_loss, accuracy=epoch / 100)
         stopping.update(val_loss)
