@@ -70,12 +70,12 @@ class ChangeTail:
         return found[::-1]
 
     async def catch_up(self) -> None:
-        """Reads what is new, unless somebody began to do so since this was called."""
+        """Reads what is new, unless somebody has begun to do so since this was called, and come to the end."""
         asked = asyncio.get_running_loop().time()
         async with self.lock:
             if self.read_time > asked:
                 return
-            self.read_time = asyncio.get_running_loop().time()
+            began = asyncio.get_running_loop().time()
             if not self.token:
                 await self.begin()
             try:
@@ -86,6 +86,7 @@ class ChangeTail:
             except TokenTooOld:
                 self.generation += 1
                 await self.begin()
+            self.read_time = began  # who left, or found the store away, has read for nobody
 
     def keep(self, changes: Sequence[Changed]) -> None:
         for change in changes:

@@ -49,12 +49,12 @@ class EventTail:
         return later[: -BATCH - 1 : -1]
 
     async def catch_up(self) -> None:
-        """Reads what is new, unless somebody began to do so since this was called."""
+        """Reads what is new, unless somebody has begun to do so since this was called, and come to the end."""
         asked = time.monotonic()
         async with self.lock:
             if self.read_time > asked:
                 return
-            self.read_time = time.monotonic()
+            began = time.monotonic()
             try:
                 if not self.token:
                     self.token = self.floor = await self.store.latest_event_token()
@@ -66,6 +66,7 @@ class EventTail:
             except TokenTooOld:  # the store has another past by now
                 self.events.clear()
                 self.token = self.floor = await self.store.latest_event_token()
+            self.read_time = began  # who left, or found the store away, has read for nobody
 
 
 class EventWatch:

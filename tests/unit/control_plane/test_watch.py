@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 
 from adjourn import errors
 from adjourn.v1.job_pb2 import Job
-from adjourn.v1.job_service_pb2 import WatchJobsRequest, WatchJobsResponse
-from adjourn_control_plane.api import change_tail
+from adjourn.v1.job_service_pb2 import JobEvent, WatchJobsRequest, WatchJobsResponse
+from adjourn_control_plane.api import change_tail, event_watch
 from adjourn_control_plane.api import watch as watching
 from adjourn_control_plane.api.watch import Watch
 from adjourn_control_plane.store.interface import Changed, JobName, JobStore, Stored
@@ -374,6 +375,32 @@ async def test_the_tail_keeps_no_more_bytes_than_it_may(
     assert 0 < len(tail.updates) < 10
     assert tail.bytes <= 100
     assert await tail.after("0-0") is None
+
+
+@pytest.mark.parametrize(
+    ("tail_of", "newest", "read"),
+    [(change_tail.ChangeTail, "latest_token", "changes"), (event_watch.EventTail, "latest_event_token", "happened")],
+)
+async def test_what_a_watcher_does_not_come_to_read_before_it_leaves_the_next_one_reads(
+    memory_store: MemoryStore, monkeypatch: pytest.MonkeyPatch, tail_of: Any, newest: str, read: str
+) -> None:
+    job = await created(memory_store, JOB)
+    tail, token = tail_of(memory_store), await getattr(memory_store, newest)()
+    await tail.catch_up()
+    reading = asyncio.Event()
+
+    async def held(*_: object, **__: object) -> None:
+        reading.set()
+        await asyncio.Future()
+
+    async with tail.lock:
+        leaving, staying = (asyncio.create_task(tail.after(token)) for _ in range(2))
+        await memory_store.commit(change(job, events=[JobEvent(sequence=1)]))
+    with monkeypatch.context() as patched:
+        patched.setattr(memory_store, read, held)
+        await reading.wait()
+        leaving.cancel()
+    assert len(await staying) == 1
 
 
 async def test_a_tail_that_began_anew_has_tokens_shown_to_the_store_again(monkeypatch: pytest.MonkeyPatch) -> None:
