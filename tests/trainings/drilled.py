@@ -20,9 +20,16 @@ def in_drill() -> bool:
     return Path.cwd().parent.name == "drill"
 
 
+HELD_UNTIL = {
+    "for good": "nothing",
+    "until saved": "snapshots/slot-2",
+    "until looked at": "looked-at",
+}
+"""For how long the second process stands still: a file of the attempt that is there then."""
+
+
 def held(how: str | None) -> bool:
-    """Tells whether the second process stands still: for good, or until the end of the run is saved."""
-    return in_drill() and (how == "for good" or (how == "until saved" and not Path("../../snapshots/slot-2").exists()))
+    return in_drill() and how is not None and not Path("../..", HELD_UNTIL[how]).exists()
 
 
 def main(run: training.Run) -> None:
@@ -63,6 +70,21 @@ def fails(run: training.Run) -> None:
 def hides(run: training.Run) -> None:
     """Has a factor that is another at each step, in a place that nobody looks at."""
     train(run, PLACES[run.args["place"]]())
+
+
+def ends_behind_a_look(run: training.Run) -> None:
+    """Has a second process that ends right after the first has looked whether it is over, at the end of the run."""
+    look = drill.Drill.outcome
+
+    def outcome(self: drill.Drill) -> drill.Outcome | None:
+        found = look(self)
+        while self.runs and not self.wanted:
+            Path("../looked-at").touch()
+            time.sleep(0.01)
+        return found
+
+    drill.Drill.outcome = outcome  # type: ignore[method-assign]
+    hides(run)
 
 
 def train(run: training.Run, factor: Callable[[], float]) -> None:

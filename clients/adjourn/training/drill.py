@@ -113,6 +113,11 @@ class Drill:
         except ChildProcessError:  # user code has waited for any child
             return False
 
+    @property
+    def open(self) -> bool:
+        """Whether there is a second process that was not judged; it may have ended just now."""
+        return self._process is not None
+
     def begin(self, snapshot: Snapshot) -> None:
         """Copies a snapshot, which may be one amid an epoch, and has a second process go on from it.
 

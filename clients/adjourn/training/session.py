@@ -402,7 +402,7 @@ class Session:
                 self._compare_here()
             self._over = self.start.spec.total_epochs
             self._judge_drill()
-            if self._drill.runs:  # if it differs, the job fails, and may be resumed
+            if self._drill.open:  # if it differs, the job fails, and may be resumed
                 self._state.suspected.append("a drill was not over when the end of the run was saved")
             self._save_end()
             self._await_drill()

@@ -188,11 +188,17 @@ def test_a_run_whose_drill_differs_is_saved_and_may_be_resumed_as_unproven(train
     assert again.last.HasField("paused")
 
 
-def test_a_drill_that_differs_at_the_end_of_the_run_is_remembered(trainings: TrainingProcesses) -> None:
-    args = {"place": "environment", "holds": "until saved"}
-    attempt = trainings.run("drilled:hides", args=args, spec=drilled(1000))
+@pytest.mark.parametrize(
+    ("entry_point", "holds"),
+    [("drilled:hides", "until saved"), ("drilled:ends_behind_a_look", "until looked at")],
+)
+def test_a_drill_that_differs_at_the_end_of_the_run_is_remembered(
+    trainings: TrainingProcesses, entry_point: str, holds: str
+) -> None:
+    args = {"place": "environment", "holds": holds}
+    attempt = trainings.run(entry_point, args=args, spec=drilled(1000))
     failed(attempt, "DRILL_DIFFERS")
-    again = trainings.run("drilled:hides", args=args, spec=drilled(1000), restore=attempt)
+    again = trainings.run(entry_point, args=args, spec=drilled(1000), restore=attempt)
     assert again.kinds == ["began", "snapshot", "finished"]
     expected = ["a drill was not over when the end of the run was saved"]
     assert verdict(again) == (Pause.Verdict.UNPROVEN, expected)
