@@ -86,7 +86,7 @@ async def test_what_is_no_token_is_refused(store: JobStore, token: str) -> None:
 
 
 async def heard(notifications: AsyncIterator[tuple[JobName, WorkerName]], count: int) -> list[tuple[str, str]]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         return [await anext(notifications) for _ in range(count)]
 
 
@@ -117,7 +117,7 @@ async def test_notifications_reach_everybody_and_end_with_the_store(store: JobSt
     async def rest(notifications: AsyncIterator[tuple[JobName, WorkerName]]) -> list[tuple[JobName, WorkerName]]:
         return [each async for each in notifications]
 
-    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         waiting = [group.create_task(rest(notifications)) for notifications in listeners[:2]]
         await asyncio.sleep(0)
         await store.aclose()

@@ -66,7 +66,7 @@ async def lossy(redis_url: str) -> AsyncIterator[Lossy]:
     yield proxy
     listening.close()
     await listening.wait_closed()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await asyncio.gather(*proxy.connections)
 
 

@@ -307,7 +307,7 @@ async def test_a_worker_waits_for_a_collection_that_began_before_its_manifest_an
     await objects.delete([manifests.part_key(manifest.job_uid, part)])
     await objects.put(f"{note}2", b"")  # this one has seen the manifest
     await objects.delete([note])
-    assert await asyncio.wait_for(waiting, 5) == {part}
+    assert await asyncio.wait_for(waiting, 60) == {part}
 
 
 async def test_a_note_that_nobody_removes_is_not_waited_for_for_ever(
