@@ -31,12 +31,15 @@ class Storage(MemoryObjects):
     def __init__(self) -> None:
         super().__init__()
         self.away = False
+        self.listed = asyncio.Event()
         self.before_get: Callable[[str], object] = lambda _: None
 
     async def list(self, prefix: str) -> Any:
         if self.away:
             raise errors.ObjectStoreUnavailableError("the test says so", bucket="memory")
-        return await super().list(prefix)
+        found = await super().list(prefix)
+        self.listed.set()
+        return found
 
     async def get(self, key: str, *, limit: int) -> bytes:
         self.before_get(key)
@@ -144,6 +147,21 @@ async def test_the_last_lines(plane: Replica, objects: Storage, lines: int, foun
         assert text(await read(plane, tail_lines=lines)) == found
 
 
+async def test_the_last_lines_of_an_attempt_that_is_over_are_those_of_its_whole_log(
+    plane: Replica, objects: Storage
+) -> None:
+    async with running(plane, objects) as (agent, attempt):
+        attempt.prints(b"one\n")
+        await ends(agent, await token(plane), AssignmentStatus.FAILED, Failure(reason=reasons.TRAINING_WITHOUT_EPOCHS))
+        await plane.becomes(Job.FAILED)
+        objects.listed.clear()
+        reading = asyncio.create_task(read(plane, tail_lines=1))
+        await objects.listed.wait()
+        attempt.prints(b"two\n")
+        attempt.ends()
+        assert text(await reading) == b"two\n"
+
+
 async def test_an_object_that_grows_while_it_is_read(plane: Replica, objects: Storage) -> None:
     """The agent replaces it by a longer one between the reader's look and its reading."""
     async with running(plane, objects) as (_, attempt):
@@ -217,7 +235,9 @@ async def test_the_rest_of_a_log_that_is_not_stored_is_not_waited_for_for_ever(
         end = await followed.read()
         assert (end.attempt, end.next_offset, end.end) == (1, 4, REST_MISSING)
         followed.cancel()
-        assert [(each.data, each.end) for each in await read(plane, attempt=1)] == [(b"one\n", 0), (b"", REST_MISSING)]
+        for fields in ({}, {"tail_lines": 1}):
+            found = await read(plane, attempt=1, **fields)
+            assert [(each.data, each.end) for each in found] == [(b"one\n", 0), (b"", REST_MISSING)]
 
 
 async def test_storage_that_is_away(plane: Replica, objects: Storage) -> None:

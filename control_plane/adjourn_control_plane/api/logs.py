@@ -67,6 +67,7 @@ class Logs:
             return
         reader = Reader(self, record, attempt=attempt, offset=request.offset, follow=request.follow)
         if request.HasField("tail_lines") and attempt <= newest:
+            await reader.settled()
             reader.offset = await reader.tail(request.tail_lines)
         while True:
             async with aclosing(reader.responses()) as responses:
@@ -89,6 +90,8 @@ class Reader:
     end: int | None = None
     """Bytes that the attempt has printed in all, once its log is whole."""
     followed_at: float = float("-inf")
+    waited: bool = False
+    """The rest of an attempt that is over is late: it is not waited for any longer."""
 
     @property
     def newest(self) -> int:
@@ -129,7 +132,7 @@ class Reader:
             if self.is_over and self.is_last:
                 now = time.monotonic()
                 over_since = now if over_since is None or moved or not answered else over_since
-                if now - over_since >= LATE_SECONDS:
+                if self.waited or now - over_since >= LATE_SECONDS:
                     yield self.response(end=StreamLogsResponse.REST_MISSING)
                     return
             soon = moved or (self.is_over and self.is_last)
@@ -189,6 +192,19 @@ class Reader:
 
     async def segment(self, prefix: str, segment: Segment) -> bytes:
         return await self.logs.objects.get(segment_key(prefix, segment), limit=SEGMENT_BYTES)
+
+    async def settled(self) -> None:
+        """Returns once the log of an attempt that is over is whole, or its rest is late; at once of one that runs."""
+        deadline = time.monotonic() + LATE_SECONDS
+        while True:
+            await self.look_at_job()
+            if not self.is_over or (await self.stored())[1].end is not None:
+                return
+            if time.monotonic() >= deadline:
+                self.waited = True
+                return
+            await asyncio.sleep(LOOK_SECONDS)
+            self.logs.notifier.check_open()
 
     async def tail(self, lines: int) -> int:
         """Returns where the last so many lines of what is stored begin; a line at the end needs no newline."""
