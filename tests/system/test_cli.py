@@ -24,7 +24,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 Adjourn = Callable[..., Awaitable["Ran"]]
 Said = Callable[..., Coroutine[Any, Any, str]]
 Submit = Callable[..., Awaitable[GatedJob]]
-Eventually = Callable[..., Awaitable[None]]
 
 THEIRS = """
 import mlp
@@ -89,18 +88,18 @@ async def test_a_script_of_their_own_from_its_submission_to_its_deletion(
     said: Said,
     gated_jobs: GatedJobs,
     uninterrupted: Outcome,
-    eventually: Eventually,
     tmp_path: Path,
 ) -> None:
     gated = await submit("theirs", limit=1)
-    training = await gated.inside(2)
+    await gated.inside(2)
     assert "theirs" in await said("list", "--state", "running", "--label", "by=hand")
 
     pausing = asyncio.create_task(said("pause", "theirs", "--wait", "--reason", "lunch"))
-    await eventually(training.is_to_pause)
+    await gated.until(lambda job: job.pause.boundary_epoch == 2)
+    assert (await said("pause", "theirs", "--reason", "lunch")).startswith("theirs will pause after epoch 2")
     gated.gate.open(2)
     asked, rests, phases = (await pausing).splitlines()
-    assert asked.startswith("theirs will pause after epoch 2")
+    assert asked.startswith(("theirs will pause after epoch 2", "theirs will pause at the next epoch boundary"))
     assert rests == "theirs rests after epoch 2, on no worker; `adjourn resume theirs` goes on with epoch 3"
     assert phases.startswith("boundary reached after ")
     shown = await said("get", "jobs/theirs")
