@@ -85,6 +85,23 @@ async def test_a_log_that_is_gone_is_not_called_whole(
     assert (uploads.uploads, list(paths.unstored_logs.iterdir())) == ({}, [])
 
 
+async def test_logs_are_settled_once_their_notes_are_gone(
+    uploads: LogUploads, paths: WorkerPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A drain that ends before would leave them."""
+    settled: list[bool] = []
+    unlink = Path.unlink
+
+    def seen(path: Path, *, missing_ok: bool = False) -> None:
+        settled.append(uploads.settled)
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", seen)
+    uploads.end(paths.attempt("jobs/a", TOKEN).name, launched=False)
+    await turn(uploads)
+    assert (settled, uploads.settled) == ([False], True)
+
+
 async def test_a_note_that_was_written_halfway_is_removed(paths: WorkerPaths, objects: MemoryObjects) -> None:
     for name, content in (("a", ""), ("b", TOKEN.job_uid), ("c", f"{TOKEN.job_uid} logs/another/")):
         (paths.unstored_logs / name).write_text(content)
