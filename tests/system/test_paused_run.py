@@ -110,13 +110,13 @@ class Course:
     diary: Sequence[Entry]
     """Without that of the attempt that was given up."""
     starts: Sequence[Entry]
-    """The first entry of each attempt, before training begins."""
+    """The last entry of each attempt before its first step."""
     readings: Sequence[Reading]
     rests: Sequence[Rest]
     given_up: Rest
     """The last pause, in mode LATEST, which goes back to where the one before was."""
-    reached: Entry
-    """The last step of the attempt that it ended."""
+    lost: Sequence[Entry]
+    """What the attempt that it ended had noted."""
     finished: Job
     epochs: Sequence[EpochMetrics]
     steps: Sequence[StepMetrics]
@@ -373,15 +373,15 @@ async def course(tmp_path_factory: pytest.TempPathFactory) -> Course:
             await observer.known(attempt=3)
             third = await observer.pause(mode=PauseMode.LATEST, reason="at once")
             third.told_between, third.told = await observer.timed_job()
-            reached = of(observer.entries(), "step")[-1]
             await client.resume_job(observer.name)
             finished = await client.wait_job(observer.name, until={Job.SUCCEEDED}, timeout=60)
         diary = observer.entries()
+        attempts = [list(part) for _, part in groupby(diary, lambda entry: entry["pid"])]
         return Course(
-            diary=[entry for entry in diary if entry["pid"] != reached["pid"]],
-            starts=of(diary, "begins"),
+            diary=[entry for entry in diary if entry not in attempts[2]],
+            starts=[of(attempt, "epoch begins")[0] for attempt in attempts],
             given_up=third,
-            reached=reached,
+            lost=attempts[2],
             readings=observer.readings,
             rests=(first, second),
             finished=finished,
@@ -517,8 +517,12 @@ async def test_what_is_given_up_is_not_shown(course: Course) -> None:
     for name in ("epoch", "step", "epoch_step", "loss", "metrics", "best", "active_duration"):
         assert getattr(now.progress, name) == getattr(before.progress, name), name
     assert (now.latest_checkpoint, now.pause.checkpoint) == (before.latest_checkpoint,) * 2
-    assert now.pause.lost_steps == pytest.approx(course.reached["step"] - before.progress.step, abs=LATE_STEPS)
-    assert length(now.pause.lost_duration) == pytest.approx(now.pause.lost_steps * STEP_SECONDS, rel=0.5, abs=0.5)
+    noted = {entry["step"]: entry["time"] for entry in of(course.lost, "step")}
+    told = before.progress.step + now.pause.lost_steps
+    assert max(noted) - LATE_STEPS <= told <= max(noted) + 1, "it tells of a step before it notes it"
+    begin, first = course.lost[0]["time"], course.starts[2]["time"]
+    least, most = noted.get(told - 1, first) - first, noted.get(told + 1, course.given_up.gone) - begin
+    assert least <= length(now.pause.lost_duration) <= most
 
 
 async def test_the_series_have_every_epoch_and_what_was_used(course: Course) -> None:
