@@ -434,8 +434,18 @@ async def test_a_reader_that_does_not_read_loses_its_place_to_others(
     big = torch.zeros(6 * PART_BYTES, dtype=torch.uint8)
     big[::1000] = torch.arange(len(big[::1000])).to(torch.uint8)
     checkpoint = await registered(kept, memory, tmp_path / "slot", values={"big": big})
+    asked, going_on = asyncio.Event(), asyncio.Event()
+
+    class Held(MemoryObjects):
+        async def get(self, key: str, *, limit: int) -> bytes:
+            asked.set()
+            await going_on.wait()
+            return await super().get(key, limit=limit)
+
+    objects = Held()
+    objects.contents.update(memory.contents)
     server = grpc.aio.server()
-    reads = Reads(memory, at_once=1)
+    reads = Reads(objects, at_once=1)
     add_CheckpointServiceServicer_to_server(CheckpointService(kept, JobUpdater(kept), reads, silence=0.3), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -443,9 +453,10 @@ async def test_a_reader_that_does_not_read_loses_its_place_to_others(
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub: Any = CheckpointServiceStub(channel)
         stalled = stub.ReadCheckpoint(request)
-        assert (await stalled.read()).data  # it has the place
+        await asyncio.wait_for(asked.wait(), 20)  # it has the place
         with pytest.raises(errors.TooManyReadsError), reads.turn():
             pass
+        going_on.set()
         async with asyncio.timeout(20):
             while True:
                 try:
@@ -453,7 +464,8 @@ async def test_a_reader_that_does_not_read_loses_its_place_to_others(
                         break
                 except errors.TooManyReadsError:
                     await asyncio.sleep(0.05)
-        stalled.cancel()
+        with pytest.raises(grpc.aio.AioRpcError, match="nothing was read"):
+            await to_the_end(stalled)
     await server.stop(None)
 
 
