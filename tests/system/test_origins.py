@@ -70,7 +70,7 @@ class Origin:
 @asynccontextmanager
 async def origin(port: int) -> AsyncIterator[Origin]:
     address = f"{HOST}:{port}"
-    async with httpx.AsyncClient(base_url=f"http://{address}", trust_env=False) as http:
+    async with httpx.AsyncClient(base_url=f"http://{address}", timeout=SECONDS, trust_env=False) as http:
         yield Origin(address, http)
 
 

@@ -38,12 +38,12 @@ async def served(stack: Stack) -> AsyncIterator[Gateway]:
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def pages(served: Gateway) -> AsyncIterator[list[Page]]:
     """Two pages of two people."""
-    expect.set_options(timeout=20_000)
+    expect.set_options(timeout=60_000)
     async with browsers.browser() as chromium:
         opened = []
         for _ in range(2):
             context = await chromium.new_context(locale="en-GB", viewport={"width": 1400, "height": 900})
-            context.set_default_timeout(20_000)
+            context.set_default_timeout(60_000)
             page = await context.new_page()
             await page.goto(f"http://{served.address}/")
             await expect(page.locator(".liveness-on")).to_be_visible()
@@ -220,7 +220,7 @@ async def test_pages_outlive_their_control_plane(pages: list[Page], stack: Stack
         await expect(each.get_by_role("alert")).to_have_count(0)
     await expect(badge(page)).to_have_text("SUCCEEDED")
     await expect(other.get_by_role("row").filter(has_text="outlived")).to_contain_text("SUCCEEDED")
-    assert await other.get_by_role("row").count() == rows
+    await expect(other.get_by_role("row")).to_have_count(rows)
     await go(page, "#/jobs/outlived/log")
     await expect(page.get_by_role("log")).to_contain_text("attempt 1")
     assert (await gated.get()).state == Job.SUCCEEDED
