@@ -175,12 +175,12 @@ class AgentSession:
         await self.apply(gone if is_current else (), tokens)
         events = reconcile.reconcile(self.worker, held, self.reported, others, instance=self.instance, earlier=earlier)
         await self.apply(events, tokens)
-        for report in request.reports:
-            await self.updater.report(report, self.worker, instance=self.instance, fence=self.fence)
-            self.acknowledged = max(self.acknowledged, report.sequence)
         series = reconcile.own_series((*held, *others.values()), request.series, now())
         for part in series:
             await self.store.add_series(part, self.fence)
+        for report in request.reports:
+            await self.updater.report(report, self.worker, instance=self.instance, fence=self.fence)
+            self.acknowledged = max(self.acknowledged, report.sequence)
         await self.apply(reconcile.memory_events(self.worker, held, series), tokens)
         pending = bool(request.reports)
         lost = reconcile.lost_attempts(self.worker, held, self.reported, reports_pending=pending)

@@ -11,7 +11,7 @@ import pytest
 
 from adjourn import errors, reasons
 from adjourn.internal.v1.record_pb2 import JobRecord
-from adjourn.v1.agent_service_pb2 import AssignmentStatus, Exit, Report, SynchronizeRequest
+from adjourn.v1.agent_service_pb2 import AssignmentStatus, Exit, Report, SeriesPart, SynchronizeRequest
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Failure, Job
 from adjourn.v1.worker_pb2 import Device, Worker
@@ -58,6 +58,18 @@ class Agents:
         stored = await self.plane.store.get(self.job)
         assert stored
         return stored.version
+
+
+class Noting(MemoryStore):
+    """Notes the state of the job when figures of it are added."""
+
+    states: list[Job.State.ValueType]
+
+    async def add_series(self, part: SeriesPart, fence: Fence) -> bool:
+        stored = await self.get(JobName(part.job))
+        assert stored
+        self.states.append(stored.record.job.state)
+        return await super().add_series(part, fence)
 
 
 @pytest.fixture
@@ -350,3 +362,19 @@ async def test_gpus_of_a_deleted_jobs_attempt_are_not_offered_while_it_lives(mem
     assert [device.uuid for device in stream.described(message).devices if device.quarantined] == list(
         record.device_uuids
     )
+
+
+async def test_the_last_figures_of_a_job_are_there_when_it_is_told_to_have_ended() -> None:
+    store = Noting()
+    store.states = []
+    plane = Controllers(store)
+    job = await plane.create("j", total_epochs=3)
+    await plane.worker(A, cpu_slots=1)
+    await plane.scheduler.place()
+    agents = Agents(plane, job)
+    stream = await agents.connect()
+    failed = Exit(phase=AssignmentStatus.FAILED, failure=Failure(reason=reasons.TRAINING_WITHOUT_EPOCHS))
+    message = await agents.says(AssignmentStatus.FAILED, await agents.report(1, exit=failed))
+    message.series.add(job=job, token=(await plane.record(job)).token).steps.add(step=6)
+    await stream.handle(message)
+    assert (store.states, (await plane.record(job)).job.state) == ([Job.STARTING], Job.FAILED)
