@@ -179,8 +179,9 @@ class AgentSession:
         for part in series:
             await self.store.add_series(part, self.fence)
         for report in request.reports:
-            await self.updater.report(report, self.worker, instance=self.instance, fence=self.fence)
-            self.acknowledged = max(self.acknowledged, report.sequence)
+            if report.sequence > self.acknowledged:  # it is repeated in each message until the agent hears that
+                await self.updater.report(report, self.worker, instance=self.instance, fence=self.fence)
+                self.acknowledged = report.sequence
         await self.apply(reconcile.memory_events(self.worker, held, series), tokens)
         pending = bool(request.reports)
         lost = reconcile.lost_attempts(self.worker, held, self.reported, reports_pending=pending)

@@ -142,6 +142,27 @@ async def test_a_worker_does_not_count_as_silent_while_it_is_listened_to(agents:
     assert [each.epoch for _, each in checkpoints] == list(range(10, 0, -1)), "in order"
 
 
+async def test_a_report_is_applied_once_however_often_it_is_repeated(agents: Agents) -> None:
+    """Messages that wait behind a slow one repeat what it told."""
+    applied = []
+
+    class Counting(JobUpdater):
+        async def report(self, report: Report, worker: str, *, instance: str = "", fence: Fence | None = None) -> None:
+            applied.append(report.sequence)
+            await super().report(report, worker, instance=instance, fence=fence)
+
+    stream = await agents.connect()
+    stream.updater = Counting(agents.plane.store)
+    first, second = [
+        await agents.report(number, checkpoint=Checkpoint(name=f"{agents.job}/checkpoints/{number}", epoch=number))
+        for number in (1, 2)
+    ]
+    for reports in ((first,), (first,), (first, second)):
+        await stream.handle(await agents.says(AssignmentStatus.RUNNING, *reports))
+    assert applied == [1, 2]
+    assert stream.acknowledged == 2
+
+
 async def test_gpus_are_not_sold_twice_when_an_attempt_comes_back_while_a_job_is_placed(
     memory_store: MemoryStore,
 ) -> None:
