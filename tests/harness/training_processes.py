@@ -265,3 +265,4 @@ def until(condition: Callable[[], object], *, seconds: float = DEADLINE_SECONDS)
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
+        time.sleep(0.005)  # the process that is waited for needs the core
