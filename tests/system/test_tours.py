@@ -30,11 +30,13 @@ ROOT = Path(__file__).parents[2]
 CLIENTS = ROOT / "clients"
 TRAINING = ROOT / "tests" / "trainings" / "paced.py"
 EPOCHS = 3
+SECONDS = 120.0
+"""For a tour: a process, and a job that starts twice."""
 
 
 async def let_go_on(gate: Gate, eventually: Eventually) -> None:
     """Opens the gate once training knows that it is to pause: whoever is slow does not meet one that is over."""
-    await eventually(lambda: (training := gate.inside(4)) and training.is_to_pause())
+    await eventually(lambda: (training := gate.inside(4)) and training.is_to_pause(), seconds=SECONDS)
     gate.open(1000)
 
 
@@ -67,10 +69,11 @@ async def test_a_tour_pauses_and_resumes_a_job(
         "seed": 7,
         "args": {"gate": str(gate.directory)},
     }
+    words = await command(language, tmp_path)
     opener = asyncio.create_task(let_go_on(gate, eventually))
     try:
         address = stack.web if language == "openapi" else stack.address
-        ran = await run(*await command(language, tmp_path), address, json.dumps(spec))
+        ran = await run(*words, address, json.dumps(spec), seconds=SECONDS)
     finally:
         gate.open(1000)
         opener.cancel()
