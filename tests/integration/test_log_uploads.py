@@ -3,10 +3,11 @@
 import asyncio
 import signal
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import pytest
 
-from adjourn.objects import ObjectStore, S3Objects, S3Settings
+from adjourn.objects import ObjectMissing, ObjectStore, S3Objects, S3Settings
 from adjourn.stored_logs import log_prefix, segment_key, stored_log
 from adjourn.v1.agent_service_pb2 import Assignment, AssignmentStatus
 from tests.harness.agents import DEADLINE, NOWHERE, AgentHarness
@@ -26,10 +27,11 @@ async def stored(objects: ObjectStore, job: Job) -> tuple[bytes, int | None]:
 async def until_stored(objects: ObjectStore, job: Job, text: bytes, *, whole: bool = False) -> None:
     async with asyncio.timeout(DEADLINE):
         while True:
-            found, end = await stored(objects, job)
-            assert end in (None, len(found))
-            if found.endswith(text) and (end is not None or not whole):
-                return
+            with suppress(ObjectMissing):  # a larger one has taken its place since they were listed
+                found, end = await stored(objects, job)
+                assert end in (None, len(found))
+                if found.endswith(text) and (end is not None or not whole):
+                    return
             await asyncio.sleep(0.05)
 
 
