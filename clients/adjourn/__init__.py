@@ -1,15 +1,17 @@
 """Pauses and resumes training jobs, bit for bit.
 
-Imports nothing by itself, so that training code never loads grpc: `adjourn.Client` and `adjourn.AsyncClient` are
-resolved when first asked for (PEP 562).
+Imports nothing by itself, so that training code never loads grpc: the clients, and the messages that a job is made of,
+are resolved when first asked for (PEP 562).
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from adjourn.client import AsyncClient, Client
+    from adjourn.v1.job_pb2 import Job, JobSpec
 
-__all__ = ["AsyncClient", "Client"]
+__all__ = ["AsyncClient", "Client", "Job", "JobSpec"]
 __version__ = "0.1.0"
 
 
@@ -19,7 +21,5 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> object:
     if name in __all__:
-        from adjourn import client
-
-        return getattr(client, name)
+        return getattr(import_module("adjourn.client" if name.endswith("Client") else "adjourn.v1.job_pb2"), name)
     raise AttributeError(f"module 'adjourn' has no attribute {name!r}")

@@ -243,7 +243,7 @@ async def test_saved_and_free_is_said_only_when_it_was_told(gateway: ScriptedGat
     await expect(page.get_by_text("Everything is saved. Whether its GPUs are free is not told.")).to_be_visible()
     gateway.put(page_jobs.pausing())
     await own.go(f"#/{PAUSING}")
-    await expect(page.get_by_text("Will pause after epoch 12, in about")).to_be_visible()
+    await expect(page.get_by_text("Will pause after epoch 12, ")).to_be_visible()
     await expect(page.locator(".notice-good")).to_have_count(0)
 
 

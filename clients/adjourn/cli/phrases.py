@@ -123,7 +123,9 @@ def prediction(job: Job, now: datetime) -> str:
     else:
         return "is being stopped now" + (given_up(pause, "and gives") or "; nothing is given up, as far as is known")
     left = ahead(pause.request_time, pause.predicted_boundary_time, now)
-    return words if left is None else f"{words}, in about {formatting.duration(left)}"
+    if left is None:
+        return words
+    return f"{words}, in about {formatting.duration(left)}" if left else f"{words}, any moment now"
 
 
 def ahead(asked: Timestamp, predicted: Timestamp, now: datetime) -> timedelta | None:

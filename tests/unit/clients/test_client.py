@@ -260,4 +260,5 @@ def test_a_client_without_an_address_finds_the_control_plane_as_the_command_line
 
 
 def test_the_package_shows_what_it_has() -> None:
-    assert {"AsyncClient", "Client"} <= set(dir(adjourn))
+    assert {"AsyncClient", "Client", "Job", "JobSpec"} <= set(dir(adjourn))
+    assert (adjourn.Job, adjourn.JobSpec) == (Job, JobSpec)

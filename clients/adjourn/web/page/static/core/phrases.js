@@ -92,7 +92,8 @@ export function prediction(job, now) {
     said = boundary ? `Will pause after epoch ${boundary}` : "Will pause at the next epoch boundary";
   }
   const left = ahead(pause.requestTime, pause.predictedBoundaryTime, now);
-  return left === null ? said : `${said}, in about ${duration(left)}`;
+  if (left === null) return said;
+  return left ? `${said}, in about ${duration(left)}` : `${said}, any moment now`;
 }
 
 /** Returns seconds left to a predicted moment; at most the predicted span, even if the local clock is wrong. */
