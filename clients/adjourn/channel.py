@@ -40,7 +40,9 @@ SERVER_OPTIONS: Sequence[Option] = (
     ("grpc.so_reuseport", 0),  # a second server on the port must be an error
 )
 
-RETRIES = {
+SERVICE_CONFIG = {
+    # Of several control planes behind a name, any: the first of them may be stuck.
+    "loadBalancingConfig": [{"pick_first": {"shuffleAddressList": True}}],
     # UNAVAILABLE means "not done, or done and remembered under your request_id": safe to ask again.
     "methodConfig": [
         {
@@ -60,7 +62,7 @@ RETRIES = {
 
 CLIENT_OPTIONS: Sequence[Option] = (
     *COMMON,
-    ("grpc.service_config", json.dumps(RETRIES)),
+    ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     # Shorter than a call is repeated for: one that begins when the server is back finds it.

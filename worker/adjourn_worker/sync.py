@@ -88,6 +88,7 @@ class Stream:
             except (grpc.aio.AioRpcError, TimeoutError) as error:
                 self.heed(error)
                 log.warning("stream_broken", control_plane=self.address, error=describe(error), failures=failures)
+                error.__traceback__ = None  # its frames keep the call, and with it the connection
             finally:
                 was_connected, self.connected = self.connected, False
             failures = 0 if was_connected else failures + 1
@@ -95,9 +96,14 @@ class Stream:
             await asyncio.sleep(random.uniform(0, limit))  # noqa: S311  # full jitter: agents must not come back as one
 
     def options(self) -> list[tuple[str, Any]]:
-        """Returns a channel's options: those of every client, and how long a try to connect may take."""
+        """Returns a channel's options: those of every client, and how long a try to connect may take.
+
+        Each channel has a connection of its own. It would else be given the one that it has just given up, to a control
+        plane that may be stuck, as gRPC shares connections within a process.
+        """
         seconds = max(CONNECT_LEAST, RECONNECT_SHARE * self.lease)
-        return [*(dict(CLIENT_OPTIONS) | {"grpc.min_reconnect_backoff_ms": int(1000 * seconds)}).items()]
+        own = {"grpc.min_reconnect_backoff_ms": int(1000 * seconds), "grpc.use_local_subchannel_pool": 1}
+        return [*(dict(CLIENT_OPTIONS) | own).items()]
 
     def reopen(self) -> None:
         """Has the stream given up for a new one: what it still brings is from before."""

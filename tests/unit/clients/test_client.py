@@ -11,7 +11,7 @@ import pytest
 
 import adjourn
 from adjourn import AsyncClient, Client, errors
-from adjourn.channel import CHUNK_BYTES, CLIENT_OPTIONS, RETRIES
+from adjourn.channel import CHUNK_BYTES, CLIENT_OPTIONS, SERVICE_CONFIG
 from adjourn.client import calls
 from adjourn.v1.checkpoint_pb2 import Checkpoint
 from adjourn.v1.job_pb2 import Job, JobSpec, PauseMode
@@ -56,7 +56,8 @@ def test_a_caller_without_a_name_is_unknown(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_call_is_repeated_for_longer_than_a_channel_waits_before_it_connects_again() -> None:
-    policy: Any = RETRIES["methodConfig"][0]["retryPolicy"]
+    config: Any = SERVICE_CONFIG
+    policy = config["methodConfig"][0]["retryPolicy"]
     first, most = (float(policy[name].removesuffix("s")) for name in ("initialBackoff", "maxBackoff"))
     waits = [min(first * policy["backoffMultiplier"] ** number, most) for number in range(policy["maxAttempts"] - 1)]
     longest = int(dict(CLIENT_OPTIONS)["grpc.max_reconnect_backoff_ms"]) / 1000

@@ -37,12 +37,15 @@ class Peer(agent_service_pb2_grpc.AgentServiceServicer):
     def __init__(self, *behaviours: Behaviour) -> None:
         self.behaviours = list(behaviours)
         self.streams = 0
+        self.connections: list[str] = []
+        """Where each stream came from."""
         self.ended = 0
         self.said: list[SynchronizeRequest] = []
         self.address = ""
 
     async def Synchronize(self, requests: Requests, context: Any) -> Answers:  # noqa: N802
         self.streams += 1
+        self.connections.append(context.peer())
         behaviour = self.behaviours.pop(0) if len(self.behaviours) > 1 else self.behaviours[0]
 
         async def noted() -> Requests:
@@ -118,20 +121,35 @@ class Side:
 
 
 @contextlib.asynccontextmanager
-async def connected(*behaviours: Behaviour) -> AsyncIterator[tuple[Peer, Side, "asyncio.Task[None]"]]:
-    peer = Peer(*behaviours)
+async def serving(peer: Peer) -> AsyncIterator[str]:
+    """Yields where it serves."""
     server = grpc.aio.server()
     agent_service_pb2_grpc.add_AgentServiceServicer_to_server(peer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    side = Side(f"127.0.0.1:{port}")
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(0)
+
+
+@contextlib.asynccontextmanager
+async def running(side: Side) -> "AsyncIterator[asyncio.Task[None]]":
     task = asyncio.create_task(side.stream.run())
     try:
-        yield peer, side, task
+        yield task
     finally:
         task.cancel()
         await asyncio.wait([task])
-        await server.stop(0)
+
+
+@contextlib.asynccontextmanager
+async def connected(*behaviours: Behaviour) -> AsyncIterator[tuple[Peer, Side, "asyncio.Task[None]"]]:
+    peer = Peer(*behaviours)
+    async with serving(peer) as address:
+        side = Side(address)
+        async with running(side) as task:
+            yield peer, side, task
 
 
 @pytest.fixture(autouse=True)
@@ -197,6 +215,7 @@ async def test_it_comes_back_however_often_the_stream_ends(end: Behaviour, event
 
         await eventually(speaking)
         assert not task.done()
+        assert len(set(peer.connections)) == peer.streams, "another connection may lead to another control plane"
 
 
 async def test_a_peer_that_is_alive_and_silent_is_given_up(
@@ -207,6 +226,25 @@ async def test_a_peer_that_is_alive_and_silent_is_given_up(
             impatient.setattr(module, "SILENCE_INTERVALS", 5)
             await eventually(lambda: peer.streams > 1)
         await eventually(lambda: side.stream.connected)
+
+
+async def test_it_finds_the_control_plane_that_answers_behind_a_name_of_several(
+    monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    """The first can be reached, and cannot reach its store."""
+
+    async def hold_on(_: Requests, __: Any) -> Answers:
+        await asyncio.Event().wait()
+        yield response()
+
+    stuck, sound = Peer(hold_on), Peer(answer_each)
+    async with serving(stuck) as first, serving(sound) as second:
+        side = Side(f"ipv4:{first},{second}")
+        side.stream.interval = 0.05
+        with monkeypatch.context() as impatient:
+            impatient.setattr(module, "SILENCE_INTERVALS", 5)
+            async with running(side):
+                await eventually(lambda: sound.streams)
 
 
 async def test_superseded_it_does_not_come_back() -> None:
