@@ -57,7 +57,7 @@ SERVICE_CONFIG = {
                 "retryableStatusCodes": ["UNAVAILABLE"],
             },
         }
-    ]
+    ],
 }
 
 CLIENT_OPTIONS: Sequence[Option] = (
