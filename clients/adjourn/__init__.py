@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from adjourn.v1.job_pb2 import Job, JobSpec
 
 __all__ = ["AsyncClient", "Client", "Job", "JobSpec"]
+MODULES = {"AsyncClient": "client", "Client": "client", "Job": "v1.job_pb2", "JobSpec": "v1.job_pb2"}
+"""Where each name is from."""
 __version__ = "0.1.0"
 
 
@@ -20,6 +22,6 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> object:
-    if name in __all__:
-        return getattr(import_module("adjourn.client" if name.endswith("Client") else "adjourn.v1.job_pb2"), name)
+    if name in MODULES:
+        return getattr(import_module(f"adjourn.{MODULES[name]}"), name)
     raise AttributeError(f"module 'adjourn' has no attribute {name!r}")

@@ -20,8 +20,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 Eventually = Callable[..., Awaitable[None]]
 LEASE_SECONDS = 6
-STEPS = 100 * LEASE_SECONDS
-"""A lease's worth: what training may take at most between its agent's waking and being held still."""
+STEPS = 100
+"""A second's worth: what training may take between its agent's waking and being held still."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")

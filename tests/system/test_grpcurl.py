@@ -150,14 +150,15 @@ async def test_a_watch_streams_states_and_goes_on_from_its_token(watched: Watche
             if message.get("job") == seen[-1]:
                 break
     token: str = tokens[-1]
-    live: dict[str, Any] = {}
     async with asyncio.timeout(WAIT_SECONDS):
-        while "job" in live or not live:  # each change is told as the job is by then, also one after its end
+        while True:  # each change is told as the job is by then, also one after its end
             async with aclosing(watched({**watch, "resume_token": token})) as rest:
-                live = await anext(rest)
-            assert live.get("job", seen[-1])["state"] == "SUCCEEDED"
-            token = live["resume_token"]
-    assert live == {"resume_token": token}, "it lives, and that is all"
+                told = await anext(rest)
+            if "job" not in told:
+                break
+            assert told["job"]["state"] == "SUCCEEDED"
+            token = told["resume_token"]
+    assert told == {"resume_token": token}, "it lives, and that is all"
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ class Up:
     def end(self, number: signal.Signals) -> int:
         """Returns its exit status."""
         self.process.send_signal(number)
-        return self.process.wait(60)
+        return self.process.wait(15)
 
     def ports(self) -> set[int]:
         ports = (

@@ -125,7 +125,7 @@ def prediction(job: Job, now: datetime) -> str:
     left = ahead(pause.request_time, pause.predicted_boundary_time, now)
     if left is None:
         return words
-    return f"{words}, in about {formatting.duration(left)}" if left else f"{words}, any moment now"
+    return f"{words}, in about {formatting.duration(left)}" if left else f"{words}, later than foreseen"
 
 
 def ahead(asked: Timestamp, predicted: Timestamp, now: datetime) -> timedelta | None:

@@ -67,7 +67,7 @@ class DataDirectory:
             lock.truncate(0)
 
     def settings(self, *, threads: int, ports: int, usable: Callable[[int], bool] = is_free) -> StackSettings:
-        """Returns the settings of the first start; makes them if this is the first, or others for ports not usable."""
+        """Returns the settings of the first start, or makes them. Ports that are not `usable` any more are replaced."""
         file = self.path / "stack.json"
         if file.exists():
             known = read_settings(file)

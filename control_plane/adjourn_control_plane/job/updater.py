@@ -33,8 +33,9 @@ from adjourn_control_plane.store.interface import (
 
 log = structlog.get_logger()
 
-ATTEMPTS: Final = 20
-"""Conflicts before a call gives up. Each means that another change was made in between."""
+ATTEMPTS: Final = 100
+"""Conflicts before a call gives up. Each means that another change was made in between, so as many callers of one job
+all come to their turn."""
 
 CHECKPOINTS_AT_ONCE: Final = 100
 """Checkpoints read at a time in search of one that is whole."""

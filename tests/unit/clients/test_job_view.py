@@ -260,7 +260,7 @@ def test_a_prediction_counts_down() -> None:
     slow_clock = Pause(boundary_epoch=5, request_time=at(700), predicted_boundary_time=at(703))
     assert sentence(Job.PAUSING, pause=slow_clock) == "will pause after epoch 5, in about 3.0 s"
     overdue = Pause(boundary_epoch=5, request_time=at(0), predicted_boundary_time=at(3))
-    assert sentence(Job.PAUSING, pause=overdue) == "will pause after epoch 5, any moment now"
+    assert sentence(Job.PAUSING, pause=overdue) == "will pause after epoch 5, later than foreseen"
 
 
 def test_a_pause_in_the_last_epoch_is_not_promised() -> None:

@@ -19,7 +19,7 @@ from adjourn_control_plane.aio import end
 from adjourn_control_plane.fleet.session import AgentSession
 from adjourn_control_plane.job import releases
 from adjourn_control_plane.job.events import Adopted, Event, Lost, Placed
-from adjourn_control_plane.job.updater import JobUpdater
+from adjourn_control_plane.job.updater import ATTEMPTS, JobUpdater
 from adjourn_control_plane.store.interface import Change, Conflict, Fence, JobName, Unconfirmed, WorkerName
 from tests.harness.controllers import SETTINGS, Controllers
 from tests.harness.job_life import A
@@ -198,25 +198,29 @@ async def test_gpus_are_not_sold_twice_when_an_attempt_comes_back_while_a_job_is
     assert (await plane.record(job)).job.state == Job.QUEUED
 
 
-async def test_an_attempt_that_comes_back_while_its_job_is_written_to_is_taken_over_at_once(
-    agents: Agents, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("conflicts", [1, ATTEMPTS])
+async def test_an_attempt_that_comes_back_while_its_job_is_written_to_is_taken_over(
+    agents: Agents, conflicts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the agent's next message, the job may have been placed anew."""
+    """At once, since by the agent's next message the job may have been placed anew; then, if it is always overtaken."""
     plane, job = agents.plane, agents.job
     record = await plane.record(job)
     lost = Lost(actor="control_plane", failure=Failure(reason=reasons.WORKER_LOST))
     await plane.updater.apply(job, lost, token=record.token)
     stream, commit, tries = await agents.connect(), plane.store.commit, 0
 
-    async def overtaken_once(change: Change) -> int:
+    async def overtaken(change: Change) -> int:
         nonlocal tries
         tries += 1
-        if tries == 1:
+        if tries <= conflicts:
             raise Conflict
         return await commit(change)
 
-    monkeypatch.setattr(plane.store, "commit", overtaken_once)
+    monkeypatch.setattr(plane.store, "commit", overtaken)
     await stream.handle(await agents.says(AssignmentStatus.RUNNING))
+    if conflicts == ATTEMPTS:
+        assert (await plane.record(job)).job.state == Job.QUEUED
+        await stream.handle(await agents.says(AssignmentStatus.RUNNING))
     record = await plane.record(job)
     assert (record.job.worker, record.job.attempt, record.job.state) == (A, 1, Job.STARTING)
 

@@ -131,7 +131,7 @@ test("a boundary is foreseen from what is left, and said as it was predicted", (
   const asked = "2026-01-01T00:00:00Z";
   const pause = { requestTime: asked, predictedBoundaryTime: "2026-01-01T00:00:10Z", boundaryEpoch: 4 };
   assert.equal(prediction(job("PAUSING", { pause }), Date.parse(asked) + 4000), "Will pause after epoch 4, in about 6.0 s");
-  assert.equal(prediction(job("PAUSING", { pause }), Date.parse(asked) + 11000), "Will pause after epoch 4, any moment now");
+  assert.equal(prediction(job("PAUSING", { pause }), Date.parse(asked) + 11000), "Will pause after epoch 4, later than foreseen");
   assert.equal(ahead(asked, pause.predictedBoundaryTime, Date.parse(asked) - 3.6e6), 10, "a clock that is wrong promises no more than was predicted");
   assert.match(prediction(job("PAUSING", { pause: { mode: "LATEST", lostSteps: 7, lostDuration: "2s" } }), 0), /gives up 7 steps \(2.0 s of training\)/);
   assert.match(situation(job("SOMETHING_NEW"), 0), /does not know/);

@@ -93,7 +93,7 @@ export function prediction(job, now) {
   }
   const left = ahead(pause.requestTime, pause.predictedBoundaryTime, now);
   if (left === null) return said;
-  return left ? `${said}, in about ${duration(left)}` : `${said}, any moment now`;
+  return left ? `${said}, in about ${duration(left)}` : `${said}, later than foreseen`;
 }
 
 /** Returns seconds left to a predicted moment; at most the predicted span, even if the local clock is wrong. */
