@@ -88,7 +88,6 @@ class Stream:
             except (grpc.aio.AioRpcError, TimeoutError) as error:
                 self.heed(error)
                 log.warning("stream_broken", control_plane=self.address, error=describe(error), failures=failures)
-                error.__traceback__ = None  # its frames keep the call, and with it the connection
             finally:
                 was_connected, self.connected = self.connected, False
             failures = 0 if was_connected else failures + 1

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -10,7 +9,6 @@ from datetime import timedelta
 from typing import Any
 
 import grpc
-import psutil
 import pytest
 from structlog.testing import capture_logs
 
@@ -218,23 +216,6 @@ async def test_it_comes_back_however_often_the_stream_ends(end: Behaviour, event
         await eventually(speaking)
         assert not task.done()
         assert len(set(peer.connections)) == peer.streams, "another connection may lead to another control plane"
-
-
-async def test_a_stream_that_has_failed_leaves_no_connection(eventually: Eventually) -> None:
-    """Not even until the next collection of garbage."""
-    gc.disable()
-    try:
-        async with connected(*[shut_down] * 5, answer_each) as (peer, side, _):
-            await eventually(lambda: peer.streams > 5 and side.stream.connected)
-            port = int(side.stream.address.rpartition(":")[2])
-
-            def open_connections() -> int:
-                found = psutil.Process().net_connections("tcp")
-                return sum(each.status == "ESTABLISHED" and each.laddr.port == port for each in found)
-
-            await eventually(lambda: open_connections() == 1)
-    finally:
-        gc.enable()
 
 
 async def test_a_peer_that_is_alive_and_silent_is_given_up(
